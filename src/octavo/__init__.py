@@ -1,0 +1,46 @@
+"""Octavo quantizes trained PyTorch models: smaller, faster, with every decision explained.
+
+>>> import octavo
+>>> q = octavo.quantize(model, calibration=loader)        # doctest: +SKIP
+>>> print(q.summary())                                    # doctest: +SKIP
+>>> q.save("model.octavo")                                # doctest: +SKIP
+>>> m = octavo.load("model.octavo")                       # doctest: +SKIP
+"""
+
+from importlib.metadata import version as _version
+
+from octavo.affine import QParams
+from octavo.calibrate import Calibration, calibrate
+from octavo.capture import capture
+from octavo.errors import OctavoError
+from octavo.model import OctavoWarning, QuantizedModel, load
+from octavo.observers import MinMax, MovingAverageMinMax
+from octavo.plan import Plan, plan
+from octavo.qconfig import QConfig, QConfigMapping, QSpec
+from octavo.quantize import convert, quantize
+from octavo.runtimes.cpu import host_target
+from octavo.scheme import Scheme
+
+__version__ = _version("octavo")
+
+__all__ = [
+    "Calibration",
+    "MinMax",
+    "MovingAverageMinMax",
+    "OctavoError",
+    "OctavoWarning",
+    "Plan",
+    "QConfig",
+    "QConfigMapping",
+    "QParams",
+    "QSpec",
+    "QuantizedModel",
+    "Scheme",
+    "calibrate",
+    "capture",
+    "convert",
+    "host_target",
+    "load",
+    "plan",
+    "quantize",
+]

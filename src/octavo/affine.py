@@ -1,0 +1,86 @@
+"""Affine quantization: the maths, on tensors, with no state.
+
+A real number x and its integer q are tied by ``x = (q - zero_point) * scale`` (Jacob et al. 2018,
+arXiv:1712.05877, eq. 1). The law that everything here keeps: inside the range
+``|x - dequantize(quantize(x))| <= scale / 2``, zero is exact, quantize is monotone and idempotent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from octavo.errors import CalibrationError
+from octavo.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Scale (float32) and zero point (int32) of a tensor, both of shape ``[]`` or ``[channels]``."""
+
+    scale: Tensor
+    zero_point: Tensor
+    scheme: Scheme
+
+
+def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
+    """Scale and zero point that cover ``[low, high]``, extended to contain zero.
+
+    Affine: ``scale = (high - low) / (qmax - qmin)``, ``zero_point = qmin - round(low / scale)``.
+    Symmetric: ``scale = max(|low|, |high|) / ((qmax - qmin) / 2)``, zero point 0, or the middle
+    for an unsigned type (Krishnamoorthi 2018, arXiv:1806.08342, sections 2.1 and 2.2).
+
+    Args:
+        low: lowest value, float, shape ``[]`` or ``[channels]``.
+        high: highest value, same shape.
+
+    Raises:
+        CalibrationError: a bound is not finite, or low is above high.
+
+    Example:
+        >>> p = qparams_of_range(torch.tensor(-1.0), torch.tensor(3.0), Scheme("uint8"))
+        >>> round(p.scale.item(), 5), p.zero_point.item()
+        (0.01569, 64)
+    """
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise CalibrationError(f"the range [{low}, {high}] is not finite")
+    if bool((low > high).any()):
+        raise CalibrationError(f"the range [{low}, {high}] is empty")
+    low = low.to(torch.float32).clamp(max=0.0)
+    high = high.to(torch.float32).clamp(min=0.0)
+    steps = scheme.qmax - scheme.qmin
+    # Small enough for any real tensor; the product of two scales is still a normal number.
+    smallest = torch.finfo(torch.float32).tiny ** 0.5
+    if scheme.symmetric:
+        scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=smallest)
+        middle = 0 if scheme.integers.signed else (scheme.qmin + scheme.qmax + 1) // 2
+        return QParams(scale, torch.full_like(scale, middle, dtype=torch.int32), scheme)
+    scale = ((high - low) / steps).clamp(min=smallest)
+    zero_point = scheme.qmin - torch.round(low / scale)
+    return QParams(scale, zero_point.clamp(scheme.qmin, scheme.qmax).to(torch.int32), scheme)
+
+
+def broadcast(values: Tensor, dim: int, axis: int | None) -> Tensor:
+    """Shape ``[channels]`` values so that they broadcast along ``axis`` of a ``dim``-D tensor."""
+    if axis is None or values.dim() == 0:
+        return values
+    shape = [1] * dim
+    shape[axis] = -1
+    return values.reshape(shape)
+
+
+def quantize(
+    x: Tensor, scale: Tensor | float, zero_point: Tensor | int, qmin: int, qmax: int
+) -> Tensor:
+    """``clamp(round(x / scale) + zero_point, qmin, qmax)``, still in floating point.
+
+    Rounds half to even, as ONNX QuantizeLinear and the int8 kernels do.
+    """
+    return torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax)
+
+
+def dequantize(q: Tensor, scale: Tensor | float, zero_point: Tensor | int) -> Tensor:
+    """``(q - zero_point) * scale`` in float32."""
+    return (q.to(torch.float32) - zero_point) * scale

@@ -1,0 +1,137 @@
+"""The one-file artifact, ``.octavo``: a safetensors file whose metadata holds the graph.
+
+====================  =============================================================================
+metadata              what
+====================  =============================================================================
+``format``            ``"octavo"``
+``version``           of this layout; a reader refuses a newer one
+``graph``             JSON, see `octavo.graph_json`: operators from an allow-list, no code
+``plan``              JSON, see `octavo.plan`
+``signature``         JSON: names of the model's arguments, how many are required
+``provenance``        JSON: versions, target, number of calibration batches
+``sha256``            over all of the above and the tensors
+====================  =============================================================================
+
+Nothing in a file is ever executed or unpickled. A file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from octavo import graph_json
+from octavo.atomic import replacing
+from octavo.batches import Signature
+from octavo.errors import ArtifactError, OctavoError
+from octavo.graph import Graph
+from octavo.plan import Plan
+
+FORMAT, VERSION = "octavo", 1
+_HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """All that a file holds."""
+
+    graph: Graph
+    plan: Plan
+    signature: Signature
+    provenance: Mapping[str, Any]
+
+
+def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        ArtifactError: the folder is missing or cannot be written to.
+    """
+    signature = {"names": artifact.signature.names, "required": artifact.signature.required}
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "graph": json.dumps(graph_json.to_json(artifact.graph)),
+        "plan": artifact.plan.to_json(),
+        "signature": json.dumps(signature),
+        "provenance": json.dumps(dict(artifact.provenance)),
+    }
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in artifact.graph.constants.items()
+    }
+    metadata["sha256"] = _digest(metadata, tensors)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load(path: str | os.PathLike[str]) -> Artifact:
+    """Read a file and check every part of it.
+
+    Raises:
+        ArtifactError: there is no such file, or it is not an artifact, is truncated or altered,
+            holds an operator that is not allowed, or was written by a newer Octavo.
+    """
+    try:
+        metadata, tensors = _read(Path(path))
+        _check_header(metadata)
+        if metadata["sha256"] != _digest(metadata, tensors):
+            raise ArtifactError("its content does not match its checksum: it was damaged or altered")
+        graph = graph_json.from_json(json.loads(metadata["graph"]), tensors)
+        plan = Plan.from_json(metadata["plan"])
+        signature = json.loads(metadata["signature"])
+        names = tuple(str(name) for name in signature["names"])
+        provenance = json.loads(metadata["provenance"])
+        if not isinstance(provenance, dict):
+            raise ArtifactError("its provenance is malformed")
+        return Artifact(graph, plan, Signature(names, int(signature["required"])), provenance)
+    except OctavoError as error:
+        raise ArtifactError(f"{os.fspath(path)} cannot be loaded: {error}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{os.fspath(path)} is malformed: {error}") from None
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise ArtifactError("there is no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ArtifactError("it is a safetensors file, but not an Octavo artifact")
+            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, RuntimeError, UnicodeError) as error:
+        raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
+
+
+def _check_header(metadata: Mapping[str, str]) -> None:
+    missing = [key for key in (*_HASHED, "sha256") if key not in metadata]
+    if missing:
+        raise ArtifactError(f"it lacks {missing}: it is not an Octavo artifact")
+    if not metadata["version"].isdecimal() or int(metadata["version"]) > VERSION:
+        raise ArtifactError(
+            f"it has version {metadata['version']} of the format, this Octavo reads up to "
+            f"{VERSION}: upgrade octavo"
+        )
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in _HASHED:
+        digest.update(f"{key}:{len(metadata[key])}:{metadata[key]}".encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
+        if tensor.numel():
+            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()

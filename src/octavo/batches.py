@@ -1,0 +1,97 @@
+"""What a batch of a user's data means: the model's arguments, and the labels if there are any.
+
+Calibration and comparison take *any* iterable of batches, a ``DataLoader`` as it is included. This
+module is the one place that says how a batch becomes a call.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from octavo.errors import InputError
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of the model: positional and keyword arguments, and the labels that came along."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Any = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names of a model's arguments, in order; ``required`` of them have no default."""
+
+    names: tuple[str, ...]
+    required: int
+
+    @classmethod
+    def of(cls, forward: Callable[..., Any]) -> Signature:
+        """The signature of a module's ``forward`` (or of any callable)."""
+        names, required = [], 0
+        for parameter in inspect.signature(forward).parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.append(parameter.name)
+                required += parameter.default is parameter.empty
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                names.append(parameter.name)
+        return cls(tuple(names), required)
+
+
+def split_batch(
+    batch: Any, signature: Signature, inputs: Callable[[Any], Any] | None = None
+) -> Batch:
+    """Split one batch into the model's arguments and the labels.
+
+    ``inputs`` decides where it is given: it maps the batch to a tensor, a tuple of positional
+    arguments or a dict of keyword arguments. Without it: a tensor is the only argument; a mapping
+    gives keyword arguments, reduced to the names that the model knows; of a tuple or list the first
+    ``signature.required`` items are arguments, and the item behind them is taken for the labels.
+
+    Raises:
+        InputError: the batch is of another type, or has fewer items than the model has arguments.
+    """
+    if inputs is not None:
+        chosen = inputs(batch)
+        labels = split_batch(batch, signature).labels if _has_structure(batch) else None
+        if isinstance(chosen, Mapping):
+            return Batch((), dict(chosen), labels)
+        args = tuple(chosen) if isinstance(chosen, tuple | list) else (chosen,)
+        return Batch(args, {}, labels)
+    if isinstance(batch, torch.Tensor):
+        return Batch((batch,), {})
+    if isinstance(batch, Mapping):
+        kwargs = {name: batch[name] for name in signature.names if name in batch}
+        labels = next((batch[k] for k in LABEL_KEYS if k in batch and k not in kwargs), None)
+        if not kwargs:
+            raise InputError(
+                f"the batch has the keys {sorted(map(str, batch))}, the model takes "
+                f"{list(signature.names)}: none fit; pass inputs=lambda batch: ... to choose"
+            )
+        return Batch((), kwargs, labels)
+    if isinstance(batch, tuple | list):
+        count = max(1, signature.required)
+        if len(batch) < count:
+            raise InputError(
+                f"the batch has {len(batch)} items, the model needs {count} arguments "
+                f"({', '.join(signature.names[:count])}); pass inputs=lambda batch: ... to choose"
+            )
+        labels = batch[count] if len(batch) > count else None
+        return Batch(tuple(batch[:count]), {}, labels)
+    raise InputError(
+        f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or list, or a dict of "
+        "tensors; pass inputs=lambda batch: ... to say what the model's arguments are"
+    )
+
+
+def _has_structure(batch: Any) -> bool:
+    return isinstance(batch, Mapping | tuple | list)

@@ -1,0 +1,198 @@
+"""Calibration: run the float graph over the data and observe the tensors that will be quantized.
+
+Batches stream through; what is kept is one observer state per tensor, whose size does not depend
+on the number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.affine import QParams, qparams_of_range
+from octavo.batches import Signature, split_batch
+from octavo.call import flatten_call
+from octavo.errors import CalibrationError, OctavoError
+from octavo.graph import Graph, Ref
+from octavo.plan import Plan, TensorPlan
+from octavo.program import Step, compile_steps, steps_of
+from octavo.progress import track
+from octavo.targets import SHARED, target
+
+
+class Calibration:
+    """The observers of a plan at work on a graph; feed it batches, then read the parameters.
+
+    Args:
+        graph: the canonical float graph that ``plan`` was made for.
+        plan: what to observe.
+
+    Example:
+        >>> from torch import nn, rand
+        >>> import octavo
+        >>> graph = octavo.capture(nn.Linear(4, 4), rand(2, 4))
+        >>> calibration = Calibration(graph, octavo.plan(graph))
+        >>> calibration.observe([rand(8, 4)])
+        >>> calibration.batches
+        1
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        self.graph = graph
+        self.plan = plan
+        self.batches = 0
+        self.states: dict[str, Any] = {}
+        self._device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
+        self._run = compile_steps(
+            [given.name for given in graph.inputs],
+            list(_with_taps(graph, self._device, self._taps())),
+            [],
+            graph.constants,
+        )
+        self._leaders = {name: _leader(plan, t) for name, t in plan.quantized.items()}
+
+    def observe(self, tensors: list[Tensor]) -> None:
+        """Observe one batch, given as the graph's input tensors in order.
+
+        Raises:
+            CalibrationError: an input is empty, or has a NaN or an infinity in it.
+        """
+        for given, tensor in zip(self.graph.inputs, tensors, strict=True):
+            _check_values(given.name, tensor)
+        with torch.no_grad():
+            self._run(*(tensor.to(self._device) for tensor in tensors))
+        self.batches += 1
+
+    def merge(self, other: Calibration) -> None:
+        """Take in what another calibration of the same plan (another shard) has seen."""
+        for name, state in other.states.items():
+            spec = self.plan.tensors[name].spec
+            if spec is not None and name in self.states:
+                state = spec.observer.merge(self.states[name], state)
+            self.states[name] = state
+        self.batches += other.batches
+
+    def qparams(self) -> dict[str, QParams]:
+        """Scale and zero point of every quantized tensor of the plan, by name.
+
+        Raises:
+            CalibrationError: no batch was observed, or a tensor's range is not finite.
+        """
+        if self.batches == 0:
+            raise CalibrationError(
+                "there was no calibration batch: the iterable is empty; give about 100 batches of "
+                "representative data"
+            )
+        found = {}
+        for name, tensor in self.plan.quantized.items():
+            assert tensor.spec is not None
+            observer = tensor.spec.observer
+            if tensor.kind == "weight":
+                weight = self.graph.constants[name]
+                state = observer.update(None, weight, tensor.spec.scheme.channel_axis)
+            elif tensor.shares is None:
+                state = self.states[name]
+            else:
+                continue
+            bounds = observer.bounds(state)
+            try:
+                found[name] = qparams_of_range(bounds.low, bounds.high, tensor.spec.scheme)
+            except CalibrationError as error:
+                raise CalibrationError(f"tensor {name!r} ({tensor.op}): {error}") from None
+        return {name: found[self._leaders[name]] for name in self.plan.quantized}
+
+    def _taps(self) -> dict[str, Callable[[Tensor], None]]:
+        """For each tensor to look at, what to call with its value.
+
+        Of tensors that share a scale, those that only move another's integers add nothing to see.
+        """
+        roles = target(self.plan.target).roles
+        moved = {n.name for n in self.graph.nodes if roles.get(n.short_op) == SHARED}
+        return {
+            name: self._tap(tensor)
+            for name, tensor in self.plan.quantized.items()
+            if tensor.kind != "weight" and not (tensor.shares is not None and name in moved)
+        }
+
+    def _tap(self, tensor: TensorPlan) -> Callable[[Tensor], None]:
+        leader = _leader(self.plan, tensor)
+        spec = self.plan.tensors[leader].spec
+        assert spec is not None
+        update, axis, states = spec.observer.update, spec.scheme.channel_axis, self.states
+
+        def tap(value: Tensor) -> None:
+            states[leader] = update(states.get(leader), value, axis)
+
+        return tap
+
+
+def calibrate(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any],
+    *,
+    signature: Signature | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, QParams], int]:
+    """Run ``data`` through the float graph.
+
+    Args:
+        graph: the canonical float graph.
+        plan: from `octavo.plan`.
+        data: any iterable of batches, see `octavo.batches.split_batch`.
+        signature: the argument names of the model's ``forward``; the graph's without it.
+        inputs: maps a batch to the model's arguments.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        Scale and zero point of every quantized tensor, and the number of batches.
+
+    Raises:
+        CalibrationError: no batches, or one that does not fit the model; it names the batch.
+    """
+    signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
+    calibration = Calibration(graph, plan)
+    for index, batch in enumerate(track(_iterated(data), "calibrating", progress)):
+        try:
+            call = split_batch(batch, signature, inputs)
+            calibration.observe(flatten_call(graph, call.args, call.kwargs))
+        except OctavoError as error:
+            raise CalibrationError(f"calibration batch {index}: {error}") from error
+    return calibration.qparams(), calibration.batches
+
+
+def _iterated(data: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
+            "DataLoader, or a list such as [images]"
+        )
+    return data
+
+
+def _with_taps(
+    graph: Graph, device: torch.device, taps: dict[str, Callable[[Tensor], None]]
+) -> Iterator[Step]:
+    for given in graph.inputs:
+        if given.name in taps:
+            yield Step(f"{given.name} seen", taps[given.name], (Ref(given.name),))
+    for step in steps_of(graph, device):
+        yield step
+        if step.out in taps:
+            yield Step(f"{step.out} seen", taps[step.out], (Ref(step.out),))
+
+
+def _leader(plan: Plan, tensor: TensorPlan) -> str:
+    return tensor.shares if tensor.shares in plan.quantized else tensor.tensor  # type: ignore
+
+
+def _check_values(name: str, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        raise CalibrationError(f"input {name!r} is empty: its shape is {list(tensor.shape)}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        kind = "NaN" if bool(torch.isnan(tensor).any()) else "an infinity"
+        raise CalibrationError(f"input {name!r} has {kind} in it; clean the data or leave it out")

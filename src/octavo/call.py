@@ -1,0 +1,84 @@
+"""Between a Python call and a graph's flat list of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from octavo.errors import InputError
+from octavo.graph import Graph, Input, Ref, map_refs
+
+
+def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The graph's input tensors, in order, out of a call's arguments.
+
+    Raises:
+        InputError: an argument is missing, unknown, of another structure, shape or dtype.
+    """
+    names = list(graph.arguments)
+    if len(args) > len(names):
+        raise InputError(f"the model takes {len(names)} arguments {names}, not {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in graph.arguments:
+            raise InputError(f"the model has no argument {name!r}; it was captured with {names}")
+        if name in given:
+            raise InputError(f"the argument {name!r} is given twice")
+        given[name] = value
+    found: dict[str, Tensor] = {}
+    for name, tree in graph.arguments.items():
+        if name in given:
+            _match(tree, given[name], name, found)
+        elif tree is not None:
+            raise InputError(f"the argument {name!r} is missing; the model takes {names}")
+    for expected in graph.inputs:
+        _check(expected, found[expected.name])
+    return [found[expected.name] for expected in graph.inputs]
+
+
+def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:
+    """The structure that the model returns, around the flat results."""
+    results: Iterator[Any] = iter(tensors)
+    return map_refs(graph.outputs, lambda ref: next(results))
+
+
+def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
+    """Collect the tensors of ``value`` that stand where ``tree`` has a `Ref`."""
+    if isinstance(tree, Ref):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{where} is a {type(value).__name__}; expected a tensor")
+        found[tree.name] = value
+    elif isinstance(tree, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(tree):
+            raise InputError(f"{where} has another structure than the captured {len(tree)} items")
+        for index, (part, item) in enumerate(zip(tree, value, strict=True)):
+            _match(part, item, f"{where}[{index}]", found)
+    elif isinstance(tree, Mapping):
+        if not isinstance(value, Mapping) or set(map(str, value)) != set(tree):
+            raise InputError(f"{where} has other keys than the captured {sorted(tree)}")
+        for key, part in tree.items():
+            _match(part, value[key], f"{where}[{key!r}]", found)
+    elif value != tree:
+        raise InputError(
+            f"{where} is {value!r}; the model was captured with {tree!r}, which is part of the "
+            "graph: capture it again with the other value"
+        )
+
+
+def _check(expected: Input, tensor: Tensor) -> None:
+    meta = expected.meta
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    fits = dtype == meta.dtype and len(meta.shape) == tensor.dim()
+    if fits and all(e in (None, s) for e, s in zip(meta.shape, tensor.shape, strict=True)):
+        return
+    labels = not tensor.is_floating_point() and tensor.dim() <= 1 and meta.dtype == "float32"
+    hint = (
+        "these look like labels: pass inputs=lambda batch: ... to choose the model's arguments"
+        if labels
+        else "give the dtype and sizes that the model was captured with (N is free)"
+    )
+    raise InputError(
+        f"input {expected.name!r} is {dtype}{list(tensor.shape)}; expected {meta}; {hint}"
+    )

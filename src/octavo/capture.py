@@ -1,0 +1,331 @@
+"""From an ``nn.Module`` to a `Graph`, by ``torch.export`` (non-strict, dynamic batch).
+
+The user's model is left as it was: its training flags are restored, and the graph's constants are
+references to its parameters until a later stage makes tensors of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from octavo import operators
+from octavo.errors import CaptureError, InputError
+from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
+from octavo.passes import canonical
+from octavo.passes.functionalize import is_safe, make_functional
+
+# Checks that export inserts for itself; a graph needs none of them.
+_ASSERTIONS = re.compile(r"^(aten\.(_assert|sym_constrain|_check)|_check|_assert)")
+
+
+def capture(
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+) -> Graph:
+    """Capture a model in evaluation mode as a canonical graph whose batch size is free.
+
+    Dropout is gone and batch normalization is folded into the layers before it, see
+    `octavo.passes`.
+
+    Args:
+        model: any module that ``torch.export`` takes; it is not changed.
+        example_inputs: a tensor or a tuple of positional arguments; tensors have the batch in
+            dimension 0. A batch of one is repeated, since export would take 1 for a constant.
+        example_kwargs: keyword arguments.
+
+    Raises:
+        CaptureError: the model cannot be exported; the message names the line and the way out.
+        InputError: the example does not fit the signature of ``forward``.
+
+    Example:
+        >>> graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.rand(1, 3, 8, 8))
+        >>> [node.name for node in graph.nodes]
+        ['0', '1']
+    """
+    args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    named = bind_arguments(model, args, dict(example_kwargs or {}))
+    args, kwargs = _repeated((args, dict(example_kwargs or {})))
+    with _evaluating(model):
+        program = _export(model, args, kwargs)
+    return _graph_of(program, tuple(named))
+
+
+def graph_of_program(program: ExportedProgram) -> Graph:
+    """The graph of a program that ``torch.export.export`` made, for example from a ``.pt2`` file.
+
+    Raises:
+        CaptureError: it holds an operator that Octavo does not run.
+    """
+    in_spec = program.call_spec.in_spec
+    positional = in_spec.child(0).num_children
+    names = [f"arg{i}" for i in range(positional)] + list(in_spec.child(1).context)
+    return _graph_of(program, tuple(names))
+
+
+def bind_arguments(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The call's arguments by the names that ``forward`` gives them.
+
+    Raises:
+        InputError: they do not fit the signature.
+    """
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise InputError(
+            f"{type(model).__name__}.forward{signature} cannot be called with "
+            f"{len(args)} positional and {sorted(kwargs)} keyword arguments: {error}"
+        ) from None
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named |= {f"{name}_{i}": item for i, item in enumerate(value)}
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named |= value
+        else:
+            named[name] = value
+    return named
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, each module's own mode outside."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without export's own warnings: what matters of them is in the error that we raise."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _repeated(tree: Any) -> Any:
+    """Tensors of batch one repeated to two, where all tensors have the same batch of one."""
+    tensors = [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
+    if any(t.dim() and t.shape[0] != 1 for t in tensors):
+        return tree
+    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, tree)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    def dynamic(leaf: Any) -> Any:
+        return {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+    shapes = pytree.tree_map(dynamic, (args, kwargs))
+    names = list(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    positional = dict(zip(names, shapes[0], strict=False))
+    variadic = len(shapes[0]) > len(positional) or any(
+        p.kind is inspect.Parameter.VAR_POSITIONAL
+        for p in inspect.signature(model.forward).parameters.values()
+    )
+    dynamic_shapes = shapes[0] if variadic and not kwargs else positional | shapes[1]
+    if variadic and kwargs:
+        dynamic_shapes = None
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(
+                model, args, kwargs or None, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            return program if is_safe(program) else program.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Why export stopped: the innermost frame that is the user's, and the module it belongs to."""
+    frames = [
+        (frame.f_code, line, frame.f_locals.get((*frame.f_code.co_varnames, "")[0]))
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if "/torch/" not in frame.f_code.co_filename and "/octavo/" not in frame.f_code.co_filename
+    ]
+    where = ""
+    if frames:
+        code, line, owner = frames[-1]
+        path = next((name for name, module in model.named_modules() if module is owner), None)
+        owner_text = f" in module {path or 'the model itself'!r}" if path is not None else ""
+        where = f" at {code.co_filename}:{line} ({code.co_name}){owner_text}"
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return (
+        f"{type(model).__name__} cannot be captured: torch.export stopped{where}: "
+        f"{type(error).__name__}: {first_line[:300]}. A graph has no branches on tensor values: "
+        "move such a branch out of forward, replace it by torch.where, or quantize the submodules "
+        "that do the work"
+    )
+
+
+def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Graph:
+    signature = program.graph_signature
+    mutated = [s for s in signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
+    if mutated:
+        raise CaptureError(
+            f"forward changes {mutated[0].target!r} in evaluation mode; a quantized model keeps no "
+            "state between calls: return the new value instead, or update it outside of forward"
+        )
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
+    names: dict[str, str] = {}
+    constants: dict[str, Tensor] = {}
+    inputs: list[Input] = []
+    leaves: list[Any] = []
+    tensors = dict(program.state_dict) | dict(program.constants)
+    for spec, placeholder in zip(signature.input_specs, placeholders, strict=True):
+        if spec.kind is not InputKind.USER_INPUT:
+            names[placeholder.name] = str(spec.target)
+            constants[str(spec.target)] = tensors[spec.target].detach()
+        elif isinstance(spec.arg, ConstantArgument):
+            leaves.append(spec.arg.value)
+        else:
+            names[placeholder.name] = placeholder.name
+            inputs.append(Input(placeholder.name, _meta_of(placeholder)))
+            leaves.append(Ref(placeholder.name))
+    nodes = _nodes_of(program.graph, names)
+    positional, keyword = _tree(program.call_spec.in_spec, iter(leaves))
+    trees = dict(zip(argument_names, (*positional, *keyword.values()), strict=True))
+    results = (
+        s.arg.value if isinstance(s.arg, ConstantArgument) else Ref(names[s.arg.name])
+        for s in signature.output_specs
+    )
+    outputs = _tree(program.call_spec.out_spec, results)
+    graph = Graph(tuple(inputs), constants, tuple(nodes), trees, outputs)
+    return canonical(make_functional(graph).pruned())
+
+
+def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
+    """A structure of dict, Record, list and tuple from a pytree spec and its leaves."""
+    if spec.is_leaf():
+        return next(leaves)
+    children = [_tree(child, leaves) for child in spec.children()]
+    if spec.type in (list, tuple):
+        return spec.type(children)
+    if spec.type is type(None):
+        return None
+    if isinstance(spec.type, type) and issubclass(spec.type, tuple):
+        return tuple(children)
+    keys = spec.context
+    if isinstance(keys, list | tuple) and keys and isinstance(keys[0], list | tuple):
+        keys = keys[0]
+    if not isinstance(keys, list | tuple) or len(keys) != len(children):
+        raise CaptureError(
+            f"the model takes or returns a {getattr(spec.type, '__name__', spec.type)}; use dicts, "
+            "lists and tuples of tensors"
+        )
+    kind = dict if spec.type is dict else Record
+    return kind(zip(map(str, keys), children, strict=True))
+
+
+def _meta_of(node: torch.fx.Node) -> TensorMeta | None:  # type: ignore[return]
+    value = node.meta.get("val")
+    if isinstance(value, Tensor):
+        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        return TensorMeta(shape, str(value.dtype).removeprefix("torch."))
+    return None
+
+
+def _nodes_of(graph: torch.fx.Graph, names: dict[str, str]) -> list[Node]:
+    """Nodes named after the module that made them; ``names`` learns every fx node's new name."""
+    calls = [n for n in graph.nodes if n.op == "call_function" and not _is_assertion(n)]
+    per_call = Counter(_call_of(node)[0] for node in calls)
+    containers = {_call_of(node)[1] for node in calls}
+    containers = {path for path in containers for other in containers if _is_inside(other, path)}
+    taken = set(names.values())
+    nodes = []
+    for node in calls:
+        key, module, module_type = _call_of(node)
+        op = operators.name_of(node.target)
+        if not isinstance(node.target, torch._ops.HigherOrderOperator):
+            _check_allowed(op, module)
+        else:
+            raise CaptureError(
+                f"module {module or 'the model itself'!r} uses {op}, a branch or a loop on tensor "
+                "values, which int8 runtimes cannot run; replace it by torch.where"
+            )
+        kind = op.split(".")[1].rstrip("_")
+        alone = module and module not in containers and per_call[key] == 1
+        name = module if alone else f"{module}.{kind}".lstrip(".")
+        names[node.name] = _unique(name, taken)
+        arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: Ref(names[n.name]))
+        args, kwargs = _plain(arguments)
+        nodes.append(
+            Node(names[node.name], op, args, kwargs, _meta_of(node), module, module_type)
+        )
+    return nodes
+
+
+def _is_inside(path: str, container: str) -> bool:
+    return path != container and path.startswith(f"{container}." if container else "")
+
+
+def _is_assertion(node: torch.fx.Node) -> bool:
+    return bool(_ASSERTIONS.match(operators.name_of(node.target)))
+
+
+def _check_allowed(op: str, module: str) -> None:
+    functional = re.sub(r"_(?=\.)", "", op, count=1) if re.search(r"[a-z0-9]_\.", op) else op
+    try:
+        operators.resolve(functional)
+    except CaptureError:
+        raise CaptureError(
+            f"module {module or 'the model itself'!r} calls {op}, which is not among the operators "
+            "that Octavo runs; rewrite that part with other operators, or quantize the submodules "
+            "around it"
+        ) from None
+
+
+def _call_of(node: torch.fx.Node) -> tuple[str, str, str]:
+    """Key of the module call that made a node, the module's path, and its type's name."""
+    stack = list(node.meta.get("nn_module_stack", {}).items())
+    if not stack or stack[-1][0].startswith("_empty"):
+        return "", "", ""
+    key, (path, kind) = stack[-1]
+    path = re.sub(r"@\d+", "", path).removeprefix("L['self']").lstrip(".")
+    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    return key, path, kind
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    taken.add(candidate)
+    return candidate
+
+
+def _plain(arg: Any) -> Any:
+    """fx's immutable lists and dicts as plain ones."""
+    if isinstance(arg, dict):
+        return {key: _plain(value) for key, value in arg.items()}
+    if isinstance(arg, list):
+        return [_plain(item) for item in arg]
+    if isinstance(arg, tuple):
+        return tuple(_plain(item) for item in arg)
+    return arg

@@ -1,0 +1,50 @@
+"""The integer types that tensors are quantized to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from octavo.errors import PlanError
+
+
+@dataclass(frozen=True)
+class QDType:
+    """An integer type: its name, its inclusive range, and the torch dtype that stores it.
+
+    Example:
+        >>> INT8.qmin, INT8.qmax, INT8.bits
+        (-128, 127, 8)
+    """
+
+    name: str
+    qmin: int
+    qmax: int
+    storage: torch.dtype
+
+    @property
+    def bits(self) -> int:
+        return (self.qmax - self.qmin + 1).bit_length() - 1
+
+    @property
+    def signed(self) -> bool:
+        return self.qmin < 0
+
+
+INT8 = QDType("int8", -128, 127, torch.int8)
+UINT8 = QDType("uint8", 0, 255, torch.uint8)
+
+QDTYPES = {dtype.name: dtype for dtype in (INT8, UINT8)}
+
+
+def qdtype(name: str) -> QDType:
+    """The type of this name.
+
+    Raises:
+        PlanError: there is no such type.
+    """
+    try:
+        return QDTYPES[name]
+    except KeyError:
+        raise PlanError(f"unknown quantized dtype {name!r}; one of {sorted(QDTYPES)}") from None

@@ -1,0 +1,61 @@
+"""Every error that Octavo raises on purpose.
+
+OctavoError
+├── CaptureError        the model cannot be captured as a graph
+├── PlanError           a rule, a scheme or a plan does not fit the model
+├── CalibrationError    the calibration data cannot be used
+├── InputError          a call's arguments do not fit the model
+├── ArtifactError       a file is not ours, damaged, hostile or cannot be written
+├── RuntimeUnavailable  a runtime cannot run here, or cannot run this model
+└── MissingExtra        an optional package is not installed
+
+Each message names the layer or tensor, the value found, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class OctavoError(Exception):
+    """Base of all errors that Octavo raises on purpose."""
+
+
+class CaptureError(OctavoError):
+    """The model cannot be captured as a graph."""
+
+
+class PlanError(OctavoError):
+    """A rule, a scheme or a plan does not fit the model."""
+
+
+class CalibrationError(OctavoError):
+    """The calibration data cannot be used."""
+
+
+class InputError(OctavoError):
+    """A call's arguments do not fit the model."""
+
+
+class ArtifactError(OctavoError):
+    """A file is not an Octavo artifact, is damaged or hostile, or cannot be written."""
+
+
+class RuntimeUnavailable(OctavoError):
+    """A runtime cannot run on this machine, or cannot run this model."""
+
+
+class MissingExtra(OctavoError):
+    """An optional package is not installed.
+
+    Args:
+        package: the name to import, for example ``"matplotlib"``.
+        extra: the extra of Octavo that brings it, for example ``"plots"``.
+        purpose: what it is needed for, as a clause: ``"draw the training curves"``.
+    """
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{package} is needed to {purpose} and is not installed; "
+            f'install it with: pip install "octavo[{extra}]"'
+        )
+        self.package = package
+        self.extra = extra

@@ -1,0 +1,188 @@
+"""A graph as JSON, and back with every part checked, since the JSON may come from anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo import operators
+from octavo.errors import ArtifactError, CaptureError
+from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta, refs_in
+
+# What torch names in an operator's arguments: kind -> type, looked up by name in torch itself.
+_TORCH_NAMES: dict[str, type[Any]] = {
+    "dtype": torch.dtype,
+    "layout": torch.layout,
+    "memory_format": torch.memory_format,
+}
+
+
+def to_json(graph: Graph) -> dict[str, Any]:
+    """The graph without its constants' values, as JSON-ready data.
+
+    Raises:
+        ArtifactError: an argument is of a kind that no file can hold.
+    """
+    return {
+        "inputs": [[i.name, list(i.meta.shape), i.meta.dtype] for i in graph.inputs],
+        "nodes": [_encode_node(node) for node in graph.nodes],
+        "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],
+        "outputs": encode(graph.outputs),
+    }
+
+
+def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
+    """The graph that `to_json` wrote, around these constants.
+
+    Raises:
+        ArtifactError: the data is not a graph, names an operator that is not allowed or a value
+            that does not exist, or calls an operator in a way that it does not take.
+    """
+    try:
+        graph = Graph(
+            tuple(Input(_text(n), _meta([s, d])) for n, s, d in data["inputs"]),
+            constants,
+            tuple(_decode_node(item) for item in data["nodes"]),
+            {_text(name): decode(tree) for name, tree in data["arguments"]},
+            decode(data["outputs"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"its graph is malformed: {type(error).__name__}: {error}") from None
+    _check(graph)
+    return graph
+
+
+def encode(value: Any) -> Any:
+    """An argument or a tree of them as JSON-ready data."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Ref):
+        return {"ref": value.name}
+    if isinstance(value, list):
+        return [encode(item) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, Mapping):
+        kind = "record" if isinstance(value, Record) else "dict"
+        return {kind: [[str(key), encode(item)] for key, item in value.items()]}
+    if isinstance(value, torch.device):
+        return {"device": "model"}
+    for kind, of_type in _TORCH_NAMES.items():
+        if isinstance(value, of_type):
+            return {kind: str(value).removeprefix("torch.")}
+    raise ArtifactError(f"a {type(value).__name__} among the arguments cannot be saved")
+
+
+def decode(data: Any) -> Any:
+    """What `encode` wrote; a device is always the CPU, until the model is moved."""
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if isinstance(data, list):
+        return [decode(item) for item in data]
+    ((kind, content),) = data.items()
+    return _DECODERS[kind](content)
+
+
+def _torch_name(kind: str) -> Callable[[Any], Any]:
+    def find(name: Any) -> Any:
+        value = getattr(torch, _text(name), None)
+        if not isinstance(value, _TORCH_NAMES[kind]):
+            raise ValueError(f"{name!r} is not a torch {kind}")
+        return value
+
+    return find
+
+
+def _pairs(kind: type[dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    return lambda content: kind((_text(key), decode(value)) for key, value in content)
+
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "ref": lambda content: Ref(_text(content)),
+    "tuple": lambda content: tuple(decode(item) for item in content),
+    "float": lambda content: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content],
+    "device": lambda content: torch.device("cpu"),
+    "dict": _pairs(dict),
+    "record": _pairs(Record),
+} | {kind: _torch_name(kind) for kind in _TORCH_NAMES}
+
+
+def _encode_node(node: Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "op": node.op,
+        "args": [encode(arg) for arg in node.args],
+        "kwargs": {key: encode(value) for key, value in node.kwargs.items()},
+        "meta": None if node.meta is None else [list(node.meta.shape), node.meta.dtype],
+        "module": node.module,
+        "module_type": node.module_type,
+    }
+
+
+def _decode_node(data: Any) -> Node:
+    return Node(
+        _text(data["name"]),
+        _text(data["op"]),
+        tuple(decode(arg) for arg in data["args"]),
+        {_text(key): decode(value) for key, value in data["kwargs"].items()},
+        None if data["meta"] is None else _meta(data["meta"]),
+        _text(data["module"]),
+        _text(data["module_type"]),
+    )
+
+
+def _meta(data: Any) -> TensorMeta:
+    shape, dtype = data
+    if not all(size is None or (type(size) is int and size >= 0) for size in shape):
+        raise ValueError(f"{shape!r} is not a shape")
+    _torch_name("dtype")(dtype)
+    return TensorMeta(tuple(shape), dtype)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a name")
+    return value
+
+
+def _check(graph: Graph) -> None:
+    """Names are unique and defined before use; operators are allowed and take their arguments."""
+    known = {given.name for given in graph.inputs} | set(graph.constants)
+    if len(known) != len(graph.inputs) + len(graph.constants):
+        raise ArtifactError("its graph gives one name to two tensors")
+    for node in graph.nodes:
+        unknown = [name for name in node.refs() if name not in known]
+        if unknown or node.name in known:
+            raise ArtifactError(f"its node {node.name!r} is defined twice or reads {unknown}")
+        known.add(node.name)
+        _check_call(node)
+    argument_names = sorted(refs_in(dict(graph.arguments)))
+    if argument_names != sorted(given.name for given in graph.inputs):
+        raise ArtifactError("its arguments do not give each input once")
+    missing = [name for name in graph.output_names() if name not in known]
+    if missing:
+        raise ArtifactError(f"its outputs {missing} are not made by the graph")
+
+
+def _check_call(node: Node) -> None:
+    try:
+        operator = operators.resolve(node.op)
+    except CaptureError as error:
+        raise ArtifactError(f"its node {node.name!r}: {error}") from None
+    schema = getattr(operator, "_schema", None)
+    if schema is None:
+        if node.kwargs or not node.args:
+            raise ArtifactError(f"its node {node.name!r} calls {node.op} with wrong arguments")
+        return
+    names = [argument.name for argument in schema.arguments]
+    required = sum(1 for a in schema.arguments if not a.has_default_value())
+    given = set(names[: len(node.args)]) | set(node.kwargs)
+    enough = required <= len(given & set(names)) and len(node.args) <= len(names)
+    if not enough or not set(node.kwargs) <= set(names):
+        raise ArtifactError(f"its node {node.name!r} calls {node.op} with wrong arguments")

@@ -1,0 +1,190 @@
+"""`QuantizedModel`: a quantized graph with its plan, as an ``nn.Module`` that runs."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import artifact
+from octavo.batches import Signature
+from octavo.call import build_output, flatten_call
+from octavo.errors import ArtifactError, OctavoError, RuntimeUnavailable
+from octavo.graph import Graph
+from octavo.plan import Plan
+from octavo.runtimes import Lowered, lower
+from octavo.summary import Summary, summarize
+
+
+class OctavoWarning(UserWarning):
+    """Something works, but not as fast as it could."""
+
+
+class QuantizedModel(nn.Module):
+    """A quantized model: call it as the float model was called.
+
+    It is made by `octavo.quantize`, `octavo.convert` and `octavo.load`. Its tensors are buffers
+    under the float model's own names, so ``to(device)``, ``state_dict`` and ``copy.deepcopy`` do
+    what they do for any module.
+
+    Attributes:
+        plan: every decision with its reason.
+        signature: names of the arguments.
+        provenance: versions, target, number of calibration batches.
+        runtime: name of the runtime that calls go to; see `lower`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        signature: Signature,
+        provenance: Mapping[str, Any],
+        runtime: str = "torch",
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.signature = signature
+        self.provenance = dict(provenance)
+        self.runtime = runtime
+        self._names = tuple(graph.constants)
+        self._structure = replace(graph, constants={})
+        for name, tensor in graph.constants.items():
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_buffer(leaf, tensor)
+        self._lowered: Lowered | None = None
+        self.eval()
+        self.register_load_state_dict_post_hook(_forget_lowered)
+
+    @property
+    def graph(self) -> Graph:
+        """The canonical QDQ graph, with the tensors as they are now."""
+        constants = {name: self.get_buffer(name) for name in self._names}
+        return replace(self._structure, constants=constants)
+
+    @property
+    def target(self) -> str:
+        """Name of the target that the plan was made for."""
+        return self.plan.target
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+
+    @property
+    def lowered(self) -> Lowered:
+        """The graph made ready for the runtime: weights packed, kernels chosen.
+
+        Raises:
+            RuntimeUnavailable: the runtime cannot run this model here.
+        """
+        if self._lowered is None:
+            self._lowered = lower(self.graph, self.runtime, self.device)
+            _warn_of(self._lowered, self.plan)
+        return self._lowered
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the float model returns, computed in int8.
+
+        Raises:
+            InputError: the arguments differ in name, structure, shape or dtype from the captured.
+        """
+        tensors = flatten_call(self._structure, args, kwargs)
+        with torch.no_grad():
+            return build_output(self._structure, self.lowered.run(*tensors))
+
+    def lower(self, runtime: str) -> QuantizedModel:
+        """The same model on another runtime: ``"torch"`` or ``"reference"``.
+
+        Raises:
+            RuntimeUnavailable: there is no such runtime, or it cannot run here.
+        """
+        model = QuantizedModel(self.graph, self.plan, self.signature, self.provenance, runtime)
+        _ = model.lowered
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artifact: one file, whole or not at all.
+
+        Raises:
+            ArtifactError: the folder cannot be written to.
+        """
+        content = artifact.Artifact(self.graph, self.plan, self.signature, self.provenance)
+        artifact.save(content, path)
+
+    def summary(self) -> Summary:
+        """What runs in int8, what does not, and why. Prints as a table."""
+        return summarize(self.graph, self.plan, self.lowered, self.provenance)
+
+    def extra_repr(self) -> str:
+        return f"target={self.target!r}, runtime={self.runtime!r}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedModel:
+        if fn(torch.empty(0)).dtype != torch.float32:
+            raise OctavoError(
+                "a quantized model cannot change its dtype: its scales are float32; "
+                "to keep some layers in another dtype, quantize the float model accordingly"
+            )
+        super()._apply(fn, recurse)
+        self._lowered = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lowered": None}
+
+
+def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel:
+    """Load an artifact; the float model's code is not needed, and no code in the file is run.
+
+    Args:
+        path: a ``.octavo`` file.
+        runtime: ``"torch"`` (int8 kernels on the CPU) or ``"reference"`` (the oracle).
+
+    Raises:
+        ArtifactError: the file is missing, damaged, hostile or of a newer version.
+        RuntimeUnavailable: the runtime cannot run here.
+
+    Example:
+        >>> model = load("model.octavo")  # doctest: +SKIP
+    """
+    content = artifact.load(path)
+    model = QuantizedModel(
+        content.graph, content.plan, content.signature, content.provenance, runtime
+    )
+    try:
+        _ = model.lowered
+    except RuntimeUnavailable:
+        raise
+    except Exception as error:  # whatever an altered graph makes an operator say
+        first_line = next(iter(str(error).splitlines()), "")
+        raise ArtifactError(
+            f"{os.fspath(path)} holds a graph that cannot run: {first_line}"
+        ) from error
+    return model
+
+
+def _forget_lowered(model: nn.Module, keys: Any) -> None:
+    assert isinstance(model, QuantizedModel)
+    model._lowered = None
+
+
+def _warn_of(lowered: Lowered, plan: Plan) -> None:
+    if lowered.fallbacks:
+        layers, reasons = list(lowered.fallbacks), sorted(set(lowered.fallbacks.values()))
+        warnings.warn(
+            f"{len(layers)} quantized layers run in float on the {lowered.runtime} runtime "
+            f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}): {'; '.join(reasons)}",
+            OctavoWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,114 @@
+"""The operators that a graph may hold: an allow-list, since a graph may come from a file.
+
+An operator is named ``aten.<name>.<overload>``, ``octavo.<name>.default`` or ``python.<name>``
+(arithmetic on sizes). Only functional operators are allowed: no operator here writes to an
+argument, reads a file or calls back into Python.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import octavo.ops  # noqa: F401  (registers the octavo:: operators)
+from octavo.errors import CaptureError
+
+# In the order of torch's own documentation: convolution, pooling, activation, normalization, ...
+ATEN = frozenset(
+    """
+    conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d max_pool2d_with_indices
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d
+    relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu prelu elu selu celu
+    softplus softsign softshrink hardshrink tanhshrink threshold mish log_sigmoid glu softmax
+    log_softmax _softmax _log_softmax
+    batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm
+    native_group_norm instance_norm rms_norm local_response_norm
+    lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
+    embedding embedding_bag scaled_dot_product_attention matmul bmm mm mv dot addmm addmv baddbmm
+    einsum bilinear cosine_similarity pairwise_distance cdist tensordot outer
+    add sub mul div rsub neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
+    reciprocal pow sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erfinv
+    floor ceil round trunc frac fmod remainder floor_divide clamp clamp_min clamp_max clip maximum
+    minimum lerp addcmul addcdiv nan_to_num logaddexp logit hypot true_divide subtract multiply
+    divide negative absolute
+    sum mean prod std var var_mean std_mean amax amin aminmax max min argmax argmin any all norm
+    linalg_norm linalg_vector_norm logsumexp cumsum cumprod count_nonzero median topk sort argsort
+    flip roll unique_consecutive
+    eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
+    bitwise_not bitwise_xor isnan isinf isfinite where masked_fill
+    view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t movedim
+    swapaxes expand expand_as repeat repeat_interleave tile narrow select slice split
+    split_with_sizes chunk unbind cat concat stack hstack vstack pad constant_pad_nd
+    reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col col2im
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
+    upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
+    grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator gather index index_select
+    take_along_dim scatter scatter_add slice_scatter select_scatter index_put index_copy index_fill
+    index_add masked_scatter diagonal tril triu meshgrid rot90 one_hot view_as_real view_as_complex
+    fft_fft fft_ifft fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 real imag complex
+    zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
+    empty_like new_zeros new_ones new_full new_empty fill
+    dropout feature_dropout alpha_dropout
+    to _to_copy type_as contiguous clone alias detach lift_fresh_copy sym_size sym_numel numel
+    """.split()
+)
+
+OCTAVO = frozenset({"quantize", "dequantize", "quantize_channels", "dequantize_channels"})
+
+PYTHON: dict[str, Callable[..., Any]] = {
+    "getitem": operator.getitem,
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "truediv": operator.truediv,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "neg": operator.neg,
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "sym_float": torch.sym_float,
+    "sym_int": torch.sym_int,
+    "sym_max": torch.sym_max,
+    "sym_min": torch.sym_min,
+    "sym_not": torch.sym_not,
+    "sym_ite": torch.sym_ite,
+}
+
+
+def resolve(name: str) -> Callable[..., Any]:
+    """The callable of an operator's name.
+
+    Raises:
+        CaptureError: the name is not on the allow-list.
+    """
+    parts = name.split(".")
+    if len(parts) == 2 and parts[0] == "python" and parts[1] in PYTHON:
+        return PYTHON[parts[1]]
+    allowed = {"aten": ATEN, "octavo": OCTAVO}.get(parts[0])
+    if len(parts) == 3 and allowed is not None and parts[1] in allowed:
+        packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
+        if packet is not None and parts[2] in packet.overloads():
+            overload: Callable[..., Any] = getattr(packet, parts[2])
+            if not overload._schema.is_mutable:  # type: ignore[attr-defined]
+                return overload
+    raise CaptureError(f"the operator {name!r} is not one that Octavo runs")
+
+
+def name_of(target: Any) -> str:
+    """The name of an operator as torch.export gives it: an overload or a Python function."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target).replace("::", ".")
+    for name, function in PYTHON.items():
+        if target is function:
+            return f"python.{name}"
+    return getattr(target, "__name__", str(target))

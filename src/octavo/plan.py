@@ -1,0 +1,198 @@
+"""The plan: for every tensor, is it quantized, how, and why.
+
+`plan` resolves what the user asked for (a `QConfigMapping`) against what the target can do (a
+`Target`) on one graph. The result is data: it prints as a table, is stored in the file, and is all
+that calibration and conversion look at.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rich.table import Table
+
+from octavo.errors import PlanError
+from octavo.graph import Graph
+from octavo.placement import Placement, place
+from octavo.qconfig import QConfigMapping, QSpec
+from octavo.targets import Target, target as target_of
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """The decision about one tensor.
+
+    Attributes:
+        tensor: its name: an input, a node or a constant of the graph.
+        kind: ``"input"``, ``"activation"`` or ``"weight"``.
+        op: the operator that makes it, or that uses the weight.
+        runs: how that operator runs, ``"int8"`` or ``"float"``; empty for inputs.
+        spec: scheme and observer; ``None`` keeps the tensor float.
+        shares: the tensor whose scale and zero point this one has as well.
+        fused_into: the tensor that the kernel which makes this one returns instead of it.
+        reason: why, in words.
+    """
+
+    tensor: str
+    kind: str
+    op: str
+    runs: str
+    spec: QSpec | None
+    shares: str | None
+    fused_into: str | None
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"spec": None if self.spec is None else self.spec.to_dict()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions about one graph, in the order in which the tensors are made.
+
+    Attributes:
+        target: name of the `Target` it was made for.
+        tensors: a `TensorPlan` for each input, node and quantized weight, by name.
+        unmatched: the rules of the mapping that matched nothing.
+    """
+
+    target: str
+    tensors: Mapping[str, TensorPlan]
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def quantized(self) -> dict[str, TensorPlan]:
+        """The tensors that are quantized, by name."""
+        return {name: t for name, t in self.tensors.items() if t.spec is not None}
+
+    def runs_int8(self, node: str) -> bool:
+        """Whether the node of this name runs in int8."""
+        return node in self.tensors and self.tensors[node].runs == "int8"
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it back."""
+        tensors = [tensor.to_dict() for tensor in self.tensors.values()]
+        return json.dumps(
+            {"target": self.target, "unmatched": list(self.unmatched), "tensors": tensors}, indent=1
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            PlanError: the text is not such a plan.
+        """
+        try:
+            data = json.loads(text)
+            target_of(data["target"])
+            tensors = [_tensor_plan(item) for item in data["tensors"]]
+            unmatched = tuple(str(rule) for rule in data["unmatched"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"not the JSON of a plan: {type(error).__name__}: {error}") from None
+        return cls(data["target"], {t.tensor: t for t in tensors}, unmatched)
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"Plan for {self.target}", title_justify="left")
+        for column in ("tensor", "op", "runs", "values", "why"):
+            table.add_column(column, overflow="fold")
+        for t in self.tensors.values():
+            table.add_row(t.tensor, t.op, t.runs, str(t.spec or "float"), t.reason)
+        return table
+
+    def __str__(self) -> str:
+        rows = [
+            (t.tensor, t.op, t.runs, str(t.spec or "float"), t.reason)
+            for t in self.tensors.values()
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [
+            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]])
+            for row in rows
+        ]
+        return "\n".join([f"Plan for {self.target}", *lines])
+
+
+def plan(graph: Graph, mapping: QConfigMapping | None = None, target: str = "x86") -> Plan:
+    """Decide about every tensor of a graph.
+
+    Args:
+        graph: from `octavo.capture`.
+        mapping: the user's rules; without any, the target's default.
+        target: name of a `Target`.
+
+    Raises:
+        PlanError: a rule names a module that the model has not, or nothing would be quantized.
+
+    Example:
+        >>> from torch import nn, rand
+        >>> from octavo import capture
+        >>> graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), rand(2, 4))
+        >>> plan(graph).tensors["0"].reason
+        'fused into 1'
+    """
+    mapping = mapping or QConfigMapping()
+    chosen = target_of(target)
+    unmatched = _unmatched(graph, mapping)
+    placement = place(graph, mapping, chosen)
+    tensors = _tensor_plans(graph, placement)
+    result = Plan(target, {t.tensor: t for t in tensors}, unmatched)
+    if not result.quantized:
+        reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
+        raise PlanError(
+            "nothing would be quantized: no layer runs in int8 "
+            f"({'; '.join(reasons[:4]) or 'the graph has no operators'}). "
+            "Relax the rules of the mapping, or leave the model as it is"
+        )
+    return result
+
+
+def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:
+    """The rules that match no node; a module name that does not exist is an error."""
+    missing = [
+        rule
+        for rule in mapping.rules
+        if rule.kind != "global" and not any(rule.matches(node) for node in graph.nodes)
+    ]
+    paths = sorted({node.module for node in graph.nodes if node.module})
+    for rule in missing:
+        if rule.kind == "module name":
+            close = difflib.get_close_matches(rule.pattern, paths, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
+            raise PlanError(f"a rule names the module {rule.pattern!r}, which the model has not; {hint}")
+    return tuple(str(rule) for rule in missing)
+
+
+def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
+    plans = []
+    for given in graph.inputs:
+        plans.append(_value_plan(given.name, "input", "", placement))
+    for node in graph.nodes:
+        for weight, spec in placement.weights.get(node.name, {}).items():
+            reason = "weight of an int8 layer"
+            plans.append(TensorPlan(weight, "weight", node.short_op, "int8", spec, None, None, reason))
+        plans.append(_value_plan(node.name, "activation", node.short_op, placement))
+    return list({t.tensor: t for t in plans}.values())
+
+
+def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPlan:
+    runs = "" if kind == "input" else ("int8" if placement.runs_int8(name) else "float")
+    fused_into = placement.fused_into.get(name)
+    spec = placement.specs.get(name)
+    shares = placement.shares.get(name)
+    reason = placement.reasons[name]
+    if fused_into is not None:
+        reason = f"fused into {fused_into}"
+    elif shares is not None:
+        reason = f"shares the scale of {shares}: {op or 'read together'}"
+    return TensorPlan(name, kind, op, runs, spec, shares, fused_into, reason)
+
+
+def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
+    spec = None if data["spec"] is None else QSpec.from_dict(data["spec"])
+    return TensorPlan(**{**data, "spec": spec})

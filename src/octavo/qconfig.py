@@ -1,0 +1,156 @@
+"""What a user writes: `QConfig`, how to quantize, and `QConfigMapping`, where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from octavo.errors import PlanError
+from octavo.graph import Node
+from octavo.observers import Observer, observer_from_dict
+from octavo.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """How the values of one tensor are quantized: the scheme, and the observer of its range."""
+
+    scheme: Scheme
+    observer: Observer
+
+    def __str__(self) -> str:
+        return str(self.scheme)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.scheme.to_dict() | self.observer.to_dict()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> QSpec:
+        """What ``to_dict`` described.
+
+        Raises:
+            PlanError: an unknown dtype, observer or setting.
+        """
+        names = {f.name for f in fields(Scheme)}
+        scheme = Scheme(**{key: value for key, value in data.items() if key in names})
+        rest = {key: value for key, value in data.items() if key not in names}
+        return cls(scheme, observer_from_dict(rest))
+
+
+@dataclass(frozen=True)
+class QConfig:
+    """How an operator's output (activation) and its weight are quantized.
+
+    Example:
+        >>> from octavo import MovingAverageMinMax, QConfig, QSpec, Scheme
+        >>> QConfig(
+        ...     activation=QSpec(Scheme("uint8"), MovingAverageMinMax()),
+        ...     weight=QSpec(Scheme("int8", symmetric=True, channel_axis=0), MovingAverageMinMax()),
+        ... ).weight.scheme.dtype
+        'int8'
+    """
+
+    activation: QSpec
+    weight: QSpec
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a mapping: ``None`` as its qconfig keeps what it matches in float."""
+
+    kind: str
+    pattern: str
+    qconfig: QConfig | None
+
+    def matches(self, node: Node) -> bool:
+        return _MATCHERS[self.kind](self.pattern, node)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.pattern!r}" if self.pattern else self.kind
+
+
+def _in_module(pattern: str, node: Node) -> bool:
+    return any(
+        path == pattern or path.startswith(f"{pattern}.") for path in (node.module, node.name)
+    )
+
+
+def _by_regex(pattern: str, node: Node) -> bool:
+    return any(re.fullmatch(pattern, path) is not None for path in (node.module, node.name))
+
+
+def _by_op_type(pattern: str, node: Node) -> bool:
+    return pattern in (node.short_op, node.op, node.module_type)
+
+
+_MATCHERS: dict[str, Callable[[str, Node], bool]] = {
+    "global": lambda pattern, node: True,
+    "op type": _by_op_type,
+    "module name regex": _by_regex,
+    "module name": _in_module,
+}
+# From the weakest to the strongest; within a kind the longest pattern wins, then the last one set.
+_PRECEDENCE = tuple(_MATCHERS)
+
+
+@dataclass
+class QConfigMapping:
+    """Rules from layers to `QConfig`. The most specific rule decides: module name, then regex,
+    then operator type, then global; ``None`` keeps float. Without a global rule the target's
+    default holds. Each ``set_*`` changes the mapping and returns it, so that calls can be chained.
+
+    Example:
+        >>> mapping = QConfigMapping().set_module_name("fc", None).set_object_type("add", None)
+        >>> [str(rule) for rule in mapping.rules]
+        ["module name 'fc'", "op type 'add'"]
+    """
+
+    rules: list[Rule] = field(default_factory=list)
+
+    def set_global(self, qconfig: QConfig | None) -> QConfigMapping:
+        """The rule for all that no other rule matches."""
+        return self._add("global", "", qconfig)
+
+    def set_object_type(self, kind: Any, qconfig: QConfig | None) -> QConfigMapping:
+        """A rule for an operator: its name (``"conv2d"``), a module class or a function."""
+        if isinstance(kind, str):
+            pattern = kind
+        elif isinstance(kind, type):
+            pattern = f"{kind.__module__}.{kind.__qualname__}"
+        elif callable(kind):
+            pattern = kind.__name__
+        else:
+            raise PlanError(f"an object type is a name, a class or a function, not {kind!r}")
+        return self._add("op type", pattern, qconfig)
+
+    def set_module_name(self, name: str, qconfig: QConfig | None) -> QConfigMapping:
+        """A rule for a module and all inside it, by its path (``"layer1.0"``)."""
+        return self._add("module name", name, qconfig)
+
+    def set_module_name_regex(self, pattern: str, qconfig: QConfig | None) -> QConfigMapping:
+        """A rule for modules whose whole path matches a regular expression."""
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise PlanError(f"{pattern!r} is not a regular expression: {error}") from None
+        return self._add("module name regex", pattern, qconfig)
+
+    def rule_for(self, node: Node) -> Rule | None:
+        """The rule that decides on this node; ``None`` where no rule matches."""
+        matching = [
+            (_PRECEDENCE.index(rule.kind), len(rule.pattern), index, rule)
+            for index, rule in enumerate(self.rules)
+            if rule.matches(node)
+        ]
+        return max(matching, key=lambda item: item[:3])[3] if matching else None
+
+    def _add(self, kind: str, pattern: str, qconfig: QConfig | None) -> QConfigMapping:
+        if qconfig is not None and not isinstance(qconfig, QConfig):
+            raise PlanError(
+                f"the qconfig for {kind} {pattern!r} is a {type(qconfig).__name__}; "
+                "give a QConfig, or None to keep float"
+            )
+        self.rules.append(Rule(kind, pattern, qconfig))
+        return self

@@ -1,0 +1,150 @@
+"""`quantize`: all stages in one call, and `convert`, the last of them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from octavo.affine import QParams
+from octavo.batches import Batch, Signature, split_batch
+from octavo.calibrate import calibrate
+from octavo.capture import capture
+from octavo.convert import insert_qdq
+from octavo.errors import CalibrationError, PlanError
+from octavo.graph import Graph
+from octavo.model import QuantizedModel
+from octavo.plan import Plan, plan
+from octavo.qconfig import QConfig, QConfigMapping
+
+MODES = ("static",)
+
+
+def quantize(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    mode: str | None = None,
+    qconfig: QConfig | QConfigMapping | None = None,
+    target: str = "x86",
+    inputs: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> QuantizedModel:
+    """Quantize a trained model: capture, plan, calibrate, convert.
+
+    Args:
+        model: any ``nn.Module`` that ``torch.export`` takes. It is left as it was.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments to capture the
+            model with; the first calibration batch without it.
+        calibration: any iterable of batches, a ``DataLoader`` as it is; about 100 batches of
+            representative data. Labels in a batch are left out, see `octavo.batches`.
+        mode: ``"static"``.
+        qconfig: one `QConfig` for all layers, or a `QConfigMapping`; the target's default without.
+        target: where the model will run, see `octavo.targets`; `host_target` tells which suits the
+            CPU at hand.
+        inputs: maps a batch to the model's arguments, where the default reading does not fit.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
+        the CPU.
+
+    Raises:
+        CaptureError: the model cannot be exported.
+        PlanError: a rule names an unknown module, or nothing would be quantized.
+        CalibrationError: no data, or data that does not fit.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> float_model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(),
+        ...                             nn.Linear(288, 10))
+        >>> batches = [torch.rand(16, 3, 8, 8) for _ in range(4)]
+        >>> q = quantize(float_model, calibration=batches, target=octavo.host_target())
+        >>> q(torch.rand(5, 3, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+    if mode not in (None, *MODES):
+        raise PlanError(f"mode is {mode!r}; one of {list(MODES)}")
+    if calibration is None:
+        raise CalibrationError(
+            "static quantization needs calibration data: pass calibration=loader, an iterable of "
+            "about 100 representative batches"
+        )
+    signature = Signature.of(model.forward)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if example_inputs is None:
+        first, calibration = _peek(calibration)
+        example = split_batch(first, signature, inputs)
+    elif isinstance(example_inputs, Mapping):
+        example = Batch((), dict(example_inputs))
+    else:
+        many = isinstance(example_inputs, tuple | list)
+        example = Batch(tuple(example_inputs) if many else (example_inputs,), {})
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), (example.args, example.kwargs))
+    graph = capture(model, args, kwargs)
+    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+    decided = plan(graph, mapping, target)
+    qparams, batches = calibrate(
+        graph, decided, calibration, signature=signature, inputs=inputs, progress=progress
+    )
+    return convert(graph, decided, qparams, signature=signature, batches=batches)
+
+
+def convert(
+    graph: Graph,
+    plan: Plan,
+    qparams: Mapping[str, QParams],
+    *,
+    signature: Signature | None = None,
+    batches: int = 0,
+) -> QuantizedModel:
+    """A quantized model from a float graph, a plan and the qparams of its tensors.
+
+    Args:
+        graph: from `octavo.capture`.
+        plan: from `octavo.plan`, for that graph.
+        qparams: from `octavo.calibrate`.
+        signature: the argument names of the float model's ``forward``; the graph's without it.
+        batches: how many calibration batches there were, for the record.
+
+    Raises:
+        PlanError: the plan is another graph's, or qparams are missing.
+    """
+    quantized = insert_qdq(graph, plan, qparams)
+    signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
+    provenance = {
+        "octavo": version("octavo"),
+        "torch": torch.__version__,
+        "target": plan.target,
+        "calibration_batches": batches,
+    }
+    on_cpu = all(t.device.type == "cpu" for t in quantized.constants.values())
+    runtime = "torch" if on_cpu else "reference"
+    model = QuantizedModel(quantized, plan, signature, provenance, runtime)
+    _ = model.lowered
+    return model
+
+
+def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and an iterable that still begins with it."""
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
+            "DataLoader, or a list such as [images]"
+        )
+    rest = iter(data)
+    try:
+        first = next(rest)
+    except StopIteration:
+        raise CalibrationError(
+            "there was no calibration batch: the iterable is empty; give about 100 batches of "
+            "representative data"
+        ) from None
+    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain([first], rest)

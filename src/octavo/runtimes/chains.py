@@ -1,0 +1,157 @@
+"""Chains: a layer of a QDQ graph with what one int8 kernel can run along with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.graph import Graph, Node, Ref
+from octavo.runtimes.integer_kernels import Integers
+
+QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
+DEQUANTIZE_CHANNELS = "octavo.dequantize_channels.default"
+
+
+class Unsupported(Exception):
+    """There is no int8 kernel for a chain; the message says why, as a clause."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A layer, then an addition, an activation and the quantization of the result, if there."""
+
+    layer: Node
+    addition: Node | None = None
+    activation: Node | None = None
+    quantize: Node | None = None
+
+    @property
+    def nodes(self) -> list[Node]:
+        members = (self.layer, self.addition, self.activation, self.quantize)
+        return [node for node in members if node is not None]
+
+    @property
+    def out(self) -> Integers | None:
+        """The integers that the chain ends in; ``None`` where its result is float."""
+        return None if self.quantize is None else integers_of(self.quantize)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel call that takes the place of a chain.
+
+    ``overwrites`` names an argument whose memory the result takes over; ``moves`` one whose memory
+    it may share.
+    """
+
+    kernel: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    overwrites: str | None = None
+    moves: str | None = None
+
+
+@dataclass
+class Context:
+    """What is known of the graph while it is walked; ``integers`` grows on the way."""
+
+    graph: Graph
+    integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.users: Mapping[str, list[Node]] = self.graph.users()
+        self.nodes: Mapping[str, Node] = {node.name: node for node in self.graph.nodes}
+        self.metas = self.graph.metas()
+        self.outputs = frozenset(self.graph.output_names())
+
+    def only_user(self, name: str) -> Node | None:
+        """The node that alone reads a value, unless the value leaves the model."""
+        users = self.users[name]
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def source(self, arg: Any) -> tuple[Ref, Integers]:
+        """The integers behind a dequantized argument.
+
+        Raises:
+            Unsupported: the argument is float.
+        """
+        if isinstance(arg, Ref) and arg.name in self.integers:
+            name, integers = self.integers[arg.name]
+            return Ref(name), integers
+        raise Unsupported("an input of it is float")
+
+    def weight(self, arg: Any) -> tuple[Tensor, Tensor]:
+        """The int8 integers of a weight, and their scale for each output channel.
+
+        Raises:
+            Unsupported: the weight is float, of another type, or not symmetric.
+        """
+        node = self.nodes.get(arg.name) if isinstance(arg, Ref) else None
+        if node is None or node.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+            raise Unsupported("its weight is float")
+        weight = self.graph.constants[node.args[0].name]
+        if weight.dtype != torch.int8:
+            raise Unsupported(f"its weight is {weight.dtype}, the kernel takes int8")
+        if node.op == DEQUANTIZE:
+            scale, zero_point = torch.full((weight.shape[0],), node.args[1]), node.args[2]
+            symmetric = zero_point == 0
+        else:
+            scale, zero_points = (self.graph.constants[ref.name] for ref in node.args[1:3])
+            symmetric = node.args[3] == 0 and not bool(zero_points.any())
+        if not symmetric:
+            raise Unsupported("its weight is not symmetric over output channels")
+        return weight, scale
+
+
+def integers_of(quantize: Node) -> Integers:
+    """What a quantize node's result means."""
+    _, scale, zero_point, low, high, dtype = quantize.args
+    return Integers(scale, zero_point, low, high, dtype)
+
+
+# Layer -> the activations that its kernel can apply to its result.
+ONEDNN_ACTIVATIONS = frozenset({"relu", "hardtanh", "hardswish", "silu"})
+CLIPPING_ACTIVATIONS = frozenset({"relu", "hardtanh"})
+_ACTIVATIONS_AFTER = {
+    "conv2d": ONEDNN_ACTIVATIONS,
+    "linear": ONEDNN_ACTIVATIONS,
+    "add": CLIPPING_ACTIVATIONS,
+    "mul": CLIPPING_ACTIVATIONS,
+}
+
+
+def chain_from(context: Context, layer: Node) -> Chain:
+    """The longest chain that starts at a layer."""
+    addition = activation = quantize = None
+    fusable = _ACTIVATIONS_AFTER.get(layer.short_op, frozenset())
+    after = context.only_user(layer.name)
+    if layer.short_op == "conv2d" and after is not None and _joins(context, layer, after):
+        addition = after
+        after = context.only_user(addition.name)
+        fusable = frozenset({"relu"})
+    if after is not None and after.short_op in fusable:
+        activation = after
+        after = context.only_user(activation.name)
+    if after is not None and after.op == QUANTIZE:
+        quantize = after
+    return Chain(layer, addition, activation, quantize)
+
+
+def _joins(context: Context, layer: Node, addition: Node) -> bool:
+    """Whether this is an addition of a quantized tensor of the same shape and type, whose result
+    is quantized again: the kernel then sums into that tensor's memory."""
+    if addition.op != "aten.add.Tensor" or addition.kwargs:
+        return False
+    others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]
+    other = others[0].name if len(others) == 1 and isinstance(others[0], Ref) else ""
+    after = context.only_user(addition.name)
+    if after is not None and after.short_op == "relu":
+        after = context.only_user(after.name)
+    if other not in context.integers or after is None or after.op != QUANTIZE:
+        return False
+    same_type = context.integers[other][1].dtype == integers_of(after).dtype
+    return same_type and context.metas[other] == context.metas[layer.name]

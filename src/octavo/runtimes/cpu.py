@@ -1,0 +1,49 @@
+"""What this CPU's int8 kernels do, found by running them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+
+@cache
+def missing_kernels() -> str | None:
+    """Why torch's oneDNN int8 kernels cannot run here; ``None`` where they can."""
+    try:
+        _dot(1, 1)
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"torch has no int8 kernels here ({first_line[:120]})"
+    return None
+
+
+@cache
+def saturates() -> bool:
+    """Whether u8 x s8 products overflow: without VNNI, pairs of them are summed in int16.
+
+    Found by computing a dot product that does not fit, which also sees
+    ``ONEDNN_MAX_CPU_ISA``.
+    """
+    return missing_kernels() is None and _dot(255, 127) != 255 * 127 * 64
+
+
+def host_target() -> str:
+    """The name of the target that suits the CPU this runs on.
+
+    Example:
+        >>> host_target() in ("x86", "x86-avx2")
+        True
+    """
+    return "x86-avx2" if saturates() else "x86"
+
+
+def _dot(activation: int, weight: int) -> int:
+    """The dot product of 64 equal activations and weights, by the int8 linear kernel."""
+    x = torch.full((16, 64), activation, dtype=torch.uint8)
+    packed = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), weight, dtype=torch.int8), [16, 64])
+    scale, zero_point = torch.ones(16), torch.zeros(16, dtype=torch.int32)
+    result = torch.ops.onednn.qlinear_pointwise.default(
+        x, 1.0, 0, packed, scale, zero_point, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return int(result[0, 0].item())

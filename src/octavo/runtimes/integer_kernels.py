@@ -1,0 +1,192 @@
+"""Kernels on integer tensors, out of torch operators: what oneDNN does not offer, or slowly.
+
+Each takes integers and gives integers; none materialises the dequantized tensor at full length
+where it can be avoided. Scales and zero points are folded into few constants at load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How a tensor's integers are meant; ``low`` and ``high`` bound what may be stored."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+    dtype: torch.dtype
+
+    def clipped(self, minimum: float, maximum: float) -> Integers:
+        """The same with the stored range cut to real values in ``[minimum, maximum]``."""
+
+        def nearest(value: float) -> int:
+            if abs(value) == float("inf"):
+                return self.low if value < 0 else self.high
+            stored = round(value / self.scale) + self.zero_point
+            return max(self.low, min(self.high, stored))
+
+        low, high = nearest(minimum), nearest(maximum)
+        return Integers(self.scale, self.zero_point, low, high, self.dtype)
+
+
+def _store(x: Tensor, out: Integers) -> Tensor:
+    """Round and clip a tensor that may be overwritten."""
+    return x.round_().clamp_(out.low, out.high).to(out.dtype)
+
+
+def quantize(out: Integers) -> Callable[[Tensor], Tensor]:
+    """Float tensor to integers; images in channels-last order, which the kernels want."""
+    zero_point, factor = torch.tensor(float(out.zero_point)), 1.0 / out.scale
+
+    def kernel(x: Tensor) -> Tensor:
+        stored = torch.add(zero_point, x, alpha=factor).round_().clamp_(out.low, out.high)
+        if x.dim() == 4:
+            return stored.to(out.dtype, memory_format=torch.channels_last)
+        return stored.to(out.dtype)
+
+    return kernel
+
+
+def dequantize(scale: float, zero_point: int) -> Callable[[Tensor], Tensor]:
+    """Integers to float32."""
+
+    def kernel(q: Tensor) -> Tensor:
+        x = q.to(torch.float32)
+        return x.sub_(zero_point).mul_(scale) if zero_point else x.mul_(scale)
+
+    return kernel
+
+
+def rescale(source: Integers, out: Integers) -> Callable[[Tensor], Tensor]:
+    """Integers of one scale to integers of another; with a clipped ``out`` this is a relu."""
+    factor = source.scale / out.scale
+    offset = out.zero_point - source.zero_point * factor
+
+    def kernel(q: Tensor) -> Tensor:
+        return _store(torch.mul(q, factor).add_(offset), out)
+
+    return kernel
+
+
+def add(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:
+    """Sum of two tensors with scales of their own."""
+    first, second = one.scale / out.scale, other.scale / out.scale
+    offset = out.zero_point - one.zero_point * first - other.zero_point * second
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
+        return _store(torch.mul(a, first).add_(b, alpha=second).add_(offset), out)
+
+    return kernel
+
+
+def multiply(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:
+    """Product of two tensors, either of which may be broadcast."""
+    factor = one.scale * other.scale / out.scale
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        if a.numel() < b.numel():
+            large, small, large_zero, small_zero = b, a, other.zero_point, one.zero_point
+        else:
+            large, small, large_zero, small_zero = a, b, one.zero_point, other.zero_point
+        weight = (small.to(torch.float32) - small_zero).mul_(factor)
+        product = torch.mul(large, weight)
+        if large_zero or out.zero_point:
+            product.sub_(weight.mul_(large_zero).sub_(out.zero_point))
+        return _store(product, out)
+
+    return kernel
+
+
+def mean(
+    dims: list[int], keepdim: bool, source: Integers, out: Integers
+) -> Callable[[Tensor], Tensor]:
+    """Mean over dimensions."""
+    factor = source.scale / out.scale
+    offset = out.zero_point - source.zero_point * factor
+
+    def kernel(q: Tensor) -> Tensor:
+        average = torch.mean(q, dims, keepdim, dtype=torch.float32)
+        return _store(average.mul_(factor).add_(offset), out)
+
+    return kernel
+
+
+def through_float(
+    operator: Callable[[Tensor], Tensor], source: Integers, out: Integers
+) -> Callable[[Tensor], Tensor]:
+    """An operator that averages values (a pooling): on the integers, zero point taken off."""
+    factor = source.scale / out.scale
+
+    def kernel(q: Tensor) -> Tensor:
+        x = q.to(torch.float32)
+        if source.zero_point:
+            x.sub_(source.zero_point)
+        return _store(operator(x).mul_(factor).add_(out.zero_point), out)
+
+    return kernel
+
+
+def max_pool2d(
+    kernel_size: list[int], stride: list[int], padding: list[int]
+) -> Callable[[Tensor], Tensor]:
+    """Maximum over windows, on integers of any type, channels-last kept.
+
+    torch's own pooling does not take channels-last uint8. The maximum is separable: first along
+    height, then along width, each as a few strided maxima.
+    """
+    plans = tuple(zip((2, 3), kernel_size, stride, padding, strict=True))
+
+    def kernel(q: Tensor) -> Tensor:
+        for dim, size, step, pad in plans:
+            q = _max_along(q, dim, size, step, pad)
+        return q
+
+    return kernel
+
+
+def _max_along(q: Tensor, dim: int, size: int, step: int, pad: int) -> Tensor:
+    """Maximum over windows of one dimension; needs ``2 * pad < size``."""
+    length = q.shape[dim]
+    count = (length + 2 * pad - size) // step + 1
+    parts = []
+    for shift in range(-pad, size - pad):
+        first = max(0, -(shift // step))  # the first output whose window holds this position
+        last = min(count - 1, (length - 1 - shift) // step)
+        if first <= last:
+            part = q.narrow(dim, first * step + shift, (last - first) * step + 1)
+            parts.append((first, part[:, :, ::step] if dim == 2 else part[:, :, :, ::step]))
+    # Positions that all outputs have come first; those missing at a border join in place.
+    parts.sort(key=lambda item: -item[1].shape[dim])
+    (_, result), *rest = parts
+    owned = False
+    for first, part in rest:
+        if part.shape[dim] == count:
+            result = torch.maximum(result, part)
+        else:
+            result = result if owned else result.clone(memory_format=torch.preserve_format)
+            view = result.narrow(dim, first, part.shape[dim])
+            torch.maximum(view, part, out=view)
+        owned = True
+    return result if owned else result.clone(memory_format=torch.preserve_format)
+
+
+def max_pool2d_by_float(
+    kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool
+) -> Callable[[Tensor], Tensor]:
+    """The rare settings: exact as well, since every such integer is a float."""
+
+    def kernel(q: Tensor) -> Tensor:
+        x = q.to(torch.float32)
+        return F.max_pool2d(x, kernel_size, stride, padding, dilation, ceil).to(q.dtype)
+
+    return kernel

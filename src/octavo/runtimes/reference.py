@@ -1,0 +1,23 @@
+"""The ``reference`` runtime: the QDQ graph as it stands, in float, on any device.
+
+It is the oracle: slow, and what every other runtime has to agree with.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from octavo.graph import Graph
+from octavo.program import compile_steps, steps_of
+from octavo.runtimes.lowered import Lowered
+
+
+def lower(graph: Graph, device: torch.device) -> Lowered:
+    """Run every node as it is written."""
+    run = compile_steps(
+        [given.name for given in graph.inputs],
+        steps_of(graph, device),
+        graph.output_names(),
+        graph.constants,
+    )
+    return Lowered("reference", run, {}, {})

@@ -1,0 +1,197 @@
+"""The ``torch`` runtime: int8 kernels that torch ships, weights packed once, one flat function.
+
+Lowering walks the QDQ graph. Where a layer reads dequantized values and its result is quantized
+again, the layer, what can be fused behind it and the quantization become one kernel call on
+integers. What has no kernel runs dequantized, and is reported in ``Lowered.fallbacks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from octavo import operators
+from octavo.errors import RuntimeUnavailable
+from octavo.graph import Graph, Node, Ref, refs_in
+from octavo.program import Step, compile_steps
+from octavo.runtimes import integer_kernels as kernels
+from octavo.runtimes import integer_ops, onednn
+from octavo.runtimes.chains import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    QUANTIZE,
+    Call,
+    Chain,
+    Context,
+    Unsupported,
+    chain_from,
+    integers_of,
+)
+from octavo.runtimes.lowered import Lowered
+
+_SPLITS = frozenset({"chunk", "split", "split_with_sizes"})
+_MOVES = (
+    "reshape flatten squeeze unsqueeze transpose permute slice select getitem pixel_shuffle "
+    "channel_shuffle"
+)
+_LOWERINGS: dict[str, Callable[[Context, Chain], Call]] = {
+    "conv2d": onednn.conv2d,
+    "linear": onednn.linear,
+    "add": integer_ops.elementwise(kernels.add),
+    "mul": integer_ops.elementwise(kernels.multiply),
+    "relu": integer_ops.activation,
+    "hardtanh": integer_ops.activation,
+    "mean": integer_ops.mean,
+    "avg_pool2d": integer_ops.average_pool,
+    "adaptive_avg_pool2d": integer_ops.average_pool,
+    "max_pool2d": integer_ops.max_pool2d,
+    "cat": integer_ops.cat,
+} | dict.fromkeys(_MOVES.split(), integer_ops.move)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A step, with what its memory is shared with."""
+
+    step: Step
+    overwrites: str | None = None
+    moves: str | None = None
+
+
+def lower(graph: Graph, device: torch.device) -> Lowered:
+    """Lower a QDQ graph to int8 kernels.
+
+    Raises:
+        RuntimeUnavailable: the model is not on the CPU.
+    """
+    if device.type != "cpu":
+        raise RuntimeUnavailable(
+            f"the torch runtime runs on the CPU, the model is on {device}; "
+            'use .lower("reference") there, or .to("cpu") first'
+        )
+    context = Context(graph)
+    placed: list[_Placed] = []
+    used: dict[str, str] = {}
+    fallbacks: dict[str, str] = {}
+    pending: dict[str, Call] = {}
+    for node in graph.nodes:
+        if node.name not in used:
+            try:
+                chain = _chain_at(context, node)
+                if chain is not None:
+                    call = _LOWERINGS[node.short_op](context, chain)
+                    pending[chain.nodes[-1].name] = call
+                    used |= {member.name: call.kernel for member in chain.nodes}
+            except Unsupported as reason:
+                fallbacks[node.name] = str(reason)
+        if node.name in pending:
+            call = pending[node.name]
+            step = Step(node.name, call.function, call.args)
+            placed.append(_Placed(step, call.overwrites, call.moves))
+        elif node.name not in used:
+            placed += _as_it_stands(context, node)
+    placed = _pruned(placed, context.outputs)
+    steps, constants = _with_folded_constants(_with_safe_memory(placed, context), graph.constants)
+    inputs = [given.name for given in graph.inputs]
+    run = compile_steps(inputs, steps, graph.output_names(), constants)
+    return Lowered("torch", run, used, fallbacks)
+
+
+def _chain_at(context: Context, node: Node) -> Chain | None:
+    """The chain that starts here, if a kernel may run it: something it reads is quantized."""
+    if node.short_op in _LOWERINGS and any(name in context.integers for name in node.refs()):
+        return chain_from(context, node)
+    return None
+
+
+def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
+    """The steps of a node that no kernel runs."""
+    plain = _Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
+    if node.op == QUANTIZE:
+        return [_Placed(Step(node.name, kernels.quantize(integers_of(node)), node.args[:1]))]
+    if node.op == DEQUANTIZE:
+        source = context.nodes.get(node.args[0].name)
+        if source is None or source.op != QUANTIZE:
+            return [plain]
+        context.integers[node.name] = (source.name, integers_of(source))
+        return [_Placed(Step(node.name, kernels.dequantize(*node.args[1:]), node.args[:1]))]
+    if node.short_op in _SPLITS and node.args[0].name in context.integers:
+        # A list of parts: of the integers for those that read integers, of floats for the rest.
+        parts = f"{node.name}.integers"
+        name, integers = context.integers[node.args[0].name]
+        context.integers[node.name] = (parts, integers)
+        step = replace(plain.step, out=parts, args=(Ref(name), *node.args[1:]))
+        return [_Placed(step, moves=name), plain]
+    return [plain]
+
+
+def _pruned(placed: list[_Placed], outputs: frozenset[str]) -> list[_Placed]:
+    """Without the steps whose results nothing reads."""
+    needed = set(outputs)
+    kept = []
+    for item in reversed(placed):
+        if item.step.out in needed:
+            kept.append(item)
+            needed.update(refs_in((item.step.args, item.step.kwargs)))
+    return kept[::-1]
+
+
+def _with_safe_memory(placed: list[_Placed], context: Context) -> list[Step]:
+    """The steps, where a kernel overwrites only memory that nothing reads afterwards."""
+    origin: dict[str, str] = {}
+    last_read: dict[str, int] = dict.fromkeys(context.outputs, len(placed))
+    for index, item in enumerate(placed):
+        origin[item.step.out] = item.overwrites or item.moves or item.step.out
+        for name in refs_in((item.step.args, item.step.kwargs)):
+            last_read[name] = max(index, last_read.get(name, 0))
+
+    def root(name: str) -> str:
+        while origin.get(name, name) != name:
+            name = origin[name]
+        return name
+
+    steps = []
+    for index, item in enumerate(placed):
+        step = item.step
+        if item.overwrites is not None:
+            memory = root(item.overwrites)
+            sharing = [p.step.out for p in placed[:index] if root(p.step.out) == memory]
+            if any(last_read.get(name, 0) > index for name in sharing):
+                step = replace(step, function=_on_a_copy(step, item.overwrites))
+        steps.append(step)
+    return steps
+
+
+def _on_a_copy(step: Step, overwritten: str) -> Callable[..., Tensor]:
+    position = [index for index, arg in enumerate(step.args) if arg == Ref(overwritten)][-1]
+    function = step.function
+
+    def call(*args: object) -> Tensor:
+        arguments = list(args)
+        tensor = arguments[position]
+        assert isinstance(tensor, Tensor)
+        arguments[position] = tensor.clone()
+        result: Tensor = function(*arguments)
+        return result
+
+    return call
+
+
+def _with_folded_constants(
+    steps: list[Step], constants: Mapping[str, Tensor]
+) -> tuple[list[Step], dict[str, Tensor]]:
+    """Weights that are read as floats are dequantized now, once."""
+    known = dict(constants)
+    kept = []
+    readers = (operators.resolve(DEQUANTIZE), operators.resolve(DEQUANTIZE_CHANNELS))
+    for step in steps:
+        names = list(refs_in(step.args))
+        if step.function in readers and names and all(name in known for name in names):
+            args = [known[arg.name] if isinstance(arg, Ref) else arg for arg in step.args]
+            known[step.out] = step.function(*args)
+        else:
+            kept.append(step)
+    return kept, known

@@ -1,0 +1,105 @@
+"""The summary of a quantized model: what runs in int8, what does not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from octavo.graph import Graph
+from octavo.plan import Plan
+from octavo.runtimes import Lowered
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts and reasons.
+
+    Attributes:
+        target, runtime: what it was quantized for, and what runs it now.
+        layers: layers of the graph; ``int8`` of them run on integers in this runtime.
+        float_layers: layer -> why it was left float by the plan.
+        fallbacks: quantized layer -> why this runtime runs it dequantized.
+        size_mb: megabytes (10**6 bytes) of its tensors; ``float_mb`` the same tensors in float32.
+        unmatched_rules: rules of the mapping that matched nothing.
+        provenance: versions and the number of calibration batches.
+    """
+
+    target: str
+    runtime: str
+    layers: int
+    int8: int
+    float_layers: Mapping[str, str]
+    fallbacks: Mapping[str, str]
+    size_mb: float
+    float_mb: float
+    unmatched_rules: tuple[str, ...]
+    provenance: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.int8} of {self.layers} layers run in int8 on {self.runtime} "
+            f"(target {self.target})",
+            f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32",
+        ]
+        for title, entries in (
+            ("left in float", self.float_layers),
+            (f"quantized, but run in float by {self.runtime}", self.fallbacks),
+        ):
+            if entries:
+                lines.append(f"{title}:")
+                lines += [f"  {name}: {reason}" for name, reason in entries.items()]
+        if self.unmatched_rules:
+            lines.append(f"rules that matched nothing: {', '.join(self.unmatched_rules)}")
+        made = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
+        return "\n".join([*lines, f"made with: {made}"])
+
+    def __rich__(self) -> Group:
+        table = Table("layer", "runs in", "why", title="Layers not in int8", title_justify="left")
+        for name, reason in self.float_layers.items():
+            table.add_row(name, "float", reason)
+        for name, reason in self.fallbacks.items():
+            table.add_row(name, f"float on {self.runtime}", reason)
+        text = Summary.__str__(_without_lists(self))
+        return Group(text, table) if table.row_count else Group(text)
+
+
+def _without_lists(summary: Summary) -> Summary:
+    return Summary(**{**summary.__dict__, "float_layers": {}, "fallbacks": {}})
+
+
+def summarize(
+    graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]
+) -> Summary:
+    """Count the layers of a quantized graph by how they run."""
+    layers = {
+        name: tensor
+        for name, tensor in plan.tensors.items()
+        if tensor.kind == "activation" and tensor.op not in ("getitem", "sym_size")
+    }
+    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in layers}
+    float_layers = {
+        name: tensor.reason.removeprefix("float: ")
+        for name, tensor in layers.items()
+        if tensor.runs == "float"
+    }
+    tensors = graph.constants.values()
+    return Summary(
+        target=plan.target,
+        runtime=lowered.runtime,
+        layers=len(layers),
+        int8=len(layers) - len(float_layers) - len(fallbacks),
+        float_layers=float_layers,
+        fallbacks=fallbacks,
+        size_mb=sum(t.numel() * t.element_size() for t in tensors) / 1e6,
+        float_mb=sum(t.numel() * 4 for t in tensors) / 1e6,
+        unmatched_rules=plan.unmatched,
+        provenance=provenance,
+    )
