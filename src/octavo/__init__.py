@@ -7,8 +7,6 @@
 >>> m = octavo.load("model.octavo")                       # doctest: +SKIP
 """
 
-from importlib.metadata import version as _version
-
 from octavo.affine import QParams
 from octavo.calibrate import Calibration, calibrate
 from octavo.capture import capture
@@ -20,8 +18,7 @@ from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
 from octavo.runtimes.cpu import host_target
 from octavo.scheme import Scheme
-
-__version__ = _version("octavo")
+from octavo.version import __version__
 
 __all__ = [
     "Calibration",
@@ -36,6 +33,7 @@ __all__ = [
     "QSpec",
     "QuantizedModel",
     "Scheme",
+    "__version__",
     "calibrate",
     "capture",
     "convert",

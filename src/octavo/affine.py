@@ -18,7 +18,9 @@ from octavo.scheme import Scheme
 
 @dataclass(frozen=True)
 class QParams:
-    """Scale (float32) and zero point (int32) of a tensor, both of shape ``[]`` or ``[channels]``."""
+    """Scale (float32) and zero point (int32) of a tensor, each of shape ``[]`` or
+    ``[channels]``.
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -44,7 +46,7 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
         >>> round(p.scale.item(), 5), p.zero_point.item()
         (0.01569, 64)
     """
-    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+    if not bool(torch.isfinite(high.to(torch.float32) - low.to(torch.float32)).all()):
         raise CalibrationError(f"the range [{low}, {high}] is not finite")
     if bool((low > high).any()):
         raise CalibrationError(f"the range [{low}, {high}] is empty")

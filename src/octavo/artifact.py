@@ -86,7 +86,9 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         metadata, tensors = _read(Path(path))
         _check_header(metadata)
         if metadata["sha256"] != _digest(metadata, tensors):
-            raise ArtifactError("its content does not match its checksum: it was damaged or altered")
+            raise ArtifactError(
+                "its content does not match its checksum: it was damaged or altered"
+            )
         graph = graph_json.from_json(json.loads(metadata["graph"]), tensors)
         plan = Plan.from_json(metadata["plan"])
         signature = json.loads(metadata["signature"])
@@ -133,5 +135,5 @@ def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name]
         digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -42,6 +42,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
 
 
+def require_writable(folder: str | os.PathLike[str]) -> None:
+    """Make the folder where it is missing, and see that files can be written to it.
+
+    Raises:
+        ArtifactError: they cannot.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

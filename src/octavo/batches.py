@@ -61,8 +61,7 @@ def split_batch(
         InputError: the batch is of another type, or has fewer items than the model has arguments.
     """
     if inputs is not None:
-        chosen = inputs(batch)
-        labels = split_batch(batch, signature).labels if _has_structure(batch) else None
+        chosen, labels = inputs(batch), _labels(batch, signature)
         if isinstance(chosen, Mapping):
             return Batch((), dict(chosen), labels)
         args = tuple(chosen) if isinstance(chosen, tuple | list) else (chosen,)
@@ -71,13 +70,12 @@ def split_batch(
         return Batch((batch,), {})
     if isinstance(batch, Mapping):
         kwargs = {name: batch[name] for name in signature.names if name in batch}
-        labels = next((batch[k] for k in LABEL_KEYS if k in batch and k not in kwargs), None)
         if not kwargs:
             raise InputError(
                 f"the batch has the keys {sorted(map(str, batch))}, the model takes "
                 f"{list(signature.names)}: none fit; pass inputs=lambda batch: ... to choose"
             )
-        return Batch((), kwargs, labels)
+        return Batch((), kwargs, _labels(batch, signature))
     if isinstance(batch, tuple | list):
         count = max(1, signature.required)
         if len(batch) < count:
@@ -85,13 +83,16 @@ def split_batch(
                 f"the batch has {len(batch)} items, the model needs {count} arguments "
                 f"({', '.join(signature.names[:count])}); pass inputs=lambda batch: ... to choose"
             )
-        labels = batch[count] if len(batch) > count else None
-        return Batch(tuple(batch[:count]), {}, labels)
+        return Batch(tuple(batch[:count]), {}, _labels(batch, signature))
     raise InputError(
         f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or list, or a dict of "
         "tensors; pass inputs=lambda batch: ... to say what the model's arguments are"
     )
 
 
-def _has_structure(batch: Any) -> bool:
-    return isinstance(batch, Mapping | tuple | list)
+def _labels(batch: Any, signature: Signature) -> Any:
+    """What of a batch is not for the model: under a usual key, or behind the arguments."""
+    if isinstance(batch, Mapping):
+        return next((batch[k] for k in LABEL_KEYS if k in batch and k not in signature.names), None)
+    count = max(1, signature.required)
+    return batch[count] if isinstance(batch, tuple | list) and len(batch) > count else None

@@ -187,7 +187,7 @@ def _with_taps(
 
 
 def _leader(plan: Plan, tensor: TensorPlan) -> str:
-    return tensor.shares if tensor.shares in plan.quantized else tensor.tensor  # type: ignore
+    return tensor.tensor if tensor.shares is None else tensor.shares
 
 
 def _check_values(name: str, tensor: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.errors import InputError
-from octavo.graph import Graph, Input, Ref, map_refs
+from octavo.graph import Graph, Input, Ref, TensorMeta, map_refs
 
 
 def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -56,11 +56,12 @@ def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
         for index, (part, item) in enumerate(zip(tree, value, strict=True)):
             _match(part, item, f"{where}[{index}]", found)
     elif isinstance(tree, Mapping):
-        if not isinstance(value, Mapping) or set(map(str, value)) != set(tree):
-            raise InputError(f"{where} has other keys than the captured {sorted(tree)}")
+        items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        if {key for key in items if key in tree or items[key] is not None} != set(tree):
+            raise InputError(f"{where} has other keys than the captured {list(tree)}")
         for key, part in tree.items():
-            _match(part, value[key], f"{where}[{key!r}]", found)
-    elif value != tree:
+            _match(part, items[key], f"{where}[{key!r}]", found)
+    elif isinstance(value, Tensor) or type(value) is not type(tree) or value != tree:
         raise InputError(
             f"{where} is {value!r}; the model was captured with {tree!r}, which is part of the "
             "graph: capture it again with the other value"
@@ -68,10 +69,8 @@ def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
 
 
 def _check(expected: Input, tensor: Tensor) -> None:
-    meta = expected.meta
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    fits = dtype == meta.dtype and len(meta.shape) == tensor.dim()
-    if fits and all(e in (None, s) for e, s in zip(meta.shape, tensor.shape, strict=True)):
+    meta, given = expected.meta, TensorMeta.of(tensor)
+    if given.fits(meta):
         return
     labels = not tensor.is_floating_point() and tensor.dim() <= 1 and meta.dtype == "float32"
     hint = (
@@ -79,6 +78,4 @@ def _check(expected: Input, tensor: Tensor) -> None:
         if labels
         else "give the dtype and sizes that the model was captured with (N is free)"
     )
-    raise InputError(
-        f"input {expected.name!r} is {dtype}{list(tensor.shape)}; expected {meta}; {hint}"
-    )
+    raise InputError(f"input {expected.name!r} is {given}; expected {meta}; {hint}")

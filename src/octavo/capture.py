@@ -7,18 +7,20 @@ references to its parameters until a later stage makes tensors of its own.
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import re
 import traceback
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
@@ -30,6 +32,8 @@ from octavo.passes.functionalize import is_safe, make_functional
 
 # Checks that export inserts for itself; a graph needs none of them.
 _ASSERTIONS = re.compile(r"^(aten\.(_assert|sym_constrain|_check)|_check|_assert)")
+# Frames in these folders are not the user's.
+_LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
 
 
 def capture(
@@ -58,7 +62,7 @@ def capture(
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     named = bind_arguments(model, args, dict(example_kwargs or {}))
     args, kwargs = _repeated((args, dict(example_kwargs or {})))
-    with _evaluating(model):
+    with _left_as_it_was(model):
         program = _export(model, args, kwargs)
     return _graph_of(program, tuple(named))
 
@@ -104,29 +108,43 @@ def bind_arguments(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode outside."""
-    modes = [(module, module.training) for module in model.modules()]
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module has the attributes that it had before.
+
+    What ``forward`` stores in its module would be a tensor without values, left over from export.
+    """
+    before = [
+        (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
+    ]
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for namespace, attributes, containers in before:
+            for container, content in containers:
+                container.clear()
+                container.extend(content) if isinstance(content, list) else container.update(
+                    content
+                )
+            namespace.clear()
+            namespace.update(attributes)
+
+
+def _containers(attributes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list)]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without export's own warnings: what matters of them is in the error that we raise."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)
 
 
 def _repeated(tree: Any) -> Any:
@@ -138,23 +156,15 @@ def _repeated(tree: Any) -> Any:
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    def dynamic(leaf: Any) -> Any:
-        return {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-    shapes = pytree.tree_map(dynamic, (args, kwargs))
-    names = list(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    positional = dict(zip(names, shapes[0], strict=False))
-    variadic = len(shapes[0]) > len(positional) or any(
-        p.kind is inspect.Parameter.VAR_POSITIONAL
-        for p in inspect.signature(model.forward).parameters.values()
-    )
-    dynamic_shapes = shapes[0] if variadic and not kwargs else positional | shapes[1]
-    if variadic and kwargs:
-        dynamic_shapes = None
+    shapes = ShapesCollection()
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            shapes[leaf] = {0: Dim.AUTO}
     try:
+        dynamic = shapes.dynamic_shapes(model, args, kwargs)
         with torch.no_grad(), _quiet():
             program = torch.export.export(
-                model, args, kwargs or None, dynamic_shapes=dynamic_shapes, strict=False
+                model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
             )
             return program if is_safe(program) else program.run_decompositions({})
     except Exception as error:
@@ -162,24 +172,27 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
-    """Why export stopped: the innermost frame that is the user's, and the module it belongs to."""
-    frames = [
-        (frame.f_code, line, frame.f_locals.get((*frame.f_code.co_varnames, "")[0]))
-        for frame, line in traceback.walk_tb(error.__traceback__)
-        if "/torch/" not in frame.f_code.co_filename and "/octavo/" not in frame.f_code.co_filename
-    ]
-    where = ""
-    if frames:
-        code, line, owner = frames[-1]
-        path = next((name for name, module in model.named_modules() if module is owner), None)
-        owner_text = f" in module {path or 'the model itself'!r}" if path is not None else ""
-        where = f" at {code.co_filename}:{line} ({code.co_name}){owner_text}"
-    first_line = next(iter(str(error).strip().splitlines()), "")
+    """Why export stopped: the innermost line that is the user's, and the innermost module."""
+    paths = {id(module): path or "the model itself" for path, module in model.named_modules()}
+    where = module = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get((*code.co_varnames, "")[0])
+        if id(owner) in paths:
+            module = f" in module {paths[id(owner)]!r}"
+        if not code.co_filename.startswith(_LIBRARIES):
+            where = f" at {code.co_filename}:{line} ({code.co_name})"
+    first_line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    way_out = (
+        "A graph has no branches on tensor values: move such a branch out of forward, or replace "
+        "it by torch.where"
+        if "data-dependent" in str(error)
+        else "Check that the model runs on these example inputs"
+    )
     return (
-        f"{type(model).__name__} cannot be captured: torch.export stopped{where}: "
-        f"{type(error).__name__}: {first_line[:300]}. A graph has no branches on tensor values: "
-        "move such a branch out of forward, replace it by torch.where, or quantize the submodules "
-        "that do the work"
+        f"{type(model).__name__} cannot be captured: torch.export stopped{where}{module}: "
+        f"{type(error).__name__}: {first_line[:300]}. {way_out}; or quantize the submodules that "
+        "do the work"
     )
 
 
@@ -204,23 +217,27 @@ def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Grap
         elif isinstance(spec.arg, ConstantArgument):
             leaves.append(spec.arg.value)
         else:
+            meta = _meta_of(placeholder)
+            if meta is None:
+                raise CaptureError(f"the input {placeholder.name!r} is not a tensor")
             names[placeholder.name] = placeholder.name
-            inputs.append(Input(placeholder.name, _meta_of(placeholder)))
+            inputs.append(Input(placeholder.name, meta, _example_of(placeholder)))
             leaves.append(Ref(placeholder.name))
     nodes = _nodes_of(program.graph, names)
     positional, keyword = _tree(program.call_spec.in_spec, iter(leaves))
-    trees = dict(zip(argument_names, (*positional, *keyword.values()), strict=True))
+    trees = dict(zip(argument_names, positional, strict=False)) | keyword
     results = (
         s.arg.value if isinstance(s.arg, ConstantArgument) else Ref(names[s.arg.name])
         for s in signature.output_specs
     )
     outputs = _tree(program.call_spec.out_spec, results)
-    graph = Graph(tuple(inputs), constants, tuple(nodes), trees, outputs)
+    arguments = {name: trees[name] for name in argument_names}
+    graph = Graph(tuple(inputs), constants, tuple(nodes), arguments, outputs)
     return canonical(make_functional(graph).pruned())
 
 
 def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
-    """A structure of dict, Record, list and tuple from a pytree spec and its leaves."""
+    """A structure of dict, Record, list and (named) tuple from a pytree spec and its leaves."""
     if spec.is_leaf():
         return next(leaves)
     children = [_tree(child, leaves) for child in spec.children()]
@@ -228,8 +245,12 @@ def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
         return spec.type(children)
     if spec.type is type(None):
         return None
+    if spec.type is namedtuple:
+        return spec.context(*children)
     if isinstance(spec.type, type) and issubclass(spec.type, tuple):
         return tuple(children)
+    if spec.type in (dict, OrderedDict):
+        return dict(zip(spec.context, children, strict=True))
     keys = spec.context
     if isinstance(keys, list | tuple) and keys and isinstance(keys[0], list | tuple):
         keys = keys[0]
@@ -238,16 +259,21 @@ def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
             f"the model takes or returns a {getattr(spec.type, '__name__', spec.type)}; use dicts, "
             "lists and tuples of tensors"
         )
-    kind = dict if spec.type is dict else Record
-    return kind(zip(map(str, keys), children, strict=True))
+    return Record(zip(map(str, keys), children, strict=True))
 
 
-def _meta_of(node: torch.fx.Node) -> TensorMeta | None:  # type: ignore[return]
+def _meta_of(node: torch.fx.Node) -> TensorMeta | None:
     value = node.meta.get("val")
     if isinstance(value, Tensor):
         shape = tuple(size if isinstance(size, int) else None for size in value.shape)
         return TensorMeta(shape, str(value.dtype).removeprefix("torch."))
     return None
+
+
+def _example_of(node: torch.fx.Node) -> tuple[int, ...]:
+    """The shape that an input had during export."""
+    sizes = node.meta["val"].shape
+    return tuple(size if isinstance(size, int) else size.node.hint for size in sizes)
 
 
 def _nodes_of(graph: torch.fx.Graph, names: dict[str, str]) -> list[Node]:
@@ -261,22 +287,13 @@ def _nodes_of(graph: torch.fx.Graph, names: dict[str, str]) -> list[Node]:
     for node in calls:
         key, module, module_type = _call_of(node)
         op = operators.name_of(node.target)
-        if not isinstance(node.target, torch._ops.HigherOrderOperator):
-            _check_allowed(op, module)
-        else:
-            raise CaptureError(
-                f"module {module or 'the model itself'!r} uses {op}, a branch or a loop on tensor "
-                "values, which int8 runtimes cannot run; replace it by torch.where"
-            )
+        _check_allowed(op, node, module)
         kind = op.split(".")[1].rstrip("_")
         alone = module and module not in containers and per_call[key] == 1
         name = module if alone else f"{module}.{kind}".lstrip(".")
         names[node.name] = _unique(name, taken)
-        arguments = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: Ref(names[n.name]))
-        args, kwargs = _plain(arguments)
-        nodes.append(
-            Node(names[node.name], op, args, kwargs, _meta_of(node), module, module_type)
-        )
+        args, kwargs = _plain((node.args, node.kwargs), names)
+        nodes.append(Node(names[node.name], op, args, kwargs, _meta_of(node), module, module_type))
     return nodes
 
 
@@ -288,16 +305,30 @@ def _is_assertion(node: torch.fx.Node) -> bool:
     return bool(_ASSERTIONS.match(operators.name_of(node.target)))
 
 
-def _check_allowed(op: str, module: str) -> None:
-    functional = re.sub(r"_(?=\.)", "", op, count=1) if re.search(r"[a-z0-9]_\.", op) else op
+def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
+    where = f"module {module or 'the model itself'!r}{_line_of(node)}"
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if op.startswith("wrap_with"):
+            raise CaptureError(f"{where} uses {op.removeprefix('wrap_with_')}; leave that out")
+        raise CaptureError(
+            f"{where} uses {op}, a branch or a loop on tensor values, which int8 runtimes cannot "
+            "run; replace it by torch.where"
+        )
+    functional = re.sub(r"(?<=[a-z0-9])_(?=\.)", "", op, count=1)
     try:
         operators.resolve(functional)
     except CaptureError:
         raise CaptureError(
-            f"module {module or 'the model itself'!r} calls {op}, which is not among the operators "
-            "that Octavo runs; rewrite that part with other operators, or quantize the submodules "
-            "around it"
+            f"{where} calls {op}, which is not among the operators that Octavo runs; rewrite that "
+            "part with other operators, or quantize the submodules around it"
         ) from None
+
+
+def _line_of(node: torch.fx.Node) -> str:
+    """Where the user's code called an operator."""
+    lines = re.findall(r'File "(.+)", line (\d+)', node.meta.get("stack_trace") or "")
+    users = [(file, line) for file, line in lines if not file.startswith(_LIBRARIES)]
+    return f" ({users[-1][0]}:{users[-1][1]})" if users else ""
 
 
 def _call_of(node: torch.fx.Node) -> tuple[str, str, str]:
@@ -320,12 +351,14 @@ def _unique(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def _plain(arg: Any) -> Any:
-    """fx's immutable lists and dicts as plain ones."""
+def _plain(arg: Any, names: Mapping[str, str]) -> Any:
+    """fx's arguments as a graph's: nodes become `Ref`, immutable lists and dicts plain ones."""
+    if isinstance(arg, torch.fx.Node):
+        return Ref(names[arg.name])
     if isinstance(arg, dict):
-        return {key: _plain(value) for key, value in arg.items()}
+        return {key: _plain(value, names) for key, value in arg.items()}
     if isinstance(arg, list):
-        return [_plain(item) for item in arg]
+        return [_plain(item, names) for item in arg]
     if isinstance(arg, tuple):
-        return tuple(_plain(item) for item in arg)
+        return tuple(_plain(item, names) for item in arg)
     return arg

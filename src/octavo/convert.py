@@ -78,13 +78,15 @@ def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams)
     scheme, weight = qparams.scheme, constants[name]
     meta = TensorMeta(tuple(weight.shape), "float32")
     scale, zero_point = qparams.scale.to(weight.device), qparams.zero_point.to(weight.device)
-    integers = (scheme.qmin, scheme.qmax, scheme.integers.storage)
+    low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
     if scheme.channel_axis is None:
         single = (scale.item(), int(zero_point.item()))
-        constants[name] = ops.quantize(weight, *single, *integers)
-        return Node(f"{name}.dequantized", "octavo.dequantize.default", (Ref(name), *single), meta=meta)
+        constants[name] = ops.quantize(weight, *single, low, high, dtype)
+        return Node(
+            f"{name}.dequantized", "octavo.dequantize.default", (Ref(name), *single), meta=meta
+        )
     axis = scheme.channel_axis
-    constants[name] = ops.quantize_channels(weight, scale, zero_point, axis, *integers)
+    constants[name] = ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
     constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
     args = (Ref(name), Ref(f"{name}_scale"), Ref(f"{name}_zero_point"), axis)
     return Node(f"{name}.dequantized", "octavo.dequantize_channels.default", args, meta=meta)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from octavo.errors import OctavoError
 
@@ -36,6 +37,18 @@ class TensorMeta:
     shape: tuple[int | None, ...]
     dtype: str
 
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorMeta:
+        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+    def fits(self, declared: TensorMeta) -> bool:
+        """Whether this is what was declared, where a size may be left open."""
+        return (
+            self.dtype == declared.dtype
+            and len(self.shape) == len(declared.shape)
+            and all(d in (None, s) for d, s in zip(declared.shape, self.shape, strict=True))
+        )
+
     def __str__(self) -> str:
         sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
         return f"{self.dtype}[{sizes}]"
@@ -43,10 +56,11 @@ class TensorMeta:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A tensor that the caller gives."""
+    """A tensor that the caller gives; ``example`` is its shape when the model was captured."""
 
     name: str
     meta: TensorMeta
+    example: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +170,11 @@ def map_refs(tree: Any, function: Callable[[Ref], Any]) -> Any:
     if isinstance(tree, Ref):
         return function(tree)
     if isinstance(tree, list | tuple):
-        return type(tree)(map_refs(item, function) for item in tree)
+        items = [map_refs(item, function) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, Mapping):
-        items = {key: map_refs(value, function) for key, value in tree.items()}
-        return type(tree)(items)  # type: ignore[call-arg]
+        mapped = {key: map_refs(value, function) for key, value in tree.items()}
+        return type(tree)(mapped)  # type: ignore[call-arg]
     return tree
 
 
@@ -188,3 +203,11 @@ class Record(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+pytree.register_pytree_node(
+    Record,
+    lambda record: (list(record.values()), list(record)),
+    lambda values, keys: Record(zip(keys, values, strict=True)),
+    serialized_type_name="octavo.graph.Record",
+)

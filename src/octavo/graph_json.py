@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo import operators
-from octavo.errors import ArtifactError, CaptureError
-from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta, refs_in
+from octavo.errors import ArtifactError
+from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
+from octavo.verify import verify
 
 # What torch names in an operator's arguments: kind -> type, looked up by name in torch itself.
 _TORCH_NAMES: dict[str, type[Any]] = {
@@ -28,7 +29,9 @@ def to_json(graph: Graph) -> dict[str, Any]:
         ArtifactError: an argument is of a kind that no file can hold.
     """
     return {
-        "inputs": [[i.name, list(i.meta.shape), i.meta.dtype] for i in graph.inputs],
+        "inputs": [
+            [i.name, list(i.meta.shape), i.meta.dtype, list(i.example)] for i in graph.inputs
+        ],
         "nodes": [_encode_node(node) for node in graph.nodes],
         "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],
         "outputs": encode(graph.outputs),
@@ -44,7 +47,7 @@ def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
     """
     try:
         graph = Graph(
-            tuple(Input(_text(n), _meta([s, d])) for n, s, d in data["inputs"]),
+            tuple(_decode_input(*item) for item in data["inputs"]),
             constants,
             tuple(_decode_node(item) for item in data["nodes"]),
             {_text(name): decode(tree) for name, tree in data["arguments"]},
@@ -52,7 +55,7 @@ def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"its graph is malformed: {type(error).__name__}: {error}") from None
-    _check(graph)
+    verify(graph)
     return graph
 
 
@@ -66,11 +69,14 @@ def encode(value: Any) -> Any:
         return {"ref": value.name}
     if isinstance(value, list):
         return [encode(item) for item in value]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        pairs = zip(value._fields, map(encode, value), strict=True)
+        return {"namedtuple": [type(value).__name__, [list(pair) for pair in pairs]]}
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in value]}
     if isinstance(value, Mapping):
         kind = "record" if isinstance(value, Record) else "dict"
-        return {kind: [[str(key), encode(item)] for key, item in value.items()]}
+        return {kind: [[_key(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, torch.device):
         return {"device": "model"}
     for kind, of_type in _TORCH_NAMES.items():
@@ -91,7 +97,7 @@ def decode(data: Any) -> Any:
 
 def _torch_name(kind: str) -> Callable[[Any], Any]:
     def find(name: Any) -> Any:
-        value = getattr(torch, _text(name), None)
+        value = vars(torch).get(_text(name))
         if not isinstance(value, _TORCH_NAMES[kind]):
             raise ValueError(f"{name!r} is not a torch {kind}")
         return value
@@ -99,8 +105,13 @@ def _torch_name(kind: str) -> Callable[[Any], Any]:
     return find
 
 
-def _pairs(kind: type[dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
-    return lambda content: kind((_text(key), decode(value)) for key, value in content)
+def _pairs(kind: type[dict[Any, Any]]) -> Callable[[Any], dict[Any, Any]]:
+    return lambda content: kind((_key(key), decode(value)) for key, value in content)
+
+
+def _namedtuple(content: Any) -> Any:
+    name, fields = content
+    return namedtuple(name, [_text(key) for key, _ in fields])(*(decode(v) for _, v in fields))
 
 
 _DECODERS: dict[str, Callable[[Any], Any]] = {
@@ -108,9 +119,17 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "tuple": lambda content: tuple(decode(item) for item in content),
     "float": lambda content: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content],
     "device": lambda content: torch.device("cpu"),
+    "namedtuple": _namedtuple,
     "dict": _pairs(dict),
     "record": _pairs(Record),
 } | {kind: _torch_name(kind) for kind in _TORCH_NAMES}
+
+
+def _decode_input(name: Any, shape: Any, dtype: Any, example: Any) -> Input:
+    meta, sizes = _meta([shape, dtype]), tuple(int(size) for size in example)
+    if not TensorMeta(sizes, meta.dtype).fits(meta):
+        raise ValueError(f"{example!r} is not an example of {meta}")
+    return Input(_text(name), meta, sizes)
 
 
 def _encode_node(node: Node) -> dict[str, Any]:
@@ -151,38 +170,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _check(graph: Graph) -> None:
-    """Names are unique and defined before use; operators are allowed and take their arguments."""
-    known = {given.name for given in graph.inputs} | set(graph.constants)
-    if len(known) != len(graph.inputs) + len(graph.constants):
-        raise ArtifactError("its graph gives one name to two tensors")
-    for node in graph.nodes:
-        unknown = [name for name in node.refs() if name not in known]
-        if unknown or node.name in known:
-            raise ArtifactError(f"its node {node.name!r} is defined twice or reads {unknown}")
-        known.add(node.name)
-        _check_call(node)
-    argument_names = sorted(refs_in(dict(graph.arguments)))
-    if argument_names != sorted(given.name for given in graph.inputs):
-        raise ArtifactError("its arguments do not give each input once")
-    missing = [name for name in graph.output_names() if name not in known]
-    if missing:
-        raise ArtifactError(f"its outputs {missing} are not made by the graph")
-
-
-def _check_call(node: Node) -> None:
-    try:
-        operator = operators.resolve(node.op)
-    except CaptureError as error:
-        raise ArtifactError(f"its node {node.name!r}: {error}") from None
-    schema = getattr(operator, "_schema", None)
-    if schema is None:
-        if node.kwargs or not node.args:
-            raise ArtifactError(f"its node {node.name!r} calls {node.op} with wrong arguments")
-        return
-    names = [argument.name for argument in schema.arguments]
-    required = sum(1 for a in schema.arguments if not a.has_default_value())
-    given = set(names[: len(node.args)]) | set(node.kwargs)
-    enough = required <= len(given & set(names)) and len(node.args) <= len(names)
-    if not enough or not set(node.kwargs) <= set(names):
-        raise ArtifactError(f"its node {node.name!r} calls {node.op} with wrong arguments")
+def _key(value: Any) -> str | int:
+    if not isinstance(value, str | int):
+        raise ArtifactError(f"the key {value!r} of a dict cannot be saved; use text or numbers")
+    return value

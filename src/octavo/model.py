@@ -64,7 +64,7 @@ class QuantizedModel(nn.Module):
             owner.register_buffer(leaf, tensor)
         self._lowered: Lowered | None = None
         self.eval()
-        self.register_load_state_dict_post_hook(_forget_lowered)
+        self.register_load_state_dict_post_hook(_forget_lowered)  # type: ignore[no-untyped-call]
 
     @property
     def graph(self) -> Graph:
@@ -136,7 +136,7 @@ class QuantizedModel(nn.Module):
                 "a quantized model cannot change its dtype: its scales are float32; "
                 "to keep some layers in another dtype, quantize the float model accordingly"
             )
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._lowered = None
         return self
 

@@ -46,7 +46,9 @@ def _extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
     if channel_axis is None:
         low, high = torch.aminmax(x)
     else:
-        low, high = torch.aminmax(x.movedim(channel_axis, 0).flatten(1), dim=1)
+        low, high = torch.aminmax(
+            x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1), dim=1
+        )
     return low.to(torch.float32), high.to(torch.float32)
 
 
@@ -94,7 +96,9 @@ class MovingAverageMinMax:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.averaging_constant <= 1.0:
-            raise PlanError(f"averaging_constant is {self.averaging_constant}; it must be in (0, 1]")
+            raise PlanError(
+                f"averaging_constant is {self.averaging_constant}; it must be in (0, 1]"
+            )
 
     def update(self, state: Bounds | None, x: Tensor, channel_axis: int | None) -> Bounds:
         low, high = _extrema(x, channel_axis)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -24,10 +25,10 @@ ATEN = frozenset(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d
     relu relu6 hardtanh hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu prelu elu selu celu
-    softplus softsign softshrink hardshrink tanhshrink threshold mish log_sigmoid glu softmax
+    softplus softshrink hardshrink threshold mish log_sigmoid glu softmax
     log_softmax _softmax _log_softmax
     batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm
-    native_group_norm instance_norm rms_norm local_response_norm
+    native_group_norm instance_norm rms_norm
     lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     embedding embedding_bag scaled_dot_product_attention matmul bmm mm mv dot addmm addmv baddbmm
     einsum bilinear cosine_similarity pairwise_distance cdist tensordot outer
@@ -53,8 +54,8 @@ ATEN = frozenset(
     index_add masked_scatter diagonal tril triu meshgrid rot90 one_hot view_as_real view_as_complex
     fft_fft fft_ifft fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 real imag complex
     zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
-    empty_like new_zeros new_ones new_full new_empty fill
-    dropout feature_dropout alpha_dropout
+    empty_like new_zeros new_ones new_full new_empty fill zero copy
+    dropout feature_dropout alpha_dropout feature_alpha_dropout
     to _to_copy type_as contiguous clone alias detach lift_fresh_copy sym_size sym_numel numel
     """.split()
 )
@@ -85,6 +86,7 @@ PYTHON: dict[str, Callable[..., Any]] = {
 }
 
 
+@cache
 def resolve(name: str) -> Callable[..., Any]:
     """The callable of an operator's name.
 
@@ -98,10 +100,15 @@ def resolve(name: str) -> Callable[..., Any]:
     if len(parts) == 3 and allowed is not None and parts[1] in allowed:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
         if packet is not None and parts[2] in packet.overloads():
-            overload: Callable[..., Any] = getattr(packet, parts[2])
-            if not overload._schema.is_mutable:  # type: ignore[attr-defined]
-                return overload
+            overload = getattr(packet, parts[2])
+            if not overload._schema.is_mutable and _is_on_tensors(overload._schema):
+                return overload  # type: ignore[no-any-return]
     raise CaptureError(f"the operator {name!r} is not one that Octavo runs")
+
+
+def _is_on_tensors(schema: Any) -> bool:
+    """Whether an operator takes or gives a tensor: others work on lists and text."""
+    return any("Tensor" in str(value.type) for value in (*schema.arguments, *schema.returns))
 
 
 def name_of(target: Any) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from octavo.graph import Graph, Node, Ref, TensorMeta
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
-from octavo.targets import COMPUTED, SHARED, WEIGHTED, Target
+from octavo.targets import SHARED, WEIGHTED, Target
 
 
 @dataclass
@@ -62,8 +62,9 @@ class _Context:
         if name in self.graph.constants:
             return False
         producer = self.producers.get(name)
-        is_size = producer is not None and producer.meta is None
-        return not is_size or self.target.roles.get(producer.short_op) == SHARED
+        if producer is None or producer.meta is not None:
+            return True
+        return self.target.roles.get(producer.short_op) == SHARED  # a list of tensors, not a size
 
     def only_user(self, name: str) -> Node | None:
         users = self.users[name]
@@ -138,9 +139,7 @@ def _obstacle(context: _Context, node: Node) -> str | None:
     return None
 
 
-def _between_int8_layers(
-    context: _Context, candidates: set[str], placement: Placement
-) -> set[str]:
+def _between_int8_layers(context: _Context, candidates: set[str], placement: Placement) -> set[str]:
     """Keep, of the computed, shared and activation nodes, those that stand between int8 layers."""
     roles = context.target.roles
     weighted = {n for n in candidates if roles.get(context.producers[n].short_op) == WEIGHTED}
@@ -212,8 +211,9 @@ def _float_tail(context: _Context, kept: set[str]) -> set[str]:
         node = context.producers[name]
         after = context.only_user(name)
         fusable = context.target.fused_activations.get(node.short_op, frozenset())
-        wanted = after is not None and context.qconfigs[after.name] is not None
-        if roles.get(node.short_op) == WEIGHTED and wanted and after.short_op in fusable:
+        if after is None or context.qconfigs[after.name] is None:
+            continue
+        if roles.get(node.short_op) == WEIGHTED and after.short_op in fusable:
             tail.add(after.name)
     return tail
 
@@ -221,8 +221,7 @@ def _float_tail(context: _Context, kept: set[str]) -> set[str]:
 def _extend_by_activation(context: _Context, chain: list[Node], int8: set[str]) -> None:
     after = context.only_user(chain[-1].name)
     if after is not None and after.name in int8:
-        if _takes_activation(context, chain[-1], after, int8):
-            chain.append(after)
+        chain += [after] if _takes_activation(context, chain[-1], after, int8) else []
 
 
 def _takes_addition(
@@ -233,8 +232,8 @@ def _takes_addition(
     if addition.name not in kept or addition.name in claimed:
         return False
     operands = context.activations(addition)
-    shapes = {context.metas[name].shape for name in operands if context.metas[name] is not None}
-    return len(operands) == 2 and len(shapes) == 1
+    metas = [context.metas[name] for name in operands]
+    return len(metas) == 2 and metas[0] == metas[1] and metas[0] is not None
 
 
 def _specify(context: _Context, placement: Placement) -> None:
@@ -246,27 +245,20 @@ def _specify(context: _Context, placement: Placement) -> None:
             placement.weights[node.name] = {node.args[1].name: qconfig.weight}
     values = [i.name for i in context.graph.inputs] + [n.name for n in context.graph.nodes]
     for name in values:
-        readers = [u for u in context.users[name] if u.name in placement.int8]
+        readers = [user.name for user in context.users[name] if user.name in placement.int8]
         producer = context.producers.get(name)
-        if name in placement.fused_into:
-            placement.reasons.setdefault(name, "")
-        elif not readers:
-            int8_made = name in placement.int8
-            last = "leaves the model" if name in context.outputs else "nothing int8 reads it"
-            placement.reasons.setdefault(name, f"float: {last}")
-            if int8_made:
-                placement.reasons[name] = f"float: {last}"
-        elif producer is None or producer.meta is not None:
-            qconfig = context.qconfigs[name] if producer else None
-            qconfig = qconfig or context.qconfigs[readers[0].name]
+        is_tensor = producer is None or producer.meta is not None
+        made_in_float = placement.reasons.get(name, "")
+        if readers and is_tensor and name not in placement.fused_into:
+            qconfig = context.qconfigs.get(name) or context.qconfigs[readers[0]]
             if qconfig is not None:
                 placement.specs[name] = qconfig.activation
-                what = f"{readers[0].name} reads it in int8"
-                placement.reasons[name] = f"{what}; made in float" if (
-                    producer is not None and name not in placement.int8
-                ) else what
-        else:
-            placement.reasons.setdefault(name, "a list of tensors")
+            reason = f"{readers[0]} reads it in int8"
+            placement.reasons[name] = f"{made_in_float}; {reason}" if made_in_float else reason
+        elif not made_in_float:
+            leaves = name in context.outputs
+            reason = "float: leaves the model" if leaves else "float: nothing int8 reads it"
+            placement.reasons[name] = reason if is_tensor else "a size, or a list of tensors"
     _share(context, placement, values)
 
 

@@ -11,15 +11,16 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import PlanError
 from octavo.graph import Graph
 from octavo.placement import Placement, place
 from octavo.qconfig import QConfigMapping, QSpec
-from octavo.targets import Target, target as target_of
+from octavo.targets import target as target_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Plan:
         return cls(data["target"], {t.tensor: t for t in tensors}, unmatched)
 
     def __rich__(self) -> Table:
+        from rich.table import Table
+
         table = Table(title=f"Plan for {self.target}", title_justify="left")
         for column in ("tensor", "op", "runs", "values", "why"):
             table.add_column(column, overflow="fold")
@@ -163,8 +166,12 @@ def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:
     for rule in missing:
         if rule.kind == "module name":
             close = difflib.get_close_matches(rule.pattern, paths, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
-            raise PlanError(f"a rule names the module {rule.pattern!r}, which the model has not; {hint}")
+            hint = (
+                f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
+            )
+            raise PlanError(
+                f"a rule names the module {rule.pattern!r}, which the model has not; {hint}"
+            )
     return tuple(str(rule) for rule in missing)
 
 
@@ -175,7 +182,9 @@ def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     for node in graph.nodes:
         for weight, spec in placement.weights.get(node.name, {}).items():
             reason = "weight of an int8 layer"
-            plans.append(TensorPlan(weight, "weight", node.short_op, "int8", spec, None, None, reason))
+            plans.append(
+                TensorPlan(weight, "weight", node.short_op, "int8", spec, None, None, reason)
+            )
         plans.append(_value_plan(node.name, "activation", node.short_op, placement))
     return list({t.tensor: t for t in plans}.values())
 

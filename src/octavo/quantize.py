@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from octavo.graph import Graph
 from octavo.model import QuantizedModel
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping
+from octavo.version import __version__
 
 MODES = ("static",)
 
@@ -87,7 +87,9 @@ def quantize(
     else:
         many = isinstance(example_inputs, tuple | list)
         example = Batch(tuple(example_inputs) if many else (example_inputs,), {})
-    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), (example.args, example.kwargs))
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device), (example.args, example.kwargs)
+    )
     graph = capture(model, args, kwargs)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     decided = plan(graph, mapping, target)
@@ -120,7 +122,7 @@ def convert(
     quantized = insert_qdq(graph, plan, qparams)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     provenance = {
-        "octavo": version("octavo"),
+        "octavo": __version__,
         "torch": torch.__version__,
         "target": plan.target,
         "calibration_batches": batches,
@@ -147,4 +149,6 @@ def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
             "there was no calibration batch: the iterable is empty; give about 100 batches of "
             "representative data"
         ) from None
-    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain([first], rest)
+    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
+        [first], rest
+    )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from rich.console import Group
-from rich.table import Table
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from octavo.graph import Graph
 from octavo.plan import Plan
 from octavo.runtimes import Lowered
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class Summary:
         return "\n".join([*lines, f"made with: {made}"])
 
     def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table
+
         table = Table("layer", "runs in", "why", title="Layers not in int8", title_justify="left")
         for name, reason in self.float_layers.items():
             table.add_row(name, "float", reason)
@@ -72,12 +75,10 @@ class Summary:
 
 
 def _without_lists(summary: Summary) -> Summary:
-    return Summary(**{**summary.__dict__, "float_layers": {}, "fallbacks": {}})
+    return replace(summary, float_layers={}, fallbacks={})
 
 
-def summarize(
-    graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]
-) -> Summary:
+def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]) -> Summary:
     """Count the layers of a quantized graph by how they run."""
     layers = {
         name: tensor

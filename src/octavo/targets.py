@@ -14,7 +14,6 @@ from octavo.observers import MinMax
 from octavo.qconfig import QConfig, QSpec
 from octavo.scheme import Scheme
 
-
 # Roles of an operator that runs in int8.
 WEIGHTED = "weighted"  # quantized input, constant quantized weight
 COMPUTED = "computed"  # quantized inputs, an output scale of its own
@@ -72,9 +71,7 @@ _ROLES = {
     "channel_shuffle": SHARED,
 }
 
-_INT8_WEIGHT = QSpec(
-    Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True), MinMax()
-)
+_INT8_WEIGHT = QSpec(Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True), MinMax())
 
 _X86 = Target(
     name="x86",

@@ -25,7 +25,8 @@ def fold_batch_norm(graph: Graph) -> Graph:
     """The graph with each batch norm that directly follows a layer of constant weights folded in.
 
     The folded layer keeps its own name and weight name; its bias is named ``<layer>.bias``. A batch
-    norm stays where something else reads the layer's output, or the weights are shared.
+    norm stays where something else reads the layer's output or its weights, and where it runs over
+    another axis than the layer's output channels.
     """
     users = graph.users()
     producers = {node.name: node for node in graph.nodes}
@@ -55,15 +56,20 @@ def _is_inference_norm(node: Node) -> bool:
 
 
 def _can_fold(layer: Node, graph: Graph, users: dict[str, list[Node]]) -> bool:
-    if layer.op not in _OUTPUT_AXIS or len(users[layer.name]) != 1:
+    if layer.op not in _OUTPUT_AXIS:
         return False
-    if layer.name in graph.output_names():
+    weight, bias = (*layer.args[1:3], None)[:2]
+    own = [ref.name for ref in (weight, bias) if ref is not None]
+    if not all(name in graph.constants for name in own):
         return False
-    weight = layer.args[1]
-    bias = layer.args[2] if len(layer.args) > 2 else None
-    alone = isinstance(weight, Ref) and len(users[weight.name]) == 1
-    constant = alone and weight.name in graph.constants
-    return constant and (bias is None or bias.name in graph.constants)
+    # A batch norm runs over axis 1: a linear layer's channels only where its result is 2-D.
+    over_channels = layer.meta is not None and (
+        len(layer.meta.shape) == graph.constants[weight.name].dim()
+    )
+    leaving = set(graph.output_names())
+    alone = all(len(users[name]) == 1 and name not in leaving for name in (layer.name, *own))
+    bias_name = f"{layer.name}.bias"
+    return over_channels and alone and (bias_name in own or bias_name not in users)
 
 
 def _folded(layer: Node, norm: Node, constants: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,9 @@ from torch.export import ExportedProgram
 
 from octavo.graph import Graph, Ref, map_refs
 
-# Results of these may share memory with their first argument.
+# Results of these may share memory with their first argument, though their schema does not say so.
 _ALIASING = frozenset(
-    """view reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes expand
-    expand_as narrow select slice split split_with_sizes chunk unbind diagonal detach alias
-    contiguous to getitem dropout real imag view_as_real""".split()
+    {"getitem", "type_as", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
 )
 
 
@@ -39,8 +37,7 @@ def is_safe(program: ExportedProgram) -> bool:
         mutable = _is_mutable(node.target)
         if mutable and not _has_functional_twin(node.target):
             return False
-        aliases = mutable or _name(node.target) in _ALIASING
-        root[node.name] = root[source.name] if aliases else node.name
+        root[node.name] = root[source.name] if _aliases(node.target) else node.name
         if mutable and root[source.name] in kept:
             return False
     for node, index in order.items():
@@ -57,8 +54,11 @@ def is_safe(program: ExportedProgram) -> bool:
     return True
 
 
-def _name(target: object) -> str:
-    return getattr(target, "__name__", str(target)).split(".")[0]
+def _aliases(target: object) -> bool:
+    """Whether the result may share memory with the first argument."""
+    returns = target._schema.returns if isinstance(target, torch._ops.OpOverload) else []
+    name = getattr(target, "__name__", "").split(".")[0]
+    return name in _ALIASING or any(value.alias_info is not None for value in returns)
 
 
 def _is_mutable(target: object) -> bool:

@@ -9,7 +9,7 @@ from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
 
 # In evaluation mode, on values that nothing writes to, these return their argument.
 _IDENTITIES = frozenset({"clone", "alias", "detach", "lift_fresh_copy", "contiguous"})
-_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout"})
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 
 
 def remove_identities(graph: Graph) -> Graph:
@@ -61,7 +61,7 @@ _SPELLINGS: dict[str, Callable[[Node], Node]] = {
 
 def normalise_spelling(graph: Graph) -> Graph:
     """One operator for one meaning, so that later stages know fewer."""
-    nodes = [_SPELLINGS.get(node.op, lambda node: node)(node) for node in graph.nodes]
+    nodes = [_SPELLINGS.get(node.op, replace)(node) for node in graph.nodes]
     single = {n.name for n in nodes if n.op == "aten.batch_norm.default"}
     same: dict[str, str] = {}
     kept = []
@@ -79,7 +79,8 @@ def normalise_spelling(graph: Graph) -> Graph:
 
 def _explicit_padding(node: Node, graph: Graph) -> Node:
     """A convolution with ``padding="same"`` or ``"valid"`` given as numbers, where both sides are
-    equal."""
+    equal.
+    """
     if not (node.short_op in ("conv1d", "conv2d", "conv3d") and node.op.endswith(".padding")):
         return node
     defaults = (None, None, None, [1], "valid", [1], 1)
@@ -88,7 +89,9 @@ def _explicit_padding(node: Node, graph: Graph) -> Node:
         return node
     kernel = graph.constants[weight.name].shape[2:]
     dilation = list(dilation) * (len(kernel) if len(dilation) == 1 else 1)
-    totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)]
+    totals = [
+        d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel, strict=True)
+    ]
     if any(total % 2 for total in totals):
         return node
     sides = [total // 2 for total in totals]

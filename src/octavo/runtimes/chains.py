@@ -142,8 +142,11 @@ def chain_from(context: Context, layer: Node) -> Chain:
 
 
 def _joins(context: Context, layer: Node, addition: Node) -> bool:
-    """Whether this is an addition of a quantized tensor of the same shape and type, whose result
-    is quantized again: the kernel then sums into that tensor's memory."""
+    """Whether the kernel can sum into the other operand's memory.
+
+    That needs an addition of a quantized tensor of the same shape and type, whose result is
+    quantized again.
+    """
     if addition.op != "aten.add.Tensor" or addition.kwargs:
         return False
     others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]

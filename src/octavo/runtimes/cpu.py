@@ -41,7 +41,9 @@ def host_target() -> str:
 def _dot(activation: int, weight: int) -> int:
     """The dot product of 64 equal activations and weights, by the int8 linear kernel."""
     x = torch.full((16, 64), activation, dtype=torch.uint8)
-    packed = torch.ops.onednn.qlinear_prepack(torch.full((16, 64), weight, dtype=torch.int8), [16, 64])
+    packed = torch.ops.onednn.qlinear_prepack(
+        torch.full((16, 64), weight, dtype=torch.int8), [16, 64]
+    )
     scale, zero_point = torch.ones(16), torch.zeros(16, dtype=torch.int32)
     result = torch.ops.onednn.qlinear_pointwise.default(
         x, 1.0, 0, packed, scale, zero_point, None, 1.0, 0, torch.float32, "none", [], ""

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from octavo import operators
-from octavo.graph import Ref
+from octavo.graph import Node, Ref
 from octavo.runtimes import integer_kernels as kernels
 from octavo.runtimes.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
-from octavo.runtimes.onednn import pair
+from octavo.runtimes.onednn import hardtanh_bounds, pair
 
 
 def elementwise(
@@ -110,11 +110,10 @@ def _quantized_out(chain: Chain) -> Integers:
     return chain.out
 
 
-def _clipped(out: Integers, activation: Any) -> Integers:
+def _clipped(out: Integers, activation: Node | None) -> Integers:
     """The integers that a relu or hardtanh (or nothing) leaves."""
     if activation is None:
         return out
     if activation.short_op == "relu":
         return out.clipped(0.0, float("inf"))
-    bounds = (*activation.args[1:], *(-1.0, 1.0)[len(activation.args) - 1 :])
-    return out.clipped(*bounds)
+    return out.clipped(*hardtanh_bounds(activation))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.graph import Ref
+from octavo.graph import Node, Ref
 from octavo.runtimes import cpu
 from octavo.runtimes.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
@@ -39,7 +39,7 @@ def conv2d(context: Context, chain: Chain) -> Call:
         return Call("onednn.qconv2d", function, (*operands, *result, *post_op))
     other_arg = next(arg for arg in chain.addition.args if arg != Ref(chain.layer.name))
     other, summand = context.source(other_arg)
-    unary = ("relu" if chain.activation is not None else None, [], None)
+    unary: tuple[Any, ...] = ("relu" if chain.activation is not None else None, [], None)
     return Call(
         "onednn.qconv2d.sum",
         _clipping(torch.ops.onednn.qconv2d_pointwise.binary, _upper_bound(chain.out)),
@@ -113,7 +113,7 @@ def _post_op(chain: Chain) -> tuple[tuple[str, list[float], str], int | None]:
         if kind == "relu":
             low = 0.0
         elif chain.activation is not None:
-            low, high = (*chain.activation.args[1:], *(-1.0, 1.0)[len(chain.activation.args) - 1 :])
+            low, high = hardtanh_bounds(chain.activation)
         if chain.out is not None:
             out = chain.out
             low = max(low, (out.low - out.zero_point) * out.scale)
@@ -122,6 +122,13 @@ def _post_op(chain: Chain) -> tuple[tuple[str, list[float], str], int | None]:
     if kind is None:
         return ("none", [], ""), None
     return (_NAMES[kind], [], ""), bound
+
+
+def hardtanh_bounds(node: Node) -> tuple[float, float]:
+    """Both bounds of a hardtanh, defaults filled in."""
+    given = node.args[1:]
+    low, high = given + (-1.0, 1.0)[len(given) :]
+    return low, high
 
 
 def _upper_bound(out: Integers | None) -> int | None:

@@ -1,0 +1,45 @@
+"""``octavo inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from octavo.cli.app import JsonFlag, console, print_json
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")],
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the decision about every tensor too.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a file holds: layers, decisions, and where it came from.
+
+    **Example:** `octavo inspect m.octavo --plan`
+    """
+    from octavo.model import load
+
+    q = load(file)
+    size = Path(file).stat().st_size
+    if as_json:
+        print_json(
+            {
+                "file": file,
+                "size_bytes": size,
+                "target": q.target,
+                "provenance": q.provenance,
+                "summary": q.summary().to_dict(),
+                "plan": json.loads(q.plan.to_json()),
+            }
+        )
+        return
+    screen = console()
+    screen.print(f"{file}: {size / 1e6:.2f} MB, target {q.target}", style="bold", highlight=False)
+    screen.print(q.summary())
+    if plan:
+        screen.print(q.plan)

@@ -1,0 +1,146 @@
+"""DATA on a command line: ``.npz``, ``.safetensors`` or ``package.module:name`` as batches."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from octavo.batches import LABEL_KEYS, Signature
+from octavo.errors import InputError
+from octavo.references import call_reference, resolve_reference
+
+DEFAULT_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class ArrayBatches:
+    """Arrays of equal length, cut into batches; it can be iterated again and again.
+
+    Attributes:
+        arrays: tensors by name, the samples in dimension 0.
+        by_name: ``True`` gives dicts (the names are the model's arguments), ``False`` tuples.
+        batch_size: samples in a batch; the last one may have fewer.
+    """
+
+    arrays: dict[str, Tensor]
+    by_name: bool
+    batch_size: int = DEFAULT_BATCH_SIZE
+
+    def __len__(self) -> int:
+        return -(-self._samples() // self.batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, Tensor] | tuple[Tensor, ...]]:
+        for start in range(0, self._samples(), self.batch_size):
+            stop = start + self.batch_size
+            batch = {name: tensor[start:stop] for name, tensor in self.arrays.items()}
+            yield batch if self.by_name else tuple(batch.values())
+
+    def _samples(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+def load_data(
+    source: str, signature: Signature, batch_size: int = DEFAULT_BATCH_SIZE
+) -> Iterable[Any]:
+    """Batches from a DATA argument.
+
+    Args:
+        source: a ``.npz`` or ``.safetensors`` file, or ``package.module:name`` of an iterable of
+            batches, or of a function without arguments that returns one. In a file, an array named
+            as a label (``labels``, ``y`` ...) holds the labels; the others are the model's
+            arguments, by name where the names are its own, else in the file's order. float64
+            arrays, numpy's default, become float32.
+        signature: the argument names of the model.
+        batch_size: for files only.
+
+    Raises:
+        InputError: the source cannot be read, or does not fit the model.
+    """
+    suffix = Path(source).suffix
+    if suffix not in _READERS:
+        found = resolve_reference(source)
+        batches = call_reference(source, found) if callable(found) else found
+        if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
+            raise InputError(
+                f"{source} gives a {type(batches).__name__}, not an iterable of batches"
+            )
+        return batches
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: at least 1 is needed")
+    arrays = _READERS[suffix](Path(source))
+    _check_lengths(source, arrays)
+    return _batches(source, arrays, signature, batch_size)
+
+
+def _batches(
+    source: str, arrays: dict[str, Tensor], signature: Signature, batch_size: int
+) -> ArrayBatches:
+    labels = {n: a for n, a in arrays.items() if n in LABEL_KEYS and n not in signature.names}
+    inputs = {name: array for name, array in arrays.items() if name not in labels}
+    if len(labels) > 1:
+        raise InputError(f"{source} holds {sorted(labels)}: which of them are the labels?")
+    if inputs and set(inputs) <= set(signature.names):
+        inputs = {name: inputs[name] for name in signature.names if name in inputs}
+        # By position where that is enough: a module of torch.export takes its arguments only so.
+        by_name = tuple(inputs) != signature.names[: max(1, signature.required)]
+        return ArrayBatches(inputs | labels, by_name, batch_size)
+    in_order = source.endswith(".npz") or len(inputs) == 1
+    if len(inputs) == max(1, signature.required) and in_order:
+        return ArrayBatches(inputs | labels, False, batch_size)
+    raise InputError(
+        f"{source} holds the arrays {sorted(inputs)} beside labels; the model takes "
+        f"{list(signature.names)}, {signature.required} of them required: name the arrays like that"
+    )
+
+
+def _check_lengths(source: str, arrays: dict[str, Tensor]) -> None:
+    lengths = {name: len(array) if array.dim() else None for name, array in arrays.items()}
+    if not lengths:
+        raise InputError(f"{source} holds no arrays")
+    if len(set(lengths.values())) > 1 or None in lengths.values():
+        raise InputError(
+            f"the arrays in {source} have different numbers of samples (dimension 0): {lengths}"
+        )
+    if 0 in lengths.values():
+        raise InputError(f"the arrays in {source} are empty: {sorted(lengths)}")
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return {name: _tensor(array) for name, array in arrays.items()}
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"cannot read {path} as .npz: {_reason(error)}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {path} as .safetensors: {_reason(error)}") from error
+    return {name: _single(tensor) for name, tensor in tensors.items()}
+
+
+_READERS = {".npz": _read_npz, ".safetensors": _read_safetensors}
+
+
+def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    return _single(torch.from_numpy(np.ascontiguousarray(array)))
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype is torch.float64 else tensor
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

@@ -1,0 +1,268 @@
+"""The torch runtime against the oracle: every kind of layer alone, memory, guards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import octavo
+from octavo.graph import Graph, Ref
+from octavo.runtimes import cpu, lower
+
+CPU = torch.device("cpu")
+
+
+class Between(nn.Module):
+    """A layer between int8 layers: a stem makes its input, a head reads its result."""
+
+    def __init__(self, layer: Callable[..., Tensor], channels: int = 8, inputs: int = 1) -> None:
+        super().__init__()
+        self.stems = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(inputs))
+        self.layer = layer
+        self.head = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(*(stem(x) for stem in self.stems)))
+
+
+class Fused(nn.Module):
+    """conv + shortcut, with or without relu."""
+
+    def __init__(self, relu: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.conv(x) + x)
+
+
+class Gate(nn.Module):
+    """A product with one value per channel, as in squeeze and excitation."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y.mean((2, 3), keepdim=True)
+
+
+def conv(*args: int, **kwargs: object) -> nn.Conv2d:
+    return nn.Conv2d(*args, **kwargs)  # type: ignore[arg-type]
+
+
+def sequence(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers)
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
+    "conv": (lambda: conv(8, 12, 3), 12, 1),
+    "conv strided": (lambda: conv(8, 8, 3, stride=2, padding=1), 8, 1),
+    "conv dilated": (lambda: conv(8, 8, 3, dilation=2, padding="same"), 8, 1),
+    "conv grouped": (lambda: conv(8, 8, 3, groups=2), 8, 1),
+    "conv depthwise": (lambda: conv(8, 8, 3, groups=8, bias=False), 8, 1),
+    "conv relu": (lambda: sequence(conv(8, 8, 3), nn.ReLU()), 8, 1),
+    "conv relu6": (lambda: sequence(conv(8, 8, 3), nn.ReLU6()), 8, 1),
+    "conv hardtanh": (lambda: sequence(conv(8, 8, 3), nn.Hardtanh(-0.5, 0.7)), 8, 1),
+    "conv hardswish": (lambda: sequence(conv(8, 8, 3), nn.Hardswish()), 8, 1),
+    "conv silu": (lambda: sequence(conv(8, 8, 3), nn.SiLU()), 8, 1),
+    "conv add relu": (lambda: Fused(relu=True), 8, 1),
+    "conv add": (lambda: Fused(relu=False), 8, 1),
+    "max pool": (lambda: nn.MaxPool2d(3, 2, 1), 8, 1),
+    "max pool even": (lambda: nn.MaxPool2d(2), 8, 1),
+    "max pool wide": (lambda: nn.MaxPool2d((1, 5), (3, 1), (0, 2)), 8, 1),
+    "max pool ceil": (lambda: nn.MaxPool2d(3, 2, ceil_mode=True), 8, 1),
+    "average pool": (lambda: nn.AvgPool2d(3, 2, 1), 8, 1),
+    "adaptive pool": (lambda: nn.AdaptiveAvgPool2d((3, 2)), 8, 1),
+    "global pool": (lambda: nn.AdaptiveAvgPool2d(1), 8, 1),
+    "relu alone": (lambda: sequence(nn.MaxPool2d(2), nn.ReLU()), 8, 1),
+    "pixel shuffle": (lambda: nn.PixelShuffle(2), 2, 1),
+    "channel shuffle": (lambda: nn.ChannelShuffle(4), 8, 1),
+}
+FUNCTIONS: dict[str, tuple[Callable[..., Tensor], int, int]] = {
+    "add": (lambda a, b: a + b, 8, 2),
+    "add relu": (lambda a, b: torch.relu(torch.max_pool2d(a, 2) + torch.max_pool2d(b, 2)), 8, 2),
+    "mul": (lambda a, b: a * b, 8, 2),
+    "cat": (lambda a, b: torch.cat([a, torch.relu(b)], 1), 16, 2),
+    "transpose": (lambda a: a.transpose(2, 3), 8, 1),
+    "slice": (lambda a: a[:, :, 1:5, ::2], 8, 1),
+    "chunk": (lambda a: torch.cat(a.chunk(2, 1)[::-1], 1), 8, 1),
+    "reshape": (lambda a: a.reshape(a.shape[0], 8, -1, 1), 8, 1),
+    "mean": (lambda a: a.mean((2,), keepdim=True), 8, 1),
+}
+
+
+class Functional(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.function(*args)
+
+
+def cases() -> list[object]:
+    made: list[object] = [pytest.param(*case, id=name) for name, case in LAYERS.items()]
+    for name, (function, channels, inputs) in FUNCTIONS.items():
+        made.append(pytest.param(lambda f=function: Functional(f), channels, inputs, id=name))
+    made.append(pytest.param(Gate, 8, 2, id="gate"))
+    return made
+
+
+def run(graph: Graph, runtime: str, x: Tensor) -> tuple[Tensor, ...]:
+    return lower(graph, runtime, CPU).run(x)
+
+
+def compare_each_layer(q: octavo.QuantizedModel, x: Tensor) -> dict[str, tuple[int, float]]:
+    """For every quantized tensor, made from the oracle's own integers before it: the largest
+    difference in steps, and the share of values that are equal."""
+    graph = q.graph
+    quantizers = [n for n in graph.nodes if n.op == "octavo.quantize.default"]
+    names = [n.name for n in quantizers]
+    values = dict(zip(names, run(replace(graph, outputs=[Ref(n) for n in names]), "reference", x)))
+    found = {}
+    for node in quantizers:
+        cut = alone(graph, node.name, names)
+        expected = values[node.name].int()
+        feeds = [values[given.name] if given.name in values else x for given in cut.inputs]
+        got = lower(cut, "torch", CPU).run(*feeds)[0].int()
+        difference = (got - expected).abs()
+        found[node.name] = (int(difference.max()), float((difference == 0).float().mean()))
+    return found
+
+
+def alone(graph: Graph, name: str, quantizers: list[str]) -> Graph:
+    """The part of the graph that makes one quantized tensor out of other quantized tensors."""
+    metas = graph.metas()
+    kept = tuple(n for n in graph.nodes if n.name == name or n.name not in quantizers)
+    feeds = tuple(octavo.graph.Input(n, metas[n]) for n in quantizers if n != name)
+    cut = replace(graph, nodes=kept, outputs=[Ref(name)]).pruned()
+    read = {ref for node in cut.nodes for ref in node.refs()}
+    inputs = tuple(i for i in (*graph.inputs, *feeds) if i.name in read)
+    return replace(cut, inputs=inputs, arguments={i.name: Ref(i.name) for i in inputs})
+
+
+@pytest.mark.parametrize(("make", "channels", "inputs"), cases())
+def test_each_layer_alone_is_within_one_step_of_the_oracle(make, channels, inputs):
+    model = Between(make(), channels, inputs)
+    x = torch.randn(16, 8, 8, 8)
+    q = octavo.quantize(model, calibration=[x], target=octavo.host_target(), progress=False)
+    assert q.lowered.fallbacks == {}
+    assert all(
+        tensor.runs == "int8" for tensor in q.plan.tensors.values() if tensor.op and tensor.spec
+    )
+    for largest, equal in compare_each_layer(q, x).values():
+        assert largest <= 1
+        assert equal >= 0.999
+
+
+def test_linear_relu_alone():
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16), nn.Linear(16, 4))
+    x = torch.randn(64, 32)
+    q = octavo.quantize(model, calibration=[x], target=octavo.host_target())
+    assert set(q.lowered.kernels.values()) == {"onednn.qlinear"}
+    for largest, equal in compare_each_layer(q, x).values():
+        assert largest <= 1
+        assert equal >= 0.999
+
+
+def test_values_beyond_the_calibrated_range_are_clipped_as_by_the_oracle():
+    torch.manual_seed(0)
+    model = Between(Fused(relu=True))
+    x = torch.randn(8, 8, 8, 8)
+    q = octavo.quantize(model, calibration=[x], target="x86-avx2")
+    graph = q.graph
+    names = [n.name for n in graph.nodes if n.op == "octavo.quantize.default"]
+    outputs = run(replace(graph, outputs=[Ref(n) for n in names]), "torch", 20 * x)
+    assert [int(t.max()) for t in outputs] == [127] * len(names)
+    assert all(largest <= 1 for largest, _ in compare_each_layer(q, 20 * x).values())
+
+
+def test_a_shortcut_that_is_read_again_is_not_overwritten():
+    class Reread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+        def forward(self, x):
+            y = torch.relu(self.a(x))
+            z = torch.relu(self.b(y) + y)
+            return self.c(torch.cat([z[:, :4], y[:, 4:]], 1))
+
+    x = torch.randn(4, 8, 8, 8)
+    q = octavo.quantize(Reread(), calibration=[x], target=octavo.host_target())
+    assert "onednn.qconv2d.sum" in q.lowered.kernels.values()
+    assert all(largest <= 1 for largest, _ in compare_each_layer(q, x).values())
+    assert torch.equal(q(x), q(x))
+
+
+def test_without_vnni_eight_bit_activations_fall_back_and_say_so(monkeypatch):
+    monkeypatch.setattr(cpu, "saturates", lambda: True)
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+    x = torch.randn(4, 8, 8, 8)
+    with pytest.warns(
+        octavo.OctavoWarning, match=r"1 quantized layers run in float .*\(0\): .*no VNNI"
+    ):
+        q = octavo.quantize(model, calibration=[x], target="x86")
+    assert list(q.summary().fallbacks) == ["0"]
+    assert "onednn.qconv2d" in q.lowered.kernels["2"]  # depthwise: no pairs to overflow
+    assert torch.allclose(q(x), q.lower("reference")(x), atol=1e-5)
+    seven_bits = octavo.quantize(model, calibration=[x], target="x86-avx2")
+    assert seven_bits.summary().fallbacks == {}
+
+
+def test_without_vnni_small_weights_cannot_saturate(monkeypatch):
+    monkeypatch.setattr(cpu, "saturates", lambda: True)
+    layer = nn.Linear(4, 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, 0.0, -0.9, 0.0], [0.0, 1.0, 0.0, 0.0]]))
+    q = octavo.quantize(layer, calibration=[torch.randn(8, 4)], target="x86")
+    assert q.summary().fallbacks == {}
+
+
+def test_a_cpu_without_kernels_runs_everything_dequantized(monkeypatch):
+    monkeypatch.setattr(cpu, "missing_kernels", lambda: "torch has no int8 kernels here (test)")
+    x = torch.randn(4, 8, 8, 8)
+    with pytest.warns(octavo.OctavoWarning, match="torch has no int8 kernels here"):
+        q = octavo.quantize(Between(Fused(relu=True)), calibration=[x])
+    assert set(q.summary().fallbacks) == {"stems.0", "layer.conv", "layer.add", "head"}
+    assert torch.allclose(q(x), q.lower("reference")(x), atol=1e-5)
+
+
+def test_signed_activations_fall_back():
+    spec = octavo.QSpec(octavo.Scheme("int8", reduce_range=True), octavo.MinMax())
+    weight = octavo.QSpec(octavo.Scheme("int8", symmetric=True, channel_axis=0), octavo.MinMax())
+    with pytest.warns(octavo.OctavoWarning, match="its input is torch.int8"):
+        q = octavo.quantize(
+            nn.Linear(4, 4), calibration=[torch.randn(8, 4)], qconfig=octavo.QConfig(spec, weight)
+        )
+    assert list(q.summary().fallbacks) == ["linear"]
+
+
+PROGRAM = """
+import torch, octavo, warnings
+from torch import nn
+warnings.simplefilter("ignore")
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+x = torch.rand(4, 8, 8, 8)
+for target in ("x86", octavo.host_target()):
+    q = octavo.quantize(model, calibration=[x], target=target)
+    error = (q(x) - q.lower("reference")(x)).abs().max() / q(x).abs().max()
+    print(target, len(q.summary().fallbacks), float(error) < 0.02)
+"""
+
+
+def test_an_old_cpu_computes_rightly():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split("\n")[:2] == ["x86 3 True", "x86-avx2 0 True"]

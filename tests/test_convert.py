@@ -1,0 +1,130 @@
+"""The canonical QDQ graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.convert import insert_qdq
+from octavo.errors import PlanError
+
+
+@pytest.fixture
+def stages():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Softplus(), nn.Conv2d(4, 2, 3))
+    graph = octavo.capture(model, torch.randn(2, 1, 8, 8))
+    plan = octavo.plan(graph)
+    qparams, _ = octavo.calibrate(graph, plan, [torch.randn(4, 1, 8, 8)])
+    return graph, plan, qparams
+
+
+def test_quantize_and_dequantize_stand_around_int8_layers_only(stages):
+    names = [node.name for node in insert_qdq(*stages).nodes]
+    assert names == [
+        "input.quantized",
+        "input.dequantized",
+        "0.weight.dequantized",
+        "0",
+        "1",
+        "2",
+        "2.quantized",
+        "2.dequantized",
+        "3.weight.dequantized",
+        "3",
+    ]
+
+
+def test_weights_are_stored_as_integers(stages):
+    graph, plan, qparams = stages
+    quantized = insert_qdq(graph, plan, qparams)
+    weight, scale = quantized.constants["0.weight"], quantized.constants["0.weight_scale"]
+    assert weight.dtype == torch.int8
+    assert weight.abs().amax((1, 2, 3)).tolist() == [127] * 4
+    restored = weight * scale.reshape(-1, 1, 1, 1)
+    assert (
+        (restored - graph.constants["0.weight"]).abs().amax((1, 2, 3)) <= scale / 2 + 1e-7
+    ).all()
+    assert quantized.constants["0.bias"].dtype == torch.float32
+
+
+def test_constants_are_not_the_users(stages):
+    graph, plan, qparams = stages
+    quantized = insert_qdq(graph, plan, qparams)
+    shared = {t.data_ptr() for t in graph.constants.values()}
+    assert not shared & {t.data_ptr() for t in quantized.constants.values()}
+
+
+def test_scales_are_float32_numbers(stages):
+    node = insert_qdq(*stages).node("input.quantized")
+    scale = node.args[1]
+    assert torch.tensor(scale, dtype=torch.float32).item() == scale
+
+
+def test_a_float_reader_reads_the_original_of_what_was_made_in_float():
+    class TwoReaders(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 1, 1)
+
+        def forward(self, x):
+            y = torch.sin(x)
+            return self.conv(y), torch.cos(y)
+
+    graph = octavo.capture(TwoReaders(), torch.randn(2, 1, 4, 4))
+    plan = octavo.plan(graph)
+    qparams, _ = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)])
+    quantized = insert_qdq(graph, plan, qparams)
+    assert list(quantized.node("cos").refs()) == ["sin"]
+    assert list(quantized.node("conv").refs())[0] == "sin.dequantized"
+
+
+def test_a_value_that_leaves_the_model_is_dequantized():
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return {"features": y, "score": self.b(y)}
+
+    graph = octavo.capture(Features(), torch.randn(2, 1, 4, 4))
+    plan = octavo.plan(graph)
+    qparams, _ = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)])
+    assert insert_qdq(graph, plan, qparams).output_names() == ["a.dequantized", "b"]
+
+
+def test_a_tied_weight_is_stored_once():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.a(torch.relu(self.a(x)))
+
+    q = octavo.quantize(Tied(), calibration=[torch.randn(8, 4)], target=octavo.host_target())
+    assert sorted(q.graph.constants) == [
+        "a.bias",
+        "a.weight",
+        "a.weight_scale",
+        "a.weight_zero_point",
+    ]
+
+
+def test_missing_qparams_are_an_error(stages):
+    graph, plan, qparams = stages
+    del qparams["input"]
+    with pytest.raises(PlanError, match=r"no qparams for \['input'\]: calibrate"):
+        insert_qdq(graph, plan, qparams)
+
+
+def test_the_plan_of_another_graph_is_an_error(stages):
+    graph, plan, qparams = stages
+    other = replace(plan, tensors={"elsewhere": plan.tensors["1"]})
+    with pytest.raises(PlanError, match=r"the plan names \['elsewhere'\]"):
+        insert_qdq(graph, other, qparams)

@@ -1,0 +1,142 @@
+"""`QuantizedModel` as a module: devices, copies, state dicts, saving, lowering."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
+
+
+@pytest.fixture(scope="module")
+def q():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    return octavo.quantize(
+        model, calibration=[torch.randn(8, 1, 8, 8) for _ in range(3)], target=octavo.host_target()
+    )
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, 1, 8, 8)
+
+
+def test_runs_on_the_torch_runtime_without_gradients(q, x):
+    assert q.runtime == "torch"
+    assert not q.training
+    assert not q(x.requires_grad_()).requires_grad
+
+
+def test_tensors_have_the_float_models_names(q):
+    assert {"0.weight", "0.bias", "3.weight", "3.bias"} <= set(q.state_dict())
+    assert q.state_dict()["0.weight"].dtype == torch.int8
+
+
+def test_copies_run_alike(q, x):
+    assert torch.equal(copy.deepcopy(q)(x), q(x))
+    assert torch.equal(pickle.loads(pickle.dumps(q))(x), q(x))
+
+
+def test_a_loaded_state_dict_takes_effect(q, x):
+    changed = copy.deepcopy(q)
+    state = changed.state_dict()
+    state["3.bias"] = state["3.bias"] + 1
+    changed.load_state_dict(state)
+    assert torch.allclose(changed(x), q(x) + 1, atol=1e-5)
+
+
+def test_the_reference_runtime_runs_the_qdq_graph(q, x):
+    reference = q.lower("reference")
+    assert reference.runtime == "reference"
+    assert q.runtime == "torch"
+    assert (reference(x) - q(x)).abs().max() < 0.05 * q(x).abs().max()
+
+
+def test_unknown_runtime(q):
+    with pytest.raises(
+        RuntimeUnavailable, match="unknown runtime 'tpu'; one of .*'reference', 'torch'"
+    ):
+        q.lower("tpu")
+
+
+def test_the_torch_runtime_says_where_it_runs(q, x):
+    moved = copy.deepcopy(q).to("meta")
+    with pytest.raises(
+        RuntimeUnavailable, match=r'the model is on meta; use .lower\("reference"\)'
+    ):
+        moved(x.to("meta"))
+
+
+def test_the_reference_runtime_follows_the_device(q, x):
+    moved = q.lower("reference").to("meta")
+    assert moved(x.to("meta")).shape == (5, 3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_the_reference_runtime_on_cuda(q, x):
+    moved = copy.deepcopy(q).lower("reference").to("cuda")
+    expected = q.lower("reference")(x)
+    assert (moved(x.cuda()).cpu() - expected).norm() < 0.01 * expected.norm()
+
+
+def test_the_dtype_cannot_be_changed(q):
+    with pytest.raises(OctavoError, match="cannot change its dtype"):
+        copy.deepcopy(q).half()
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((), {}, "argument 'input' is missing"),
+        ((torch.zeros(1, 1, 8, 8), 1), {}, "takes 1 arguments"),
+        ((torch.zeros(1, 1, 8, 8),), {"scale": 2}, "no argument 'scale'"),
+        ((torch.zeros(1, 1, 9, 8),), {}, r"float32\[1, 1, 9, 8\]; expected float32\[N, 1, 8, 8\]"),
+        (("x",), {}, "is a str; expected a tensor"),
+    ],
+)
+def test_wrong_calls_are_clear_errors(q, args, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        q(*args, **kwargs)
+
+
+def test_save_and_load(q, x, tmp_path):
+    q.save(tmp_path / "m.octavo")
+    loaded = octavo.load(tmp_path / "m.octavo")
+    assert torch.equal(loaded(x), q(x))
+    assert loaded.plan == q.plan
+    assert loaded.signature == q.signature
+    assert loaded.provenance == q.provenance
+    assert loaded.provenance["calibration_batches"] == 3
+    assert octavo.load(tmp_path / "m.octavo", "reference").runtime == "reference"
+
+
+def test_saving_where_nothing_can_be_written(q, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot write"):
+        q.save(tmp_path / "file" / "m.octavo")
+
+
+def test_summary_counts_the_layers(q):
+    summary = q.summary()
+    assert (summary.layers, summary.int8) == (4, 4)
+    assert summary.size_mb < 0.3 * summary.float_mb
+    assert str(summary).startswith("4 of 4 layers run in int8 on torch")
+    assert summary.to_dict()["fallbacks"] == {}
+
+
+def test_layers_left_in_float_are_named_with_the_reason():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Conv2d(4, 2, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q = octavo.quantize(
+            model, calibration=[torch.randn(4, 1, 8, 8)], target=octavo.host_target()
+        )
+    reason = "softplus has no int8 kernel for"
+    assert q.summary().float_layers["1"].startswith(reason)
+    assert f"  1: {reason}" in str(q.summary())

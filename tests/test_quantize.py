@@ -1,0 +1,156 @@
+"""`octavo.quantize`: all stages in one call, on real architectures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+import octavo
+from octavo import MovingAverageMinMax, QConfig, QConfigMapping, QSpec, Scheme
+from octavo.errors import CalibrationError, CaptureError, PlanError
+
+
+def sqnr(expected: Tensor, got: Tensor) -> float:
+    return float(20 * torch.log10(expected.norm() / (expected - got).norm()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"],
+)
+def test_torchvision_models_at_other_batch_sizes(name):
+    model = getattr(models, name)(weights=None)
+    data = torch.randn(8, 3, 64, 64)
+    with torch.no_grad():
+        model.train()(data)  # so that batch norm has seen data
+    model.eval()
+    q = octavo.quantize(model, data[:1], calibration=[data], target=octavo.host_target())
+    assert q.summary().fallbacks == {}
+    for size in (1, 3):
+        x = data[:size]
+        with torch.no_grad():
+            assert sqnr(model(x), q(x)) > 15
+        assert sqnr(q.lower("reference")(x), q(x)) > 25
+
+
+def test_the_users_model_is_left_as_it_was():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+    model.train()
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    octavo.quantize(model, calibration=[torch.randn(4, 1, 8, 8)])
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_training_on_does_not_change_the_quantized_model():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Softplus(), nn.LayerNorm(4))
+    x = torch.randn(8, 4)
+    q = octavo.quantize(model, calibration=[x], target=octavo.host_target())
+    before = q(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(q(x), before)
+
+
+class Several(nn.Module):
+    """Two inputs, one of them by keyword, and a nested result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x, y=None, *, scale=None):
+        z = torch.relu(self.a(x))
+        if y is not None:
+            z = z + self.a(y)
+        if scale is not None:
+            z = z * scale
+        return {"z": [z], "out": (self.b(z), None)}
+
+
+def test_several_inputs_by_dict_batches():
+    model = Several()
+    batch = {"x": torch.randn(6, 4), "scale": torch.rand(6, 4), "labels": torch.zeros(6)}
+    q = octavo.quantize(model, calibration=[batch], target=octavo.host_target())
+    got, expected = q(batch["x"], scale=batch["scale"]), model(batch["x"], scale=batch["scale"])
+    assert set(got) == {"z", "out"}
+    assert got["out"][1] is None
+    assert sqnr(expected["out"][0], got["out"][0]) > 20
+    assert sqnr(expected["z"][0], got["z"][0]) > 20
+
+
+def test_inputs_chooses_the_arguments():
+    model = Several()
+    data = [(torch.zeros(3), torch.randn(6, 4), torch.randn(6, 4))]
+    q = octavo.quantize(
+        model, calibration=data, inputs=lambda batch: batch[1:], target=octavo.host_target()
+    )
+    x, y = data[0][1:]
+    assert sqnr(model(x, y)["out"][0], q(x, y)["out"][0]) > 20
+
+
+def test_a_generator_is_used_from_its_first_batch_on():
+    seen = []
+
+    def stream():
+        for index in range(3):
+            seen.append(index)
+            yield torch.randn(4, 4) * 10**index
+
+    q = octavo.quantize(nn.Linear(4, 4), calibration=stream(), target=octavo.host_target())
+    assert seen == [0, 1, 2]
+    assert q.provenance["calibration_batches"] == 3
+
+
+def test_a_single_qconfig_holds_for_all_layers():
+    qconfig = QConfig(
+        QSpec(Scheme("uint8", reduce_range=True), MovingAverageMinMax()),
+        QSpec(Scheme("int8", symmetric=True), MovingAverageMinMax()),
+    )
+    q = octavo.quantize(nn.Linear(4, 4), calibration=[torch.randn(4, 4)], qconfig=qconfig)
+    specs = {name: tensor.spec for name, tensor in q.plan.quantized.items()}
+    assert specs == {"input": qconfig.activation, "weight": qconfig.weight}
+
+
+def test_per_tensor_weights_run_in_int8():
+    qconfig = QConfig(
+        QSpec(Scheme("uint8", reduce_range=True), MovingAverageMinMax()),
+        QSpec(Scheme("int8", symmetric=True), MovingAverageMinMax()),
+    )
+    x = torch.randn(32, 4)
+    model = nn.Linear(4, 4)
+    q = octavo.quantize(model, calibration=[x], qconfig=QConfigMapping().set_global(qconfig))
+    assert q.summary().fallbacks == {}
+    assert sqnr(model(x), q(x)) > 30
+
+
+def test_without_data_the_error_says_what_to_pass():
+    with pytest.raises(CalibrationError, match="pass calibration=loader"):
+        octavo.quantize(nn.Linear(4, 4))
+
+
+def test_an_empty_loader():
+    with pytest.raises(CalibrationError, match="the iterable is empty"):
+        octavo.quantize(nn.Linear(4, 4), calibration=[])
+
+
+def test_an_unknown_mode():
+    with pytest.raises(PlanError, match="mode is 'magic'"):
+        octavo.quantize(nn.Linear(4, 4), calibration=[torch.randn(4, 4)], mode="magic")
+
+
+def test_a_model_that_branches_on_values_is_named():
+    class Inner(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    model = nn.Sequential(nn.Linear(4, 4), Inner())
+    with pytest.raises(
+        CaptureError, match=r"test_quantize.py:\d+ .forward. in module '1'.*torch.where"
+    ):
+        octavo.quantize(model, calibration=[torch.randn(4, 4)])
