@@ -138,5 +138,5 @@ def test_an_overflow_inside_the_model_names_the_tensor():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     nn.init.constant_(model[0].weight, 1e30)
     graph = octavo.capture(model, torch.randn(2, 4))
-    with pytest.raises(CalibrationError, match="tensor '1' .relu.: the range .* is not finite"):
+    with pytest.raises(CalibrationError, match=r"tensor '1' .relu.: the range .* is not finite"):
         octavo.calibrate(graph, octavo.plan(graph), [torch.full((2, 4), 1e30)])

@@ -40,7 +40,7 @@ def test_tensors_have_the_float_models_names(q):
 
 def test_copies_run_alike(q, x):
     assert torch.equal(copy.deepcopy(q)(x), q(x))
-    assert torch.equal(pickle.loads(pickle.dumps(q))(x), q(x))
+    assert torch.equal(pickle.loads(pickle.dumps(q))(x), q(x))  # noqa: S301
 
 
 def test_a_loaded_state_dict_takes_effect(q, x):
@@ -60,7 +60,7 @@ def test_the_reference_runtime_runs_the_qdq_graph(q, x):
 
 def test_unknown_runtime(q):
     with pytest.raises(
-        RuntimeUnavailable, match="unknown runtime 'tpu'; one of .*'reference', 'torch'"
+        RuntimeUnavailable, match=r"unknown runtime 'tpu'; one of .*'reference', 'torch'"
     ):
         q.lower("tpu")
 

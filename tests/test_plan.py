@@ -190,7 +190,7 @@ def test_an_unknown_module_name_is_an_error_with_a_suggestion(graph):
 
 
 def test_nothing_quantized_is_an_error(graph):
-    with pytest.raises(PlanError, match="nothing would be quantized.*the rule global"):
+    with pytest.raises(PlanError, match=r"nothing would be quantized.*the rule global"):
         octavo.plan(graph, QConfigMapping().set_global(None))
 
 

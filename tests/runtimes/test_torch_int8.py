@@ -123,12 +123,13 @@ def compare_each_layer(q: octavo.QuantizedModel, x: Tensor) -> dict[str, tuple[i
     graph = q.graph
     quantizers = [n for n in graph.nodes if n.op == "octavo.quantize.default"]
     names = [n.name for n in quantizers]
-    values = dict(zip(names, run(replace(graph, outputs=[Ref(n) for n in names]), "reference", x)))
+    every = replace(graph, outputs=[Ref(name) for name in names])
+    values = dict(zip(names, run(every, "reference", x), strict=True))
     found = {}
     for node in quantizers:
         cut = alone(graph, node.name, names)
         expected = values[node.name].int()
-        feeds = [values[given.name] if given.name in values else x for given in cut.inputs]
+        feeds = [values.get(given.name, x) for given in cut.inputs]
         got = lower(cut, "torch", CPU).run(*feeds)[0].int()
         difference = (got - expected).abs()
         found[node.name] = (int(difference.max()), float((difference == 0).float().mean()))
@@ -248,7 +249,8 @@ import torch, octavo, warnings
 from torch import nn
 warnings.simplefilter("ignore")
 torch.manual_seed(0)
-model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+head = (nn.Flatten(), nn.Linear(128, 4))
+model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), *head)
 x = torch.rand(4, 8, 8, 8)
 for target in ("x86", octavo.host_target()):
     q = octavo.quantize(model, calibration=[x], target=target)
