@@ -10,6 +10,8 @@
 from octavo.affine import QParams
 from octavo.calibrate import Calibration, calibrate
 from octavo.capture import capture
+from octavo.compare import compare
+from octavo.comparison import Comparison
 from octavo.errors import OctavoError
 from octavo.model import OctavoWarning, QuantizedModel, load
 from octavo.observers import MinMax, MovingAverageMinMax
@@ -22,6 +24,7 @@ from octavo.version import __version__
 
 __all__ = [
     "Calibration",
+    "Comparison",
     "MinMax",
     "MovingAverageMinMax",
     "OctavoError",
@@ -36,6 +39,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "capture",
+    "compare",
     "convert",
     "host_target",
     "load",

@@ -193,6 +193,9 @@ def _leader(plan: Plan, tensor: TensorPlan) -> str:
 def _check_values(name: str, tensor: Tensor) -> None:
     if tensor.numel() == 0:
         raise CalibrationError(f"input {name!r} is empty: its shape is {list(tensor.shape)}")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        kind = "NaN" if bool(torch.isnan(tensor).any()) else "an infinity"
+    if not tensor.is_floating_point():
+        return
+    extrema = torch.stack(torch.aminmax(tensor))  # NaN and infinities both show, in one quick pass
+    if not bool(torch.isfinite(extrema).all()):
+        kind = "NaN" if bool(torch.isnan(extrema).any()) else "an infinity"
         raise CalibrationError(f"input {name!r} has {kind} in it; clean the data or leave it out")

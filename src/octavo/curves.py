@@ -48,9 +48,11 @@ def draw_history(history: History, path: str | Path, title: str) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     figure.suptitle(title)
     epochs = range(1, len(history.train_loss) + 1)
+    accuracy = (history.train_accuracy, history.validation_accuracy)
+    loss = (history.train_loss, history.validation_loss)
     panels = (
-        ("Accuracy", "right in %", "{:.1f} %", history.train_accuracy, history.validation_accuracy),
-        ("Loss", "cross-entropy", "{:.4f}", history.train_loss, history.validation_loss),
+        ("Accuracy", "accuracy in %", "{:.1f} %", *accuracy),
+        ("Loss", "cross-entropy", "{:.4f}", *loss),
     )
     for axes, panel in zip(figure.subplots(1, 2), panels, strict=True):
         name, unit, form, train, validation = panel

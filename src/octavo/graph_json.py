@@ -126,7 +126,8 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 
 
 def _decode_input(name: Any, shape: Any, dtype: Any, example: Any) -> Input:
-    meta, sizes = _meta([shape, dtype]), tuple(int(size) for size in example)
+    meta = _meta([shape, dtype])
+    sizes = tuple(size for size in _meta([example, dtype]).shape if size is not None)
     if not TensorMeta(sizes, meta.dtype).fits(meta):
         raise ValueError(f"{example!r} is not an example of {meta}")
     return Input(_text(name), meta, sizes)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo import operators
 from octavo.errors import ArtifactError, CaptureError
-from octavo.graph import Graph, Node, TensorMeta, map_refs, refs_in
+from octavo.graph import Graph, Input, Node, TensorMeta, map_refs, refs_in
 
 # Stands for a value whose shape depends on other values, and for all that is made of it.
 _UNKNOWN = object()
@@ -28,18 +28,20 @@ def verify(graph: Graph) -> None:
             its arguments, or a result is not what the graph declares.
     """
     _check_names(graph)
-    values: dict[str, Any] = {
-        given.name: torch.empty(
-            given.example, dtype=getattr(torch, given.meta.dtype), device="meta"
-        )
-        for given in graph.inputs
-    }
-    values |= {name: tensor.to("meta") for name, tensor in graph.constants.items()}
+    values: dict[str, Any] = {name: t.to("meta") for name, t in graph.constants.items()}
+    values |= {given.name: _example(given) for given in graph.inputs}
     with torch.no_grad():
         for node in graph.nodes:
             result = _result(node, values)
             _check_result(node, result)
             values[node.name] = result
+
+
+def _example(given: Input) -> Tensor:
+    try:
+        return torch.empty(given.example, dtype=getattr(torch, given.meta.dtype), device="meta")
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ArtifactError(f"its input {given.name!r} cannot be: {error}") from None
 
 
 def _check_names(graph: Graph) -> None:
@@ -97,9 +99,7 @@ def _on_meta(value: Any) -> Any:
     if isinstance(value, torch.device):
         return torch.device("meta")
     if isinstance(value, list | tuple):
-        return (
-            tuple(map(_on_meta, value)) if isinstance(value, tuple) else list(map(_on_meta, value))
-        )
+        return type(value)(map(_on_meta, value))
     if isinstance(value, dict):
         return {key: _on_meta(item) for key, item in value.items()}
     return value
@@ -110,5 +110,6 @@ def _check_result(node: Node, result: Any) -> None:
         return
     found = TensorMeta.of(result) if isinstance(result, Tensor) else None
     declared = node.meta
-    if (found is None) != (declared is None) or not (found is None or found.fits(declared)):
-        raise ArtifactError(f"its node {node.name!r} makes {found}, the graph declares {declared}")
+    if found is declared is None or (found and declared and found.fits(declared)):
+        return
+    raise ArtifactError(f"its node {node.name!r} makes {found}, the graph declares {declared}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 import warnings
@@ -15,6 +14,7 @@ from typer.core import TyperGroup
 
 from octavo.errors import OctavoError
 from octavo.model import OctavoWarning
+from octavo.version import __version__
 
 NARROW_OUTPUT_WIDTH = 120  # of text that goes to a file or a pipe
 
@@ -59,7 +59,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"octavo {importlib.metadata.version('octavo')}")
+        typer.echo(f"octavo {__version__}")
         raise typer.Exit
 
 

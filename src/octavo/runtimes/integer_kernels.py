@@ -77,7 +77,7 @@ def rescale(source: Integers, out: Integers) -> Callable[[Tensor], Tensor]:
     offset = out.zero_point - source.zero_point * factor
 
     def kernel(q: Tensor) -> Tensor:
-        return _store(torch.mul(q, factor).add_(offset), out)
+        return _store(q.to(torch.float32).mul_(factor).add_(offset), out)
 
     return kernel
 
@@ -90,7 +90,8 @@ def add(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tens
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        return _store(torch.mul(a, first).add_(b, alpha=second).add_(offset), out)
+        scaled = a.to(torch.float32).mul_(first)
+        return _store(scaled.add_(b, alpha=second).add_(offset), out)
 
     return kernel
 
@@ -105,7 +106,7 @@ def multiply(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor,
         else:
             large, small, large_zero, small_zero = a, b, one.zero_point, other.zero_point
         weight = (small.to(torch.float32) - small_zero).mul_(factor)
-        product = torch.mul(large, weight)
+        product = large.to(torch.float32).mul_(weight)
         if large_zero or out.zero_point:
             product.sub_(weight.mul_(large_zero).sub_(out.zero_point))
         return _store(product, out)
