@@ -119,13 +119,13 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """A table in GitHub's Markdown, with how it was measured below."""
-        columns = self._columns()
+        measures = self._measures()
         lines = [
-            "| | " + " | ".join(column.title for column in columns) + " |",
-            "|---|" + "---:|" * len(columns),
+            "| | " + " | ".join(measure.title for measure in measures) + " |",
+            "|---|" + "---:|" * len(measures),
         ]
         for row in self.rows:
-            cells = [column.cell(row) for column in columns]
+            cells = [measure.cell(row) for measure in measures]
             lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
         return "\n".join([*lines, "", self.caption(), *(f"\n{note}" for note in self._remarks())])
 
@@ -158,38 +158,40 @@ class Comparison:
         from rich.console import Console
 
         buffer = io.StringIO()
-        Console(file=buffer, width=100, color_system=None).print(self)
+        Console(file=buffer, width=80, color_system=None).print(self)
         return buffer.getvalue().rstrip("\n")
 
     def __rich__(self) -> RenderableType:
         from rich import box
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        caption = "\n".join([self.caption(), *self._remarks()])
-        table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False)
-        table.add_column("", style="bold", no_wrap=True)
-        for column in self._columns():
-            table.add_column(column.title, justify="right", no_wrap=True)
+        # Contenders side by side, a line for each measure: that fits a terminal of 80 columns.
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("")
         for row in self.rows:
             style = "red" if row.error else "green" if row.name.startswith("int8") else ""
-            table.add_row(row.name, *(column.cell(row) for column in self._columns()), style=style)
-        return table
+            table.add_column(row.name, justify="right", style=style, min_width=8)
+        for measure in self._measures():
+            table.add_row(measure.title, *(measure.cell(row) for row in self.rows))
+        return Group(table, Text("\n".join([self.caption(), *self._remarks()]), style="dim"))
 
-    def _columns(self) -> list[_Column]:
-        """Columns that no row has a value for (no labels, no classes) are left out."""
+    def _measures(self) -> list[_Measure]:
+        """Measures that no row has a value for (no labels, no classes) are left out."""
         title = _metric_title(self.metric) + " %" * bool(_metric_unit(self.metric))
         known = [
-            _Column("size MB", lambda row: row.size_bytes and row.size_bytes / MEGABYTE, "{:.2f}"),
-            _Column("of fp32", lambda row: row.size_ratio, "{:.3f}"),
-            _Column(title, lambda row: row.metric, "{:.2f}"),
-            _Column("agree %", lambda row: row.agreement, "{:.2f}"),
-            _Column("SQNR dB", lambda row: row.sqnr_db, "{:.1f}"),
-            _Column("median ms", lambda row: row.latency_ms, "{:.2f}"),
-            _Column("p95 ms", lambda row: row.p95_ms, "{:.2f}"),
-            _Column("per s", lambda row: row.throughput, "{:,.0f}"),
-            _Column("speed", lambda row: row.speedup, "{:.2f}x"),
+            _Measure("size MB", lambda row: row.size_bytes and row.size_bytes / MEGABYTE, "{:.2f}"),
+            _Measure("of fp32", lambda row: row.size_ratio, "{:.3f}"),
+            _Measure(title, lambda row: row.metric, "{:.2f}"),
+            _Measure("agreement %", lambda row: row.agreement, "{:.2f}"),
+            _Measure("SQNR dB", lambda row: row.sqnr_db, "{:.1f}"),
+            _Measure("median ms", lambda row: row.latency_ms, "{:.2f}"),
+            _Measure("p95 ms", lambda row: row.p95_ms, "{:.2f}"),
+            _Measure("samples / s", lambda row: row.throughput, "{:,.0f}"),
+            _Measure("speed", lambda row: row.speedup, "{:.2f}x"),
         ]
-        return [c for c in known if any(c.value(row) is not None for row in self.rows)]
+        return [m for m in known if any(m.value(row) is not None for row in self.rows)]
 
     def _remarks(self) -> list[str]:
         failures = [f"{row.name} could not run: {row.error}" for row in self.rows if row.error]
@@ -197,7 +199,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Column:
+class _Measure:
     title: str
     value: Callable[[Row], float | None]
     form: str

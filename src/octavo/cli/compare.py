@@ -74,4 +74,4 @@ def compare(
     else:
         screen = console()
         screen.print(result)
-        screen.print(result.verdict(), style="bold")
+        screen.print(result.verdict(), style="bold", highlight=False)

@@ -43,7 +43,7 @@ def demo(
         print_json(result.to_dict())
         return
     screen.print(result.comparison)
-    screen.print(result.comparison.verdict(), style="bold")
+    screen.print(result.comparison.verdict(), style="bold", highlight=False)
     screen.print(
         f"fresh process: {result.replay.samples} of {result.replay.samples} predictions the same\n"
         f"model.octavo, comparison.json and training.png are in {result.folder} "

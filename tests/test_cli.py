@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import TensorDataset
+from typer.testing import CliRunner
+
+import octavo
+from octavo import demo, latency
+from octavo.cli import app
+from octavo.digits import Digits, load_digits
+
+MODELS = """
+from torch import nn
+def build():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+def mean_score(outputs, labels):
+    return float(outputs.mean())
+def batches():
+    import torch
+    return [torch.rand(4, 1, 8, 8) for _ in range(3)]
+def other():
+    return nn.Linear(2, 2)
+"""
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+def octavo_command(*arguments: str) -> Answer:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Answer(result.exit_code, result.stdout, result.stderr)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights, data, a .pt2 file and an artifact made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "my_cli_models.py").write_text(MODELS)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval()
+    save_file(model.state_dict(), folder / "w.safetensors")
+    torch.save(model.state_dict(), folder / "w.pth")
+    images = torch.rand(20, 1, 8, 8)
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    np.savez(folder / "data.npz", images=images.numpy(), labels=labels.numpy())
+    save_file({"x": images, "y": labels}, folder / "data.safetensors")
+    program = torch.export.export(
+        model, (images[:2],), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+    )
+    torch.export.save(program, folder / "model.pt2")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(prepared)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def artifact(prepared: Path) -> str:
+    path = str(prepared / "model.octavo")
+    before = os.getcwd()
+    os.chdir(prepared)
+    try:
+        answer = octavo_command(
+            *("quantize", "my_cli_models:build", "--weights", "w.safetensors"),
+            *("--calibration", "data.npz", "-o", path),
+        )
+    finally:
+        os.chdir(before)
+    assert answer.code == 0, answer.err
+    return path
+
+
+def test_quantize_writes_a_file_that_loads(artifact: str, here: Path) -> None:
+    q = octavo.load(artifact)
+    assert q.target == octavo.host_target()
+    assert q(torch.rand(3, 1, 8, 8)).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("my_cli_models:build", "--weights", "w.pth", "--calibration", "data.safetensors"),
+        ("my_cli_models:build", "--calibration", "my_cli_models:batches"),
+        ("model.pt2", "--calibration", "data.npz"),
+    ],
+)
+def test_all_kinds_of_models_and_data(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "m.octavo"
+    answer = octavo_command("quantize", *arguments, "-o", str(path))
+    assert answer.code == 0, answer.err
+    assert "layers run in int8" in answer.out
+    assert octavo.load(path)(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_quantize_json_target_and_batches(tmp_path: Path) -> None:
+    path = tmp_path / "m.octavo"
+    answer = octavo_command(
+        *("quantize", "model.pt2", "--calibration", "data.npz", "-o", str(path), "--json"),
+        *("--batch-size", "4", "--batches", "3", "--target", "x86-avx2"),
+    )
+    data = json.loads(answer.out)
+    assert (answer.code, answer.err) == (0, "")
+    assert (data["file"], data["size_bytes"]) == (str(path), path.stat().st_size)
+    assert data["target"] == "x86-avx2"
+    assert data["provenance"]["calibration_batches"] == 3
+
+
+def test_compare_json(artifact: str) -> None:
+    answer = octavo_command(
+        *("compare", "my_cli_models:build", artifact, "--weights", "w.pth", "--data", "data.npz"),
+        *("--rounds", "2", "--threads", "1", "--batch-size", "8", "--json"),
+    )
+    data = json.loads(answer.out)
+    assert (answer.code, answer.err) == (0, "")
+    assert data["fp32"]["top1"] == 100.0
+    assert data["int8"]["top1"] >= 80.0
+    assert data["int8"]["sqnr_db"] > 25
+    settings = data["settings"]
+    assert (settings["rounds"], settings["threads"], settings["batch_size"]) == (2, 1, 8)
+
+
+def test_compare_as_table_and_markdown(artifact: str) -> None:
+    arguments = ("compare", "model.pt2", artifact, "--data", "data.safetensors", "--rounds", "1")
+    table, markdown = octavo_command(*arguments), octavo_command(*arguments, "--markdown")
+    for name in ("fp32", "bf16", "int8", "top-1 %", "SQNR dB", "20 samples"):
+        assert name in table.out
+    assert markdown.out.startswith("| | size MB |")
+
+
+def test_compare_with_runtimes_and_a_metric_of_the_users_own(artifact: str) -> None:
+    answer = octavo_command(
+        *("compare", "model.pt2", artifact, "--data", "data.npz", "--rounds", "1", "--json"),
+        *("--runtimes", "torch, reference", "--metric", "my_cli_models:mean_score"),
+    )
+    data = json.loads(answer.out)
+    assert list(data) == ["fp32", "bf16", "int8 torch", "int8 reference", "settings"]
+    assert isinstance(data["int8 reference"]["mean_score"], float)
+
+
+def test_inspect(artifact: str) -> None:
+    short, long = octavo_command("inspect", artifact), octavo_command("inspect", artifact, "--plan")
+    assert "layers run in int8" in short.out
+    assert "0.weight" not in short.out
+    assert "0.weight" in long.out
+    data = json.loads(octavo_command("inspect", artifact, "--json").out)
+    assert data["size_bytes"] == Path(artifact).stat().st_size
+    assert data["target"] == octavo.host_target()
+    assert data["provenance"]["torch"] == torch.__version__
+    assert {tensor["tensor"] for tensor in data["plan"]["tensors"]} >= {"0.weight", "3.weight"}
+
+
+def test_demo_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load_digits()
+    few = Digits("a few", TensorDataset(*digits.train[:64]), TensorDataset(*digits.test[:32]))
+    monkeypatch.setattr(demo, "load_digits", lambda mnist: few)
+    monkeypatch.setattr(latency, "MAX_ROUNDS", 1)
+    out = tmp_path / "out"
+    answer = octavo_command("demo", "--out", str(out), "--epochs", "1", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    assert json.loads(answer.out) == json.loads((out / "comparison.json").read_text())
+
+
+QUANTIZE = ("quantize", "my_cli_models:build", "--calibration", "data.npz", "-o", "out.octavo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("inspect", "absent.octavo"), "absent.octavo"),
+        (("inspect", "w.pth"), "not an Octavo artifact"),
+        (("inspect", "w.safetensors"), "not an Octavo artifact"),
+        (("quantize", "absent:build", *QUANTIZE[2:]), "cannot import absent"),
+        (("quantize", "my_cli_models:biuld", *QUANTIZE[2:]), "did you mean build?"),
+        (("quantize", "my_cli_models.py", *QUANTIZE[2:]), "package.module:name"),
+        ((*QUANTIZE[:3], "absent.npz", *QUANTIZE[4:]), "cannot read absent.npz"),
+        ((*QUANTIZE, "--weights", "absent.pth"), "cannot read the weights"),
+        ((*QUANTIZE, "--target", "abacus"), "unknown target 'abacus'"),
+        ((*QUANTIZE[:-1], "w.pth/out.octavo"), "cannot write to w.pth"),
+        (("compare", "my_cli_models:other", "MODEL", "--data", "data.npz"), "fails on batch 0"),
+        (("compare", "model.pt2", "MODEL", "--data", "data.npz", "--metric", "bleu"), "top5"),
+        (("demo", "--out", "out", "--mnist", "absent"), "absent holds no train-images"),
+        (("demo", "--out", "out", "--epochs", "0"), "epochs=0"),
+        (("demo", "--out", "w.pth/out"), "cannot write to w.pth/out"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_1(
+    arguments: tuple[str, ...], message: str, artifact: str
+) -> None:
+    answer = octavo_command(*(artifact if part == "MODEL" else part for part in arguments))
+    assert (answer.code, answer.out.count("epoch")) == (1, 0)
+    assert answer.err.startswith("octavo: ")
+    assert answer.err.count("\n") == 1
+    assert message in answer.err
+    assert not Path("out.octavo").exists()
+
+
+def test_json_mode_keeps_errors_off_standard_output() -> None:
+    answer = octavo_command("inspect", "absent.octavo", "--json")
+    assert (answer.code, answer.out) == (1, "")
+    assert "absent.octavo" in answer.err
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(octavo.OctavoError):
+        octavo_command("--debug", "inspect", "absent.octavo")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("quantize",), ("inspect",), ("bake",), ("demo",), ("inspect", "a", "--colour"), ("compare",)],
+)
+def test_a_wrong_command_line_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    answer = octavo_command(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+
+
+@pytest.mark.parametrize("command", ["demo", "quantize", "compare", "inspect"])
+def test_help_has_an_example(command: str) -> None:
+    answer = octavo_command(command, "--help")
+    assert answer.code == 0
+    assert "Example" in answer.out
+    assert f"octavo {command}" in answer.out
+
+
+def test_general_help_and_version() -> None:
+    answer = octavo_command("--help")
+    assert answer.code == 0
+    for word in ("demo", "quantize", "compare", "inspect", "Exit codes"):
+        assert word in answer.out
+    assert octavo_command("--version").out.strip() == f"octavo {octavo.__version__}"
+
+
+def test_what_runs_in_float_is_not_silent(prepared: Path, tmp_path: Path) -> None:
+    """x86 needs 8-bit activations; where kernels saturate they run in float, and that is said."""
+    path = str(tmp_path / "m.octavo")
+    answer = octavo_command(
+        *("quantize", "model.pt2", "--calibration", "data.npz", "-o", path, "--target", "x86")
+    )
+    assert answer.code == 0
+    assert ("octavo: warning: " in answer.err) == (octavo.host_target() == "x86-avx2")
+
+
+def test_interrupted_it_ends_with_130_and_no_file(tmp_path: Path) -> None:
+    """Ctrl-C during the training of the demo."""
+    out = tmp_path / "out"
+    command = "from octavo.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", command, "demo", "--out", str(out), "--epochs", "500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "data:" in process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert list(out.iterdir()) == []

@@ -1,0 +1,298 @@
+"""The house rules of src/octavo that a machine can hold, read off the syntax trees.
+
+A module imports from the layers below it, or from its left in its own line of ``LAYERS``. Imports
+inside functions and under ``TYPE_CHECKING`` count like all others. ``octavo/__init__.py`` stands
+above the table and may import anything; nothing imports it.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+# Lowest first. A folder stands for all modules in it; among themselves they only may not be cyclic.
+LAYERS = (
+    ("version", "errors", "dtypes", "scheme", "atomic", "progress"),
+    ("affine", "observers", "ops"),
+    ("graph", "operators", "passes", "capture", "program"),
+    ("qconfig", "targets", "placement", "plan"),
+    ("batches", "call", "calibrate"),
+    ("convert", "verify", "graph_json", "artifact"),
+    ("runtimes",),
+    ("summary", "model"),
+    ("machine", "metrics", "latency", "comparison", "compare"),
+    ("quantize", "digits", "curves", "replay", "demo"),
+    ("references", "pt2", "model_source", "data_source", "cli"),
+)
+
+# What src may import: the standard library, the core dependencies, and optional packages from the
+# named modules alone, so that `import octavo` needs none of them.
+CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
+OPTIONAL = {
+    "matplotlib": {"octavo.curves"},
+    "sklearn": {"octavo.digits"},
+    "onnxruntime": {"octavo.runtimes.onnxruntime"},
+    "openvino": {"octavo.runtimes.openvino"},
+}
+
+# Dotted names that src neither imports nor spells out, and why.
+FORBIDDEN = {
+    "torch.ao": "it is being removed from torch",
+    "torch.quantization": "it is being removed from torch",
+    "torchao": "it is a peer; only benchmarks and tests use it",
+    "torch.ops.quantized": "its kernels are being removed from torch",
+    "torch.ops.quantized_decomposed": "it belongs to torch.ao",
+    "torch.package": "it unpickles",
+} | dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), "it unpickles")
+
+RANKS = {name: (row, column) for row, line in enumerate(LAYERS) for column, name in enumerate(line)}
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file: its dotted name, where it lies, its syntax tree."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def part(self) -> str:
+        """The name that stands for it in ``LAYERS``."""
+        return self.name.split(".")[1] if "." in self.name else ""
+
+
+def read_modules(source: Path) -> dict[str, Module]:
+    modules = {}
+    for path in sorted((source / "octavo").rglob("*.py")):
+        parts = path.relative_to(source).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        modules[name] = Module(name, path, ast.parse(path.read_text(encoding="utf-8")))
+    return modules
+
+
+def imported_names(module: Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of all that a module imports; ``from a import b`` gives ``a.b``."""
+    is_package = module.path.name == "__init__.py"
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.name.split(".") + ([""] if is_package else [])
+                base = ".".join([*parents[: -node.level], *([base] if base else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            # import_module("name"), with a literal name
+            function, name = _dotted(node.func), node.args[0]
+            is_import = function.split(".")[-1] in ("import_module", "__import__")
+            if is_import and isinstance(name, ast.Constant) and isinstance(name.value, str):
+                yield node.lineno, name.value
+
+
+def violations(source: Path) -> list[str]:
+    """Every broken rule under ``source/octavo``, one line of text each."""
+    modules = read_modules(source)
+    found = [problem for module in modules.values() for problem in _in_module(module, modules)]
+    found += [
+        f"LAYERS in tests/test_layers.py names {part!r}, and src/octavo has no such module: "
+        "take it out"
+        for part in RANKS.keys() - {module.part for module in modules.values()}
+    ]
+    inner = {
+        name: {target for _, full in imported_names(module) if (target := _ours(full, modules))}
+        for name, module in modules.items()
+        if name != "octavo"
+    }
+    try:
+        TopologicalSorter(inner).prepare()
+    except CycleError as error:
+        found.append(f"these modules import each other: {' -> '.join(reversed(error.args[1]))}")
+    return found
+
+
+def _in_module(module: Module, modules: dict[str, Module]) -> Iterator[str]:
+    if module.path.name == "utils.py":
+        yield f"{module.name}: no file is named utils.py; name it after its subject"
+    elif module.part and module.part not in RANKS:
+        yield (
+            f"{module.name} has no place in LAYERS: add {module.part!r} to the table at the top of "
+            "tests/test_layers.py, in the lowest layer that its imports allow"
+        )
+    for line, full in imported_names(module):
+        place = f"{module.name}:{line}"
+        if full.endswith(".*"):
+            yield f"{place}: import * hides where names come from"
+        target = _ours(full, modules)
+        if target is None:
+            yield from _foreign(module, place, full)
+        elif module.part:
+            yield from _upward(module, place, modules[target])
+    for line, name, why in _spelled_out(module.tree):
+        yield f"{module.name}:{line}: {name} is forbidden: {why}"
+
+
+def _upward(module: Module, place: str, target: Module) -> Iterator[str]:
+    mine, theirs = RANKS.get(module.part), RANKS.get(target.part)
+    if not target.part:
+        yield f"{place}: imports octavo itself; import from the module that defines the name"
+    elif mine and theirs and theirs > mine:
+        yield (
+            f"{place}: imports {target.name}, which stands above it or to its right in LAYERS: "
+            f"{module.part} is in layer {mine[0] + 1}, {target.part} in layer {theirs[0] + 1}"
+        )
+
+
+def _foreign(module: Module, place: str, full: str) -> Iterator[str]:
+    package = full.split(".")[0]
+    why = _forbidden(full)
+    if why:
+        yield f"{place}: {full} is forbidden: {why}"
+    elif package in OPTIONAL:
+        if module.name not in OPTIONAL[package]:
+            yield (
+                f"{place}: {package} is optional; only {' and '.join(sorted(OPTIONAL[package]))} "
+                "may import it (OPTIONAL in tests/test_layers.py)"
+            )
+    elif package not in CORE | sys.stdlib_module_names:
+        yield f"{place}: {package} is no dependency of octavo (CORE in tests/test_layers.py)"
+
+
+def _spelled_out(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
+    """Forbidden names used as attributes, and loads that unpickle."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            name = _dotted(node)
+            if name in FORBIDDEN:
+                yield node.lineno, name, FORBIDDEN[name]
+        elif isinstance(node, ast.Call):
+            options = {keyword.arg: keyword.value for keyword in node.keywords}
+            if _dotted(node.func) == "torch.load" and not _is(options.get("weights_only"), True):
+                yield node.lineno, "torch.load without weights_only=True", "it unpickles"
+            if "allow_pickle" in options and not _is(options["allow_pickle"], False):
+                yield node.lineno, "allow_pickle", "it unpickles"
+
+
+def _forbidden(name: str) -> str | None:
+    parts = name.split(".")
+    prefixes = (".".join(parts[: count + 1]) for count in range(len(parts)))
+    return next((FORBIDDEN[prefix] for prefix in prefixes if prefix in FORBIDDEN), None)
+
+
+def _ours(full: str, modules: dict[str, Module]) -> str | None:
+    """The module of octavo that an imported name leads to; None for another package's."""
+    if full.split(".")[0] != "octavo":
+        return None
+    while full != "octavo" and full not in modules:
+        full = full.rpartition(".")[0]
+    return full
+
+
+def _dotted(node: ast.expr) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is(node: ast.expr | None, value: bool) -> bool:
+    return isinstance(node, ast.Constant) and node.value is value
+
+
+def test_the_source_keeps_the_rules() -> None:
+    problems = violations(SOURCE)
+    assert not problems, "\n" + "\n".join(problems)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A source tree with one empty file for each entry of LAYERS."""
+    (tmp_path / "octavo").mkdir()
+    (tmp_path / "octavo" / "__init__.py").touch()
+    for part in RANKS:
+        (tmp_path / "octavo" / f"{part}.py").touch()
+    return tmp_path
+
+
+def _write(house: Path, name: str, text: str) -> None:
+    path = house / "octavo" / name
+    path.parent.mkdir(exist_ok=True)
+    (house / "octavo" / f"{path.parent.name}.py").unlink(missing_ok=True)  # a folder replaces it
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plan.py", "from octavo.graph import Graph\nfrom octavo import errors, affine"),
+        ("scheme.py", "from octavo.dtypes import QDType"),
+        ("__init__.py", "from octavo.cli import main\nfrom octavo.errors import OctavoError"),
+        ("passes/fold.py", "import octavo.graph\nimport torch.nn as nn, typing"),
+        ("runtimes/openvino.py", "import openvino"),
+        ("artifact.py", "import torch\ntorch.load('x', weights_only=True)\nx = y.pickle"),
+        ("capture.py", "from . import graph\nfrom .graph import Graph"),
+    ],
+)
+def test_what_the_rules_allow(house: Path, name: str, text: str) -> None:
+    _write(house, name, text)
+    assert violations(house) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("affine.py", "from octavo.graph import Graph", "octavo.affine:1: imports octavo.graph"),
+        ("errors.py", "\nfrom octavo import scheme", "octavo.errors:2: imports octavo.scheme"),
+        ("graph.py", "import octavo.compare", "layer 3, compare in layer"),
+        ("graph.py", "from .plan import Plan", "imports octavo.plan"),
+        ("graph.py", "from . import plan", "imports octavo.plan"),
+        ("passes/a.py", "from ..plan import Plan", "octavo.passes.a:1: imports octavo.plan"),
+        ("graph.py", "def f():\n    from octavo.plan import Plan", "octavo.graph:2"),
+        (
+            "graph.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from octavo.plan import Plan",
+            "octavo.graph:3: imports octavo.plan",
+        ),
+        ("graph.py", "import_module('octavo.plan')", "imports octavo.plan"),
+        ("graph.py", "from octavo import __version__", "imports octavo itself"),
+        ("graph.py", "from torch import *", "import *"),
+        ("utils.py", "", "no file is named utils.py"),
+        ("helpers.py", "", "add 'helpers' to the table"),
+        ("plan.py", "import torch.ao.quantization", "torch.ao.quantization is forbidden"),
+        ("plan.py", "from torch import ao", "torch.ao is forbidden"),
+        ("plan.py", "import torchao", "torchao is forbidden"),
+        ("plan.py", "from torch.quantization import QConfig", "is being removed"),
+        ("plan.py", "import torch\nf = torch.ops.quantized.linear", "octavo.plan:2: torch.ops.qu"),
+        ("artifact.py", "import pickle", "pickle is forbidden: it unpickles"),
+        ("artifact.py", "torch.load('x')", "torch.load without weights_only"),
+        ("artifact.py", "torch.load('x', weights_only=False)", "torch.load without weights_only"),
+        ("cli.py", "np.load('x', allow_pickle=True)", "allow_pickle"),
+        ("runtimes/torch.py", "import onnxruntime as ort", "onnxruntime is optional"),
+        ("artifact.py", "import_module('openvino')", "openvino is optional"),
+        ("plan.py", "import pandas", "pandas is no dependency"),
+    ],
+)
+def test_what_the_rules_catch(house: Path, name: str, text: str, message: str) -> None:
+    _write(house, name, text)
+    problems = violations(house)
+    assert len(problems) == 1, problems
+    assert message in problems[0]
+
+
+def test_a_cycle_inside_a_folder_is_caught(house: Path) -> None:
+    _write(house, "passes/a.py", "from octavo.passes.b import g")
+    _write(house, "passes/b.py", "from octavo.passes import a")
+    assert any("octavo.passes.a -> octavo.passes.b" in line for line in violations(house))
+
+
+def test_an_entry_without_a_module_is_caught(house: Path) -> None:
+    (house / "octavo" / "plan.py").unlink()
+    assert any("names 'plan'" in line for line in violations(house))
