@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # Lowest first. A folder stands for all modules in it; among themselves they only may not be cyclic.
 LAYERS = (
-    ("version", "errors", "dtypes", "scheme", "atomic", "progress"),
+    ("version", "errors", "dtypes", "scheme", "atomic", "progress", "evaluation"),
     ("affine", "observers", "ops"),
     ("graph", "operators", "passes", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),

@@ -72,7 +72,10 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     }
     metadata["sha256"] = _digest(metadata, tensors)
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # a full disk, for one
+            raise ArtifactError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Artifact:
@@ -91,21 +94,20 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             )
         graph = graph_json.from_json(json.loads(metadata["graph"]), tensors)
         plan = Plan.from_json(metadata["plan"])
-        signature = json.loads(metadata["signature"])
-        names = tuple(str(name) for name in signature["names"])
+        signature = _signature(json.loads(metadata["signature"]))
         provenance = json.loads(metadata["provenance"])
         if not isinstance(provenance, dict):
             raise ArtifactError("its provenance is malformed")
-        return Artifact(graph, plan, Signature(names, int(signature["required"])), provenance)
+        return Artifact(graph, plan, signature, provenance)
     except OctavoError as error:
         raise ArtifactError(f"{os.fspath(path)} cannot be loaded: {error}") from None
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{os.fspath(path)} is malformed: {error}") from None
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
-        raise ArtifactError("there is no such file")
+        raise ArtifactError("it is a folder" if path.is_dir() else "there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -116,11 +118,19 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
 
 
+def _signature(data: Any) -> Signature:
+    names, required = data["names"], data["required"]
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not texts or type(required) is not int or not 0 <= required <= len(names):
+        raise ArtifactError(f"its signature {data} is malformed")
+    return Signature(tuple(names), required)
+
+
 def _check_header(metadata: Mapping[str, str]) -> None:
     missing = [key for key in (*_HASHED, "sha256") if key not in metadata]
     if missing:
         raise ArtifactError(f"it lacks {missing}: it is not an Octavo artifact")
-    if not metadata["version"].isdecimal() or int(metadata["version"]) > VERSION:
+    if not metadata["version"].isdecimal() or int(metadata["version"]) not in range(1, VERSION + 1):
         raise ArtifactError(
             f"it has version {metadata['version']} of the format, this Octavo reads up to "
             f"{VERSION}: upgrade octavo"

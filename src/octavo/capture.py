@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from octavo import operators
 from octavo.errors import CaptureError, InputError
+from octavo.evaluation import evaluating
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
 from octavo.passes import canonical
 from octavo.passes.functionalize import is_safe, make_functional
@@ -116,9 +117,9 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     before = [
         (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
     ]
-    model.eval()
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for namespace, attributes, containers in before:
             for container, content in containers:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.utils import _pytree as pytree
 from octavo.batches import Batch, Signature, split_batch
 from octavo.comparison import Comparison, Row
 from octavo.errors import InputError
+from octavo.evaluation import evaluating
 from octavo.latency import Latency, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.metrics import TOP_K, Likeness, TaskMetric, TopK, WholeSet, float_tensors
@@ -73,7 +73,7 @@ def compare(
     """
     _check_model(model)
     new_metric = _metric_factory(metric)
-    with _evaluating(model), torch.no_grad(), thread_count(threads) as thread_number:
+    with evaluating(model), torch.no_grad(), thread_count(threads) as thread_number:
         contenders = _contenders(model, q, runtimes, new_metric)
         batches = _batches(model, track(data, "comparing", progress), inputs)
         first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
@@ -306,18 +306,6 @@ def _metric_factory(metric: str | Metric | None) -> Callable[[], TaskMetric]:
             "(outputs, labels) -> float"
         )
     return lambda: TopK(name)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each module's own mode outside."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:

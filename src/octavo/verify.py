@@ -18,6 +18,7 @@ from octavo.graph import Graph, Input, Node, TensorMeta, map_refs, refs_in
 # Stands for a value whose shape depends on other values, and for all that is made of it.
 _UNKNOWN = object()
 _LARGEST_INTEGER = 2**63 - 1
+_TORCH_NAMES = ("ScalarType", "Layout", "MemoryFormat")
 
 
 def verify(graph: Graph) -> None:
@@ -72,8 +73,7 @@ def _result(node: Node, values: dict[str, Any]) -> Any:
         return _UNKNOWN
     args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values[ref.name])
     try:
-        if node.op.startswith("python.") and node.op != "python.getitem":
-            _check_numbers((*args, *kwargs.values()))
+        _check_arguments(node, operator, args, kwargs)
         result = operator(*_on_meta(args), **_on_meta(kwargs))
     except Exception as error:  # noqa: BLE001  (whatever an altered graph makes an operator say)
         if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
@@ -85,11 +85,24 @@ def _result(node: Node, values: dict[str, Any]) -> Any:
     return _on_meta(result)
 
 
-def _check_numbers(args: tuple[Any, ...]) -> None:
-    """Python's operators work on sizes here: not on lists or text, and not on endless integers."""
-    for arg in args:
-        if not isinstance(arg, int | float) or abs(arg) > _LARGEST_INTEGER:
-            raise TypeError(f"{arg!r} is not a size")
+def _check_arguments(
+    node: Node, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """What operators do not check themselves.
+
+    Python's take sizes here: no lists, no text, no endless integers. Torch's take a number in place
+    of a dtype, and break where it is not the number of one.
+    """
+    if node.op.startswith("python.") and node.op != "python.getitem":
+        for arg in (*args, *kwargs.values()):
+            if not isinstance(arg, int | float) or abs(arg) > _LARGEST_INTEGER:
+                raise TypeError(f"{arg!r} is not a size")
+    schema = getattr(operator, "_schema", None)
+    for index, argument in enumerate(schema.arguments if schema is not None else ()):
+        value = args[index] if index < len(args) else kwargs.get(argument.name)
+        is_name = any(kind in str(argument.real_type) for kind in _TORCH_NAMES)
+        if is_name and isinstance(value, int):
+            raise TypeError(f"{value!r} is not a {argument.name}")
 
 
 def _on_meta(value: Any) -> Any:

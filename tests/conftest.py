@@ -1,0 +1,33 @@
+"""What holds for every test: two threads, a fixed seed, repeatable hypothesis runs, no windows."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+# Before torch is imported, and inherited by the processes that tests start: more threads than that
+# fight over a small machine, and on a large one would change the order of float sums.
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+import torchvision_shim  # noqa: F401  (before any test imports torchvision)
+from hypothesis import settings
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """Each test starts from the same seeds and gives back the number of threads it found."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,109 @@
+"""The benchmarks' own arithmetic, and that every script starts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("latency", "calibration", "import_time", "accuracy", "agreement", "demo")
+sys.path.append(str(ROOT))
+
+from benchmarks import layers  # noqa: E402
+from benchmarks.ratios import Spread, ratio  # noqa: E402
+from benchmarks.report import Goal, Report, markdown  # noqa: E402
+
+
+def test_spread_is_median_and_quartiles() -> None:
+    assert Spread.of([5.0, 1.0, 2.0, 3.0, 4.0]) == Spread(3.0, 2.0, 4.0)
+    assert Spread.of([1.0, 2.0]) == Spread(1.5, 1.25, 1.75)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+    with pytest.raises(ValueError, match="no values"):
+        Spread.of([])
+
+
+def test_ratio_compares_within_a_round() -> None:
+    # The machine was ten times slower in the second round: both were, and the ratio stays.
+    ours, theirs = [[1.0, 1.0, 9.0], [10.0]], [[2.0], [20.0]]
+    assert ratio(ours, theirs) == Spread(0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match="shorter"):
+        ratio([[1.0], [1.0]], [[1.0]])
+
+
+def test_goal_knows_its_side() -> None:
+    assert Goal("a", 1.0, 1.0).met
+    assert not Goal("a", 1.1, 1.0).met
+    assert Goal("a", 36.0, 35.0, at_most=False).met
+    assert not Goal("a", None, 35.0).met
+    assert str(Goal("drop", 0.5, 0.3)) == "MISSED: drop: 0.500 (at most 0.3)"
+
+
+def test_table_lines_up() -> None:
+    rows = [{"name": "a", "ms": 1.5}, {"name": "bb", "error": "x"}]
+    assert markdown(rows).splitlines() == [
+        "| name |   ms | error |",
+        "| ---- | ---: | ----- |",
+        "| a    | 1.50 | -     |",
+        "| bb   |    - | x     |",
+    ]
+
+
+def test_report_is_strict_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("r", "R", {"n": 1}, [{"dB": float("inf")}], [Goal("g", 2.0, 1.0)])
+    report.finish(tmp_path)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["rows"] == [{"dB": "inf"}]
+    assert found["goals"][0]["met"] is False
+    assert found["machine"]["threads"] == torch.get_num_threads()
+    assert "MISSED: g: 2.000" in capsys.readouterr().out
+
+
+class Residual(nn.Module):
+    """A shortcut, an activation without an int8 kernel, a shared scale and a float result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x).relu()
+        y = torch.sigmoid(self.b(y) + y)
+        return self.fc(torch.max_pool2d(y, 2).flatten(1))
+
+
+def test_slices_hold_every_node_and_give_the_recorded_integers() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    q = octavo.quantize(
+        Residual(), calibration=[images], target=octavo.host_target(), progress=False
+    )
+    parts = list(layers.slices(q.graph))
+    assert {n.name for part in parts for n in part.graph.nodes} == {n.name for n in q.graph.nodes}
+    names = {part.name for part in parts} | {s for part in parts for s in part.sources}
+    recorded = layers.record(q.graph, names, images)
+    for part in parts:
+        again = layers.record(part.graph, {part.name}, *layers.inputs_of(part, recorded))
+        assert torch.equal(again[part.name], recorded[part.name]), part.name
+        found = layers.agreement(part, recorded)
+        assert found.max_step <= 1
+        assert found.equal_percent > 99.0
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_explain_themselves(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        importlib.import_module(f"benchmarks.{name}").main(["--help"])
+    assert done.value.code == 0
+    assert "--threads" in capsys.readouterr().out
+
+
+def test_all_scripts_are_run_by_one_command() -> None:
+    assert set(importlib.import_module("benchmarks.__main__").NAMES) == set(SCRIPTS)

@@ -1,0 +1,90 @@
+"""README.md tells the truth: its Python runs, and the commands it shows exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def fenced(text: str, language: str) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that stands in a fenced block of that language."""
+    inside = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.startswith("```"):
+            inside = None if inside is not None else line[3:].strip()
+        elif inside == language:
+            yield number, line
+
+
+def python_of(text: str) -> str:
+    """The Python blocks as one program, every line at its own number in the text."""
+    lines = [""] * len(text.splitlines())
+    for number, line in fenced(text, "python"):
+        lines[number - 1] = line
+    return "\n".join(lines)
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The shell lines that call octavo, split into words; a backslash continues a line."""
+    shell = "\n".join(line.removeprefix("$ ") for _, line in fenced(text, "bash"))
+    lines = shell.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("octavo ")]
+
+
+def octavo(*arguments: str) -> str:
+    """What the command prints, on a page wide enough for every option."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from octavo.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    program = python_of(README.read_text(encoding="utf-8"))
+    assert "octavo.quantize" in program
+    script = tmp_path / "README.py"  # a traceback's line number is README.md's
+    script.write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f"README.md's Python blocks failed:\n{done.stdout}{done.stderr}"
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    commands = commands_of(README.read_text(encoding="utf-8"))
+    assert commands, "README.md shows no octavo command in a ```bash block"
+    for _, subcommand, *words in commands:
+        page = octavo(subcommand, "--help")
+        for option in (word.split("=")[0] for word in words if word.startswith("-")):
+            assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", page), (
+                f"README.md shows `octavo {subcommand} {option}`, its --help does not"
+            )
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        ("a\n```python\nx = 1\n```\nb\n```python\ny = 2\n```", "\n\nx = 1\n\n\n\ny = 2\n"),
+        ("```\nx = 1\n```\n```python\ny = 2\n```", "\n\n\n\ny = 2\n"),
+    ],
+)
+def test_blocks_keep_their_line_numbers(text: str, program: str) -> None:
+    assert python_of(text) == program
+
+
+def test_commands_are_read_from_shell_blocks() -> None:
+    text = "```bash\n$ octavo demo --out x  # why\noctavo inspect \\\n  f\nmake\n```\noctavo no"
+    assert commands_of(text) == [["octavo", "demo", "--out", "x"], ["octavo", "inspect", "f"]]
