@@ -60,7 +60,12 @@ class Input:
 
     name: str
     meta: TensorMeta
-    example: tuple[int, ...]
+    example: tuple[int, ...] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """A shape that the graph can run on: the example's, or two where a size varies."""
+        return self.example or tuple(2 if size is None else size for size in self.meta.shape)
 
 
 @dataclass(frozen=True, slots=True)

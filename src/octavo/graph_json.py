@@ -30,7 +30,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
     """
     return {
         "inputs": [
-            [i.name, list(i.meta.shape), i.meta.dtype, list(i.example)] for i in graph.inputs
+            [i.name, list(i.meta.shape), i.meta.dtype, list(i.sizes)] for i in graph.inputs
         ],
         "nodes": [_encode_node(node) for node in graph.nodes],
         "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],

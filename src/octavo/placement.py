@@ -260,6 +260,33 @@ def _specify(context: _Context, placement: Placement) -> None:
             reason = "float: leaves the model" if leaves else "float: nothing int8 reads it"
             placement.reasons[name] = reason if is_tensor else "a size, or a list of tensors"
     _share(context, placement, values)
+    if context.target.full_range is not None:
+        _use_full_range(context, placement, context.target.full_range)
+
+
+def _use_full_range(context: _Context, placement: Placement, full_range: QSpec) -> None:
+    """Eight bits for tensors that no kernel reads which sums pairs of products in int16."""
+    sharing: dict[str, list[str]] = {}
+    for name in placement.specs:
+        sharing.setdefault(placement.shares.get(name, name), []).append(name)
+    for names in sharing.values():
+        readers = [user for name in names for user in context.users[name]]
+        default = all(placement.specs[name] == context.target.qconfig.activation for name in names)
+        if default and not any(_sums_pairs(context, placement, reader) for reader in readers):
+            for name in names:
+                placement.specs[name] = full_range
+                placement.reasons[name] += (
+                    "; 8 bits: no kernel that sums pairs of products reads it"
+                )
+
+
+def _sums_pairs(context: _Context, placement: Placement, node: Node) -> bool:
+    """Whether a kernel sums products of several inputs; depthwise convolution does not."""
+    if node.name not in placement.weights:
+        return False
+    weight = context.graph.constants[node.args[1].name]
+    groups = node.args[6] if node.short_op == "conv2d" and len(node.args) > 6 else 1
+    return not (groups == weight.shape[0] and weight.shape[1] == 1)
 
 
 def _share(context: _Context, placement: Placement, values: list[str]) -> None:

@@ -31,7 +31,8 @@ class Target:
         roles: operator -> role; an operator that is not here stays float.
         fused_activations: operator before -> activations that its kernel applies itself.
         fused_addition: operators whose kernel adds another quantized tensor to its result.
-        saturates: u8 x s8 products are summed in int16 there, so that 8-bit activations overflow.
+        full_range: where kernels that sum pairs of u8 x s8 products in int16 limit ``qconfig`` to
+            seven bits, the activation for tensors that no such kernel reads.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Target:
     roles: Mapping[str, str]
     fused_activations: Mapping[str, frozenset[str]]
     fused_addition: frozenset[str]
-    saturates: bool = False
+    full_range: QSpec | None = None
 
 
 _ROLES = {
@@ -89,11 +90,11 @@ _X86 = Target(
 _X86_AVX2 = replace(
     _X86,
     name="x86-avx2",
-    about="x86 CPUs without VNNI: 7-bit activations, since u8 x s8 saturates in int16",
+    about="x86 CPUs without VNNI: 7-bit activations where u8 x s8 would saturate in int16",
     qconfig=QConfig(
         activation=QSpec(Scheme("uint8", reduce_range=True), MinMax()), weight=_INT8_WEIGHT
     ),
-    saturates=True,
+    full_range=QSpec(Scheme("uint8"), MinMax()),
 )
 
 TARGETS = {target.name: target for target in (_X86, _X86_AVX2)}

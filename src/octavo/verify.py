@@ -40,7 +40,7 @@ def verify(graph: Graph) -> None:
 
 def _example(given: Input) -> Tensor:
     try:
-        return torch.empty(given.example, dtype=getattr(torch, given.meta.dtype), device="meta")
+        return torch.empty(given.sizes, dtype=getattr(torch, given.meta.dtype), device="meta")
     except (RuntimeError, TypeError, OverflowError) as error:
         raise ArtifactError(f"its input {given.name!r} cannot be: {error}") from None
 

@@ -179,7 +179,7 @@ def test_values_beyond_the_calibrated_range_are_clipped_as_by_the_oracle():
     graph = q.graph
     names = [n.name for n in graph.nodes if n.op == "octavo.quantize.default"]
     outputs = run(replace(graph, outputs=[Ref(n) for n in names]), "torch", 20 * x)
-    assert [int(t.max()) for t in outputs] == [127] * len(names)
+    assert [int(t.max()) for t in outputs] == [127, 127, 127]
     assert all(largest <= 1 for largest, _ in compare_each_layer(q, 20 * x).values())
 
 
