@@ -1,0 +1,49 @@
+# Every target works from a fresh clone: the first one makes .venv with exactly the versions of
+# constraints.txt, and makes it anew when they or pyproject.toml change.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEV := $(VENV)/.dev
+PEERS := $(VENV)/.peers
+
+# From the environment, so that they hold for the build backend too (the second: pip 25.3 and later).
+export PIP_CONSTRAINT := constraints.txt
+export PIP_BUILD_CONSTRAINT := constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench clean
+
+help: ## these lines
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: $(DEV) ## train on real digits, quantize, compare; writes build/demo
+	$(BIN)/octavo demo --out build/demo
+
+test: $(DEV) ## all tests, README's code among them
+	$(BIN)/python -m pytest
+
+check: $(DEV) ## style, types and layers, in seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
+
+format: $(DEV) ## rewrite the sources in the style that check asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(PEERS) ## measure against the peers; on a machine that does nothing else
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what these targets made
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(DEV): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev,all]"
+	touch $@
+
+$(PEERS): $(DEV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev,all,benchmarks]"
+	touch $@
