@@ -59,55 +59,68 @@ def compile_steps(
     constants: Mapping[str, Tensor],
 ) -> Callable[..., tuple[Any, ...]]:
     """One function from the input tensors, in order, to the tuple of outputs."""
-    bound: dict[str, Any] = {}
-    variables = {name: f"v{i}" for i, name in enumerate(inputs)}
+    text = _Text(constants, {name: f"v{index}" for index, name in enumerate(inputs)})
+    dead = _dead_after(steps, outputs)
+    lines = [f"def run({', '.join(text.variables.values())}):"]
+    for index, step in enumerate(steps):
+        call = text.call(step)
+        text.variables[step.out] = f"v{len(inputs) + index}"
+        lines.append(f"    {text.variables[step.out]} = {call}")
+        released = [text.variables[n] for n in dead[index] if text.variables[n].startswith("v")]
+        if released:
+            lines.append(f"    {' = '.join(released)} = None")
+    lines.append(f"    return ({''.join(f'{text.variable(name)}, ' for name in outputs)})")
+    exec("\n".join(lines), text.bound)  # noqa: S102  (see above: the text is all ours)
+    function: Callable[..., tuple[Any, ...]] = text.bound["run"]
+    return function
 
-    def bind(value: Any, prefix: str) -> str:
-        name = f"{prefix}{len(bound)}"
-        bound[name] = value
-        return name
 
-    def variable(name: str) -> str:
-        if name not in variables:
-            variables[name] = bind(constants[name], "c")
-        return variables[name]
-
-    def text(arg: Any) -> str:
-        if isinstance(arg, Ref):
-            return variable(arg.name)
-        if isinstance(arg, list | tuple) and any(True for _ in refs_in(arg)):
-            items = ", ".join(text(item) for item in arg)
-            return f"[{items}]" if isinstance(arg, list) else f"({items},)"
-        return bind(arg, "a")
-
-    def identifier(key: str) -> str:
-        if not key.isidentifier() or keyword.iskeyword(key):
-            raise OctavoError(f"{key!r} is not the name of an operator's argument")
-        return key
-
+def _dead_after(steps: Sequence[Step], outputs: Sequence[str]) -> list[list[str]]:
+    """For each step, the values that nothing after it needs."""
     last_use = {
         name: index
         for index, step in enumerate(steps)
         for name in (*refs_in((step.args, step.kwargs)), step.out)
     }
-    for name in outputs:
-        last_use.pop(name, None)
-    lines = [f"def run({', '.join(variables.values())}):"]
-    for index, step in enumerate(steps):
-        arguments = [text(arg) for arg in step.args]
-        arguments += [f"{identifier(key)}={text(value)}" for key, value in step.kwargs.items()]
-        read = list(dict.fromkeys(refs_in((step.args, step.kwargs))))
-        variables[step.out] = f"v{len(inputs) + index}"
-        call = f"{bind(step.function, 'f')}({', '.join(arguments)})"
-        lines.append(f"    {variables[step.out]} = {call}")
-        dead = [
-            variables[name]
-            for name in (*read, step.out)
-            if last_use.get(name) == index and variables[name].startswith("v")
-        ]
-        if dead:
-            lines.append(f"    {' = '.join(dead)} = None")
-    lines.append(f"    return ({''.join(variable(name) + ', ' for name in outputs)})")
-    exec("\n".join(lines), bound)  # noqa: S102  (see above: the text is all ours)
-    function: Callable[..., tuple[Any, ...]] = bound["run"]
-    return function
+    dead: list[list[str]] = [[] for _ in steps]
+    for name, index in last_use.items():
+        if name not in outputs:
+            dead[index].append(name)
+    return dead
+
+
+@dataclass
+class _Text:
+    """Names for values and bound objects, and the text of calls on them."""
+
+    constants: Mapping[str, Tensor]
+    variables: dict[str, str]
+    bound: dict[str, Any] = field(default_factory=dict)
+
+    def call(self, step: Step) -> str:
+        """``f1(v0, a2, key=a3)``."""
+        arguments = [self._argument(arg) for arg in step.args]
+        for key, value in step.kwargs.items():
+            if not key.isidentifier() or keyword.iskeyword(key):
+                raise OctavoError(f"{key!r} is not the name of an operator's argument")
+            arguments.append(f"{key}={self._argument(value)}")
+        return f"{self._bind(step.function, 'f')}({', '.join(arguments)})"
+
+    def variable(self, name: str) -> str:
+        """The name of a value; a constant is bound at its first use."""
+        if name not in self.variables:
+            self.variables[name] = self._bind(self.constants[name], "c")
+        return self.variables[name]
+
+    def _argument(self, arg: Any) -> str:
+        if isinstance(arg, Ref):
+            return self.variable(arg.name)
+        if isinstance(arg, list | tuple) and any(True for _ in refs_in(arg)):
+            items = ", ".join(self._argument(item) for item in arg)
+            return f"[{items}]" if isinstance(arg, list) else f"({items},)"
+        return self._bind(arg, "a")
+
+    def _bind(self, value: Any, prefix: str) -> str:
+        name = f"{prefix}{len(self.bound)}"
+        self.bound[name] = value
+        return name
