@@ -22,7 +22,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = (
     ("version", "errors", "dtypes", "scheme", "atomic", "progress", "evaluation"),
     ("affine", "observers", "ops"),
-    ("graph", "operators", "passes", "capture", "program"),
+    ("graph", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
     ("batches", "call", "calibrate"),
     ("convert", "verify", "graph_json", "artifact"),

@@ -7,34 +7,26 @@ references to its parameters until a later stage makes tensors of its own.
 from __future__ import annotations
 
 import inspect
-import io
-import logging
 import re
-import traceback
-import warnings
 from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from octavo import operators
 from octavo.errors import CaptureError, InputError
-from octavo.evaluation import evaluating
+from octavo.exporting import export, is_users, refuse_state
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
 from octavo.passes import canonical
-from octavo.passes.functionalize import is_safe, make_functional
+from octavo.passes.functionalize import make_functional
 
 # Checks that export inserts for itself; a graph needs none of them.
 _ASSERTIONS = re.compile(r"^(aten\.(_assert|sym_constrain|_check)|_check|_assert)")
-# Frames in these folders are not the user's.
-_LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
 
 
 def capture(
@@ -63,21 +55,7 @@ def capture(
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     named = bind_arguments(model, args, dict(example_kwargs or {}))
     args, kwargs = _repeated((args, dict(example_kwargs or {})))
-    with _left_as_it_was(model):
-        program = _export(model, args, kwargs)
-    return _graph_of(program, tuple(named))
-
-
-def graph_of_program(program: ExportedProgram) -> Graph:
-    """The graph of a program that ``torch.export.export`` made, for example from a ``.pt2`` file.
-
-    Raises:
-        CaptureError: it holds an operator that Octavo does not run.
-    """
-    in_spec = program.call_spec.in_spec
-    positional = in_spec.child(0).num_children
-    names = [f"arg{i}" for i in range(positional)] + list(in_spec.child(1).context)
-    return _graph_of(program, tuple(names))
+    return _graph_of(export(model, args, kwargs), tuple(named))
 
 
 def bind_arguments(
@@ -108,46 +86,6 @@ def bind_arguments(
     return named
 
 
-@contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has the attributes that it had before.
-
-    What ``forward`` stores in its module would be a tensor without values, left over from export.
-    """
-    before = [
-        (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
-    ]
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for namespace, attributes, containers in before:
-            for container, content in containers:
-                container.clear()
-                container.extend(content) if isinstance(content, list) else container.update(
-                    content
-                )
-            namespace.clear()
-            namespace.update(attributes)
-
-
-def _containers(attributes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    return [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without export's own warnings: what matters of them is in the error that we raise."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-
-
 def _repeated(tree: Any) -> Any:
     """Tensors of batch one repeated to two, where all tensors have the same batch of one."""
     tensors = [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
@@ -156,55 +94,12 @@ def _repeated(tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, tree)
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    shapes = ShapesCollection()
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            shapes[leaf] = {0: Dim.AUTO}
-    try:
-        dynamic = shapes.dynamic_shapes(model, args, kwargs)
-        with torch.no_grad(), _quiet():
-            program = torch.export.export(
-                model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
-            )
-            return program if is_safe(program) else program.run_decompositions({})
-    except Exception as error:
-        raise CaptureError(_explain(model, error)) from error
-
-
-def _explain(model: nn.Module, error: Exception) -> str:
-    """Why export stopped: the innermost line that is the user's, and the innermost module."""
-    paths = {id(module): path or "the model itself" for path, module in model.named_modules()}
-    where = module = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        code = frame.f_code
-        owner = frame.f_locals.get((*code.co_varnames, "")[0])
-        if id(owner) in paths:
-            module = f" in module {paths[id(owner)]!r}"
-        if not code.co_filename.startswith(_LIBRARIES):
-            where = f" at {code.co_filename}:{line} ({code.co_name})"
-    first_line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
-    way_out = (
-        "A graph has no branches on tensor values: move such a branch out of forward, or replace "
-        "it by torch.where"
-        if "data-dependent" in str(error)
-        else "Check that the model runs on these example inputs"
-    )
-    return (
-        f"{type(model).__name__} cannot be captured: torch.export stopped{where}{module}: "
-        f"{type(error).__name__}: {first_line[:300]}. {way_out}; or quantize the submodules that "
-        "do the work"
-    )
-
-
 def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Graph:
     signature = program.graph_signature
-    mutated = [s for s in signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
-    if mutated:
-        raise CaptureError(
-            f"forward changes {mutated[0].target!r} in evaluation mode; a quantized model keeps no "
-            "state between calls: return the new value instead, or update it outside of forward"
-        )
+    returned = [s for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
+    # An input that forward changed in place has been read as changed; the caller's own stays.
+    allowed = (OutputKind.USER_OUTPUT, OutputKind.USER_INPUT_MUTATION)
+    refuse_state([str(s.target) for s in signature.output_specs if s.kind not in allowed])
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
     names: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
@@ -229,7 +124,7 @@ def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Grap
     trees = dict(zip(argument_names, positional, strict=False)) | keyword
     results = (
         s.arg.value if isinstance(s.arg, ConstantArgument) else Ref(names[s.arg.name])
-        for s in signature.output_specs
+        for s in returned
     )
     outputs = _tree(program.call_spec.out_spec, results)
     arguments = {name: trees[name] for name in argument_names}
@@ -328,7 +223,7 @@ def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
 def _line_of(node: torch.fx.Node) -> str:
     """Where the user's code called an operator."""
     lines = re.findall(r'File "(.+)", line (\d+)', node.meta.get("stack_trace") or "")
-    users = [(file, line) for file, line in lines if not file.startswith(_LIBRARIES)]
+    users = [(file, line) for file, line in lines if is_users(file)]
     return f" ({users[-1][0]}:{users[-1][1]})" if users else ""
 
 

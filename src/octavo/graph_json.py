@@ -29,9 +29,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
         ArtifactError: an argument is of a kind that no file can hold.
     """
     return {
-        "inputs": [
-            [i.name, list(i.meta.shape), i.meta.dtype, list(i.sizes)] for i in graph.inputs
-        ],
+        "inputs": [[i.name, list(i.meta.shape), i.meta.dtype, list(i.sizes)] for i in graph.inputs],
         "nodes": [_encode_node(node) for node in graph.nodes],
         "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],
         "outputs": encode(graph.outputs),

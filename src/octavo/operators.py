@@ -50,8 +50,9 @@ ATEN = frozenset(
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
     upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
     grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator gather index index_select
-    take_along_dim scatter scatter_add slice_scatter select_scatter index_put index_copy index_fill
-    index_add masked_scatter diagonal tril triu meshgrid rot90 one_hot view_as_real view_as_complex
+    take_along_dim scatter scatter_add slice_scatter select_scatter diagonal_scatter index_put
+    index_copy index_fill index_add masked_scatter diagonal tril triu meshgrid rot90 one_hot
+    view_as_real view_as_complex
     fft_fft fft_ifft fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 real imag complex
     zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
     empty_like new_zeros new_ones new_full new_empty fill zero copy

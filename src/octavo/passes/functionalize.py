@@ -12,16 +12,20 @@ from dataclasses import replace
 import torch
 from torch.export import ExportedProgram
 
+from octavo.errors import CaptureError
 from octavo.graph import Graph, Ref, map_refs
 
 # Results of these may share memory with their first argument, though their schema does not say so.
-_ALIASING = frozenset(
-    {"getitem", "type_as", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
-)
+_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+_ALIASING = _DROPOUTS | {"getitem", "type_as"}
 
 
 def is_safe(program: ExportedProgram) -> bool:
-    """Whether `make_functional` keeps the meaning of every in-place operator of the program."""
+    """Whether `make_functional` keeps the meaning of every in-place operator of the program.
+
+    Raises:
+        CaptureError: neither it nor torch.export does.
+    """
     kept = {**program.graph_signature.inputs_to_parameters}
     kept |= program.graph_signature.inputs_to_buffers
     kept |= program.graph_signature.inputs_to_lifted_tensor_constants
@@ -50,6 +54,11 @@ def is_safe(program: ExportedProgram) -> bool:
             }
             earlier = {n.name for n, i in order.items() if i < index}
             if any(last_read[name] > index for name in family & earlier):
+                if any(_name(n.target) in _DROPOUTS for n in order if n.name in family | {written}):
+                    raise CaptureError(
+                        f"{written!r} is changed in place and may be what dropout was given: "
+                        "torch.export takes it for another tensor; change a copy instead"
+                    )
                 return False
     return True
 
@@ -57,8 +66,11 @@ def is_safe(program: ExportedProgram) -> bool:
 def _aliases(target: object) -> bool:
     """Whether the result may share memory with the first argument."""
     returns = target._schema.returns if isinstance(target, torch._ops.OpOverload) else []
-    name = getattr(target, "__name__", "").split(".")[0]
-    return name in _ALIASING or any(value.alias_info is not None for value in returns)
+    return _name(target) in _ALIASING or any(value.alias_info is not None for value in returns)
+
+
+def _name(target: object) -> str:
+    return getattr(target, "__name__", "").split(".")[0]
 
 
 def _is_mutable(target: object) -> bool:

@@ -1,0 +1,161 @@
+"""How fast: ResNet-18, ResNet-50 and MobileNetV2 at 224x224, against eager torch and torch.ao FX.
+
+All contenders of a network take turns in one process; speed is compared within a round, and the
+ratio is the median over the rounds, with its quartiles. Every contender's SQNR against fp32 stands
+beside its time, since int8 that saturates (FX onednn on a CPU without VNNI) is fast and wrong.
+Everyone gets the same image tensor in channels-last order; rows named "contiguous" get what a
+DataLoader gives. The weights are random, the batch statistics are the network's own.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import octavo
+from benchmarks import nets
+from benchmarks.peers import fx
+from benchmarks.ratios import ratio
+from benchmarks.report import Goal, Report, parsed, parser, problem
+from octavo.latency import Latency, interleave
+from octavo.metrics import Likeness
+
+OCTAVO = "Octavo"
+RIVAL = "FX onednn"
+LIMIT = 1.0  # of Octavo's median to the rival's
+
+Call = Callable[[], Tensor]
+Maker = Callable[[], Call]
+
+
+def contenders(net: nn.Module, x: Tensor, calibration: list[Tensor]) -> dict[str, Maker]:
+    """name -> what makes the call to time; the network is left as it is."""
+    last = x.contiguous(memory_format=torch.channels_last)
+
+    def eager(dtype: torch.dtype, layout: torch.memory_format) -> Maker:
+        def make() -> Call:
+            model = copy.deepcopy(net).to(dtype)
+            model.to(memory_format=layout)  # type: ignore[call-overload]
+            given = x.to(dtype).contiguous(memory_format=layout)
+            return lambda: model(given)
+
+        return make
+
+    def ours(given: Tensor) -> Maker:
+        def make() -> Call:
+            target = octavo.host_target()
+            q = octavo.quantize(net, calibration=calibration, target=target, progress=False)
+            return lambda: q(given)
+
+        return make
+
+    def theirs(engine: str) -> Maker:
+        def make() -> Call:
+            model = fx(net, calibration, engine)
+            return lambda: model(last)
+
+        return make
+
+    return {
+        "fp32, contiguous": eager(torch.float32, torch.contiguous_format),
+        "fp32": eager(torch.float32, torch.channels_last),
+        "bf16": eager(torch.bfloat16, torch.channels_last),
+        RIVAL: theirs("onednn"),
+        "FX x86": theirs("x86"),
+        OCTAVO: ours(last),
+        f"{OCTAVO}, contiguous": ours(x),
+    }
+
+
+def measured(
+    makers: dict[str, Maker], rounds: int | None, seconds: float, slowest: float
+) -> list[dict[str, Any]]:
+    """A row for each contender: what it does to the logits, and its times.
+
+    Args:
+        makers: from `contenders`; the first is the float reference.
+        rounds: ``None`` takes what fits into ``seconds``, but at least 5.
+        slowest: who needs more seconds for one call does not take part in the rounds.
+    """
+    rows: dict[str, dict[str, Any]] = {name: {"contender": name} for name in makers}
+    calls: dict[str, Call] = {}
+    reference = None
+    for name, make in makers.items():
+        try:
+            call = make()
+            call()
+            started = time.perf_counter()
+            logits = call().float()
+            spent = time.perf_counter() - started
+            reference = logits if reference is None else reference
+            rows[name]["SQNR dB"] = _sqnr_db(reference, logits)
+            if spent > slowest:
+                raise TimeoutError(f"left out: one call took {spent:.1f} s")
+            calls[name] = call
+        except Exception as error:  # noqa: BLE001  (whatever a contender raises is its result)
+            rows[name]["error"] = problem(error)
+    times = interleave(calls, rounds=rounds, budget_s=seconds)
+    for name, latency in times.items():
+        rows[name] |= _speed(latency, times)
+    return list(rows.values())
+
+
+def _sqnr_db(reference: Tensor, logits: Tensor) -> float:
+    likeness = Likeness()
+    likeness.update(reference, logits)
+    return likeness.sqnr_db
+
+
+def _speed(latency: Latency, times: dict[str, Latency]) -> dict[str, Any]:
+    """The columns about time; the ratios are Octavo's time over this contender's."""
+    columns: dict[str, Any] = {
+        "median ms": 1e3 * latency.median_s,
+        "p95 ms": 1e3 * latency.p95_s,
+        "rounds": len(latency.rounds),
+    }
+    if OCTAVO in times:
+        spread = ratio(times[OCTAVO].rounds, latency.rounds)
+        columns |= {f"{OCTAVO}'s time / this": spread.median, "quartiles": str(spread)}
+    return columns
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure and report."""
+    made = parser(__doc__)
+    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
+    made.add_argument("--seconds", type=float, default=25, help="of rounds for a network and batch")
+    made.add_argument("--slowest", type=float, default=4, help="seconds of a call that takes part")
+    made.add_argument("--nets", nargs="*", default=list(nets.FOR_IMAGES), choices=nets.FOR_IMAGES)
+    made.add_argument("--batches", nargs="*", type=int, default=[1, 16])
+    made.add_argument("--size", type=int, default=224, help="of the images; default: %(default)s")
+    options = parsed(made, words)
+    report = Report(
+        "latency",
+        "Latency against eager torch and torch.ao FX, interleaved",
+        {"image size": options.size, "target": octavo.host_target()},
+    )
+    for name in options.nets:
+        net = nets.net_for_images(name, options.size)
+        calibration = [nets.photos(8, options.size, seed=index) for index in (1, 2)]
+        for batch in options.batches:
+            x = nets.photos(batch, options.size, seed=3)
+            with torch.no_grad():
+                rows = measured(
+                    contenders(net, x, calibration),
+                    options.rounds,
+                    options.seconds,
+                    options.slowest,
+                )
+            report.rows += [{"network": name, "batch": batch} | row for row in rows]
+            value = next(r.get(f"{OCTAVO}'s time / this") for r in rows if r["contender"] == RIVAL)
+            report.goals.append(Goal(f"{name}, batch {batch}: time over {RIVAL}", value, LIMIT))
+    report.finish(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The networks that the benchmarks measure: torchvision's, and small ones for 32x32 digits."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# torchvision's own operators do not load beside the CPU build of torch; the tests hold the cure.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+importlib.import_module("torchvision_shim")
+
+from torchvision import models  # noqa: E402
+
+SEED = 0
+CLASSES = 10
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al. 2015, arXiv:1512.03385, for CIFAR)."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(after)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(after)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        return self.relu(y + self.shortcut(x))
+
+
+class SmallResNet(nn.Module):
+    """float32 ``[N, 1, 32, 32]`` -> class scores ``[N, 10]``."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64), depth: int = 2) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, widths[0], 3, 2, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.relu = nn.ReLU(inplace=True)
+        blocks, before = [], widths[0]
+        for stage, width in enumerate(widths):
+            for index in range(depth):
+                blocks.append(Block(before, width, 2 if stage and not index else 1))
+                before = width
+        self.blocks = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(before, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        scores: Tensor = self.fc(self.pool(self.blocks(x)).flatten(1))
+        return scores
+
+
+def _for_gray_images(net: nn.Module) -> nn.Module:
+    """A torchvision network whose first convolution takes one channel."""
+    stem = net.get_submodule("features.0")
+    first = stem.get_submodule("0")
+    assert isinstance(stem, nn.Sequential)
+    assert isinstance(first, nn.Conv2d)
+    stem[0] = nn.Conv2d(1, first.out_channels, 3, stride=2, padding=1, bias=False)
+    return net
+
+
+def mobilenet_v2_for_digits() -> nn.Module:
+    return _for_gray_images(models.mobilenet_v2(width_mult=0.5, num_classes=CLASSES))
+
+
+def mobilenet_v3_for_digits() -> nn.Module:
+    return _for_gray_images(models.mobilenet_v3_small(width_mult=0.75, num_classes=CLASSES))
+
+
+# name -> a fresh network for 32x32 digits
+FOR_DIGITS: dict[str, Callable[[], nn.Module]] = {
+    "small ResNet": SmallResNet,
+    "MobileNetV2 x0.5": mobilenet_v2_for_digits,
+    "MobileNetV3-small x0.75": mobilenet_v3_for_digits,
+}
+
+# name -> torchvision's network with random weights
+FOR_IMAGES: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": models.resnet18,
+    "resnet50": models.resnet50,
+    "mobilenet_v2": models.mobilenet_v2,
+}
+
+
+def photos(count: int, size: int = 224, seed: int = SEED) -> Tensor:
+    """Random images that are smooth on a large scale, as photos are: ``[count, 3, size, size]``."""
+    chance = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 12, 12, generator=chance)
+    fine = torch.randn(count, 3, size, size, generator=chance)
+    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic")
+    return smooth + 0.2 * fine
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = SEED) -> nn.Module:
+    """A network whose random weights are always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
+
+
+def net_for_images(name: str, size: int = 224) -> nn.Module:
+    """A torchvision network in evaluation mode: random weights, but batch statistics of their own.
+
+    Without the latter the activations of an untrained network grow or fade from layer to layer.
+    """
+    net = seeded(FOR_IMAGES[name]).train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain average over all batches
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    with torch.no_grad():
+        for index in range(3):
+            net(photos(8, size, seed=100 + index))
+    return net.eval()

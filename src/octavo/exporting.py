@@ -1,0 +1,153 @@
+"""Running ``torch.export`` on a user's model: quietly, with errors that say where it stopped, and
+without a trace on the model.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.utils import _pytree as pytree
+
+from octavo.errors import CaptureError
+from octavo.evaluation import evaluating
+from octavo.passes.functionalize import is_safe
+
+_STANDARD_LIBRARY = f"{Path(inspect.__file__).parent}/"
+_LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
+
+
+def is_users(file: str) -> bool:
+    """Whether a source file is neither torch's, nor Octavo's, nor Python's own."""
+    own = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+    return not own and not file.startswith(_LIBRARIES)
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """The model in evaluation mode as a program with a free batch size.
+
+    Its in-place operators are such that `octavo.passes.functionalize` can replace them. The model
+    is left as it was.
+
+    Raises:
+        CaptureError: the model cannot be exported; the message names the line and the way out.
+    """
+    shapes = ShapesCollection()
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            shapes[leaf] = {0: Dim.AUTO}
+    try:
+        dynamic = shapes.dynamic_shapes(model, args, kwargs)
+        with _left_as_it_was(model), _buffers_kept(model), torch.no_grad(), _quiet():
+            program = torch.export.export(
+                model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
+            )
+            return program if is_safe(program) else program.run_decompositions({})
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(_explain(model, error)) from error
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module has the attributes that it had before.
+
+    What ``forward`` stores in its module would be a tensor without values, left over from export.
+    """
+    before = [
+        (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
+    ]
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for namespace, attributes, containers in before:
+            for container, content in containers:
+                container.clear()
+                container.extend(content) if isinstance(content, list) else container.update(
+                    content
+                )
+            namespace.clear()
+            namespace.update(attributes)
+
+
+def _containers(attributes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list)]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without export's own warnings: what matters of them is in the error that we raise."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Refuses ``self.buffer = new_value``: torch.export notices it in the outermost module only."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    changed: list[str] = []
+
+    def note(module: nn.Module, name: str, value: Tensor | None) -> None:
+        before = module._buffers.get(name)
+        if id(module) in paths and before is not None and before is not value:
+            changed.append(f"{paths[id(module)]}.{name}".lstrip("."))
+
+    hook = register_module_buffer_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+    refuse_state(changed)
+
+
+def refuse_state(changed: list[str]) -> None:
+    """Raise if there are buffers that ``forward`` changes; ``changed`` are their names."""
+    if changed:
+        raise CaptureError(
+            f"forward changes {changed[0]!r} in evaluation mode; a quantized model keeps no "
+            "state between calls: return the new value instead, or update it outside of forward"
+        )
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Why export stopped: the innermost line that is the user's, and the innermost module."""
+    paths = {id(module): path or "the model itself" for path, module in model.named_modules()}
+    where = module = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get((*code.co_varnames, "")[0])
+        if id(owner) in paths:
+            module = f" in module {paths[id(owner)]!r}"
+        if is_users(code.co_filename):
+            where = f" at {code.co_filename}:{line} ({code.co_name})"
+    first_line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    way_out = (
+        "A graph has no branches on tensor values: move such a branch out of forward, or replace "
+        "it by torch.where"
+        if "data-dependent" in str(error)
+        else "Check that the model runs on these example inputs"
+    )
+    return (
+        f"{type(model).__name__} cannot be captured: torch.export stopped{where}{module}: "
+        f"{type(error).__name__}: {first_line[:300]}. {way_out}; or quantize the submodules that "
+        "do the work"
+    )

@@ -1,0 +1,198 @@
+"""Whether a graph is sound: names, operators, arguments, and the tensors that they make."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.errors import ArtifactError
+from octavo.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.verify import verify
+
+CPU = torch.device("cpu")
+
+
+def meta(*shape: int | None, dtype: str = "float32") -> TensorMeta:
+    return TensorMeta(shape, dtype)
+
+
+CONV = Node(
+    "conv",
+    "aten.conv2d.default",
+    (Ref("x"), Ref("weight"), None, [1, 1], [1, 1]),
+    meta=meta(None, 4, 8, 8),
+)
+SIZE = Node("size", "aten.sym_size.int", (Ref("x"), 0))
+HALF = Node("half", "python.floordiv", (Ref("size"), 2))
+PARTS = Node("parts", "aten.split.Tensor", (Ref("conv"), 2, 1))
+PART = Node("part", "python.getitem", (Ref("parts"), 1), meta=meta(None, 2, 8, 8))
+
+
+def graph(*nodes: Node, output: str = "conv", **constants: torch.Tensor) -> Graph:
+    given = Input("x", meta(None, 3, 8, 8), (6, 3, 8, 8))
+    tensors = {"weight": torch.ones(4, 3, 3, 3), "scale": torch.ones(4)} | constants
+    return Graph((given,), tensors, (CONV, *nodes), {"x": Ref("x")}, Ref(output))
+
+
+def node(op: str, *args: Any, made: TensorMeta | None = None, **kwargs: Any) -> Node:
+    return Node("node", op, args, kwargs, made)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        (),
+        (SIZE, HALF, PARTS, PART),
+        # The batch of the example, six, is one that can be halved; two thirds of it cannot be.
+        (
+            SIZE,
+            HALF,
+            node("aten.reshape.default", Ref("x"), [Ref("half"), 384], made=meta(None, 384)),
+        ),
+        (node("aten.zeros.default", [2], device=CPU, made=meta(2)),),
+        (node("aten.arange.default", 4, made=meta(4, dtype="int64")),),
+        (node("aten.add.Tensor", Ref("conv"), Ref("conv"), made=meta(None, 4, 8, 8)),),
+        (node("aten.index.Tensor", Ref("x"), [None, Ref("index")], made=meta(None, 2, 8, 8)),),
+        (node("aten.to.dtype", Ref("x"), torch.int8, made=meta(None, 3, 8, 8, dtype="int8")),),
+    ],
+    ids=lambda nodes: nodes[-1].op if nodes else "conv",
+)
+def test_a_sound_graph_passes(nodes: tuple[Node, ...]) -> None:
+    verify(graph(*nodes, index=torch.tensor([0, 2])))
+
+
+def test_a_size_that_depends_on_values_is_left_open() -> None:
+    counts = node("aten.unique_consecutive.default", Ref("index"))
+    first = replace(node("python.getitem", Ref("node"), 0, made=meta(None)), name="first")
+    relu = replace(node("aten.relu.default", Ref("first"), made=meta(None)), name="relu")
+    verify(graph(counts, first, relu, index=torch.tensor([0, 2])))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ((CONV,), "its node 'conv' is defined twice or reads"),
+        ((replace(CONV, name="x"),), "its node 'x' is defined twice"),
+        ((replace(CONV, name="weight"),), "its node 'weight' is defined twice"),
+        ((node("aten.relu.default", Ref("nope")),), r"'node' is defined twice or reads \['nope'\]"),
+        ((node("aten.relu.default", Ref("node")),), r"reads \['node'\]"),
+        ((node("aten.cat.default", [Ref("x"), [Ref("nope")]]),), r"reads \['nope'\]"),
+        ((node("os.system", "touch canary"),), r"'os\.system' is not one that Octavo runs"),
+        ((node("aten.from_file.default", "/etc/passwd"),), "is not one that Octavo runs"),
+        ((node("aten.relu_.default", Ref("x")),), "is not one that Octavo runs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_names_and_operators(nodes: tuple[Node, ...], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        verify(graph(*nodes))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        node("aten.relu.default"),
+        node("aten.relu.default", Ref("x"), 1),
+        node("aten.relu.default", Ref("x"), nope=1),
+        node("aten.relu.default", Ref("x"), self=Ref("x")),
+        node("aten.relu.default", "x"),
+        node("aten.relu.default", None),
+        node("aten.relu.default", [Ref("x")]),
+        node("aten.relu.default", {"a": Ref("x")}),
+        node("aten.add.Tensor", Ref("x"), Ref("weight")),
+        node("aten.linear.default", Ref("x"), Ref("weight")),
+        node("aten.reshape.default", Ref("x"), [7, -1]),
+        node("aten.reshape.default", Ref("x"), [2**63, 2**63]),
+        node("aten.select.int", Ref("x"), 9, 0),
+        node("aten.conv2d.default", Ref("x"), Ref("weight"), None, [0, 0]),
+        node("aten.conv2d.default", Ref("x"), Ref("weight"), None, [1, 1], [0, 0], [1, 1], 2),
+        node("aten.zeros.default", ["2"]),
+        node("aten.zeros.default", [2], device="nowhere"),
+        # A dtype as a number, which torch would take unchecked.
+        node("aten.view.dtype", Ref("x"), -1),
+        node("aten.to.dtype", Ref("x"), 10**6),
+        node("aten.zeros.default", [2], dtype=77),
+        node("aten.clone.default", Ref("x"), memory_format=9),
+        node("octavo.quantize.default", Ref("x"), 0.1, 0, 0, 255, 99),
+        node("octavo.quantize.default", Ref("x"), 0.1, 0.5, 0, 255, torch.uint8),
+        node("octavo.dequantize_channels.default", Ref("weight"), Ref("scale"), Ref("scale"), 1),
+        # Lists, text and integers that grow.
+        node("python.mul", [0], 10**9),
+        node("python.mul", "x", 10**9),
+        node("python.add", [Ref("x")], [Ref("x")]),
+        node("python.mod", "%1000000000d", 5),
+        node("python.mul", 2**64, 2**64),
+        node("python.floordiv", 1, 0),
+        node("python.add", 1),
+        node("python.getitem", Ref("x")),
+        node("python.getitem", 5, 0),
+        node("python.getitem", [1], 3),
+    ],
+    ids=lambda broken: f"{broken.op} {broken.args} {broken.kwargs}"[:60],
+)
+def test_arguments_that_an_operator_does_not_take(broken: Node) -> None:
+    for made in (None, meta(None, 3, 8, 8)):
+        with pytest.raises(ArtifactError, match=f"'node': {broken.op} does not take its arguments"):
+            verify(graph(replace(broken, meta=made)))
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        None,
+        meta(None, 5, 8, 8),
+        meta(None, 4, 8),
+        meta(None, 4, 8, 8, dtype="float64"),
+        meta(7, 4, 8, 8),
+        meta(),
+    ],
+    ids=str,
+)
+def test_results_that_are_not_what_was_declared(declared: TensorMeta | None) -> None:
+    broken = replace(CONV, name="node", meta=declared)
+    with pytest.raises(ArtifactError, match=r"'node' makes float32\[6, 4, 8, 8\], the graph decl"):
+        verify(graph(broken))
+
+
+def test_a_list_is_not_a_tensor() -> None:
+    with pytest.raises(ArtifactError, match="'parts' makes None, the graph declares"):
+        verify(graph(replace(PARTS, meta=meta(None, 2, 8, 8))))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.ones(4, 5, 3, 3),
+        torch.ones(8, 3, 3, 3),
+        torch.ones(4),
+    ],
+    ids=lambda weight: str(TensorMeta.of(weight)),
+)
+def test_constants_of_another_shape(weight: torch.Tensor) -> None:
+    with pytest.raises(ArtifactError, match="its node 'conv'"):
+        verify(graph(weight=weight))
+
+
+def test_outputs_must_be_made() -> None:
+    with pytest.raises(ArtifactError, match=r"its outputs \['nope'\] are not made"):
+        verify(graph(output="nope"))
+
+
+def test_nothing_is_allocated() -> None:
+    """Ten terabytes, of which only the shape is known."""
+    verify(graph(node("aten.zeros.default", [10**13 // 4], device=CPU, made=meta(10**13 // 4))))
+
+
+def test_arguments_must_give_each_input_once() -> None:
+    sound = graph()
+    for arguments in ({}, {"x": Ref("y")}, {"x": [Ref("x"), Ref("x")]}, {"x": Ref("conv")}):
+        with pytest.raises(ArtifactError, match="its arguments do not give each input once"):
+            verify(replace(sound, arguments=arguments))
+
+
+def test_inputs_and_constants_have_names_of_their_own() -> None:
+    with pytest.raises(ArtifactError, match="its graph gives one name to two tensors"):
+        verify(graph(x=torch.ones(1)))
