@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from benchmarks.nets import seeded
+from octavo.progress import track
 
 CACHE = Path(__file__).parent / ".cache"
 RECIPE = 1  # raise it when the data, a network or the training changes: the cache is then stale
@@ -104,7 +105,7 @@ def _train(net: nn.Module, data: HardDigits, epochs: int, batch: int = 128) -> N
     net.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)  # for dropout
-        for _ in range(epochs):
+        for _ in track(range(epochs), "training"):
             order = torch.randperm(len(data.digits), generator=chance)
             for chosen in order.split(batch)[: len(data.digits) // batch]:
                 scores = net(hardened(data.digits[chosen], chance))

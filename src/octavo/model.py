@@ -159,14 +159,14 @@ def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel
         >>> model = load("model.octavo")  # doctest: +SKIP
     """
     content = artifact.load(path)
-    model = QuantizedModel(
-        content.graph, content.plan, content.signature, content.provenance, runtime
-    )
     try:
+        model = QuantizedModel(
+            content.graph, content.plan, content.signature, content.provenance, runtime
+        )
         _ = model.lowered
     except RuntimeUnavailable:
         raise
-    except Exception as error:  # whatever an altered graph makes an operator say
+    except Exception as error:  # whatever an altered graph makes torch say
         first_line = next(iter(str(error).splitlines()), "")
         raise ArtifactError(
             f"{os.fspath(path)} holds a graph that cannot run: {first_line}"

@@ -203,5 +203,11 @@ def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPl
 
 
 def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
+    for key in ("tensor", "kind", "op", "runs", "reason"):
+        if not isinstance(data[key], str):
+            raise TypeError(f"its {key} is {data[key]!r}, not text")
+    for key in ("shares", "fused_into"):
+        if not isinstance(data[key], str | None):
+            raise TypeError(f"its {key} is {data[key]!r}, not text or null")
     spec = None if data["spec"] is None else QSpec.from_dict(data["spec"])
     return TensorPlan(**{**data, "spec": spec})

@@ -18,6 +18,8 @@ from octavo.graph import Graph, Input, Node, TensorMeta, map_refs, refs_in
 # Stands for a value whose shape depends on other values, and for all that is made of it.
 _UNKNOWN = object()
 _LARGEST_INTEGER = 2**63 - 1
+# On meta tensors torch does not look at their bias, the third argument.
+_BIASED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 _TORCH_NAMES = ("ScalarType", "Layout", "MemoryFormat")
 
 
@@ -97,6 +99,9 @@ def _check_arguments(
         for arg in (*args, *kwargs.values()):
             if not isinstance(arg, int | float) or abs(arg) > _LARGEST_INTEGER:
                 raise TypeError(f"{arg!r} is not a size")
+    if node.short_op in _BIASED and len(args) > 2 and isinstance(args[2], Tensor):
+        if args[2].shape != args[1].shape[:1]:
+            raise TypeError(f"a bias of shape {list(args[2].shape)} for {len(args[1])} outputs")
     schema = getattr(operator, "_schema", None)
     for index, argument in enumerate(schema.arguments if schema is not None else ()):
         value = args[index] if index < len(args) else kwargs.get(argument.name)

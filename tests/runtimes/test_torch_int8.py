@@ -201,6 +201,17 @@ def test_a_shortcut_that_is_read_again_is_not_overwritten():
     assert torch.equal(q(x), q(x))
 
 
+def test_a_convolution_added_to_its_own_input_does_not_overwrite_it():
+    """The kernel sums into the shortcut's memory, which is what the convolution reads."""
+    x = torch.randn(7, 8, 8, 8)
+    model = nn.Sequential(nn.Conv2d(8, 8, 1), nn.MaxPool2d(2), Fused(relu=True), nn.Conv2d(8, 4, 1))
+    q = octavo.quantize(model, calibration=[x], target=octavo.host_target())
+    assert "onednn.qconv2d.sum" in q.lowered.kernels.values()
+    assert all(largest <= 1 for largest, _ in compare_each_layer(q, x).values())
+    first = q(x)
+    assert all(torch.equal(q(x), first) for _ in range(20))
+
+
 def test_without_vnni_eight_bit_activations_fall_back_and_say_so(monkeypatch):
     monkeypatch.setattr(cpu, "saturates", lambda: True)
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))

@@ -159,7 +159,9 @@ def _with_safe_memory(placed: list[_Placed], context: Context) -> list[Step]:
         if item.overwrites is not None:
             memory = root(item.overwrites)
             sharing = [p.step.out for p in placed[:index] if root(p.step.out) == memory]
-            if any(last_read.get(name, 0) > index for name in sharing):
+            read_later = any(last_read.get(name, 0) > index for name in sharing)
+            read_now = [name for name in refs_in(step.args) if root(name) == memory]
+            if read_later or len(read_now) > 1:
                 step = replace(step, function=_on_a_copy(step, item.overwrites))
         steps.append(step)
     return steps
