@@ -99,9 +99,9 @@ def _check_arguments(
         for arg in (*args, *kwargs.values()):
             if not isinstance(arg, int | float) or abs(arg) > _LARGEST_INTEGER:
                 raise TypeError(f"{arg!r} is not a size")
-    if node.short_op in _BIASED and len(args) > 2 and isinstance(args[2], Tensor):
-        if args[2].shape != args[1].shape[:1]:
-            raise TypeError(f"a bias of shape {list(args[2].shape)} for {len(args[1])} outputs")
+    bias = args[2] if node.short_op in _BIASED and len(args) > 2 else None
+    if isinstance(bias, Tensor) and bias.shape != args[1].shape[:1]:
+        raise TypeError(f"a bias of shape {list(bias.shape)} for {len(args[1])} outputs")
     schema = getattr(operator, "_schema", None)
     for index, argument in enumerate(schema.arguments if schema is not None else ()):
         value = args[index] if index < len(args) else kwargs.get(argument.name)
