@@ -140,3 +140,39 @@ def test_layers_left_in_float_are_named_with_the_reason():
     reason = "softplus has no int8 kernel for"
     assert q.summary().float_layers["1"].startswith(reason)
     assert f"  1: {reason}" in str(q.summary())
+
+
+def test_layers_may_have_the_names_of_the_quantized_models_own_attributes(x):
+    names = ("plan", "target", "graph", "device", "summary", "lower", "runtime")
+    layers = nn.ModuleDict({name: nn.Conv2d(1, 1, 3, padding=1) for name in names})
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+
+        def forward(self, x):
+            for layer in self.children():
+                x = layer(x)
+            return x
+
+    q = octavo.quantize(Named(), calibration=[x], target=octavo.host_target())
+    assert {f"{name}.weight" for name in names} <= set(q.state_dict())
+    assert q.target == q.plan.target
+    assert torch.equal(copy.deepcopy(q)(x), q(x))
+
+
+def test_batches_that_do_not_fit_together_are_one_clear_error():
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, y):
+            return self.a(x) + self.b(y)
+
+    batch = (torch.randn(8, 4), torch.randn(8, 4))
+    q = octavo.quantize(Sum(), calibration=[batch], target=octavo.host_target())
+    with pytest.raises(InputError, match="the model cannot run on these inputs: .*size of tensor"):
+        q(torch.randn(3, 4), torch.randn(2, 4))

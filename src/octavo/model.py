@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from octavo import artifact
 from octavo.batches import Signature
 from octavo.call import build_output, flatten_call
-from octavo.errors import ArtifactError, OctavoError, RuntimeUnavailable
+from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, lower
@@ -55,13 +55,8 @@ class QuantizedModel(nn.Module):
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         for name, tensor in graph.constants.items():
-            *path, leaf = name.split(".")
-            owner: nn.Module = self
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
-            owner.register_buffer(leaf, tensor)
+            buffers, leaf = self._place_of(name)
+            buffers[leaf] = tensor
         self._lowered: Lowered | None = None
         self.eval()
         self.register_load_state_dict_post_hook(_forget_lowered)  # type: ignore[no-untyped-call]
@@ -69,8 +64,20 @@ class QuantizedModel(nn.Module):
     @property
     def graph(self) -> Graph:
         """The canonical QDQ graph, with the tensors as they are now."""
-        constants = {name: self.get_buffer(name) for name in self._names}
+        places = {name: self._place_of(name) for name in self._names}
+        constants = {name: buffers[leaf] for name, (buffers, leaf) in places.items()}
         return replace(self._structure, constants=constants)
+
+    def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
+        """The buffers of the submodule that holds a tensor, which is made if missing.
+
+        Not by attribute: the float model may have a layer called "plan" or "target".
+        """
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        return owner._buffers, leaf
 
     @property
     def target(self) -> str:
@@ -101,8 +108,14 @@ class QuantizedModel(nn.Module):
             InputError: the arguments differ in name, structure, shape or dtype from the captured.
         """
         tensors = flatten_call(self._structure, args, kwargs)
-        with torch.no_grad():
-            return build_output(self._structure, self.lowered.run(*tensors))
+        run = self.lowered.run
+        try:
+            with torch.no_grad():
+                results = run(*tensors)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"the model cannot run on these inputs: {first_line}") from error
+        return build_output(self._structure, results)
 
     def lower(self, runtime: str) -> QuantizedModel:
         """The same model on another runtime: ``"torch"`` or ``"reference"``.
