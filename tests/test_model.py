@@ -174,5 +174,5 @@ def test_batches_that_do_not_fit_together_are_one_clear_error():
 
     batch = (torch.randn(8, 4), torch.randn(8, 4))
     q = octavo.quantize(Sum(), calibration=[batch], target=octavo.host_target())
-    with pytest.raises(InputError, match="the model cannot run on these inputs: .*size of tensor"):
+    with pytest.raises(InputError, match=r"the model cannot run on these inputs: .*size of tensor"):
         q(torch.randn(3, 4), torch.randn(2, 4))
