@@ -41,7 +41,7 @@ def _store(x: Tensor, out: Integers) -> Tensor:
     """Round and clip a tensor that may be overwritten.
 
     By way of int16: torch casts float to int16 and int16 to uint8 with vector instructions, float
-    to uint8 without (2.5 times slower).
+    to uint8 without.
     """
     return x.round_().clamp_(out.low, out.high).to(torch.int16).to(out.dtype)
 
