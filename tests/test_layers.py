@@ -22,9 +22,9 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = (
     ("version", "errors", "dtypes", "scheme", "atomic", "progress", "evaluation"),
     ("affine", "observers", "ops"),
-    ("graph", "operators", "passes", "exporting", "capture", "program"),
+    ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
-    ("batches", "call", "calibrate"),
+    ("batches", "call", "calibrate", "weights"),
     ("convert", "verify", "graph_json", "artifact"),
     ("runtimes",),
     ("summary", "model"),

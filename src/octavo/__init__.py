@@ -8,7 +8,7 @@
 """
 
 from octavo.affine import QParams
-from octavo.calibrate import Calibration, calibrate
+from octavo.calibrate import Calibrated, Calibration, calibrate
 from octavo.capture import capture
 from octavo.compare import compare
 from octavo.comparison import Comparison
@@ -21,8 +21,10 @@ from octavo.quantize import convert, quantize
 from octavo.runtimes.cpu import host_target
 from octavo.scheme import Scheme
 from octavo.version import __version__
+from octavo.weights import correct_biases
 
 __all__ = [
+    "Calibrated",
     "Calibration",
     "Comparison",
     "MinMax",
@@ -41,6 +43,7 @@ __all__ = [
     "capture",
     "compare",
     "convert",
+    "correct_biases",
     "host_target",
     "load",
     "plan",

@@ -86,3 +86,13 @@ def quantize(
 def dequantize(q: Tensor, scale: Tensor | float, zero_point: Tensor | int) -> Tensor:
     """``(q - zero_point) * scale`` in float32."""
     return (q.to(torch.float32) - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
+    """``x`` rounded to what its integers can hold, float32 of the same shape."""
+    scheme = qparams.scheme
+    scale, zero_point = (
+        broadcast(values.to(x.device), x.dim(), scheme.channel_axis)
+        for values in (qparams.scale, qparams.zero_point)
+    )
+    return dequantize(quantize(x, scale, zero_point, scheme.qmin, scheme.qmax), scale, zero_point)

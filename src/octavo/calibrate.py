@@ -6,7 +6,8 @@ on the number of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,40 @@ from octavo.plan import Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
 from octavo.progress import track
 from octavo.targets import SHARED, target
+from octavo.weighted import WEIGHTED_LAYERS
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration found.
+
+    Attributes:
+        qparams: scale and zero point of every quantized tensor, by name.
+        input_means: int8 layer with a weight -> mean of each input channel, float32 ``[in]``.
+        batches: how many were seen.
+    """
+
+    qparams: Mapping[str, QParams]
+    input_means: Mapping[str, Tensor]
+    batches: int
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A running mean over batches, float32 ``[channels]``; ``values`` is how many each is of."""
+
+    mean: Tensor
+    values: int
+
+    def merged(self, other: _Mean) -> _Mean:
+        values = self.values + other.values
+        return _Mean(torch.lerp(self.mean, other.mean, other.values / values), values)
+
+    @classmethod
+    def of(cls, x: Tensor, axis: int) -> _Mean:
+        others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
+        mean = x.mean(others) if others else x
+        return cls(mean.to(torch.float32), x.numel() // x.shape[axis])
 
 
 class Calibration:
@@ -45,6 +80,8 @@ class Calibration:
         self.plan = plan
         self.batches = 0
         self.states: dict[str, Any] = {}
+        self.means: dict[tuple[str, int], _Mean] = {}
+        self._read = _inputs_of_layers(graph, plan)
         self._device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
         self._run = compile_steps(
             [given.name for given in graph.inputs],
@@ -73,7 +110,19 @@ class Calibration:
             if spec is not None and name in self.states:
                 state = spec.observer.merge(self.states[name], state)
             self.states[name] = state
+        for key, mean in other.means.items():
+            self.means[key] = self.means[key].merged(mean) if key in self.means else mean
         self.batches += other.batches
+
+    def result(self) -> Calibrated:
+        """All that was found.
+
+        Raises:
+            CalibrationError: no batch was observed, or a tensor's range is not finite.
+        """
+        qparams = self.qparams()
+        means = {node: self.means[read].mean for node, read in self._read.items()}
+        return Calibrated(qparams, means, self.batches)
 
     def qparams(self) -> dict[str, QParams]:
         """Scale and zero point of every quantized tensor of the plan, by name.
@@ -111,13 +160,17 @@ class Calibration:
         """
         roles = target(self.plan.target).roles
         moved = {n.name for n in self.graph.nodes if roles.get(n.short_op) == SHARED}
-        return {
-            name: self._tap(tensor)
+        observing = {
+            name: self._observe_range(tensor)
             for name, tensor in self.plan.quantized.items()
             if tensor.kind != "weight" and not (tensor.shares is not None and name in moved)
         }
+        taps: dict[str, list[Callable[[Tensor], None]]] = {n: [tap] for n, tap in observing.items()}
+        for name, axis in dict.fromkeys(self._read.values()):
+            taps.setdefault(name, []).append(self._observe_mean(name, axis))
+        return {name: _in_turn(calls) for name, calls in taps.items()}
 
-    def _tap(self, tensor: TensorPlan) -> Callable[[Tensor], None]:
+    def _observe_range(self, tensor: TensorPlan) -> Callable[[Tensor], None]:
         leader = _leader(self.plan, tensor)
         spec = self.plan.tensors[leader].spec
         assert spec is not None
@@ -125,6 +178,15 @@ class Calibration:
 
         def tap(value: Tensor) -> None:
             states[leader] = update(states.get(leader), value, axis)
+
+        return tap
+
+    def _observe_mean(self, name: str, axis: int) -> Callable[[Tensor], None]:
+        means, key = self.means, (name, axis)
+
+        def tap(value: Tensor) -> None:
+            new = _Mean.of(value, axis)
+            means[key] = means[key].merged(new) if key in means else new
 
         return tap
 
@@ -137,7 +199,7 @@ def calibrate(
     signature: Signature | None = None,
     inputs: Callable[[Any], Any] | None = None,
     progress: bool = True,
-) -> tuple[dict[str, QParams], int]:
+) -> Calibrated:
     """Run ``data`` through the float graph.
 
     Args:
@@ -149,7 +211,7 @@ def calibrate(
         progress: show a progress bar on a terminal.
 
     Returns:
-        Scale and zero point of every quantized tensor, and the number of batches.
+        Scale and zero point of every quantized tensor, and what else was measured.
 
     Raises:
         CalibrationError: no batches, or one that does not fit the model; it names the batch.
@@ -162,7 +224,7 @@ def calibrate(
             calibration.observe(flatten_call(graph, call.args, call.kwargs))
         except OctavoError as error:
             raise CalibrationError(f"calibration batch {index}: {error}") from error
-    return calibration.qparams(), calibration.batches
+    return calibration.result()
 
 
 def _iterated(data: Iterable[Any]) -> Iterable[Any]:
@@ -184,6 +246,23 @@ def _with_taps(
         yield step
         if step.out in taps:
             yield Step(f"{step.out} seen", taps[step.out], (Ref(step.out),))
+
+
+def _inputs_of_layers(graph: Graph, plan: Plan) -> dict[str, tuple[str, int]]:
+    """Int8 layer with a weight -> the tensor it reads, and the axis of its channels."""
+    return {
+        node.name: (node.args[0].name, WEIGHTED_LAYERS[node.short_op].input_axis)
+        for node in graph.nodes
+        if node.short_op in WEIGHTED_LAYERS and plan.runs_int8(node.name)
+    }
+
+
+def _in_turn(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
+    def tap(value: Tensor) -> None:
+        for call in calls:
+            call(value)
+
+    return tap
 
 
 def _leader(plan: Plan, tensor: TensorPlan) -> str:

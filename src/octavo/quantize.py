@@ -21,6 +21,7 @@ from octavo.model import QuantizedModel
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.version import __version__
+from octavo.weights import correct_biases
 
 MODES = ("static",)
 
@@ -34,6 +35,7 @@ def quantize(
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     inputs: Callable[[Any], Any] | None = None,
+    bias_correction: bool = True,
     progress: bool = True,
 ) -> QuantizedModel:
     """Quantize a trained model: capture, plan, calibrate, convert.
@@ -49,6 +51,8 @@ def quantize(
         target: where the model will run, see `octavo.targets`; `host_target` tells which suits the
             CPU at hand.
         inputs: maps a batch to the model's arguments, where the default reading does not fit.
+        bias_correction: let biases take back the shift of each layer's mean output that rounding
+            its weights brings, see `octavo.weights.bias_correction`.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -93,10 +97,12 @@ def quantize(
     graph = capture(model, args, kwargs)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     decided = plan(graph, mapping, target)
-    qparams, batches = calibrate(
+    found = calibrate(
         graph, decided, calibration, signature=signature, inputs=inputs, progress=progress
     )
-    return convert(graph, decided, qparams, signature=signature, batches=batches)
+    if bias_correction:
+        graph = correct_biases(graph, found.qparams, found.input_means)
+    return convert(graph, decided, found.qparams, signature=signature, batches=found.batches)
 
 
 def convert(
