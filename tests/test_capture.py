@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from octavo.capture import capture
 from octavo.errors import CaptureError, InputError, OctavoError
+from octavo.exporting import as_records
 from octavo.graph import Graph, Record
 from octavo.verify import verify
 
@@ -47,7 +48,7 @@ def check(model: nn.Module, graph: Graph, *args: Any, **kwargs: Any) -> Any:
     """The graph returns what the model does; what that is."""
     model.eval()
     with torch.no_grad():
-        expected = model(*args, **kwargs)
+        expected = as_records(model(*args, **kwargs))
     found = run_graph(graph, *args, **kwargs)
     for one, other in zip(leaves(found), leaves(expected), strict=True):
         if isinstance(other, Tensor):
@@ -271,6 +272,17 @@ pytree.register_pytree_node(
     serialized_type_name="tests.ModelOutput",
 )
 
+
+class Memory:
+    """A result of a type that pytree does not know, as the caches of language models are."""
+
+    def __init__(self, keys: Tensor, owner: Any = None) -> None:
+        self.dtype = keys.dtype
+        self.layers = [Memory(keys * 2, self)] if owner is None else []
+        self.keys = keys
+        self.owner = owner
+
+
 OUTPUTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "dict": (lambda m, x: {"y": m.conv(x), "deep": {"x": x}}, dict),
     "list": (lambda m, x: [m.conv(x), (x, [m.conv(x).relu()])], list),
@@ -281,6 +293,8 @@ OUTPUTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "dataclass": (lambda m, x: State(m.conv(x), x), Record),
     "dataclass in part": (lambda m, x: State(m.conv(x)), Record),
     "output object": (lambda m, x: ModelOutput(logits=m.conv(x), hidden=(x,)), Record),
+    "unknown object": (lambda m, x: Memory(m.conv(x)), Record),
+    "unknown object in part": (lambda m, x: {"y": [Memory(m.conv(x))]}, dict),
     "constants": (lambda m, x: (m.conv(x), 3, "text", 0.5, True, None), tuple),
     "parameter and buffer": (lambda m, x: (m.conv(x), m.conv.weight, m.bias), tuple),
     "sizes": (lambda m, x: (m.conv(x), x.shape[0], x.shape), tuple),
@@ -304,6 +318,9 @@ def test_fields_of_results_are_attributes() -> None:
         model = Calls(OUTPUTS[kind][0], conv=conv())
         result = run_graph(capture(model, x), x)
         torch.testing.assert_close(getattr(result, field), model.conv(x).detach())
+    memory = run_graph(capture(Calls(OUTPUTS["unknown object"][0], conv=conv()), x), x)
+    assert list(memory) == ["layers", "keys"]
+    torch.testing.assert_close(memory.layers[0]["keys"], memory["keys"] * 2)
     model = Calls(OUTPUTS["named tuple"][0], conv=conv())
     point = run_graph(capture(model, x), x)
     assert point.y[0] is x
@@ -328,6 +345,42 @@ def no_grad_inside(m: nn.Module, x: Tensor) -> Tensor:
     return m.conv(y.relu())
 
 
+def grad_inside(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y, z = m.conv(x).chunk(2, -1)
+        with torch.no_grad():
+            y = y * 2
+    return m.conv(y + z)
+
+
+def autocast_off_inside(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False), torch.enable_grad():
+        y = m.conv(x.float()).relu_()
+    return m.conv(y)
+
+
+def written_inside(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    part = y[:, :1]
+    with torch.enable_grad():
+        y.relu_()
+    return y + part  # which has changed too
+
+
+def regions_of_two_kinds(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = m.conv(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = x * m.conv(x)
+    with torch.autocast("cpu", enabled=False):
+        return x.relu()
+
+
+def masks(m: nn.Module, x: Tensor) -> Tensor:
+    mask = (x > 0) & (x < 1) | ~(x < 2) ^ (x > 3)
+    return torch.where(mask, m.conv(x).reshape_as(x), 0.0)
+
+
 def stacked_constants(m: nn.Module, x: Tensor) -> Tensor:
     scale = torch.tensor([0.5, 2.0, 1.0])[:, None, None]
     return m.conv(x) * scale + torch.arange(x.shape[-1]) + torch.zeros(x.shape[0], 1, 1, 1)
@@ -340,6 +393,12 @@ BODIES: dict[str, nn.Module] = {
     "functional relu": Calls(lambda m, x: F.relu(m.conv(x)) + m.conv(x).relu(), conv=conv()),
     "no_grad": Calls(no_grad_inside, conv=conv()),
     "no_grad around": Calls(torch.no_grad()(lambda m, x: m.conv(x)), conv=conv()),
+    "gradients": Calls(grad_inside, conv=conv()),
+    "autocast that is off": Calls(autocast_off_inside, conv=conv()),
+    "written in a region": Calls(written_inside, conv=conv()),
+    "regions of two kinds": Calls(regions_of_two_kinds, conv=conv()),
+    "masks": Calls(masks, conv=conv()),
+    "weight normalization": nn.Sequential(nn.utils.parametrizations.weight_norm(conv())),
     "inference mode": Calls(torch.inference_mode()(lambda m, x: m.conv(x)), conv=conv()),
     "constants": Calls(stacked_constants, conv=conv()),
     "shapes": Calls(lambda m, x: m.conv(x).view(x.shape[0], -1, 4), conv=conv()),
@@ -358,6 +417,27 @@ def test_the_graph_computes_what_forward_does(model: nn.Module) -> None:
     graph = capture(model, image(4))
     for batch in (2, 6):
         check(model, graph, image(batch))
+
+
+def autocasting(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16), torch.enable_grad():
+        return m.conv(x.relu()).softmax(1)
+
+
+def test_autocast_becomes_casts() -> None:
+    """In bfloat16 layers, and back to float32 where torch asks for it."""
+    model = Calls(autocasting, conv=conv())
+    graph = capture(model, image())
+    check(model, graph, image(5))
+    (layer,) = [node for node in graph.nodes if node.short_op == "conv2d"]
+    assert layer.meta.dtype == "bfloat16"
+    assert graph.constants[layer.args[1].name].dtype == torch.bfloat16  # cast once, in the graph
+
+
+def test_regions_keep_the_names_of_modules() -> None:
+    graph = capture(nn.Sequential(Calls(grad_inside, conv=conv())), image())
+    names = [node.name for node in graph.nodes if node.short_op == "conv2d"]
+    assert names == ["0.conv", "0.conv_1"]
 
 
 def test_a_module_that_is_used_twice_has_two_names_and_one_weight() -> None:
@@ -535,21 +615,10 @@ class Decomposing(nn.Module):
         return torch.linalg.svd(x)[0]
 
 
-class Autocasting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.fc(x)
-
-
 UNSUPPORTED = {
     "operator": (Decomposing(), r"module '0' \(.*test_capture\.py:\d+\) calls aten\.linalg_svd"),
     "values as sizes": (Calls(lambda m, x: x.nonzero()), r"'0'.* calls aten\.nonzero"),
     "number from a tensor": (Calls(lambda m, x: x * x.max().item()), r"'0'.* calls aten\.item"),
-    "autocast": (Autocasting(), r"'0'.* uses autocast; leave that out"),
     "loop on values": (
         Calls(lambda m, x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))),
         r"uses cond, a branch or a loop on tensor values.*torch\.where",

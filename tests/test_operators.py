@@ -102,6 +102,15 @@ def test_all_other_names_are_refused(name: str) -> None:
         operators.resolve(name)
 
 
+def test_operators_of_python_have_one_name_with_torchs_functions() -> None:
+    for name in ("and", "or", "xor"):
+        for overload in ("Tensor", "Scalar"):
+            target = getattr(getattr(torch.ops.aten, f"__{name}__"), overload)
+            assert operators.name_of(target) == f"aten.bitwise_{name}.{overload}"
+            assert operators.resolve(operators.name_of(target))
+    assert operators.name_of(torch.ops.aten.__iand__.Tensor) == "aten.__iand__.Tensor"
+
+
 def test_what_has_no_name_here_is_named_for_the_error() -> None:
     assert operators.name_of(torch.sym_sqrt if hasattr(torch, "sym_sqrt") else pow)
     assert operators.name_of(pow) == "pow"

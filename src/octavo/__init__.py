@@ -20,6 +20,7 @@ from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
 from octavo.runtimes.cpu import host_target
 from octavo.scheme import Scheme
+from octavo.targets import dynamic_qconfig, static_qconfig, weight_only_qconfig
 from octavo.version import __version__
 from octavo.weights import correct_biases
 
@@ -44,8 +45,11 @@ __all__ = [
     "compare",
     "convert",
     "correct_biases",
+    "dynamic_qconfig",
     "host_target",
     "load",
     "plan",
     "quantize",
+    "static_qconfig",
+    "weight_only_qconfig",
 ]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.errors import CalibrationError
+from octavo.errors import CalibrationError, PlanError
 from octavo.scheme import Scheme
 
 
 @dataclass(frozen=True)
 class QParams:
-    """Scale (float32) and zero point (int32) of a tensor, each of shape ``[]`` or
-    ``[channels]``.
+    """Scale (float32) and zero point (int32) of a tensor, each of shape ``[]``, ``[channels]``, or
+    ``[rows, groups]`` where a tensor ``[rows, columns]`` is quantized in groups.
     """
 
     scale: Tensor
@@ -34,8 +34,10 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     Symmetric: ``scale = max(|low|, |high|) / ((qmax - qmin) / 2)``, zero point 0, or the middle
     for an unsigned type (Krishnamoorthi 2018, arXiv:1806.08342, sections 2.1 and 2.2).
 
+    A power-of-two scale is the next one above (Jain et al. 2020, arXiv:1903.08066, section 3.2).
+
     Args:
-        low: lowest value, float, shape ``[]`` or ``[channels]``.
+        low: lowest value, float, of any shape: one scale for each.
         high: highest value, same shape.
 
     Raises:
@@ -53,15 +55,37 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     low = low.to(torch.float32).clamp(max=0.0)
     high = high.to(torch.float32).clamp(min=0.0)
     steps = scheme.qmax - scheme.qmin
-    # Small enough for any real tensor; the product of two scales is still a normal number.
-    smallest = torch.finfo(torch.float32).tiny ** 0.5
     if scheme.symmetric:
-        scale = (torch.maximum(-low, high) / (steps / 2)).clamp(min=smallest)
+        scale = _scale(torch.maximum(-low, high) / (steps / 2), scheme)
         middle = 0 if scheme.integers.signed else (scheme.qmin + scheme.qmax + 1) // 2
         return QParams(scale, torch.full_like(scale, middle, dtype=torch.int32), scheme)
-    scale = ((high - low) / steps).clamp(min=smallest)
+    scale = _scale((high - low) / steps, scheme)
     zero_point = scheme.qmin - torch.round(low / scale)
     return QParams(scale, zero_point.clamp(scheme.qmin, scheme.qmax).to(torch.int32), scheme)
+
+
+def _scale(scale: Tensor, scheme: Scheme) -> Tensor:
+    # Small enough for any real tensor; the product of two scales is still a normal number.
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny ** 0.5)
+    return torch.exp2(torch.ceil(torch.log2(scale))) if scheme.power_of_two else scale
+
+
+def blocks(x: Tensor, scheme: Scheme) -> tuple[Tensor, int | None]:
+    """``x`` in a shape in which each scale belongs to one index of one axis, and that axis.
+
+    ``[rows, columns]`` in groups becomes ``[rows * groups, group_size]``.
+
+    Raises:
+        PlanError: ``group_size`` does not divide the columns.
+    """
+    if scheme.group_size is None:
+        return x, scheme.channel_axis
+    if x.shape[-1] % scheme.group_size:
+        raise PlanError(
+            f"group_size {scheme.group_size} does not divide the {x.shape[-1]} input channels of a "
+            f"tensor of shape {list(x.shape)}; take a divisor, or keep the layer in int8"
+        )
+    return x.reshape(-1, scheme.group_size), 0
 
 
 def broadcast(values: Tensor, dim: int, axis: int | None) -> Tensor:
@@ -91,8 +115,10 @@ def dequantize(q: Tensor, scale: Tensor | float, zero_point: Tensor | int) -> Te
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """``x`` rounded to what its integers can hold, float32 of the same shape."""
     scheme = qparams.scheme
+    rows, axis = blocks(x, scheme)
     scale, zero_point = (
-        broadcast(values.to(x.device), x.dim(), scheme.channel_axis)
+        broadcast(values.to(x.device).flatten() if values.dim() else values, rows.dim(), axis)
         for values in (qparams.scale, qparams.zero_point)
     )
-    return dequantize(quantize(x, scale, zero_point, scheme.qmin, scheme.qmax), scale, zero_point)
+    rounded = quantize(rows, scale, zero_point, scheme.qmin, scheme.qmax)
+    return dequantize(rounded, scale, zero_point).reshape(x.shape)

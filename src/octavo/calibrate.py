@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.affine import QParams, qparams_of_range
+from octavo.affine import QParams, blocks, qparams_of_range
 from octavo.batches import Signature, split_batch
 from octavo.call import flatten_call
 from octavo.errors import CalibrationError, OctavoError
@@ -21,7 +21,7 @@ from octavo.graph import Graph, Ref
 from octavo.plan import Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
 from octavo.progress import track
-from octavo.targets import SHARED, target
+from octavo.targets import ROLES, SHARED
 from octavo.weighted import WEIGHTED_LAYERS
 
 
@@ -107,7 +107,7 @@ class Calibration:
         """Take in what another calibration of the same plan (another shard) has seen."""
         for name, state in other.states.items():
             spec = self.plan.tensors[name].spec
-            if spec is not None and name in self.states:
+            if spec is not None and spec.observer is not None and name in self.states:
                 state = spec.observer.merge(self.states[name], state)
             self.states[name] = state
         for key, mean in other.means.items():
@@ -130,27 +130,27 @@ class Calibration:
         Raises:
             CalibrationError: no batch was observed, or a tensor's range is not finite.
         """
-        if self.batches == 0:
+        if self.batches == 0 and self.plan.needs_calibration:
             raise CalibrationError(
                 "there was no calibration batch: the iterable is empty; give about 100 batches of "
                 "representative data"
             )
         found = {}
         for name, tensor in self.plan.quantized.items():
-            assert tensor.spec is not None
-            observer = tensor.spec.observer
-            if tensor.kind == "weight":
-                weight = self.graph.constants[name]
-                state = observer.update(None, weight, tensor.spec.scheme.channel_axis)
-            elif tensor.shares is None:
-                state = self.states[name]
-            else:
+            if tensor.kind != "weight" and tensor.shares is not None:
                 continue
-            bounds = observer.bounds(state)
+            assert tensor.spec is not None and tensor.spec.observer is not None
+            scheme, observer = tensor.spec.scheme, tensor.spec.observer
+            if tensor.kind == "weight":
+                state = observer.update(None, *blocks(self.graph.constants[name], scheme))
+            else:
+                state = self.states[name]
+            bounds = observer.bounds(state, scheme)
             try:
-                found[name] = qparams_of_range(bounds.low, bounds.high, tensor.spec.scheme)
+                qparams = qparams_of_range(bounds.low, bounds.high, scheme)
             except CalibrationError as error:
                 raise CalibrationError(f"tensor {name!r} ({tensor.op}): {error}") from None
+            found[name] = _shaped(qparams, self.graph.constants.get(name))
         return {name: found[self._leaders[name]] for name in self.plan.quantized}
 
     def _taps(self) -> dict[str, Callable[[Tensor], None]]:
@@ -158,8 +158,7 @@ class Calibration:
 
         Of tensors that share a scale, those that only move another's integers add nothing to see.
         """
-        roles = target(self.plan.target).roles
-        moved = {n.name for n in self.graph.nodes if roles.get(n.short_op) == SHARED}
+        moved = {n.name for n in self.graph.nodes if ROLES.get(n.short_op) == SHARED}
         observing = {
             name: self._observe_range(tensor)
             for name, tensor in self.plan.quantized.items()
@@ -173,7 +172,7 @@ class Calibration:
     def _observe_range(self, tensor: TensorPlan) -> Callable[[Tensor], None]:
         leader = _leader(self.plan, tensor)
         spec = self.plan.tensors[leader].spec
-        assert spec is not None
+        assert spec is not None and spec.observer is not None
         update, axis, states = spec.observer.update, spec.scheme.channel_axis, self.states
 
         def tap(value: Tensor) -> None:
@@ -248,13 +247,23 @@ def _with_taps(
             yield Step(f"{step.out} seen", taps[step.out], (Ref(step.out),))
 
 
+def _shaped(qparams: QParams, weight: Tensor | None) -> QParams:
+    """Those of a weight in groups as ``[rows, groups]``."""
+    if weight is None or qparams.scheme.group_size is None:
+        return qparams
+    rows = weight.shape[0]
+    scale, zero_point = qparams.scale.reshape(rows, -1), qparams.zero_point.reshape(rows, -1)
+    return QParams(scale, zero_point, qparams.scheme)
+
+
 def _inputs_of_layers(graph: Graph, plan: Plan) -> dict[str, tuple[str, int]]:
-    """Int8 layer with a weight -> the tensor it reads, and the axis of its channels."""
-    return {
-        node.name: (node.args[0].name, WEIGHTED_LAYERS[node.short_op].input_axis)
-        for node in graph.nodes
-        if node.short_op in WEIGHTED_LAYERS and plan.runs_int8(node.name)
-    }
+    """Int8 layer with one weight -> the tensor it reads, and the axis of its channels."""
+    found = {}
+    for node in graph.nodes:
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None and layer.input_axis is not None and plan.runs_int8(node.name):
+            found[node.name] = (node.args[0].name, layer.input_axis)
+    return found
 
 
 def _in_turn(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:

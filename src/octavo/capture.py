@@ -204,8 +204,6 @@ def _is_assertion(node: torch.fx.Node) -> bool:
 def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
     where = f"module {module or 'the model itself'!r}{_line_of(node)}"
     if isinstance(node.target, torch._ops.HigherOrderOperator):
-        if op.startswith("wrap_with"):
-            raise CaptureError(f"{where} uses {op.removeprefix('wrap_with_')}; leave that out")
         raise CaptureError(
             f"{where} uses {op}, a branch or a loop on tensor values, which int8 runtimes cannot "
             "run; replace it by torch.where"

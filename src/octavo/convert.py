@@ -1,22 +1,27 @@
 """From a float graph, a plan and qparams to the quantized graph, in canonical QDQ form.
 
 Each quantized activation ``x`` becomes ``x -> x.quantized -> x.dequantized``; each quantized weight
-is stored as integers and read through ``<weight>.dequantized``. Calibration and training end here
-alike: both give weights and qparams.
+is stored as integers and read through ``<weight>.dequantized``, those of four bits two to a byte
+and read through ``<weight>.unpacked``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by
+its own range. Calibration and training end here alike: both give weights and qparams.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from octavo import ops
 from octavo.affine import QParams
+from octavo.dtypes import UINT8
 from octavo.errors import PlanError
 from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
 from octavo.plan import Plan
+from octavo.qconfig import QSpec
+from octavo.scheme import Scheme
 
 
 def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
@@ -40,6 +45,7 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
     for name, tensor in quantized.items():
         if tensor.kind == "weight":
             weight_nodes[name] = _quantized_weight(name, constants, qparams[name])
+    dynamic = _DynamicInputs(plan)
     activations = {name for name, tensor in quantized.items() if tensor.kind != "weight"}
     made_in_int8 = {name for name in activations if plan.runs_int8(name)}
     dequantized = {name: f"{name}.dequantized" for name in quantized}
@@ -54,9 +60,13 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
     for node in graph.nodes:
         for name in node.refs():
             if name in weight_nodes:
-                nodes.append(weight_nodes.pop(name))
-                by_float[name] = dequantized[name]
-        nodes.append(node.renamed(by_int8 if plan.runs_int8(node.name) else by_float))
+                nodes += weight_nodes.pop(name)
+        runs_int8 = plan.runs_int8(node.name)
+        read = node.renamed(by_int8 if runs_int8 else by_float)
+        if node.name in dynamic.specs:
+            made, read = dynamic.read_by(read, metas[node.args[0].name])
+            nodes += made
+        nodes.append(_with_rounded_probabilities(read) if runs_int8 else read)
         if node.name in activations:
             nodes += _qdq(node.name, metas[node.name], qparams[node.name])
     outputs = map_refs(graph.outputs, lambda ref: Ref(by_float.get(ref.name, ref.name)))
@@ -73,23 +83,74 @@ def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
         raise PlanError(f"there are no qparams for {missing[:5]}: calibrate with this plan")
 
 
-def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> Node:
-    """Replace the constant by integers; the node that reads them back."""
+def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> list[Node]:
+    """Replace the constant by integers; the nodes that read them back."""
     scheme, weight = qparams.scheme, constants[name]
-    meta = TensorMeta(tuple(weight.shape), "float32")
     scale, zero_point = qparams.scale.to(weight.device), qparams.zero_point.to(weight.device)
     low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
-    if scheme.channel_axis is None:
-        single = (scale.item(), int(zero_point.item()))
-        constants[name] = ops.quantize(weight, *single, low, high, dtype)
-        return Node(
-            f"{name}.dequantized", "octavo.dequantize.default", (Ref(name), *single), meta=meta
-        )
-    axis = scheme.channel_axis
-    constants[name] = ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
-    constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
-    args = (Ref(name), Ref(f"{name}_scale"), Ref(f"{name}_zero_point"), axis)
-    return Node(f"{name}.dequantized", "octavo.dequantize_channels.default", args, meta=meta)
+    tensors = (Ref(f"{name}_scale"), Ref(f"{name}_zero_point"))
+    read: tuple[Any, ...]
+    if scheme.group_size is not None:
+        integers = ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
+        op, read = "octavo.dequantize_groups.default", tensors
+    elif scheme.channel_axis is not None:
+        axis = scheme.channel_axis
+        integers = ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
+        op, read = "octavo.dequantize_channels.default", (*tensors, axis)
+    else:
+        single = scale.item(), int(zero_point.item())
+        integers = ops.quantize(weight, *single, low, high, dtype)
+        op, read = "octavo.dequantize.default", single
+    if scale.dim():
+        constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
+    constants[name] = integers
+    stored = [_unpacking(name, constants, scheme)] if scheme.integers.bits <= 4 else []
+    source = Ref(stored[0].name if stored else name)
+    meta = TensorMeta(tuple(weight.shape), "float32")
+    return [*stored, Node(f"{name}.dequantized", op, (source, *read), meta=meta)]
+
+
+def _unpacking(name: str, constants: dict[str, Tensor], scheme: Scheme) -> Node:
+    """Pack the constant two to a byte; the node that unpacks it."""
+    shape = list(constants[name].shape)
+    constants[name] = ops.pack_int4(constants[name])
+    signed = scheme.integers.signed
+    meta = TensorMeta(tuple(shape), "int8" if signed else "uint8")
+    args = (Ref(name), shape, signed)
+    return Node(f"{name}.unpacked", "octavo.unpack_int4.default", args, meta=meta)
+
+
+class _DynamicInputs:
+    """The rounded inputs of dynamic layers; those that read one tensor alike share its rounding."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.specs = {n: t.dynamic for n, t in plan.tensors.items() if t.dynamic is not None}
+        self._made: dict[tuple[str, QSpec], str] = {}
+
+    def read_by(self, node: Node, meta: TensorMeta | None) -> tuple[list[Node], Node]:
+        """The node reading its rounded input, after the node that rounds it if that is new."""
+        spec, source = self.specs[node.name], node.args[0]
+        scheme = spec.scheme
+        name = self._made.get((source.name, spec))
+        made = []
+        if name is None:
+            taken = any(other == source.name for other, _ in self._made)
+            name = f"{node.name}.input" if taken else f"{source.name}.dynamic"
+            self._made[source.name, spec] = name
+            args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+            made.append(Node(name, "octavo.fake_quantize_dynamic.default", args, meta=meta))
+        return made, replace(node, args=(Ref(name), *node.args[1:]))
+
+
+def _with_rounded_probabilities(node: Node) -> Node:
+    """Attention with int8 products: its probabilities are integers too."""
+    if node.op != "aten.scaled_dot_product_attention.default":
+        return node
+    defaults = (None, 0.0, False)
+    mask, _, causal = node.args[3:] + defaults[len(node.args) - 3 :]
+    scale, gqa = node.kwargs.get("scale"), node.kwargs.get("enable_gqa", False)
+    args = (*node.args[:3], mask, causal, scale, gqa, UINT8.qmax)
+    return replace(node, op="octavo.attention.default", args=args, kwargs={})
 
 
 def _qdq(name: str, meta: TensorMeta | None, qparams: QParams) -> list[Node]:
@@ -97,7 +158,8 @@ def _qdq(name: str, meta: TensorMeta | None, qparams: QParams) -> list[Node]:
     scheme = qparams.scheme
     single = (qparams.scale.item(), int(qparams.zero_point.item()))
     integers = (scheme.qmin, scheme.qmax, scheme.integers.storage)
-    stored = TensorMeta(meta.shape, scheme.dtype)
+    storage = str(scheme.integers.storage).removeprefix("torch.")
+    stored = TensorMeta(meta.shape, storage)
     q, dq = f"{name}.quantized", f"{name}.dequantized"
     return [
         Node(q, "octavo.quantize.default", (Ref(name), *single, *integers), meta=stored),

@@ -11,7 +11,10 @@ from octavo.errors import PlanError
 
 @dataclass(frozen=True)
 class QDType:
-    """An integer type: its name, its inclusive range, and the torch dtype that stores it.
+    """An integer type: its name, its inclusive range, and the torch dtype that holds it.
+
+    Four bits are held in a byte each while they are computed with; weights of four bits are kept
+    two to a byte, see `octavo.ops.unpack_int4`.
 
     Example:
         >>> INT8.qmin, INT8.qmax, INT8.bits
@@ -32,10 +35,13 @@ class QDType:
         return self.qmin < 0
 
 
+INT4 = QDType("int4", -8, 7, torch.int8)
+UINT4 = QDType("uint4", 0, 15, torch.uint8)
 INT8 = QDType("int8", -128, 127, torch.int8)
 UINT8 = QDType("uint8", 0, 255, torch.uint8)
+INT16 = QDType("int16", -32768, 32767, torch.int16)
 
-QDTYPES = {dtype.name: dtype for dtype in (INT8, UINT8)}
+QDTYPES = {dtype.name: dtype for dtype in (INT4, UINT4, INT8, UINT8, INT16)}
 
 
 def qdtype(name: str) -> QDType:

@@ -22,10 +22,14 @@ from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError
 from octavo.evaluation import evaluating
+from octavo.graph import Record
 from octavo.passes.functionalize import is_safe
+from octavo.passes.regions import inline_regions
 
 _STANDARD_LIBRARY = f"{Path(inspect.__file__).parent}/"
 _LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
+# Objects with attributes that are values in themselves.
+_VALUES = (Tensor, nn.Module, torch.SymInt, torch.SymFloat, torch.SymBool, type)
 
 
 def is_users(file: str) -> bool:
@@ -50,14 +54,43 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
     try:
         dynamic = shapes.dynamic_shapes(model, args, kwargs)
         with _left_as_it_was(model), _buffers_kept(model), torch.no_grad(), _quiet():
+            model.register_forward_hook(lambda module, args, result: as_records(result))
             program = torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
             )
-            return program if is_safe(program) else program.run_decompositions({})
+            as_it_stands = inline_regions(program) and is_safe(program)
+            return program if as_it_stands else program.run_decompositions({})
     except CaptureError:
         raise
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
+
+
+def as_records(result: Any) -> Any:
+    """A model's result with each object that pytree does not know as a `Record`.
+
+    Such as the cache of a language model. The record has those attributes that hold tensors: a
+    result is data, and what else an object knows is the model's own.
+    """
+    return _as_records(result, frozenset())
+
+
+def _as_records(tree: Any, around: frozenset[int]) -> Any:
+    """``around`` are the objects that the tree is an attribute of: one may know its owner."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, _VALUES) or not hasattr(leaf, "__dict__") or id(leaf) in around:
+            return leaf
+        inside = around | {id(leaf)}
+        parts = {name: _as_records(value, inside) for name, value in vars(leaf).items()}
+        held = {name: part for name, part in parts.items() if _holds_tensors(part)}
+        return Record(held) if held else leaf
+
+    return pytree.tree_map(convert, tree)
+
+
+def _holds_tensors(tree: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
 
 
 @contextmanager

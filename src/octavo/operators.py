@@ -8,13 +8,14 @@ argument, reads a file or calls back into Python.
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 
-import octavo.ops  # noqa: F401  (registers the octavo:: operators)
+from octavo import ops
 from octavo.errors import CaptureError
 
 # In the order of torch's own documentation: convolution, pooling, activation, normalization, ...
@@ -38,20 +39,25 @@ ATEN = frozenset(
     minimum lerp addcmul addcdiv nan_to_num logaddexp logit hypot true_divide subtract multiply
     divide negative absolute
     sum mean prod std var var_mean std_mean amax amin aminmax max min argmax argmin any all norm
-    linalg_norm linalg_vector_norm logsumexp cumsum cumprod count_nonzero median topk sort argsort
-    flip roll unique_consecutive
+    linalg_norm linalg_vector_norm linalg_matrix_norm linalg_cross logsumexp logcumsumexp cumsum
+    cumprod cummax cummin diff nansum nanmean count_nonzero median kthvalue topk sort argsort
+    bucketize searchsorted flip fliplr flipud roll unique_consecutive _weight_norm
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
-    bitwise_not bitwise_xor isnan isinf isfinite where masked_fill
-    view reshape _unsafe_view flatten unflatten squeeze unsqueeze transpose permute t movedim
-    swapaxes expand expand_as repeat repeat_interleave tile narrow select slice split
-    split_with_sizes chunk unbind cat concat stack hstack vstack pad constant_pad_nd
+    bitwise_not bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isfinite isclose
+    where masked_fill
+    view reshape reshape_as view_as _unsafe_view flatten unflatten ravel squeeze unsqueeze transpose
+    permute t numpy_T mT movedim moveaxis swapaxes swapdims expand expand_as broadcast_to repeat
+    repeat_interleave tile narrow select slice split split_with_sizes unsafe_split
+    unsafe_split_with_sizes tensor_split chunk unsafe_chunk unbind cat concat stack hstack vstack
+    dstack column_stack pad constant_pad_nd
     reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
     replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col col2im
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d
     upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
     grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator gather index index_select
     take_along_dim scatter scatter_add slice_scatter select_scatter diagonal_scatter index_put
-    index_copy index_fill index_add masked_scatter diagonal tril triu meshgrid rot90 one_hot
+    index_copy index_fill index_add scatter_reduce masked_scatter diagonal tril triu tril_indices
+    triu_indices meshgrid rot90 one_hot
     view_as_real view_as_complex
     fft_fft fft_ifft fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 real imag complex
     zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
@@ -61,7 +67,7 @@ ATEN = frozenset(
     """.split()
 )
 
-OCTAVO = frozenset({"quantize", "dequantize", "quantize_channels", "dequantize_channels"})
+OCTAVO = ops.NAMES
 
 PYTHON: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
@@ -115,7 +121,8 @@ def _is_on_tensors(schema: Any) -> bool:
 def name_of(target: Any) -> str:
     """The name of an operator as torch.export gives it: an overload or a Python function."""
     if isinstance(target, torch._ops.OpOverload):
-        return str(target).replace("::", ".")
+        # ``mask & other`` has an operator of its own, which does what bitwise_and does.
+        return re.sub(r"^aten\.__(and|or|xor)__\.", r"aten.bitwise_\1.", str(target))
     for name, function in PYTHON.items():
         if target is function:
             return f"python.{name}"

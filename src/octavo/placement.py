@@ -1,10 +1,13 @@
-"""Where int8 stands in a graph: which nodes run in int8, what is fused, who shares a scale.
+"""Where integers stand in a graph: which nodes run on them, what is fused, who shares a scale.
 
 The rules, which the runtimes rely on:
 
-- A *weighted* layer runs in int8 wherever it can. A *computed* or *shared* operator does where it
-  stands between int8 layers: something int8 makes an input of it, and something int8 reads its
-  result. So there is no float island between two int8 layers, and nothing is quantized for nothing.
+- A *weighted* layer is quantized wherever it can be. How, its qconfig says: with a static range it
+  runs in int8; with a dynamic one it quantizes what it reads at each call and returns float;
+  without any only its weights are integers. A *table* (embedding) has integers in every mode.
+- A *computed* or *shared* operator runs in int8 where it stands between static int8 layers:
+  something int8 makes an input of it, and something int8 reads its result. So there is no float
+  island between two int8 layers, and nothing is quantized for nothing.
 - A kernel's inner results are not quantized: convolution, addition and activation in one kernel
   round once.
 - What nothing int8 reads is not quantized: the last layer returns float.
@@ -13,11 +16,20 @@ The rules, which the runtimes rely on:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from octavo.errors import PlanError
 from octavo.graph import Graph, Node, Ref, TensorMeta
-from octavo.qconfig import QConfig, QConfigMapping, QSpec
-from octavo.targets import SHARED, WEIGHTED, Target
+from octavo.qconfig import QConfig, QConfigMapping, QSpec, Rule
+from octavo.targets import COMPUTED, LOOKUP, ROLES, SHARED, WEIGHTED, Target
+from octavo.weighted import WEIGHTED_LAYERS
+
+# What a computed operator reads in int8 where that is not all of its tensors: the first so many.
+_READS = {
+    "scaled_dot_product_attention": 3,
+    **dict.fromkeys("prelu batch_norm layer_norm group_norm instance_norm rms_norm".split(), 1),
+}
+_WITHOUT_SIZES = ("add", "sub", "mul")
 
 
 @dataclass
@@ -25,23 +37,32 @@ class Placement:
     """What was decided, by name of value.
 
     Attributes:
-        int8: nodes that run in int8, fused ones included.
+        int8: nodes that run in static int8, fused ones included.
+        dynamic: nodes that quantize what they read at each call -> how.
+        weight_only: nodes of which only the weights are quantized.
         fused_into: inner node -> the node whose value its kernel returns.
         specs: values that are quantized.
-        weights: int8 node -> its quantized constants.
+        weights: quantized node -> its quantized constants.
         shares: value -> the value whose scale it has.
         reasons: every value -> why.
     """
 
     int8: set[str] = field(default_factory=set)
+    dynamic: dict[str, QSpec] = field(default_factory=dict)
+    weight_only: set[str] = field(default_factory=set)
     fused_into: dict[str, str] = field(default_factory=dict)
     specs: dict[str, QSpec] = field(default_factory=dict)
     weights: dict[str, dict[str, QSpec]] = field(default_factory=dict)
     shares: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
-    def runs_int8(self, node: str) -> bool:
-        return node in self.int8
+    def runs(self, node: str) -> str:
+        """``"int8"``, ``"dynamic"``, ``"weight-only"`` or ``"float"``."""
+        if node in self.int8:
+            return "int8"
+        if node in self.dynamic:
+            return "dynamic"
+        return "weight-only" if node in self.weight_only else "float"
 
 
 @dataclass(frozen=True)
@@ -54,9 +75,14 @@ class _Context:
     producers: Mapping[str, Node]
     outputs: frozenset[str]
 
-    def activations(self, node: Node) -> list[str]:
-        """The tensors (or lists of them) that a node reads and that are not constants."""
-        return [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]
+    def reads(self, node: Node) -> list[str]:
+        """The tensors (or lists of them) that a node would read in int8."""
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None:
+            source = None if layer.input is None else node.args[layer.input]
+            return [source.name] if isinstance(source, Ref) else []
+        names = [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]
+        return names[: _READS.get(node.short_op)]
 
     def _is_activation(self, name: str) -> bool:
         if name in self.graph.constants:
@@ -64,7 +90,10 @@ class _Context:
         producer = self.producers.get(name)
         if producer is None or producer.meta is not None:
             return True
-        return self.target.roles.get(producer.short_op) == SHARED  # a list of tensors, not a size
+        return ROLES.get(producer.short_op) == SHARED  # a list of tensors, not a size
+
+    def is_weighted(self, name: str) -> bool:
+        return ROLES.get(self.producers[name].short_op) == WEIGHTED
 
     def only_user(self, name: str) -> Node | None:
         users = self.users[name]
@@ -74,16 +103,25 @@ class _Context:
         meta = self.metas.get(name)
         return meta is None or meta.dtype == "float32"
 
+    def runs_alone(self, node: Node) -> bool:
+        """Whether the user or the target's default wants a kernel of its own for this operator."""
+        return node.short_op in ROLES and self.qconfigs[node.name] is not None
 
-def place(graph: Graph, mapping: QConfigMapping, target: Target) -> Placement:
-    """Apply the rules of this module."""
+
+def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> Placement:
+    """Apply the rules of this module.
+
+    Raises:
+        PlanError: a rule asks for a mode that an operator cannot have.
+    """
     placement = Placement()
     qconfigs: dict[str, QConfig | None] = {}
     for node in graph.nodes:
         rule = mapping.rule_for(node)
-        qconfigs[node.name] = target.qconfig if rule is None else rule.qconfig
-        if rule is not None and rule.qconfig is None:
-            placement.reasons[node.name] = f"float: the rule {rule}"
+        qconfig, reason = _qconfig_of(node, rule, target, mode)
+        qconfigs[node.name] = qconfig
+        if reason and not _is_fusable(node, rule, target, mode):
+            placement.reasons[node.name] = f"float: {reason}"
     context = _Context(
         graph,
         target,
@@ -93,6 +131,7 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target) -> Placement:
         {node.name: node for node in graph.nodes},
         frozenset(graph.output_names()),
     )
+    _place_without_ranges(context, placement)
     candidates = _candidates(context, placement)
     candidates = _between_int8_layers(context, candidates, placement)
     _fuse(context, candidates, placement)
@@ -100,8 +139,65 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target) -> Placement:
     return placement
 
 
+def _qconfig_of(
+    node: Node, rule: Rule | None, target: Target, mode: str
+) -> tuple[QConfig | None, str]:
+    """How the user or the target wants a node, and why not at all if so."""
+    op = node.short_op
+    if rule is not None and rule.qconfig is None:
+        return None, f"the rule {rule}"
+    if op not in ROLES:
+        return None, f"{op} has no quantized form"
+    if rule is not None and rule.kind != "global":
+        assert rule.qconfig is not None
+        if rule.qconfig.mode != "static" and ROLES[op] in (COMPUTED, SHARED):
+            if rule.kind == "op type":
+                raise PlanError(
+                    f"the rule {rule} asks for {rule.qconfig.mode} quantization, which {op} cannot "
+                    "have: it has no weights; give it a static QConfig, or None"
+                )
+            return None, f"{op} has no weights, the rule {rule} is {rule.qconfig.mode}"
+        return rule.qconfig, ""
+    qconfig = target.qconfigs[mode] if rule is None else rule.qconfig
+    assert qconfig is not None
+    if op in target.operators[qconfig.mode]:
+        return qconfig, ""
+    if qconfig.mode != "static" and ROLES[op] in (COMPUTED, SHARED):
+        return None, "it has no weights"
+    words = f"{qconfig.mode} on {target.name}".replace("_", "-")
+    return None, f"{op} is not quantized by default ({words}); a rule can ask for it"
+
+
+def _is_fusable(node: Node, rule: Rule | None, target: Target, mode: str) -> bool:
+    """Whether another kernel may take a node in, though none runs it alone."""
+    qconfig = target.qconfigs[mode] if rule is None else rule.qconfig
+    static = qconfig is not None and qconfig.mode == "static"
+    return static and any(node.short_op in ops for ops in target.fused_activations.values())
+
+
+def _place_without_ranges(context: _Context, placement: Placement) -> None:
+    """Tables, and layers that are dynamic or weight-only: nothing else is decided with them."""
+    for node in context.graph.nodes:
+        qconfig = context.qconfigs[node.name]
+        role = ROLES.get(node.short_op)
+        if qconfig is None or role not in (WEIGHTED, LOOKUP):
+            continue
+        if role == WEIGHTED and qconfig.mode == "static":
+            continue
+        obstacle = _obstacle(context, node)
+        if obstacle is not None:
+            placement.reasons[node.name] = f"float: {obstacle}"
+        elif role == WEIGHTED and qconfig.mode == "dynamic":
+            assert qconfig.activation is not None
+            placement.dynamic[node.name] = qconfig.activation
+            placement.reasons[node.name] = "float: its kernel quantizes its input at each call"
+        else:
+            placement.weight_only.add(node.name)
+            placement.reasons[node.name] = "float: its weights are dequantized where they are used"
+
+
 def _candidates(context: _Context, placement: Placement) -> set[str]:
-    """Nodes that the target has a kernel for, and the user wants in int8."""
+    """Nodes that can run in static int8, and that the user or the target's default wants so."""
     candidates = set()
     for node in context.graph.nodes:
         if node.name in placement.reasons:
@@ -115,63 +211,96 @@ def _candidates(context: _Context, placement: Placement) -> set[str]:
 
 
 def _obstacle(context: _Context, node: Node) -> str | None:
-    """Why a node cannot run in int8; ``None`` where it can."""
-    role = context.target.roles.get(node.short_op)
+    """Why a node cannot be quantized; ``None`` where it can."""
+    role = ROLES.get(node.short_op)
+    if role in (WEIGHTED, LOOKUP):
+        return _obstacle_of_layer(context, node)
     if node.meta is None and role != SHARED:
         return "its result is not a tensor"
-    if not all(context.is_float(name) for name in (*context.activations(node), node.name)):
+    reads = context.reads(node)
+    if not reads:
+        return "nothing that it reads is quantized"
+    if not all(context.is_float(name) for name in (*reads, node.name)):
         return "its tensors are not float32"
-    if role is None:
-        fusable = any(node.short_op in ops for ops in context.target.fused_activations.values())
-        return None if fusable else f"{node.short_op} has no int8 kernel for {context.target.name}"
-    if role == WEIGHTED:
-        weight = node.args[1]
-        if not (isinstance(weight, Ref) and weight.name in context.graph.constants):
-            return "its weight is not a constant"
-        if node.op.endswith(".padding"):
-            return 'its padding="same" differs between the sides'
-    tensors = [arg for arg in node.args[:2] if isinstance(arg, Ref)]
-    if node.short_op in ("add", "mul"):
+    if node.short_op in _WITHOUT_SIZES:
+        tensors = [arg for arg in node.args[:2] if isinstance(arg, Ref)]
         if len(tensors) != 2 or any(t.name in context.graph.constants for t in tensors):
             return "one of its operands is a constant"
         if node.kwargs.get("alpha", 1) != 1:
             return f"its alpha is {node.kwargs['alpha']}"
+    if node.short_op in ("pad", "constant_pad_nd") and _pads_with_something(node):
+        return "it pads with another value than zero"
     return None
+
+
+def _obstacle_of_layer(context: _Context, node: Node) -> str | None:
+    layer = WEIGHTED_LAYERS[node.short_op]
+    weights = layer.weights_of(node, context.graph.constants)
+    if not weights:
+        return "its weight is not a constant"
+    if not all(context.graph.constants[name].dtype.is_floating_point for name in weights):
+        return "its weights are not float"
+    if not all(context.is_float(name) for name in (*context.reads(node), node.name)):
+        return "its tensors are not float32"
+    if not context.reads(node) and layer.input is not None:
+        return "its input is a constant"
+    if node.op.endswith(".padding"):
+        return 'its padding="same" differs between the sides'
+    qconfig = context.qconfigs[node.name]
+    group_size = None if qconfig is None else qconfig.weight.scheme.group_size
+    for name in weights:
+        shape = list(context.graph.constants[name].shape)
+        if group_size is not None and (len(shape) != 2 or shape[1] % group_size):
+            return f"group_size {group_size} does not divide its weight {name} of shape {shape}"
+    return None
+
+
+def _pads_with_something(node: Node) -> bool:
+    """Zero is exact in every scheme, and what reflects or repeats makes no new value."""
+    if node.short_op == "pad":
+        mode, value = (
+            (*node.args[2:], "constant", None)[:2] if len(node.args) < 4 else node.args[2:]
+        )
+        return mode == "constant" and bool(value)
+    return bool(node.args[2]) if len(node.args) > 2 else False
 
 
 def _between_int8_layers(context: _Context, candidates: set[str], placement: Placement) -> set[str]:
     """Keep, of the computed, shared and activation nodes, those that stand between int8 layers."""
-    roles = context.target.roles
-    weighted = {n for n in candidates if roles.get(context.producers[n].short_op) == WEIGHTED}
+    weighted = {name for name in candidates if context.is_weighted(name)}
     kept = set(candidates)
     while True:
         wanted: set[str] = set()
         for node in reversed(context.graph.nodes):
-            if node.name in weighted:
-                wanted.add(context.activations(node)[0])
-            elif node.name in kept and node.name in wanted:
-                wanted.update(context.activations(node))
+            if node.name in weighted or (node.name in kept and node.name in wanted):
+                wanted.update(context.reads(node))
         made: set[str] = set(weighted)
         for node in context.graph.nodes:
-            inputs = context.activations(node)
+            inputs = context.reads(node)
             if node.name in kept and any(name in made for name in inputs):
                 made.add(node.name)
         new = {n for n in kept if n in weighted or (n in wanted and n in made)}
         # An activation that no kernel runs alone is int8 only as part of another kernel.
-        new = {n for n in new if n in weighted or _has_role_or_is_fusable(context, n, new)}
+        new = {n for n in new if n in weighted or _runs_alone_or_is_fused(context, n, new)}
         if new == kept:
             return kept
         for name in kept - new:
-            reason = "nothing after it runs in int8" if name not in wanted else "its input is float"
+            if name not in wanted:
+                reason = "nothing after it runs in int8"
+            elif name not in made:
+                reason = "its input is float"
+            else:
+                op = context.producers[name].short_op
+                reason = f"{op} runs in int8 only fused behind another layer, unless a rule asks"
             placement.reasons[name] = f"float: {reason}"
         kept = new
 
 
-def _has_role_or_is_fusable(context: _Context, name: str, kept: set[str]) -> bool:
+def _runs_alone_or_is_fused(context: _Context, name: str, kept: set[str]) -> bool:
     node = context.producers[name]
-    if node.short_op in context.target.roles:
+    if context.runs_alone(node):
         return True
-    before = context.producers.get(context.activations(node)[0])
+    before = context.producers.get(context.reads(node)[0])
     return before is not None and _takes_activation(context, before, node, kept)
 
 
@@ -183,11 +312,11 @@ def _takes_activation(context: _Context, before: Node, node: Node, kept: set[str
 
 def _fuse(context: _Context, kept: set[str], placement: Placement) -> None:
     """Join kernels: the later of two convolutions that an addition joins takes the addition."""
-    float_activations = _float_tail(context, kept)
+    float_activations = _float_tail(context, kept, placement)
     placement.int8 = kept | float_activations
     claimed: set[str] = set()
     for node in reversed(context.graph.nodes):
-        if node.name not in kept or context.target.roles.get(node.short_op) != WEIGHTED:
+        if node.name not in kept or not context.is_weighted(node.name):
             continue
         chain = [node]
         after = context.only_user(node.name)
@@ -203,17 +332,16 @@ def _fuse(context: _Context, kept: set[str], placement: Placement) -> None:
             placement.fused_into |= {inner.name: chain[-1].name for inner in chain[:-1]}
 
 
-def _float_tail(context: _Context, kept: set[str]) -> set[str]:
+def _float_tail(context: _Context, kept: set[str], placement: Placement) -> set[str]:
     """Activations that a kernel applies itself though nothing int8 follows: its result is float."""
-    roles = context.target.roles
     tail = set()
     for name in kept:
         node = context.producers[name]
         after = context.only_user(name)
         fusable = context.target.fused_activations.get(node.short_op, frozenset())
-        if after is None or context.qconfigs[after.name] is None:
+        if after is None or placement.reasons.get(after.name, "").startswith("float: the rule"):
             continue
-        if roles.get(node.short_op) == WEIGHTED and after.short_op in fusable:
+        if context.is_weighted(name) and after.short_op in fusable:
             tail.add(after.name)
     return tail
 
@@ -231,7 +359,7 @@ def _takes_addition(
         return False
     if addition.name not in kept or addition.name in claimed:
         return False
-    operands = context.activations(addition)
+    operands = context.reads(addition)
     metas = [context.metas[name] for name in operands]
     return len(metas) == 2 and metas[0] == metas[1] and metas[0] is not None
 
@@ -240,19 +368,27 @@ def _specify(context: _Context, placement: Placement) -> None:
     """Which values are quantized, with which scheme, and which of them share one."""
     for node in context.graph.nodes:
         qconfig = context.qconfigs[node.name]
-        weighted = context.target.roles.get(node.short_op) == WEIGHTED
-        if node.name in placement.int8 and weighted and qconfig is not None:
-            placement.weights[node.name] = {node.args[1].name: qconfig.weight}
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None and qconfig is not None and placement.runs(node.name) != "float":
+            scheme = qconfig.weight.scheme
+            if scheme.channel_axis is not None:
+                scheme = replace(scheme, channel_axis=layer.output_axis)
+            names = layer.weights_of(node, context.graph.constants)
+            placement.weights[node.name] = dict.fromkeys(
+                names, replace(qconfig.weight, scheme=scheme)
+            )
     values = [i.name for i in context.graph.inputs] + [n.name for n in context.graph.nodes]
     for name in values:
-        readers = [user.name for user in context.users[name] if user.name in placement.int8]
+        readers = [
+            user.name
+            for user in context.users[name]
+            if user.name in placement.int8 and name in context.reads(user)
+        ]
         producer = context.producers.get(name)
         is_tensor = producer is None or producer.meta is not None
         made_in_float = placement.reasons.get(name, "")
         if readers and is_tensor and name not in placement.fused_into:
-            qconfig = context.qconfigs.get(name) or context.qconfigs[readers[0]]
-            if qconfig is not None:
-                placement.specs[name] = qconfig.activation
+            placement.specs[name] = _activation_of(context, name, readers)
             reason = f"{readers[0]} reads it in int8"
             placement.reasons[name] = f"{made_in_float}; {reason}" if made_in_float else reason
         elif not made_in_float:
@@ -262,6 +398,23 @@ def _specify(context: _Context, placement: Placement) -> None:
     _share(context, placement, values)
     if context.target.full_range is not None:
         _use_full_range(context, placement, context.target.full_range)
+
+
+def _activation_of(context: _Context, name: str, readers: list[str]) -> QSpec:
+    """The spec of a value: its maker's if that is static, else that of the first who reads it."""
+    producer = context.producers.get(name)
+    makers = [name, *readers] if producer is not None else readers
+    for node in makers:
+        qconfig = context.qconfigs[node]
+        if qconfig is not None and qconfig.mode == "static":
+            assert qconfig.activation is not None
+            fixed = context.target.fixed_outputs.get(producer.short_op if producer else "")
+            default = qconfig == context.target.qconfig
+            return fixed if fixed is not None and default else qconfig.activation
+    # A fused activation that no rule names: the layer's before it, which is the target's default.
+    default_spec = context.target.qconfig.activation
+    assert default_spec is not None
+    return default_spec
 
 
 def _use_full_range(context: _Context, placement: Placement, full_range: QSpec) -> None:
@@ -282,11 +435,11 @@ def _use_full_range(context: _Context, placement: Placement, full_range: QSpec) 
 
 def _sums_pairs(context: _Context, placement: Placement, node: Node) -> bool:
     """Whether a kernel sums products of several inputs; depthwise convolution does not."""
-    if node.name not in placement.weights:
+    layer = WEIGHTED_LAYERS.get(node.short_op)
+    if node.name not in placement.int8 or layer is None or layer.input_axis is None:
         return False
     weight = context.graph.constants[node.args[1].name]
-    groups = node.args[6] if node.short_op == "conv2d" and len(node.args) > 6 else 1
-    return not (groups == weight.shape[0] and weight.shape[1] == 1)
+    return not (layer.groups_of(node) == weight.shape[0] and weight.shape[1] == 1)
 
 
 def _share(context: _Context, placement: Placement, values: list[str]) -> None:
@@ -300,8 +453,8 @@ def _share(context: _Context, placement: Placement, values: list[str]) -> None:
 
     order = {name: index for index, name in enumerate(values)}
     for node in context.graph.nodes:
-        if node.name in placement.int8 and context.target.roles.get(node.short_op) == SHARED:
-            for name in context.activations(node):
+        if node.name in placement.int8 and ROLES.get(node.short_op) == SHARED:
+            for name in context.reads(node):
                 first, second = sorted((lead(name), lead(node.name)), key=order.__getitem__)
                 if first != second:
                     leader[second] = first

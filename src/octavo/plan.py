@@ -17,6 +17,7 @@ from octavo.errors import PlanError
 from octavo.graph import Graph
 from octavo.placement import Placement, place
 from octavo.qconfig import QConfigMapping, QSpec
+from octavo.targets import MODES
 from octavo.targets import target as target_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ class TensorPlan:
         tensor: its name: an input, a node or a constant of the graph.
         kind: ``"input"``, ``"activation"`` or ``"weight"``.
         op: the operator that makes it, or that uses the weight.
-        runs: how that operator runs, ``"int8"`` or ``"float"``; empty for inputs.
+        runs: how that operator runs; empty for inputs. ``"int8"`` (its inputs have fixed scales),
+            ``"dynamic"`` (it quantizes its input at each call), ``"weight-only"`` or ``"float"``.
         spec: scheme and observer; ``None`` keeps the tensor float.
+        dynamic: how a dynamic operator quantizes its input.
         shares: the tensor whose scale and zero point this one has as well.
         fused_into: the tensor that the kernel which makes this one returns instead of it.
         reason: why, in words.
@@ -43,13 +46,20 @@ class TensorPlan:
     op: str
     runs: str
     spec: QSpec | None
+    dynamic: QSpec | None
     shares: str | None
     fused_into: str | None
     reason: str
 
+    @property
+    def values(self) -> str:
+        """The integers of the tensor in words, or ``"float"``."""
+        return "float" if self.spec is None else str(self.spec)
+
     def to_dict(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"spec": None if self.spec is None else self.spec.to_dict()}
+        specs = {"spec": self.spec, "dynamic": self.dynamic}
+        return values | {key: None if s is None else s.to_dict() for key, s in specs.items()}
 
 
 @dataclass(frozen=True)
@@ -58,11 +68,13 @@ class Plan:
 
     Attributes:
         target: name of the `Target` it was made for.
+        mode: what layers are by default: ``"static"``, ``"dynamic"`` or ``"weight_only"``.
         tensors: a `TensorPlan` for each input, node and quantized weight, by name.
         unmatched: the rules of the mapping that matched nothing.
     """
 
     target: str
+    mode: str
     tensors: Mapping[str, TensorPlan]
     unmatched: tuple[str, ...] = ()
 
@@ -72,14 +84,25 @@ class Plan:
         return {name: t for name, t in self.tensors.items() if t.spec is not None}
 
     def runs_int8(self, node: str) -> bool:
-        """Whether the node of this name runs in int8."""
+        """Whether the node of this name runs in static int8."""
         return node in self.tensors and self.tensors[node].runs == "int8"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the range of some activation has to be observed on data."""
+        return any(t.kind != "weight" for t in self.quantized.values())
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` reads it back."""
         tensors = [tensor.to_dict() for tensor in self.tensors.values()]
         return json.dumps(
-            {"target": self.target, "unmatched": list(self.unmatched), "tensors": tensors}, indent=1
+            {
+                "target": self.target,
+                "mode": self.mode,
+                "unmatched": list(self.unmatched),
+                "tensors": tensors,
+            },
+            indent=1,
         )
 
     @classmethod
@@ -92,45 +115,55 @@ class Plan:
         try:
             data = json.loads(text)
             target_of(data["target"])
+            if data["mode"] not in MODES:
+                raise ValueError(f"its mode is {data['mode']!r}")
             tensors = [_tensor_plan(item) for item in data["tensors"]]
             unmatched = tuple(str(rule) for rule in data["unmatched"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"not the JSON of a plan: {type(error).__name__}: {error}") from None
-        return cls(data["target"], {t.tensor: t for t in tensors}, unmatched)
+        return cls(data["target"], data["mode"], {t.tensor: t for t in tensors}, unmatched)
 
     def __rich__(self) -> Table:
         from rich.table import Table
 
-        table = Table(title=f"Plan for {self.target}", title_justify="left")
+        table = Table(title=self._title(), title_justify="left")
         for column in ("tensor", "op", "runs", "values", "why"):
             table.add_column(column, overflow="fold")
         for t in self.tensors.values():
-            table.add_row(t.tensor, t.op, t.runs, str(t.spec or "float"), t.reason)
+            table.add_row(t.tensor, t.op, t.runs, t.values, t.reason)
         return table
 
+    def _title(self) -> str:
+        return f"Plan for {self.target}, {self.mode}"
+
     def __str__(self) -> str:
-        rows = [
-            (t.tensor, t.op, t.runs, str(t.spec or "float"), t.reason)
-            for t in self.tensors.values()
-        ]
+        rows = [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = [
             "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]])
             for row in rows
         ]
-        return "\n".join([f"Plan for {self.target}", *lines])
+        return "\n".join([self._title(), *lines])
 
 
-def plan(graph: Graph, mapping: QConfigMapping | None = None, target: str = "x86") -> Plan:
+def plan(
+    graph: Graph,
+    mapping: QConfigMapping | None = None,
+    target: str = "x86",
+    mode: str = "static",
+) -> Plan:
     """Decide about every tensor of a graph.
 
     Args:
         graph: from `octavo.capture`.
         mapping: the user's rules; without any, the target's default.
         target: name of a `Target`.
+        mode: what a layer is where no rule says otherwise: ``"static"``, ``"dynamic"`` or
+            ``"weight_only"``.
 
     Raises:
-        PlanError: a rule names a module that the model has not, or nothing would be quantized.
+        PlanError: a rule names a module that the model has not, or asks for a mode that an operator
+            cannot have, or nothing would be quantized.
 
     Example:
         >>> from torch import nn, rand
@@ -141,14 +174,16 @@ def plan(graph: Graph, mapping: QConfigMapping | None = None, target: str = "x86
     """
     mapping = mapping or QConfigMapping()
     chosen = target_of(target)
+    if mode not in MODES:
+        raise PlanError(f"mode is {mode!r}; one of {list(MODES)}")
     unmatched = _unmatched(graph, mapping)
-    placement = place(graph, mapping, chosen)
+    placement = place(graph, mapping, chosen, mode)
     tensors = _tensor_plans(graph, placement)
-    result = Plan(target, {t.tensor: t for t in tensors}, unmatched)
+    result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched)
     if not result.quantized:
         reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
         raise PlanError(
-            "nothing would be quantized: no layer runs in int8 "
+            "nothing would be quantized: no layer can be quantized "
             f"({'; '.join(reasons[:4]) or 'the graph has no operators'}). "
             "Relax the rules of the mapping, or leave the model as it is"
         )
@@ -175,22 +210,30 @@ def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:
     return tuple(str(rule) for rule in missing)
 
 
+_LAYERS_IN_WORDS = {
+    "int8": "an int8 layer",
+    "dynamic": "a dynamic layer",
+    "weight-only": "a layer of which only the weights are quantized",
+}
+
+
 def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     plans = []
     for given in graph.inputs:
         plans.append(_value_plan(given.name, "input", "", placement))
     for node in graph.nodes:
         for weight, spec in placement.weights.get(node.name, {}).items():
-            reason = "weight of an int8 layer"
+            runs = placement.runs(node.name)
+            reason = f"weight of {_LAYERS_IN_WORDS[runs]}"
             plans.append(
-                TensorPlan(weight, "weight", node.short_op, "int8", spec, None, None, reason)
+                TensorPlan(weight, "weight", node.short_op, runs, spec, None, None, None, reason)
             )
         plans.append(_value_plan(node.name, "activation", node.short_op, placement))
     return list({t.tensor: t for t in plans}.values())
 
 
 def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPlan:
-    runs = "" if kind == "input" else ("int8" if placement.runs_int8(name) else "float")
+    runs = "" if kind == "input" else placement.runs(name)
     fused_into = placement.fused_into.get(name)
     spec = placement.specs.get(name)
     shares = placement.shares.get(name)
@@ -199,7 +242,8 @@ def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPl
         reason = f"fused into {fused_into}"
     elif shares is not None:
         reason = f"shares the scale of {shares}: {op or 'read together'}"
-    return TensorPlan(name, kind, op, runs, spec, shares, fused_into, reason)
+    dynamic = placement.dynamic.get(name)
+    return TensorPlan(name, kind, op, runs, spec, dynamic, shares, fused_into, reason)
 
 
 def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
@@ -209,5 +253,8 @@ def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
     for key in ("shares", "fused_into"):
         if not isinstance(data[key], str | None):
             raise TypeError(f"its {key} is {data[key]!r}, not text or null")
-    spec = None if data["spec"] is None else QSpec.from_dict(data["spec"])
-    return TensorPlan(**{**data, "spec": spec})
+    specs = {
+        key: None if data[key] is None else QSpec.from_dict(data[key])
+        for key in ("spec", "dynamic")
+    }
+    return TensorPlan(**{**data, **specs})

@@ -15,16 +15,36 @@ from octavo.scheme import Scheme
 
 @dataclass(frozen=True)
 class QSpec:
-    """How the values of one tensor are quantized: the scheme, and the observer of its range."""
+    """How the values of one tensor are quantized: the scheme, and the observer of its range.
+
+    Without an observer the range is *dynamic*: that of the very values, found at each call.
+    """
 
     scheme: Scheme
-    observer: Observer
+    observer: Observer | None = None
+
+    def __post_init__(self) -> None:
+        if self.scheme.per_token and self.observer is not None:
+            raise PlanError(
+                "a scale per token is found at run time: leave out the observer "
+                f"{self.observer.name!r}, or take a scheme per tensor"
+            )
+        if self.dynamic and (self.scheme.channel_axis is not None or self.scheme.group_size):
+            raise PlanError(
+                f"a dynamic range is found per tensor or per token, not {self.scheme.granularity}"
+            )
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the range is found at run time."""
+        return self.observer is None
 
     def __str__(self) -> str:
-        return str(self.scheme)
+        return f"{self.scheme}, dynamic" if self.dynamic else str(self.scheme)
 
     def to_dict(self) -> dict[str, Any]:
-        return self.scheme.to_dict() | self.observer.to_dict()
+        observer = {"observer": None} if self.observer is None else self.observer.to_dict()
+        return self.scheme.to_dict() | observer
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> QSpec:
@@ -36,12 +56,19 @@ class QSpec:
         names = {f.name for f in fields(Scheme)}
         scheme = Scheme(**{key: value for key, value in data.items() if key in names})
         rest = {key: value for key, value in data.items() if key not in names}
-        return cls(scheme, observer_from_dict(rest))
+        dynamic = "observer" in rest and rest["observer"] is None
+        return cls(scheme, None if dynamic else observer_from_dict(rest))
 
 
 @dataclass(frozen=True)
 class QConfig:
-    """How an operator's output (activation) and its weight are quantized.
+    """How an operator's activations and its weight are quantized.
+
+    Attributes:
+        activation: of the tensors that it reads and makes. With an observer the layer is *static*;
+            with a dynamic range it quantizes what it reads at each call and returns float;
+            ``None`` is *weight-only*: activations stay float.
+        weight: of its weight, with an observer.
 
     Example:
         >>> from octavo import MovingAverageMinMax, QConfig, QSpec, Scheme
@@ -52,8 +79,21 @@ class QConfig:
         'int8'
     """
 
-    activation: QSpec
+    activation: QSpec | None
     weight: QSpec
+
+    def __post_init__(self) -> None:
+        if self.weight.dynamic:
+            raise PlanError("a weight does not change at run time: give its QSpec an observer")
+        if self.activation is not None and self.activation.scheme.group_size is not None:
+            raise PlanError("group_size is for weights; give the activation a scheme per tensor")
+
+    @property
+    def mode(self) -> str:
+        """``"static"``, ``"dynamic"`` or ``"weight_only"``."""
+        if self.activation is None:
+            return "weight_only"
+        return "dynamic" if self.activation.dynamic else "static"
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,16 @@ from torch.utils import _pytree as pytree
 
 from octavo.affine import QParams
 from octavo.batches import Batch, Signature, split_batch
-from octavo.calibrate import calibrate
+from octavo.calibrate import Calibration, calibrate
 from octavo.capture import capture
 from octavo.convert import insert_qdq
-from octavo.errors import CalibrationError, PlanError
+from octavo.errors import CalibrationError
 from octavo.graph import Graph
 from octavo.model import QuantizedModel
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.version import __version__
 from octavo.weights import correct_biases
-
-MODES = ("static",)
 
 
 def quantize(
@@ -45,8 +43,12 @@ def quantize(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments to capture the
             model with; the first calibration batch without it.
         calibration: any iterable of batches, a ``DataLoader`` as it is; about 100 batches of
-            representative data. Labels in a batch are left out, see `octavo.batches`.
-        mode: ``"static"``.
+            representative data. Labels in a batch are left out, see `octavo.batches`. Only static
+            quantization needs it.
+        mode: what a layer is where ``qconfig`` says nothing else. ``"static"``: fixed scales, found
+            on calibration data. ``"dynamic"``: linear and recurrent layers find the scale of their
+            input at each call. ``"weight_only"``: only their weights are integers. Without it
+            static if there is calibration data, else what ``qconfig`` is, else dynamic.
         qconfig: one `QConfig` for all layers, or a `QConfigMapping`; the target's default without.
         target: where the model will run, see `octavo.targets`; `host_target` tells which suits the
             CPU at hand.
@@ -61,7 +63,8 @@ def quantize(
 
     Raises:
         CaptureError: the model cannot be exported.
-        PlanError: a rule names an unknown module, or nothing would be quantized.
+        PlanError: a rule names an unknown module or asks for a mode that a layer cannot have, or
+            nothing would be quantized.
         CalibrationError: no data, or data that does not fit.
 
     Example:
@@ -74,16 +77,15 @@ def quantize(
         >>> q(torch.rand(5, 3, 8, 8)).shape
         torch.Size([5, 10])
     """
-    if mode not in (None, *MODES):
-        raise PlanError(f"mode is {mode!r}; one of {list(MODES)}")
-    if calibration is None:
-        raise CalibrationError(
-            "static quantization needs calibration data: pass calibration=loader, an iterable of "
-            "about 100 representative batches"
-        )
+    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+    if mode is None:
+        own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
+        mode = "static" if calibration is not None else own
     signature = Signature.of(model.forward)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if example_inputs is None:
+        if calibration is None:
+            raise CalibrationError(_NEITHER if mode != "static" else _NO_CALIBRATION)
         first, calibration = _peek(calibration)
         example = split_batch(first, signature, inputs)
     elif isinstance(example_inputs, Mapping):
@@ -95,14 +97,25 @@ def quantize(
         Tensor, lambda t: t.to(device), (example.args, example.kwargs)
     )
     graph = capture(model, args, kwargs)
-    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
-    decided = plan(graph, mapping, target)
-    found = calibrate(
-        graph, decided, calibration, signature=signature, inputs=inputs, progress=progress
-    )
+    decided = plan(graph, mapping, target, mode)
+    if not decided.needs_calibration:
+        found = Calibration(graph, decided).result()
+    elif calibration is None:
+        raise CalibrationError(_NO_CALIBRATION)
+    else:
+        found = calibrate(
+            graph, decided, calibration, signature=signature, inputs=inputs, progress=progress
+        )
     if bias_correction:
         graph = correct_biases(graph, found.qparams, found.input_means)
     return convert(graph, decided, found.qparams, signature=signature, batches=found.batches)
+
+
+_NO_CALIBRATION = (
+    "static quantization needs calibration data: pass calibration=loader, an iterable of "
+    'about 100 representative batches; or mode="dynamic" or "weight_only", which need none'
+)
+_NEITHER = "pass example_inputs, a tensor or the model's arguments, to capture the model with"
 
 
 def convert(
@@ -131,6 +144,7 @@ def convert(
         "octavo": __version__,
         "torch": torch.__version__,
         "target": plan.target,
+        "mode": plan.mode,
         "calibration_batches": batches,
     }
     on_cpu = all(t.device.type == "cpu" for t in quantized.constants.values())

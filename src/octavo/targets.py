@@ -7,17 +7,53 @@ kernels compute rightly with. Planning reads these tables and branches on nothin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from octavo.errors import PlanError
-from octavo.observers import MinMax
+from octavo.observers import FixedRange, MinMax, Observer
 from octavo.qconfig import QConfig, QSpec
 from octavo.scheme import Scheme
 
-# Roles of an operator that runs in int8.
-WEIGHTED = "weighted"  # quantized input, constant quantized weight
+MODES = ("static", "dynamic", "weight_only")
+
+# Roles: what it means for an operator to be quantized.
+WEIGHTED = "weighted"  # quantized input, constant quantized weights
+LOOKUP = "lookup"  # a constant quantized table, read by index
 COMPUTED = "computed"  # quantized inputs, an output scale of its own
 SHARED = "shared"  # moves or picks integers: input and output have the same scale
+
+_LAYERS = """
+    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+""".split()
+_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()
+_ARITHMETIC = """
+    add sub mul mean relu hardtanh avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d
+    upsample_bicubic2d upsample_trilinear3d
+""".split()
+_PRODUCTS = "matmul bmm scaled_dot_product_attention".split()
+_FUNCTIONS = """
+    hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu prelu elu softmax
+""".split()
+_NORMS = "batch_norm layer_norm group_norm instance_norm rms_norm".split()
+_MOVES = """
+    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    amax upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes
+    expand repeat flip roll narrow slice select chunk split split_with_sizes unbind getitem
+    cat stack pad constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle
+""".split()
+
+ROLES: Mapping[str, str] = {
+    **dict.fromkeys([*_LAYERS, *_RECURRENT], WEIGHTED),
+    "embedding": LOOKUP,
+    **dict.fromkeys([*_ARITHMETIC, *_PRODUCTS, *_FUNCTIONS, *_NORMS], COMPUTED),
+    **dict.fromkeys(_MOVES, SHARED),
+}
+
+# What is quantized unless a rule says otherwise, by mode. A rule can ask for what else is in ROLES.
+_DYNAMIC = frozenset([*_RECURRENT, "linear", "embedding"])
+_STATIC = frozenset([*_LAYERS, *_RECURRENT, *_ARITHMETIC, *_MOVES, "embedding"])
 
 
 @dataclass(frozen=True)
@@ -27,61 +63,69 @@ class Target:
     Attributes:
         name: what a user writes.
         about: one line for tables.
-        qconfig: the default schemes and observers.
-        roles: operator -> role; an operator that is not here stays float.
+        qconfigs: mode -> the default schemes and observers.
+        operators: mode -> operators that are quantized by default. Others in `ROLES` are where a
+            rule names them: int8 gains no speed with them there.
         fused_activations: operator before -> activations that its kernel applies itself.
         fused_addition: operators whose kernel adds another quantized tensor to its result.
-        full_range: where kernels that sum pairs of u8 x s8 products in int16 limit ``qconfig`` to
+        full_range: where kernels that sum pairs of u8 x s8 products in int16 limit activations to
             seven bits, the activation for tensors that no such kernel reads.
+        fixed_outputs: operator -> the range that its result always has, as kernels there want it.
     """
 
     name: str
     about: str
-    qconfig: QConfig
-    roles: Mapping[str, str]
+    qconfigs: Mapping[str, QConfig]
+    operators: Mapping[str, frozenset[str]]
     fused_activations: Mapping[str, frozenset[str]]
-    fused_addition: frozenset[str]
+    fused_addition: frozenset[str] = frozenset()
     full_range: QSpec | None = None
+    fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
+
+    @property
+    def qconfig(self) -> QConfig:
+        """The default for static quantization."""
+        return self.qconfigs["static"]
 
 
-_ROLES = {
-    "conv2d": WEIGHTED,
-    "linear": WEIGHTED,
-    "add": COMPUTED,
-    "mul": COMPUTED,
-    "relu": COMPUTED,
-    "hardtanh": COMPUTED,
-    "mean": COMPUTED,
-    "avg_pool2d": COMPUTED,
-    "adaptive_avg_pool2d": COMPUTED,
-    "max_pool2d": SHARED,
-    "reshape": SHARED,
-    "flatten": SHARED,
-    "squeeze": SHARED,
-    "unsqueeze": SHARED,
-    "transpose": SHARED,
-    "permute": SHARED,
-    "cat": SHARED,
-    "slice": SHARED,
-    "select": SHARED,
-    "chunk": SHARED,
-    "split": SHARED,
-    "split_with_sizes": SHARED,
-    "getitem": SHARED,
-    "pixel_shuffle": SHARED,
-    "channel_shuffle": SHARED,
-}
+def _weight(per_channel: bool = True) -> QSpec:
+    axis = 0 if per_channel else None
+    return QSpec(Scheme("int8", symmetric=True, channel_axis=axis, narrow_range=True), MinMax())
 
-_INT8_WEIGHT = QSpec(Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True), MinMax())
+
+def _qconfigs(
+    activation: Scheme, weight: QSpec, dynamic: Scheme | None = None
+) -> dict[str, QConfig]:
+    return {
+        "static": QConfig(QSpec(activation, MinMax()), weight),
+        "dynamic": QConfig(QSpec(dynamic or activation), weight),
+        "weight_only": QConfig(None, weight),
+    }
+
+
+def _operators(*static: str) -> dict[str, frozenset[str]]:
+    return {
+        "static": _STATIC | frozenset(static),
+        "dynamic": _DYNAMIC,
+        "weight_only": _DYNAMIC,
+    }
+
+
+_CLIPS = frozenset({"relu", "hardtanh"})
+_CLIPPED = dict.fromkeys([*_LAYERS[:4], "add"], _CLIPS)
 
 _X86 = Target(
     name="x86",
     about="x86 CPUs with VNNI, AVX-VNNI or AMX",
-    qconfig=QConfig(activation=QSpec(Scheme("uint8"), MinMax()), weight=_INT8_WEIGHT),
-    roles=_ROLES,
+    qconfigs=_qconfigs(Scheme("uint8"), _weight()),
+    operators=_operators(),
     fused_activations={
+        "conv1d": frozenset({"relu", "hardtanh"}),
         "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
-        "linear": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
+        "conv3d": frozenset({"relu", "hardtanh"}),
+        "linear": frozenset(
+            {"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}
+        ),
         "add": frozenset({"relu"}),
     },
     fused_addition=frozenset({"conv2d"}),
@@ -91,13 +135,65 @@ _X86_AVX2 = replace(
     _X86,
     name="x86-avx2",
     about="x86 CPUs without VNNI: 7-bit activations where u8 x s8 would saturate in int16",
-    qconfig=QConfig(
-        activation=QSpec(Scheme("uint8", reduce_range=True), MinMax()), weight=_INT8_WEIGHT
-    ),
+    qconfigs=_qconfigs(Scheme("uint8", reduce_range=True), _weight()),
     full_range=QSpec(Scheme("uint8"), MinMax()),
 )
 
-TARGETS = {target.name: target for target in (_X86, _X86_AVX2)}
+_ARM = Target(
+    name="arm",
+    about="Arm CPUs, qnnpack's conventions: uint8 activations, one scale per weight",
+    qconfigs=_qconfigs(Scheme("uint8"), _weight(per_channel=False)),
+    operators=_operators("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu"),
+    fused_activations=_CLIPPED,
+)
+
+_ONNXRUNTIME = Target(
+    name="onnxruntime",
+    about="ONNX Runtime: QDQ around what it has integer kernels for",
+    qconfigs=_qconfigs(Scheme("uint8"), _weight()),
+    operators=_operators(*_PRODUCTS, "sigmoid", "leaky_relu", "softmax"),
+    fused_activations=_CLIPPED,
+)
+
+_OPENVINO = Target(
+    name="openvino",
+    about="OpenVINO: QDQ before convolutions and matrix products, the rest is fused there",
+    qconfigs=_qconfigs(Scheme("uint8"), _weight()),
+    operators=_operators(*_PRODUCTS),
+    fused_activations=dict.fromkeys(
+        _LAYERS, frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu"})
+    ),
+    fused_addition=frozenset({"conv2d"}),
+)
+
+_TENSORRT = Target(
+    name="tensorrt",
+    about="TensorRT: symmetric int8 activations, no zero points",
+    qconfigs=_qconfigs(Scheme("int8", symmetric=True, narrow_range=True), _weight()),
+    operators=_operators(*_PRODUCTS),
+    fused_activations=_CLIPPED,
+    fused_addition=frozenset({"conv2d"}),
+)
+
+_ZERO_TO_ONE = QSpec(Scheme("int8"), FixedRange(0.0, 255 / 256))
+
+_EDGE = Target(
+    name="edge",
+    about="microcontrollers and NPUs, TFLite's int8 conventions: no operator in float",
+    qconfigs=_qconfigs(Scheme("int8"), _weight()),
+    operators=_operators(*_PRODUCTS, *_FUNCTIONS, *_NORMS),
+    fused_activations=_CLIPPED,
+    fixed_outputs={
+        "softmax": _ZERO_TO_ONE,
+        "sigmoid": _ZERO_TO_ONE,
+        "tanh": QSpec(Scheme("int8"), FixedRange(-1.0, 127 / 128)),
+    },
+)
+
+TARGETS = {
+    target.name: target
+    for target in (_X86, _X86_AVX2, _ARM, _ONNXRUNTIME, _OPENVINO, _TENSORRT, _EDGE)
+}
 
 
 def target(name: str) -> Target:
@@ -110,3 +206,59 @@ def target(name: str) -> Target:
         return TARGETS[name]
     except KeyError:
         raise PlanError(f"unknown target {name!r}; one of {sorted(TARGETS)}") from None
+
+
+def static_qconfig(target_name: str = "x86", *, observer: Observer | None = None) -> QConfig:
+    """The target's static default, with another observer for activations if given.
+
+    Example:
+        >>> static_qconfig("x86").activation.scheme.dtype
+        'uint8'
+    """
+    default = target(target_name).qconfig
+    if observer is None or default.activation is None:
+        return default
+    return replace(default, activation=replace(default.activation, observer=observer))
+
+
+def dynamic_qconfig(target_name: str = "x86", *, per_token: bool = False) -> QConfig:
+    """The target's dynamic default: each call's own range, per tensor or per token.
+
+    Example:
+        >>> str(dynamic_qconfig(per_token=True).activation)
+        'uint8 per-token affine, dynamic'
+    """
+    default = target(target_name).qconfigs["dynamic"]
+    assert default.activation is not None
+    scheme = replace(default.activation.scheme, per_token=per_token)
+    return replace(default, activation=QSpec(scheme))
+
+
+def weight_only_qconfig(
+    bits: int = 8, *, group_size: int | None = None, symmetric: bool = True
+) -> QConfig:
+    """Weights in 8 or 4 bits, activations in float.
+
+    Args:
+        bits: 8 or 4.
+        group_size: one scale for so many input channels, within each output channel; one for each
+            output channel without.
+        symmetric: zero point 0, else affine.
+
+    Raises:
+        PlanError: other bits, or a group size below 1.
+
+    Example:
+        >>> str(weight_only_qconfig(4, group_size=64, symmetric=False).weight)
+        'uint4 per-group-of-64 affine'
+    """
+    if bits not in (4, 8):
+        raise PlanError(f"weight-only quantization takes 8 or 4 bits, not {bits}")
+    scheme = Scheme(
+        f"int{bits}" if symmetric else f"uint{bits}",
+        symmetric=symmetric,
+        channel_axis=0 if group_size is None else None,
+        group_size=group_size,
+        narrow_range=symmetric and bits == 8,
+    )
+    return QConfig(None, QSpec(scheme, MinMax()))

@@ -119,7 +119,9 @@ KEPT = {
     ),
     "weight read again": (
         Calls(
-            lambda m, x: m.bn(m.conv(x)) + m.conv.weight.sum(), conv=conv(), bn=nn.BatchNorm2d(4)
+            lambda m, x: m.bn(m.conv(x)) + (m.conv.weight * x.mean()).sum(),
+            conv=conv(),
+            bn=nn.BatchNorm2d(4),
         ),
         IMAGE,
         1,
@@ -136,7 +138,7 @@ KEPT = {
     "linear on longer sequences": (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(7)), (2, 7, 4), 1),
     "computed weight": (
         Calls(
-            lambda m, x: m.bn(torch.conv2d(x, m.conv.weight * 2, m.conv.bias)),
+            lambda m, x: m.bn(torch.conv2d(x, m.conv.weight * x.mean(), m.conv.bias)),
             conv=conv(),
             bn=nn.BatchNorm2d(4),
         ),

@@ -35,15 +35,27 @@ IDENTITIES = [
     node("aten.detach.default"),
     node("aten.to.dtype", torch.float32),
     node("aten._to_copy.default", dtype=torch.float32),
+    node("aten.expand.default", [-1, 4, 8, 8]),
+    node("aten.view.default", [-1, 4, 8, 8]),
+    node("aten.reshape_as.default", Ref("x")),
+    node("aten.slice.Tensor"),
+    node("aten.slice.Tensor", 0, 0, 2**63 - 1),
+    node("aten.slice.Tensor", 0, None, None, 1),
+    node("aten.slice.Tensor", 1, 0, 4),
 ]
 OTHERS = [
+    node("aten.expand.default", [-1, 4, 8, 8], made=None),
+    node("aten.slice.Tensor", 0, 0, -1),  # as many as there are less one: N too
+    node("aten.slice.Tensor", 0, 1, 2**63 - 1),
+    node("aten.slice.Tensor", 0, 0, 2**63 - 1, 2),
+    node("aten.slice.Tensor", 1, 0, 2, made=TensorMeta((None, 2, 8, 8), "float32")),
     node("aten.dropout.default", 0.5, True),
     node("aten.to.dtype", torch.float64, made=DOUBLE),
     node("aten.neg.default"),
 ]
 
 
-@pytest.mark.parametrize("identity", IDENTITIES, ids=lambda n: n.op)
+@pytest.mark.parametrize("identity", IDENTITIES, ids=lambda n: f"{n.op} {n.args[1:]}")
 def test_identities_go(identity: Node) -> None:
     (relu,) = remove_identities(graph(identity, RELU)).nodes
     assert relu.args == (Ref("x"),)
@@ -55,6 +67,14 @@ def test_identities_go(identity: Node) -> None:
 @pytest.mark.parametrize("other", OTHERS, ids=lambda n: f"{n.op} {n.args}")
 def test_all_else_stays(other: Node) -> None:
     before = graph(other, RELU)
+    assert remove_identities(before) == before
+
+
+def test_a_reshape_of_two_open_sizes_may_change_them() -> None:
+    open_sizes = TensorMeta((None, None), "float32")
+    swapped = Node("node", "aten.reshape.default", (Ref("x"), [Ref("b"), Ref("a")]), {}, open_sizes)
+    sizes = [Node(name, "aten.sym_size.int", (Ref("x"), i)) for i, name in enumerate("ab")]
+    before = Graph((Input("x", open_sizes),), {}, (*sizes, swapped), {"x": Ref("x")}, Ref("node"))
     assert remove_identities(before) == before
 
 

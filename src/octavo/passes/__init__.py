@@ -2,13 +2,22 @@
 
 from octavo.graph import Graph
 from octavo.passes.fold_batch_norm import fold_batch_norm
+from octavo.passes.fold_constants import fold_constants
 from octavo.passes.simplify import normalise_spelling, remove_identities
 
-__all__ = ["canonical", "fold_batch_norm", "normalise_spelling", "remove_identities"]
+__all__ = [
+    "canonical",
+    "fold_batch_norm",
+    "fold_constants",
+    "normalise_spelling",
+    "remove_identities",
+]
 
 
 def canonical(graph: Graph) -> Graph:
-    """The form that planning starts from: no identities, one spelling, batch norms folded."""
-    for apply in (remove_identities, normalise_spelling, fold_batch_norm):
+    """The form that planning starts from: no identities, one spelling, constants and batch norms
+    folded.
+    """
+    for apply in (remove_identities, normalise_spelling, fold_constants, fold_batch_norm):
         graph = apply(graph)
     return graph

@@ -10,10 +10,18 @@ from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
 # In evaluation mode, on values that nothing writes to, these return their argument.
 _IDENTITIES = frozenset({"clone", "alias", "detach", "lift_fresh_copy", "contiguous"})
 _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
+# These return their argument where the result has its dtype and sizes: an open size that is
+# expanded is not 1, and one open size is given by the others.
+_CASTS = frozenset({"to", "_to_copy", "type_as"})
+_EXPANSIONS = frozenset({"expand", "expand_as"})
+_RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten"})
+_TO_THE_END = 2**63 - 1
 
 
 def remove_identities(graph: Graph) -> Graph:
-    """Without dropout, clone, contiguous, and casts to the dtype that a tensor has."""
+    """Without dropout, clone, contiguous, and casts, expansions, reshapes and slices to what a
+    tensor is already.
+    """
     metas = graph.metas()
     same: dict[str, str] = {}
     nodes = []
@@ -31,9 +39,23 @@ def remove_identities(graph: Graph) -> Graph:
 def _is_identity(node: Node, source: TensorMeta | None) -> bool:
     if node.short_op in _DROPOUTS:
         return not node.args[2]
-    if node.short_op in ("to", "_to_copy", "type_as"):
-        return node.meta is not None and node.meta == source
-    return node.short_op in _IDENTITIES
+    if node.short_op in _IDENTITIES:
+        return True
+    if source is None or node.meta != source:
+        return False
+    if node.short_op in _RESHAPES:
+        return source.shape.count(None) <= 1
+    if node.short_op == "slice":
+        return _is_whole(node, source)
+    return node.short_op in _CASTS | _EXPANSIONS
+
+
+def _is_whole(node: Node, source: TensorMeta) -> bool:
+    """Whether a slice that is as long as its source, for all that is known, is all of it."""
+    defaults = (0, None, None, 1)
+    axis, start, end, step = node.args[1:] + defaults[len(node.args) - 1 :]
+    is_open = source.shape[axis] is None
+    return not is_open or (start in (None, 0) and end in (None, _TO_THE_END) and step == 1)
 
 
 def _relu6(node: Node) -> Node:

@@ -14,6 +14,10 @@ from octavo.runtimes.integer_kernels import Integers
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 DEQUANTIZE_CHANNELS = "octavo.dequantize_channels.default"
+DEQUANTIZE_GROUPS = "octavo.dequantize_groups.default"
+DYNAMIC = "octavo.fake_quantize_dynamic.default"
+ATTENTION = "octavo.attention.default"
+UNPACK = "octavo.unpack_int4.default"
 
 
 class Unsupported(Exception):
@@ -57,10 +61,16 @@ class Call:
 
 @dataclass
 class Context:
-    """What is known of the graph while it is walked; ``integers`` grows on the way."""
+    """What is known of the graph while it is walked; ``integers`` and ``dynamic`` grow on the way.
+
+    ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
+    value rounded by its own range -> the integers with their scale and zero point, and how it was
+    rounded.
+    """
 
     graph: Graph
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
+    dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.users: Mapping[str, list[Node]] = self.graph.users()
@@ -90,36 +100,58 @@ class Context:
         Raises:
             Unsupported: the weight is float, of another type, or not symmetric.
         """
-        node = self.nodes.get(arg.name) if isinstance(arg, Ref) else None
-        if node is None or node.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+        read = self.reader_of(arg)
+        if read is None:
             raise Unsupported("its weight is float")
-        weight = self.graph.constants[node.args[0].name]
+        if read.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+            raise Unsupported("its weight is quantized in groups")
+        if read.args[0].name not in self.graph.constants:
+            raise Unsupported("its weight has four bits")
+        weight = self.graph.constants[read.args[0].name]
         if weight.dtype != torch.int8:
             raise Unsupported(f"its weight is {weight.dtype}, the kernel takes int8")
-        if node.op == DEQUANTIZE:
-            scale, zero_point = torch.full((weight.shape[0],), node.args[1]), node.args[2]
+        if read.op == DEQUANTIZE:
+            scale, zero_point = torch.full((weight.shape[0],), read.args[1]), read.args[2]
             symmetric = zero_point == 0
         else:
-            scale, zero_points = (self.graph.constants[ref.name] for ref in node.args[1:3])
-            symmetric = node.args[3] == 0 and not bool(zero_points.any())
+            scale, zero_points = (self.graph.constants[ref.name] for ref in read.args[1:3])
+            symmetric = read.args[3] == 0 and not bool(zero_points.any())
         if not symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
         return weight, scale
 
+    def reader_of(self, arg: Any) -> Node | None:
+        """The node that dequantizes a constant weight; ``None`` where the argument is none."""
+        node = self.nodes.get(arg.name) if isinstance(arg, Ref) else None
+        if node is None or node.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS):
+            return None
+        source = node.args[0].name
+        unpack = self.nodes.get(source)
+        constant = source in self.graph.constants or (unpack is not None and unpack.op == UNPACK)
+        return node if constant else None
+
 
 def integers_of(quantize: Node) -> Integers:
-    """What a quantize node's result means."""
+    """What a quantize node's result means.
+
+    The kernels take uint8: int8 is stored with 128 added to integers and zero point, which means
+    the same.
+    """
     _, scale, zero_point, low, high, dtype = quantize.args
+    if dtype == torch.int8:
+        return Integers(scale, zero_point + 128, low + 128, high + 128, torch.uint8)
     return Integers(scale, zero_point, low, high, dtype)
 
 
 # Layer -> the activations that its kernel can apply to its result.
-ONEDNN_ACTIVATIONS = frozenset({"relu", "hardtanh", "hardswish", "silu"})
 CLIPPING_ACTIVATIONS = frozenset({"relu", "hardtanh"})
 _ACTIVATIONS_AFTER = {
-    "conv2d": ONEDNN_ACTIVATIONS,
-    "linear": ONEDNN_ACTIVATIONS,
+    "conv1d": CLIPPING_ACTIVATIONS,
+    "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
+    "conv3d": CLIPPING_ACTIVATIONS,
+    "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
     "add": CLIPPING_ACTIVATIONS,
+    "sub": CLIPPING_ACTIVATIONS,
     "mul": CLIPPING_ACTIVATIONS,
 }
 

@@ -7,7 +7,7 @@ where it can be avoided. Scales and zero points are folded into few constants at
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +94,11 @@ def add(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tens
         return _store(scaled.add_(b, alpha=second).add_(offset), out)
 
     return kernel
+
+
+def subtract(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:
+    """Difference of two tensors with scales of their own."""
+    return add(one, replace(other, scale=-other.scale), out)
 
 
 def multiply(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from octavo import operators
-from octavo.graph import Node, Ref
+from octavo.graph import Node, Ref, refs_in
 from octavo.runtimes import integer_kernels as kernels
 from octavo.runtimes.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
-from octavo.runtimes.onednn import hardtanh_bounds, pair
+from octavo.runtimes.onednn import clip_bounds, sized
 
 
 def elementwise(
@@ -45,20 +45,36 @@ def mean(context: Context, chain: Chain) -> Call:
     return Call("octavo.mean", kernels.mean(list(dims), keepdim, source, out), (x,))
 
 
-def average_pool(context: Context, chain: Chain) -> Call:
-    """``avg_pool2d`` and ``adaptive_avg_pool2d``."""
+def average(context: Context, chain: Chain) -> Call:
+    """An operator that makes weighted means of its input: average pooling, interpolation."""
     x, source = context.source(chain.layer.args[0])
     out, arguments = _quantized_out(chain), chain.layer.args[1:]
-    if chain.layer.short_op == "adaptive_avg_pool2d" and pair(arguments[0]) == [1, 1]:
+    if chain.layer.short_op == "adaptive_avg_pool2d" and sized(arguments[0], 2) == [1, 1]:
         return Call("octavo.mean", kernels.mean([2, 3], True, source, out), (x,))
-    operator = operators.resolve(chain.layer.op)
+    operator, keywords = operators.resolve(chain.layer.op), dict(chain.layer.kwargs)
+    if any(True for _ in refs_in((arguments, keywords))):
+        raise Unsupported("its sizes are computed")
 
-    def pool(values: Tensor) -> Tensor:
-        pooled: Tensor = operator(values, *arguments)
-        return pooled
+    def averaged(values: Tensor) -> Tensor:
+        result: Tensor = operator(values, *arguments, **keywords)
+        return result
 
-    kernel = kernels.through_float(pool, source, out)
+    kernel = kernels.through_float(averaged, source, out)
     return Call(f"octavo.{chain.layer.short_op}", kernel, (x,))
+
+
+def pad(context: Context, chain: Chain) -> Call:
+    """Zeros around a tensor are zero points around its integers."""
+    x, source = context.source(chain.layer.args[0])
+    if _quantized_out(chain) != source:
+        raise Unsupported("its result has a scale of its own")
+    sizes, mode = chain.layer.args[1], "constant"
+    if chain.layer.short_op == "pad" and len(chain.layer.args) > 2:
+        mode = chain.layer.args[2]
+    if mode != "constant":
+        raise Unsupported(f"torch has no int8 kernel for padding of mode {mode!r}")
+    function = operators.resolve("aten.constant_pad_nd.default")
+    return Call("torch.constant_pad_nd", function, (x, sizes, source.zero_point))
 
 
 def max_pool2d(context: Context, chain: Chain) -> Call:
@@ -66,8 +82,8 @@ def max_pool2d(context: Context, chain: Chain) -> Call:
     x = _unscaled_input(context, chain)
     given = chain.layer.args[1:]
     size, stride, padding, dilation, ceil = given + (None, [], [0, 0], [1, 1], False)[len(given) :]
-    size, padding, dilation = pair(size), pair(padding), pair(dilation)
-    stride = pair(stride) if stride else size
+    size, padding, dilation = sized(size, 2), sized(padding, 2), sized(dilation, 2)
+    stride = sized(stride, 2) if stride else size
     separable = dilation == [1, 1] and not ceil
     if separable and all(2 * p < k for p, k in zip(padding, size, strict=True)):
         function = kernels.max_pool2d(size, stride, padding)
@@ -87,13 +103,13 @@ def move(context: Context, chain: Chain) -> Call:
 
 
 def cat(context: Context, chain: Chain) -> Call:
-    """Concatenation of tensors of one scale."""
+    """Concatenation or stacking of tensors of one scale."""
     tensors, *dim = chain.layer.args
     sources = [context.source(arg) for arg in tensors]
     if any(integers != chain.out for _, integers in sources):
         raise Unsupported("its inputs and its result have scales of their own")
     refs: list[Any] = [ref for ref, _ in sources]
-    return Call("torch.cat", operators.resolve(chain.layer.op), (refs, *dim))
+    return Call(f"torch.{chain.layer.short_op}", operators.resolve(chain.layer.op), (refs, *dim))
 
 
 def _unscaled_input(context: Context, chain: Chain) -> Ref:
@@ -112,8 +128,4 @@ def _quantized_out(chain: Chain) -> Integers:
 
 def _clipped(out: Integers, activation: Node | None) -> Integers:
     """The integers that a relu or hardtanh (or nothing) leaves."""
-    if activation is None:
-        return out
-    if activation.short_op == "relu":
-        return out.clipped(0.0, float("inf"))
-    return out.clipped(*hardtanh_bounds(activation))
+    return out if activation is None else out.clipped(*clip_bounds(activation))

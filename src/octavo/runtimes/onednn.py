@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +11,45 @@ from torch import Tensor
 
 from octavo.graph import Node, Ref
 from octavo.runtimes import cpu
-from octavo.runtimes.chains import Call, Chain, Context, Unsupported
+from octavo.runtimes.chains import CLIPPING_ACTIVATIONS, Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
 
+# Kernel -> the activations that it applies itself.
+_NATIVE = {
+    "conv1d": frozenset({"relu"}),
+    "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
+    "conv3d": frozenset[str](),
+    "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
+}
+# Activation -> oneDNN's name of it.
+_NAMES = {"silu": "swish"}
+_NO_POST_OP: tuple[str, list[float], str] = ("none", [], "")
 
-def conv2d(context: Context, chain: Chain) -> Call:
+
+@dataclass(frozen=True)
+class PostOp:
+    """What happens to a kernel's sums: its own post-operation, then a clip of the result if any."""
+
+    native: tuple[str, list[float], str] = _NO_POST_OP
+    clip: tuple[float, float] | None = None
+
+    def after(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The function with the clip behind it."""
+        return function if self.clip is None else _clipping(function, *self.clip)
+
+
+def conv(context: Context, chain: Chain) -> Call:
     """A convolution, with addition and activation, weights packed now."""
-    defaults = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
+    op = chain.layer.short_op
+    dims = int(op[4])
+    defaults = (None, None, None, [1], [0], [1], 1)
     args = chain.layer.args
     x_arg, weight_arg, bias, stride, padding, dilation, groups = args + defaults[len(args) :]
     x, source = context.source(x_arg)
     weight, scale = context.weight(weight_arg)
     depthwise = groups == weight.shape[0] and weight.shape[1] == 1
-    _check_kernel(source, None if depthwise else weight)
-    geometry = (pair(stride), pair(padding), pair(dilation), groups)
+    check_kernel(source, None if depthwise else weight)
+    geometry = (*(sized(value, dims) for value in (stride, padding, dilation)), groups)
     meta = context.metas[x_arg.name]
     shape = None if meta is None else [1 if size is None else size for size in meta.shape]
     packed = torch.ops.onednn.qconv_prepack(
@@ -31,18 +57,19 @@ def conv2d(context: Context, chain: Chain) -> Call:
     )
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     operands = (x, source.scale, source.zero_point, packed, scale, zero_points)
-    out_scale, out_zero_point, out_dtype = _output(chain.out)
-    result = (bias, *geometry, out_scale, out_zero_point, out_dtype)
+    result = (bias, *geometry, *output(chain.out))
     if chain.addition is None:
-        post_op, clip = _post_op(chain)
-        function = _clipping(torch.ops.onednn.qconv2d_pointwise.default, clip)
-        return Call("onednn.qconv2d", function, (*operands, *result, *post_op))
+        post_op = post_op_of(chain, op)
+        kernel = getattr(torch.ops.onednn, f"q{op}_pointwise").default
+        return Call(f"onednn.q{op}", post_op.after(kernel), (*operands, *result, *post_op.native))
+    assert chain.out is not None
     other_arg = next(arg for arg in chain.addition.args if arg != Ref(chain.layer.name))
     other, summand = context.source(other_arg)
     unary: tuple[Any, ...] = ("relu" if chain.activation is not None else None, [], None)
+    clip = (chain.out.low, chain.out.high) if _is_narrow(chain.out) else None
     return Call(
         "onednn.qconv2d.sum",
-        _clipping(torch.ops.onednn.qconv2d_pointwise.binary, _upper_bound(chain.out)),
+        PostOp(clip=clip).after(torch.ops.onednn.qconv2d_pointwise.binary),
         (*operands, other, *result, summand.scale, summand.zero_point, "sum", 1.0, *unary),
         overwrites=other.name,
     )
@@ -53,33 +80,79 @@ def linear(context: Context, chain: Chain) -> Call:
     x_arg, weight_arg, bias = (*chain.layer.args, None)[:3]
     x, source = context.source(x_arg)
     weight, scale = context.weight(weight_arg)
-    _check_kernel(source, weight)
+    check_kernel(source, weight)
+    name, product = product_kernel(weight, scale, chain)
+    return Call(name, product, (x, source.scale, source.zero_point, bias))
+
+
+def product_kernel(
+    weight: Tensor, scale: Tensor, chain: Chain
+) -> tuple[str, Callable[..., Tensor]]:
+    """A kernel for ``x @ weight.T``: its name, and ``(q, scale, zero_point, bias) -> result``.
+
+    Without VNNI oneDNN's 1x1 convolution computes the same product faster than its matrix product:
+    eight times for one row of 4096, see ``benchmarks``.
+    """
+    kind = None if chain.activation is None else chain.activation.short_op
+    if cpu.saturates() and (kind is None or kind in _NATIVE["conv2d"]):
+        return "onednn.qconv2d as linear", _by_convolution(weight, scale, chain)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
-    post_op, clip = _post_op(chain)
-    function = _clipping(torch.ops.onednn.qlinear_pointwise.default, clip)
-    operands = (x, source.scale, source.zero_point, packed, scale, zero_points, bias)
-    return Call("onednn.qlinear", function, (*operands, *_output(chain.out), *post_op))
+    post_op, out = post_op_of(chain, "linear"), output(chain.out)
+    kernel = torch.ops.onednn.qlinear_pointwise.default
+
+    def product(q: Tensor, x_scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
+        result: Tensor = kernel(
+            q, x_scale, zero_point, packed, scale, zero_points, bias, *out, *post_op.native
+        )
+        return result
+
+    return "onednn.qlinear", post_op.after(product)
 
 
-def pair(value: Any) -> list[int]:
-    """A size for height and width, given as one number, one in a list, or two."""
+def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[..., Tensor]:
+    """Rows are the width of an image of height one, columns its channels, channels last."""
+    columns = weight.shape[1]
+    geometry = ([1, 1], [0, 0], [1, 1], 1)
+    packed = torch.ops.onednn.qconv_prepack(
+        weight.reshape(*weight.shape, 1, 1), scale, 1.0, 0, *geometry, None
+    )
+    zero_points = torch.zeros(len(scale), dtype=torch.int32)
+    post_op, out = post_op_of(chain, "conv2d"), output(chain.out)
+    kernel = torch.ops.onednn.qconv2d_pointwise.default
+
+    def product(q: Tensor, x_scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
+        image = q.reshape(1, 1, -1, columns).permute(0, 3, 1, 2)
+        weights = (packed, scale, zero_points, bias)
+        result: Tensor = kernel(
+            image, x_scale, zero_point, *weights, *geometry, *out, *post_op.native
+        )
+        return result.permute(0, 2, 3, 1).reshape(*q.shape[:-1], len(scale))
+
+    return post_op.after(product)
+
+
+def sized(value: Any, dims: int) -> list[int]:
+    """A size for each dimension, given as one number, one in a list, or all."""
     sizes = list(value) if isinstance(value, list | tuple) else [value]
-    return sizes * 2 if len(sizes) == 1 else sizes
+    return sizes * dims if len(sizes) == 1 else sizes
 
 
-def _check_kernel(source: Integers, weight: Tensor | None) -> None:
+def check_kernel(source: Integers, weight: Tensor | None) -> None:
     """Refuse what the int8 kernel of this CPU does not compute, or computes wrongly.
 
     Without VNNI ``x0 * w0 + x1 * w1`` is summed in int16. It fits for certain where the largest
     activation times the sum of the two largest weights of one sign does; a depthwise kernel
     (``None`` for the weight) sums no such pairs.
+
+    Raises:
+        Unsupported: there is no kernel, or it would overflow.
     """
     missing = cpu.missing_kernels()
     if missing is not None:
         raise Unsupported(missing)
     if source.dtype != torch.uint8:
-        raise Unsupported(f"its input is {source.dtype}, the kernel takes torch.uint8")
+        raise Unsupported(f"its input is {source.dtype}, the kernel takes 8 bits")
     if weight is None or not cpu.saturates():
         return
     rows = weight.flatten(1).to(torch.int32)
@@ -92,54 +165,76 @@ def _check_kernel(source: Integers, weight: Tensor | None) -> None:
         )
 
 
-def _output(out: Integers | None) -> tuple[float, int, torch.dtype]:
-    return (1.0, 0, torch.float32) if out is None else (out.scale, out.zero_point, out.dtype)
+def output(out: Integers | None) -> tuple[float, int, torch.dtype]:
+    """A kernel's output scale, zero point and dtype.
+
+    Raises:
+        Unsupported: the result is of a type that the kernels do not store.
+    """
+    if out is None:
+        return (1.0, 0, torch.float32)
+    if out.dtype != torch.uint8:
+        raise Unsupported(f"its result is {out.dtype}, the kernel stores 8 bits")
+    return (out.scale, out.zero_point, out.dtype)
 
 
-# Activation -> oneDNN's name of it.
-_NAMES = {"relu": "relu", "hardtanh": "hardtanh", "hardswish": "hardswish", "silu": "swish"}
-
-
-def _post_op(chain: Chain) -> tuple[tuple[str, list[float], str], int | None]:
-    """The kernel's post-operation, and the integer to clip its result to afterwards if any.
+def post_op_of(chain: Chain, kernel: str) -> PostOp:
+    """The kernel's post-operation, and the clip of its result afterwards if any.
 
     The kernel itself clips to 0..255. Fewer bits are reached by a tighter hardtanh, which costs
-    nothing; behind another activation they need a pass of their own.
+    nothing; where the kernel has none they need a pass of their own.
     """
-    bound = _upper_bound(chain.out)
     kind = None if chain.activation is None else chain.activation.short_op
-    if kind == "hardtanh" or (bound is not None and kind in (None, "relu")):
-        low, high = float("-inf"), float("inf")
-        if kind == "relu":
-            low = 0.0
-        elif chain.activation is not None:
-            low, high = hardtanh_bounds(chain.activation)
-        if chain.out is not None:
-            out = chain.out
-            low = max(low, (out.low - out.zero_point) * out.scale)
-            high = min(high, (out.high - out.zero_point) * out.scale)
-        return ("hardtanh", [low, high], ""), None
-    if kind is None:
-        return ("none", [], ""), None
-    return (_NAMES[kind], [], ""), bound
+    narrow = chain.out is not None and _is_narrow(chain.out)
+    native = _NATIVE[kernel]
+    if chain.activation is not None and kind not in CLIPPING_ACTIVATIONS:
+        clip = (chain.out.low, chain.out.high) if chain.out is not None and narrow else None
+        return PostOp(_native_post_op(chain.activation), clip)
+    if kind is None and not narrow:
+        return PostOp()
+    if kind == "relu" and not narrow and kind in native:
+        return PostOp(("relu", [], ""))
+    low, high = (float("-inf"), float("inf"))
+    if chain.activation is not None:
+        low, high = clip_bounds(chain.activation)
+    if "hardtanh" not in native:
+        if chain.out is None:
+            return PostOp(clip=(low, high))
+        stored = chain.out.clipped(low, high)
+        return PostOp(clip=(stored.low, stored.high))
+    if chain.out is not None:
+        out = chain.out
+        low = max(low, (out.low - out.zero_point) * out.scale)
+        high = min(high, (out.high - out.zero_point) * out.scale)
+    return PostOp(("hardtanh", [low, high], ""))
 
 
-def hardtanh_bounds(node: Node) -> tuple[float, float]:
-    """Both bounds of a hardtanh, defaults filled in."""
+def clip_bounds(node: Node) -> tuple[float, float]:
+    """The real values between which a relu or hardtanh leaves its input as it is."""
+    if node.short_op == "relu":
+        return 0.0, float("inf")
     given = node.args[1:]
     low, high = given + (-1.0, 1.0)[len(given) :]
     return low, high
 
 
-def _upper_bound(out: Integers | None) -> int | None:
-    return None if out is None or out.high == torch.iinfo(out.dtype).max else out.high
+def _native_post_op(node: Node) -> tuple[str, list[float], str]:
+    name = _NAMES.get(node.short_op, node.short_op)
+    if name == "gelu":
+        return name, [], node.kwargs.get("approximate", "none")
+    if name == "leaky_relu":
+        return name, [node.args[1] if len(node.args) > 1 else 0.01], ""
+    return name, [], ""
 
 
-def _clipping(function: Callable[..., Tensor], bound: int | None) -> Callable[..., Tensor]:
-    if bound is None:
-        return function
+def _is_narrow(out: Integers) -> bool:
+    """Whether not all of the dtype's integers may be stored."""
+    limits = torch.iinfo(out.dtype)
+    return out.low > limits.min or out.high < limits.max
 
+
+def _clipping(function: Callable[..., Tensor], low: float, high: float) -> Callable[..., Tensor]:
     def clipped(*args: Any) -> Tensor:
-        return function(*args).clamp_(max=bound)
+        return function(*args).clamp_(low, high)
 
     return clipped

@@ -17,12 +17,16 @@ from octavo import operators
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph, Node, Ref, refs_in
 from octavo.program import Step, compile_steps
+from octavo.runtimes import dynamic, integer_ops, onednn, weight_only
 from octavo.runtimes import integer_kernels as kernels
-from octavo.runtimes import integer_ops, onednn
 from octavo.runtimes.chains import (
+    ATTENTION,
     DEQUANTIZE,
     DEQUANTIZE_CHANNELS,
+    DEQUANTIZE_GROUPS,
+    DYNAMIC,
     QUANTIZE,
+    UNPACK,
     Call,
     Chain,
     Context,
@@ -32,24 +36,45 @@ from octavo.runtimes.chains import (
 )
 from octavo.runtimes.lowered import Lowered
 
-_SPLITS = frozenset({"chunk", "split", "split_with_sizes"})
-_MOVES = (
-    "reshape flatten squeeze unsqueeze transpose permute slice select getitem pixel_shuffle "
-    "channel_shuffle"
-)
-_LOWERINGS: dict[str, Callable[[Context, Chain], Call]] = {
-    "conv2d": onednn.conv2d,
+_SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
+_MOVES = """
+    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes expand repeat
+    flip roll narrow slice select getitem pixel_shuffle pixel_unshuffle channel_shuffle
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d amax
+"""
+_POOLS = """
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+"""
+_Lowering = Callable[[Context, Chain], Call]
+# Of layers that read integers with a fixed scale.
+_STATIC: dict[str, _Lowering] = {
+    "conv1d": onednn.conv,
+    "conv2d": onednn.conv,
+    "conv3d": onednn.conv,
     "linear": onednn.linear,
     "add": integer_ops.elementwise(kernels.add),
+    "sub": integer_ops.elementwise(kernels.subtract),
     "mul": integer_ops.elementwise(kernels.multiply),
     "relu": integer_ops.activation,
     "hardtanh": integer_ops.activation,
     "mean": integer_ops.mean,
-    "avg_pool2d": integer_ops.average_pool,
-    "adaptive_avg_pool2d": integer_ops.average_pool,
     "max_pool2d": integer_ops.max_pool2d,
     "cat": integer_ops.cat,
-} | dict.fromkeys(_MOVES.split(), integer_ops.move)
+    "stack": integer_ops.cat,
+    "pad": integer_ops.pad,
+    "constant_pad_nd": integer_ops.pad,
+    **dict.fromkeys(_POOLS.split(), integer_ops.average),
+    **dict.fromkeys(_MOVES.split(), integer_ops.move),
+}
+# Of layers that read integers with the scale of their own range.
+_DYNAMIC: dict[str, _Lowering] = {"linear": dynamic.linear}
+# Of layers that read floats and have integers for weights.
+_WEIGHT_ONLY: dict[str, _Lowering] = {
+    "linear": weight_only.linear,
+    "embedding": weight_only.embedding,
+}
+_READERS = frozenset({DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, UNPACK})
 
 
 @dataclass(frozen=True)
@@ -80,9 +105,11 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
     for node in graph.nodes:
         if node.name not in used:
             try:
-                chain = _chain_at(context, node)
-                if chain is not None:
-                    call = _LOWERINGS[node.short_op](context, chain)
+                lowering = _lowering_of(context, node)
+                if lowering is not None:
+                    alone = lowering in _WEIGHT_ONLY.values()
+                    chain = Chain(node) if alone else chain_from(context, node)
+                    call = lowering(context, chain)
                     pending[chain.nodes[-1].name] = call
                     used |= {member.name: call.kernel for member in chain.nodes}
             except Unsupported as reason:
@@ -100,11 +127,30 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
     return Lowered("torch", run, used, fallbacks)
 
 
-def _chain_at(context: Context, node: Node) -> Chain | None:
-    """The chain that starts here, if a kernel may run it: something it reads is quantized."""
-    if node.short_op in _LOWERINGS and any(name in context.integers for name in node.refs()):
-        return chain_from(context, node)
-    return None
+def _lowering_of(context: Context, node: Node) -> _Lowering | None:
+    """How a node is lowered to a kernel; ``None`` where it is a float operator.
+
+    Raises:
+        Unsupported: it is quantized, and there is no kernel for it.
+    """
+    if node.op.startswith("octavo.") and node.op != ATTENTION:
+        return None
+    read = list(node.refs())
+    if any(name in context.dynamic for name in read):
+        table, kind = _DYNAMIC, "dynamic"
+    elif any(name in context.integers for name in read):
+        table, kind = _STATIC, "int8"
+    elif any(context.reader_of(Ref(name)) is not None for name in read):
+        table, kind = _WEIGHT_ONLY, "weight-only"
+    else:
+        return None
+    if node.short_op in table:
+        return table[node.short_op]
+    after = context.only_user(node.name)
+    has_weights = any(context.reader_of(Ref(name)) is not None for name in read)
+    if has_weights or (after is not None and after.op == QUANTIZE):
+        raise Unsupported(f"torch has no {kind} kernel for {node.short_op}")
+    return None  # a float operator that reads what an int8 layer made
 
 
 def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
@@ -116,8 +162,14 @@ def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
         source = context.nodes.get(node.args[0].name)
         if source is None or source.op != QUANTIZE:
             return [plain]
-        context.integers[node.name] = (source.name, integers_of(source))
-        return [_Placed(Step(node.name, kernels.dequantize(*node.args[1:]), node.args[:1]))]
+        integers = integers_of(source)
+        context.integers[node.name] = (source.name, integers)
+        kernel = kernels.dequantize(integers.scale, integers.zero_point)
+        return [_Placed(Step(node.name, kernel, node.args[:1]))]
+    if node.op == DYNAMIC and not node.args[4]:
+        parts = f"{node.name}.integers"
+        context.dynamic[node.name] = (parts, node)
+        return [_Placed(Step(parts, dynamic.quantize_dynamic(node), node.args[:1])), plain]
     if node.short_op in _SPLITS and node.args[0].name in context.integers:
         # A list of parts: of the integers for those that read integers, of floats for the rest.
         parts = f"{node.name}.integers"
@@ -188,7 +240,7 @@ def _with_folded_constants(
     """Weights that are read as floats are dequantized now, once."""
     known = dict(constants)
     kept = []
-    readers = (operators.resolve(DEQUANTIZE), operators.resolve(DEQUANTIZE_CHANNELS))
+    readers = [operators.resolve(name) for name in _READERS]
     for step in steps:
         names = list(refs_in(step.args))
         if step.function in readers and names and all(name in known for name in names):

@@ -7,6 +7,7 @@ With ``w' = w + e`` the rounded weight, ``E[w'x] - E[wx] = e E[x]``: subtract it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -58,8 +59,9 @@ def correct_biases(
         weight_name = node.args[1].name if node.name in input_means else ""
         if weight_name in qparams and _has_constant_bias(node, graph):
             weight = graph.constants[weight_name]
-            error = fake_quantize(weight, qparams[weight_name]) - weight
-            shift = bias_correction(error, input_means[node.name].to(error), _groups(node))
+            error = _error(node, fake_quantize(weight, qparams[weight_name]) - weight)
+            groups = WEIGHTED_LAYERS[node.short_op].groups_of(node)
+            shift = bias_correction(error, input_means[node.name].to(error), groups)
             own = _own_bias(node, users)
             bias = node.args[2] if len(node.args) > 2 else None
             constants[own] = (0.0 if bias is None else graph.constants[bias.name]) - shift
@@ -68,9 +70,19 @@ def correct_biases(
     return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
 
 
-def _groups(node: Node) -> int:
-    position = WEIGHTED_LAYERS[node.short_op].groups
-    return node.args[position] if position is not None and len(node.args) > position else 1
+def _error(node: Node, error: Tensor) -> Tensor:
+    """The error of a weight as ``[out, in / groups, *kernel]``, for the mean output.
+
+    A transposed convolution has the channels the other way round, and each of its outputs meets
+    one in ``stride`` of the taps.
+    """
+    if not node.short_op.startswith("conv_transpose"):
+        return error
+    groups = WEIGHTED_LAYERS[node.short_op].groups_of(node)
+    stride = node.args[3] if len(node.args) > 3 else [1]
+    met = math.prod(stride) if len(stride) > 1 else stride[0] ** (error.dim() - 2)
+    split = error.reshape(groups, -1, *error.shape[1:]).transpose(1, 2)
+    return split.flatten(0, 1) / met
 
 
 def _has_constant_bias(node: Node, graph: Graph) -> bool:

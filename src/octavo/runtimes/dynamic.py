@@ -1,0 +1,60 @@
+"""Linear layers that quantize what they read at each call, with the range that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from octavo.graph import Node, Ref
+from octavo.runtimes.chains import Call, Chain, Context, Unsupported
+from octavo.runtimes.integer_kernels import Integers
+from octavo.runtimes.onednn import check_kernel, product_kernel
+
+
+def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
+    """Float tensor to uint8, with the scale and zero point that were found."""
+    _, low, high, symmetric, _ = node.args
+    shift = 128 if low < 0 else 0
+    steps = float(high - low)
+    smallest = torch.finfo(torch.float32).tiny ** 0.5
+
+    def kernel(x: Tensor) -> tuple[Tensor, float, int]:
+        lowest, highest = (bound.item() for bound in torch.aminmax(x))
+        lowest, highest = min(lowest, 0.0), max(highest, 0.0)
+        if symmetric:
+            scale, zero_point = max(max(-lowest, highest) / min(high, -low), smallest), 0
+        else:
+            scale = max((highest - lowest) / steps, smallest)
+            zero_point = max(low, min(high, low - round(lowest / scale)))
+        stored = x.mul(1.0 / scale).add_(zero_point).round_().clamp_(low, high)
+        if shift:
+            stored.add_(shift)
+        # By way of int16, for which torch has vector instructions.
+        return stored.to(torch.int16).to(torch.uint8), scale, zero_point + shift
+
+    return kernel
+
+
+def linear(context: Context, chain: Chain) -> Call:
+    """A linear layer on the integers that `quantize_dynamic` makes."""
+    x_arg, weight_arg, bias = (*chain.layer.args, None)[:3]
+    parts, rounding = context.dynamic[x_arg.name]
+    if rounding.args[4]:
+        raise Unsupported("its input has a scale per token")
+    weight, scale = context.weight(weight_arg)
+    check_kernel(integers_of_dynamic(rounding), weight)
+    name, product = product_kernel(weight, scale, chain)
+
+    def kernel(quantized: tuple[Tensor, float, int], bias: Tensor | None) -> Tensor:
+        return product(*quantized, bias)
+
+    return Call(f"{name}, dynamic", kernel, (Ref(parts), bias))
+
+
+def integers_of_dynamic(rounding: Node) -> Integers:
+    """The integers that a rounding by its own range makes; their scale is not known yet."""
+    _, low, high, _, _ = rounding.args
+    shift = 128 if low < 0 else 0
+    return Integers(1.0, shift, low + shift, high + shift, torch.uint8)
