@@ -80,7 +80,11 @@ def hardened(images: Tensor, chance: torch.Generator) -> Tensor:
 
 
 def trained(
-    name: str, make: Callable[[], nn.Module], data: HardDigits, epochs: int = 80
+    name: str,
+    make: Callable[[], nn.Module],
+    data: HardDigits,
+    epochs: int = 80,
+    learning_rate: float = 4e-3,
 ) -> nn.Module:
     """The network of this name in evaluation mode: from the cache, or trained now."""
     file = CACHE / f"{name.replace(' ', '-')}-recipe{RECIPE}-{epochs}.safetensors"
@@ -89,19 +93,21 @@ def trained(
         net.load_state_dict(load_file(file))
         return net.eval()
     started = time.perf_counter()
-    _train(net, data, epochs)
+    _train(net, data, epochs, learning_rate)
     print(f"trained {name} in {time.perf_counter() - started:.0f} s", flush=True)
     CACHE.mkdir(exist_ok=True)
     save_file(net.state_dict(), file)
     return net.eval()
 
 
-def _train(net: nn.Module, data: HardDigits, epochs: int, batch: int = 128) -> None:
+def _train(
+    net: nn.Module, data: HardDigits, epochs: int, learning_rate: float, batch: int = 128
+) -> None:
     """AdamW with a one-cycle learning rate; new views of all digits in each epoch."""
     chance = torch.Generator().manual_seed(2)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=2e-2)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=2e-2)
     steps = epochs * (len(data.digits) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     net.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)  # for dropout

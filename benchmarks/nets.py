@@ -66,6 +66,57 @@ class SmallResNet(nn.Module):
         return scores
 
 
+class Attention(nn.Module):
+    """Self-attention out of two linear layers and torch's scaled dot product."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = parts.unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        result: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return result
+
+
+class Layer(nn.Module):
+    """Attention and two linear layers, each behind a norm and beside a shortcut."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        result: Tensor = x + self.mlp(self.norm2(x))
+        return result
+
+
+class SmallViT(nn.Module):
+    """A vision transformer (Dosovitskiy et al. 2020, arXiv:2010.11929), its tokens averaged.
+
+    float32 ``[N, 1, 32, 32]`` -> class scores ``[N, 10]``.
+    """
+
+    def __init__(self, width: int = 96, heads: int = 4, depth: int = 4, patch: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(1, width, patch, patch)
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (32 // patch) ** 2, width))
+        self.layers = nn.Sequential(*(Layer(width, heads, 2 * width) for _ in range(depth)))
+        self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2) + self.positions
+        scores: Tensor = self.fc(self.norm(self.layers(x)).mean(1))
+        return scores
+
+
 def _for_gray_images(net: nn.Module) -> nn.Module:
     """A torchvision network whose first convolution takes one channel."""
     stem = net.get_submodule("features.0")

@@ -15,18 +15,25 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.affine import QParams, broadcast, dequantize, qparams_of_range, quantize
+from octavo.dtypes import QDTYPES, qdtype
 from octavo.errors import CalibrationError
 from octavo.scheme import Scheme
 
-# Rounding in float32, in steps: 255 of them, each with a relative error of some 2**-23.
-ROUNDING = 2e-4
+# Rounding in float32, in steps, for each integer of the range: a relative error of some 2**-23.
+ROUNDING = 2e-4 / 255
 
 CHANNELS = 3
 
 schemes = st.builds(
-    lambda signed, symmetric, narrow, reduced, axis: Scheme(
-        "int8" if signed else "uint8", symmetric, axis, narrow and signed, reduced
+    lambda dtype, symmetric, narrow, reduced, power, axis: Scheme(
+        dtype,
+        symmetric=symmetric,
+        channel_axis=axis,
+        narrow_range=narrow and qdtype(dtype).signed,
+        reduce_range=reduced,
+        power_of_two=power,
     ),
+    st.sampled_from(sorted(QDTYPES)),
     *[st.booleans()] * 4,
     st.sampled_from([None, 0]),
 )
@@ -74,7 +81,7 @@ def test_the_error_is_at_most_half_a_step_inside_the_range(case: tuple) -> None:
     x = inside(low, high)
     error = (x.double() - revert(p, apply(p, x)).double()).abs()
     steps = error / broadcast(p.scale, x.dim(), p.scheme.channel_axis)
-    assert steps.max() <= 0.5 + ROUNDING
+    assert steps.max() <= 0.5 + ROUNDING * (p.scheme.qmax - p.scheme.qmin)
 
 
 @given(quantized())
@@ -119,7 +126,7 @@ def test_parameters_are_float32_and_int32_in_the_integer_range(case: tuple) -> N
 def test_a_symmetric_zero_point_is_fixed(case: tuple) -> None:
     p, _, _ = case
     assume(p.scheme.symmetric)
-    unsigned = 64 if p.scheme.reduce_range else 128
+    unsigned = (p.scheme.qmax + 1) // 2
     assert set(p.zero_point.flatten().tolist()) == {0 if p.scheme.integers.signed else unsigned}
 
 

@@ -34,7 +34,9 @@ def layer(name: str = "layer1.0.conv1", op: str = "aten.conv2d.default", **kwarg
 @pytest.mark.parametrize(
     "spec",
     [
-        QSpec(Scheme("int8", True, 1, narrow_range=True, reduce_range=True), MovingAverageMinMax(0.5)),
+        QSpec(
+            Scheme("int8", True, 1, narrow_range=True, reduce_range=True), MovingAverageMinMax(0.5)
+        ),
         QSpec(Scheme("uint8", reduce_range=True), MinMax()),
     ],
     ids=str,

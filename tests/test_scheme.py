@@ -19,6 +19,9 @@ from octavo.scheme import Scheme
         (Scheme("uint8", reduce_range=True), 0, 127),
         (Scheme("int8", reduce_range=True), -64, 63),
         (Scheme("int8", narrow_range=True, reduce_range=True), -63, 63),
+        (Scheme("int4"), -8, 7),
+        (Scheme("uint4"), 0, 15),
+        (Scheme("int16"), -32768, 32767),
     ],
 )
 def test_the_range_follows_from_type_and_flags(scheme: Scheme, qmin: int, qmax: int) -> None:
@@ -29,15 +32,18 @@ def test_the_range_follows_from_type_and_flags(scheme: Scheme, qmin: int, qmax: 
 def test_types_know_their_storage() -> None:
     for name, dtype in QDTYPES.items():
         info = torch.iinfo(dtype.storage)
-        assert (dtype.name, dtype.qmin, dtype.qmax, dtype.bits) == (name, info.min, info.max, 8)
+        assert dtype.name == name
+        assert dtype.bits == int(name.removeprefix("u").removeprefix("int"))
+        assert info.min <= dtype.qmin < dtype.qmax <= info.max
+        assert (dtype.qmin, dtype.qmax) == (info.min, info.max) or dtype.bits < info.bits
     assert INT8.signed
     assert not UINT8.signed
     assert qdtype("int8") is INT8
 
 
-@pytest.mark.parametrize("name", ["int4", "", "INT8", None])
+@pytest.mark.parametrize("name", ["int5", "", "INT8", None])
 def test_an_unknown_type_is_an_error_that_lists_the_known(name: str) -> None:
-    with pytest.raises(PlanError, match=r"unknown quantized dtype .*\['int8', 'uint8'\]"):
+    with pytest.raises(PlanError, match=r"unknown quantized dtype .*'int8', 'uint4', 'uint8'\]"):
         Scheme(name)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
+from benchmarks import layers
 from octavo.graph import Graph, Ref
 from octavo.runtimes import cpu, lower
 
@@ -120,31 +121,12 @@ def run(graph: Graph, runtime: str, x: Tensor) -> tuple[Tensor, ...]:
 def compare_each_layer(q: octavo.QuantizedModel, x: Tensor) -> dict[str, tuple[int, float]]:
     """For every quantized tensor, made from the oracle's own integers before it: the largest
     difference in steps, and the share of values that are equal."""
-    graph = q.graph
-    quantizers = [n for n in graph.nodes if n.op == "octavo.quantize.default"]
-    names = [n.name for n in quantizers]
-    every = replace(graph, outputs=[Ref(name) for name in names])
-    values = dict(zip(names, run(every, "reference", x), strict=True))
     found = {}
-    for node in quantizers:
-        cut = alone(graph, node.name, names)
-        expected = values[node.name].int()
-        feeds = [values.get(given.name, x) for given in cut.inputs]
-        got = lower(cut, "torch", CPU).run(*feeds)[0].int()
-        difference = (got - expected).abs()
-        found[node.name] = (int(difference.max()), float((difference == 0).float().mean()))
+    for part in layers.slices(q.graph):
+        recorded = layers.record(q.graph, set(part.sources), x)
+        seen = layers.agreement(part, recorded)
+        found[part.name] = (seen.max_step, seen.equal / seen.values)
     return found
-
-
-def alone(graph: Graph, name: str, quantizers: list[str]) -> Graph:
-    """The part of the graph that makes one quantized tensor out of other quantized tensors."""
-    metas = graph.metas()
-    kept = tuple(n for n in graph.nodes if n.name == name or n.name not in quantizers)
-    feeds = tuple(octavo.graph.Input(n, metas[n]) for n in quantizers if n != name)
-    cut = replace(graph, nodes=kept, outputs=[Ref(name)]).pruned()
-    read = {ref for node in cut.nodes for ref in node.refs()}
-    inputs = tuple(i for i in (*graph.inputs, *feeds) if i.name in read)
-    return replace(cut, inputs=inputs, arguments={i.name: Ref(i.name) for i in inputs})
 
 
 @pytest.mark.parametrize(("make", "channels", "inputs"), cases())
@@ -165,7 +147,8 @@ def test_linear_relu_alone():
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16), nn.Linear(16, 4))
     x = torch.randn(64, 32)
     q = octavo.quantize(model, calibration=[x], target=octavo.host_target())
-    assert set(q.lowered.kernels.values()) == {"onednn.qlinear"}
+    assert all(name.startswith("onednn.q") for name in q.lowered.kernels.values())
+    assert not q.lowered.fallbacks
     for largest, equal in compare_each_layer(q, x).values():
         assert largest <= 1
         assert equal >= 0.999
@@ -245,12 +228,36 @@ def test_a_cpu_without_kernels_runs_everything_dequantized(monkeypatch):
     assert torch.allclose(q(x), q.lower("reference")(x), atol=1e-5)
 
 
-def test_signed_activations_fall_back():
-    spec = octavo.QSpec(octavo.Scheme("int8", reduce_range=True), octavo.MinMax())
-    weight = octavo.QSpec(octavo.Scheme("int8", symmetric=True, channel_axis=0), octavo.MinMax())
-    with pytest.warns(octavo.OctavoWarning, match="its input is torch.int8"):
+WEIGHT = octavo.QSpec(octavo.Scheme("int8", symmetric=True, channel_axis=0), octavo.MinMax())
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        octavo.Scheme("int8", reduce_range=True),
+        octavo.Scheme("int8", symmetric=True, narrow_range=True, reduce_range=True),
+        octavo.Scheme("int4"),
+        octavo.Scheme("uint4", symmetric=True),
+        octavo.Scheme("uint8", reduce_range=True, power_of_two=True),
+    ],
+    ids=str,
+)
+def test_other_integers_run_on_the_same_kernels(scheme):
+    qconfig = octavo.QConfig(octavo.QSpec(scheme, octavo.MinMax()), WEIGHT)
+    model = Between(Fused(relu=True))
+    x = torch.randn(8, 8, 8, 8)
+    q = octavo.quantize(model, calibration=[x], qconfig=qconfig)
+    assert not q.lowered.fallbacks
+    for largest, equal in compare_each_layer(q, x).values():
+        assert largest <= 1
+        assert equal >= 0.999
+
+
+def test_sixteen_bits_fall_back():
+    spec = octavo.QSpec(octavo.Scheme("int16"), octavo.MinMax())
+    with pytest.warns(octavo.OctavoWarning, match="its input is torch.int16"):
         q = octavo.quantize(
-            nn.Linear(4, 4), calibration=[torch.randn(8, 4)], qconfig=octavo.QConfig(spec, weight)
+            nn.Linear(4, 4), calibration=[torch.randn(8, 4)], qconfig=octavo.QConfig(spec, WEIGHT)
         )
     assert list(q.summary().fallbacks) == ["linear"]
 

@@ -134,12 +134,12 @@ class Context:
 def integers_of(quantize: Node) -> Integers:
     """What a quantize node's result means.
 
-    The kernels take uint8: int8 is stored with 128 added to integers and zero point, which means
-    the same.
+    The kernels take uint8: int8 is stored from 0 on, its zero point moved along, which means the
+    same.
     """
     _, scale, zero_point, low, high, dtype = quantize.args
     if dtype == torch.int8:
-        return Integers(scale, zero_point + 128, low + 128, high + 128, torch.uint8)
+        return Integers(scale, zero_point - low, 0, high - low, torch.uint8)
     return Integers(scale, zero_point, low, high, dtype)
 
 

@@ -16,7 +16,7 @@ from octavo.runtimes.onednn import check_kernel, product_kernel
 def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
     """Float tensor to uint8, with the scale and zero point that were found."""
     _, low, high, symmetric, _ = node.args
-    shift = 128 if low < 0 else 0
+    shift = max(0, -low)
     steps = float(high - low)
     smallest = torch.finfo(torch.float32).tiny ** 0.5
 
@@ -56,5 +56,5 @@ def linear(context: Context, chain: Chain) -> Call:
 def integers_of_dynamic(rounding: Node) -> Integers:
     """The integers that a rounding by its own range makes; their scale is not known yet."""
     _, low, high, _, _ = rounding.args
-    shift = 128 if low < 0 else 0
+    shift = max(0, -low)
     return Integers(1.0, shift, low + shift, high + shift, torch.uint8)

@@ -120,10 +120,15 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
             placed.append(_Placed(step, call.overwrites, call.moves))
         elif node.name not in used:
             placed += _as_it_stands(context, node)
-    placed = _pruned(placed, context.outputs)
+    outputs = graph.output_names()
+    for index, name in enumerate(outputs):
+        if name in context.nodes and context.nodes[name].args[-1:] == (torch.int8,):
+            outputs[index] = f"{name}.signed"
+            placed.append(_Placed(_signed(context.nodes[name], outputs[index])))
+    placed = _pruned(placed, frozenset(outputs))
     steps, constants = _with_folded_constants(_with_safe_memory(placed, context), graph.constants)
     inputs = [given.name for given in graph.inputs]
-    run = compile_steps(inputs, steps, graph.output_names(), constants)
+    run = compile_steps(inputs, steps, outputs, constants)
     return Lowered("torch", run, used, fallbacks)
 
 
@@ -178,6 +183,16 @@ def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
         step = replace(plain.step, out=parts, args=(Ref(name), *node.args[1:]))
         return [_Placed(step, moves=name), plain]
     return [plain]
+
+
+def _signed(quantize: Node, name: str) -> Step:
+    """The int8 integers of a quantize node, out of the unsigned ones that kernels work on."""
+    shift = integers_of(quantize).zero_point - quantize.args[2]
+
+    def kernel(q: Tensor) -> Tensor:
+        return q.to(torch.int16).sub_(shift).to(torch.int8)
+
+    return Step(name, kernel, (Ref(quantize.name),))
 
 
 def _pruned(placed: list[_Placed], outputs: frozenset[str]) -> list[_Placed]:
