@@ -75,12 +75,17 @@ def judged(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float | Non
     }
 
 
-def rows_of(name: str, net: nn.Module, data: hard_digits.HardDigits) -> list[dict[str, Any]]:
+def rows_of(
+    name: str,
+    net: nn.Module,
+    data: hard_digits.HardDigits,
+    makers: Mapping[tuple[str, str, str], Maker],
+) -> list[dict[str, Any]]:
     """fp32, then every contender; one that fails is a row with its error."""
     fp32 = logits(net, data.test)
     first = {"network": name, "contender": "fp32", "runs": "float", "for": "-"}
     rows: list[dict[str, Any]] = [first | judged(fp32, fp32, data.test_labels)]
-    for (who, how, cpus), make in contenders(net, data.calibration).items():
+    for (who, how, cpus), make in makers.items():
         row: dict[str, Any] = {"network": name, "contender": who, "runs": how, "for": cpus}
         try:
             row |= judged(logits(make(), data.test), fp32, data.test_labels)
@@ -128,7 +133,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     for name in options.nets:
         net = hard_digits.trained(name, nets.FOR_DIGITS[name], data)
-        rows = rows_of(name, net, data)
+        rows = rows_of(name, net, data, contenders(net, data.calibration))
         report.rows += rows
         report.goals += goals_of(name, rows)
     report.finish(options.out)

@@ -85,6 +85,7 @@ def trained(
     data: HardDigits,
     epochs: int = 80,
     learning_rate: float = 4e-3,
+    batch: int = 128,
 ) -> nn.Module:
     """The network of this name in evaluation mode: from the cache, or trained now."""
     file = CACHE / f"{name.replace(' ', '-')}-recipe{RECIPE}-{epochs}.safetensors"
@@ -93,7 +94,7 @@ def trained(
         net.load_state_dict(load_file(file))
         return net.eval()
     started = time.perf_counter()
-    _train(net, data, epochs, learning_rate)
+    _train(net, data, epochs, learning_rate, batch)
     print(f"trained {name} in {time.perf_counter() - started:.0f} s", flush=True)
     CACHE.mkdir(exist_ok=True)
     save_file(net.state_dict(), file)
@@ -101,7 +102,7 @@ def trained(
 
 
 def _train(
-    net: nn.Module, data: HardDigits, epochs: int, learning_rate: float, batch: int = 128
+    net: nn.Module, data: HardDigits, epochs: int, learning_rate: float, batch: int
 ) -> None:
     """AdamW with a one-cycle learning rate; new views of all digits in each epoch."""
     chance = torch.Generator().manual_seed(2)

@@ -10,8 +10,7 @@ DataLoader gives. The weights are random, the batch statistics are the network's
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,18 +18,13 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets
+from benchmarks.contest import Call, Maker, contest
 from benchmarks.peers import fx
-from benchmarks.ratios import ratio
-from benchmarks.report import Goal, Report, parsed, parser, problem
-from octavo.latency import Latency, interleave
-from octavo.metrics import Likeness
+from benchmarks.report import Goal, Report, parsed, parser
 
 OCTAVO = "Octavo"
 RIVAL = "FX onednn"
 LIMIT = 1.0  # of Octavo's median to the rival's
-
-Call = Callable[[], Tensor]
-Maker = Callable[[], Call]
 
 
 def contenders(net: nn.Module, x: Tensor, calibration: list[Tensor]) -> dict[str, Maker]:
@@ -75,53 +69,13 @@ def contenders(net: nn.Module, x: Tensor, calibration: list[Tensor]) -> dict[str
 def measured(
     makers: dict[str, Maker], rounds: int | None, seconds: float, slowest: float
 ) -> list[dict[str, Any]]:
-    """A row for each contender: what it does to the logits, and its times.
-
-    Args:
-        makers: from `contenders`; the first is the float reference.
-        rounds: ``None`` takes what fits into ``seconds``, but at least 5.
-        slowest: who needs more seconds for one call does not take part in the rounds.
-    """
-    rows: dict[str, dict[str, Any]] = {name: {"contender": name} for name in makers}
-    calls: dict[str, Call] = {}
-    reference = None
-    for name, make in makers.items():
-        try:
-            call = make()
-            call()
-            started = time.perf_counter()
-            logits = call().float()
-            spent = time.perf_counter() - started
-            reference = logits if reference is None else reference
-            rows[name]["SQNR dB"] = _sqnr_db(reference, logits)
-            if spent > slowest:
-                raise TimeoutError(f"left out: one call took {spent:.1f} s")
-            calls[name] = call
-        except Exception as error:  # noqa: BLE001  (whatever a contender raises is its result)
-            rows[name]["error"] = problem(error)
-    times = interleave(calls, rounds=rounds, budget_s=seconds)
-    for name, latency in times.items():
-        rows[name] |= _speed(latency, times)
-    return list(rows.values())
-
-
-def _sqnr_db(reference: Tensor, logits: Tensor) -> float:
-    likeness = Likeness()
-    likeness.update(reference, logits)
-    return likeness.sqnr_db
-
-
-def _speed(latency: Latency, times: dict[str, Latency]) -> dict[str, Any]:
-    """The columns about time; the ratios are Octavo's time over this contender's."""
-    columns: dict[str, Any] = {
-        "median ms": 1e3 * latency.median_s,
-        "p95 ms": 1e3 * latency.p95_s,
-        "rounds": len(latency.rounds),
-    }
-    if OCTAVO in times:
-        spread = ratio(times[OCTAVO].rounds, latency.rounds)
-        columns |= {f"{OCTAVO}'s time / this": spread.median, "quartiles": str(spread)}
-    return columns
+    """A row for each contender: what it does to the logits, its times, and Octavo's over them."""
+    found = contest(makers, rounds, seconds, slowest)
+    for name, row in found.rows.items():
+        spread = found.ratio(OCTAVO, name)
+        if spread is not None:
+            row |= {f"{OCTAVO}'s time / this": spread.median, "quartiles": str(spread)}
+    return list(found.rows.values())
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -144,13 +98,9 @@ def main(words: Sequence[str] | None = None) -> None:
         calibration = [nets.photos(8, options.size, seed=index) for index in (1, 2)]
         for batch in options.batches:
             x = nets.photos(batch, options.size, seed=3)
-            with torch.no_grad():
-                rows = measured(
-                    contenders(net, x, calibration),
-                    options.rounds,
-                    options.seconds,
-                    options.slowest,
-                )
+            rows = measured(
+                contenders(net, x, calibration), options.rounds, options.seconds, options.slowest
+            )
             report.rows += [{"network": name, "batch": batch} | row for row in rows]
             value = next(r.get(f"{OCTAVO}'s time / this") for r in rows if r["contender"] == RIVAL)
             report.goals.append(Goal(f"{name}, batch {batch}: time over {RIVAL}", value, LIMIT))

@@ -1,4 +1,4 @@
-"""The peer: ``torch.ao.quantization``'s FX mode, deprecated and still what the articles teach."""
+"""The peer: ``torch.ao.quantization``, deprecated and still what the articles teach."""
 
 from __future__ import annotations
 
@@ -39,3 +39,16 @@ def fx(
             prepared(batch)
         finish = quantize_fx.convert_to_reference_fx if reference else quantize_fx.convert_fx
         return finish(prepared).eval()
+
+
+def dynamic(model: nn.Module) -> nn.Module:
+    """``torch.ao.quantization.quantize_dynamic``: linear and recurrent layers, int8 weights.
+
+    On the engine that torch chooses for x86, whose activations have seven bits.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import quantize_dynamic
+
+        torch.backends.quantized.engine = "x86"
+        return quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTM}, torch.qint8)

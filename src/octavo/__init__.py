@@ -14,7 +14,15 @@ from octavo.compare import compare
 from octavo.comparison import Comparison
 from octavo.errors import OctavoError
 from octavo.model import OctavoWarning, QuantizedModel, load
-from octavo.observers import MinMax, MovingAverageMinMax
+from octavo.observers import (
+    MSE,
+    Entropy,
+    FixedRange,
+    Histogram,
+    MinMax,
+    MovingAverageMinMax,
+    Percentile,
+)
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
@@ -25,13 +33,18 @@ from octavo.version import __version__
 from octavo.weights import correct_biases
 
 __all__ = [
+    "MSE",
     "Calibrated",
     "Calibration",
     "Comparison",
+    "Entropy",
+    "FixedRange",
+    "Histogram",
     "MinMax",
     "MovingAverageMinMax",
     "OctavoError",
     "OctavoWarning",
+    "Percentile",
     "Plan",
     "QConfig",
     "QConfigMapping",

@@ -7,6 +7,7 @@ on the number of batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,15 @@ from octavo.batches import Signature, split_batch
 from octavo.call import flatten_call
 from octavo.errors import CalibrationError, OctavoError
 from octavo.graph import Graph, Ref
+from octavo.observers import Observer
 from octavo.plan import Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
 from octavo.progress import track
+from octavo.scheme import Scheme
 from octavo.targets import ROLES, SHARED
 from octavo.weighted import WEIGHTED_LAYERS
+
+_SLAB = 4096
 
 
 @dataclass(frozen=True)
@@ -141,16 +146,12 @@ class Calibration:
                 continue
             assert tensor.spec is not None and tensor.spec.observer is not None
             scheme, observer = tensor.spec.scheme, tensor.spec.observer
-            if tensor.kind == "weight":
-                state = observer.update(None, *blocks(self.graph.constants[name], scheme))
-            else:
-                state = self.states[name]
-            bounds = observer.bounds(state, scheme)
-            try:
-                qparams = qparams_of_range(bounds.low, bounds.high, scheme)
-            except CalibrationError as error:
-                raise CalibrationError(f"tensor {name!r} ({tensor.op}): {error}") from None
-            found[name] = _shaped(qparams, self.graph.constants.get(name))
+            with _named(name, tensor.op):
+                if tensor.kind == "weight":
+                    found[name] = _qparams_of_weight(self.graph.constants[name], scheme, observer)
+                else:
+                    bounds = observer.bounds(self.states[name], scheme)
+                    found[name] = qparams_of_range(bounds.low, bounds.high, scheme)
         return {name: found[self._leaders[name]] for name in self.plan.quantized}
 
     def _taps(self) -> dict[str, Callable[[Tensor], None]]:
@@ -176,7 +177,8 @@ class Calibration:
         update, axis, states = spec.observer.update, spec.scheme.channel_axis, self.states
 
         def tap(value: Tensor) -> None:
-            states[leader] = update(states.get(leader), value, axis)
+            with _named(tensor.tensor, tensor.op):
+                states[leader] = update(states.get(leader), value, axis)
 
         return tap
 
@@ -247,13 +249,30 @@ def _with_taps(
             yield Step(f"{step.out} seen", taps[step.out], (Ref(step.out),))
 
 
-def _shaped(qparams: QParams, weight: Tensor | None) -> QParams:
-    """Those of a weight in groups as ``[rows, groups]``."""
-    if weight is None or qparams.scheme.group_size is None:
+@contextmanager
+def _named(name: str, op: str) -> Iterator[None]:
+    """Errors inside say which tensor they are about."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"tensor {name!r} ({op}): {error}") from None
+
+
+def _qparams_of_weight(weight: Tensor, scheme: Scheme, observer: Observer) -> QParams:
+    """Those of a constant; a slab of channels at a time, since an observer keeps much of each."""
+    rows, axis = blocks(weight.detach(), scheme)
+    if axis is None:
+        bounds = [observer.bounds(observer.update(None, rows, None), scheme)]
+        low, high = bounds[0].low, bounds[0].high
+    else:
+        slabs = rows.movedim(axis, 0).split(_SLAB)
+        bounds = [observer.bounds(observer.update(None, slab, 0), scheme) for slab in slabs]
+        low, high = torch.cat([b.low for b in bounds]), torch.cat([b.high for b in bounds])
+    qparams = qparams_of_range(low, high, scheme)
+    if scheme.group_size is None:
         return qparams
-    rows = weight.shape[0]
-    scale, zero_point = qparams.scale.reshape(rows, -1), qparams.zero_point.reshape(rows, -1)
-    return QParams(scale, zero_point, qparams.scheme)
+    shape = (weight.shape[0], -1)
+    return QParams(qparams.scale.reshape(shape), qparams.zero_point.reshape(shape), scheme)
 
 
 def _inputs_of_layers(graph: Graph, plan: Plan) -> dict[str, tuple[str, int]]:

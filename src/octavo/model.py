@@ -192,9 +192,18 @@ def _forget_lowered(model: nn.Module, keys: Any) -> None:
     model._lowered = None
 
 
+# Where these run in float, something can be done about it; the summary names the others as well.
+_WITH_KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+
+
 def _warn_of(lowered: Lowered, plan: Plan) -> None:
-    if lowered.fallbacks:
-        layers, reasons = list(lowered.fallbacks), sorted(set(lowered.fallbacks.values()))
+    unexpected = {
+        name: why
+        for name, why in lowered.fallbacks.items()
+        if name in plan.tensors and plan.tensors[name].op in _WITH_KERNELS
+    }
+    if unexpected:
+        layers, reasons = list(unexpected), sorted(set(unexpected.values()))
         warnings.warn(
             f"{len(layers)} quantized layers run in float on the {lowered.runtime} runtime "
             f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}): {'; '.join(reasons)}",

@@ -123,6 +123,7 @@ _X86 = Target(
         "conv1d": frozenset({"relu", "hardtanh"}),
         "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
         "conv3d": frozenset({"relu", "hardtanh"}),
+        "conv_transpose2d": frozenset({"relu", "hardtanh"}),
         "linear": frozenset(
             {"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +19,26 @@ from octavo.cli.app import (
     print_json,
 )
 
+_TARGETS = "x86, x86-avx2, arm, onnxruntime, openvino, tensorrt or edge"
+
+
+class Mode(str, Enum):
+    """As `octavo.quantize` takes them."""
+
+    static = "static"
+    dynamic = "dynamic"
+    weight_only = "weight_only"
+
 
 def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     calibration: Annotated[
-        str, typer.Option("--calibration", metavar="DATA", help=f"Calibration data. {DATA_HELP}")
+        str,
+        typer.Option(
+            "--calibration",
+            metavar="DATA",
+            help=f"Calibration data; of other modes than static the first batch. {DATA_HELP}",
+        ),
     ],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")
@@ -30,7 +46,17 @@ def quantize(
     weights: Weights = None,
     target: Annotated[
         str | None,
-        typer.Option("--target", help="What the file shall run on: x86 or x86-avx2 [this CPU]."),
+        typer.Option("--target", help=f"What the file shall run on: {_TARGETS} [this CPU]."),
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option("--mode", help="What is quantized, and when its range is found.")
+    ] = Mode.static,
+    bits: Annotated[
+        int, typer.Option("--bits", help="Of weights in mode weight_only: 8 or 4.")
+    ] = 8,
+    group_size: Annotated[
+        int | None,
+        typer.Option("--group-size", help="One scale for so many input channels, for --bits."),
     ] = None,
     batches: Annotated[
         int | None,
@@ -46,20 +72,30 @@ def quantize(
     `octavo quantize mymodels:build --weights w.safetensors --calibration x.npz -o m.octavo`
 
     `octavo quantize model.pt2 --calibration mydata:batches --batches 100 -o m.octavo`
+
+    `octavo quantize model.pt2 --calibration x.npz --mode weight_only --bits 4 --group-size 64
+    -o m.octavo`
     """
     from octavo.atomic import require_writable
     from octavo.batches import Signature
     from octavo.data_source import load_data
+    from octavo.errors import InputError
     from octavo.model_source import load_model
     from octavo.quantize import quantize as quantize_model
     from octavo.runtimes.cpu import host_target
+    from octavo.targets import weight_only_qconfig
 
+    weight_only = mode is Mode.weight_only
+    if not weight_only and (bits != 8 or group_size is not None):
+        raise InputError("--bits and --group-size are for --mode weight_only")
     network = load_model(model, weights)
     require_writable(Path(output).parent)
     data = load_data(calibration, Signature.of(network.forward), batch_size)
     q = quantize_model(
         network,
         calibration=data if batches is None else islice(data, batches),
+        mode=mode.value,
+        qconfig=weight_only_qconfig(bits, group_size=group_size) if weight_only else None,
         target=target or host_target(),
         progress=not as_json,
     )

@@ -3,6 +3,7 @@
 from octavo.graph import Graph
 from octavo.passes.fold_batch_norm import fold_batch_norm
 from octavo.passes.fold_constants import fold_constants
+from octavo.passes.linear import products_as_linear
 from octavo.passes.simplify import normalise_spelling, remove_identities
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "fold_batch_norm",
     "fold_constants",
     "normalise_spelling",
+    "products_as_linear",
     "remove_identities",
 ]
 
@@ -18,6 +20,12 @@ def canonical(graph: Graph) -> Graph:
     """The form that planning starts from: no identities, one spelling, constants and batch norms
     folded.
     """
-    for apply in (remove_identities, normalise_spelling, fold_constants, fold_batch_norm):
+    for apply in (
+        remove_identities,
+        normalise_spelling,
+        fold_constants,
+        products_as_linear,
+        fold_batch_norm,
+    ):
         graph = apply(graph)
     return graph

@@ -94,7 +94,7 @@ class Context:
             return Ref(name), integers
         raise Unsupported("an input of it is float")
 
-    def weight(self, arg: Any) -> tuple[Tensor, Tensor]:
+    def weight(self, arg: Any, output_axis: int = 0) -> tuple[Tensor, Tensor]:
         """The int8 integers of a weight, and their scale for each output channel.
 
         Raises:
@@ -111,11 +111,11 @@ class Context:
         if weight.dtype != torch.int8:
             raise Unsupported(f"its weight is {weight.dtype}, the kernel takes int8")
         if read.op == DEQUANTIZE:
-            scale, zero_point = torch.full((weight.shape[0],), read.args[1]), read.args[2]
+            scale, zero_point = torch.full((weight.shape[output_axis],), read.args[1]), read.args[2]
             symmetric = zero_point == 0
         else:
             scale, zero_points = (self.graph.constants[ref.name] for ref in read.args[1:3])
-            symmetric = read.args[3] == 0 and not bool(zero_points.any())
+            symmetric = read.args[3] == output_axis and not bool(zero_points.any())
         if not symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
         return weight, scale
@@ -149,6 +149,7 @@ _ACTIVATIONS_AFTER = {
     "conv1d": CLIPPING_ACTIVATIONS,
     "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
     "conv3d": CLIPPING_ACTIVATIONS,
+    "conv_transpose2d": CLIPPING_ACTIVATIONS,
     "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
     "add": CLIPPING_ACTIVATIONS,
     "sub": CLIPPING_ACTIVATIONS,

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from octavo.graph import Node, Ref
-from octavo.runtimes.chains import Call, Chain, Context, Unsupported
+from octavo.runtimes.chains import Call, Chain, Context
 from octavo.runtimes.integer_kernels import Integers
-from octavo.runtimes.onednn import check_kernel, product_kernel
+from octavo.runtimes.onednn import PackedConv, check_kernel, output, post_op_of, product_kernel
 
 
 def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
@@ -39,22 +39,39 @@ def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]
 
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer on the integers that `quantize_dynamic` makes."""
-    x_arg, weight_arg, bias = (*chain.layer.args, None)[:3]
-    parts, rounding = context.dynamic[x_arg.name]
-    if rounding.args[4]:
-        raise Unsupported("its input has a scale per token")
+    x, weight_arg, bias = (*chain.layer.args, None)[:3]
+    parts, source = _source(context, x)
     weight, scale = context.weight(weight_arg)
-    check_kernel(integers_of_dynamic(rounding), weight)
+    check_kernel(source, weight)
     name, product = product_kernel(weight, scale, chain)
 
     def kernel(quantized: tuple[Tensor, float, int], bias: Tensor | None) -> Tensor:
         return product(*quantized, bias)
 
-    return Call(f"{name}, dynamic", kernel, (Ref(parts), bias))
+    return Call(f"{name}, dynamic", kernel, (parts, bias))
 
 
-def integers_of_dynamic(rounding: Node) -> Integers:
-    """The integers that a rounding by its own range makes; their scale is not known yet."""
-    _, low, high, _, _ = rounding.args
+def conv(context: Context, chain: Chain) -> Call:
+    """A convolution on the integers that `quantize_dynamic` makes."""
+    parts, source = _source(context, chain.layer.args[0])
+    packed = PackedConv.of(context, chain.layer, source)
+    op = chain.layer.short_op
+    post_op, out = post_op_of(chain, op), output(chain.out)
+    product = post_op.after(getattr(torch.ops.onednn, f"q{op}_pointwise").default)
+
+    def kernel(quantized: tuple[Tensor, float, int], bias: Tensor | None) -> Tensor:
+        return product(*quantized, *packed.weights, bias, *packed.geometry, *out, *post_op.native)
+
+    return Call(f"onednn.q{op}, dynamic", kernel, (parts, packed.bias))
+
+
+def _source(context: Context, x: Ref) -> tuple[Ref, Integers]:
+    """The integers behind a rounded input; their scale is found at run time.
+
+    Raises:
+        Unsupported: each row has a scale of its own.
+    """
+    parts, rounding = context.dynamic[x.name]
+    _, low, high, *_ = rounding.args
     shift = max(0, -low)
-    return Integers(1.0, shift, low + shift, high + shift, torch.uint8)
+    return Ref(parts), Integers(1.0, shift, low + shift, high + shift, torch.uint8)

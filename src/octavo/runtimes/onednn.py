@@ -40,24 +40,11 @@ class PostOp:
 
 def conv(context: Context, chain: Chain) -> Call:
     """A convolution, with addition and activation, weights packed now."""
+    x, source = context.source(chain.layer.args[0])
+    packed = PackedConv.of(context, chain.layer, source)
+    operands = (x, source.scale, source.zero_point, *packed.weights)
+    result = (packed.bias, *packed.geometry, *output(chain.out))
     op = chain.layer.short_op
-    dims = int(op[4])
-    defaults = (None, None, None, [1], [0], [1], 1)
-    args = chain.layer.args
-    x_arg, weight_arg, bias, stride, padding, dilation, groups = args + defaults[len(args) :]
-    x, source = context.source(x_arg)
-    weight, scale = context.weight(weight_arg)
-    depthwise = groups == weight.shape[0] and weight.shape[1] == 1
-    check_kernel(source, None if depthwise else weight)
-    geometry = (*(sized(value, dims) for value in (stride, padding, dilation)), groups)
-    meta = context.metas[x_arg.name]
-    shape = None if meta is None else [1 if size is None else size for size in meta.shape]
-    packed = torch.ops.onednn.qconv_prepack(
-        weight, scale, source.scale, source.zero_point, *geometry, shape
-    )
-    zero_points = torch.zeros(len(scale), dtype=torch.int32)
-    operands = (x, source.scale, source.zero_point, packed, scale, zero_points)
-    result = (bias, *geometry, *output(chain.out))
     if chain.addition is None:
         post_op = post_op_of(chain, op)
         kernel = getattr(torch.ops.onednn, f"q{op}_pointwise").default
@@ -67,12 +54,50 @@ def conv(context: Context, chain: Chain) -> Call:
     other, summand = context.source(other_arg)
     unary: tuple[Any, ...] = ("relu" if chain.activation is not None else None, [], None)
     clip = (chain.out.low, chain.out.high) if _is_narrow(chain.out) else None
+    product = PostOp(clip=clip).after(_on_channels_last(torch.ops.onednn.qconv2d_pointwise.binary))
     return Call(
         "onednn.qconv2d.sum",
-        PostOp(clip=clip).after(torch.ops.onednn.qconv2d_pointwise.binary),
+        product,
         (*operands, other, *result, summand.scale, summand.zero_point, "sum", 1.0, *unary),
         overwrites=other.name,
     )
+
+
+@dataclass(frozen=True)
+class PackedConv:
+    """A convolution's arguments as the kernel takes them.
+
+    Attributes:
+        weights: the packed weight, its scales and zero points.
+        bias: a `Ref`, or ``None``.
+        geometry: stride, padding, dilation, groups.
+    """
+
+    weights: tuple[Any, ...]
+    bias: Ref | None
+    geometry: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, context: Context, layer: Node, source: Integers) -> PackedConv:
+        """Pack the weight of a convolution that reads these integers.
+
+        Raises:
+            Unsupported: the kernel takes no such weight or input.
+        """
+        dims = int(layer.short_op[4])
+        defaults = (None, None, None, [1], [0], [1], 1)
+        x, weight_arg, bias, *sizes, groups = layer.args + defaults[len(layer.args) :]
+        weight, scale = context.weight(weight_arg)
+        depthwise = groups == weight.shape[0] and weight.shape[1] == 1
+        check_kernel(source, None if depthwise else weight)
+        geometry = (*(sized(value, dims) for value in sizes), groups)
+        meta = context.metas[x.name]
+        shape = None if meta is None else [1 if size is None else size for size in meta.shape]
+        packed = torch.ops.onednn.qconv_prepack(
+            weight, scale, source.scale, source.zero_point, *geometry, shape
+        )
+        zero_points = torch.zeros(len(scale), dtype=torch.int32)
+        return cls((packed, scale, zero_points), bias, geometry)
 
 
 def linear(context: Context, chain: Chain) -> Call:
@@ -231,6 +256,19 @@ def _is_narrow(out: Integers) -> bool:
     """Whether not all of the dtype's integers may be stored."""
     limits = torch.iinfo(out.dtype)
     return out.low > limits.min or out.high < limits.max
+
+
+def _on_channels_last(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A kernel that adds its seventh argument needs that in channels-last order."""
+
+    def call(*args: Any) -> Tensor:
+        other: Tensor = args[6]
+        if other.is_contiguous(memory_format=torch.channels_last):
+            return function(*args)
+        ordered = other.contiguous(memory_format=torch.channels_last)
+        return function(*args[:6], ordered, *args[7:])
+
+    return call
 
 
 def _clipping(function: Callable[..., Tensor], low: float, high: float) -> Callable[..., Tensor]:

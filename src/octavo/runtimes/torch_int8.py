@@ -17,7 +17,7 @@ from octavo import operators
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph, Node, Ref, refs_in
 from octavo.program import Step, compile_steps
-from octavo.runtimes import dynamic, integer_ops, onednn, weight_only
+from octavo.runtimes import dynamic, integer_ops, onednn, transposed, weight_only
 from octavo.runtimes import integer_kernels as kernels
 from octavo.runtimes.chains import (
     ATTENTION,
@@ -52,6 +52,7 @@ _STATIC: dict[str, _Lowering] = {
     "conv1d": onednn.conv,
     "conv2d": onednn.conv,
     "conv3d": onednn.conv,
+    "conv_transpose2d": transposed.conv_transpose2d,
     "linear": onednn.linear,
     "add": integer_ops.elementwise(kernels.add),
     "sub": integer_ops.elementwise(kernels.subtract),
@@ -68,7 +69,12 @@ _STATIC: dict[str, _Lowering] = {
     **dict.fromkeys(_MOVES.split(), integer_ops.move),
 }
 # Of layers that read integers with the scale of their own range.
-_DYNAMIC: dict[str, _Lowering] = {"linear": dynamic.linear}
+_DYNAMIC: dict[str, _Lowering] = {
+    "conv1d": dynamic.conv,
+    "conv2d": dynamic.conv,
+    "conv3d": dynamic.conv,
+    "linear": dynamic.linear,
+}
 # Of layers that read floats and have integers for weights.
 _WEIGHT_ONLY: dict[str, _Lowering] = {
     "linear": weight_only.linear,
@@ -113,7 +119,8 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
                     pending[chain.nodes[-1].name] = call
                     used |= {member.name: call.kernel for member in chain.nodes}
             except Unsupported as reason:
-                fallbacks[node.name] = str(reason)
+                if _is_quantized(context, node):
+                    fallbacks[node.name] = str(reason)
         if node.name in pending:
             call = pending[node.name]
             step = Step(node.name, call.function, call.args)
@@ -151,11 +158,20 @@ def _lowering_of(context: Context, node: Node) -> _Lowering | None:
         return None
     if node.short_op in table:
         return table[node.short_op]
+    raise Unsupported(f"torch has no {kind} kernel for {node.short_op}")
+
+
+def _is_quantized(context: Context, node: Node) -> bool:
+    """Whether a node has quantized weights, or stands between integers.
+
+    What else reads integers is a float operator behind an int8 layer.
+    """
+    if any(context.reader_of(Ref(name)) is not None for name in node.refs()):
+        return True
     after = context.only_user(node.name)
-    has_weights = any(context.reader_of(Ref(name)) is not None for name in read)
-    if has_weights or (after is not None and after.op == QUANTIZE):
-        raise Unsupported(f"torch has no {kind} kernel for {node.short_op}")
-    return None  # a float operator that reads what an int8 layer made
+    is_read = after is not None and after.op == QUANTIZE
+    activations = [name for name in node.refs() if context.metas.get(name) is not None]
+    return is_read and all(name in context.integers for name in activations)
 
 
 def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
