@@ -97,7 +97,8 @@ class QuantizedModel(nn.Module):
             RuntimeUnavailable: the runtime cannot run this model here.
         """
         if self._lowered is None:
-            self._lowered = lower(self.graph, self.runtime, self.device)
+            lowered = lower(self.graph, self.runtime, self.device)
+            self._lowered = _as_planned(lowered, self.plan)
             _warn_of(self._lowered, self.plan)
         return self._lowered
 
@@ -190,6 +191,13 @@ def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel
 def _forget_lowered(model: nn.Module, keys: Any) -> None:
     assert isinstance(model, QuantizedModel)
     model._lowered = None
+
+
+def _as_planned(lowered: Lowered, plan: Plan) -> Lowered:
+    """Without the fallbacks that are none: float operators behind int8 layers."""
+    quantized = {name for name, t in plan.tensors.items() if t.runs not in ("", "float")}
+    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in quantized}
+    return replace(lowered, fallbacks=fallbacks)
 
 
 # Where these run in float, something can be done about it; the summary names the others as well.

@@ -5,6 +5,7 @@ The rules, which the runtimes rely on:
 - A *weighted* layer is quantized wherever it can be. How, its qconfig says: with a static range it
   runs in int8; with a dynamic one it quantizes what it reads at each call and returns float;
   without any only its weights are integers. A *table* (embedding) has integers in every mode.
+- A *product* of activations runs in int8 wherever it can be, as a static layer does.
 - A *computed* or *shared* operator runs in int8 where it stands between static int8 layers:
   something int8 makes an input of it, and something int8 reads its result. So there is no float
   island between two int8 layers, and nothing is quantized for nothing.
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from octavo.errors import PlanError
 from octavo.graph import Graph, Node, Ref, TensorMeta
 from octavo.qconfig import QConfig, QConfigMapping, QSpec, Rule
-from octavo.targets import COMPUTED, LOOKUP, ROLES, SHARED, WEIGHTED, Target
+from octavo.targets import LOOKUP, PRODUCT, ROLES, SHARED, WEIGHTED, Target
 from octavo.weighted import WEIGHTED_LAYERS
 
 # What a computed operator reads in int8 where that is not all of its tensors: the first so many.
@@ -80,7 +81,8 @@ class _Context:
         layer = WEIGHTED_LAYERS.get(node.short_op)
         if layer is not None:
             source = None if layer.input is None else node.args[layer.input]
-            return [source.name] if isinstance(source, Ref) else []
+            is_read = isinstance(source, Ref) and source.name not in self.graph.constants
+            return [source.name] if is_read else []  # type: ignore[union-attr]
         names = [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]
         return names[: _READS.get(node.short_op)]
 
@@ -92,8 +94,9 @@ class _Context:
             return True
         return ROLES.get(producer.short_op) == SHARED  # a list of tensors, not a size
 
-    def is_weighted(self, name: str) -> bool:
-        return ROLES.get(self.producers[name].short_op) == WEIGHTED
+    def is_layer(self, name: str) -> bool:
+        """Whether int8 saves so much that a node runs in it whatever stands around it."""
+        return ROLES.get(self.producers[name].short_op) in (WEIGHTED, PRODUCT)
 
     def only_user(self, name: str) -> Node | None:
         users = self.users[name]
@@ -150,7 +153,7 @@ def _qconfig_of(
         return None, f"{op} has no quantized form"
     if rule is not None and rule.kind != "global":
         assert rule.qconfig is not None
-        if rule.qconfig.mode != "static" and ROLES[op] in (COMPUTED, SHARED):
+        if rule.qconfig.mode != "static" and ROLES[op] not in (WEIGHTED, LOOKUP):
             if rule.kind == "op type":
                 raise PlanError(
                     f"the rule {rule} asks for {rule.qconfig.mode} quantization, which {op} cannot "
@@ -162,7 +165,7 @@ def _qconfig_of(
     assert qconfig is not None
     if op in target.operators[qconfig.mode]:
         return qconfig, ""
-    if qconfig.mode != "static" and ROLES[op] in (COMPUTED, SHARED):
+    if qconfig.mode != "static" and ROLES[op] not in (WEIGHTED, LOOKUP):
         return None, "it has no weights"
     words = f"{qconfig.mode} on {target.name}".replace("_", "-")
     return None, f"{op} is not quantized by default ({words}); a rule can ask for it"
@@ -267,7 +270,7 @@ def _pads_with_something(node: Node) -> bool:
 
 def _between_int8_layers(context: _Context, candidates: set[str], placement: Placement) -> set[str]:
     """Keep, of the computed, shared and activation nodes, those that stand between int8 layers."""
-    weighted = {name for name in candidates if context.is_weighted(name)}
+    weighted = {name for name in candidates if context.is_layer(name)}
     kept = set(candidates)
     while True:
         wanted: set[str] = set()
@@ -316,7 +319,7 @@ def _fuse(context: _Context, kept: set[str], placement: Placement) -> None:
     placement.int8 = kept | float_activations
     claimed: set[str] = set()
     for node in reversed(context.graph.nodes):
-        if node.name not in kept or not context.is_weighted(node.name):
+        if node.name not in kept or not context.is_layer(node.name):
             continue
         chain = [node]
         after = context.only_user(node.name)
@@ -341,7 +344,7 @@ def _float_tail(context: _Context, kept: set[str], placement: Placement) -> set[
         fusable = context.target.fused_activations.get(node.short_op, frozenset())
         if after is None or placement.reasons.get(after.name, "").startswith("float: the rule"):
             continue
-        if context.is_weighted(name) and after.short_op in fusable:
+        if context.is_layer(name) and after.short_op in fusable:
             tail.add(after.name)
     return tail
 

@@ -85,11 +85,7 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
         for name, tensor in plan.tensors.items()
         if tensor.kind == "activation" and tensor.op not in ("getitem", "sym_size")
     }
-    fallbacks = {
-        name: why
-        for name, why in lowered.fallbacks.items()
-        if name in layers and layers[name].runs != "float"
-    }
+    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in layers}
     float_layers = {
         name: tensor.reason.removeprefix("float: ")
         for name, tensor in layers.items()

@@ -19,6 +19,7 @@ MODES = ("static", "dynamic", "weight_only")
 # Roles: what it means for an operator to be quantized.
 WEIGHTED = "weighted"  # quantized input, constant quantized weights
 LOOKUP = "lookup"  # a constant quantized table, read by index
+PRODUCT = "product"  # of two activations: quantized inputs, wherever they come from
 COMPUTED = "computed"  # quantized inputs, an output scale of its own
 SHARED = "shared"  # moves or picks integers: input and output have the same scale
 
@@ -47,7 +48,8 @@ _MOVES = """
 ROLES: Mapping[str, str] = {
     **dict.fromkeys([*_LAYERS, *_RECURRENT], WEIGHTED),
     "embedding": LOOKUP,
-    **dict.fromkeys([*_ARITHMETIC, *_PRODUCTS, *_FUNCTIONS, *_NORMS], COMPUTED),
+    **dict.fromkeys(_PRODUCTS, PRODUCT),
+    **dict.fromkeys([*_ARITHMETIC, *_FUNCTIONS, *_NORMS], COMPUTED),
     **dict.fromkeys(_MOVES, SHARED),
 }
 

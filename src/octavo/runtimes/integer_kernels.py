@@ -111,7 +111,9 @@ def multiply(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor,
         else:
             large, small, large_zero, small_zero = a, b, one.zero_point, other.zero_point
         weight = (small.to(torch.float32) - small_zero).mul_(factor)
-        product = large.to(torch.float32).mul_(weight)
+        product = large.to(torch.float32)
+        grows = torch.broadcast_shapes(large.shape, small.shape) != large.shape
+        product = product.mul(weight) if grows else product.mul_(weight)
         if large_zero or out.zero_point:
             product.sub_(weight.mul_(large_zero).sub_(out.zero_point))
         return _store(product, out)

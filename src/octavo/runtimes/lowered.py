@@ -15,7 +15,7 @@ class Lowered:
         runtime: its name.
         run: from the graph's input tensors, in order, to its flat results.
         kernels: node of the graph -> the int8 kernel that runs it, alone or with its neighbours.
-        fallbacks: node that is quantized but runs dequantized here -> why.
+        fallbacks: node that reads integers but runs dequantized here -> why.
     """
 
     runtime: str

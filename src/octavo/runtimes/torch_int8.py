@@ -119,8 +119,7 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
                     pending[chain.nodes[-1].name] = call
                     used |= {member.name: call.kernel for member in chain.nodes}
             except Unsupported as reason:
-                if _is_quantized(context, node):
-                    fallbacks[node.name] = str(reason)
+                fallbacks[node.name] = str(reason)
         if node.name in pending:
             call = pending[node.name]
             step = Step(node.name, call.function, call.args)
@@ -145,7 +144,7 @@ def _lowering_of(context: Context, node: Node) -> _Lowering | None:
     Raises:
         Unsupported: it is quantized, and there is no kernel for it.
     """
-    if node.op.startswith("octavo.") and node.op != ATTENTION:
+    if node.short_op in _SPLITS or (node.op.startswith("octavo.") and node.op != ATTENTION):
         return None
     read = list(node.refs())
     if any(name in context.dynamic for name in read):
@@ -159,19 +158,6 @@ def _lowering_of(context: Context, node: Node) -> _Lowering | None:
     if node.short_op in table:
         return table[node.short_op]
     raise Unsupported(f"torch has no {kind} kernel for {node.short_op}")
-
-
-def _is_quantized(context: Context, node: Node) -> bool:
-    """Whether a node has quantized weights, or stands between integers.
-
-    What else reads integers is a float operator behind an int8 layer.
-    """
-    if any(context.reader_of(Ref(name)) is not None for name in node.refs()):
-        return True
-    after = context.only_user(node.name)
-    is_read = after is not None and after.op == QUANTIZE
-    activations = [name for name in node.refs() if context.metas.get(name) is not None]
-    return is_read and all(name in context.integers for name in activations)
 
 
 def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
