@@ -8,7 +8,18 @@ import sys
 import time
 
 # In this order: the ones about time first, while the machine is as quiet as it was.
-NAMES = ("latency", "calibration", "import_time", "accuracy", "agreement", "demo")
+NAMES = (
+    "latency",
+    "memory_bound",
+    "recurrent",
+    "calibration",
+    "import_time",
+    "minilm",
+    "accuracy",
+    "attention",
+    "agreement",
+    "demo",
+)
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import octavo
@@ -25,8 +24,7 @@ Maker = Callable[[], nn.Module]
 
 def network(data: hard_digits.HardDigits) -> nn.Module:
     """Trained in about six minutes on one core, or from the cache."""
-    recipe = {"epochs": EPOCHS, "learning_rate": LEARNING_RATE, "batch": BATCH}
-    return hard_digits.trained(NETWORK, nets.SmallViT, data, **recipe)
+    return hard_digits.trained(NETWORK, nets.SmallViT, data, EPOCHS, LEARNING_RATE, BATCH)
 
 
 def contenders(net: nn.Module, calibration: list[Tensor]) -> dict[tuple[str, str, str], Maker]:
@@ -77,9 +75,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     report.rows = accuracy.rows_of(NETWORK, net, data, contenders(net, data.calibration))
     report.goals = [
-        Goal(
-            f"{row['contender']}, {row['runs']}: drop", row.get("drop"), accuracy.LARGEST_DROP
-        )
+        Goal(f"{row['contender']}, {row['runs']}: drop", row.get("drop"), accuracy.LARGEST_DROP)
         for row in report.rows
         if row["contender"].startswith("Octavo")
     ]

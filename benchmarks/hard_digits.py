@@ -101,9 +101,7 @@ def trained(
     return net.eval()
 
 
-def _train(
-    net: nn.Module, data: HardDigits, epochs: int, learning_rate: float, batch: int
-) -> None:
+def _train(net: nn.Module, data: HardDigits, epochs: int, learning_rate: float, batch: int) -> None:
     """AdamW with a one-cycle learning rate; new views of all digits in each epoch."""
     chance = torch.Generator().manual_seed(2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=2e-2)

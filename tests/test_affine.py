@@ -14,9 +14,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from octavo.affine import QParams, broadcast, dequantize, qparams_of_range, quantize
+from octavo.affine import (
+    QParams,
+    blocks,
+    broadcast,
+    dequantize,
+    fake_quantize,
+    qparams_of_range,
+    quantize,
+)
 from octavo.dtypes import QDTYPES, qdtype
-from octavo.errors import CalibrationError
+from octavo.errors import CalibrationError, PlanError
 from octavo.scheme import Scheme
 
 # Rounding in float32, in steps, for each integer of the range: a relative error of some 2**-23.
@@ -205,3 +213,44 @@ def test_broadcast_puts_values_along_an_axis() -> None:
     assert broadcast(values, 2, -1).shape == (1, 3)
     assert broadcast(values, 4, None) is values
     assert broadcast(torch.tensor(1), 4, 0).shape == ()
+
+
+@given(low=st.floats(-1e6, 0, width=32), high=st.floats(0, 1e6, width=32), symmetric=st.booleans())
+def test_a_power_of_two_scale_is_the_next_above(low: float, high: float, symmetric: bool) -> None:
+    bounds = torch.tensor(low), torch.tensor(high)
+    plain = qparams_of_range(*bounds, Scheme("int8", symmetric=symmetric)).scale.item()
+    power = qparams_of_range(*bounds, Scheme("int8", symmetric=symmetric, power_of_two=True))
+    exponent = math.log2(power.scale.item())
+    assert exponent == round(exponent)
+    assert plain * 0.999999 <= power.scale.item() < plain * 2.000001
+
+
+def test_blocks_of_a_weight_in_groups() -> None:
+    weight = torch.arange(24.0).reshape(2, 12)
+    rows, axis = blocks(weight, Scheme("int4", group_size=4))
+    assert axis == 0
+    assert rows.tolist()[1] == [4.0, 5.0, 6.0, 7.0]
+    with pytest.raises(PlanError, match=r"group_size 5 does not divide the 12 input channels"):
+        blocks(weight, Scheme("int4", group_size=5))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("int8", symmetric=True),
+        Scheme("int8", symmetric=True, channel_axis=1),
+        Scheme("uint4", group_size=4),
+    ],
+    ids=str,
+)
+def test_fake_quantize_rounds_to_half_a_step(scheme: Scheme) -> None:
+    x = torch.randn(6, 12)
+    rows, axis = blocks(x, scheme)
+    low, high = (x.min(), x.max()) if axis is None else rows.movedim(axis, 0).aminmax(dim=1)
+    p = qparams_of_range(low, high, scheme)
+    if scheme.group_size:
+        p = QParams(p.scale.reshape(6, 3), p.zero_point.reshape(6, 3), scheme)
+    step = broadcast(p.scale.flatten() if axis is not None else p.scale, 2, axis)
+    error = blocks(fake_quantize(x, p) - x, scheme)[0].abs()
+    assert (error <= step * 0.5001).all()
+    assert error.max() > 0

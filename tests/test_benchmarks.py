@@ -14,7 +14,18 @@ from torch import nn
 import octavo
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("latency", "calibration", "import_time", "accuracy", "agreement", "demo")
+SCRIPTS = (
+    "latency",
+    "memory_bound",
+    "recurrent",
+    "calibration",
+    "import_time",
+    "minilm",
+    "accuracy",
+    "attention",
+    "agreement",
+    "demo",
+)
 sys.path.append(str(ROOT))
 
 from benchmarks import layers  # noqa: E402

@@ -141,3 +141,48 @@ def test_an_overflow_inside_the_model_names_the_tensor():
     graph = octavo.capture(model, torch.randn(2, 4))
     with pytest.raises(CalibrationError, match=r"tensor '1' .relu.: the range .* is not finite"):
         octavo.calibrate(graph, octavo.plan(graph), [torch.full((2, 4), 1e30)])
+
+
+OBSERVERS = (octavo.Histogram(), octavo.MSE(), octavo.Entropy(), octavo.Percentile(99.0))
+
+
+@pytest.mark.parametrize("observer", OBSERVERS, ids=lambda o: o.name)
+def test_every_observer_calibrates_a_model_and_merges(graph, observer):
+    mapping = QConfigMapping().set_global(octavo.static_qconfig("x86", observer=observer))
+    plan, data = octavo.plan(graph, mapping), batches(4)
+    whole, one, other = (Calibration(graph, plan) for _ in range(3))
+    for index, x in enumerate(data):
+        whole.observe([x])
+        (one, other)[index % 2].observe([x])
+    one.merge(other)
+    expected, found = whole.result(), one.result()
+    for name, qparams in found.qparams.items():
+        assert torch.equal(qparams.scale, expected.qparams[name].scale)
+    for name, mean in found.input_means.items():
+        assert torch.allclose(mean, expected.input_means[name], atol=1e-6)
+    octavo.convert(graph, plan, found.qparams)
+
+
+@pytest.mark.parametrize("observer", OBSERVERS, ids=lambda o: o.name)
+def test_an_observer_that_meets_an_infinity_inside_the_model_names_the_tensor(observer):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    nn.init.constant_(model[0].weight, 1e30)
+    graph = octavo.capture(model, torch.randn(2, 4))
+    mapping = QConfigMapping().set_global(octavo.static_qconfig("x86", observer=observer))
+    with pytest.raises(CalibrationError, match=r"tensor '1' .*finite"):
+        octavo.calibrate(graph, octavo.plan(graph, mapping), [torch.full((2, 4), 1e30)])
+
+
+def test_input_means_are_those_of_the_data(graph):
+    data = batches(3)
+    found = octavo.calibrate(graph, octavo.plan(graph), data, progress=False)
+    assert set(found.input_means) == {"0", "4"}
+    assert torch.allclose(found.input_means["0"], torch.cat(data).mean((0, 2, 3)), atol=1e-6)
+    assert found.input_means["4"].shape == (36,)
+
+
+def test_weights_need_no_batch(graph):
+    plan = octavo.plan(graph, mode="weight_only")
+    found = Calibration(graph, plan).result()
+    assert set(found.qparams) == {"4.weight"}
+    assert (found.input_means, found.batches) == ({}, 0)

@@ -282,3 +282,30 @@ def test_interrupted_it_ends_with_130_and_no_file(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in err
     assert list(out.iterdir()) == []
+
+
+def test_modes_and_bits(prepared: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for name, more in {
+        "dynamic": ["--mode", "dynamic"],
+        "8": ["--mode", "weight_only"],
+        "4": ["--mode", "weight_only", "--bits", "4", "--group-size", "36"],
+    }.items():
+        file = tmp_path / f"{name}.octavo"
+        answer = octavo_command(
+            *("quantize", "my_cli_models:build", "--calibration", "my_cli_models:batches"),
+            *("-o", str(file), *more),
+        )
+        assert answer.code == 0, answer.err
+        assert octavo.load(file).plan.mode == ("dynamic" if name == "dynamic" else "weight_only")
+        sizes[name] = file.stat().st_size
+    assert sizes["4"] < sizes["8"]
+
+
+def test_bits_are_for_weight_only(prepared: Path, tmp_path: Path) -> None:
+    answer = octavo_command(
+        *("quantize", "my_cli_models:build", "--calibration", "my_cli_models:batches"),
+        *("-o", str(tmp_path / "m.octavo"), "--bits", "4"),
+    )
+    assert answer.code != 0
+    assert "--bits and --group-size are for --mode weight_only" in answer.err

@@ -11,6 +11,7 @@ from torch import nn
 import octavo
 from octavo.convert import insert_qdq
 from octavo.errors import PlanError
+from octavo.qconfig import QConfigMapping
 
 
 @pytest.fixture
@@ -124,3 +125,53 @@ def test_the_plan_of_another_graph_is_an_error(stages):
     other = replace(plan, tensors={"elsewhere": plan.tensors["1"]})
     with pytest.raises(PlanError, match=r"the plan names \['elsewhere'\]"):
         insert_qdq(graph, other, qparams)
+
+
+def test_a_dynamic_layer_reads_its_rounded_input():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    graph = octavo.capture(model, torch.randn(2, 4))
+    plan = octavo.plan(graph, mode="dynamic")
+    assert not plan.needs_calibration
+    quantized = insert_qdq(graph, plan, octavo.Calibration(graph, plan).qparams())
+    ops = {node.name: node.op for node in quantized.nodes}
+    assert ops["input.dynamic"] == ops["1.dynamic"] == "octavo.fake_quantize_dynamic.default"
+    assert list(quantized.node("0").refs())[:2] == ["input.dynamic", "0.weight.dequantized"]
+
+
+def test_weights_of_four_bits_are_packed_and_unpacked():
+    graph = octavo.capture(nn.Linear(6, 3), torch.randn(2, 6))
+    mapping = QConfigMapping().set_global(octavo.weight_only_qconfig(4, group_size=3))
+    plan = octavo.plan(graph, mapping, mode="weight_only")
+    qparams = octavo.Calibration(graph, plan).qparams()
+    assert qparams["weight"].scale.shape == (3, 2)
+    quantized = insert_qdq(graph, plan, qparams)
+    assert quantized.constants["weight"].shape == (9,)
+    assert [node.name for node in quantized.nodes] == [
+        "weight.unpacked",
+        "weight.dequantized",
+        "linear",
+    ]
+
+
+def test_int8_attention_rounds_its_probabilities():
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+            self.out = nn.Linear(8, 4)
+
+        def forward(self, x):
+            heads = (layer(x)[:, None] for layer in (self.q, self.k, self.v))
+            attended = nn.functional.scaled_dot_product_attention(*heads, is_causal=True, scale=0.5)
+            return self.out(attended[:, 0])
+
+    x = torch.randn(4, 5, 8)
+    graph = octavo.capture(Heads(), x)
+    mapping = QConfigMapping().set_object_type(
+        "scaled_dot_product_attention", octavo.static_qconfig("x86")
+    )
+    plan = octavo.plan(graph, mapping)
+    quantized = insert_qdq(graph, plan, octavo.calibrate(graph, plan, [x]).qparams)
+    (attention,) = (n for n in quantized.nodes if n.short_op == "attention")
+    assert [name.endswith(".dequantized") for name in attention.refs()] == [True] * 3
+    assert attention.args[3:] == (None, True, 0.5, False, 255)

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo import operators
-from octavo.ops import dequantize, dequantize_channels, quantize, quantize_channels
+from octavo.ops import (
+    attention,
+    dequantize,
+    dequantize_channels,
+    fake_quantize_dynamic,
+    pack_int4,
+    quantize,
+    quantize_channels,
+    unpack_int4,
+)
 
 OCTAVO = torch.ops.octavo
 RANGES = [(0, 255, torch.uint8), (0, 127, torch.uint8), (-128, 127, torch.int8)]
@@ -158,3 +167,112 @@ def test_scales_must_fit_the_axis(scale: Tensor, zero_point: Tensor, device: str
         OCTAVO.quantize_channels(x, scale, zero_point, 1, 0, 255, torch.uint8)
     with pytest.raises(ValueError, match=r"expected torch\.(float32|int32)"):
         OCTAVO.dequantize_channels(x.to(torch.uint8), scale, zero_point, 1)
+
+
+def test_groups_are_channels_of_a_finer_tensor() -> None:
+    x = torch.randn(3, 12)
+    scale, zero_point = torch.rand(3, 4) + 0.1, torch.randint(0, 9, (3, 4), dtype=torch.int32)
+    q = OCTAVO.quantize_groups(x, scale, zero_point, 0, 15, torch.uint8)
+    finer = quantize_channels(
+        x.reshape(12, 3), scale.flatten(), zero_point.flatten(), 0, 0, 15, torch.uint8
+    )
+    assert torch.equal(q, finer.reshape(3, 12))
+    back = dequantize_channels(finer, scale.flatten(), zero_point.flatten(), 0)
+    assert torch.equal(OCTAVO.dequantize_groups(q, scale, zero_point), back.reshape(3, 12))
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point"),
+    [
+        (torch.ones(3), torch.zeros(3, dtype=torch.int32)),
+        (torch.ones(2, 4), torch.zeros(2, 4, dtype=torch.int32)),
+        (torch.ones(3, 5), torch.zeros(3, 5, dtype=torch.int32)),
+        (torch.ones(3, 4), torch.zeros(3, 2, dtype=torch.int32)),
+        (torch.ones(3, 4), torch.zeros(3, 4)),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(scale: Tensor, zero_point: Tensor) -> None:
+    x = torch.randn(3, 12)
+    for device in ("cpu", "meta"):
+        args = [t.to(device) for t in (x, scale, zero_point)]
+        with pytest.raises(ValueError, match=r"groups|differ"):
+            OCTAVO.quantize_groups(*args, 0, 15, torch.uint8)
+        with pytest.raises(ValueError, match=r"groups|differ"):
+            OCTAVO.dequantize_groups(*args)
+
+
+def test_four_bits_low_half_first() -> None:
+    assert pack_int4(torch.tensor([1, 2, -1], dtype=torch.int8)).tolist() == [0x21, 0x0F]
+    packed = torch.tensor([0x21, 0x0F], dtype=torch.uint8)
+    assert unpack_int4(packed, [3], signed=True).tolist() == [1, 2, -1]
+    assert unpack_int4(packed, [3], signed=False).tolist() == [1, 2, 15]
+
+
+@given(values=st.lists(st.integers(-8, 7), min_size=1, max_size=40))
+def test_packing_keeps_every_integer(values: list[int]) -> None:
+    q = torch.tensor(values, dtype=torch.int8)
+    packed = OCTAVO.pack_int4(q)
+    assert len(packed) == (len(values) + 1) // 2
+    assert torch.equal(OCTAVO.unpack_int4(packed, [len(values)], True), q)
+    unsigned = (q + 8).to(torch.uint8)
+    assert torch.equal(unpack_int4(pack_int4(unsigned), [len(values)], signed=False), unsigned)
+    on_meta = OCTAVO.unpack_int4(packed.to("meta"), [len(values)], True)
+    assert (on_meta.shape, on_meta.dtype) == (q.shape, q.dtype)
+
+
+@pytest.mark.parametrize("shape", [[4], [7], [0], [-5], [2, 4]])
+def test_a_packed_tensor_of_another_size_is_refused(shape: list[int]) -> None:
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match="does not hold"):
+            OCTAVO.unpack_int4(torch.zeros(3, dtype=torch.uint8, device=device), shape, True)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize(("low", "high", "symmetric"), [(0, 127, False), (-127, 127, True)])
+def test_a_dynamic_range_is_that_of_the_values(
+    low: int, high: int, symmetric: bool, per_token: bool
+) -> None:
+    x = torch.randn(4, 50) * torch.tensor([[0.01], [1.0], [10.0], [0.0]])
+    rounded = OCTAVO.fake_quantize_dynamic(x, low, high, symmetric, per_token)
+    rows = x if per_token else x.reshape(1, -1)
+    for row, got in zip(rows, rounded if per_token else rounded.reshape(1, -1), strict=True):
+        width = 2 * row.abs().max() if symmetric else row.max() - row.min()
+        assert (got - row).abs().max() <= width / (high - low) * 0.501 + 1e-6
+    assert OCTAVO.fake_quantize_dynamic(x.to("meta"), low, high, symmetric, per_token).is_meta
+    again = fake_quantize_dynamic(rounded, low, high, symmetric, per_token)
+    assert torch.allclose(again, rounded, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings", ["plain", "causal", "boolean mask", "float mask", "gqa", "scale"]
+)
+def test_attention_with_many_levels_is_attention(settings: str) -> None:
+    q, k, v = (torch.randn(2, 4, 6, 8) for _ in range(3))
+    mask, causal, scale, gqa = None, False, None, False
+    if settings == "causal":
+        causal = True
+    elif settings == "boolean mask":
+        mask = torch.rand(6, 6) > 0.3
+        mask[:, 0] = True
+    elif settings == "float mask":
+        mask = torch.randn(2, 1, 6, 6)
+    elif settings == "gqa":
+        k, v, gqa = k[:, :2], v[:, :2], True
+    elif settings == "scale":
+        scale = 0.1
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa
+    )
+    fine = OCTAVO.attention(q, k, v, mask, causal, scale, gqa, 2**20)
+    assert torch.allclose(fine, expected, atol=1e-5)
+    coarse = attention(q, k, v, mask, causal, scale, gqa, 255)
+    assert torch.allclose(coarse, expected, atol=0.02)
+    assert not torch.equal(coarse, fine)
+    assert OCTAVO.attention(
+        *(t.to("meta") for t in (q, k, v)), None, causal, scale, gqa, 255
+    ).shape == (expected.shape)
+
+
+def test_long_rows_keep_their_small_probabilities() -> None:
+    q, k, v = torch.zeros(1, 1, 1, 8), torch.randn(1, 1, 4000, 8), torch.ones(1, 1, 4000, 8)
+    assert torch.allclose(attention(q, k, v, None, False, None, False, 255), torch.ones(1, 1, 1, 8))

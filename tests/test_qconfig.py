@@ -183,3 +183,34 @@ def test_rules_read_as_words() -> None:
         "module name 'fc'",
         "module name regex '.*'",
     ]
+
+
+def test_the_mode_of_a_qconfig_follows_from_its_activation():
+    weight = QSpec(Scheme("int8", symmetric=True, channel_axis=0), MinMax())
+    assert QConfig(QSpec(Scheme(), MinMax()), weight).mode == "static"
+    assert QConfig(QSpec(Scheme()), weight).mode == "dynamic"
+    assert QConfig(None, weight).mode == "weight_only"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: QSpec(Scheme(per_token=True), MinMax()), "found at run time: leave out the obser"),
+        (lambda: QSpec(Scheme(channel_axis=1)), "per tensor or per token, not per-channel"),
+        (lambda: QSpec(Scheme(group_size=4)), "per tensor or per token, not per-group-of-4"),
+        (lambda: QConfig(None, QSpec(Scheme("int8"))), "give its QSpec an observer"),
+        (
+            lambda: QConfig(QSpec(Scheme(group_size=4), MinMax()), QSpec(Scheme(), MinMax())),
+            "group_size is for weights",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_an_error(make, message):
+    with pytest.raises(PlanError, match=message):
+        make()
+
+
+def test_a_dynamic_spec_round_trips():
+    spec = QSpec(Scheme(per_token=True))
+    assert QSpec.from_dict(spec.to_dict()) == spec
+    assert str(spec) == "uint8 per-token affine, dynamic"

@@ -157,3 +157,61 @@ def test_a_model_that_branches_on_values_is_named():
         CaptureError, match=r"test_quantize.py:\d+ .forward. in module '1'.*torch.where"
     ):
         octavo.quantize(model, calibration=[torch.randn(4, 4)])
+
+
+MODES = {
+    "static": {"calibration": [torch.randn(8, 6)]},
+    "dynamic": {"example_inputs": torch.randn(2, 6)},
+    "weight_only": {"example_inputs": torch.randn(2, 6), "mode": "weight_only"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_from_the_call_to_the_file(mode, tmp_path):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    q = octavo.quantize(model, target=octavo.host_target(), **MODES[mode])
+    assert q.plan.mode == q.provenance["mode"] == mode
+    q.save(tmp_path / "m.octavo")
+    loaded = octavo.load(tmp_path / "m.octavo")
+    x = torch.randn(5, 6)
+    assert torch.equal(loaded(x), q(x))
+    assert loaded.plan.tensors == q.plan.tensors
+    with torch.no_grad():
+        assert (q(x) - model(x)).norm() < model(x).norm() / 5
+
+
+def test_the_mode_follows_from_data_and_qconfig():
+    model, x = nn.Linear(6, 8), torch.randn(2, 6)
+    made = octavo.quantize(model, x, qconfig=octavo.weight_only_qconfig(4))
+    assert made.plan.mode == "weight_only"
+    made = octavo.quantize(model, x, qconfig=octavo.dynamic_qconfig("x86-avx2"))
+    assert made.plan.mode == "dynamic"
+
+
+def test_modes_mix_by_rules():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    mapping = (
+        QConfigMapping()
+        .set_module_name("2", octavo.weight_only_qconfig())
+        .set_module_name("4", octavo.dynamic_qconfig("x86-avx2"))
+    )
+    x = torch.randn(16, 6)
+    q = octavo.quantize(model, calibration=[x], qconfig=mapping, target="x86-avx2")
+    assert [q.plan.tensors[n].runs for n in "024"] == ["int8", "weight-only", "dynamic"]
+    assert not q.lowered.fallbacks
+    with torch.no_grad():
+        assert (q(x) - model(x)).norm() < model(x).norm() / 10
+
+
+def test_a_convolution_is_dynamic_only_where_a_rule_asks():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    x = torch.randn(2, 3, 8, 8)
+    q = octavo.quantize(model, x)
+    assert q.plan.tensors["0"].reason == (
+        "float: conv2d is not quantized by default (dynamic on x86); a rule can ask for it"
+    )
+    mapping = QConfigMapping().set_object_type("conv2d", octavo.dynamic_qconfig())
+    asked = octavo.quantize(model, x, qconfig=mapping, mode="dynamic", target="x86-avx2")
+    assert asked.plan.tensors["0"].runs == "dynamic"
+    with pytest.raises(PlanError, match=r"nothing would be quantized: .*a rule can ask for it"):
+        octavo.quantize(nn.Conv2d(3, 4, 3), x, mode="dynamic")

@@ -58,6 +58,12 @@ def test_narrow_range_needs_a_signed_type() -> None:
         (Scheme(), "uint8 per-tensor affine"),
         (Scheme("int8", symmetric=True, channel_axis=0), "int8 per-channel symmetric"),
         (Scheme("uint8", reduce_range=True), "uint8 per-tensor affine, 7-bit"),
+        (Scheme("uint4", group_size=32), "uint4 per-group-of-32 affine"),
+        (Scheme("uint8", per_token=True), "uint8 per-token affine"),
+        (
+            Scheme("int8", symmetric=True, power_of_two=True),
+            "int8 per-tensor symmetric, power-of-two scale",
+        ),
     ],
 )
 def test_reads_as_words(scheme: Scheme, text: str) -> None:
@@ -69,3 +75,21 @@ def test_round_trips_as_a_dict_and_is_a_value() -> None:
     assert Scheme(**scheme.to_dict()) == scheme
     assert hash(Scheme(**scheme.to_dict())) == hash(scheme)
     assert Scheme(**scheme.to_dict()) != Scheme("int8")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"channel_axis": 0, "group_size": 32},
+        {"channel_axis": 0, "per_token": True},
+        {"group_size": 32, "per_token": True},
+    ],
+)
+def test_a_tensor_has_one_granularity(settings: dict[str, object]) -> None:
+    with pytest.raises(PlanError, match="exclude each other; give one of them"):
+        Scheme("int8", **settings)  # type: ignore[arg-type]
+
+
+def test_a_group_has_a_value_at_least() -> None:
+    with pytest.raises(PlanError, match="group_size is 0"):
+        Scheme("int4", group_size=0)

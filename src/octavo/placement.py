@@ -7,8 +7,9 @@ The rules, which the runtimes rely on:
   without any only its weights are integers. A *table* (embedding) has integers in every mode.
 - A *product* of activations runs in int8 wherever it can be, as a static layer does.
 - A *computed* or *shared* operator runs in int8 where it stands between static int8 layers:
-  something int8 makes an input of it, and something int8 reads its result. So there is no float
-  island between two int8 layers, and nothing is quantized for nothing.
+  something int8 makes an input of it, something int8 reads its result, and nothing float does. So
+  there is no float island between two int8 layers, nothing is quantized for nothing, and a sum that
+  a float operator needs (the residual stream of a transformer) keeps its precision.
 - A kernel's inner results are not quantized: convolution, addition and activation in one kernel
   round once.
 - What nothing int8 reads is not quantized: the last layer returns float.
@@ -282,7 +283,12 @@ def _between_int8_layers(context: _Context, candidates: set[str], placement: Pla
             inputs = context.reads(node)
             if node.name in kept and any(name in made for name in inputs):
                 made.add(node.name)
-        new = {n for n in kept if n in weighted or (n in wanted and n in made)}
+        read_in_float = {n: _float_reader(context, n, kept) for n in kept - weighted}
+        new = {
+            n
+            for n in kept
+            if n in weighted or (n in wanted and n in made and read_in_float[n] is None)
+        }
         # An activation that no kernel runs alone is int8 only as part of another kernel.
         new = {n for n in new if n in weighted or _runs_alone_or_is_fused(context, n, new)}
         if new == kept:
@@ -292,11 +298,22 @@ def _between_int8_layers(context: _Context, candidates: set[str], placement: Pla
                 reason = "nothing after it runs in int8"
             elif name not in made:
                 reason = "its input is float"
+            elif read_in_float[name] is not None:
+                reason = f"{read_in_float[name]} reads it in float"
             else:
                 op = context.producers[name].short_op
                 reason = f"{op} runs in int8 only fused behind another layer, unless a rule asks"
             placement.reasons[name] = f"float: {reason}"
         kept = new
+
+
+def _float_reader(context: _Context, name: str, kept: set[str]) -> str | None:
+    """A float operator that reads a value, and not only its sizes."""
+    for user in context.users[name]:
+        sizes_only = user.meta is None and ROLES.get(user.short_op) != SHARED
+        if user.name not in kept and not sizes_only:
+            return user.name
+    return None
 
 
 def _runs_alone_or_is_fused(context: _Context, name: str, kept: set[str]) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from octavo import ops
 from octavo.graph import Node, Ref
 from octavo.runtimes.chains import Call, Chain, Context
 from octavo.runtimes.integer_kernels import Integers
@@ -51,6 +52,42 @@ def linear(context: Context, chain: Chain) -> Call:
     return Call(f"{name}, dynamic", kernel, (parts, bias))
 
 
+def quantize_per_token(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Float tensor to uint8, with a scale and a zero point, both float32, for each row."""
+    _, low, high, symmetric, _ = node.args
+    shift = max(0, -low)
+
+    def kernel(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scale, zero_point = ops.dynamic_qparams(x, low, high, symmetric, per_token=True)
+        stored = x.div(scale).round_().add_(zero_point).clamp_(low, high)
+        zero_point = zero_point + shift
+        if shift:
+            stored.add_(shift)
+        return stored.to(torch.int16).to(torch.uint8), scale, zero_point
+
+    return kernel
+
+
+def linear_per_token(context: Context, chain: Chain) -> Call:
+    """A linear layer on the integers that `quantize_per_token` makes.
+
+    The kernel knows one scale and no zero point: those of the rows are applied to its sums.
+    """
+    x, weight_arg, bias = (*chain.layer.args, None)[:3]
+    parts, source = _source(context, x)
+    weight, scale = context.weight(weight_arg)
+    check_kernel(source, weight)
+    name, product = product_kernel(weight, scale, chain)
+    sums = weight.sum(1, dtype=torch.float32) * scale
+
+    def kernel(quantized: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
+        q, x_scale, zero_point = quantized
+        result = product(q, 1.0, 0, None).sub_(zero_point * sums).mul_(x_scale)
+        return result if bias is None else result.add_(bias)
+
+    return Call(f"{name}, per token", kernel, (parts, bias))
+
+
 def conv(context: Context, chain: Chain) -> Call:
     """A convolution on the integers that `quantize_dynamic` makes."""
     parts, source = _source(context, chain.layer.args[0])
@@ -66,11 +103,7 @@ def conv(context: Context, chain: Chain) -> Call:
 
 
 def _source(context: Context, x: Ref) -> tuple[Ref, Integers]:
-    """The integers behind a rounded input; their scale is found at run time.
-
-    Raises:
-        Unsupported: each row has a scale of its own.
-    """
+    """The integers behind a rounded input; their scale is found at run time."""
     parts, rounding = context.dynamic[x.name]
     _, low, high, *_ = rounding.args
     shift = max(0, -low)

@@ -75,11 +75,14 @@ _DYNAMIC: dict[str, _Lowering] = {
     "conv3d": dynamic.conv,
     "linear": dynamic.linear,
 }
+_PER_TOKEN: dict[str, _Lowering] = {"linear": dynamic.linear_per_token}
 # Of layers that read floats and have integers for weights.
 _WEIGHT_ONLY: dict[str, _Lowering] = {
     "linear": weight_only.linear,
     "embedding": weight_only.embedding,
 }
+# These leave the activation behind a layer to itself.
+_ALONE = (*_PER_TOKEN.values(), *_WEIGHT_ONLY.values())
 _READERS = frozenset({DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, UNPACK})
 
 
@@ -113,7 +116,7 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
             try:
                 lowering = _lowering_of(context, node)
                 if lowering is not None:
-                    alone = lowering in _WEIGHT_ONLY.values()
+                    alone = lowering in _ALONE
                     chain = Chain(node) if alone else chain_from(context, node)
                     call = lowering(context, chain)
                     pending[chain.nodes[-1].name] = call
@@ -147,8 +150,10 @@ def _lowering_of(context: Context, node: Node) -> _Lowering | None:
     if node.short_op in _SPLITS or (node.op.startswith("octavo.") and node.op != ATTENTION):
         return None
     read = list(node.refs())
-    if any(name in context.dynamic for name in read):
-        table, kind = _DYNAMIC, "dynamic"
+    rounded = [context.dynamic[name][1] for name in read if name in context.dynamic]
+    if rounded:
+        per_token = rounded[0].args[4]
+        table, kind = (_PER_TOKEN, "per-token") if per_token else (_DYNAMIC, "dynamic")
     elif any(name in context.integers for name in read):
         table, kind = _STATIC, "int8"
     elif any(context.reader_of(Ref(name)) is not None for name in read):
@@ -173,10 +178,12 @@ def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
         context.integers[node.name] = (source.name, integers)
         kernel = kernels.dequantize(integers.scale, integers.zero_point)
         return [_Placed(Step(node.name, kernel, node.args[:1]))]
-    if node.op == DYNAMIC and not node.args[4]:
+    if node.op == DYNAMIC:
         parts = f"{node.name}.integers"
         context.dynamic[node.name] = (parts, node)
-        return [_Placed(Step(parts, dynamic.quantize_dynamic(node), node.args[:1])), plain]
+        per_token = node.args[4]
+        rounding = (dynamic.quantize_per_token if per_token else dynamic.quantize_dynamic)(node)
+        return [_Placed(Step(parts, rounding, node.args[:1])), plain]
     if node.short_op in _SPLITS and node.args[0].name in context.integers:
         # A list of parts: of the integers for those that read integers, of floats for the rest.
         parts = f"{node.name}.integers"

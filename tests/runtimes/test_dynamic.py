@@ -1,0 +1,136 @@
+"""Dynamic layers in the torch runtime against the oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+
+TARGET = octavo.host_target()
+
+
+def sqnr_db(expected, got) -> float:
+    return float(20 * torch.log10(expected.norm() / (expected - got).norm().clamp_min(1e-30)))
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(24, 40), (5, 7, 24)),
+    "linear without bias": (lambda: nn.Linear(24, 40, bias=False), (7, 24)),
+    "linear, one row": (lambda: nn.Linear(24, 40), (1, 24)),
+    "linear relu": (lambda: nn.Sequential(nn.Linear(24, 40), nn.ReLU()), (7, 24)),
+    "linear gelu": (lambda: nn.Sequential(nn.Linear(24, 40), nn.GELU()), (7, 24)),
+    "linear gelu tanh": (lambda: nn.Sequential(nn.Linear(24, 40), nn.GELU("tanh")), (7, 24)),
+    "linear leaky": (lambda: nn.Sequential(nn.Linear(24, 40), nn.LeakyReLU(0.2)), (7, 24)),
+    "linear tanh": (lambda: nn.Sequential(nn.Linear(24, 40), nn.Tanh()), (7, 24)),
+    "conv1d": (lambda: nn.Conv1d(6, 8, 3, padding=1), (2, 6, 9)),
+    "conv2d": (lambda: nn.Conv2d(6, 8, 3, padding=1, stride=2), (2, 6, 9, 9)),
+    "conv2d grouped": (lambda: nn.Conv2d(6, 9, 3, groups=3), (2, 6, 9, 9)),
+    "conv3d relu": (lambda: nn.Sequential(nn.Conv3d(6, 8, 3), nn.ReLU()), (2, 6, 5, 5, 5)),
+}
+CONVS = octavo.QConfigMapping()
+for _op in ("conv1d", "conv2d", "conv3d"):
+    CONVS.set_object_type(_op, octavo.dynamic_qconfig(TARGET))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_kernel_computes_what_the_oracle_does(name):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(shape) + 0.5
+    q = octavo.quantize(model, x, mode="dynamic", qconfig=CONVS, target=TARGET)
+    kernels = q.lowered.kernels.values()
+    assert kernels
+    assert all(kernel.endswith(", dynamic") for kernel in kernels)
+    assert not q.lowered.fallbacks
+    with torch.no_grad():
+        expected = model(x)
+    exact = q.lower("reference")(x)
+    assert sqnr_db(expected, exact) > 28
+    assert sqnr_db(exact, q(x)) > 100
+
+
+def test_the_range_is_that_of_each_call():
+    q = octavo.quantize(nn.Linear(8, 8), torch.randn(4, 8), target=TARGET)
+    for factor in (1e-3, 1.0, 1e3):
+        x = torch.randn(4, 8) * factor
+        exact = q.lower("reference")(x)
+        assert sqnr_db(exact, q(x)) > 90
+
+
+@pytest.mark.parametrize(
+    "x", [torch.zeros(3, 8), torch.full((3, 8), 2.5), -torch.rand(3, 8)], ids=["0", "c", "<0"]
+)
+def test_constants_and_one_sided_inputs(x):
+    q = octavo.quantize(nn.Linear(8, 8), torch.randn(4, 8), target=TARGET)
+    assert torch.allclose(q.lower("reference")(x), q(x), atol=1e-5)
+
+
+def test_signed_integers_too():
+    spec = octavo.QSpec(octavo.Scheme("int8", symmetric=True, reduce_range=True))
+    qconfig = octavo.QConfig(spec, octavo.dynamic_qconfig().weight)
+    q = octavo.quantize(nn.Linear(8, 8), torch.randn(4, 8), qconfig=qconfig)
+    x = torch.randn(16, 8)
+    assert sqnr_db(q.lower("reference")(x), q(x)) > 90
+    assert not q.lowered.fallbacks
+
+
+def test_layers_that_read_one_tensor_share_its_rounding():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x):
+            return self.q(x) + self.k(x) * self.v(x)
+
+    q = octavo.quantize(Heads(), torch.randn(4, 8), target=TARGET)
+    rounded = [n for n in q.graph.nodes if n.short_op == "fake_quantize_dynamic"]
+    assert [node.name for node in rounded] == ["x.dynamic"]
+
+
+def test_per_token_rows_have_scales_of_their_own():
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64, bias=False)
+    x = torch.randn(8, 64) * torch.logspace(-2, 2, 8)[:, None]
+    qconfigs = [octavo.dynamic_qconfig(TARGET, per_token=on) for on in (False, True)]
+    tensor, token = (octavo.quantize(model, x, qconfig=c, target=TARGET) for c in qconfigs)
+    with torch.no_grad():
+        expected = model(x)[0]
+    assert sqnr_db(expected, tensor(x)[0]) < 3
+    assert sqnr_db(expected, token(x)[0]) > 30
+    assert not token.lowered.fallbacks
+    assert sqnr_db(token.lower("reference")(x), token(x)) > 90
+    assert next(iter(token.lowered.kernels.values())).endswith("per token")
+
+
+def test_recurrent_layers_keep_integers_in_the_file_and_compute_in_float():
+    class Net(nn.Module):
+        def __init__(self, kind) -> None:
+            super().__init__()
+            self.rnn = kind(8, 16, 2, batch_first=True, bidirectional=True)
+
+        def forward(self, x):
+            return self.rnn(x)[0]
+
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        model, x = Net(kind).eval(), torch.randn(2, 5, 8)
+        q = octavo.quantize(model, x, target=TARGET)
+        assert sum(t.dtype == torch.int8 for t in q.graph.constants.values()) == 8
+        assert "no dynamic kernel" in next(iter(q.summary().fallbacks.values()))
+        for batch in (1, 3):
+            y = torch.randn(batch, 5, 8)
+            with torch.no_grad():
+                assert sqnr_db(model(y), q(y)) > 25
+            assert sqnr_db(q.lower("reference")(y), q(y)) > 90
+
+
+def test_cells():
+    for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
+        model, x = kind(8, 16), torch.randn(3, 8)
+        q = octavo.quantize(model, x, target=TARGET)
+        with torch.no_grad():
+            expected, got = model(x), q(x)
+        first, other = (r[0] if isinstance(r, tuple) else r for r in (expected, got))
+        assert sqnr_db(first, other) > 25
