@@ -8,11 +8,18 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from octavo.dtypes import QDTYPES
+from octavo.observers import OBSERVERS
+from octavo.scheme import Scheme
+from octavo.targets import TARGETS
+
 README = Path(__file__).parents[1] / "README.md"
+PAGES = (README, README.parent / "docs" / "guide.md")
 
 
 def fenced(text: str, language: str) -> Iterator[tuple[int, str]]:
@@ -52,15 +59,25 @@ def octavo(*arguments: str) -> str:
     return done.stdout
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
-    program = python_of(README.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    program = python_of(page.read_text(encoding="utf-8"))
     assert "octavo.quantize" in program
-    script = tmp_path / "README.py"  # a traceback's line number is README.md's
+    script = tmp_path / f"{page.stem}_of_docs.py"  # a traceback's line number is the page's
     script.write_text(program, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True
     )
-    assert done.returncode == 0, f"README.md's Python blocks failed:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{page.name}'s Python failed:\n{done.stdout}{done.stderr}"
+
+
+def test_the_guide_names_every_target_observer_and_scheme_setting() -> None:
+    guide = (README.parent / "docs" / "guide.md").read_text(encoding="utf-8")
+    settings = [field.name for field in fields(Scheme)]
+    for name in (*TARGETS, *settings, *QDTYPES):
+        assert f"`{name}`" in guide
+    for observer in OBSERVERS.values():
+        assert f"`{observer.__name__}" in guide
 
 
 def test_the_commands_of_the_readme_exist() -> None:

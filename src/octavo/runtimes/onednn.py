@@ -23,6 +23,9 @@ _NATIVE = {
 }
 # Activation -> oneDNN's name of it.
 _NAMES = {"silu": "swish"}
+# Weights are packed for an input of some size and zero point. Any will do for all, but without
+# them oneDNN packs anew at each call.
+_ROWS = 128
 _NO_POST_OP: tuple[str, list[float], str] = ("none", [], "")
 
 
@@ -121,7 +124,7 @@ def product_kernel(
     kind = None if chain.activation is None else chain.activation.short_op
     if cpu.saturates() and (kind is None or kind in _NATIVE["conv2d"]):
         return "onednn.qconv2d as linear", _by_convolution(weight, scale, chain)
-    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     post_op, out = post_op_of(chain, "linear"), output(chain.out)
     kernel = torch.ops.onednn.qlinear_pointwise.default
@@ -140,7 +143,7 @@ def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[...
     columns = weight.shape[1]
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = torch.ops.onednn.qconv_prepack(
-        weight.reshape(*weight.shape, 1, 1), scale, 1.0, 0, *geometry, None
+        weight.reshape(*weight.shape, 1, 1), scale, 1.0, 1, *geometry, [1, columns, 1, _ROWS]
     )
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     post_op, out = post_op_of(chain, "conv2d"), output(chain.out)
