@@ -13,6 +13,8 @@ from octavo.runtimes.chains import Call, Chain, Context
 from octavo.runtimes.integer_kernels import Integers
 from octavo.runtimes.onednn import PackedConv, check_kernel, output, post_op_of, product_kernel
 
+_ALMOST_HALF = 0.4999
+
 
 def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
     """Float tensor to uint8, with the scale and zero point that were found."""
@@ -29,11 +31,12 @@ def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]
         else:
             scale = max((highest - lowest) / steps, smallest)
             zero_point = max(low, min(high, low - round(lowest / scale)))
-        stored = x.mul(1.0 / scale).add_(zero_point).round_().clamp_(low, high)
-        if shift:
-            stored.add_(shift)
-        # By way of int16, for which torch has vector instructions.
-        return stored.to(torch.int16).to(torch.uint8), scale, zero_point + shift
+        zero_point += shift
+        # All values are in range, up to half a step: cutting off rounds them, and what is a little
+        # less than a half keeps the highest inside. By way of int16, for which torch has vector
+        # instructions.
+        moved = torch.add(torch.tensor(zero_point + _ALMOST_HALF), x, alpha=1.0 / scale)
+        return moved.to(torch.int16).to(torch.uint8), scale, zero_point
 
     return kernel
 

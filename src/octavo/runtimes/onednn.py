@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo import operators
 from octavo.graph import Node, Ref
-from octavo.runtimes import cpu
+from octavo.runtimes import cpu, integer_kernels
 from octavo.runtimes.chains import CLIPPING_ACTIVATIONS, Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
 
@@ -121,8 +122,7 @@ def product_kernel(
     Without VNNI oneDNN's 1x1 convolution computes the same product faster than its matrix product:
     eight times for one row of 4096, see ``benchmarks``.
     """
-    kind = None if chain.activation is None else chain.activation.short_op
-    if cpu.saturates() and (kind is None or kind in _NATIVE["conv2d"]):
+    if cpu.saturates():
         return "onednn.qconv2d as linear", _by_convolution(weight, scale, chain)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
@@ -146,6 +146,9 @@ def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[...
         weight.reshape(*weight.shape, 1, 1), scale, 1.0, 1, *geometry, [1, columns, 1, _ROWS]
     )
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
+    whole = chain
+    if chain.activation is not None and chain.activation.short_op not in _NATIVE["conv2d"]:
+        chain = Chain(chain.layer)
     post_op, out = post_op_of(chain, "conv2d"), output(chain.out)
     kernel = torch.ops.onednn.qconv2d_pointwise.default
 
@@ -157,7 +160,22 @@ def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[...
         )
         return result.permute(0, 2, 3, 1).reshape(*q.shape[:-1], len(scale))
 
-    return post_op.after(product)
+    return post_op.after(product) if chain is whole else _activated(product, whole)
+
+
+def _activated(product: Callable[..., Tensor], chain: Chain) -> Callable[..., Tensor]:
+    """A product with float sums, then the chain's activation in float, then integers if wanted."""
+    activation, out = chain.activation, chain.out
+    assert activation is not None
+    operator = operators.resolve(activation.op)
+    arguments, keywords = activation.args[1:], dict(activation.kwargs)
+    store = None if out is None else integer_kernels.quantize(out)
+
+    def call(*args: Any) -> Tensor:
+        activated: Tensor = operator(product(*args), *arguments, **keywords)
+        return activated if store is None else store(activated)
+
+    return call
 
 
 def sized(value: Any, dims: int) -> list[int]:
