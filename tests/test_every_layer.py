@@ -111,7 +111,9 @@ CASES: dict[str, Case] = {
     "deconv2d grouped": Case(lambda: nn.ConvTranspose2d(8, 6, 3, stride=2, groups=2), 2),
     "deconv3d": Case(lambda: nn.ConvTranspose3d(8, 6, 3, stride=2), 3),
     "linear": Case(lambda: nn.Linear(8, 12), 0, "onednn.qconv2d as linear"),
-    "linear gelu": Case(lambda: nn.Sequential(nn.Linear(8, 12), nn.GELU()), 0, "onednn.qlinear"),
+    "linear gelu": Case(
+        lambda: nn.Sequential(nn.Linear(8, 12), nn.GELU()), 0, "onednn.qconv2d as linear"
+    ),
     "matmul": Case(of(lambda x, y: x @ y.transpose(1, 2)), 1),
     "bmm": Case(of(lambda x, y: torch.bmm(x, y.transpose(1, 2))), 1),
     "attention": Case(of(lambda x, y, z: F.scaled_dot_product_attention(x, y, z)), 1),

@@ -176,3 +176,10 @@ def test_batches_that_do_not_fit_together_are_one_clear_error():
     q = octavo.quantize(Sum(), calibration=[batch], target=octavo.host_target())
     with pytest.raises(InputError, match=r"the model cannot run on these inputs: .*size of tensor"):
         q(torch.randn(3, 4), torch.randn(2, 4))
+
+
+def test_many_layers_of_one_reason_are_one_line_of_the_summary():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(5)))
+    summary = octavo.quantize(model, torch.randn(2, 4), target="x86-avx2").summary()
+    assert len(summary.float_layers) == 5
+    assert "  5 layers (0.1, 1.1, ...): it has no weights" in str(summary)

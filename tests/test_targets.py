@@ -138,7 +138,7 @@ def test_default_qconfigs():
     assert octavo.static_qconfig("tensorrt").activation.scheme.symmetric
     observer = octavo.Histogram()
     assert octavo.static_qconfig("x86", observer=observer).activation.observer is observer
-    assert octavo.dynamic_qconfig("x86-avx2").activation.scheme.qmax == 127
+    assert octavo.dynamic_qconfig("x86-avx2").activation.scheme.qmax == 255
     assert octavo.dynamic_qconfig(per_token=True).activation.scheme.per_token
     assert octavo.weight_only_qconfig().weight.scheme.qmin == -127
     with pytest.raises(PlanError, match="8 or 4 bits, not 3"):

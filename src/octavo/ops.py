@@ -117,7 +117,7 @@ def dynamic_qparams(
 ) -> tuple[Tensor, Tensor]:
     """Scale and zero point, both float32, ``[]`` or ``[*rows, 1]``: of the range that ``x`` has."""
     if per_token:
-        low, high = torch.aminmax(x, dim=-1, keepdim=True)
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # faster than aminmax here
     else:
         low, high = torch.aminmax(x)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)

@@ -24,7 +24,7 @@ from octavo.errors import PlanError
 from octavo.graph import Graph, Node, Ref, TensorMeta
 from octavo.qconfig import QConfig, QConfigMapping, QSpec, Rule
 from octavo.targets import LOOKUP, PRODUCT, ROLES, SHARED, WEIGHTED, Target
-from octavo.weighted import WEIGHTED_LAYERS
+from octavo.weighted import WEIGHTED_LAYERS, WeightedLayer
 
 # What a computed operator reads in int8 where that is not all of its tensors: the first so many.
 _READS = {
@@ -390,13 +390,9 @@ def _specify(context: _Context, placement: Placement) -> None:
         qconfig = context.qconfigs[node.name]
         layer = WEIGHTED_LAYERS.get(node.short_op)
         if layer is not None and qconfig is not None and placement.runs(node.name) != "float":
-            scheme = qconfig.weight.scheme
-            if scheme.channel_axis is not None:
-                scheme = replace(scheme, channel_axis=layer.output_axis)
             names = layer.weights_of(node, context.graph.constants)
-            placement.weights[node.name] = dict.fromkeys(
-                names, replace(qconfig.weight, scheme=scheme)
-            )
+            spec = _weight_of(context, node, layer, qconfig.weight)
+            placement.weights[node.name] = dict.fromkeys(names, spec)
     values = [i.name for i in context.graph.inputs] + [n.name for n in context.graph.nodes]
     for name in values:
         readers = [
@@ -416,8 +412,6 @@ def _specify(context: _Context, placement: Placement) -> None:
             reason = "float: leaves the model" if leaves else "float: nothing int8 reads it"
             placement.reasons[name] = reason if is_tensor else "a size, or a list of tensors"
     _share(context, placement, values)
-    if context.target.full_range is not None:
-        _use_full_range(context, placement, context.target.full_range)
 
 
 def _activation_of(context: _Context, name: str, readers: list[str]) -> QSpec:
@@ -437,26 +431,20 @@ def _activation_of(context: _Context, name: str, readers: list[str]) -> QSpec:
     return default_spec
 
 
-def _use_full_range(context: _Context, placement: Placement, full_range: QSpec) -> None:
-    """Eight bits for tensors that no kernel reads which sums pairs of products in int16."""
-    sharing: dict[str, list[str]] = {}
-    for name in placement.specs:
-        sharing.setdefault(placement.shares.get(name, name), []).append(name)
-    for names in sharing.values():
-        readers = [user for name in names for user in context.users[name]]
-        default = all(placement.specs[name] == context.target.qconfig.activation for name in names)
-        if default and not any(_sums_pairs(context, placement, reader) for reader in readers):
-            for name in names:
-                placement.specs[name] = full_range
-                placement.reasons[name] += (
-                    "; 8 bits: no kernel that sums pairs of products reads it"
-                )
+def _weight_of(context: _Context, node: Node, layer: WeightedLayer, given: QSpec) -> QSpec:
+    """The spec of a layer's weights, with one scale for each of its output channels if for any."""
+    default = context.target.qconfig.weight
+    without_pairs = context.target.weight_without_pairs
+    if without_pairs is not None and given == default and not _sums_pairs(context, node, layer):
+        given = without_pairs
+    if given.scheme.channel_axis is None:
+        return given
+    return replace(given, scheme=replace(given.scheme, channel_axis=layer.output_axis))
 
 
-def _sums_pairs(context: _Context, placement: Placement, node: Node) -> bool:
-    """Whether a kernel sums products of several inputs; depthwise convolution does not."""
-    layer = WEIGHTED_LAYERS.get(node.short_op)
-    if node.name not in placement.int8 or layer is None or layer.input_axis is None:
+def _sums_pairs(context: _Context, node: Node, layer: WeightedLayer) -> bool:
+    """Whether an int8 kernel sums products of several inputs; depthwise convolution does not."""
+    if layer.input_axis is None:
         return False
     weight = context.graph.constants[node.args[1].name]
     return not (layer.groups_of(node) == weight.shape[0] and weight.shape[1] == 1)

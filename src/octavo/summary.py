@@ -55,7 +55,7 @@ class Summary:
         ):
             if entries:
                 lines.append(f"{title}:")
-                lines += [f"  {name}: {reason}" for name, reason in entries.items()]
+                lines += [f"  {names}: {reason}" for names, reason in _grouped(entries)]
         if self.unmatched_rules:
             lines.append(f"rules that matched nothing: {', '.join(self.unmatched_rules)}")
         made = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
@@ -66,12 +66,29 @@ class Summary:
         from rich.table import Table
 
         table = Table("layer", "runs in", "why", title="Layers not in int8", title_justify="left")
-        for name, reason in self.float_layers.items():
-            table.add_row(name, "float", reason)
-        for name, reason in self.fallbacks.items():
-            table.add_row(name, f"float on {self.runtime}", reason)
+        for names, reason in _grouped(self.float_layers):
+            table.add_row(names, "float", reason)
+        for names, reason in _grouped(self.fallbacks):
+            table.add_row(names, f"float on {self.runtime}", reason)
         text = Summary.__str__(_without_lists(self))
         return Group(text, table) if table.row_count else Group(text)
+
+
+_MANY = 4  # layers of one reason, from which on they are counted
+
+
+def _grouped(entries: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Layers and their reason, a line each, or a line for many of the same reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in entries.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        if len(names) < _MANY:
+            lines += [(name, reason) for name in names]
+        else:
+            lines.append((f"{len(names)} layers ({', '.join(names[:2])}, ...)", reason))
+    return lines
 
 
 def _without_lists(summary: Summary) -> Summary:

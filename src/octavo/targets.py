@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from octavo.errors import PlanError
-from octavo.observers import FixedRange, MinMax, Observer
+from octavo.observers import FixedRange, MinMax, Observer, PairSum
 from octavo.qconfig import QConfig, QSpec
 from octavo.scheme import Scheme
 
@@ -70,8 +70,8 @@ class Target:
             rule names them: int8 gains no speed with them there.
         fused_activations: operator before -> activations that its kernel applies itself.
         fused_addition: operators whose kernel adds another quantized tensor to its result.
-        full_range: where kernels that sum pairs of u8 x s8 products in int16 limit activations to
-            seven bits, the activation for tensors that no such kernel reads.
+        weight_without_pairs: where kernels that sum pairs of u8 x s8 products in int16 limit the
+            default weights, those of layers that sum none.
         fixed_outputs: operator -> the range that its result always has, as kernels there want it.
     """
 
@@ -81,7 +81,7 @@ class Target:
     operators: Mapping[str, frozenset[str]]
     fused_activations: Mapping[str, frozenset[str]]
     fused_addition: frozenset[str] = frozenset()
-    full_range: QSpec | None = None
+    weight_without_pairs: QSpec | None = None
     fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
 
     @property
@@ -137,9 +137,12 @@ _X86 = Target(
 _X86_AVX2 = replace(
     _X86,
     name="x86-avx2",
-    about="x86 CPUs without VNNI: 7-bit activations where u8 x s8 would saturate in int16",
-    qconfigs=_qconfigs(Scheme("uint8", reduce_range=True), _weight()),
-    full_range=QSpec(Scheme("uint8"), MinMax()),
+    about="x86 CPUs without VNNI: weights whose pairs of products fit into int16",
+    qconfigs={
+        **_qconfigs(Scheme("uint8"), replace(_weight(), observer=PairSum())),
+        "weight_only": QConfig(None, _weight()),
+    },
+    weight_without_pairs=_weight(),
 )
 
 _ARM = Target(

@@ -18,6 +18,7 @@ from octavo.observers import (
     MinMax,
     MovingAverageMinMax,
     Observer,
+    PairSum,
     Percentile,
     observer_from_dict,
 )
@@ -40,7 +41,8 @@ def named(item: Observer | Scheme) -> str:
 
 
 def test_the_list_of_observers() -> None:
-    assert {type(observer) for observer in [*EVERY, FIXED]} == set(OBSERVERS.values())
+    others = [FIXED, PairSum()]  # ranges that do not lie inside what was seen
+    assert {type(observer) for observer in [*EVERY, *others]} == set(OBSERVERS.values())
 
 
 @pytest.mark.parametrize("observer", [*EVERY, FIXED], ids=named)

@@ -158,7 +158,9 @@ def test_values_beyond_the_calibrated_range_are_clipped_as_by_the_oracle():
     torch.manual_seed(0)
     model = Between(Fused(relu=True))
     x = torch.randn(8, 8, 8, 8)
-    q = octavo.quantize(model, calibration=[x], target="x86-avx2")
+    seven_bits = octavo.QSpec(octavo.Scheme("uint8", reduce_range=True), octavo.MinMax())
+    qconfig = octavo.QConfig(seven_bits, octavo.static_qconfig("x86").weight)
+    q = octavo.quantize(model, calibration=[x], qconfig=qconfig)
     graph = q.graph
     names = [n.name for n in graph.nodes if n.op == "octavo.quantize.default"]
     outputs = run(replace(graph, outputs=[Ref(n) for n in names]), "torch", 20 * x)

@@ -16,6 +16,7 @@ from octavo.observers.fixed_range import FixedRange
 from octavo.observers.histogram import Histogram
 from octavo.observers.min_max import MinMax, MovingAverageMinMax
 from octavo.observers.mse import MSE
+from octavo.observers.pair_sum import PairSum
 from octavo.observers.percentile import Percentile
 
 __all__ = [
@@ -28,13 +29,23 @@ __all__ = [
     "MinMax",
     "MovingAverageMinMax",
     "Observer",
+    "PairSum",
     "Percentile",
     "observer_from_dict",
 ]
 
 OBSERVERS: dict[str, type[Any]] = {
     o.name: o
-    for o in (MinMax, MovingAverageMinMax, FixedRange, Percentile, Histogram, MSE, Entropy)
+    for o in (
+        MinMax,
+        MovingAverageMinMax,
+        FixedRange,
+        PairSum,
+        Percentile,
+        Histogram,
+        MSE,
+        Entropy,
+    )
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -92,17 +93,26 @@ def linear_per_token(context: Context, chain: Chain) -> Call:
 
 
 def conv(context: Context, chain: Chain) -> Call:
-    """A convolution on the integers that `quantize_dynamic` makes."""
+    """A convolution on the integers that `quantize_dynamic` makes.
+
+    Packed for an input without a zero point and for one with, since oneDNN packs a weight anew at
+    each call that is of the other kind.
+    """
     parts, source = _source(context, chain.layer.args[0])
-    packed = PackedConv.of(context, chain.layer, source)
+    both = [
+        PackedConv.of(context, chain.layer, replace(source, zero_point=zero_point))
+        for zero_point in (0, 1)
+    ]
     op = chain.layer.short_op
     post_op, out = post_op_of(chain, op), output(chain.out)
     product = post_op.after(getattr(torch.ops.onednn, f"q{op}_pointwise").default)
 
     def kernel(quantized: tuple[Tensor, float, int], bias: Tensor | None) -> Tensor:
-        return product(*quantized, *packed.weights, bias, *packed.geometry, *out, *post_op.native)
+        packed = both[quantized[2] != 0]
+        weights, geometry = packed.weights, packed.geometry
+        return product(*quantized, *weights, bias, *geometry, *out, *post_op.native)
 
-    return Call(f"onednn.q{op}, dynamic", kernel, (parts, packed.bias))
+    return Call(f"onednn.q{op}, dynamic", kernel, (parts, both[0].bias))
 
 
 def _source(context: Context, x: Ref) -> tuple[Ref, Integers]:

@@ -24,8 +24,8 @@ _NATIVE = {
 }
 # Activation -> oneDNN's name of it.
 _NAMES = {"silu": "swish"}
-# Weights are packed for an input of some size and zero point. Any will do for all, but without
-# them oneDNN packs anew at each call.
+# Weights are packed for an input of some size. Any will do for all, but without one oneDNN packs
+# them anew at each call.
 _ROWS = 128
 _NO_POST_OP: tuple[str, list[float], str] = ("none", [], "")
 
@@ -143,8 +143,9 @@ def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[...
     columns = weight.shape[1]
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = torch.ops.onednn.qconv_prepack(
-        weight.reshape(*weight.shape, 1, 1), scale, 1.0, 1, *geometry, [1, columns, 1, _ROWS]
+        weight.reshape(*weight.shape, 1, 1), scale, 1.0, 0, *geometry, [1, columns, 1, _ROWS]
     )
+    sums = weight.sum(1, dtype=torch.float32) * scale
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     whole = chain
     if chain.activation is not None and chain.activation.short_op not in _NATIVE["conv2d"]:
@@ -154,10 +155,13 @@ def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[...
 
     def product(q: Tensor, x_scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
         image = q.reshape(1, 1, -1, columns).permute(0, 3, 1, 2)
+        # The zero point goes into the bias: for another one than it was packed for, oneDNN would
+        # pack the weight anew at each call.
+        if zero_point:
+            shift = -x_scale * zero_point
+            bias = sums * shift if bias is None else torch.add(bias, sums, alpha=shift)
         weights = (packed, scale, zero_points, bias)
-        result: Tensor = kernel(
-            image, x_scale, zero_point, *weights, *geometry, *out, *post_op.native
-        )
+        result: Tensor = kernel(image, x_scale, 0, *weights, *geometry, *out, *post_op.native)
         return result.permute(0, 2, 3, 1).reshape(*q.shape[:-1], len(scale))
 
     return post_op.after(product) if chain is whole else _activated(product, whole)
@@ -206,8 +210,8 @@ def check_kernel(source: Integers, weight: Tensor | None) -> None:
     sums = [side.clamp(min=0).topk(count, dim=1).values.sum(1).max() for side in (rows, -rows)]
     if source.high * max(int(s) for s in sums) > torch.iinfo(torch.int16).max:
         raise Unsupported(
-            "this CPU has no VNNI, its int8 kernel would saturate on 8-bit activations: "
-            'quantize with target="x86-avx2"'
+            "this CPU has no VNNI, its int8 kernel would saturate on these activations and "
+            'weights: quantize with target="x86-avx2" and its default weights'
         )
 
 

@@ -35,6 +35,7 @@ from octavo.runtimes.chains import (
     integers_of,
 )
 from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.siblings import join_siblings
 
 _SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 _MOVES = """
@@ -106,6 +107,7 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
             f"the torch runtime runs on the CPU, the model is on {device}; "
             'use .lower("reference") there, or .to("cpu") first'
         )
+    graph, joined = join_siblings(graph)
     context = Context(graph)
     placed: list[_Placed] = []
     used: dict[str, str] = {}
@@ -138,6 +140,8 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
     steps, constants = _with_folded_constants(_with_safe_memory(placed, context), graph.constants)
     inputs = [given.name for given in graph.inputs]
     run = compile_steps(inputs, steps, outputs, constants)
+    used |= {name: used[whole] for name, whole in joined.items() if whole in used}
+    fallbacks |= {name: fallbacks[whole] for name, whole in joined.items() if whole in fallbacks}
     return Lowered("torch", run, used, fallbacks)
 
 

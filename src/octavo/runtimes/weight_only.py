@@ -34,8 +34,8 @@ from octavo.runtimes.chains import (
 from octavo.runtimes.integer_kernels import Integers
 from octavo.runtimes.onednn import check_kernel, product_kernel
 
-# From so many rows on, the product costs more than reading the weights.
-_MANY_ROWS = 32
+# From so many rows on, the float product of dequantized parts is the faster: by bits of the weight.
+_MANY_ROWS = {8: 128, 4: 32}
 _PART = 512  # output channels that are dequantized at a time
 _GROUPS_OF_KERNEL = (32, 64, 128, 256)
 
@@ -52,9 +52,11 @@ def linear(context: Context, chain: Chain) -> Call:
     except Unsupported:
         name, few_rows = "octavo.linear, dequantized in parts", weight.product_in_parts
 
+    limit = _MANY_ROWS[4 if weight.packed else 8]
+
     def kernel(x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        product = few_rows if rows < _MANY_ROWS else weight.product_in_parts
+        product = few_rows if rows < limit else weight.product_in_parts
         result = product(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
         return result if bias is None else result.add_(bias)
 
