@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.runtimes import cpu
 
 TARGET = octavo.host_target()
 
@@ -119,7 +120,7 @@ def test_recurrent_layers_keep_integers_in_the_file_and_compute_in_float():
         model, x = Net(kind).eval(), torch.randn(2, 5, 8)
         q = octavo.quantize(model, x, target=TARGET)
         assert sum(t.dtype == torch.int8 for t in q.graph.constants.values()) == 8
-        assert "no dynamic kernel" in next(iter(q.summary().fallbacks.values()))
+        assert "no int8 kernel" in next(iter(q.summary().fallbacks.values()))
         for batch in (1, 3):
             y = torch.randn(batch, 5, 8)
             with torch.no_grad():
@@ -135,3 +136,25 @@ def test_cells():
             expected, got = model(x), q(x)
         first, other = (r[0] if isinstance(r, tuple) else r for r in (expected, got))
         assert sqnr_db(first, other) > 25
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_run_in_bf16_where_the_cpu_has_it(kind, mode, monkeypatch):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = kind(8, 16, 2, batch_first=True, bidirectional=True)
+
+        def forward(self, x):
+            return self.rnn(x)
+
+    monkeypatch.setattr(cpu, "has_bf16", lambda: True)
+    model, x = Net().eval(), torch.randn(3, 5, 8)
+    q = octavo.quantize(model, calibration=[x], mode=mode, target=TARGET)
+    (reason,) = q.summary().fallbacks.values()
+    assert reason.endswith("it runs in bf16")
+    exact, got = q.lower("reference")(x), q(x)
+    assert got[0].dtype == torch.float32
+    assert 30 < sqnr_db(exact[0], got[0]) < 90
+    assert torch.equal(q(x)[0], got[0])

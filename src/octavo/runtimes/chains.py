@@ -49,7 +49,7 @@ class Call:
     """A kernel call that takes the place of a chain.
 
     ``overwrites`` names an argument whose memory the result takes over; ``moves`` one whose memory
-    it may share.
+    it may share. ``runs_in_float`` says why, where it is no int8 kernel.
     """
 
     kernel: str
@@ -57,6 +57,7 @@ class Call:
     args: tuple[Any, ...]
     overwrites: str | None = None
     moves: str | None = None
+    runs_in_float: str | None = None
 
 
 @dataclass

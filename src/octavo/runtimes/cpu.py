@@ -28,6 +28,12 @@ def saturates() -> bool:
     return missing_kernels() is None and _dot(255, 127) != 255 * 127 * 64
 
 
+@cache
+def has_bf16() -> bool:
+    """Whether this CPU has instructions for bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def host_target() -> str:
     """The name of the target that suits the CPU this runs on.
 

@@ -17,7 +17,7 @@ from octavo import operators
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph, Node, Ref, refs_in
 from octavo.program import Step, compile_steps
-from octavo.runtimes import dynamic, integer_ops, onednn, transposed, weight_only
+from octavo.runtimes import dynamic, integer_ops, onednn, recurrent, transposed, weight_only
 from octavo.runtimes import integer_kernels as kernels
 from octavo.runtimes.chains import (
     ATTENTION,
@@ -48,8 +48,10 @@ _POOLS = """
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
 """
 _Lowering = Callable[[Context, Chain], Call]
+_RECURRENT = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent.recurrent)
 # Of layers that read integers with a fixed scale.
 _STATIC: dict[str, _Lowering] = {
+    **_RECURRENT,
     "conv1d": onednn.conv,
     "conv2d": onednn.conv,
     "conv3d": onednn.conv,
@@ -71,14 +73,16 @@ _STATIC: dict[str, _Lowering] = {
 }
 # Of layers that read integers with the scale of their own range.
 _DYNAMIC: dict[str, _Lowering] = {
+    **_RECURRENT,
     "conv1d": dynamic.conv,
     "conv2d": dynamic.conv,
     "conv3d": dynamic.conv,
     "linear": dynamic.linear,
 }
-_PER_TOKEN: dict[str, _Lowering] = {"linear": dynamic.linear_per_token}
+_PER_TOKEN: dict[str, _Lowering] = {"linear": dynamic.linear_per_token, **_RECURRENT}
 # Of layers that read floats and have integers for weights.
 _WEIGHT_ONLY: dict[str, _Lowering] = {
+    **_RECURRENT,
     "linear": weight_only.linear,
     "embedding": weight_only.embedding,
 }
@@ -122,6 +126,8 @@ def lower(graph: Graph, device: torch.device) -> Lowered:
                     chain = Chain(node) if alone else chain_from(context, node)
                     call = lowering(context, chain)
                     pending[chain.nodes[-1].name] = call
+                    if call.runs_in_float is not None:
+                        fallbacks[node.name] = call.runs_in_float
                     used |= {member.name: call.kernel for member in chain.nodes}
             except Unsupported as reason:
                 fallbacks[node.name] = str(reason)

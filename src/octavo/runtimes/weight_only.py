@@ -161,9 +161,12 @@ def _four_bits(weight: Weight) -> Callable[[Tensor], Tensor]:
     )
     shift = 8 if weight.signed else 0
     offset = (8 - (zero_point + shift)) * scale
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
-        weight.integers().to(torch.int32) + shift, 1
-    )
+    try:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
+            weight.integers().to(torch.int32) + shift, 1
+        )
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise Unsupported(f"torch cannot pack four bits here ({error})") from None
     parameters = torch.stack([scale, offset], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
