@@ -18,6 +18,7 @@ NAMES = (
     "accuracy",
     "attention",
     "agreement",
+    "reach",
     "demo",
 )
 
