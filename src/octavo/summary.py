@@ -14,13 +14,22 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 
+# What the counted layers do, by the mode that is the default in the plan.
+_RUN = {
+    "static": "run in int8",
+    "dynamic": "run in dynamic int8",
+    "weight_only": "have integer weights",
+}
+
+
 @dataclass(frozen=True)
 class Summary:
     """Counts and reasons.
 
     Attributes:
-        target, runtime: what it was quantized for, and what runs it now.
-        layers: layers of the graph; ``int8`` of them run on integers in this runtime.
+        target, mode, runtime: what it was quantized for, how by default, and what runs it now.
+        layers: layers of the graph; ``int8`` of them run on integers in this runtime, or have
+            integers for weights.
         float_layers: layer -> why it was left float by the plan.
         fallbacks: quantized layer -> why this runtime runs it dequantized.
         size_mb: megabytes (10**6 bytes) of its tensors; ``float_mb`` the same tensors in float32.
@@ -29,6 +38,7 @@ class Summary:
     """
 
     target: str
+    mode: str
     runtime: str
     layers: int
     int8: int
@@ -45,7 +55,7 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.int8} of {self.layers} layers run in int8 on {self.runtime} "
+            f"{self.int8} of {self.layers} layers {_RUN[self.mode]} on {self.runtime} "
             f"(target {self.target})",
             f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32",
         ]
@@ -111,6 +121,7 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
     tensors = graph.constants.values()
     return Summary(
         target=plan.target,
+        mode=plan.mode,
         runtime=lowered.runtime,
         layers=len(layers),
         int8=len(layers) - len(float_layers) - len(fallbacks),
