@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = (
     "latency",
     "memory_bound",
+    "reach",
     "recurrent",
     "calibration",
     "import_time",

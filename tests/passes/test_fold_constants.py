@@ -44,7 +44,7 @@ def split_weight(m: Any, x: Tensor) -> Tensor:
 FOLDED = {
     "scaled weight": (lambda m, x: F.linear(x, m.fc.weight * 2), ["linear"]),
     "standardized weight": (lambda m, x: F.linear(x, F.layer_norm(m.fc.weight, [4])), ["linear"]),
-    "a chain": (lambda m, x: x @ (m.fc.weight.t().exp() + 1), ["matmul"]),
+    "a chain": (lambda m, x: x @ (m.fc.weight.t().exp() + 1), ["linear"]),
     "parts of a weight": (split_weight, ["linear", "linear", "add"]),
     "made in forward": (lambda m, x: x + torch.arange(4).to(x.dtype), ["add"]),
     "behind a batch norm": (lambda m, x: m.bn(F.linear(x, m.fc.weight * 2)), ["linear"]),
