@@ -31,7 +31,7 @@ _READS = {
     "scaled_dot_product_attention": 3,
     **dict.fromkeys("prelu batch_norm layer_norm group_norm instance_norm rms_norm".split(), 1),
 }
-_WITHOUT_SIZES = ("add", "sub", "mul")
+_ELEMENTWISE = ("add", "sub", "mul")
 
 
 @dataclass
@@ -226,7 +226,7 @@ def _obstacle(context: _Context, node: Node) -> str | None:
         return "nothing that it reads is quantized"
     if not all(context.is_float(name) for name in (*reads, node.name)):
         return "its tensors are not float32"
-    if node.short_op in _WITHOUT_SIZES:
+    if node.short_op in _ELEMENTWISE:
         tensors = [arg for arg in node.args[:2] if isinstance(arg, Ref)]
         if len(tensors) != 2 or any(t.name in context.graph.constants for t in tensors):
             return "one of its operands is a constant"

@@ -95,12 +95,10 @@ def _weight(per_channel: bool = True) -> QSpec:
     return QSpec(Scheme("int8", symmetric=True, channel_axis=axis, narrow_range=True), MinMax())
 
 
-def _qconfigs(
-    activation: Scheme, weight: QSpec, dynamic: Scheme | None = None
-) -> dict[str, QConfig]:
+def _qconfigs(activation: Scheme, weight: QSpec) -> dict[str, QConfig]:
     return {
         "static": QConfig(QSpec(activation, MinMax()), weight),
-        "dynamic": QConfig(QSpec(dynamic or activation), weight),
+        "dynamic": QConfig(QSpec(activation), weight),
         "weight_only": QConfig(None, weight),
     }
 
