@@ -183,3 +183,10 @@ def test_many_layers_of_one_reason_are_one_line_of_the_summary():
     summary = octavo.quantize(model, torch.randn(2, 4), target="x86-avx2").summary()
     assert len(summary.float_layers) == 5
     assert "  5 layers (0.1, 1.1, ...): it has no weights" in str(summary)
+
+
+def test_a_head_on_top_of_it_can_be_trained():
+    q = octavo.quantize(nn.Linear(4, 3), torch.randn(5, 4), progress=False)
+    head = nn.Linear(3, 2)
+    head(q(torch.randn(5, 4))).sum().backward()
+    assert head.weight.grad.abs().sum() > 0

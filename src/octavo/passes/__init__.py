@@ -1,6 +1,7 @@
 """Passes: functions from a graph to a graph, one theme a file."""
 
 from octavo.graph import Graph
+from octavo.passes.attention_masks import masks_to_add
 from octavo.passes.fold_batch_norm import fold_batch_norm
 from octavo.passes.fold_constants import fold_constants
 from octavo.passes.linear import products_as_linear
@@ -10,6 +11,7 @@ __all__ = [
     "canonical",
     "fold_batch_norm",
     "fold_constants",
+    "masks_to_add",
     "normalise_spelling",
     "products_as_linear",
     "remove_identities",
@@ -24,6 +26,7 @@ def canonical(graph: Graph) -> Graph:
         remove_identities,
         normalise_spelling,
         fold_constants,
+        masks_to_add,
         products_as_linear,
         fold_batch_norm,
     ):

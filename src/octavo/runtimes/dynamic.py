@@ -8,13 +8,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo import ops
 from octavo.graph import Node, Ref
 from octavo.runtimes.chains import Call, Chain, Context
 from octavo.runtimes.integer_kernels import Integers
 from octavo.runtimes.onednn import PackedConv, check_kernel, output, post_op_of, product_kernel
 
-_ALMOST_HALF = 0.4999
+# Around this number float32 has no fractions: adding it rounds, half to even, and leaves the
+# integer in the lowest bits. All values are in range, up to half a step, so that the lowest byte is
+# all of it, if values are made a little smaller: half a step then rounds inwards.
+_NO_FRACTIONS = 1.5 * 2.0**23
+_A_LITTLE_LESS = 1 - 1e-6
 
 
 def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
@@ -33,11 +36,8 @@ def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]
             scale = max((highest - lowest) / steps, smallest)
             zero_point = max(low, min(high, low - round(lowest / scale)))
         zero_point += shift
-        # All values are in range, up to half a step: cutting off rounds them, and what is a little
-        # less than a half keeps the highest inside. By way of int16, for which torch has vector
-        # instructions.
-        moved = torch.add(torch.tensor(zero_point + _ALMOST_HALF), x, alpha=1.0 / scale)
-        return moved.to(torch.int16).to(torch.uint8), scale, zero_point
+        moved = torch.add(torch.tensor(zero_point + _NO_FRACTIONS), x, alpha=_A_LITTLE_LESS / scale)
+        return moved.view(torch.int32).to(torch.uint8), scale, zero_point
 
     return kernel
 
@@ -60,14 +60,22 @@ def quantize_per_token(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, T
     """Float tensor to uint8, with a scale and a zero point, both float32, for each row."""
     _, low, high, symmetric, _ = node.args
     shift = max(0, -low)
+    # Tensors of one value each, since torch makes new ones of Python's numbers at each call.
+    zero, smallest = torch.tensor(0.0), torch.tensor(torch.finfo(torch.float32).tiny ** 0.5)
+    lowest, no_fractions = torch.tensor(float(low + shift)), torch.tensor(_NO_FRACTIONS)
+    steps = min(high, -low) if symmetric else high - low
+    middle, a_little_less = torch.tensor(float(shift)), torch.tensor(_A_LITTLE_LESS)
 
     def kernel(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale, zero_point = ops.dynamic_qparams(x, low, high, symmetric, per_token=True)
-        stored = x.div(scale).round_().add_(zero_point).clamp_(low, high)
-        zero_point = zero_point + shift
-        if shift:
-            stored.add_(shift)
-        return stored.to(torch.int16).to(torch.uint8), scale, zero_point
+        # Not aminmax, which is slower along an axis.
+        below = torch.minimum(x.amin(-1, keepdim=True), zero)
+        above = torch.maximum(x.amax(-1, keepdim=True), zero)
+        width = torch.maximum(above, -below) if symmetric else above.sub_(below)
+        scale = torch.add(smallest, width, alpha=1.0 / steps)
+        inverse = scale.reciprocal()
+        zero_point = middle if symmetric else torch.sub(lowest, below.mul_(inverse).round_())
+        moved = x.mul(inverse.mul_(a_little_less)).add_(torch.add(zero_point, no_fractions))
+        return moved.view(torch.int32).to(torch.uint8), scale, zero_point
 
     return kernel
 
@@ -86,8 +94,8 @@ def linear_per_token(context: Context, chain: Chain) -> Call:
 
     def kernel(quantized: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
         q, x_scale, zero_point = quantized
-        result = product(q, 1.0, 0, None).sub_(zero_point * sums).mul_(x_scale)
-        return result if bias is None else result.add_(bias)
+        result = product(q, 1.0, 0, None).addcmul_(zero_point, sums, value=-1)
+        return result.mul_(x_scale) if bias is None else torch.addcmul(bias, result, x_scale)
 
     return Call(f"{name}, per token", kernel, (parts, bias))
 

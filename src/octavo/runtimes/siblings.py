@@ -55,7 +55,7 @@ def _can_join(
     bias = node.args[2] if len(node.args) > 2 else None
     return (
         source is not None
-        and (source.op == DEQUANTIZE or (source.op == DYNAMIC and not source.args[4]))
+        and source.op in (DEQUANTIZE, DYNAMIC)
         and weight is not None
         and weight.op == DEQUANTIZE_CHANNELS
         and weight.args[3] == 0
