@@ -11,6 +11,7 @@ import time
 NAMES = (
     "latency",
     "memory_bound",
+    "pixels",
     "recurrent",
     "calibration",
     "import_time",

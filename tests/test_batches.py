@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.batches import Batch, Signature, split_batch
+from octavo.batches import Batch, Signature, split_batch, with_floats
 from octavo.errors import InputError
+from octavo.pixels import Pixels
 
 X, Y, Z = torch.zeros(2, 3), torch.ones(2), torch.ones(2, 4)
 ONE = Signature(("x",), 1)
@@ -102,3 +103,18 @@ def test_a_batch_that_does_not_fit_names_the_way_out(
     with pytest.raises(InputError, match=message) as caught:
         split_batch(batch, signature)
     assert "pass inputs=lambda batch:" in str(caught.value)
+
+
+def test_floats_of_the_first_image_that_is_pixels():
+    pixels = Pixels(1.0, (1.0,), (2.0,))
+    x, floats = torch.full((1, 3, 2, 2), 5, dtype=torch.uint8), torch.zeros(1, 3, 2, 2)
+    ids = torch.zeros(1, 4, dtype=torch.uint8)
+    call = with_floats(Batch((ids,), {"a": x, "b": x}, "labels"), pixels)
+    assert call.args[0] is ids
+    assert call.kwargs["a"].unique().tolist() == [2.0]
+    assert call.kwargs["b"] is x
+    assert call.labels == "labels"
+    for left in (Batch((floats, x), {}), Batch((ids,), {})):
+        assert with_floats(left, pixels) is left
+    whole = Batch((x,), {})
+    assert with_floats(whole, None) is whole

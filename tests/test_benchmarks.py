@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = (
     "latency",
     "memory_bound",
+    "pixels",
     "reach",
     "recurrent",
     "calibration",

@@ -21,7 +21,7 @@ from octavo.capture import capture
 from octavo.errors import CaptureError, InputError, OctavoError
 from octavo.exporting import as_records
 from octavo.graph import Graph, Record
-from octavo.verify import verify
+from octavo.soundness import check as check_sound
 
 
 class Calls(nn.Module):
@@ -55,7 +55,7 @@ def check(model: nn.Module, graph: Graph, *args: Any, **kwargs: Any) -> Any:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
         else:
             assert one == other
-    verify(graph)  # what is captured can be loaded again
+    check_sound(graph)  # what is captured can be loaded again
     return found
 
 

@@ -286,3 +286,16 @@ def test_tied_weights_count_once(batches) -> None:
     q = octavo.quantize(model, calibration=batches, target=octavo.host_target(), progress=False)
     result = compare(model, q, [x for x, _ in batches], **torch_only)
     assert 16 * 16 * 4 < result["fp32"].size_bytes < 16 * 16 * 4 + 300
+
+
+def test_a_model_of_pixels_beside_floats_that_are_normalized() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    x = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    q = octavo.quantize(
+        net, calibration=[x], target=octavo.host_target(), input_mean=0.5, input_std=0.25
+    )
+    result = compare(net, q, [x], **torch_only)
+    assert result.rows[2].sqnr_db > 25
+    assert any("normalizes its pixels itself" in note for note in result.notes)
+    with pytest.raises(InputError, match="expected uint8"):
+        compare(net, q, [x / 255], **torch_only)

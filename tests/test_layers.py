@@ -20,15 +20,25 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # Lowest first. A folder stands for all modules in it; among themselves they only may not be cyclic.
 LAYERS = (
-    ("version", "errors", "dtypes", "scheme", "atomic", "progress", "evaluation"),
+    (
+        "version",
+        "errors",
+        "dtypes",
+        "scheme",
+        "atomic",
+        "progress",
+        "evaluation",
+        "pixels",
+        "latency",
+    ),
     ("affine", "observers", "ops"),
     ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
     ("batches", "call", "calibrate", "weights"),
-    ("convert", "verify", "graph_json", "artifact"),
-    ("runtimes",),
+    ("convert", "soundness", "graph_json", "artifact"),
+    ("onnx", "runtimes"),
     ("summary", "model"),
-    ("machine", "metrics", "latency", "comparison", "compare"),
+    ("machine", "metrics", "comparison", "compare", "parity", "cold_start", "bench", "onnx_file"),
     ("quantize", "digits", "curves", "replay", "demo"),
     ("references", "pt2", "model_source", "data_source", "cli"),
 )
@@ -39,6 +49,7 @@ CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
 OPTIONAL = {
     "matplotlib": {"octavo.curves"},
     "sklearn": {"octavo.digits"},
+    "onnx": {"octavo.onnx.writer"},
     "onnxruntime": {"octavo.runtimes.onnxruntime"},
     "openvino": {"octavo.runtimes.openvino"},
 }

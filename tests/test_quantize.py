@@ -9,7 +9,7 @@ from torchvision import models
 
 import octavo
 from octavo import MovingAverageMinMax, QConfig, QConfigMapping, QSpec, Scheme
-from octavo.errors import CalibrationError, CaptureError, PlanError
+from octavo.errors import CalibrationError, CaptureError, InputError, PlanError
 
 
 def sqnr(expected: Tensor, got: Tensor) -> float:
@@ -215,3 +215,94 @@ def test_a_convolution_is_dynamic_only_where_a_rule_asks():
     assert asked.plan.tensors["0"].runs == "dynamic"
     with pytest.raises(PlanError, match=r"nothing would be quantized: .*a rule can ask for it"):
         octavo.quantize(nn.Conv2d(3, 4, 3), x, mode="dynamic")
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PIXELS = {"input_scale": 1 / 255, "input_mean": MEAN, "input_std": STD}
+
+
+def images(*shape: int) -> tuple[Tensor, Tensor]:
+    """Pixels, and the floats that torchvision's transforms make of them."""
+    x = torch.randint(0, 256, shape, dtype=torch.uint8)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return x, (x / 255 - mean) / std
+
+
+def small_net() -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 5)).eval()
+
+
+def warm_mobilenet() -> nn.Module:
+    net = models.mobilenet_v2(weights=None).train()
+    with torch.no_grad():
+        net(images(8, 3, 64, 64)[1])  # so that batch norm has seen data
+    return net.eval()
+
+
+@pytest.mark.parametrize(("make", "size"), [(small_net, 10), (warm_mobilenet, 64)])
+def test_pixels_in_predict_what_preprocessed_floats_do(make, size, tmp_path):
+    model, target = make(), octavo.host_target()
+    x, floats = images(8, 3, size, size)
+    ordinary = octavo.quantize(model, calibration=[floats], target=target)
+    q = octavo.quantize(model, calibration=[floats], target=target, **PIXELS)
+    assert not q.summary().fallbacks
+    with torch.no_grad():
+        assert torch.equal(q(x).argmax(1), ordinary(floats).argmax(1))
+        assert sqnr(ordinary(floats), q(x)) > 40
+    q.save(tmp_path / "q.octavo")
+    loaded = octavo.load(tmp_path / "q.octavo")
+    assert torch.equal(loaded(x), q(x))
+    assert loaded.provenance == q.provenance
+    assert loaded.provenance["pixels"] == {"scale": 1 / 255, "mean": [*MEAN], "std": [*STD]}
+    exact = q.lower("reference")(x)
+    assert sqnr(exact, ordinary.lower("reference")(floats)) > 60
+    with pytest.raises(InputError, match=r"is float32\[8, 3, .* expected uint8\[N, 3, "):
+        q(floats)
+
+
+def test_calibration_takes_pixels_or_floats():
+    x, floats = images(8, 3, 10, 10)
+    model, found = small_net(), []
+    for example, batches in (
+        (None, [x]),
+        (x[:1], [floats]),
+        (floats[:1], [(x[:4], torch.zeros(4)), (floats[4:], torch.zeros(4))]),
+        ({"input": x}, ({"input": part} for part in x.split(4))),
+    ):
+        q = octavo.quantize(model, example, calibration=batches, **PIXELS)
+        nodes = [node for node in q.graph.nodes if node.op == "octavo.quantize.default"]
+        found.append([node.args[1:3] for node in nodes])
+    for scales in found[1:]:
+        for (scale, zero_point), (first, first_zero_point) in zip(scales, found[0], strict=True):
+            assert scale == pytest.approx(first, rel=1e-5)
+            assert zero_point == first_zero_point
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_pixels_in_without_data(mode):
+    x, floats = images(2, 3, 10, 10)
+    model, target = small_net(), octavo.host_target()
+    q = octavo.quantize(model, x, mode=mode, target=target, **PIXELS)
+    ordinary = octavo.quantize(model, floats, mode=mode, target=target)
+    assert sqnr(ordinary(floats), q(x)) > 40
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_std": 0}, "input_std is .* above zero"),
+        ({"input_mean": float("nan")}, "input_mean is .* finite"),
+        ({"input_mean": (0.5, 0.5)}, "input_mean has 2 numbers .* the image has 3 channels"),
+    ],
+)
+def test_preprocessing_that_cannot_be(given, message):
+    x, floats = images(2, 3, 10, 10)
+    for batches in ([x], [floats]):
+        with pytest.raises(InputError, match=message):
+            octavo.quantize(small_net(), calibration=batches, **given)
+
+
+def test_pixels_need_an_image():
+    with pytest.raises(InputError, match=r"no image input.* 'input' float32\[N, 4\]; leave"):
+        octavo.quantize(nn.Linear(4, 4), calibration=[torch.randn(2, 4)], input_scale=1 / 255)

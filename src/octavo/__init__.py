@@ -8,6 +8,7 @@
 """
 
 from octavo.affine import QParams
+from octavo.bench import Bench, bench
 from octavo.calibrate import Calibrated, Calibration, calibrate
 from octavo.capture import capture
 from octavo.compare import compare
@@ -23,6 +24,8 @@ from octavo.observers import (
     MovingAverageMinMax,
     Percentile,
 )
+from octavo.onnx_file import export_onnx
+from octavo.parity import Parity, verify
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
@@ -34,6 +37,7 @@ from octavo.weights import correct_biases
 
 __all__ = [
     "MSE",
+    "Bench",
     "Calibrated",
     "Calibration",
     "Comparison",
@@ -44,6 +48,7 @@ __all__ = [
     "MovingAverageMinMax",
     "OctavoError",
     "OctavoWarning",
+    "Parity",
     "Percentile",
     "Plan",
     "QConfig",
@@ -53,16 +58,19 @@ __all__ = [
     "QuantizedModel",
     "Scheme",
     "__version__",
+    "bench",
     "calibrate",
     "capture",
     "compare",
     "convert",
     "correct_biases",
     "dynamic_qconfig",
+    "export_onnx",
     "host_target",
     "load",
     "plan",
     "quantize",
     "static_qconfig",
+    "verify",
     "weight_only_qconfig",
 ]

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from octavo.errors import InputError
+from octavo.pixels import Pixels
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
@@ -66,7 +69,7 @@ def split_batch(
             return Batch((), dict(chosen), labels)
         args = tuple(chosen) if isinstance(chosen, tuple | list) else (chosen,)
         return Batch(args, {}, labels)
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, Tensor):
         return Batch((batch,), {})
     if isinstance(batch, Mapping):
         kwargs = {name: batch[name] for name in signature.names if name in batch}
@@ -88,6 +91,31 @@ def split_batch(
         f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or list, or a dict of "
         "tensors; pass inputs=lambda batch: ... to say what the model's arguments are"
     )
+
+
+def with_floats(batch: Batch, pixels: Pixels | None) -> Batch:
+    """The batch as the float model takes it.
+
+    Where its image, the first float or uint8 tensor of four dimensions, is uint8, it is normalized;
+    floats are taken to be so already. Without ``pixels`` the batch is what it was.
+
+    Raises:
+        InputError: mean or std is for another number of channels.
+    """
+    leaves, tree = pytree.tree_flatten((batch.args, batch.kwargs))
+    images = (index for index, leaf in enumerate(leaves) if _is_image(leaf))
+    image = next(images, None)
+    if pixels is None or image is None or leaves[image].dtype != torch.uint8:
+        return batch
+    leaves[image] = pixels.normalized(leaves[image])
+    args, kwargs = pytree.tree_unflatten(leaves, tree)
+    return Batch(args, kwargs, batch.labels)
+
+
+def _is_image(leaf: Any) -> bool:
+    if not isinstance(leaf, Tensor) or leaf.dim() != 4:
+        return False
+    return leaf.is_floating_point() or leaf.dtype == torch.uint8
 
 
 def _labels(batch: Any, signature: Signature) -> Any:

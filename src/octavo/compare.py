@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from octavo.batches import Batch, Signature, split_batch
+from octavo.batches import Batch, Signature, split_batch, with_floats
 from octavo.comparison import Comparison, Row
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
@@ -27,6 +27,7 @@ from octavo.latency import Latency, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.metrics import TOP_K, Likeness, TaskMetric, TopK, WholeSet, float_tensors
 from octavo.model import QuantizedModel
+from octavo.pixels import Pixels
 from octavo.progress import track
 
 Metric = Callable[[Any, Any], float]
@@ -100,11 +101,13 @@ class _Contender:
     model: nn.Module
     task: TaskMetric
     dtype: torch.dtype | None = None
+    pixels: Pixels | None = None
     error: str | None = None
     likeness: Likeness = field(default_factory=Likeness)
 
     def call_on(self, batch: Batch) -> Callable[[], Any]:
-        """A call of the model, its floating-point inputs already cast where it has a dtype."""
+        """A call of the model, its inputs already normalized and cast where it wants that."""
+        batch = with_floats(batch, self.pixels)
         args, kwargs = batch.args, batch.kwargs
         if self.dtype is not None:
             args, kwargs = _cast((args, kwargs), self.dtype)
@@ -123,7 +126,8 @@ def _contenders(
     new_metric: Callable[[], TaskMetric],
 ) -> list[_Contender]:
     """fp32 first, then bf16, then int8 in each runtime."""
-    half = _Contender("bf16", "eager", model, new_metric(), torch.bfloat16)
+    pixels = Pixels.given(**q.provenance.get("pixels", {}))
+    half = _Contender("bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
     try:
         half.model = copy.deepcopy(model).to(torch.bfloat16)
     except Exception as error:  # noqa: BLE001  whatever a module's own __deepcopy__ raises
@@ -138,7 +142,8 @@ def _contenders(
         )
         for name in names
     ]
-    return [_Contender("fp32", "eager", model, new_metric()), half, *quantized]
+    fp32 = _Contender("fp32", "eager", model, new_metric(), pixels=pixels)
+    return [fp32, half, *quantized]
 
 
 def _batches(
@@ -278,6 +283,8 @@ def _notes(contenders: Sequence[_Contender]) -> Iterator[str]:
     task = contenders[0].task
     if task.problem is not None:
         yield f"no {task.name}: {task.problem}"
+    if contenders[0].pixels is not None:
+        yield "int8 normalizes its pixels itself; fp32 and bf16 are given them normalized"
     for contender in contenders:
         if isinstance(contender.model, QuantizedModel):
             fallbacks = contender.model.lowered.fallbacks

@@ -39,6 +39,10 @@ class ArtifactError(OctavoError):
     """A file is not an Octavo artifact, is damaged or hostile, or cannot be written."""
 
 
+class ExportError(OctavoError):
+    """A model cannot be written in another format, or the file cannot be written."""
+
+
 class RuntimeUnavailable(OctavoError):
     """A runtime cannot run on this machine, or cannot run this model."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from octavo.errors import ArtifactError
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
-from octavo.verify import verify
+from octavo.soundness import check
 
 # What torch names in an operator's arguments: kind -> type, looked up by name in torch itself.
 _TORCH_NAMES: dict[str, type[Any]] = {
@@ -53,7 +53,7 @@ def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"its graph is malformed: {type(error).__name__}: {error}") from None
-    verify(graph)
+    check(graph)
     return graph
 
 

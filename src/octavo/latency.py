@@ -62,6 +62,7 @@ def interleave(
     *,
     rounds: int | None = None,
     budget_s: float = DEFAULT_BUDGET_S,
+    rest_s: float = 0.0,
     progress: bool = False,
 ) -> dict[str, Latency]:
     """Time all calls in turns, in this process, after a warm-up of each.
@@ -70,6 +71,9 @@ def interleave(
         calls: name -> a function without arguments.
         rounds: how many rounds; ``None`` takes as many as fit into ``budget_s`` seconds, but at
             least 5 and at most 200.
+        rest_s: seconds to wait before each turn, and then a call that is not counted: for
+            contenders with threads of their own, which go on spinning after a call and take the
+            cores from the next contender.
         progress: a bar on a terminal.
 
     Raises:
@@ -89,6 +93,9 @@ def interleave(
     with _no_collection():
         for index in track(range(rounds or MAX_ROUNDS), "timing", progress):
             for name in names:
+                if rest_s:
+                    time.sleep(rest_s)
+                    calls[name]()
                 times[name].append(_turn(calls[name], repeats[name]))
             names.append(names.pop(0))
             spent = time.perf_counter() - started

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.plan import Plan
-from octavo.runtimes import Lowered, lower
+from octavo.runtimes import Lowered, Options, lower
 from octavo.summary import Summary, summarize
 
 
@@ -36,7 +37,7 @@ class QuantizedModel(nn.Module):
         plan: every decision with its reason.
         signature: names of the arguments.
         provenance: versions, target, number of calibration batches.
-        runtime: name of the runtime that calls go to; see `lower`.
+        runtime, options: what calls go to, and how it runs; see `lower`.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class QuantizedModel(nn.Module):
         signature: Signature,
         provenance: Mapping[str, Any],
         runtime: str = "torch",
+        options: Options | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.signature = signature
         self.provenance = dict(provenance)
         self.runtime = runtime
+        self.options = options or Options()
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         for name, tensor in graph.constants.items():
@@ -97,7 +100,7 @@ class QuantizedModel(nn.Module):
             RuntimeUnavailable: the runtime cannot run this model here.
         """
         if self._lowered is None:
-            lowered = lower(self.graph, self.runtime, self.device)
+            lowered = lower(self.graph, self.runtime, self.device, self.options)
             self._lowered = _as_planned(lowered, self.plan)
             _warn_of(self._lowered, self.plan)
         return self._lowered
@@ -118,13 +121,35 @@ class QuantizedModel(nn.Module):
             raise InputError(f"the model cannot run on these inputs: {first_line}") from error
         return build_output(self._structure, tuple(map(_usable_in_training, results)))
 
-    def lower(self, runtime: str) -> QuantizedModel:
-        """The same model on another runtime: ``"torch"`` or ``"reference"``.
+    def lower(
+        self,
+        runtime: str,
+        *,
+        threads: int | None = None,
+        batch: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> QuantizedModel:
+        """The same model on another runtime.
+
+        Args:
+            runtime: ``"torch"`` (the int8 kernels of PyTorch), ``"onnxruntime"``, ``"openvino"``,
+                ``"fastest"`` (the quickest of these here: they are timed), or ``"reference"``
+                (the oracle).
+            threads: of a call; ``None`` is torch's own number. For ``onnxruntime`` and
+                ``openvino``, as are the others.
+            batch: the only batch size that it will be called with; ``None`` for any.
+            cache: folder for what the runtime compiles, which makes the next load quicker
+                (``openvino``).
 
         Raises:
             RuntimeUnavailable: there is no such runtime, or it cannot run here.
+            MissingExtra: its package is not installed.
+            ExportError: it cannot express an operator of the model.
         """
-        model = QuantizedModel(self.graph, self.plan, self.signature, self.provenance, runtime)
+        options = Options(threads, batch, None if cache is None else Path(cache))
+        model = QuantizedModel(
+            self.graph, self.plan, self.signature, self.provenance, runtime, options
+        )
         _ = model.lowered
         return model
 
@@ -163,7 +188,7 @@ def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel
 
     Args:
         path: a ``.octavo`` file.
-        runtime: ``"torch"`` (int8 kernels on the CPU) or ``"reference"`` (the oracle).
+        runtime: as for `QuantizedModel.lower`.
 
     Raises:
         ArtifactError: the file is missing, damaged, hostile or of a newer version.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.affine import QParams
-from octavo.batches import Batch, Signature, split_batch
+from octavo.batches import Batch, Signature, split_batch, with_floats
 from octavo.calibrate import Calibration, calibrate
 from octavo.capture import capture
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError
 from octavo.graph import Graph
 from octavo.model import QuantizedModel
+from octavo.passes import take_pixels
+from octavo.pixels import Pixels
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.version import __version__
@@ -33,6 +35,9 @@ def quantize(
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     inputs: Callable[[Any], Any] | None = None,
+    input_scale: float | None = None,
+    input_mean: float | Sequence[float] | None = None,
+    input_std: float | Sequence[float] | None = None,
     bias_correction: bool = True,
     progress: bool = True,
 ) -> QuantizedModel:
@@ -53,6 +58,12 @@ def quantize(
         target: where the model will run, see `octavo.targets`; `host_target` tells which suits the
             CPU at hand.
         inputs: maps a batch to the model's arguments, where the default reading does not fit.
+        input_scale, input_mean, input_std: if any is given, the quantized model takes uint8 pixels
+            for its image (the first float input of four dimensions), and computes
+            ``(x * input_scale - input_mean) / input_std`` itself; mean and std are for each
+            channel, or one for all. Without them 1 / 255, 0 and 1. The images of
+            ``example_inputs`` and ``calibration`` may be such pixels, or floats that were
+            preprocessed like that.
         bias_correction: let biases take back the shift of each layer's mean output that rounding
             its weights brings, see `octavo.weights.bias_correction`.
         progress: show a progress bar on a terminal.
@@ -66,6 +77,7 @@ def quantize(
         PlanError: a rule names an unknown module or asks for a mode that a layer cannot have, or
             nothing would be quantized.
         CalibrationError: no data, or data that does not fit.
+        InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model.
 
     Example:
         >>> import torch
@@ -82,6 +94,7 @@ def quantize(
         own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
         mode = "static" if calibration is not None else own
     signature = Signature.of(model.forward)
+    pixels = Pixels.given(input_scale, input_mean, input_std)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if example_inputs is None:
         if calibration is None:
@@ -93,10 +106,14 @@ def quantize(
     else:
         many = isinstance(example_inputs, tuple | list)
         example = Batch(tuple(example_inputs) if many else (example_inputs,), {})
+    example = with_floats(example, pixels)
     args, kwargs = pytree.tree_map_only(
         Tensor, lambda t: t.to(device), (example.args, example.kwargs)
     )
     graph = capture(model, args, kwargs)
+    if pixels is not None:
+        take_pixels(graph, pixels)  # what does not fit is said before the long calibration
+        inputs = _reading_floats(pixels, signature, inputs)
     decided = plan(graph, mapping, target, mode)
     if not decided.needs_calibration:
         found = Calibration(graph, decided).result()
@@ -108,7 +125,14 @@ def quantize(
         )
     if bias_correction:
         graph = correct_biases(graph, found.qparams, found.input_means)
-    return convert(graph, decided, found.qparams, signature=signature, batches=found.batches)
+    return convert(
+        graph,
+        decided,
+        found.qparams,
+        signature=signature,
+        batches=found.batches,
+        pixels=pixels,
+    )
 
 
 _NO_CALIBRATION = (
@@ -125,6 +149,7 @@ def convert(
     *,
     signature: Signature | None = None,
     batches: int = 0,
+    pixels: Pixels | None = None,
 ) -> QuantizedModel:
     """A quantized model from a float graph, a plan and the qparams of its tensors.
 
@@ -134,24 +159,42 @@ def convert(
         qparams: from `octavo.calibrate`.
         signature: the argument names of the float model's ``forward``; the graph's without it.
         batches: how many calibration batches there were, for the record.
+        pixels: what makes floats of the uint8 image that the model shall take; it takes what
+            the float model takes without.
 
     Raises:
         PlanError: the plan is another graph's, or qparams are missing.
+        InputError: the graph has no image input that could be ``pixels``.
     """
     quantized = insert_qdq(graph, plan, qparams)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
-    provenance = {
+    provenance: dict[str, Any] = {
         "octavo": __version__,
         "torch": torch.__version__,
         "target": plan.target,
         "mode": plan.mode,
         "calibration_batches": batches,
     }
+    if pixels is not None:
+        quantized = take_pixels(quantized, pixels)
+        provenance["pixels"] = pixels.to_dict()
     on_cpu = all(t.device.type == "cpu" for t in quantized.constants.values())
     runtime = "torch" if on_cpu else "reference"
     model = QuantizedModel(quantized, plan, signature, provenance, runtime)
     _ = model.lowered
     return model
+
+
+def _reading_floats(
+    pixels: Pixels, signature: Signature, inputs: Callable[[Any], Any] | None
+) -> Callable[[Any], Any]:
+    """From a batch to the float model's arguments."""
+
+    def read(batch: Any) -> Any:
+        call = with_floats(split_batch(batch, signature, inputs), pixels)
+        return call.kwargs or call.args
+
+    return read
 
 
 def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

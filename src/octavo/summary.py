@@ -35,6 +35,7 @@ class Summary:
         size_mb: megabytes (10**6 bytes) of its tensors; ``float_mb`` the same tensors in float32.
         unmatched_rules: rules of the mapping that matched nothing.
         provenance: versions and the number of calibration batches.
+        note: what the runtime says of itself.
     """
 
     target: str
@@ -48,6 +49,7 @@ class Summary:
     float_mb: float
     unmatched_rules: tuple[str, ...]
     provenance: Mapping[str, Any]
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
@@ -59,6 +61,8 @@ class Summary:
             f"(target {self.target})",
             f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32",
         ]
+        if self.note:
+            lines.append(self.note)
         for title, entries in (
             ("left in float", self.float_layers),
             (f"quantized, but run in float by {self.runtime}", self.fallbacks),
@@ -131,4 +135,5 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
         float_mb=sum(t.numel() * 4 for t in tensors) / 1e6,
         unmatched_rules=plan.unmatched,
         provenance=provenance,
+        note=lowered.note,
     )

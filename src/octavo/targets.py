@@ -165,7 +165,8 @@ _OPENVINO = Target(
     qconfigs=_qconfigs(Scheme("uint8"), _weight()),
     operators=_operators(*_PRODUCTS),
     fused_activations=dict.fromkeys(
-        _LAYERS, frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu"})
+        [*_LAYERS, "add"],
+        frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu"}),
     ),
     fused_addition=frozenset({"conv2d"}),
 )

@@ -58,6 +58,30 @@ def quantize(
         int | None,
         typer.Option("--group-size", help="One scale for so many input channels, for --bits."),
     ] = None,
+    input_scale: Annotated[
+        float | None,
+        typer.Option(
+            "--input-scale",
+            help="Take uint8 pixels x, for the floats (x * scale - mean) / std [1 / 255 if a mean "
+            "or std is given].",
+        ),
+    ] = None,
+    input_mean: Annotated[
+        str | None,
+        typer.Option(
+            "--input-mean",
+            metavar="NUMBERS",
+            help="For each channel, separated by commas, or one [0].",
+        ),
+    ] = None,
+    input_std: Annotated[
+        str | None,
+        typer.Option(
+            "--input-std",
+            metavar="NUMBERS",
+            help="For each channel, separated by commas, or one [1].",
+        ),
+    ] = None,
     batches: Annotated[
         int | None,
         typer.Option("--batches", min=1, help="Calibrate with the first so many batches [all]."),
@@ -75,6 +99,9 @@ def quantize(
 
     `octavo quantize model.pt2 --calibration x.npz --mode weight_only --bits 4 --group-size 64
     -o m.octavo`
+
+    `octavo quantize model.pt2 --calibration x.npz --input-mean 0.485,0.456,0.406
+    --input-std 0.229,0.224,0.225 -o m.octavo`
     """
     from octavo.atomic import require_writable
     from octavo.batches import Signature
@@ -97,6 +124,9 @@ def quantize(
         mode=mode.value,
         qconfig=weight_only_qconfig(bits, group_size=group_size) if weight_only else None,
         target=target or host_target(),
+        input_scale=input_scale,
+        input_mean=_numbers("--input-mean", input_mean),
+        input_std=_numbers("--input-std", input_std),
         progress=not as_json,
     )
     q.save(output)
@@ -109,3 +139,12 @@ def quantize(
     screen = console()
     screen.print(q.summary())
     screen.print(f"target {q.target}; {output} has {size / 1e6:.2f} MB", highlight=False)
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    from octavo.errors import InputError
+
+    try:
+        return None if text is None else [float(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is {text!r}; give numbers, separated by commas") from None

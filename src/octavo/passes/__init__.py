@@ -5,6 +5,7 @@ from octavo.passes.attention_masks import masks_to_add
 from octavo.passes.fold_batch_norm import fold_batch_norm
 from octavo.passes.fold_constants import fold_constants
 from octavo.passes.linear import products_as_linear
+from octavo.passes.pixels import take_pixels
 from octavo.passes.simplify import normalise_spelling, remove_identities
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "normalise_spelling",
     "products_as_linear",
     "remove_identities",
+    "take_pixels",
 ]
 
 

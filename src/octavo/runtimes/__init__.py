@@ -11,20 +11,33 @@ import torch
 
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph
-from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.lowered import Lowered, Options
 
-RUNTIMES = {"reference": "octavo.runtimes.reference", "torch": "octavo.runtimes.torch_int8"}
+RUNTIMES = {
+    "reference": "octavo.runtimes.reference",
+    "torch": "octavo.runtimes.torch_int8",
+    "onnxruntime": "octavo.runtimes.onnxruntime",
+    "openvino": "octavo.runtimes.openvino",
+    "fastest": "octavo.runtimes.fastest",
+}
 
-__all__ = ["RUNTIMES", "Lowered", "lower"]
+# These have threads of their own.
+FOREIGN = frozenset({"onnxruntime", "openvino"})
+
+__all__ = ["FOREIGN", "RUNTIMES", "Lowered", "Options", "lower"]
 
 
-def lower(graph: Graph, runtime: str, device: torch.device) -> Lowered:
+def lower(
+    graph: Graph, runtime: str, device: torch.device, options: Options | None = None
+) -> Lowered:
     """Make a quantized graph ready for a runtime.
 
     Raises:
         RuntimeUnavailable: there is no such runtime, or it cannot run here.
+        MissingExtra: the runtime's package is not installed.
+        ExportError: the runtime cannot express an operator of the graph.
     """
     if runtime not in RUNTIMES:
         raise RuntimeUnavailable(f"unknown runtime {runtime!r}; one of {sorted(RUNTIMES)}")
-    lowered: Lowered = import_module(RUNTIMES[runtime]).lower(graph, device)
+    lowered: Lowered = import_module(RUNTIMES[runtime]).lower(graph, device, options or Options())
     return lowered

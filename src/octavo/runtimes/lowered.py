@@ -2,9 +2,54 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from octavo.errors import RuntimeUnavailable
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a runtime runs a model; what is ``None`` is left to the runtime.
+
+    Attributes:
+        threads: of one call; ``None`` is torch's number, ``torch.get_num_threads()``.
+        batch: the one batch size that the model will be called with, which lets a runtime choose
+            its kernels for it; ``None`` for any.
+        cache: folder where a runtime keeps what it compiled.
+
+    Raises:
+        RuntimeUnavailable: more threads than cores, or a number below one.
+    """
+
+    threads: int | None = None
+    batch: int | None = None
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            raise RuntimeUnavailable(
+                f"threads={self.threads}, but this machine has {cores} cores; choose 1 to {cores}"
+            )
+        if self.batch is not None and self.batch < 1:
+            raise RuntimeUnavailable(f"batch={self.batch}; a batch has at least one sample")
+
+    def refuse(self, runtime: str) -> None:
+        """For runtimes that are torch itself, whose settings are torch's.
+
+        Raises:
+            RuntimeUnavailable: an option is set.
+        """
+        names = [name for name, value in vars(self).items() if value is not None]
+        if names:
+            raise RuntimeUnavailable(
+                f"the {runtime} runtime has no option {names[0]!r}; it runs as torch does, for "
+                "example with as many threads as torch.set_num_threads sets"
+            )
 
 
 @dataclass(frozen=True)
@@ -16,9 +61,11 @@ class Lowered:
         run: from the graph's input tensors, in order, to its flat results.
         kernels: node of the graph -> the int8 kernel that runs it, alone or with its neighbours.
         fallbacks: node that reads integers but runs dequantized here -> why.
+        note: what else there is to say, ``""`` for nothing.
     """
 
     runtime: str
     run: Callable[..., tuple[Any, ...]]
     kernels: Mapping[str, str]
     fallbacks: Mapping[str, str]
+    note: str = ""

@@ -9,11 +9,16 @@ import torch
 
 from octavo.graph import Graph
 from octavo.program import compile_steps, steps_of
-from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.lowered import Lowered, Options
 
 
-def lower(graph: Graph, device: torch.device) -> Lowered:
-    """Run every node as it is written."""
+def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
+    """Run every node as it is written.
+
+    Raises:
+        RuntimeUnavailable: an option is set.
+    """
+    options.refuse("reference")
     run = compile_steps(
         [given.name for given in graph.inputs],
         steps_of(graph, device),

@@ -17,7 +17,15 @@ from octavo import operators
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph, Node, Ref, refs_in
 from octavo.program import Step, compile_steps
-from octavo.runtimes import dynamic, integer_ops, onednn, recurrent, transposed, weight_only
+from octavo.runtimes import (
+    dynamic,
+    integer_ops,
+    onednn,
+    pixels,
+    recurrent,
+    transposed,
+    weight_only,
+)
 from octavo.runtimes import integer_kernels as kernels
 from octavo.runtimes.chains import (
     ATTENTION,
@@ -34,7 +42,7 @@ from octavo.runtimes.chains import (
     chain_from,
     integers_of,
 )
-from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.siblings import join_siblings
 
 _SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
@@ -100,12 +108,13 @@ class _Placed:
     moves: str | None = None
 
 
-def lower(graph: Graph, device: torch.device) -> Lowered:
+def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Lower a QDQ graph to int8 kernels.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU.
+        RuntimeUnavailable: the model is not on the CPU, or an option is set.
     """
+    options.refuse("torch")
     if device.type != "cpu":
         raise RuntimeUnavailable(
             f"the torch runtime runs on the CPU, the model is on {device}; "
@@ -179,6 +188,9 @@ def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
     """The steps of a node that no kernel runs."""
     plain = _Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
     if node.op == QUANTIZE:
+        from_pixels = pixels.step_from_pixels(context, node)
+        if from_pixels is not None:
+            return [_Placed(from_pixels)]
         return [_Placed(Step(node.name, kernels.quantize(integers_of(node)), node.args[:1]))]
     if node.op == DEQUANTIZE:
         source = context.nodes.get(node.args[0].name)

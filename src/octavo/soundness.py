@@ -23,7 +23,7 @@ _BIASED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 _TORCH_NAMES = ("ScalarType", "Layout", "MemoryFormat")
 
 
-def verify(graph: Graph) -> None:
+def check(graph: Graph) -> None:
     """Check names, operators, arguments, shapes and dtypes.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 
 from octavo.errors import ArtifactError
 from octavo.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.verify import verify
+from octavo.soundness import check
 
 CPU = torch.device("cpu")
 
@@ -61,14 +61,14 @@ def node(op: str, *args: Any, made: TensorMeta | None = None, **kwargs: Any) -> 
     ids=lambda nodes: nodes[-1].op if nodes else "conv",
 )
 def test_a_sound_graph_passes(nodes: tuple[Node, ...]) -> None:
-    verify(graph(*nodes, index=torch.tensor([0, 2])))
+    check(graph(*nodes, index=torch.tensor([0, 2])))
 
 
 def test_a_size_that_depends_on_values_is_left_open() -> None:
     counts = node("aten.unique_consecutive.default", Ref("index"))
     first = replace(node("python.getitem", Ref("node"), 0, made=meta(None)), name="first")
     relu = replace(node("aten.relu.default", Ref("first"), made=meta(None)), name="relu")
-    verify(graph(counts, first, relu, index=torch.tensor([0, 2])))
+    check(graph(counts, first, relu, index=torch.tensor([0, 2])))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_size_that_depends_on_values_is_left_open() -> None:
 )
 def test_names_and_operators(nodes: tuple[Node, ...], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
-        verify(graph(*nodes))
+        check(graph(*nodes))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_names_and_operators(nodes: tuple[Node, ...], message: str) -> None:
 def test_arguments_that_an_operator_does_not_take(broken: Node) -> None:
     for made in (None, meta(None, 3, 8, 8)):
         with pytest.raises(ArtifactError, match=f"'node': {broken.op} does not take its arguments"):
-            verify(graph(replace(broken, meta=made)))
+            check(graph(replace(broken, meta=made)))
 
 
 @pytest.mark.parametrize(
@@ -154,12 +154,12 @@ def test_arguments_that_an_operator_does_not_take(broken: Node) -> None:
 def test_results_that_are_not_what_was_declared(declared: TensorMeta | None) -> None:
     broken = replace(CONV, name="node", meta=declared)
     with pytest.raises(ArtifactError, match=r"'node' makes float32\[6, 4, 8, 8\], the graph decl"):
-        verify(graph(broken))
+        check(graph(broken))
 
 
 def test_a_list_is_not_a_tensor() -> None:
     with pytest.raises(ArtifactError, match="'parts' makes None, the graph declares"):
-        verify(graph(replace(PARTS, meta=meta(None, 2, 8, 8))))
+        check(graph(replace(PARTS, meta=meta(None, 2, 8, 8))))
 
 
 @pytest.mark.parametrize(
@@ -173,26 +173,26 @@ def test_a_list_is_not_a_tensor() -> None:
 )
 def test_constants_of_another_shape(weight: torch.Tensor) -> None:
     with pytest.raises(ArtifactError, match="its node 'conv'"):
-        verify(graph(weight=weight))
+        check(graph(weight=weight))
 
 
 def test_outputs_must_be_made() -> None:
     with pytest.raises(ArtifactError, match=r"its outputs \['nope'\] are not made"):
-        verify(graph(output="nope"))
+        check(graph(output="nope"))
 
 
 def test_nothing_is_allocated() -> None:
     """Ten terabytes, of which only the shape is known."""
-    verify(graph(node("aten.zeros.default", [10**13 // 4], device=CPU, made=meta(10**13 // 4))))
+    check(graph(node("aten.zeros.default", [10**13 // 4], device=CPU, made=meta(10**13 // 4))))
 
 
 def test_arguments_must_give_each_input_once() -> None:
     sound = graph()
     for arguments in ({}, {"x": Ref("y")}, {"x": [Ref("x"), Ref("x")]}, {"x": Ref("conv")}):
         with pytest.raises(ArtifactError, match="its arguments do not give each input once"):
-            verify(replace(sound, arguments=arguments))
+            check(replace(sound, arguments=arguments))
 
 
 def test_inputs_and_constants_have_names_of_their_own() -> None:
     with pytest.raises(ArtifactError, match="its graph gives one name to two tensors"):
-        verify(graph(x=torch.ones(1)))
+        check(graph(x=torch.ones(1)))

@@ -1,0 +1,55 @@
+"""``octavo bench``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from octavo.cli.app import JsonFlag, console, print_json
+
+
+def bench(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")],
+    batches: Annotated[
+        str, typer.Option("--batches", help="Batch sizes, separated by commas.")
+    ] = "1,8,32",
+    runtimes: Annotated[
+        str | None,
+        typer.Option("--runtimes", help="Separated by commas [all that are installed]."),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Of every contender [as torch has].")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", min=0.1, help="Of timing, for each batch size.")
+    ] = 10.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time a file on every runtime, beside fp32 and bf16: latency, throughput, memory, load time.
+
+    **Example:** `octavo bench m.octavo --batches 1,16`
+    """
+    from octavo.bench import bench as bench_file
+    from octavo.errors import InputError
+
+    try:
+        sizes = [int(size) for size in batches.split(",")]
+    except ValueError as error:
+        raise InputError(f"--batches {batches!r}: give numbers, such as 1,8,32") from error
+    names = None if runtimes is None else [name.strip() for name in runtimes.split(",")]
+    found = bench_file(
+        file,
+        batches=sizes,
+        runtimes=names,
+        threads=threads,
+        seconds=seconds,
+        progress=not as_json,
+    )
+    if as_json:
+        print_json(found.to_dict())
+        return
+    screen = console()
+    screen.print(found)
+    for size in sizes:
+        screen.print(f"fastest at batch {size}: {found.fastest(size)}", highlight=False)

@@ -1,0 +1,15 @@
+"""What each runtime wants to read, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from octavo.onnx.writer import Dialect
+
+DIALECTS: Mapping[str, Dialect] = {
+    # Its kernels for integers take int32 biases, and it fuses products of integers with what
+    # stands around them.
+    "onnxruntime": Dialect(integer_bias=True, integer_products=True),
+    # Its kernels add float biases, and its own dynamic quantization starts from float products.
+    "openvino": Dialect(integer_bias=False, integer_products=False),
+}

@@ -1,0 +1,59 @@
+"""A quantized graph as an ONNX model, and as a file."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from octavo.atomic import replacing
+from octavo.errors import ExportError
+from octavo.graph import Graph, Node
+from octavo.onnx.operators import CONVERTERS, LAZY
+from octavo.onnx.writer import Dialect, Writer, serialized
+from octavo.version import __version__
+
+
+def to_onnx(graph: Graph, dialect: Dialect | None = None, name: str = "octavo") -> Any:
+    """An ``onnx.ModelProto`` of a quantized graph.
+
+    Args:
+        graph: in canonical QDQ form.
+        dialect: what a runtime wants to read.
+        name: of the model.
+
+    Raises:
+        ExportError: it has operators that have no ONNX form; all are named.
+    """
+    missing = {node.op: node.name for node in graph.nodes if converter_of(node) is None}
+    if missing:
+        listed = ", ".join(f"{op} (first in {where!r})" for op, where in missing.items())
+        raise ExportError(
+            f"no ONNX form is known for {listed}; the runtimes 'torch' and 'reference' run it"
+        )
+    writer = Writer(graph, dialect or Dialect(), convert_lazily=_convert)
+    for node in graph.nodes:
+        if node.op not in LAZY:
+            _convert(writer, node)
+    return writer.model(name, {"octavo": __version__})
+
+
+def converter_of(node: Node) -> Any:
+    """The function that writes a node; ``None`` where there is none."""
+    return CONVERTERS.get(node.op.split(".")[0], {}).get(node.short_op)
+
+
+def _convert(writer: Writer, node: Node) -> None:
+    with writer.writing(node) as finish:
+        finish(converter_of(node)(writer, node))
+
+
+def save_onnx(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write a model to a file: whole or not at all.
+
+    Raises:
+        ExportError: it is larger than the 2 GB that one file can hold.
+        ArtifactError: the file cannot be written.
+    """
+    data = serialized(model)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

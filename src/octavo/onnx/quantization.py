@@ -1,0 +1,260 @@
+"""Quantize, dequantize, and the layers that read integers: what makes the model one of int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo import ops
+from octavo.errors import ExportError
+from octavo.graph import Node, Ref
+from octavo.onnx.writer import Writer, dtype_name
+
+_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
+_DEQUANTIZE = "octavo.dequantize.default"
+_CHANNELS = "octavo.dequantize_channels.default"
+_GROUPS = "octavo.dequantize_groups.default"
+_UNPACK = "octavo.unpack_int4.default"
+_DYNAMIC = "octavo.fake_quantize_dynamic.default"
+_INT32 = 2**31 - 1
+
+
+def _quantize(w: Writer, node: Node) -> Any:
+    x, scale, zero_point, qmin, qmax, dtype = node.args
+    name = dtype_name(dtype)
+    value = w.read(x)
+    if (qmin, qmax) != _RANGES[name]:  # ONNX knows the dtype's own range alone
+        bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
+        value = w.op("Clip", value, *bounds)
+    return w.op("QuantizeLinear", value, w.constant(scale, "float32"), w.constant(zero_point, name))
+
+
+def _dequantize(w: Writer, node: Node) -> Any:
+    q, scale, zero_point = node.args
+    dtype = w.meta(q).dtype
+    return w.op(
+        "DequantizeLinear",
+        w.read(q),
+        w.constant(scale, "float32"),
+        w.constant(zero_point, dtype),
+    )
+
+
+def _dequantize_constant(w: Writer, node: Node) -> Any:
+    return weight(w, Ref(node.name))
+
+
+def _unpack(w: Writer, node: Node) -> Any:
+    """Only its reader writes it: as an initializer of four bits."""
+    return f"{node.name} is not read by itself"
+
+
+def _fake_quantize_dynamic(w: Writer, node: Node) -> Any:
+    """In float: quantized and dequantized, for layers that are not written on integers."""
+    q, scale, zero_point = _rounded(w, node)
+    return w.op("Mul", w.op("Sub", _float(w, q), _float(w, zero_point)), scale)
+
+
+def _float(w: Writer, value: str) -> str:
+    made: str = w.op("Cast", value, to=1)
+    return made
+
+
+def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
+    """The integers of a tensor with the range that it has, their scale and zero point."""
+    key = f"{node.name}.integers"
+    if key not in w.values:
+        x, low, high, symmetric, per_token = node.args
+        if (low, high, symmetric, per_token) == (0, 255, False, False):
+            w.values[key] = tuple(w.op("DynamicQuantizeLinear", w.read(x), outputs=3))
+        else:
+            w.values[key] = _rounded_by_hand(w, node)
+    found: tuple[str, str, str] = w.values[key]
+    return found
+
+
+def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:
+    """What ``DynamicQuantizeLinear`` does, for other ranges, symmetric, or row by row."""
+    x, low, high, symmetric, per_token = node.args
+    value, axes = w.read(x), w.ints([-1]) if per_token else ""
+    zero = w.constant(0.0, "float32")
+    lowest = w.op("Min", w.op("ReduceMin", value, axes, keepdims=int(per_token)), zero)
+    highest = w.op("Max", w.op("ReduceMax", value, axes, keepdims=int(per_token)), zero)
+    if symmetric:
+        width = w.op("Max", w.op("Neg", lowest), highest)
+        steps = min(high, -low)
+    else:
+        width, steps = w.op("Sub", highest, lowest), high - low
+    smallest = w.constant(torch.finfo(torch.float32).tiny ** 0.5, "float32")
+    scale = w.op("Max", w.op("Div", width, w.constant(float(steps), "float32")), smallest)
+    bounds = [w.constant(float(bound), "float32") for bound in (low, high)]
+    dtype = "int8" if low < 0 else "uint8"
+    code = 3 if low < 0 else 2
+    if symmetric:
+        moved = w.op("Round", w.op("Div", value, scale))
+        zero_point = w.constant(0, dtype)
+    else:
+        start = w.op("Sub", bounds[0], w.op("Round", w.op("Div", lowest, scale)))
+        start = w.op("Clip", start, *bounds)
+        moved = w.op("Add", w.op("Round", w.op("Div", value, scale)), start)
+        zero_point = w.op("Cast", start, to=code)
+    return w.op("Cast", w.op("Clip", moved, *bounds), to=code), scale, zero_point
+
+
+def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
+    """A layer's weight as a float value: of integers that are kept as such, or plain.
+
+    Args:
+        w: the writer.
+        ref: a constant, or a node that dequantizes one.
+        transposed: swap the two axes of a matrix, in the stored tensor itself.
+    """
+    node = w.producer(ref)
+    suffix = ".transposed" if transposed else ""
+    known = f"{ref.name}{suffix}.value"
+    if known not in w.values:
+        if node is not None and node.op in (_CHANNELS, _GROUPS):
+            w.values[known] = _dequantized(w, node, transposed)
+        elif w.tensor_of(ref) is not None:
+            tensor = w.tensor_of(ref)
+            assert tensor is not None
+            turned = tensor.t() if transposed else tensor
+            w.values[known] = w.initializer(f"{ref.name}{suffix}", turned)
+        else:
+            value = w.read(ref)
+            w.values[known] = w.op("Transpose", value, perm=[1, 0]) if transposed else value
+    found: str = w.values[known]
+    return found
+
+
+def integers_of(w: Writer, ref: Any) -> tuple[Tensor, Tensor, Tensor, int] | None:
+    """Integers, scale, zero point and axis of a constant weight with one scale a channel."""
+    node = w.producer(ref)
+    if node is None or node.op != _CHANNELS:
+        return None
+    tensors = [w.tensor_of(arg) for arg in node.args[:3]]
+    if any(tensor is None for tensor in tensors):
+        return None
+    q, scale, zero_point = (tensor for tensor in tensors if tensor is not None)
+    return q, scale, zero_point, node.args[3]
+
+
+def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
+    q, scale, zero_point = node.args[:3]
+    tensors = [w.tensor_of(arg) for arg in (scale, zero_point)]
+    unpack = w.producer(q)
+    integers = w.tensor_of(q if unpack is None else unpack.args[0])
+    if integers is None or any(tensor is None for tensor in tensors):
+        raise ExportError(f"{node.name}: its integers are not constant, which ONNX asks for")
+    scales, zeros = (tensor for tensor in tensors if tensor is not None)
+    suffix = ".transposed" if transposed else ""
+    stored = q.name if unpack is None else unpack.args[0].name
+    attributes: dict[str, Any] = {}
+    if node.op == _CHANNELS:
+        attributes["axis"] = 1 - node.args[3] if transposed else node.args[3]
+    else:
+        columns = (unpack.args[1] if unpack else list(integers.shape))[1]
+        attributes = {"axis": 0 if transposed else 1, "block_size": columns // scales.shape[1]}
+        if transposed:
+            scales, zeros = scales.t(), zeros.t()
+    name = f"{stored}{suffix}"
+    if unpack is None:
+        turned = integers.t() if transposed else integers
+        value = w.initializer(name, turned)
+        start = w.initializer(f"{zero_point.name}{suffix}", zeros.to(integers.dtype))
+    else:
+        shape, signed = unpack.args[1:3]
+        dtype = "int4" if signed else "uint4"
+        if transposed:
+            integers = ops.pack_int4(ops.unpack_int4(integers, shape, signed).t().contiguous())
+            shape = shape[::-1]
+        value = w.packed_initializer(name, integers, list(shape), dtype)
+        packed = ops.pack_int4(zeros.contiguous())
+        start = w.packed_initializer(f"{zero_point.name}{suffix}", packed, list(zeros.shape), dtype)
+    scale_value = w.initializer(f"{scale.name}{suffix}", scales)
+    made: str = w.op("DequantizeLinear", value, scale_value, start, **attributes)
+    return made
+
+
+def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
+    """A layer's bias: int32 with the scale of its sums where the dialect asks for it.
+
+    The rounding is at most half a step of the sums themselves.
+    """
+    if ref is None:
+        return ""
+    tensor, integers, source = w.tensor_of(ref), integers_of(w, weight_ref), w.producer(x)
+    if (
+        not w.dialect.integer_bias
+        or tensor is None
+        or integers is None
+        or source is None
+        or source.op != _DEQUANTIZE
+        or bool(integers[2].any())
+    ):
+        return w.read(ref)
+    scale = integers[1] * source.args[1]
+    rounded = torch.round(tensor.double() / scale.double())
+    if len(scale) != len(tensor) or not bool((rounded.abs() <= _INT32).all()):
+        return w.read(ref)
+    name = f"{ref.name}.of.{x.name}"
+    stored = w.initializer(f"{name}.int32", rounded.to(torch.int32))
+    made: str = w.op("DequantizeLinear", stored, w.initializer(f"{name}.scale", scale), axis=0)
+    return made
+
+
+def linear(w: Writer, node: Node) -> Any:
+    """``x @ weight.T + bias``."""
+    x, weight_ref, bias_ref = (*node.args, None)[:3]
+    source = w.producer(x)
+    integers = integers_of(w, weight_ref)
+    if (
+        w.dialect.integer_products
+        and source is not None
+        and source.op == _DYNAMIC
+        and integers is not None
+        and integers[3] == 0
+        and not bool(integers[2].any())
+    ):
+        return _integer_product(w, node, source, integers)
+    if w.rank(x) == 2:
+        matrix = weight(w, weight_ref)
+        return w.op("Gemm", w.read(x), matrix, bias(w, x, weight_ref, bias_ref), transB=1)
+    product = w.op("MatMul", w.read(x), weight(w, weight_ref, transposed=True))
+    return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+
+
+def _integer_product(
+    w: Writer, node: Node, source: Node, integers: tuple[Tensor, Tensor, Tensor, int]
+) -> Any:
+    """A product of integers and the scales behind it, as runtimes fuse them."""
+    _, weight_ref, bias_ref = (*node.args, None)[:3]
+    q, scale, zero_point = _rounded(w, source)
+    per_token = source.args[4]
+    weights, weight_scale, _, _ = integers
+    reader = w.producer(weight_ref)
+    assert reader is not None
+    name = reader.args[0].name
+    matrix = w.initializer(f"{name}.transposed", weights.t())
+    scales = w.initializer(reader.args[1].name, weight_scale)
+    if per_token:  # the runtimes know one zero point for all rows alone
+        product = _float(w, w.op("MatMulInteger", q, matrix))
+        sums = w.initializer(f"{name}.sums", weights.sum(1, dtype=torch.float32))
+        product = w.op("Sub", product, w.op("Mul", _float(w, zero_point), sums))
+    else:
+        product = _float(w, w.op("MatMulInteger", q, matrix, zero_point))
+    product = w.op("Mul", product, w.op("Mul", scale, scales))
+    return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+
+
+CONVERTERS = {
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "dequantize_channels": _dequantize_constant,
+    "dequantize_groups": _dequantize_constant,
+    "unpack_int4": _unpack,
+    "fake_quantize_dynamic": _fake_quantize_dynamic,
+    "linear": linear,
+}

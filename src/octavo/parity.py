@@ -1,0 +1,388 @@
+"""Do the runtimes agree? Each against the oracle, layer by layer and end to end.
+
+A difference at one layer changes what all later layers read, so that comparing their results would
+blame the wrong ones. Here every quantized layer is given what the oracle gave it: the graph is cut
+where integers begin, the oracle's values go in at each cut, and what the runtime makes of them
+comes out at the next. So one run shows every layer's own error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from octavo.batches import split_batch
+from octavo.call import flatten_call
+from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.metrics import Likeness
+from octavo.model import QuantizedModel
+from octavo.runtimes import RUNTIMES, lower
+from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.lowered import Options
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+RANDOM_BATCHES = 4
+_NO_RUNTIMES = ("reference", "fastest")  # the oracle itself, and the choice among the others
+_QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
+_DYNAMIC = "octavo.fake_quantize_dynamic.default"
+_WEIGHTS = frozenset({"octavo.dequantize_channels.default", "octavo.dequantize_groups.default"})
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """How far a runtime may be from the oracle.
+
+    Attributes:
+        steps: a layer's integers may differ by so many steps ...
+        share: ... but for this share of them, where float results lie between two integers.
+        sqnr_db: of a layer's float results.
+        agreement: percent of samples with the same class, end to end, where the outputs are scores.
+    """
+
+    steps: int = 1
+    share: float = 1e-4
+    sqnr_db: float = 40.0
+    agreement: float = 99.9
+
+
+# By the target that a model was quantized for: kernels that compute what it says differ by the
+# order of float sums and by how they round a half.
+THRESHOLDS: Mapping[str, Threshold] = {
+    "x86": Threshold(),
+    "x86-avx2": Threshold(),
+    "arm": Threshold(),
+    "onnxruntime": Threshold(),
+    "openvino": Threshold(),
+    "tensorrt": Threshold(),
+    "edge": Threshold(),
+}
+
+
+@dataclass(frozen=True)
+class LayerParity:
+    """One cut: the runtime's values against the oracle's, both made from the oracle's inputs.
+
+    Attributes:
+        layer: the node whose result this is.
+        steps: the largest difference in steps of its scale; ``None`` for float results.
+        share: of values that differ by more than one step.
+        sqnr_db: of the values.
+    """
+
+    layer: str
+    steps: int | None
+    share: float
+    sqnr_db: float
+
+    def within(self, threshold: Threshold) -> bool:
+        """Whether this is as near as it has to be."""
+        if self.steps is None:
+            return self.sqnr_db >= threshold.sqnr_db
+        return self.steps <= threshold.steps or self.share <= threshold.share
+
+
+@dataclass(frozen=True)
+class RuntimeParity:
+    """One runtime against the oracle.
+
+    Attributes:
+        runtime: its name.
+        agreement: percent of samples with the same class; ``None`` where the outputs are no scores.
+        sqnr_db: of the outputs, end to end, where small differences add up.
+        layers: every cut, in the order of the graph.
+        first: the first layer that is too far off; ``""`` where none is.
+        error: why it could not run; ``""`` where it could.
+        passed: all within the threshold.
+    """
+
+    runtime: str
+    agreement: float | None
+    sqnr_db: float
+    layers: tuple[LayerParity, ...]
+    first: str
+    error: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What `verify` found: a runtime each. Prints as a table."""
+
+    target: str
+    samples: int
+    runtimes: tuple[RuntimeParity, ...] = field(default_factory=tuple)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all runtimes agree with the oracle."""
+        return all(runtime.passed for runtime in self.runtimes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready data; an infinite SQNR is ``None``."""
+        return {**_finite(asdict(self)), "passed": self.passed}
+
+    def __str__(self) -> str:
+        lines = [f"against the oracle, {self.samples} samples, target {self.target}:"]
+        lines += [f"  {runtime.runtime}: {_verdict(runtime)}" for runtime in self.runtimes]
+        return "\n".join(lines)
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(
+            "runtime",
+            "agreement",
+            "SQNR dB",
+            "layers",
+            "largest step",
+            "verdict",
+            title=f"Runtimes against the oracle, {self.samples} samples, target {self.target}",
+            title_justify="left",
+        )
+        for found in self.runtimes:
+            steps = [layer.steps for layer in found.layers if layer.steps is not None]
+            table.add_row(
+                found.runtime,
+                "-" if found.agreement is None else f"{found.agreement:.2f} %",
+                f"{found.sqnr_db:.1f}",
+                str(len(found.layers)),
+                str(max(steps)) if steps else "-",
+                _verdict(found),
+            )
+        return table
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _verdict(found: RuntimeParity) -> str:
+    if found.error:
+        return found.error
+    if found.first:
+        layer = next(layer for layer in found.layers if layer.layer == found.first)
+        how = (
+            f"{layer.sqnr_db:.1f} dB"
+            if layer.steps is None
+            else f"{layer.steps} steps, {100 * layer.share:.2g} % by more than one"
+        )
+        return f"disagrees first at {found.first!r} ({how})"
+    if not found.passed:
+        return f"every layer agrees, the classes only {found.agreement:.2f} %"
+    return "agrees"
+
+
+def verify(
+    q: QuantizedModel,
+    data: Iterable[Any] | None = None,
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    runtimes: Sequence[str] | None = None,
+    threshold: Threshold | None = None,
+) -> Parity:
+    """Compare runtimes with the oracle, layer by layer and end to end.
+
+    Args:
+        q: the model.
+        data: batches as `quantize` takes them for calibration; ``None`` takes random ones. The
+            layers are compared on the first.
+        inputs: batch -> the model's arguments, where the defaults do not fit.
+        runtimes: names; ``None`` is all that are installed.
+        threshold: ``None`` is that of the model's target, see ``THRESHOLDS``.
+
+    Raises:
+        InputError: there is no data, or it does not fit the model.
+
+    Example:
+        >>> print(octavo.verify(q))  # doctest: +SKIP
+    """
+    limit = threshold or THRESHOLDS[q.target]
+    batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
+    if not batches:
+        raise InputError("verify got no data; give at least one batch, or None for random ones")
+    names = (
+        [name for name in RUNTIMES if name not in _NO_RUNTIMES] if runtimes is None else runtimes
+    )
+    oracle = q.lower("reference").lowered.run
+    with torch.no_grad():
+        wanted = [oracle(*batch) for batch in batches]
+        cuts = _Cuts.of(q.graph, batches[0])
+        found = [
+            _compared(q, name, batches, wanted, cuts, limit, required=runtimes is not None)
+            for name in names
+        ]
+    samples = sum(_samples(batch) for batch in batches)
+    return Parity(q.target, samples, tuple(item for item in found if item is not None))
+
+
+def _random_batches(q: QuantizedModel) -> list[tuple[Tensor, ...]]:
+    return [random_inputs(q.graph, seed=seed) for seed in range(RANDOM_BATCHES)]
+
+
+def _tensors(
+    q: QuantizedModel, data: Iterable[Any], inputs: Callable[[Any], Any] | None
+) -> list[tuple[Tensor, ...]]:
+    calls = (split_batch(batch, q.signature, inputs) for batch in data)
+    return [tuple(flatten_call(q.graph, call.args, call.kwargs)) for call in calls]
+
+
+def _samples(batch: Sequence[Tensor]) -> int:
+    return batch[0].shape[0] if batch and batch[0].dim() else 1
+
+
+def _compared(
+    q: QuantizedModel,
+    name: str,
+    batches: Sequence[Sequence[Tensor]],
+    wanted: Sequence[tuple[Any, ...]],
+    cuts: _Cuts,
+    limit: Threshold,
+    required: bool,
+) -> RuntimeParity | None:
+    """One runtime; ``None`` where its package is missing and nobody asked for it."""
+    try:
+        run = lower(q.graph, name, q.device, Options()).run
+        likeness = Likeness()
+        for batch, expected in zip(batches, wanted, strict=True):
+            likeness.update(expected, run(*batch))
+        layers = cuts.compared(lower(cuts.graph, name, q.device, Options()).run)
+    except OctavoError as error:
+        if not required and isinstance(error, MissingExtra):
+            return None
+        return RuntimeParity(name, None, -math.inf, (), "", str(error), passed=False)
+    first = next((layer.layer for layer in layers if not layer.within(limit)), "")
+    agrees = likeness.agreement is None or likeness.agreement >= limit.agreement
+    return RuntimeParity(
+        name, likeness.agreement, likeness.sqnr_db, layers, first, "", not first and agrees
+    )
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """A graph cut at every place where integers begin.
+
+    Attributes:
+        graph: with an input for each cut, and each cut's value as an output.
+        inputs: what goes in: the oracle's values.
+        outputs: what should come out: the oracle's values.
+        layers: the name of each output's layer.
+        scales: of each output's integers; ``None`` for floats.
+    """
+
+    graph: Graph
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    layers: tuple[str, ...]
+    scales: tuple[float | None, ...]
+
+    @classmethod
+    def of(cls, graph: Graph, batch: Sequence[Tensor]) -> _Cuts:
+        """Cut where a quantized tensor is read as floats, and where floats meet integer weights."""
+        producers = {node.name: node for node in graph.nodes}
+        read = {
+            name: producers.get(name)
+            for node in graph.nodes
+            for name in _cut_inputs(node, producers)
+        }
+        known = {given.name for given in graph.inputs} | set(graph.constants)
+        cut = [name for name in read if name not in known]
+        tapped = replace(graph, outputs=[Ref(name) for name in [*cut, *graph.output_names()]])
+        values = lower(tapped.pruned(), "reference", torch.device("cpu"), Options()).run(*batch)
+        oracle = dict(zip([*cut, *graph.output_names()], values, strict=True))
+        given, nodes = [], []
+        for node in graph.nodes:
+            names = {}
+            for name in _cut_inputs(node, producers):
+                if name in oracle and name not in known:
+                    names[name] = f"{name}.given"
+            if not names:
+                nodes.append(node)
+                continue
+            source = producers[next(iter(names))]
+            if node.op == _DEQUANTIZE and source.op == _QUANTIZE:
+                again = replace(
+                    source,
+                    name=f"{node.name}.again",
+                    args=(Ref(f"{source.name}.given"), *source.args[1:]),
+                )
+                nodes += [again, replace(node, args=(Ref(again.name), *node.args[1:]))]
+            else:
+                nodes.append(node.renamed(names))
+        inputs = []
+        for name in cut:
+            value = oracle[name]
+            source = producers[name]
+            if source.op == _QUANTIZE:
+                value = (value.to(torch.float32) - source.args[2]) * source.args[1]
+            inputs.append(value)
+            given.append(Input(f"{name}.given", TensorMeta.of(value), tuple(value.shape)))
+        layers = tuple(dict.fromkeys([*cut, *graph.output_names()]))
+        whole = replace(
+            graph,
+            inputs=(*graph.inputs, *given),
+            nodes=tuple(nodes),
+            outputs=[Ref(name) for name in layers],
+        )
+        scales = tuple(
+            producers[name].args[1]
+            if name in producers and producers[name].op == _QUANTIZE
+            else None
+            for name in layers
+        )
+        return cls(
+            whole.pruned(),
+            (*batch, *inputs),
+            tuple(oracle[name] for name in layers),
+            tuple(_layer_of(name, producers) for name in layers),
+            scales,
+        )
+
+    def compared(self, run: Any) -> tuple[LayerParity, ...]:
+        """What a runtime makes of the oracle's values."""
+        found = run(*self.inputs)
+        return tuple(
+            _layer(layer, want, have, scale)
+            for layer, want, have, scale in zip(
+                self.layers, self.outputs, found, self.scales, strict=True
+            )
+        )
+
+
+def _cut_inputs(node: Node, producers: Mapping[str, Node]) -> list[str]:
+    """The values at which a node's own reading of integers begins."""
+    if node.op in (_DEQUANTIZE, _DYNAMIC):
+        return [node.args[0].name]
+    names = list(node.refs())
+    weighted = any(producers[name].op in _WEIGHTS for name in names if name in producers)
+    if weighted and not node.op.startswith("octavo."):
+        quantized = (_DEQUANTIZE, _DYNAMIC, *_WEIGHTS)
+        return [n for n in names[:1] if n in producers and producers[n].op not in quantized]
+    return []
+
+
+def _layer_of(name: str, producers: Mapping[str, Node]) -> str:
+    """The layer behind a quantize node."""
+    node = producers.get(name)
+    return node.args[0].name if node is not None and node.op == _QUANTIZE else name
+
+
+def _layer(layer: str, want: Tensor, have: Tensor, scale: float | None) -> LayerParity:
+    likeness = Likeness()
+    likeness.update(want.to(torch.float32), have.to(torch.float32))
+    if scale is None:
+        return LayerParity(layer, None, 0.0, likeness.sqnr_db)
+    difference = (want.to(torch.int32) - have.to(torch.int32)).abs()
+    share = float((difference > 1).float().mean())
+    return LayerParity(layer, int(difference.max()), share, likeness.sqnr_db)

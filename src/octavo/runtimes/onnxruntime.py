@@ -1,0 +1,122 @@
+"""The ``onnxruntime`` runtime: the graph as an ONNX model, run by ONNX Runtime on the CPU.
+
+What runs in int8 is read from the model that ONNX Runtime made of it.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
+from octavo.graph import Graph
+from octavo.onnx.dialects import DIALECTS
+from octavo.onnx.export import to_onnx
+from octavo.onnx.writer import BATCH, node_kinds, serialized
+from octavo.runtimes.executed import account
+from octavo.runtimes.foreign import OutputShapes, as_array, check_batch, check_device
+from octavo.runtimes.lowered import Lowered, Options
+
+try:
+    import onnxruntime
+except ImportError as error:
+    raise MissingExtra("onnxruntime", "onnxruntime", "run models with ONNX Runtime") from error
+
+_ERRORS_ONLY = 3
+# Operators on integers, besides those called QLinear...
+_INTEGER = frozenset(
+    """
+    QGemm QAttention MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul ConvInteger
+    DynamicQuantizeLSTM QOrderedMatMul MatMulNBits
+    """.split()
+)
+# Fusing adds to a layer's name.
+_ADDED = re.compile(r"(_token_\d+|_quant|/MatMulInteger|/Gemm|/MatMul)+$")
+
+
+def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
+    """Load a QDQ graph.
+
+    Raises:
+        RuntimeUnavailable: the model is not on the CPU, or ONNX Runtime cannot load it.
+        ExportError: an operator has no ONNX form.
+        MissingExtra: the package onnx is not installed.
+    """
+    check_device("onnxruntime", device)
+    data = serialized(to_onnx(graph, DIALECTS["onnxruntime"]))
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder, "optimized.onnx")
+        session = _session(data, options, optimized)
+        kinds = node_kinds(optimized)
+    integer, otherwise = _executed(kinds)
+    kernels, fallbacks = account(graph, integer, otherwise, "onnxruntime")
+    return Lowered("onnxruntime", _runner(session, graph, options.batch), kernels, fallbacks)
+
+
+def _session(data: bytes, options: Options, optimized: Path) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads or torch.get_num_threads()
+    settings.log_severity_level = _ERRORS_ONLY
+    settings.optimized_model_filepath = str(optimized)
+    if options.batch is not None:
+        settings.add_free_dimension_override_by_name(BATCH, options.batch)
+    try:
+        return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors share no base of their own
+        raise RuntimeUnavailable(f"ONNX Runtime cannot load the model: {_reason(error)}") from error
+
+
+def _runner(session: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
+    names = {given.name for given in session.get_inputs()}
+    outputs = [given.name for given in session.get_outputs()]
+    shapes = OutputShapes.of(graph)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        check_batch(tensors, batch)
+        binding = session.io_binding()
+        kept = [as_array(tensor) for tensor in tensors]
+        results = shapes.empty(tensors)
+        for given, array in zip(graph.inputs, kept, strict=True):
+            if given.name in names:
+                binding.bind_cpu_input(given.name, array)
+        for name, result in zip(outputs, results, strict=True):
+            if result is None:
+                binding.bind_output(name)
+            else:
+                array = result.numpy()
+                binding.bind_output(
+                    name, "cpu", 0, array.dtype, array.shape, array.__array_interface__["data"][0]
+                )
+        try:
+            session.run_with_iobinding(binding)
+        except Exception as error:
+            raise InputError(f"ONNX Runtime cannot run these inputs: {_reason(error)}") from error
+        found = binding.get_outputs()
+        return tuple(
+            torch.from_numpy(found[index].numpy()) if result is None else result
+            for index, result in enumerate(results)
+        )
+
+    return run
+
+
+def _executed(kinds: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
+    """Layer -> its operator: those on integers, and the others."""
+    integer: dict[str, str] = {}
+    otherwise: dict[str, str] = {}
+    for name, kind in kinds:
+        found = integer if kind.startswith("QLinear") or kind in _INTEGER else otherwise
+        found[_ADDED.sub("", name)] = f"onnxruntime {kind}"
+    return integer, otherwise
+
+
+def _reason(error: Exception) -> str:
+    """The first line, without the library's codes in front."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line.rsplit(" : ", 1)[-1]

@@ -1,0 +1,125 @@
+"""The ``openvino`` runtime: the graph as an ONNX model, compiled by OpenVINO for this CPU.
+
+What runs in int8 is read from the compiled model, since a quantized model that loads is not yet one
+that runs on integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
+from octavo.graph import Graph
+from octavo.onnx.dialects import DIALECTS
+from octavo.onnx.export import to_onnx
+from octavo.onnx.writer import serialized
+from octavo.runtimes.executed import account
+from octavo.runtimes.foreign import OutputShapes, as_array, check_batch, check_device
+from octavo.runtimes.lowered import Lowered, Options
+
+try:
+    import openvino
+except ImportError as error:
+    raise MissingExtra("openvino", "openvino", "run models with OpenVINO") from error
+
+
+def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
+    """Compile a QDQ graph.
+
+    Raises:
+        RuntimeUnavailable: the model is not on the CPU, or OpenVINO cannot compile it.
+        ExportError: an operator has no ONNX form.
+        MissingExtra: the package onnx is not installed.
+    """
+    check_device("openvino", device)
+    compiled = _compiled(graph, options)
+    integer, otherwise = _executed(compiled)
+    kernels, fallbacks = account(graph, integer, otherwise, "openvino")
+    return Lowered("openvino", _runner(compiled, graph, options.batch), kernels, fallbacks)
+
+
+def _compiled(graph: Graph, options: Options) -> Any:
+    core = openvino.Core()
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
+    }
+    data = serialized(to_onnx(graph, DIALECTS["openvino"]))
+    try:
+        model = core.read_model(data)
+        if options.batch is not None:
+            model.reshape(_with_batch(model, options.batch))
+        if options.cache is not None:
+            return _from_cache(core, model, settings | {"CACHE_DIR": str(options.cache)})
+        return core.compile_model(model, "CPU", settings)
+    except RuntimeError as error:
+        raise RuntimeUnavailable(f"OpenVINO cannot compile the model: {_reason(error)}") from error
+
+
+def _with_batch(model: Any, batch: int) -> dict[str, Any]:
+    """The inputs' shapes with a number for the batch, where it is open."""
+    shapes = {}
+    for given in model.inputs:
+        first, *rest = list(given.get_partial_shape())
+        shapes[given.get_any_name()] = openvino.PartialShape(
+            [openvino.Dimension(batch) if first.is_dynamic else first, *rest]
+        )
+    return shapes
+
+
+def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
+    """Compiled, or read from the folder; without it where the folder cannot be used."""
+    try:
+        return core.compile_model(model, "CPU", settings)
+    except RuntimeError:
+        without = {key: value for key, value in settings.items() if key != "CACHE_DIR"}
+        return core.compile_model(model, "CPU", without)
+
+
+def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
+    request = compiled.create_infer_request()
+    shapes = OutputShapes.of(graph)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        check_batch(tensors, batch)
+        arrays = [as_array(tensor) for tensor in tensors]
+        results = shapes.empty(tensors)
+        for index, result in enumerate(results):
+            if result is not None:  # OpenVINO writes to torch's memory
+                shared = openvino.Tensor(result.numpy(), shared_memory=True)
+                request.set_output_tensor(index, shared)
+        try:
+            found = request.infer(arrays, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise InputError(f"OpenVINO cannot run these inputs: {_reason(error)}") from error
+        return tuple(
+            torch.from_numpy(np.array(found[index])) if result is None else result
+            for index, result in enumerate(results)
+        )
+
+    return run
+
+
+def _executed(compiled: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Layer -> its kernel: those on integers, and the others."""
+    integer: dict[str, str] = {}
+    otherwise: dict[str, str] = {}
+    for op in compiled.get_runtime_model().get_ops():
+        info = op.get_rt_info()
+        kernel = info["primitiveType"].astype(str)
+        found = integer if kernel.endswith(("_I8", "_i8", "_u8", "_U8")) else otherwise
+        for name in info["originalLayersNames"].astype(str).split(","):
+            # A layer and the bias behind it are two operators to OpenVINO.
+            found[name.removesuffix("/WithoutBiases")] = f"openvino {kernel}"
+    return integer, otherwise
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something: OpenVINO's first ones name its source files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
