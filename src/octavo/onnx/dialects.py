@@ -10,6 +10,7 @@ DIALECTS: Mapping[str, Dialect] = {
     # Its kernels for integers take int32 biases, and it fuses products of integers with what
     # stands around them.
     "onnxruntime": Dialect(integer_bias=True, integer_products=True),
-    # Its kernels add float biases, and its own dynamic quantization starts from float products.
-    "openvino": Dialect(integer_bias=False, integer_products=False),
+    # Its kernels add float biases, its own dynamic quantization starts from float products, and its
+    # recurrent layers want constant weights, which it does not make of integers in every model.
+    "openvino": Dialect(integer_bias=False, integer_products=False, integer_recurrence=False),
 }

@@ -33,7 +33,12 @@ def _quantize(w: Writer, node: Node) -> Any:
 
 def _dequantize(w: Writer, node: Node) -> Any:
     q, scale, zero_point = node.args
-    dtype = w.meta(q).dtype
+    dtype, tensor = w.meta(q).dtype, w.tensor_of(q)
+    if tensor is not None:
+        # A zero point of its own: ONNX Runtime rewrites that of a weight, and fails on shared ones.
+        start = torch.tensor(zero_point, dtype=tensor.dtype)
+        own = w.initializer(f"{q.name}.zero_point", start)
+        return w.op("DequantizeLinear", w.read(q), w.constant(scale, "float32"), own)
     return w.op(
         "DequantizeLinear",
         w.read(q),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo import ops
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
 from octavo.onnx import quantization
@@ -53,6 +54,9 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
         rows, reader = _rows(kind, len(q)), w.producer(ref)
         assert reader is not None
         names = [f"{arg.name}.{kind.op}" for arg in reader.args[:3]]
+        if not w.dialect.integer_recurrence:
+            plain = ops.dequantize_channels(q, scale, zero_point, 0)[rows]
+            return w.initializer(names[0], plain.unsqueeze(0))
         value: str = w.op(
             "DequantizeLinear",
             w.initializer(names[0], q[rows].unsqueeze(0)),

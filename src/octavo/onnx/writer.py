@@ -60,10 +60,13 @@ class Dialect:
         integer_bias: biases of quantized layers are int32 with the scale of the layer's sums.
         integer_products: linear layers that round their input at each call are written as products
             of integers; else as products of floats with integer weights.
+        integer_recurrence: weights of recurrent layers are integers; else they are written as the
+            floats that these stand for.
     """
 
     integer_bias: bool = True
     integer_products: bool = True
+    integer_recurrence: bool = True
 
 
 @dataclass

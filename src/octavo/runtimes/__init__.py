@@ -16,6 +16,7 @@ from octavo.runtimes.lowered import Lowered, Options
 RUNTIMES = {
     "reference": "octavo.runtimes.reference",
     "torch": "octavo.runtimes.torch_int8",
+    "inductor": "octavo.runtimes.inductor",
     "onnxruntime": "octavo.runtimes.onnxruntime",
     "openvino": "octavo.runtimes.openvino",
     "fastest": "octavo.runtimes.fastest",

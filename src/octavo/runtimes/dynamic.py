@@ -56,10 +56,11 @@ def linear(context: Context, chain: Chain) -> Call:
     return Call(f"{name}, dynamic", kernel, (parts, bias))
 
 
-def quantize_per_token(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Float tensor to uint8, with a scale and a zero point, both float32, for each row."""
-    _, low, high, symmetric, _ = node.args
+def quantize_by_tensors(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Float tensor to uint8; scale and zero point, of each row or of all, are float32 tensors."""
+    _, low, high, symmetric, per_token = node.args
     shift = max(0, -low)
+    axes = (-1,) if per_token else ()  # none are all
     # Tensors of one value each, since torch makes new ones of Python's numbers at each call.
     zero, smallest = torch.tensor(0.0), torch.tensor(torch.finfo(torch.float32).tiny ** 0.5)
     lowest, no_fractions = torch.tensor(float(low + shift)), torch.tensor(_NO_FRACTIONS)
@@ -68,8 +69,8 @@ def quantize_per_token(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, T
 
     def kernel(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Not aminmax, which is slower along an axis.
-        below = torch.minimum(x.amin(-1, keepdim=True), zero)
-        above = torch.maximum(x.amax(-1, keepdim=True), zero)
+        below = torch.minimum(x.amin(axes, keepdim=per_token), zero)
+        above = torch.maximum(x.amax(axes, keepdim=per_token), zero)
         width = torch.maximum(above, -below) if symmetric else above.sub_(below)
         scale = torch.add(smallest, width, alpha=1.0 / steps)
         inverse = scale.reciprocal()
@@ -80,10 +81,10 @@ def quantize_per_token(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, T
     return kernel
 
 
-def linear_per_token(context: Context, chain: Chain) -> Call:
-    """A linear layer on the integers that `quantize_per_token` makes.
+def linear_by_tensors(context: Context, chain: Chain) -> Call:
+    """A linear layer on the integers that `quantize_by_tensors` makes.
 
-    The kernel knows one scale and no zero point: those of the rows are applied to its sums.
+    The kernel is told one scale and no zero point: the true ones are applied to its sums.
     """
     x, weight_arg, bias = (*chain.layer.args, None)[:3]
     parts, source = _source(context, x)
@@ -97,7 +98,8 @@ def linear_per_token(context: Context, chain: Chain) -> Call:
         result = product(q, 1.0, 0, None).addcmul_(zero_point, sums, value=-1)
         return result.mul_(x_scale) if bias is None else torch.addcmul(bias, result, x_scale)
 
-    return Call(f"{name}, per token", kernel, (parts, bias))
+    how = "per token" if context.dynamic[x.name][1].args[4] else "dynamic"
+    return Call(f"{name}, {how}", kernel, (parts, bias))
 
 
 def conv(context: Context, chain: Chain) -> Call:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.errors import InputError, RuntimeUnavailable
-from octavo.graph import Graph, TensorMeta
 
 
 def check_device(runtime: str, device: torch.device) -> None:
@@ -45,42 +43,26 @@ def as_array(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy()
 
 
-@dataclass(frozen=True)
-class OutputShapes:
-    """The results' shapes, as far as the inputs' shapes tell them.
+class ResultMemory:
+    """Memory of torch for another library to write its results to.
 
-    Attributes:
-        metas: of each result.
-        source: input and axis that the one open size of all of them comes from; ``None`` where
-            there is none, or several.
+    Their shapes are those of the last results for inputs of the same shapes.
     """
 
-    metas: tuple[TensorMeta | None, ...]
-    source: tuple[int, int] | None
+    def __init__(self) -> None:
+        self._known: dict[tuple[torch.Size, ...], list[tuple[torch.Size, torch.dtype]]] = {}
 
-    @classmethod
-    def of(cls, graph: Graph) -> OutputShapes:
-        """From a graph whose inputs have one open size, the batch, in their first axis."""
-        metas = graph.metas()
-        opened = [
-            (index, axis)
-            for index, given in enumerate(graph.inputs)
-            for axis, size in enumerate(given.meta.shape)
-            if size is None
-        ]
-        batch = opened[0] if opened and all(axis == 0 for _, axis in opened) else None
-        return cls(tuple(metas.get(name) for name in graph.output_names()), batch)
-
-    def empty(self, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-        """Memory for each result; ``None`` where its shape is not known before."""
-        batch = None if self.source is None else tensors[self.source[0]].shape[self.source[1]]
-        return [self._empty(meta, batch) for meta in self.metas]
-
-    def _empty(self, meta: TensorMeta | None, batch: int | None) -> Tensor | None:
-        if meta is None or not meta.shape or None in meta.shape[1:]:
+    def empty(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """A tensor for each result; ``None`` for inputs of new shapes."""
+        known = self._known.get(_key(inputs))
+        if known is None:
             return None
-        first = meta.shape[0] if meta.shape[0] is not None else batch
-        if first is None:
-            return None
-        sizes = [first, *(size for size in meta.shape[1:] if size is not None)]
-        return torch.empty(sizes, dtype=getattr(torch, meta.dtype))
+        return [torch.empty(shape, dtype=dtype) for shape, dtype in known]
+
+    def remember(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """These inputs gave these results."""
+        self._known[_key(inputs)] = [(result.shape, result.dtype) for result in results]
+
+
+def _key(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in inputs)

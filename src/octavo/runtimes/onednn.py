@@ -11,7 +11,7 @@ from torch import Tensor
 
 from octavo import operators
 from octavo.graph import Node, Ref
-from octavo.runtimes import cpu, integer_kernels
+from octavo.runtimes import cpu, integer_kernels, saturation
 from octavo.runtimes.chains import CLIPPING_ACTIVATIONS, Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
 
@@ -191,9 +191,7 @@ def sized(value: Any, dims: int) -> list[int]:
 def check_kernel(source: Integers, weight: Tensor | None) -> None:
     """Refuse what the int8 kernel of this CPU does not compute, or computes wrongly.
 
-    Without VNNI ``x0 * w0 + x1 * w1`` is summed in int16. It fits for certain where the largest
-    activation times the sum of the two largest weights of one sign does; a depthwise kernel
-    (``None`` for the weight) sums no such pairs.
+    A depthwise kernel (``None`` for the weight) sums no pairs of products.
 
     Raises:
         Unsupported: there is no kernel, or it would overflow.
@@ -203,16 +201,8 @@ def check_kernel(source: Integers, weight: Tensor | None) -> None:
         raise Unsupported(missing)
     if source.dtype != torch.uint8:
         raise Unsupported(f"its input is {source.dtype}, the kernel takes 8 bits")
-    if weight is None or not cpu.saturates():
-        return
-    rows = weight.flatten(1).to(torch.int32)
-    count = min(2, rows.shape[1])
-    sums = [side.clamp(min=0).topk(count, dim=1).values.sum(1).max() for side in (rows, -rows)]
-    if source.high * max(int(s) for s in sums) > torch.iinfo(torch.int16).max:
-        raise Unsupported(
-            "this CPU has no VNNI, its int8 kernel would saturate on these activations and "
-            'weights: quantize with target="x86-avx2" and its default weights'
-        )
+    if weight is not None and cpu.saturates() and saturation.overflows(weight, source.high):
+        raise Unsupported(saturation.REASON)
 
 
 def output(out: Integers | None) -> tuple[float, int, torch.dtype]:

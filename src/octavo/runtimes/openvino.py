@@ -19,8 +19,9 @@ from octavo.onnx.dialects import DIALECTS
 from octavo.onnx.export import to_onnx
 from octavo.onnx.writer import serialized
 from octavo.runtimes.executed import account
-from octavo.runtimes.foreign import OutputShapes, as_array, check_batch, check_device
+from octavo.runtimes.foreign import ResultMemory, as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.saturation import with_float_weights
 
 try:
     import openvino
@@ -37,10 +38,11 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         MissingExtra: the package onnx is not installed.
     """
     check_device("openvino", device)
-    compiled = _compiled(graph, options)
+    exact, reasons = with_float_weights(graph)
+    compiled = _compiled(exact, options)
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
-    return Lowered("openvino", _runner(compiled, graph, options.batch), kernels, fallbacks)
+    return Lowered("openvino", _runner(compiled, options.batch), kernels, fallbacks | reasons)
 
 
 def _compiled(graph: Graph, options: Options) -> Any:
@@ -81,26 +83,28 @@ def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
         return core.compile_model(model, "CPU", without)
 
 
-def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
+def _runner(compiled: Any, batch: int | None) -> Callable[..., tuple[Any, ...]]:
     request = compiled.create_infer_request()
-    shapes = OutputShapes.of(graph)
+    memory = ResultMemory()
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        nonlocal request
         check_batch(tensors, batch)
         arrays = [as_array(tensor) for tensor in tensors]
-        results = shapes.empty(tensors)
-        for index, result in enumerate(results):
-            if result is not None:  # OpenVINO writes to torch's memory
-                shared = openvino.Tensor(result.numpy(), shared_memory=True)
-                request.set_output_tensor(index, shared)
+        results = memory.empty(tensors)
+        if results is None:  # a request keeps the memory of other sizes that it was given
+            request = compiled.create_infer_request()
+        for index, result in enumerate(results or ()):
+            shared = openvino.Tensor(result.numpy(), shared_memory=True)
+            request.set_output_tensor(index, shared)
         try:
             found = request.infer(arrays, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot run these inputs: {_reason(error)}") from error
-        return tuple(
-            torch.from_numpy(np.array(found[index])) if result is None else result
-            for index, result in enumerate(results)
-        )
+        if results is None:
+            results = [torch.from_numpy(np.array(found[i])) for i in range(len(found))]
+            memory.remember(tensors, results)
+        return tuple(results)
 
     return run
 

@@ -87,7 +87,8 @@ _DYNAMIC: dict[str, _Lowering] = {
     "conv3d": dynamic.conv,
     "linear": dynamic.linear,
 }
-_PER_TOKEN: dict[str, _Lowering] = {"linear": dynamic.linear_per_token, **_RECURRENT}
+# The same with scales that are tensors: of each row, or where a compiler must not see numbers.
+_BY_TENSORS: dict[str, _Lowering] = {"linear": dynamic.linear_by_tensors, **_RECURRENT}
 # Of layers that read floats and have integers for weights.
 _WEIGHT_ONLY: dict[str, _Lowering] = {
     **_RECURRENT,
@@ -95,8 +96,25 @@ _WEIGHT_ONLY: dict[str, _Lowering] = {
     "embedding": weight_only.embedding,
 }
 # These leave the activation behind a layer to itself.
-_ALONE = (*_PER_TOKEN.values(), *_WEIGHT_ONLY.values())
+_ALONE = (*_BY_TENSORS.values(), *_WEIGHT_ONLY.values())
 _READERS = frozenset({DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, UNPACK})
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """How what is rounded at each call is run.
+
+    Attributes:
+        dynamic: kernels of layers that read one scale for all their input.
+        rounding: what rounds that input.
+    """
+
+    dynamic: Mapping[str, _Lowering]
+    rounding: Callable[[Node], Callable[..., object]]
+
+
+EAGER = Kernels(_DYNAMIC, dynamic.quantize_dynamic)
+COMPILED = Kernels(_BY_TENSORS, dynamic.quantize_by_tensors)
 
 
 @dataclass(frozen=True)
@@ -115,9 +133,18 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         RuntimeUnavailable: the model is not on the CPU, or an option is set.
     """
     options.refuse("torch")
+    return lower_to("torch", EAGER, graph, device)
+
+
+def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) -> Lowered:
+    """Lower to a set of kernels, for a runtime of that name.
+
+    Raises:
+        RuntimeUnavailable: the model is not on the CPU.
+    """
     if device.type != "cpu":
         raise RuntimeUnavailable(
-            f"the torch runtime runs on the CPU, the model is on {device}; "
+            f"the {runtime} runtime runs on the CPU, the model is on {device}; "
             'use .lower("reference") there, or .to("cpu") first'
         )
     graph, joined = join_siblings(graph)
@@ -129,7 +156,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     for node in graph.nodes:
         if node.name not in used:
             try:
-                lowering = _lowering_of(context, node)
+                lowering = _lowering_of(context, node, chosen)
                 if lowering is not None:
                     alone = lowering in _ALONE
                     chain = Chain(node) if alone else chain_from(context, node)
@@ -145,7 +172,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
             step = Step(node.name, call.function, call.args)
             placed.append(_Placed(step, call.overwrites, call.moves))
         elif node.name not in used:
-            placed += _as_it_stands(context, node)
+            placed += _as_it_stands(context, node, chosen)
     outputs = graph.output_names()
     for index, name in enumerate(outputs):
         if name in context.nodes and context.nodes[name].args[-1:] == (torch.int8,):
@@ -157,10 +184,10 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     run = compile_steps(inputs, steps, outputs, constants)
     used |= {name: used[whole] for name, whole in joined.items() if whole in used}
     fallbacks |= {name: fallbacks[whole] for name, whole in joined.items() if whole in fallbacks}
-    return Lowered("torch", run, used, fallbacks)
+    return Lowered(runtime, run, used, fallbacks)
 
 
-def _lowering_of(context: Context, node: Node) -> _Lowering | None:
+def _lowering_of(context: Context, node: Node, chosen: Kernels) -> _Lowering | None:
     """How a node is lowered to a kernel; ``None`` where it is a float operator.
 
     Raises:
@@ -172,7 +199,7 @@ def _lowering_of(context: Context, node: Node) -> _Lowering | None:
     rounded = [context.dynamic[name][1] for name in read if name in context.dynamic]
     if rounded:
         per_token = rounded[0].args[4]
-        table, kind = (_PER_TOKEN, "per-token") if per_token else (_DYNAMIC, "dynamic")
+        table, kind = (_BY_TENSORS, "per-token") if per_token else (chosen.dynamic, "dynamic")
     elif any(name in context.integers for name in read):
         table, kind = _STATIC, "int8"
     elif any(context.reader_of(Ref(name)) is not None for name in read):
@@ -184,7 +211,7 @@ def _lowering_of(context: Context, node: Node) -> _Lowering | None:
     raise Unsupported(f"torch has no {kind} kernel for {node.short_op}")
 
 
-def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
+def _as_it_stands(context: Context, node: Node, chosen: Kernels) -> list[_Placed]:
     """The steps of a node that no kernel runs."""
     plain = _Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
     if node.op == QUANTIZE:
@@ -204,7 +231,7 @@ def _as_it_stands(context: Context, node: Node) -> list[_Placed]:
         parts = f"{node.name}.integers"
         context.dynamic[node.name] = (parts, node)
         per_token = node.args[4]
-        rounding = (dynamic.quantize_per_token if per_token else dynamic.quantize_dynamic)(node)
+        rounding = (dynamic.quantize_by_tensors if per_token else chosen.rounding)(node)
         return [_Placed(Step(parts, rounding, node.args[:1])), plain]
     if node.short_op in _SPLITS and node.args[0].name in context.integers:
         # A list of parts: of the integers for those that read integers, of floats for the rest.

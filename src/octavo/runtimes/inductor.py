@@ -1,0 +1,60 @@
+"""The ``inductor`` runtime: the ``torch`` runtime's kernels, what stands between them compiled.
+
+Rounding, layer norms, activations and softmax become loops of their own, so that a value is read
+and written once between two integer kernels. It needs a C++ compiler, and compiling takes a while;
+PyTorch keeps what it compiled on disk and finds it again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import RuntimeUnavailable
+from octavo.graph import Graph
+from octavo.runtimes import torch_int8
+from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.lowered import Lowered, Options
+
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
+    """Lower a QDQ graph and compile it for the sizes of its example, or for ``options.batch``.
+
+    Another batch size is compiled when it first comes, from then on for any size.
+
+    Raises:
+        RuntimeUnavailable: the model is not on the CPU, there is no compiler, it does not compile,
+            or an option is set that this runtime has not.
+    """
+    Options(options.threads, None, options.cache).refuse("inductor")
+    if not any(shutil.which(name) for name in _COMPILERS):
+        raise RuntimeUnavailable(
+            f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
+        )
+    made = torch_int8.lower_to("inductor", torch_int8.COMPILED, graph, device)
+    run = _compiled(made.run)
+    try:
+        with warnings.catch_warnings(), torch.inference_mode():
+            warnings.simplefilter("ignore")  # of torch about its own compiler
+            run(*random_inputs(graph, options.batch))
+    except Exception as error:  # the compiler's errors share no base
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise RuntimeUnavailable(f"torch.compile cannot compile the model: {first_line}") from error
+    return Lowered("inductor", run, made.kernels, made.fallbacks)
+
+
+def _compiled(run: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    compiled = torch.compile(run)
+
+    def call(*tensors: Tensor) -> tuple[Any, ...]:
+        results: tuple[Any, ...] = compiled(*tensors)
+        return results
+
+    return call
