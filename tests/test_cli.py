@@ -332,3 +332,31 @@ def test_pixels_in(prepared: Path, tmp_path: Path) -> None:
         answer = octavo_command(*command, *arguments)
         assert answer.code == 1
         assert message in answer.err
+
+
+def test_verify(artifact: str) -> None:
+    found = octavo_command("verify", artifact, "--runtimes", "torch, onnxruntime, openvino")
+    assert found.code == 0
+    assert found.out.count("agrees") == 3
+    data = json.loads(octavo_command("verify", artifact, "--runtimes", "torch", "--json").out)
+    assert data["passed"] is True
+    assert octavo_command("verify", artifact, "--runtimes", "nope").code == 1
+
+
+def test_bench(artifact: str) -> None:
+    options = ("--runtimes", "torch", "--batches", "1,2", "--seconds", "0.1")
+    found = octavo_command("bench", artifact, *options)
+    assert "int8 torch" in found.out
+    assert "fastest at batch 2: " in found.out
+    data = json.loads(octavo_command("bench", artifact, *options, "--json").out)
+    assert [row["name"] for row in data["rows"]] == ["fp32", "bf16", "int8 torch"]
+    assert "give numbers, such as 1,8,32" in octavo_command("bench", artifact, "--batches", "a").err
+
+
+def test_export(artifact: str, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    assert "MB" in octavo_command("export", artifact, "--out", str(out)).out
+    assert out.stat().st_size > 0
+    refused = octavo_command("export", artifact, "--out", str(out), "--runtime", "nope")
+    assert refused.code == 1
+    assert "no ONNX dialect" in refused.err

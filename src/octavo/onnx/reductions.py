@@ -12,7 +12,6 @@ from octavo.onnx.sizes import axis_of, size
 from octavo.onnx.writer import Converter, Writer, arguments
 
 _REDUCTIONS = {
-    "mean": "ReduceMean",
     "sum": "ReduceSum",
     "prod": "ReduceProd",
     "amax": "ReduceMax",
@@ -30,6 +29,14 @@ def _reduce(kind: str) -> Converter:
         return _reduced(w, kind, value, _axes(w, node), bool(given.get("keepdim")))
 
     return convert
+
+
+def _mean(w: Writer, node: Node) -> Any:
+    """Over the pixels of images: average pooling, for which there are integer kernels."""
+    if w.rank(node.args[0]) != 4 or sorted(_axes(w, node)) != [2, 3]:
+        return _reduce("ReduceMean")(w, node)
+    pooled = w.op("GlobalAveragePool", as_result(w, node, node.args[0]))
+    return pooled if arguments(node).get("keepdim") else w.op("Squeeze", pooled, w.ints([2, 3]))
 
 
 def _axes(w: Writer, node: Node) -> list[int]:
@@ -187,6 +194,7 @@ def _ordered(
 
 CONVERTERS: dict[str, Converter] = {
     **{name: _reduce(kind) for name, kind in _REDUCTIONS.items()},
+    "mean": _mean,
     "var": _var,
     "std": _std,
     "var_mean": _var_mean,
