@@ -10,6 +10,7 @@ import time
 # In this order: the ones about time first, while the machine is as quiet as it was.
 NAMES = (
     "latency",
+    "runtimes",
     "memory_bound",
     "pixels",
     "recurrent",

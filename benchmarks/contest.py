@@ -38,7 +38,11 @@ class Contest:
 
 
 def contest(
-    makers: Mapping[str, Maker], rounds: int | None, seconds: float, slowest: float
+    makers: Mapping[str, Maker],
+    rounds: int | None,
+    seconds: float,
+    slowest: float,
+    rest_s: float = 0.0,
 ) -> Contest:
     """Make every call, compare its result with the first one's, and time them in turns.
 
@@ -46,6 +50,7 @@ def contest(
         makers: name -> what makes the call to time; the first is the float reference.
         rounds: ``None`` takes what fits into ``seconds``, but at least 5.
         slowest: who needs more seconds for one call does not take part in the rounds.
+        rest_s: see `interleave`; for contenders with threads of their own.
     """
     found = Contest({name: {"contender": name} for name in makers})
     calls: dict[str, Call] = {}
@@ -66,7 +71,7 @@ def contest(
                 calls[name] = call
             except Exception as error:  # noqa: BLE001  (whatever a contender raises is its result)
                 found.rows[name]["error"] = problem(error)
-        found.times = interleave(calls, rounds=rounds, budget_s=seconds)
+        found.times = interleave(calls, rounds=rounds, budget_s=seconds, rest_s=rest_s)
     for name, latency in found.times.items():
         found.rows[name] |= {
             "median ms": 1e3 * latency.median_s,

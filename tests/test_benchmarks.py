@@ -16,6 +16,7 @@ import octavo
 ROOT = Path(__file__).parents[1]
 SCRIPTS = (
     "latency",
+    "runtimes",
     "memory_bound",
     "pixels",
     "reach",

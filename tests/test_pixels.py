@@ -56,3 +56,12 @@ def test_what_may_not(given, message):
 def test_another_number_of_channels():
     with pytest.raises(InputError, match=r"input_mean has 3 numbers .* the image has 1 channels"):
         Pixels(mean=MEAN).normalized(torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
+
+
+def test_a_record_is_read_again_and_others_are_refused():
+    pixels = Pixels(1 / 127, (0.5,), (0.25, 0.5, 1.0))
+    assert Pixels.from_dict(pixels.to_dict()) == pixels
+    assert Pixels.from_dict(None) is None
+    for data in ({"scale": 1}, [1], {"scale": 1, "mean": 0, "std": 1, "more": 2}):
+        with pytest.raises(InputError, match="no record of scale"):
+            Pixels.from_dict(data)

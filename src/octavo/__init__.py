@@ -26,6 +26,7 @@ from octavo.observers import (
 )
 from octavo.onnx_file import export_onnx
 from octavo.parity import Parity, verify
+from octavo.pixels import Pixels
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
@@ -50,6 +51,7 @@ __all__ = [
     "OctavoWarning",
     "Parity",
     "Percentile",
+    "Pixels",
     "Plan",
     "QConfig",
     "QConfigMapping",

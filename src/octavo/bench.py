@@ -17,13 +17,12 @@ from torch import Tensor
 from octavo.cold_start import ColdStart, cold_start
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.graph import Graph, Ref, map_refs
-from octavo.latency import interleave, thread_count
+from octavo.latency import REST_S, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.model import QuantizedModel, load
 from octavo.program import compile_steps, steps_of
 from octavo.runtimes import FOREIGN, RUNTIMES
 from octavo.runtimes.examples import random_inputs
-from octavo.runtimes.fastest import REST_S
 
 if TYPE_CHECKING:
     from rich.table import Table

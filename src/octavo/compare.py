@@ -23,12 +23,13 @@ from octavo.batches import Batch, Signature, split_batch, with_floats
 from octavo.comparison import Comparison, Row
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
-from octavo.latency import Latency, interleave, thread_count
+from octavo.latency import REST_S, Latency, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.metrics import TOP_K, Likeness, TaskMetric, TopK, WholeSet, float_tensors
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
 from octavo.progress import track
+from octavo.runtimes import FOREIGN
 
 Metric = Callable[[Any, Any], float]
 
@@ -78,7 +79,9 @@ def compare(
         contenders = _contenders(model, q, runtimes, new_metric)
         batches = _batches(model, track(data, "comparing", progress), inputs)
         first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
-        times = interleave(_calls(contenders, first), rounds=rounds, progress=progress)
+        rest_s = REST_S if FOREIGN & {c.runtime for c in contenders} else 0.0
+        calls = _calls(contenders, first)
+        times = interleave(calls, rounds=rounds, rest_s=rest_s, progress=progress)
         sizes = _sizes(model, q)
     return Comparison(
         rows=tuple(_row(c, sizes, times, _batch_size(first)) for c in contenders),
@@ -126,7 +129,7 @@ def _contenders(
     new_metric: Callable[[], TaskMetric],
 ) -> list[_Contender]:
     """fp32 first, then bf16, then int8 in each runtime."""
-    pixels = Pixels.given(**q.provenance.get("pixels", {}))
+    pixels = Pixels.from_dict(q.provenance.get("pixels"))
     half = _Contender("bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
     try:
         half.model = copy.deepcopy(model).to(torch.bfloat16)
@@ -136,11 +139,11 @@ def _contenders(
     quantized = [
         _Contender(
             name="int8" if len(names) == 1 else f"int8 {name}",
-            runtime=name,
-            model=q if name == q.runtime else q.lower(name),
+            runtime=lowered.lowered.runtime,
+            model=lowered,
             task=new_metric(),
         )
-        for name in names
+        for name, lowered in ((n, q if n == q.runtime else q.lower(n)) for n in names)
     ]
     fp32 = _Contender("fp32", "eager", model, new_metric(), pixels=pixels)
     return [fp32, half, *quantized]

@@ -27,6 +27,7 @@ TURN_S = 0.005  # short calls are repeated until a turn lasts about this long ..
 MAX_REPEATS = 20  # ... but not more often than this
 DEFAULT_BUDGET_S = 10.0
 MIN_ROUNDS, MAX_ROUNDS = 5, 200
+REST_S = 0.1  # what threads of other libraries need to come to rest
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,21 @@ class Pixels:
         return x.to(torch.float32) * factor.to(x.device) + offset.to(x.device)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data, which `given` takes."""
+        """JSON-ready data, which `from_dict` takes."""
         return {"scale": self.scale, "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Pixels | None:
+        """What `to_dict` gave; ``None`` of ``None``.
+
+        Raises:
+            InputError: it is something else.
+        """
+        if data is None:
+            return None
+        if not isinstance(data, dict) or data.keys() != {"scale", "mean", "std"}:
+            raise InputError(f"{data!r} is no record of scale, mean and std of pixels")
+        return cls.given(**data)
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:

@@ -74,11 +74,13 @@ def _sdpa(w: Writer, node: Node) -> Any:
     gqa = bool(given["enable_gqa"])
     scores = _scores(w, q, k, given["scale"], gqa)
     scores = _masked(w, scores, q, k, given["attn_mask"], given["is_causal"])
-    probabilities = w.op("Softmax", scores, axis=-1)
-    if _may_hide_all(w, given["attn_mask"]):  # torch gives zeros where there is nothing to see
-        zero = w.constant(0.0, w.meta(q).dtype)
-        probabilities = w.op("Where", w.op("IsNaN", probabilities), zero, probabilities)
-    return w.op("MatMul", probabilities, _repeated(w, q, v, gqa))
+    result = w.op("MatMul", w.op("Softmax", scores, axis=-1), _repeated(w, q, v, gqa))
+    if not _may_hide_all(w, given["attn_mask"]):
+        return result
+    # torch gives zeros where there is nothing to see. Not between softmax and product, which
+    # runtimes know as one.
+    zero = w.constant(0.0, w.meta(q).dtype)
+    return w.op("Where", w.op("IsNaN", result), zero, result)
 
 
 def _may_hide_all(w: Writer, mask: Any) -> bool:

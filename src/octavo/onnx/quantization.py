@@ -164,11 +164,13 @@ def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
         attributes = {"axis": 0 if transposed else 1, "block_size": columns // scales.shape[1]}
         if transposed:
             scales, zeros = scales.t(), zeros.t()
-    name = f"{stored}{suffix}"
+    name, starts = f"{stored}{suffix}", f"{zero_point.name}{suffix}"
+    # Zero points that are zero are left out: a list of them makes ONNX Runtime choose slow kernels.
+    affine = bool(zeros.any())
     if unpack is None:
         turned = integers.t() if transposed else integers
         value = w.initializer(name, turned)
-        start = w.initializer(f"{zero_point.name}{suffix}", zeros.to(integers.dtype))
+        start = w.initializer(starts, zeros.to(integers.dtype)) if affine else ""
     else:
         shape, signed = unpack.args[1:3]
         dtype = "int4" if signed else "uint4"
@@ -177,7 +179,8 @@ def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
             shape = shape[::-1]
         value = w.packed_initializer(name, integers, list(shape), dtype)
         packed = ops.pack_int4(zeros.contiguous())
-        start = w.packed_initializer(f"{zero_point.name}{suffix}", packed, list(zeros.shape), dtype)
+        shape = list(zeros.shape)
+        start = w.packed_initializer(starts, packed, shape, dtype) if affine else ""
     scale_value = w.initializer(f"{scale.name}{suffix}", scales)
     made: str = w.op("DequantizeLinear", value, scale_value, start, **attributes)
     return made

@@ -342,6 +342,11 @@ def serialized(model: Any) -> bytes:
     return data
 
 
+def layer_of(name: str) -> str:
+    """The node of the graph that an operator of the model is a part of."""
+    return name.split("/")[0]
+
+
 def node_kinds(path: Path) -> list[tuple[str, str]]:
     """Name and operator of each node of an ONNX file."""
     return [(node.name, node.op_type) for node in onnx.load(str(path)).graph.node]

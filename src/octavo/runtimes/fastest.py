@@ -14,7 +14,7 @@ import torch
 
 from octavo.errors import OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
-from octavo.latency import interleave
+from octavo.latency import REST_S, interleave
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
 
@@ -25,7 +25,6 @@ CANDIDATES = {
 }
 
 SECONDS = 3.0  # of timing, for all candidates together
-REST_S = 0.1
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:

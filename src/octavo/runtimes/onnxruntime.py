@@ -18,10 +18,12 @@ from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.onnx.dialects import DIALECTS
 from octavo.onnx.export import to_onnx
-from octavo.onnx.writer import BATCH, node_kinds, serialized
+from octavo.onnx.writer import BATCH, layer_of, node_kinds, serialized
+from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
 from octavo.runtimes.foreign import ResultMemory, as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.saturation import overflowing
 
 try:
     import onnxruntime
@@ -36,8 +38,8 @@ _INTEGER = frozenset(
     DynamicQuantizeLSTM QOrderedMatMul MatMulNBits
     """.split()
 )
-# Fusing adds to a layer's name.
-_ADDED = re.compile(r"(_token_\d+|_quant|/MatMulInteger|/Gemm|/MatMul)+$")
+# Fusing adds to an operator's name.
+_ADDED = re.compile(r"(_token_\d+|_quant)+$")
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
@@ -52,24 +54,31 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     data = serialized(to_onnx(graph, DIALECTS["onnxruntime"]))
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder, "optimized.onnx")
-        session = _session(data, options, optimized)
+        exact = cpu.saturates() and bool(overflowing(graph))
+        session = _session(data, options, optimized, exact)
         kinds = node_kinds(optimized)
     integer, otherwise = _executed(kinds)
     kernels, fallbacks = account(graph, integer, otherwise, "onnxruntime")
     return Lowered("onnxruntime", _runner(session, graph, options.batch), kernels, fallbacks)
 
 
-def _session(data: bytes, options: Options, optimized: Path) -> Any:
+def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any:
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.log_severity_level = _ERRORS_ONLY
-    # Kernels that are exact on CPUs without VNNI too, where others sum pairs of products in int16.
-    settings.add_session_config_entry("session.x64quantprecision", "1")
+    if exact:  # slower kernels, for CPUs without VNNI, that sum no pairs of products in int16
+        settings.add_session_config_entry("session.x64quantprecision", "1")
     settings.optimized_model_filepath = str(optimized)
     if options.batch is not None:
         settings.add_free_dimension_override_by_name(BATCH, options.batch)
     try:
-        return onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            data,
+            settings,
+            providers=["CPUExecutionProvider"],
+            # It makes float layers of integer products wherever shapes are known.
+            disabled_optimizers=["MatMulAddFusion"],
+        )
     except Exception as error:  # its errors share no base of their own
         raise RuntimeUnavailable(f"ONNX Runtime cannot load the model: {_reason(error)}") from error
 
@@ -113,7 +122,7 @@ def _executed(kinds: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, s
     otherwise: dict[str, str] = {}
     for name, kind in kinds:
         found = integer if kind.startswith("QLinear") or kind in _INTEGER else otherwise
-        found[_ADDED.sub("", name)] = f"onnxruntime {kind}"
+        found[layer_of(_ADDED.sub("", name))] = f"onnxruntime {kind}"
     return integer, otherwise
 
 

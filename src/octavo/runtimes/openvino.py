@@ -17,7 +17,7 @@ from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.onnx.dialects import DIALECTS
 from octavo.onnx.export import to_onnx
-from octavo.onnx.writer import serialized
+from octavo.onnx.writer import layer_of, serialized
 from octavo.runtimes.executed import account
 from octavo.runtimes.foreign import ResultMemory, as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
@@ -118,8 +118,7 @@ def _executed(compiled: Any) -> tuple[dict[str, str], dict[str, str]]:
         kernel = info["primitiveType"].astype(str)
         found = integer if kernel.endswith(("_I8", "_i8", "_u8", "_U8")) else otherwise
         for name in info["originalLayersNames"].astype(str).split(","):
-            # A layer and the bias behind it are two operators to OpenVINO.
-            found[name.removesuffix("/WithoutBiases")] = f"openvino {kernel}"
+            found[layer_of(name)] = f"openvino {kernel}"
     return integer, otherwise
 
 

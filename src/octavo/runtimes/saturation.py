@@ -21,6 +21,7 @@ REASON = (
 )
 _QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 _CHANNELS = "octavo.dequantize_channels.default"
+_DYNAMIC = "octavo.fake_quantize_dynamic.default"
 
 
 def overflows(weight: Tensor, highest: int) -> bool:
@@ -43,36 +44,48 @@ def with_float_weights(graph: Graph) -> tuple[Graph, dict[str, str]]:
     """
     if not cpu.saturates():
         return graph, {}
-    nodes = {node.name: node for node in graph.nodes}
-    constants, reasons = dict(graph.constants), {}
-    replaced: set[str] = set()
-    for node in graph.nodes:
-        weight = _overflowing_weight(node, nodes, graph)
-        if weight is not None:
-            reasons[node.name] = REASON
-            read = (graph.constants[a.name] if isinstance(a, Ref) else a for a in weight.args)
-            constants[weight.name] = operators.resolve(weight.op)(*read)
-            replaced.add(weight.name)
+    weights = overflowing(graph)
+    constants = dict(graph.constants)
+    for weight in weights.values():
+        read = (graph.constants[a.name] if isinstance(a, Ref) else a for a in weight.args)
+        constants[weight.name] = operators.resolve(weight.op)(*read)
+    replaced = {weight.name for weight in weights.values()}
     kept = tuple(node for node in graph.nodes if node.name not in replaced)
+    reasons = dict.fromkeys(weights, REASON)
     return replace(graph, nodes=kept, constants=constants).pruned(), reasons
 
 
+def overflowing(graph: Graph) -> dict[str, Node]:
+    """Layers whose products of pairs may not fit, each with the node that reads its weight."""
+    nodes = {node.name: node for node in graph.nodes}
+    found = {node.name: _overflowing_weight(node, nodes, graph) for node in graph.nodes}
+    return {name: weight for name, weight in found.items() if weight is not None}
+
+
 def _overflowing_weight(node: Node, nodes: dict[str, Node], graph: Graph) -> Node | None:
-    """The node that dequantizes the weight of a layer that would overflow."""
     read = [nodes[name] for name in node.refs() if name in nodes]
     weight = next((other for other in read if _is_weight(other, graph)), None)
-    source = next((o for o in read if o.op == _DEQUANTIZE and o is not weight), None)
-    if source is None or weight is None or node.op.startswith("octavo."):
+    bounds = next((_bounds(other, nodes) for other in read if other is not weight), None)
+    if bounds is None or weight is None or node.op.startswith("octavo."):
         return None
-    rounding = nodes.get(source.args[0].name)
     integers = graph.constants[weight.args[0].name]
-    if rounding is None or rounding.op != _QUANTIZE or integers.dtype != torch.int8:
+    if integers.dtype != torch.int8:
         return None
-    low, high = rounding.args[3:5]
+    low, high = bounds
     if node.short_op in ("conv1d", "conv2d", "conv3d") and integers.shape[1] == 1:
         return None  # a depthwise kernel sums no pairs
     axis = weight.args[3] if weight.op == _CHANNELS else 0
     return weight if overflows(integers.transpose(0, axis), high - min(low, 0)) else None
+
+
+def _bounds(node: Node, nodes: dict[str, Node]) -> tuple[int, int] | None:
+    """The lowest and highest integer that a rounded activation has."""
+    if node.op == _DYNAMIC:
+        return node.args[1], node.args[2]
+    rounding = nodes.get(node.args[0].name) if node.op == _DEQUANTIZE else None
+    if rounding is None or rounding.op != _QUANTIZE:
+        return None
+    return rounding.args[3], rounding.args[4]
 
 
 def _is_weight(node: Node, graph: Graph) -> bool:
