@@ -154,6 +154,7 @@ def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Cal
             calibration=work.calibration if mode == "static" else None,
             mode=mode,
             target=target_of(runtime),
+            qconfig=qconfig_of(mode),
             progress=False,
         )
         if runtime in FOREIGN:
@@ -167,8 +168,15 @@ def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Cal
 
 
 def target_of(runtime: str) -> str:
-    """Without VNNI pairs of products overflow on every runtime, unless weights are chosen so."""
-    return octavo.host_target() if saturates() or runtime not in FOREIGN else runtime
+    """A runtime's own target; that of the CPU where OpenVINO's kernels would overflow."""
+    own = runtime == "onnxruntime" or (runtime in FOREIGN and not saturates())
+    return runtime if own else octavo.host_target()
+
+
+def qconfig_of(mode: str) -> octavo.QConfig:
+    """Schemes and observers for this CPU: without VNNI, weights whose products fit in pairs."""
+    make = octavo.static_qconfig if mode == "static" else octavo.dynamic_qconfig
+    return make(octavo.host_target())
 
 
 def measure(name: str, options: Namespace) -> None:

@@ -57,7 +57,7 @@ def test_weights_are_integers_and_names_are_those_of_the_modules(q, tmp_path):
     model = exported(q, tmp_path / "m.onnx")
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     int8 = onnx.TensorProto.INT8
-    assert stored["stem.weight"].data_type == int8
+    assert stored["stem.weight"].data_type == stored["stem.weight_zero_point"].data_type == int8
     assert np.array_equal(
         onnx.numpy_helper.to_array(stored["stem.weight"]), q.graph.constants["stem.weight"]
     )

@@ -165,8 +165,9 @@ def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
         if transposed:
             scales, zeros = scales.t(), zeros.t()
     name, starts = f"{stored}{suffix}", f"{zero_point.name}{suffix}"
-    # Zero points that are zero are left out: a list of them makes ONNX Runtime choose slow kernels.
-    affine = bool(zeros.any())
+    # ONNX Runtime wants zero points for its integer Gemm and convolution; in a product of matrices
+    # a list of them, even of zeros, makes it choose slow kernels.
+    affine = not transposed or bool(zeros.any())
     if unpack is None:
         turned = integers.t() if transposed else integers
         value = w.initializer(name, turned)

@@ -61,7 +61,7 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
             "DequantizeLinear",
             w.initializer(names[0], q[rows].unsqueeze(0)),
             w.initializer(names[1], scale[rows]),
-            w.initializer(names[2], zero_point[rows].to(q.dtype)) if zero_point.any() else "",
+            w.initializer(names[2], zero_point[rows].to(q.dtype)),
             axis=1,
         )
         return value

@@ -41,28 +41,3 @@ def check_batch(tensors: Sequence[Tensor], batch: int | None) -> None:
 def as_array(tensor: Tensor) -> Any:
     """A tensor's own memory as a numpy array; copied only where it is not contiguous."""
     return tensor.detach().contiguous().numpy()
-
-
-class ResultMemory:
-    """Memory of torch for another library to write its results to.
-
-    Their shapes are those of the last results for inputs of the same shapes.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[torch.Size, ...], list[tuple[torch.Size, torch.dtype]]] = {}
-
-    def empty(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-        """A tensor for each result; ``None`` for inputs of new shapes."""
-        known = self._known.get(_key(inputs))
-        if known is None:
-            return None
-        return [torch.empty(shape, dtype=dtype) for shape, dtype in known]
-
-    def remember(self, inputs: Sequence[Tensor], results: Sequence[Tensor]) -> None:
-        """These inputs gave these results."""
-        self._known[_key(inputs)] = [(result.shape, result.dtype) for result in results]
-
-
-def _key(inputs: Sequence[Tensor]) -> tuple[torch.Size, ...]:
-    return tuple(tensor.shape for tensor in inputs)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from octavo.onnx.export import to_onnx
 from octavo.onnx.writer import BATCH, layer_of, node_kinds, serialized
 from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
-from octavo.runtimes.foreign import ResultMemory, as_array, check_batch, check_device
+from octavo.runtimes.foreign import as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.saturation import overflowing
 
@@ -85,33 +86,17 @@ def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any
 
 def _runner(session: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
     read = {given.name for given in session.get_inputs()}
-    outputs = [given.name for given in session.get_outputs()]
-    memory = ResultMemory()
+    names = [given.name for given in graph.inputs]
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         check_batch(tensors, batch)
-        binding = session.io_binding()
-        arrays = [as_array(tensor) for tensor in tensors]
-        for given, array in zip(graph.inputs, arrays, strict=True):
-            if given.name in read:
-                binding.bind_cpu_input(given.name, array)
-        results = memory.empty(tensors)
-        for index, name in enumerate(outputs):
-            if results is None:
-                binding.bind_output(name)
-            else:
-                array = results[index].numpy()
-                binding.bind_output(
-                    name, "cpu", 0, array.dtype, array.shape, array.__array_interface__["data"][0]
-                )
+        arrays = map(as_array, tensors)
+        feeds = {n: array for n, array in zip(names, arrays, strict=True) if n in read}
         try:
-            session.run_with_iobinding(binding)
+            found = session.run(None, feeds)
         except Exception as error:  # its errors share no base of their own
             raise InputError(f"ONNX Runtime cannot run these inputs: {_reason(error)}") from error
-        if results is None:
-            results = [torch.from_numpy(value.numpy()) for value in binding.get_outputs()]
-            memory.remember(tensors, results)
-        return tuple(results)
+        return tuple(torch.from_numpy(np.asarray(array)) for array in found)
 
     return run
 

@@ -19,7 +19,7 @@ from octavo.onnx.dialects import DIALECTS
 from octavo.onnx.export import to_onnx
 from octavo.onnx.writer import layer_of, serialized
 from octavo.runtimes.executed import account
-from octavo.runtimes.foreign import ResultMemory, as_array, check_batch, check_device
+from octavo.runtimes.foreign import as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.saturation import with_float_weights
 
@@ -85,26 +85,18 @@ def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
 
 def _runner(compiled: Any, batch: int | None) -> Callable[..., tuple[Any, ...]]:
     request = compiled.create_infer_request()
-    memory = ResultMemory()
+    count = len(compiled.outputs)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        nonlocal request
         check_batch(tensors, batch)
         arrays = [as_array(tensor) for tensor in tensors]
-        results = memory.empty(tensors)
-        if results is None:  # a request keeps the memory of other sizes that it was given
-            request = compiled.create_infer_request()
-        for index, result in enumerate(results or ()):
-            shared = openvino.Tensor(result.numpy(), shared_memory=True)
-            request.set_output_tensor(index, shared)
         try:
             found = request.infer(arrays, share_inputs=True, share_outputs=True)
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot run these inputs: {_reason(error)}") from error
-        if results is None:
-            results = [torch.from_numpy(np.array(found[i])) for i in range(len(found))]
-            memory.remember(tensors, results)
-        return tuple(results)
+        # Copied, since the next call writes to the same memory. To give OpenVINO other memory for
+        # each call takes longer than to copy what classifiers and encoders return.
+        return tuple(torch.from_numpy(np.array(found[index])) for index in range(count))
 
     return run
 
