@@ -109,7 +109,7 @@ def test_a_wrong_kernel_is_named_by_its_layer(monkeypatch):
         constants = dict(graph.constants)
         if "b.weight" in constants:
             constants["b.weight"] = constants["b.weight"].flip(0)
-        return replace(honest(replace(graph, constants=constants), device, options))
+        return honest(replace(graph, constants=constants), device, options)
 
     monkeypatch.setitem(RUNTIMES, "wrong", "wrong_runtime")
     monkeypatch.setattr("octavo.runtimes.import_module", _modules(wrong))

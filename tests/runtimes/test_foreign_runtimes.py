@@ -88,6 +88,12 @@ def test_runtimes_of_torch_have_torch_s_settings(q, runtime):
         q.lower(runtime, threads=1)
 
 
+def test_onnxruntime_keeps_nothing(q, tmp_path):
+    with pytest.raises(RuntimeUnavailable, match="onnxruntime runtime has no option 'cache'"):
+        q.lower("onnxruntime", cache=tmp_path)
+    assert q.lower("fastest", batch=2, cache=tmp_path)(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_what_openvino_compiled_is_kept(q, tmp_path):
     x = torch.randn(2, 3, 16, 16)
     first = q.lower("openvino", cache=tmp_path)(x)

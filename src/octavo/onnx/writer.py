@@ -259,17 +259,9 @@ class Writer:
         }
 
     def model(self, name: str, metadata: Mapping[str, str]) -> Any:
-        """The ONNX model, checked.
-
-        Raises:
-            ExportError: onnx finds that it is not valid.
-        """
-        symbols: dict[int, str] = {}
-        inputs = [
-            _described(given.name, given.meta, index, symbols)
-            for index, given in enumerate(self.graph.inputs)
-        ]
-        outputs = self._outputs(symbols)
+        """The ONNX model."""
+        inputs = [_described(given.name, given.meta) for given in self.graph.inputs]
+        outputs = self._outputs()
         graph = onnx.helper.make_graph(
             self._nodes, name, inputs, outputs, list(self._initializers.values())
         )
@@ -282,17 +274,17 @@ class Writer:
         onnx.helper.set_model_props(model, dict(metadata))
         return model
 
-    def _outputs(self, symbols: dict[int, str]) -> list[Any]:
+    def _outputs(self) -> list[Any]:
         """The results in order: each has a name of its own, also where two are one tensor."""
         described, seen = [], {given.name for given in self.graph.inputs}
-        for index, name in enumerate(self.graph.output_names()):
+        for name in self.graph.output_names():
             value = self.read(Ref(name))
             if value in seen or value in self._initializers or value != name:
                 unique = self._unused(name if name not in self._used else f"{name}.output")
                 self._nodes.append(onnx.helper.make_node("Identity", [value], [unique], unique))
                 value = unique
             seen.add(value)
-            described.append(_described(value, self.meta(Ref(name)), 100 + index, symbols))
+            described.append(_described(value, self.meta(Ref(name))))
         return described
 
     def _unused(self, base: str) -> str:
@@ -320,7 +312,7 @@ def arguments(node: Node) -> dict[str, Any]:
     return found
 
 
-def _described(name: str, meta: TensorMeta, index: int, symbols: dict[int, str]) -> Any:
+def _described(name: str, meta: TensorMeta) -> Any:
     """An input or output of the model; sizes that are open get names: all first ones are "N"."""
     shape = [
         (BATCH if axis == 0 else f"{name}_{axis}") if size is None else size

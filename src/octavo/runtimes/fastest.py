@@ -18,10 +18,11 @@ from octavo.latency import REST_S, interleave
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
 
-CANDIDATES = {
-    "torch": "octavo.runtimes.torch_int8",
-    "onnxruntime": "octavo.runtimes.onnxruntime",
-    "openvino": "octavo.runtimes.openvino",
+# Each with the options that it has.
+CANDIDATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "torch": ("octavo.runtimes.torch_int8", ()),
+    "onnxruntime": ("octavo.runtimes.onnxruntime", ("threads", "batch")),
+    "openvino": ("octavo.runtimes.openvino", ("threads", "batch", "cache")),
 }
 
 SECONDS = 3.0  # of timing, for all candidates together
@@ -35,8 +36,8 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """
     lowered: dict[str, Lowered] = {}
     refused: dict[str, str] = {}
-    for name, module in CANDIDATES.items():
-        own = Options() if name == "torch" else options
+    for name, (module, known) in CANDIDATES.items():
+        own = Options(**{option: getattr(options, option) for option in known})
         try:
             lowered[name] = import_module(module).lower(graph, device, own)
         except OctavoError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         RuntimeUnavailable: the model is not on the CPU, there is no compiler, it does not compile,
             or an option is set that this runtime has not.
     """
-    Options(options.threads, None, options.cache).refuse("inductor")
+    replace(options, batch=None).refuse("inductor")
     if not any(shutil.which(name) for name in _COMPILERS):
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"

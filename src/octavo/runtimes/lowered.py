@@ -39,7 +39,7 @@ class Options:
             raise RuntimeUnavailable(f"batch={self.batch}; a batch has at least one sample")
 
     def refuse(self, runtime: str) -> None:
-        """For runtimes that are torch itself, whose settings are torch's.
+        """For a runtime that has none of the options that are set here.
 
         Raises:
             RuntimeUnavailable: an option is set.
@@ -47,8 +47,8 @@ class Options:
         names = [name for name, value in vars(self).items() if value is not None]
         if names:
             raise RuntimeUnavailable(
-                f"the {runtime} runtime has no option {names[0]!r}; it runs as torch does, for "
-                "example with as many threads as torch.set_num_threads sets"
+                f"the {runtime} runtime has no option {names[0]!r}; leave it out (the threads of "
+                "torch itself are set by torch.set_num_threads)"
             )
 
 

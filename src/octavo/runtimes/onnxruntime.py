@@ -47,10 +47,12 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Load a QDQ graph.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, or ONNX Runtime cannot load it.
+        RuntimeUnavailable: the model is not on the CPU, an option is set that ONNX Runtime has not,
+            or it cannot load the model.
         ExportError: an operator has no ONNX form.
         MissingExtra: the package onnx is not installed.
     """
+    Options(cache=options.cache).refuse("onnxruntime")
     check_device("onnxruntime", device)
     data = serialized(to_onnx(graph, DIALECTS["onnxruntime"]))
     with tempfile.TemporaryDirectory() as folder:
