@@ -35,7 +35,7 @@ LAYERS = (
     ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
     ("batches", "call", "calibrate", "weights"),
-    ("convert", "soundness", "graph_json", "artifact"),
+    ("convert", "qat", "soundness", "graph_json", "artifact"),
     ("onnx", "runtimes"),
     ("summary", "model"),
     ("machine", "metrics", "comparison", "compare", "parity", "cold_start", "bench", "onnx_file"),
@@ -52,6 +52,8 @@ OPTIONAL = {
     "onnx": {"octavo.onnx.writer"},
     "onnxruntime": {"octavo.runtimes.onnxruntime"},
     "openvino": {"octavo.runtimes.openvino"},
+    "lightning": {"octavo.qat.lightning"},
+    "transformers": {"octavo.qat.transformers"},
 }
 
 # Dotted names that src neither imports nor spells out, and why.

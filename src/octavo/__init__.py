@@ -28,11 +28,12 @@ from octavo.onnx_file import export_onnx
 from octavo.parity import Parity, verify
 from octavo.pixels import Pixels
 from octavo.plan import Plan, plan
+from octavo.qat import QATModel, prepare_qat
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
 from octavo.runtimes.cpu import host_target
 from octavo.scheme import Scheme
-from octavo.targets import dynamic_qconfig, static_qconfig, weight_only_qconfig
+from octavo.targets import dynamic_qconfig, qat_qconfig, static_qconfig, weight_only_qconfig
 from octavo.version import __version__
 from octavo.weights import correct_biases
 
@@ -53,6 +54,7 @@ __all__ = [
     "Percentile",
     "Pixels",
     "Plan",
+    "QATModel",
     "QConfig",
     "QConfigMapping",
     "QParams",
@@ -71,6 +73,8 @@ __all__ = [
     "host_target",
     "load",
     "plan",
+    "prepare_qat",
+    "qat_qconfig",
     "quantize",
     "static_qconfig",
     "verify",

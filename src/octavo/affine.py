@@ -52,8 +52,15 @@ def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
         raise CalibrationError(f"the range [{low}, {high}] is not finite")
     if bool((low > high).any()):
         raise CalibrationError(f"the range [{low}, {high}] is empty")
-    low = low.to(torch.float32).clamp(max=0.0)
-    high = high.to(torch.float32).clamp(min=0.0)
+    return unchecked_qparams(low.to(torch.float32), high.to(torch.float32), scheme)
+
+
+def unchecked_qparams(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
+    """`qparams_of_range` of float32 bounds that are known to be finite and in order.
+
+    Nothing is read off the tensors, so that a device need not be waited for.
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     steps = scheme.qmax - scheme.qmin
     if scheme.symmetric:
         scale = _scale(torch.maximum(-low, high) / (steps / 2), scheme)

@@ -7,7 +7,8 @@ module is the one place that says how a batch becomes a call.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from octavo.errors import InputError
+from octavo.errors import CalibrationError, InputError
 from octavo.pixels import Pixels
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -90,6 +91,56 @@ def split_batch(
     raise InputError(
         f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or list, or a dict of "
         "tensors; pass inputs=lambda batch: ... to say what the model's arguments are"
+    )
+
+
+def example_call(
+    example_inputs: Any,
+    data: Iterable[Any] | None,
+    signature: Signature,
+    inputs: Callable[[Any], Any] | None = None,
+) -> tuple[Batch, Iterable[Any] | None]:
+    """The call to capture a model with, and the data, none of it used up.
+
+    Args:
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the first
+            batch of the data without it.
+        data: any iterable of batches.
+        signature, inputs: see `split_batch`.
+
+    Raises:
+        CalibrationError: there is neither, or the data has no batches.
+    """
+    if isinstance(example_inputs, Mapping):
+        return Batch((), dict(example_inputs)), data
+    if example_inputs is not None:
+        many = isinstance(example_inputs, tuple | list)
+        return Batch(tuple(example_inputs) if many else (example_inputs,), {}), data
+    if data is None:
+        raise CalibrationError(
+            "pass example_inputs, a tensor or the model's arguments, to capture the model with"
+        )
+    first, data = _peek(data)
+    return split_batch(first, signature, inputs), data
+
+
+def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and an iterable that still begins with it."""
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
+            "DataLoader, or a list such as [images]"
+        )
+    rest = iter(data)
+    try:
+        first = next(rest)
+    except StopIteration:
+        raise CalibrationError(
+            "there was no calibration batch: the iterable is empty; give about 100 batches of "
+            "representative data"
+        ) from None
+    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
+        [first], rest
     )
 
 

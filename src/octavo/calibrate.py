@@ -19,11 +19,11 @@ from octavo.batches import Signature, split_batch
 from octavo.call import flatten_call
 from octavo.errors import CalibrationError, OctavoError
 from octavo.graph import Graph, Ref
-from octavo.observers import Observer
+from octavo.observers import Bounds
 from octavo.plan import Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
 from octavo.progress import track
-from octavo.scheme import Scheme
+from octavo.qconfig import QSpec
 from octavo.targets import ROLES, SHARED
 from octavo.weighted import WEIGHTED_LAYERS
 
@@ -110,14 +110,19 @@ class Calibration:
 
     def merge(self, other: Calibration) -> None:
         """Take in what another calibration of the same plan (another shard) has seen."""
-        for name, state in other.states.items():
+        self._take_in(other.states, other.means, other.batches)
+
+    def _take_in(
+        self, states: Mapping[str, Any], means: Mapping[tuple[str, int], _Mean], batches: int
+    ) -> None:
+        for name, state in states.items():
             spec = self.plan.tensors[name].spec
             if spec is not None and spec.observer is not None and name in self.states:
                 state = spec.observer.merge(self.states[name], state)
             self.states[name] = state
-        for key, mean in other.means.items():
+        for key, mean in means.items():
             self.means[key] = self.means[key].merged(mean) if key in self.means else mean
-        self.batches += other.batches
+        self.batches += batches
 
     def result(self) -> Calibrated:
         """All that was found.
@@ -129,11 +134,11 @@ class Calibration:
         means = {node: self.means[read].mean for node, read in self._read.items()}
         return Calibrated(qparams, means, self.batches)
 
-    def qparams(self) -> dict[str, QParams]:
-        """Scale and zero point of every quantized tensor of the plan, by name.
+    def bounds(self) -> dict[str, Bounds]:
+        """The range of every quantized activation that has one of its own, by name.
 
         Raises:
-            CalibrationError: no batch was observed, or a tensor's range is not finite.
+            CalibrationError: no batch was observed.
         """
         if self.batches == 0 and self.plan.needs_calibration:
             raise CalibrationError(
@@ -142,16 +147,29 @@ class Calibration:
             )
         found = {}
         for name, tensor in self.plan.quantized.items():
-            if tensor.kind != "weight" and tensor.shares is not None:
-                continue
-            assert tensor.spec is not None and tensor.spec.observer is not None
-            scheme, observer = tensor.spec.scheme, tensor.spec.observer
+            if tensor.kind != "weight" and tensor.shares is None:
+                assert tensor.spec is not None and tensor.spec.observer is not None
+                with _named(name, tensor.op):
+                    found[name] = tensor.spec.observer.bounds(self.states[name], tensor.spec.scheme)
+        return found
+
+    def qparams(self) -> dict[str, QParams]:
+        """Scale and zero point of every quantized tensor of the plan, by name.
+
+        Raises:
+            CalibrationError: no batch was observed, or a tensor's range is not finite.
+        """
+        found = {}
+        for name, bounds in self.bounds().items():
+            tensor = self.plan.tensors[name]
+            assert tensor.spec is not None
             with _named(name, tensor.op):
-                if tensor.kind == "weight":
-                    found[name] = _qparams_of_weight(self.graph.constants[name], scheme, observer)
-                else:
-                    bounds = observer.bounds(self.states[name], scheme)
-                    found[name] = qparams_of_range(bounds.low, bounds.high, scheme)
+                found[name] = qparams_of_range(bounds.low, bounds.high, tensor.spec.scheme)
+        for name, tensor in self.plan.quantized.items():
+            if tensor.kind == "weight":
+                assert tensor.spec is not None
+                with _named(name, tensor.op):
+                    found[name] = qparams_of_weight(self.graph.constants[name], tensor.spec)
         return {name: found[self._leaders[name]] for name in self.plan.quantized}
 
     def _taps(self) -> dict[str, Callable[[Tensor], None]]:
@@ -199,6 +217,7 @@ def calibrate(
     *,
     signature: Signature | None = None,
     inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
     progress: bool = True,
 ) -> Calibrated:
     """Run ``data`` through the float graph.
@@ -209,6 +228,8 @@ def calibrate(
         data: any iterable of batches, see `octavo.batches.split_batch`.
         signature: the argument names of the model's ``forward``; the graph's without it.
         inputs: maps a batch to the model's arguments.
+        distributed: in ``torchrun``: each process has a part of the data, and all of them get what
+            all together have seen.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -217,6 +238,28 @@ def calibrate(
     Raises:
         CalibrationError: no batches, or one that does not fit the model; it names the batch.
     """
+    return observed(
+        graph,
+        plan,
+        data,
+        signature=signature,
+        inputs=inputs,
+        distributed=distributed,
+        progress=progress,
+    ).result()
+
+
+def observed(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any],
+    *,
+    signature: Signature | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
+    progress: bool = True,
+) -> Calibration:
+    """The observers of `calibrate`, after they have seen the data; arguments as there."""
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     calibration = Calibration(graph, plan)
     for index, batch in enumerate(track(_iterated(data), "calibrating", progress)):
@@ -225,7 +268,27 @@ def calibrate(
             calibration.observe(flatten_call(graph, call.args, call.kwargs))
         except OctavoError as error:
             raise CalibrationError(f"calibration batch {index}: {error}") from error
-    return calibration.result()
+    return _of_all_processes(calibration) if distributed else calibration
+
+
+def _of_all_processes(calibration: Calibration) -> Calibration:
+    """What the processes of ``torch.distributed`` have seen together; the same in each of them.
+
+    Raises:
+        CalibrationError: there is no process group.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        raise CalibrationError(
+            "distributed=True needs a process group: start the script with torchrun, and call "
+            "torch.distributed.init_process_group() before"
+        )
+    mine = (calibration.states, calibration.means, calibration.batches)
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    merged = Calibration(calibration.graph, calibration.plan)
+    for states, means, batches in every:
+        merged._take_in(states, means, batches)
+    return merged
 
 
 def _iterated(data: Iterable[Any]) -> Iterable[Any]:
@@ -258,8 +321,14 @@ def _named(name: str, op: str) -> Iterator[None]:
         raise CalibrationError(f"tensor {name!r} ({op}): {error}") from None
 
 
-def _qparams_of_weight(weight: Tensor, scheme: Scheme, observer: Observer) -> QParams:
-    """Those of a constant; a slab of channels at a time, since an observer keeps much of each."""
+def qparams_of_weight(weight: Tensor, spec: QSpec) -> QParams:
+    """Those of a constant; a slab of channels at a time, since an observer keeps much of each.
+
+    Raises:
+        CalibrationError: its range is not finite.
+    """
+    scheme, observer = spec.scheme, spec.observer
+    assert observer is not None
     rows, axis = blocks(weight.detach(), scheme)
     if axis is None:
         bounds = [observer.bounds(observer.update(None, rows, None), scheme)]

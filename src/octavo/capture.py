@@ -52,6 +52,17 @@ def capture(
         >>> [node.name for node in graph.nodes]
         ['0', '1']
     """
+    return canonical(traced(model, example_inputs, example_kwargs))
+
+
+def traced(
+    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+) -> Graph:
+    """What `capture` starts from: the graph as the model computes it, free of in-place operators.
+
+    Raises:
+        CaptureError, InputError: as `capture`.
+    """
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     named = bind_arguments(model, args, dict(example_kwargs or {}))
     args, kwargs = _repeated((args, dict(example_kwargs or {})))
@@ -129,7 +140,7 @@ def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Grap
     outputs = _tree(program.call_spec.out_spec, results)
     arguments = {name: trees[name] for name in argument_names}
     graph = Graph(tuple(inputs), constants, tuple(nodes), arguments, outputs)
-    return canonical(make_functional(graph).pruned())
+    return make_functional(graph).pruned()
 
 
 def _tree(spec: Any, leaves: Iterator[Any]) -> Any:

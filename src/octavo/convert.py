@@ -66,7 +66,7 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         if node.name in dynamic.specs:
             made, read = dynamic.read_by(read, metas[node.args[0].name])
             nodes += made
-        nodes.append(_with_rounded_probabilities(read) if runs_int8 else read)
+        nodes.append(with_rounded_probabilities(read) if runs_int8 else read)
         if node.name in activations:
             nodes += _qdq(node.name, metas[node.name], qparams[node.name])
     outputs = map_refs(graph.outputs, lambda ref: Ref(by_float.get(ref.name, ref.name)))
@@ -142,7 +142,7 @@ class _DynamicInputs:
         return made, replace(node, args=(Ref(name), *node.args[1:]))
 
 
-def _with_rounded_probabilities(node: Node) -> Node:
+def with_rounded_probabilities(node: Node) -> Node:
     """Attention with int8 products: its probabilities are integers too."""
     if node.op != "aten.scaled_dot_product_attention.default":
         return node

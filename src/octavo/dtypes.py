@@ -13,8 +13,8 @@ from octavo.errors import PlanError
 class QDType:
     """An integer type: its name, its inclusive range, and the torch dtype that holds it.
 
-    Four bits are held in a byte each while they are computed with; weights of four bits are kept
-    two to a byte, see `octavo.ops.unpack_int4`.
+    Fewer bits than eight are held in a byte each while they are computed with; weights of four
+    bits or fewer are kept two to a byte, see `octavo.ops.unpack_int4`.
 
     Example:
         >>> INT8.qmin, INT8.qmax, INT8.bits
@@ -35,13 +35,20 @@ class QDType:
         return self.qmin < 0
 
 
-INT4 = QDType("int4", -8, 7, torch.int8)
-UINT4 = QDType("uint4", 0, 15, torch.uint8)
-INT8 = QDType("int8", -128, 127, torch.int8)
-UINT8 = QDType("uint8", 0, 255, torch.uint8)
+def _signed(bits: int) -> QDType:
+    return QDType(f"int{bits}", -(2 ** (bits - 1)), 2 ** (bits - 1) - 1, torch.int8)
+
+
+def _unsigned(bits: int) -> QDType:
+    return QDType(f"uint{bits}", 0, 2**bits - 1, torch.uint8)
+
+
+INT4, UINT4, INT8, UINT8 = _signed(4), _unsigned(4), _signed(8), _unsigned(8)
 INT16 = QDType("int16", -32768, 32767, torch.int16)
 
-QDTYPES = {dtype.name: dtype for dtype in (INT4, UINT4, INT8, UINT8, INT16)}
+QDTYPES = {
+    dtype.name: dtype for dtype in (*map(_signed, range(2, 9)), *map(_unsigned, range(2, 9)), INT16)
+}
 
 
 def qdtype(name: str) -> QDType:

@@ -4,8 +4,10 @@ OctavoError
 ├── CaptureError        the model cannot be captured as a graph
 ├── PlanError           a rule, a scheme or a plan does not fit the model
 ├── CalibrationError    the calibration data cannot be used
+├── TrainingError       training went wrong, or cannot go on
 ├── InputError          a call's arguments do not fit the model
 ├── ArtifactError       a file is not ours, damaged, hostile or cannot be written
+├── ExportError         a model cannot be written in another format
 ├── RuntimeUnavailable  a runtime cannot run here, or cannot run this model
 └── MissingExtra        an optional package is not installed
 
@@ -29,6 +31,10 @@ class PlanError(OctavoError):
 
 class CalibrationError(OctavoError):
     """The calibration data cannot be used."""
+
+
+class TrainingError(OctavoError):
+    """Quantization-aware training went wrong, or cannot go on."""
 
 
 class InputError(OctavoError):

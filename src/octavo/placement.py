@@ -423,8 +423,10 @@ def _activation_of(context: _Context, name: str, readers: list[str]) -> QSpec:
         if qconfig is not None and qconfig.mode == "static":
             assert qconfig.activation is not None
             fixed = context.target.fixed_outputs.get(producer.short_op if producer else "")
-            default = qconfig == context.target.qconfig
-            return fixed if fixed is not None and default else qconfig.activation
+            default = context.target.qconfig.activation
+            assert default is not None
+            by_default = qconfig.activation.scheme == default.scheme
+            return fixed if fixed is not None and by_default else qconfig.activation
     # A fused activation that no rule names: the layer's before it, which is the target's default.
     default_spec = context.target.qconfig.activation
     assert default_spec is not None

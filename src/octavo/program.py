@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo import operators
 from octavo.errors import OctavoError
-from octavo.graph import Graph, Ref, refs_in
+from octavo.graph import Graph, Node, Ref, refs_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,11 @@ class Step:
 
 def steps_of(graph: Graph, device: torch.device | str = "cpu") -> list[Step]:
     """The graph's nodes as they stand; a device among the arguments becomes ``device``."""
-    device = torch.device(device)
+    return [step_of(node, torch.device(device)) for node in graph.nodes]
+
+
+def step_of(node: Node, device: torch.device) -> Step:
+    """A node as it stands; a device among the arguments becomes ``device``."""
 
     def placed(arg: Any) -> Any:
         if isinstance(arg, torch.device):
@@ -41,15 +45,8 @@ def steps_of(graph: Graph, device: torch.device | str = "cpu") -> list[Step]:
             return type(arg)(placed(item) for item in arg)
         return arg
 
-    return [
-        Step(
-            node.name,
-            operators.resolve(node.op),
-            placed(node.args),
-            {key: placed(value) for key, value in node.kwargs.items()},
-        )
-        for node in graph.nodes
-    ]
+    kwargs = {key: placed(value) for key, value in node.kwargs.items()}
+    return Step(node.name, operators.resolve(node.op), placed(node.args), kwargs)
 
 
 def compile_steps(

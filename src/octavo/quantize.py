@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +10,17 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.affine import QParams
-from octavo.batches import Batch, Signature, split_batch, with_floats
+from octavo.batches import Signature, example_call, split_batch, with_floats
 from octavo.calibrate import Calibration, calibrate
 from octavo.capture import capture
 from octavo.convert import insert_qdq
-from octavo.errors import CalibrationError
+from octavo.errors import CalibrationError, PlanError
 from octavo.graph import Graph
 from octavo.model import QuantizedModel
 from octavo.passes import take_pixels
 from octavo.pixels import Pixels
 from octavo.plan import Plan, plan
+from octavo.qat import QATModel
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.version import __version__
 from octavo.weights import correct_biases
@@ -96,16 +96,9 @@ def quantize(
     signature = Signature.of(model.forward)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if example_inputs is None:
-        if calibration is None:
-            raise CalibrationError(_NEITHER if mode != "static" else _NO_CALIBRATION)
-        first, calibration = _peek(calibration)
-        example = split_batch(first, signature, inputs)
-    elif isinstance(example_inputs, Mapping):
-        example = Batch((), dict(example_inputs))
-    else:
-        many = isinstance(example_inputs, tuple | list)
-        example = Batch(tuple(example_inputs) if many else (example_inputs,), {})
+    if mode == "static" and calibration is None and example_inputs is None:
+        raise CalibrationError(_NO_CALIBRATION)
+    example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = with_floats(example, pixels)
     args, kwargs = pytree.tree_map_only(
         Tensor, lambda t: t.to(device), (example.args, example.kwargs)
@@ -139,24 +132,23 @@ _NO_CALIBRATION = (
     "static quantization needs calibration data: pass calibration=loader, an iterable of "
     'about 100 representative batches; or mode="dynamic" or "weight_only", which need none'
 )
-_NEITHER = "pass example_inputs, a tensor or the model's arguments, to capture the model with"
 
 
 def convert(
-    graph: Graph,
-    plan: Plan,
-    qparams: Mapping[str, QParams],
+    source: Graph | QATModel,
+    plan: Plan | None = None,
+    qparams: Mapping[str, QParams] | None = None,
     *,
     signature: Signature | None = None,
     batches: int = 0,
     pixels: Pixels | None = None,
 ) -> QuantizedModel:
-    """A quantized model from a float graph, a plan and the qparams of its tensors.
+    """A quantized model from a trained `QATModel`, or from a float graph, a plan and its qparams.
 
     Args:
-        graph: from `octavo.capture`.
-        plan: from `octavo.plan`, for that graph.
-        qparams: from `octavo.calibrate`.
+        source: from `octavo.prepare_qat`, and trained; or a graph from `octavo.capture`.
+        plan: from `octavo.plan`, for that graph; a `QATModel` has its own.
+        qparams: from `octavo.calibrate`; a `QATModel` has its own.
         signature: the argument names of the float model's ``forward``; the graph's without it.
         batches: how many calibration batches there were, for the record.
         pixels: what makes floats of the uint8 image that the model shall take; it takes what
@@ -165,7 +157,20 @@ def convert(
     Raises:
         PlanError: the plan is another graph's, or qparams are missing.
         InputError: the graph has no image input that could be ``pixels``.
+        CalibrationError: the `QATModel` was neither trained nor calibrated.
     """
+    if isinstance(source, QATModel):
+        if plan is not None or qparams is not None:
+            raise PlanError("a prepared model has its own plan and qparams: convert it alone")
+        signature, plan, qparams = source.signature, source.plan, source.qparams()
+        graph = source.deployed()
+    elif plan is None or qparams is None:
+        raise PlanError(
+            "a graph needs its plan and qparams: convert(graph, plan, qparams); or give a model "
+            "from octavo.prepare_qat"
+        )
+    else:
+        graph = source
     quantized = insert_qdq(graph, plan, qparams)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     provenance: dict[str, Any] = {
@@ -195,23 +200,3 @@ def _reading_floats(
         return call.kwargs or call.args
 
     return read
-
-
-def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and an iterable that still begins with it."""
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise CalibrationError(
-            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
-            "DataLoader, or a list such as [images]"
-        )
-    rest = iter(data)
-    try:
-        first = next(rest)
-    except StopIteration:
-        raise CalibrationError(
-            "there was no calibration batch: the iterable is empty; give about 100 batches of "
-            "representative data"
-        ) from None
-    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
-        [first], rest
-    )

@@ -2,20 +2,25 @@
 
 from octavo.graph import Graph
 from octavo.passes.attention_masks import masks_to_add
-from octavo.passes.fold_batch_norm import fold_batch_norm
+from octavo.passes.fold_batch_norm import fold_batch_norm, foldable_norms
 from octavo.passes.fold_constants import fold_constants
 from octavo.passes.linear import products_as_linear
 from octavo.passes.pixels import take_pixels
 from octavo.passes.simplify import normalise_spelling, remove_identities
+from octavo.passes.training import in_evaluation, in_training
 
 __all__ = [
     "canonical",
     "fold_batch_norm",
     "fold_constants",
+    "foldable_norms",
+    "in_evaluation",
+    "in_training",
     "masks_to_add",
     "normalise_spelling",
     "products_as_linear",
     "remove_identities",
+    "simplified",
     "take_pixels",
 ]
 
@@ -24,13 +29,17 @@ def canonical(graph: Graph) -> Graph:
     """The form that planning starts from: no identities, one spelling, constants and batch norms
     folded.
     """
+    return fold_batch_norm(simplified(graph))
+
+
+def simplified(graph: Graph) -> Graph:
+    """The canonical form but for batch norms, which stand where they stood."""
     for apply in (
         remove_identities,
         normalise_spelling,
         fold_constants,
         masks_to_add,
         products_as_linear,
-        fold_batch_norm,
     ):
         graph = apply(graph)
     return graph

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from octavo.affine import broadcast
 from octavo.graph import Graph, Node, Ref, map_refs
+from octavo.weighted import WEIGHTED_LAYERS
 
-# Operator -> axis of its weight that runs over output channels.
-_OUTPUT_AXIS = {
-    "aten.conv1d.default": 0,
-    "aten.conv2d.default": 0,
-    "aten.conv3d.default": 0,
-    "aten.linear.default": 0,
-}
+# Layers that a batch norm can be folded into.
+_LAYERS = frozenset(
+    """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""".split()
+)
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
@@ -28,22 +26,18 @@ def fold_batch_norm(graph: Graph) -> Graph:
     norm stays where something else reads the layer's output or its weights, and where it runs over
     another axis than the layer's output channels.
     """
-    users = graph.users()
-    producers = {node.name: node for node in graph.nodes}
+    layers = {node.name: node for node in graph.nodes}
     constants = dict(graph.constants)
     folded: dict[str, Node] = {}
     same: dict[str, str] = {}
-    for norm in graph.nodes:
-        layer = producers.get(norm.args[0].name) if _is_inference_norm(norm) else None
-        if layer is None or not _can_fold(layer, graph, users):
-            continue
+    for name, norm in foldable_norms(graph).items():
+        layer = layers[name]
         weight, bias = _folded(layer, norm, constants)
-        bias_name = f"{layer.name}.bias"
         constants[layer.args[1].name] = weight
-        constants[bias_name] = bias
-        args = (layer.args[0], layer.args[1], Ref(bias_name), *layer.args[3:])
-        folded[layer.name] = replace(layer, args=args)
-        same[norm.name] = layer.name
+        constants[bias_name(layer)] = bias
+        args = (layer.args[0], layer.args[1], Ref(bias_name(layer)), *layer.args[3:])
+        folded[name] = replace(layer, args=args)
+        same[norm.name] = name
     nodes = tuple(
         folded.get(node.name, node).renamed(same) for node in graph.nodes if node.name not in same
     )
@@ -51,12 +45,42 @@ def fold_batch_norm(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes, constants=constants, outputs=outputs).pruned()
 
 
+def foldable_norms(graph: Graph) -> dict[str, Node]:
+    """For each layer that a batch norm can be folded into, that batch norm."""
+    users = graph.users()
+    producers = {node.name: node for node in graph.nodes}
+    found = {}
+    for norm in graph.nodes:
+        layer = producers.get(norm.args[0].name) if _is_inference_norm(norm) else None
+        if layer is not None and _can_fold(layer, graph, users):
+            found[layer.name] = norm
+    return found
+
+
+def bias_name(layer: Node) -> str:
+    """The name of a folded layer's bias."""
+    return f"{layer.name}.bias"
+
+
+def scaled(weight: Tensor, factor: Tensor, layer: Node) -> Tensor:
+    """A layer's weight with each output channel multiplied by its factor, ``[out]``.
+
+    A transposed convolution's is ``[in, out / groups, *kernel]``, its inputs in groups.
+    """
+    if not layer.short_op.startswith("conv_transpose"):
+        return weight * broadcast(factor, weight.dim(), 0)
+    groups = WEIGHTED_LAYERS[layer.short_op].groups_of(layer)
+    split = weight.reshape(groups, -1, *weight.shape[1:])
+    factors = factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
+    return (split * factors).reshape(weight.shape)
+
+
 def _is_inference_norm(node: Node) -> bool:
     return node.op == "aten.batch_norm.default" and node.args[3] is not None and not node.args[5]
 
 
 def _can_fold(layer: Node, graph: Graph, users: dict[str, list[Node]]) -> bool:
-    if layer.op not in _OUTPUT_AXIS:
+    if layer.short_op not in _LAYERS or layer.op.endswith(".padding"):
         return False
     weight, bias = (*layer.args[1:3], None)[:2]
     own = [ref.name for ref in (weight, bias) if ref is not None]
@@ -68,8 +92,7 @@ def _can_fold(layer: Node, graph: Graph, users: dict[str, list[Node]]) -> bool:
     )
     leaving = set(graph.output_names())
     alone = all(len(users[name]) == 1 and name not in leaving for name in (layer.name, *own))
-    bias_name = f"{layer.name}.bias"
-    return over_channels and alone and (bias_name in own or bias_name not in users)
+    return over_channels and alone and (bias_name(layer) in own or bias_name(layer) not in users)
 
 
 def _folded(layer: Node, norm: Node, constants: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -87,6 +110,4 @@ def _folded(layer: Node, norm: Node, constants: dict[str, Tensor]) -> tuple[Tens
     bias_ref = layer.args[2] if len(layer.args) > 2 else None
     bias = -mean if bias_ref is None else constants[bias_ref.name].double() - mean
     bias = bias * factor + (0.0 if beta is None else beta)
-    axis = _OUTPUT_AXIS[layer.op]
-    scaled = weight.double() * broadcast(factor, weight.dim(), axis)
-    return scaled.to(weight.dtype), bias.to(weight.dtype)
+    return scaled(weight.double(), factor, layer).to(weight.dtype), bias.to(weight.dtype)

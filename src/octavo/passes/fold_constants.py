@@ -15,8 +15,8 @@ from torch import Tensor
 
 from octavo import operators
 from octavo.graph import Graph, Node, map_refs
+from octavo.passes.training import DROPOUTS
 
-_RANDOM = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 # A view that repeats its source takes no memory in the model, and would in a file.
 _SMALL = 2**16
 
@@ -43,7 +43,7 @@ def fold_constants(graph: Graph) -> Graph:
 
 
 def _is_fixed(node: Node, known: Mapping[str, Any]) -> bool:
-    return node.short_op not in _RANDOM and all(name in known for name in node.refs())
+    return node.short_op not in DROPOUTS and all(name in known for name in node.refs())
 
 
 def _gives_tensors(node: Node, users: Mapping[str, list[Node]]) -> bool:

@@ -14,10 +14,10 @@ from torch.export import ExportedProgram
 
 from octavo.errors import CaptureError
 from octavo.graph import Graph, Ref, map_refs
+from octavo.passes.training import DROPOUTS
 
 # Results of these may share memory with their first argument, though their schema does not say so.
-_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
-_ALIASING = _DROPOUTS | {"getitem", "type_as"}
+_ALIASING = DROPOUTS | {"getitem", "type_as"}
 
 
 def is_safe(program: ExportedProgram) -> bool:
@@ -54,7 +54,7 @@ def is_safe(program: ExportedProgram) -> bool:
             }
             earlier = {n.name for n, i in order.items() if i < index}
             if any(last_read[name] > index for name in family & earlier):
-                if any(_name(n.target) in _DROPOUTS for n in order if n.name in family | {written}):
+                if any(_name(n.target) in DROPOUTS for n in order if n.name in family | {written}):
                     raise CaptureError(
                         f"{written!r} is changed in place and may be what dropout was given: "
                         "torch.export takes it for another tensor; change a copy instead"

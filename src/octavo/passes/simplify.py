@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.passes.training import DROPOUTS
 
 # In evaluation mode, on values that nothing writes to, these return their argument.
 _IDENTITIES = frozenset({"clone", "alias", "detach", "lift_fresh_copy", "contiguous"})
-_DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 # These return their argument where the result has its dtype and sizes: an open size that is
 # expanded is not 1, and one open size is given by the others.
 _CASTS = frozenset({"to", "_to_copy", "type_as"})
@@ -37,7 +37,7 @@ def remove_identities(graph: Graph) -> Graph:
 
 
 def _is_identity(node: Node, source: TensorMeta | None) -> bool:
-    if node.short_op in _DROPOUTS:
+    if node.short_op in DROPOUTS:
         return not node.args[2]
     if node.short_op in _IDENTITIES:
         return True

@@ -1,0 +1,205 @@
+"""The modules that round a tensor in training: with a range that is observed, or one learned.
+
+Each has a ``name`` (the tensor's), and ``qparams`` as they are now. A value that is not a number
+is noted, for `octavo.qat.model` to raise about, and never becomes part of a range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from octavo.affine import QParams, blocks, unchecked_qparams
+from octavo.errors import CalibrationError, PlanError
+from octavo.observers import Bounds, FixedRange, MinMax, MovingAverageMinMax, Observer
+from octavo.observers.base import extrema
+from octavo.qat.rounding import fake_quantize, fake_quantize_learned
+from octavo.qconfig import QSpec
+from octavo.scheme import Scheme
+
+# A learned scale may not cross zero.
+_SMALLEST = torch.finfo(torch.float32).tiny ** 0.5
+
+
+class FakeQuantize(nn.Module):
+    """Rounds a tensor, and knows what that needs.
+
+    Attributes:
+        name: of the tensor.
+        scheme: its scheme.
+        enabled: whether it rounds at all.
+        observing: whether it looks at what it is given, in training mode.
+        has_nan: whether one of the values was not a number, bool ``[]``; reset by who reads it.
+    """
+
+    has_nan: Tensor
+
+    def __init__(self, name: str, scheme: Scheme) -> None:
+        super().__init__()
+        self.name, self.scheme = name, scheme
+        self.enabled = self.observing = True
+        self.register_buffer("has_nan", torch.tensor(False), persistent=False)
+
+    def qparams(self) -> QParams:
+        """Scale and zero point as they are now."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, {self.scheme}"
+
+
+class ObservedFakeQuantize(FakeQuantize):
+    """Of an activation: the range is the observer's, of all that was seen.
+
+    Under ``DistributedDataParallel`` every process sees the extrema of all.
+
+    Raises:
+        PlanError: the observer's range is not made of extrema, and no range is given.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, name: str, spec: QSpec, bounds: Bounds | None = None) -> None:
+        super().__init__(name, spec.scheme)
+        assert spec.observer is not None
+        self.step = _step(name, spec.observer, bounds is not None)
+        if isinstance(spec.observer, FixedRange):
+            low, high = spec.observer.low, spec.observer.high
+            bounds = Bounds(torch.tensor(low), torch.tensor(high))
+        nothing = torch.tensor(float("inf"))
+        known = Bounds(nothing, -nothing) if bounds is None else bounds
+        self.register_buffer("low", known.low.detach().to(torch.float32).clone())
+        self.register_buffer("high", known.high.detach().to(torch.float32).clone())
+        self.seen = bounds is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observing and self.training:
+            self._observe(x)
+        return fake_quantize(x, self.qparams()) if self.enabled else x
+
+    def qparams(self) -> QParams:
+        """Scale and zero point as they are now.
+
+        Raises:
+            CalibrationError: nothing has been seen.
+        """
+        if not self.seen:
+            raise CalibrationError(
+                f"the range of tensor {self.name!r} is not known: train for a step, or pass "
+                "calibration= to prepare_qat"
+            )
+        return unchecked_qparams(self.low, self.high, self.scheme)
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        low, high = _across_processes(*extrema(x, None))
+        finite = torch.isfinite(high - low)
+        self.has_nan |= torch.isnan(low)
+        if self.step is None:
+            new_low, new_high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        else:
+            first = self.low > self.high
+            new_low = torch.where(first, low, self.low + self.step * (low - self.low))
+            new_high = torch.where(first, high, self.high + self.step * (high - self.high))
+        self.low.copy_(torch.where(finite, new_low, self.low))
+        self.high.copy_(torch.where(finite, new_high, self.high))
+        self.seen = True
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.seen = bool(self.low <= self.high)
+
+
+class WeightFakeQuantize(FakeQuantize):
+    """Of a weight: the range is that of the weight as it is at each step."""
+
+    def __init__(self, name: str, spec: QSpec) -> None:
+        super().__init__(name, spec.scheme)
+        assert spec.observer is not None
+        self.observer = spec.observer
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return fake_quantize(weight, self.qparams_of(weight)) if self.enabled else weight
+
+    @torch.no_grad()
+    def qparams_of(self, weight: Tensor) -> QParams:
+        """Scale and zero point of a weight."""
+        rows, axis = blocks(weight.to(torch.float32), self.scheme)
+        bounds = self.observer.bounds(self.observer.update(None, rows, axis), self.scheme)
+        qparams = unchecked_qparams(bounds.low, bounds.high, self.scheme)
+        self.has_nan |= ~torch.isfinite(bounds.high - bounds.low).all()
+        if self.scheme.group_size is None:
+            return qparams
+        shape = (weight.shape[0], -1)
+        return replace(
+            qparams,
+            scale=qparams.scale.reshape(shape),
+            zero_point=qparams.zero_point.reshape(shape),
+        )
+
+
+class LearnedFakeQuantize(FakeQuantize):
+    """The scale is a parameter (Esser et al. 2020, Learned Step Size Quantization,
+    arXiv:1902.08153); the zero point stays as it began.
+
+    Attributes:
+        scale: float32 ``[]``, ``[channels]`` or ``[rows, groups]``.
+    """
+
+    zero_point: Tensor
+
+    def __init__(self, name: str, start: QParams) -> None:
+        super().__init__(name, start.scheme)
+        self.scale = nn.Parameter(start.scale.detach().clone())
+        self.register_buffer("zero_point", start.zero_point.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.has_nan |= torch.isnan(x.sum())
+        if not self.enabled:
+            return x
+        values = x.numel() / max(1, self.scale.numel())
+        slow = (values * max(1, self.scheme.qmax)) ** -0.5
+        return fake_quantize_learned(x, self.qparams(), slow)
+
+    def qparams(self) -> QParams:
+        return QParams(self.scale.clamp(min=_SMALLEST), self.zero_point, self.scheme)
+
+
+def learned_start(weight: Tensor, scheme: Scheme) -> QParams:
+    """Where a learned scale of a weight starts: ``2 mean(|w|) / sqrt(qmax)``, section 2.1."""
+    rows, axis = blocks(weight.detach().to(torch.float32), scheme)
+    size = rows.abs()
+    mean = size.mean() if axis is None else size.movedim(axis, 0).flatten(1).mean(1)
+    scale = (2 * mean / scheme.qmax**0.5).clamp(min=_SMALLEST)
+    if scheme.group_size is not None:
+        scale = scale.reshape(weight.shape[0], -1)
+    return QParams(scale, torch.zeros_like(scale, dtype=torch.int32), scheme)
+
+
+def _step(name: str, observer: Observer, has_range: bool) -> float | None:
+    """What part of the way to a new extremum the range goes; ``None``: all, and never back."""
+    if isinstance(observer, MovingAverageMinMax):
+        return observer.averaging_constant
+    if isinstance(observer, MinMax):
+        return None
+    if isinstance(observer, FixedRange) or has_range:
+        return 0.0
+    raise PlanError(
+        f"the observer {observer.name!r} of tensor {name!r} cannot follow a training: take "
+        "MovingAverageMinMax (see octavo.qat_qconfig), or pass calibration= so that it finds "
+        "a range before"
+    )
+
+
+def _across_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The extrema over all processes of a distributed training."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return low, high
+    both = torch.stack([-low, high])
+    distributed.all_reduce(both, distributed.ReduceOp.MAX)
+    return -both[0], both[1]

@@ -1,0 +1,119 @@
+"""A layer and the batch norm behind it, rounded as they will be deployed: as one layer.
+
+Deployed, the norm is folded: ``w' = w * factor``, ``factor = gamma / sqrt(variance + eps)``, and
+``w'`` is what is rounded. Training with the statistics of the batch rounds the same ``w'``, by the
+running statistics, and divides the factor out of the weight again before the batch norm proper
+(Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2; there the output is divided, which is
+larger).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from octavo import operators
+from octavo.errors import TrainingError
+from octavo.graph import Node
+from octavo.passes.fold_batch_norm import scaled
+from octavo.qat.fake_quantize import FakeQuantize
+
+# A channel that is switched off (gamma 0) still has a weight to round.
+_SMALLEST_FACTOR = 1e-12
+_MOMENTUM = 0.1
+
+
+@dataclass
+class Mode:
+    """What a model that is being trained does at present; its operators share one.
+
+    Attributes:
+        training: dropout drops.
+        norms_frozen: batch norms use the running statistics in training too, and leave them.
+    """
+
+    training: bool = True
+    norms_frozen: bool = False
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether batch norms normalize with the statistics of the batch."""
+        return self.training and not self.norms_frozen
+
+
+@dataclass(frozen=True)
+class LayerWithNorm:
+    """Called with the layer's input and the tensors of both; gives the norm's output.
+
+    Attributes:
+        layer, norm: the two nodes.
+        fake_quantize: of the folded weight; ``None`` leaves it in float.
+        mode: of the model.
+    """
+
+    layer: Node
+    norm: Node
+    fake_quantize: FakeQuantize | None
+    mode: Mode
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> Tensor:
+        operator = operators.resolve(self.layer.op)
+        rest = self.layer.args[3:]
+        factor = torch.rsqrt(variance + self.norm.args[7])
+        factor = factor if gamma is None else factor * gamma
+        if self.mode.batch_statistics:
+            y: Tensor = operator(x, self._rounded(weight, factor.detach()), bias, *rest)
+            return batch_norm(self.norm, y, gamma, beta, mean, variance)
+        folded = scaled(weight, factor, self.layer)
+        shift = (-mean if bias is None else bias - mean) * factor
+        result: Tensor = operator(
+            x,
+            folded if self.fake_quantize is None else self.fake_quantize(folded),
+            shift if beta is None else shift + beta,
+            *rest,
+        )
+        return result
+
+    def _rounded(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """The weight that, once folded, is the rounded folded weight."""
+        if self.fake_quantize is None:
+            return weight
+        factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
+        rounded = self.fake_quantize(scaled(weight, factor, self.layer))
+        return scaled(rounded, 1 / factor, self.layer)
+
+
+def batch_norm(
+    norm: Node,
+    x: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+) -> Tensor:
+    """With the statistics of the batch; the running ones are updated.
+
+    Raises:
+        TrainingError: a channel has one value in the batch.
+    """
+    if x.numel() == x.shape[1]:
+        raise TrainingError(
+            f"the batch norm {norm.name!r} cannot train on a batch of shape {list(x.shape)}: a "
+            "channel has one value; give larger batches (a loader's drop_last=True), or freeze "
+            "the batch norms with freeze_batch_norms()"
+        )
+    # A cumulative average (momentum=None) is captured as 0, and counts no batches here.
+    momentum = norm.args[6] or _MOMENTUM
+    return functional.batch_norm(x, mean, variance, gamma, beta, True, momentum, norm.args[7])

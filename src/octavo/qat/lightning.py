@@ -1,0 +1,32 @@
+"""A Lightning callback that follows a `Schedule`. Needs the extra ``lightning``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.errors import MissingExtra
+from octavo.qat.model import models_in
+from octavo.qat.schedule import Schedule
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise MissingExtra("lightning", "lightning", "train in Lightning's Trainer") from error
+
+
+class QATCallback(Callback):
+    """Puts every `QATModel` in the module into the phase of the trainer's global step.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[QATCallback(Schedule(steps=1000))])  # doctest: +SKIP
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.schedule.done = trainer.global_step
+        for model in models_in(pl_module):
+            self.schedule.start(model)

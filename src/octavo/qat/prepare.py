@@ -1,0 +1,204 @@
+"""`prepare_qat`: from a float model to one that trains with rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from octavo.affine import qparams_of_range
+from octavo.batches import Signature, example_call
+from octavo.calibrate import observed
+from octavo.capture import traced
+from octavo.errors import CalibrationError, PlanError, TrainingError
+from octavo.graph import Graph
+from octavo.observers import Bounds, FixedRange
+from octavo.plan import Plan, plan
+from octavo.qat.fake_quantize import (
+    FakeQuantize,
+    LearnedFakeQuantize,
+    ObservedFakeQuantize,
+    WeightFakeQuantize,
+    learned_start,
+)
+from octavo.qat.model import QATModel
+from octavo.qat.training_graph import TrainingGraph
+from octavo.qconfig import QConfig, QConfigMapping, QSpec
+from octavo.targets import qat_qconfig
+
+
+def prepare_qat(
+    model: nn.Module,
+    example_inputs: Any = None,
+    qconfig: QConfig | QConfigMapping | None = None,
+    *,
+    target: str = "x86",
+    mode: str | None = None,
+    calibration: Iterable[Any] | None = None,
+    learned_scales: bool = False,
+    inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
+    progress: bool = True,
+) -> QATModel:
+    """A copy of a model that trains with the rounding that it will meet.
+
+    Train it in any loop, then `octavo.convert` it. See `octavo.qat.Schedule` for when to stop
+    observing ranges and to freeze batch norms.
+
+    Args:
+        model: any ``nn.Module`` that ``torch.export`` takes. It is left as it was.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments to capture the
+            model with; the first calibration batch without it.
+        qconfig: one `QConfig` for all layers, or a `QConfigMapping`; `octavo.qat_qconfig` of the
+            target without.
+        target: where the model will run, see `octavo.targets`.
+        mode: what layers are where ``qconfig`` says nothing else: ``"static"``, ``"dynamic"`` or
+            ``"weight_only"``. Without it what ``qconfig`` is, else static.
+        calibration: batches to find the first ranges on. Without it they begin with what the first
+            training batch shows.
+        learned_scales: train the scales too (LSQ, arXiv:1902.08153). They start from calibration.
+        inputs: maps a calibration batch to the model's arguments.
+        distributed: in ``torchrun``, calibrate on what all processes together see.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The model in training mode. Its parameters are copies under the float model's names; one
+        that was frozen stays so.
+
+    Raises:
+        CaptureError: the model cannot be exported.
+        PlanError: the qconfig does not fit the model, or one of its observers cannot follow a
+            training.
+        CalibrationError: the data does not fit, or learned scales have none to start from.
+        TrainingError: no parameter is to be trained.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> float_model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> qat = prepare_qat(float_model, torch.rand(2, 3, 8, 8))
+        >>> optimizer = torch.optim.SGD(qat.parameters(), 0.01)
+        >>> qat(torch.rand(4, 3, 8, 8)).square().mean().backward()
+        >>> optimizer.step()
+        >>> octavo.convert(qat)(torch.rand(1, 3, 8, 8)).shape
+        torch.Size([1, 8, 6, 6])
+    """
+    if isinstance(model, QATModel):
+        raise PlanError("the model is prepared already: train it, or prepare the float model again")
+    signature = Signature.of(model.forward)
+    example, calibration = example_call(example_inputs, calibration, signature, inputs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device), (example.args, example.kwargs)
+    )
+    graph = traced(model, args, kwargs)
+    trained = TrainingGraph.of(graph)
+    deployed = trained.deployed()
+    decided = _plan(deployed, qconfig, target, mode)
+    bounds: Mapping[str, Bounds] = {}
+    if calibration is not None and decided.needs_calibration:
+        seen = observed(
+            deployed,
+            decided,
+            calibration,
+            signature=signature,
+            inputs=inputs,
+            distributed=distributed,
+            progress=progress,
+        )
+        bounds = seen.bounds()
+    elif learned_scales and decided.needs_calibration:
+        raise CalibrationError(
+            "learned scales start from what calibration finds: pass calibration=loader, an "
+            "iterable of some representative batches"
+        )
+    make = _learned if learned_scales else _observed
+    modules = [make(*tensor, deployed, bounds) for tensor in _with_ranges(decided)]
+    trainable = _trainable(model, graph, trained.graph)
+    if not any(trainable.values()):
+        raise TrainingError(
+            "all parameters are frozen (requires_grad is False), so that there is nothing to "
+            "train: unfreeze some, or use octavo.quantize"
+        )
+    qat = QATModel(trained, decided, signature, trainable, _tied(model), modules)
+    return qat.to(device).train()
+
+
+def _plan(
+    graph: Graph, qconfig: QConfig | QConfigMapping | None, target: str, mode: str | None
+) -> Plan:
+    """The plan, where the default observer is one that can follow a training."""
+    if mode is None:
+        mode = qconfig.mode if isinstance(qconfig, QConfig) else "static"
+    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+    mapping = QConfigMapping(list(mapping.rules) if mapping else [])
+    if mode == "static" and not any(rule.kind == "global" for rule in mapping.rules):
+        mapping.set_global(qat_qconfig(target))
+    return plan(graph, mapping, target, mode)
+
+
+def _with_ranges(plan: Plan) -> Iterator[tuple[str, QSpec, str]]:
+    """Name, spec and kind of the quantized tensors that have a range of their own."""
+    for name, tensor in plan.quantized.items():
+        if tensor.kind == "weight" or tensor.shares is None:
+            assert tensor.spec is not None
+            yield name, tensor.spec, tensor.kind
+
+
+def _observed(
+    name: str, spec: QSpec, kind: str, graph: Graph, bounds: Mapping[str, Bounds]
+) -> FakeQuantize:
+    if kind == "weight":
+        return WeightFakeQuantize(name, spec)
+    return ObservedFakeQuantize(name, spec, bounds.get(name))
+
+
+def _learned(
+    name: str, spec: QSpec, kind: str, graph: Graph, bounds: Mapping[str, Bounds]
+) -> FakeQuantize:
+    """A fixed range stays as it is; so do weights whose zero point follows their range."""
+    if isinstance(spec.observer, FixedRange) or (kind == "weight" and not spec.scheme.symmetric):
+        return _observed(name, spec, kind, graph, bounds)
+    if spec.scheme.power_of_two:
+        raise PlanError(
+            f"tensor {name!r} has a power-of-two scale, which cannot be learned: leave out "
+            "learned_scales, or power_of_two"
+        )
+    if kind == "weight":
+        return LearnedFakeQuantize(name, learned_start(graph.constants[name], spec.scheme))
+    found = bounds[name]
+    return LearnedFakeQuantize(name, qparams_of_range(found.low, found.high, spec.scheme))
+
+
+def _trainable(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, bool]:
+    """The training graph's parameters, and whether each is to be trained.
+
+    What was computed of parameters alone (a normalized weight, a slice of positions) is one too.
+    """
+    own = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
+    known = {name: own[name] for name in traced.constants if name in own}
+    for node in traced.nodes:
+        sources = list(node.refs())
+        if sources and all(name in traced.constants or name in known for name in sources):
+            flags = [known[name] for name in sources if name in known]
+            if flags:
+                known[node.name] = any(flags)
+    constants = trained.constants
+    found = {}
+    for name, tensor in constants.items():
+        source = name.removesuffix(".transposed")
+        if source in known and tensor.is_floating_point():
+            found[name] = known[source]
+    return found
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Name of a parameter -> the first name that it has."""
+    first: dict[int, str] = {}
+    return {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }

@@ -1,0 +1,214 @@
+"""The training program: a list of steps that computes what the quantized model will, and learns.
+
+It is made of two graphs of one model. The *deployed* one (batch norms folded, no dropout) is what
+the plan speaks of, and what is quantized in the end. The *training* one has what only training
+has. Their values have the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.convert import with_rounded_probabilities
+from octavo.graph import Graph, Node, Ref
+from octavo.passes import (
+    fold_batch_norm,
+    foldable_norms,
+    in_evaluation,
+    in_training,
+    normalise_spelling,
+    simplified,
+)
+from octavo.passes.training import training_flag
+from octavo.plan import Plan
+from octavo.program import Step, step_of
+from octavo.qat import rounding
+from octavo.qat.fake_quantize import FakeQuantize
+from octavo.qat.layer_with_norm import LayerWithNorm, Mode, batch_norm
+from octavo.targets import ROLES, SHARED
+
+
+@dataclass(frozen=True)
+class TrainingGraph:
+    """A model as it is trained.
+
+    Attributes:
+        graph: with dropout and batch norms; its constants are the tensors that are trained.
+        norms: layer -> the batch norm that is folded into it when the model is deployed.
+    """
+
+    graph: Graph
+    norms: Mapping[str, Node]
+
+    @classmethod
+    def of(cls, traced: Graph) -> TrainingGraph:
+        """From the graph that capture starts from."""
+        graph = simplified(in_training(normalise_spelling(traced)))
+        return cls(graph, foldable_norms(simplified(in_evaluation(graph))))
+
+    def deployed(self, constants: Mapping[str, Tensor] | None = None) -> Graph:
+        """The canonical float graph, with these tensors in place of its own."""
+        graph = self.graph if constants is None else replace(self.graph, constants=constants)
+        return fold_batch_norm(simplified(in_evaluation(graph)))
+
+
+def training_program(
+    model: TrainingGraph,
+    plan: Plan,
+    fake_quantizers: Mapping[str, FakeQuantize],
+    mode: Mode,
+    device: torch.device,
+) -> tuple[list[Step], list[str]]:
+    """The steps in order, and the names of the results.
+
+    Args:
+        model: what is trained.
+        plan: of the deployed graph.
+        fake_quantizers: tensor that has a range of its own -> its module.
+        mode: what dropout and batch norms ask.
+        device: where tensors are made that an operator makes anew.
+    """
+    writer = _Writer(model, plan, fake_quantizers, mode, device)
+    steps = [step for given in model.graph.inputs for step in writer.rounded(given.name)]
+    for node in model.graph.nodes:
+        if node.name not in writer.folded:
+            steps += writer.steps(node)
+    outputs = model.graph.output_names()
+    read = writer.names(outputs, as_integers=False)
+    return steps, [read.get(name, name) for name in outputs]
+
+
+class _Writer:
+    """What has been rounded so far, and under which name."""
+
+    def __init__(
+        self,
+        model: TrainingGraph,
+        plan: Plan,
+        fake_quantizers: Mapping[str, FakeQuantize],
+        mode: Mode,
+        device: torch.device,
+    ) -> None:
+        self.model, self.plan, self.mode, self.device = model, plan, mode, device
+        self.fake_quantizers = fake_quantizers
+        self.folded = {norm.name: layer for layer, norm in model.norms.items()}
+        self.roundings: dict[str, str] = {}
+        self.dynamic: dict[tuple[str, Any], str] = {}
+        self.read_as_integers = _read_as_integers(model.graph, plan)
+
+    def steps(self, node: Node) -> Iterator[Step]:
+        """A node, behind the rounding of what it reads, and before that of what it makes."""
+        for name in dict.fromkeys(node.refs()):
+            yield from self._rounded_weight(name, node)
+        read = node.renamed(self.names(node.refs(), node.name in self.read_as_integers))
+        planned = self.plan.tensors.get(node.name)
+        if planned is not None and planned.dynamic is not None:
+            made, read = self._dynamic_input(read, planned.dynamic)
+            yield from made
+        yield self._step(read)
+        yield from self.rounded(node.name)
+
+    def rounded(self, name: str) -> Iterator[Step]:
+        """The step that rounds a value, where the plan quantizes it and something shows its range.
+
+        What only moves integers makes none that are new.
+        """
+        planned = self.plan.quantized.get(name)
+        if planned is None or planned.kind == "weight":
+            return
+        if planned.shares is not None and ROLES.get(planned.op) == SHARED:
+            return
+        self.roundings[name] = f"{name}.rounded"
+        module = self.fake_quantizers[planned.shares or name]
+        yield Step(f"{name}.rounded", module, (Ref(name),))
+
+    def _rounded_weight(self, name: str, node: Node) -> Iterator[Step]:
+        """A weight is rounded once; that of a layer with a norm inside of it."""
+        planned = self.plan.quantized.get(name)
+        is_new = planned is not None and planned.kind == "weight" and name not in self.roundings
+        if is_new and node.name not in self.model.norms:
+            self.roundings[name] = f"{name}.rounded"
+            yield Step(f"{name}.rounded", self.fake_quantizers[name], (Ref(name),))
+
+    def names(self, values: Iterable[str], as_integers: bool) -> dict[str, str]:
+        """What is read instead of values: of those that integers stand for, the rounded one.
+
+        What is read as float is rounded if an int8 kernel made it, or if it is a weight.
+        """
+        names = dict(self.folded)
+        for name in values:
+            source = self.folded.get(name, name)
+            is_rounded = (
+                as_integers or self.plan.runs_int8(source) or source in self.model.graph.constants
+            )
+            if is_rounded and source in self.roundings:
+                names[name] = self.roundings[source]
+        return names
+
+    def _dynamic_input(self, node: Node, spec: Any) -> tuple[list[Step], Node]:
+        source, scheme = node.args[0], spec.scheme
+        name = self.dynamic.get((source.name, spec))
+        made = []
+        if name is None:
+            name = self.dynamic[source.name, spec] = f"{node.name}.dynamic input"
+            args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+            made.append(Step(name, rounding.fake_quantize_dynamic, args))
+        return made, replace(node, args=(Ref(name), *node.args[1:]))
+
+    def _step(self, node: Node) -> Step:
+        """One operator: with its norm, with the mode of the moment, or as it stands."""
+        plain = step_of(node, self.device)
+        norm = self.model.norms.get(node.name)
+        if norm is not None:
+            module = self.fake_quantizers.get(node.args[1].name)
+            x, weight, bias = (*node.args[:3], None)[:3]
+            args = (x, weight, bias, *norm.args[1:5])
+            return replace(plain, function=LayerWithNorm(node, norm, module, self.mode), args=args)
+        if self.plan.runs_int8(node.name):
+            rounded = with_rounded_probabilities(node)
+            if rounded is not node:
+                return Step(node.name, rounding.attention, rounded.args)
+        position = training_flag(node)
+        if position is None:
+            return plain
+        if node.short_op == "batch_norm":
+            return replace(plain, function=_norm(node, plain.function, self.mode))
+        return replace(plain, function=_flagged(plain.function, position, self.mode))
+
+
+def _norm(node: Node, function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
+    """A batch norm that no layer takes in."""
+
+    def call(x: Tensor, *args: Any) -> Any:
+        if mode.batch_statistics:
+            return batch_norm(node, x, *args[:4])
+        return function(x, *args[:4], False, *args[5:])
+
+    return call
+
+
+def _flagged(function: Callable[..., Any], position: int, mode: Mode) -> Callable[..., Any]:
+    """An operator that is told at each call whether the model is training."""
+
+    def call(*args: Any) -> Any:
+        return function(*args[:position], mode.training, *args[position + 1 :])
+
+    return call
+
+
+def _read_as_integers(graph: Graph, plan: Plan) -> set[str]:
+    """The nodes that read rounded values: those in int8, and what stands only in training (a
+    dropout) before one of them.
+    """
+    users = graph.users()
+    found = {node.name for node in graph.nodes if plan.runs_int8(node.name)}
+    for node in reversed(graph.nodes):
+        only_in_training = node.name not in plan.tensors
+        if only_in_training and any(user.name in found for user in users[node.name]):
+            found.add(node.name)
+    return found

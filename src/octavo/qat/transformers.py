@@ -1,0 +1,38 @@
+"""A callback for the Trainer of transformers that follows a `Schedule`. Needs the extra
+``transformers``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from octavo.errors import MissingExtra
+from octavo.qat.model import models_in
+from octavo.qat.schedule import Schedule
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise MissingExtra("transformers", "transformers", "train in its Trainer") from error
+
+
+class QATCallback(TrainerCallback):
+    """Puts every `QATModel` in the trained module into the phase of the trainer's global step.
+
+    Example:
+        >>> Trainer(qat, callbacks=[QATCallback(Schedule(steps=1000))])  # doctest: +SKIP
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **more: Any,
+    ) -> None:
+        self.schedule.done = state.global_step
+        for model in models_in(more["model"]):
+            self.schedule.start(model)
