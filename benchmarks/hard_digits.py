@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.nets import seeded
+from benchmarks.nets import SEED, seeded
 from octavo.progress import track
 
 CACHE = Path(__file__).parent / ".cache"
@@ -86,10 +86,14 @@ def trained(
     epochs: int = 80,
     learning_rate: float = 4e-3,
     batch: int = 128,
+    seed: int = SEED,
 ) -> nn.Module:
-    """The network of this name in evaluation mode: from the cache, or trained now."""
+    """The network of this name in evaluation mode: from the cache, or trained now.
+
+    ``seed`` is that of its weights at the start.
+    """
     file = CACHE / f"{name.replace(' ', '-')}-recipe{RECIPE}-{epochs}.safetensors"
-    net = seeded(make)
+    net = seeded(make, seed)
     if file.exists():
         net.load_state_dict(load_file(file))
         return net.eval()

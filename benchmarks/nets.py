@@ -131,6 +131,11 @@ def mobilenet_v2_for_digits() -> nn.Module:
     return _for_gray_images(models.mobilenet_v2(width_mult=0.5, num_classes=CLASSES))
 
 
+def mobilenet_v2_small() -> nn.Module:
+    """Width 0.35, as the examples train it with rounding."""
+    return _for_gray_images(models.mobilenet_v2(width_mult=0.35, num_classes=CLASSES))
+
+
 def mobilenet_v3_for_digits() -> nn.Module:
     return _for_gray_images(models.mobilenet_v3_small(width_mult=0.75, num_classes=CLASSES))
 

@@ -58,6 +58,24 @@ def fx(
         return finish(prepared).eval()
 
 
+def fx_qat(model: nn.Module, example: Tensor, engine: str = "x86") -> nn.Module:
+    """``prepare_qat_fx`` with an engine's default qconfig mapping for training.
+
+    Args:
+        model: in training mode; it is left as it was.
+        example: a batch of images.
+        engine: ``"onednn"`` or ``"x86"``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch.ao.quantization import get_default_qat_qconfig_mapping, quantize_fx
+
+        torch.backends.quantized.engine = engine
+        return quantize_fx.prepare_qat_fx(
+            copy.deepcopy(model).train(), get_default_qat_qconfig_mapping(engine), (example,)
+        )
+
+
 def dynamic(model: nn.Module) -> nn.Module:
     """``torch.ao.quantization.quantize_dynamic``: linear and recurrent layers, int8 weights.
 

@@ -38,7 +38,7 @@ LAYERS = (
     ("convert", "qat", "soundness", "graph_json", "artifact"),
     ("onnx", "runtimes"),
     ("summary", "model"),
-    ("machine", "metrics", "comparison", "compare", "parity", "cold_start", "bench", "onnx_file"),
+    ("machine", "metrics", "comparison", "compare", "cuts", "parity", "cold_start", "bench", "onnx_file"),
     ("quantize", "digits", "curves", "replay", "demo"),
     ("references", "pt2", "model_source", "data_source", "cli"),
 )

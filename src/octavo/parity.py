@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from octavo.batches import split_batch
 from octavo.call import flatten_call
+from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra, OctavoError
-from octavo.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.metrics import Likeness
 from octavo.model import QuantizedModel
 from octavo.runtimes import RUNTIMES, lower
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 RANDOM_BATCHES = 4
 _NO_RUNTIMES = ("reference", "fastest")  # the oracle itself, and the choice among the others
-_QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
-_DYNAMIC = "octavo.fake_quantize_dynamic.default"
-_WEIGHTS = frozenset({"octavo.dequantize_channels.default", "octavo.dequantize_groups.default"})
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ def verify(
     oracle = q.lower("reference").lowered.run
     with torch.no_grad():
         wanted = [oracle(*batch) for batch in batches]
-        cuts = _Cuts.of(q.graph, batches[0])
+        cuts = Cuts.of(q.graph, batches[0])
         found = [
             _compared(q, name, batches, wanted, cuts, limit, required=runtimes is not None)
             for name in names
@@ -247,7 +244,7 @@ def _compared(
     name: str,
     batches: Sequence[Sequence[Tensor]],
     wanted: Sequence[tuple[Any, ...]],
-    cuts: _Cuts,
+    cuts: Cuts,
     limit: Threshold,
     required: bool,
 ) -> RuntimeParity | None:
@@ -257,7 +254,7 @@ def _compared(
         likeness = Likeness()
         for batch, expected in zip(batches, wanted, strict=True):
             likeness.update(expected, run(*batch))
-        layers = cuts.compared(lower(cuts.graph, name, q.device, Options()).run)
+        layers = _compared_layers(cuts, lower(cuts.graph, name, q.device, Options()).run)
     except OctavoError as error:
         if not required and isinstance(error, MissingExtra):
             return None
@@ -269,113 +266,15 @@ def _compared(
     )
 
 
-@dataclass(frozen=True)
-class _Cuts:
-    """A graph cut at every place where integers begin.
-
-    Attributes:
-        graph: with an input for each cut, and each cut's value as an output.
-        inputs: what goes in: the oracle's values.
-        outputs: what should come out: the oracle's values.
-        layers: the name of each output's layer.
-        scales: of each output's integers; ``None`` for floats.
-    """
-
-    graph: Graph
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    layers: tuple[str, ...]
-    scales: tuple[float | None, ...]
-
-    @classmethod
-    def of(cls, graph: Graph, batch: Sequence[Tensor]) -> _Cuts:
-        """Cut where a quantized tensor is read as floats, and where floats meet integer weights."""
-        producers = {node.name: node for node in graph.nodes}
-        read = {
-            name: producers.get(name)
-            for node in graph.nodes
-            for name in _cut_inputs(node, producers)
-        }
-        known = {given.name for given in graph.inputs} | set(graph.constants)
-        cut = [name for name in read if name not in known]
-        tapped = replace(graph, outputs=[Ref(name) for name in [*cut, *graph.output_names()]])
-        values = lower(tapped.pruned(), "reference", torch.device("cpu"), Options()).run(*batch)
-        oracle = dict(zip([*cut, *graph.output_names()], values, strict=True))
-        given, nodes = [], []
-        for node in graph.nodes:
-            names = {}
-            for name in _cut_inputs(node, producers):
-                if name in oracle and name not in known:
-                    names[name] = f"{name}.given"
-            if not names:
-                nodes.append(node)
-                continue
-            source = producers[next(iter(names))]
-            if node.op == _DEQUANTIZE and source.op == _QUANTIZE:
-                again = replace(
-                    source,
-                    name=f"{node.name}.again",
-                    args=(Ref(f"{source.name}.given"), *source.args[1:]),
-                )
-                nodes += [again, replace(node, args=(Ref(again.name), *node.args[1:]))]
-            else:
-                nodes.append(node.renamed(names))
-        inputs = []
-        for name in cut:
-            value = oracle[name]
-            source = producers[name]
-            if source.op == _QUANTIZE:
-                value = (value.to(torch.float32) - source.args[2]) * source.args[1]
-            inputs.append(value)
-            given.append(Input(f"{name}.given", TensorMeta.of(value), tuple(value.shape)))
-        layers = tuple(dict.fromkeys([*cut, *graph.output_names()]))
-        whole = replace(
-            graph,
-            inputs=(*graph.inputs, *given),
-            nodes=tuple(nodes),
-            outputs=[Ref(name) for name in layers],
+def _compared_layers(cuts: Cuts, run: Callable[..., Any]) -> tuple[LayerParity, ...]:
+    """What a runtime makes of the oracle's values."""
+    found = run(*cuts.inputs, *cuts.given)
+    return tuple(
+        _layer(layer, want, have, scale)
+        for layer, want, have, scale in zip(
+            cuts.layers, cuts.outputs, found, cuts.scales, strict=True
         )
-        scales = tuple(
-            producers[name].args[1]
-            if name in producers and producers[name].op == _QUANTIZE
-            else None
-            for name in layers
-        )
-        return cls(
-            whole.pruned(),
-            (*batch, *inputs),
-            tuple(oracle[name] for name in layers),
-            tuple(_layer_of(name, producers) for name in layers),
-            scales,
-        )
-
-    def compared(self, run: Any) -> tuple[LayerParity, ...]:
-        """What a runtime makes of the oracle's values."""
-        found = run(*self.inputs)
-        return tuple(
-            _layer(layer, want, have, scale)
-            for layer, want, have, scale in zip(
-                self.layers, self.outputs, found, self.scales, strict=True
-            )
-        )
-
-
-def _cut_inputs(node: Node, producers: Mapping[str, Node]) -> list[str]:
-    """The values at which a node's own reading of integers begins."""
-    if node.op in (_DEQUANTIZE, _DYNAMIC):
-        return [node.args[0].name]
-    names = list(node.refs())
-    weighted = any(producers[name].op in _WEIGHTS for name in names if name in producers)
-    if weighted and not node.op.startswith("octavo."):
-        quantized = (_DEQUANTIZE, _DYNAMIC, *_WEIGHTS)
-        return [n for n in names[:1] if n in producers and producers[n].op not in quantized]
-    return []
-
-
-def _layer_of(name: str, producers: Mapping[str, Node]) -> str:
-    """The layer behind a quantize node."""
-    node = producers.get(name)
-    return node.args[0].name if node is not None and node.op == _QUANTIZE else name
+    )
 
 
 def _layer(layer: str, want: Tensor, have: Tensor, scale: float | None) -> LayerParity:

@@ -39,6 +39,7 @@ def quantize(
     input_mean: float | Sequence[float] | None = None,
     input_std: float | Sequence[float] | None = None,
     bias_correction: bool = True,
+    distributed: bool = False,
     progress: bool = True,
 ) -> QuantizedModel:
     """Quantize a trained model: capture, plan, calibrate, convert.
@@ -66,6 +67,8 @@ def quantize(
             preprocessed like that.
         bias_correction: let biases take back the shift of each layer's mean output that rounding
             its weights brings, see `octavo.weights.bias_correction`.
+        distributed: in ``torchrun``: each process calibrates on its own part of the data, and all
+            get what they have seen together.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -89,6 +92,8 @@ def quantize(
         >>> q(torch.rand(5, 3, 8, 8)).shape
         torch.Size([5, 10])
     """
+    if isinstance(model, QATModel):
+        raise PlanError("the model is prepared for training: octavo.convert makes it int8")
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
         own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
@@ -114,7 +119,13 @@ def quantize(
         raise CalibrationError(_NO_CALIBRATION)
     else:
         found = calibrate(
-            graph, decided, calibration, signature=signature, inputs=inputs, progress=progress
+            graph,
+            decided,
+            calibration,
+            signature=signature,
+            inputs=inputs,
+            distributed=distributed,
+            progress=progress,
         )
     if bias_correction:
         graph = correct_biases(graph, found.qparams, found.input_means)
@@ -159,18 +170,19 @@ def convert(
         InputError: the graph has no image input that could be ``pixels``.
         CalibrationError: the `QATModel` was neither trained nor calibrated.
     """
+    made: dict[str, Any]
     if isinstance(source, QATModel):
         if plan is not None or qparams is not None:
             raise PlanError("a prepared model has its own plan and qparams: convert it alone")
         signature, plan, qparams = source.signature, source.plan, source.qparams()
-        graph = source.deployed()
+        graph, made = source.deployed(), {"trained": "with rounding"}
     elif plan is None or qparams is None:
         raise PlanError(
             "a graph needs its plan and qparams: convert(graph, plan, qparams); or give a model "
             "from octavo.prepare_qat"
         )
     else:
-        graph = source
+        graph, made = source, {"calibration_batches": batches}
     quantized = insert_qdq(graph, plan, qparams)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     provenance: dict[str, Any] = {
@@ -178,7 +190,7 @@ def convert(
         "torch": torch.__version__,
         "target": plan.target,
         "mode": plan.mode,
-        "calibration_batches": batches,
+        **made,
     }
     if pixels is not None:
         quantized = take_pixels(quantized, pixels)

@@ -1,0 +1,1 @@
+"""Programs that show Octavo at work on real data; run as ``python -m examples.NAME``."""
