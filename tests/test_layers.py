@@ -38,7 +38,8 @@ LAYERS = (
     ("convert", "qat", "soundness", "graph_json", "artifact"),
     ("onnx", "runtimes"),
     ("summary", "model"),
-    ("machine", "metrics", "comparison", "compare", "cuts", "parity", "cold_start", "bench", "onnx_file"),
+    ("machine", "metrics", "comparison", "compare", "cuts", "parity", "analysis"),
+    ("cold_start", "bench", "onnx_file"),
     ("quantize", "digits", "curves", "replay", "demo"),
     ("references", "pt2", "model_source", "data_source", "cli"),
 )
@@ -52,6 +53,7 @@ OPTIONAL = {
     "onnx": {"octavo.onnx.writer"},
     "onnxruntime": {"octavo.runtimes.onnxruntime"},
     "openvino": {"octavo.runtimes.openvino"},
+    "pandas": {"octavo.analysis.layer_errors"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {"octavo.qat.transformers"},
 }
@@ -290,7 +292,7 @@ def test_what_the_rules_allow(house: Path, name: str, text: str) -> None:
         ("cli.py", "np.load('x', allow_pickle=True)", "allow_pickle"),
         ("runtimes/torch.py", "import onnxruntime as ort", "onnxruntime is optional"),
         ("artifact.py", "import_module('openvino')", "openvino is optional"),
-        ("plan.py", "import pandas", "pandas is no dependency"),
+        ("plan.py", "import polars", "polars is no dependency"),
     ],
 )
 def test_what_the_rules_catch(house: Path, name: str, text: str, message: str) -> None:

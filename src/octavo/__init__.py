@@ -8,6 +8,7 @@
 """
 
 from octavo.affine import QParams
+from octavo.analysis import LayerErrors, Sensitivity, layer_errors, sensitivity
 from octavo.bench import Bench, bench
 from octavo.calibrate import Calibrated, Calibration, calibrate
 from octavo.capture import capture
@@ -46,6 +47,7 @@ __all__ = [
     "Entropy",
     "FixedRange",
     "Histogram",
+    "LayerErrors",
     "MinMax",
     "MovingAverageMinMax",
     "OctavoError",
@@ -61,6 +63,7 @@ __all__ = [
     "QSpec",
     "QuantizedModel",
     "Scheme",
+    "Sensitivity",
     "__version__",
     "bench",
     "calibrate",
@@ -71,11 +74,13 @@ __all__ = [
     "dynamic_qconfig",
     "export_onnx",
     "host_target",
+    "layer_errors",
     "load",
     "plan",
     "prepare_qat",
     "qat_qconfig",
     "quantize",
+    "sensitivity",
     "static_qconfig",
     "verify",
     "weight_only_qconfig",

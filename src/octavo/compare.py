@@ -25,13 +25,11 @@ from octavo.errors import InputError
 from octavo.evaluation import evaluating
 from octavo.latency import REST_S, Latency, interleave, thread_count
 from octavo.machine import describe_machine
-from octavo.metrics import TOP_K, Likeness, TaskMetric, TopK, WholeSet, float_tensors
+from octavo.metrics import Likeness, Metric, TaskMetric, float_tensors, metric_factory
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
 from octavo.progress import track
 from octavo.runtimes import FOREIGN
-
-Metric = Callable[[Any, Any], float]
 
 
 def compare(
@@ -74,7 +72,7 @@ def compare(
         >>> print(octavo.compare(model, q, test_loader))  # doctest: +SKIP
     """
     _check_model(model)
-    new_metric = _metric_factory(metric)
+    new_metric = metric_factory(metric)
     with evaluating(model), torch.no_grad(), thread_count(threads) as thread_number:
         contenders = _contenders(model, q, runtimes, new_metric)
         batches = _batches(model, track(data, "comparing", progress), inputs)
@@ -303,19 +301,6 @@ def _check_model(model: nn.Module) -> None:
         raise InputError(f"the model is on {away}; compare measures on the CPU: call model.cpu()")
     if tensors and not any(t.dtype is torch.float32 for t in tensors):
         raise InputError(f"the model is {tensors[0].dtype}; compare needs the float32 model")
-
-
-def _metric_factory(metric: str | Metric | None) -> Callable[[], TaskMetric]:
-    """One metric for each contender, as each has its own sums."""
-    if callable(metric):
-        return lambda: WholeSet(metric)
-    name = metric or "top1"
-    if name not in TOP_K:
-        raise InputError(
-            f"metric={metric!r} is not among {sorted(TOP_K)}; or pass a function "
-            "(outputs, labels) -> float"
-        )
-    return lambda: TopK(name)
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:

@@ -18,6 +18,8 @@ from octavo.errors import InputError
 
 IGNORED_LABEL = -100  # what torch's cross-entropy ignores
 
+Metric = Callable[[Any, Any], float]  # of the outputs and labels of the whole set
+
 # How many classes a sample may name and still be right, by the metric's name.
 TOP_K = {"top1": 1, "top5": 5}
 
@@ -141,6 +143,27 @@ class WholeSet:
         if not math.isfinite(value):
             raise InputError(f"the metric {self.name} returned {value}")
         return value
+
+
+def metric_factory(metric: str | Metric | None) -> Callable[[], TaskMetric]:
+    """What makes a metric for each contender, as each has its own sums.
+
+    Args:
+        metric: ``"top1"`` or ``"top5"``, a function ``(outputs, labels) -> float`` of the whole
+            set, or ``None`` for top-1.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    if callable(metric):
+        return lambda: WholeSet(metric)
+    name = metric or "top1"
+    if name not in TOP_K:
+        raise InputError(
+            f"metric={metric!r} is not among {sorted(TOP_K)}; or pass a function "
+            "(outputs, labels) -> float"
+        )
+    return lambda: TopK(name)
 
 
 def float_tensors(outputs: Any) -> list[Tensor]:

@@ -32,7 +32,7 @@ class FakeQuantize(nn.Module):
         scheme: its scheme.
         enabled: whether it rounds at all.
         observing: whether it looks at what it is given, in training mode.
-        has_nan: whether one of the values was not a number, bool ``[]``; reset by who reads it.
+        has_nan: whether a value was not a number in training, bool ``[]``; reset by who reads it.
     """
 
     has_nan: Tensor
@@ -88,10 +88,7 @@ class ObservedFakeQuantize(FakeQuantize):
             CalibrationError: nothing has been seen.
         """
         if not self.seen:
-            raise CalibrationError(
-                f"the range of tensor {self.name!r} is not known: train for a step, or pass "
-                "calibration= to prepare_qat"
-            )
+            raise CalibrationError(unknown_range(self.name))
         return unchecked_qparams(self.low, self.high, self.scheme)
 
     @torch.no_grad()
@@ -131,7 +128,8 @@ class WeightFakeQuantize(FakeQuantize):
         rows, axis = blocks(weight.to(torch.float32), self.scheme)
         bounds = self.observer.bounds(self.observer.update(None, rows, axis), self.scheme)
         qparams = unchecked_qparams(bounds.low, bounds.high, self.scheme)
-        self.has_nan |= ~torch.isfinite(bounds.high - bounds.low).all()
+        if self.training:
+            self.has_nan |= ~torch.isfinite(bounds.high - bounds.low).all()
         if self.scheme.group_size is None:
             return qparams
         shape = (weight.shape[0], -1)
@@ -158,8 +156,8 @@ class LearnedFakeQuantize(FakeQuantize):
         self.register_buffer("zero_point", start.zero_point.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            self.has_nan |= torch.isnan(x.sum())
+        if self.training:
+            self.has_nan |= torch.isnan(x.detach().sum())
         if not self.enabled:
             return x
         values = x.numel() / max(1, self.scale.numel())
@@ -181,6 +179,14 @@ def learned_start(weight: Tensor, scheme: Scheme) -> QParams:
     return QParams(scale, torch.zeros_like(scale, dtype=torch.int32), scheme)
 
 
+def unknown_range(name: str) -> str:
+    """What to say where nothing was seen of a tensor, or only infinities."""
+    return (
+        f"the range of tensor {name!r} is not known: train for a step, or pass calibration= to "
+        "prepare_qat"
+    )
+
+
 def _step(name: str, observer: Observer, has_range: bool) -> float | None:
     """What part of the way to a new extremum the range goes; ``None``: all, and never back."""
     if isinstance(observer, MovingAverageMinMax):
@@ -200,6 +206,10 @@ def _across_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """The extrema over all processes of a distributed training."""
     if not distributed.is_available() or not distributed.is_initialized():
         return low, high
-    both = torch.stack([-low, high])
+    # What the largest of a NaN and a number is depends on the backend, so that it travels apart.
+    bad = torch.isnan(low)
+    ends = torch.stack([-low, high]).masked_fill(bad, -torch.inf)
+    both = torch.cat([ends, bad.to(ends.dtype)[None]])
     distributed.all_reduce(both, distributed.ReduceOp.MAX)
+    both = both.masked_fill(both[2] > 0, torch.nan)
     return -both[0], both[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,18 +13,37 @@ from octavo.affine import QParams
 from octavo.batches import Signature
 from octavo.calibrate import qparams_of_weight
 from octavo.call import build_output, flatten_call
-from octavo.errors import PlanError, TrainingError
+from octavo.errors import CalibrationError, PlanError, TrainingError
 from octavo.graph import Graph
 from octavo.plan import Plan
 from octavo.program import compile_steps
 from octavo.qat.fake_quantize import (
     FakeQuantize,
     LearnedFakeQuantize,
+    ObservedFakeQuantize,
+    unknown_range,
 )
 from octavo.qat.layer_with_norm import Mode
 from octavo.qat.training_graph import TrainingGraph, training_program
 
 _OWN = "fake_quantizers"
+
+
+@dataclass(frozen=True)
+class Held:
+    """How a model holds a constant of its training graph.
+
+    Attributes:
+        name: of the parameter or buffer, which is the float model's.
+        trainable: whether it is to be trained; ``None`` is a buffer.
+        tied_to: the parameter that it is one with.
+        transposed: the graph reads it transposed.
+    """
+
+    name: str
+    trainable: bool | None = None
+    tied_to: str | None = None
+    transposed: bool = False
 
 
 class QATModel(nn.Module):
@@ -40,13 +59,14 @@ class QATModel(nn.Module):
         target: what the model will run on.
     """
 
+    accepts_loss_kwargs = False  # asked by the Trainer of transformers
+
     def __init__(
         self,
         model: TrainingGraph,
         plan: Plan,
         signature: Signature,
-        trainable: Mapping[str, bool],
-        tied: Mapping[str, str],
+        held: Mapping[str, Held],
         fake_quantizers: Iterable[FakeQuantize],
     ) -> None:
         super().__init__()
@@ -54,10 +74,10 @@ class QATModel(nn.Module):
         self.signature = signature
         self._model = replace(model, graph=replace(model.graph, constants={}))
         self._mode = Mode()
+        constants = model.graph.constants
         self._run: Callable[..., tuple[Any, ...]] | None = None
-        # Tensor -> the module that holds it, and its name there.
-        self._places = {name: self._place_of(name) for name in model.graph.constants}
-        self._hold(model.graph.constants, trainable, tied)
+        # Constant of the graph -> the module that holds it, its name there, and whether transposed.
+        self._places = {name: self._hold(tensor, held[name]) for name, tensor in constants.items()}
         if _OWN in self._modules:
             raise PlanError(
                 f"the model has a module named {_OWN!r}, where QAT keeps its own: rename it"
@@ -65,24 +85,18 @@ class QATModel(nn.Module):
         by_name = {module.name.replace(".", "/"): module for module in fake_quantizers}
         self.add_module(_OWN, nn.ModuleDict(by_name))
 
-    def _hold(
-        self,
-        constants: Mapping[str, Tensor],
-        trainable: Mapping[str, bool],
-        tied: Mapping[str, str],
-    ) -> None:
-        """Own the tensors: parameters are those that ``trainable`` names, others are buffers."""
-        made: dict[str, nn.Parameter] = {}
-        for name, tensor in constants.items():
-            owner, leaf = self._places[name]
-            own = tensor.detach().clone()
-            if name not in trainable:
-                owner._buffers[leaf] = own
-                continue
-            first = tied.get(name, name)
-            if first not in made:
-                made[first] = nn.Parameter(own, requires_grad=trainable[name])
-            owner._parameters[leaf] = made[first]
+    def _hold(self, tensor: Tensor, held: Held) -> tuple[nn.Module, str, bool]:
+        """Own a tensor, as a parameter or a buffer; where it stands."""
+        owner, leaf = self._place_of(held.name)
+        tied, tied_leaf = self._place_of(held.tied_to or held.name)
+        before = tied._parameters.get(tied_leaf)
+        own = (tensor.detach().t() if held.transposed else tensor.detach()).clone()
+        if held.trainable is None:
+            owner._buffers[leaf] = own
+        else:
+            parameter = nn.Parameter(own, held.trainable) if before is None else before
+            owner._parameters[leaf] = tied._parameters[tied_leaf] = parameter
+        return owner, leaf, held.transposed
 
     def _place_of(self, name: str) -> tuple[nn.Module, str]:
         """Not by attribute: the float model may have a layer called "plan" or "target"."""
@@ -97,10 +111,12 @@ class QATModel(nn.Module):
     def _tensors(self) -> dict[str, Tensor]:
         """The constants of the training graph as they are now."""
         found = {}
-        for name, (owner, leaf) in self._places.items():
+        for name, (owner, leaf, transposed) in self._places.items():
             here = owner._parameters if leaf in owner._parameters else owner._buffers
-            found[name] = here[leaf]
-        return found  # type: ignore[return-value]
+            tensor = here[leaf]
+            assert tensor is not None
+            found[name] = tensor.t() if transposed else tensor
+        return found
 
     def _by_tensor(self) -> dict[str, FakeQuantize]:
         """Tensor -> the module that rounds it, in the order of the graph."""
@@ -146,11 +162,29 @@ class QATModel(nn.Module):
         tensors = flatten_call(graph, args, kwargs)
         if self._run is None:
             self._run = self._compiled()
-        results = self._run(*tensors, *self._tensors().values())
+        self._mode.training = self.training
+        constants = self._tensors()
+        before = self._observed(constants) if self.training else []
+        results = self._run(*tensors, *constants.values())
         if self.training:
-            self._refuse_nan()
+            self._refuse_nan(before)
         return build_output(graph, results)
 
+    def _observed(self, constants: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Ranges and running statistics, which a training step moves, each with a copy of it."""
+        tensors = [
+            constants[ref.name]
+            for node in self._model.graph.nodes
+            if node.op == "aten.batch_norm.default"
+            for ref in node.args[3:5]
+            if ref is not None
+        ]
+        for module in self._by_tensor().values():
+            if isinstance(module, ObservedFakeQuantize):
+                tensors += [module.low, module.high]
+        return [(tensor, tensor.clone()) for tensor in tensors]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _compiled(self) -> Callable[..., tuple[Any, ...]]:
         graph = self._model.graph
         inputs = [given.name for given in graph.inputs]
@@ -163,7 +197,8 @@ class QATModel(nn.Module):
         )
         return compile_steps([*inputs, *self._places], steps, outputs, {})
 
-    def _refuse_nan(self) -> None:
+    @torch.no_grad()
+    def _refuse_nan(self, before: list[tuple[Tensor, Tensor]]) -> None:
         modules = list(self._by_tensor().values())
         flags = torch.stack([module.has_nan for module in modules])
         if not bool(flags.any()):
@@ -171,18 +206,15 @@ class QATModel(nn.Module):
         first = modules[int(flags.to(torch.uint8).argmax())].name
         for module in modules:
             module.has_nan.zero_()
+        for tensor, value in before:
+            tensor.copy_(value)
         kind = "weight" if self.plan.tensors[first].kind == "weight" else "activation"
         raise TrainingError(
-            f"the {kind} {first!r} has a NaN in it, and is the first that has; the scales are as "
-            "they were before this step. Go back to the last checkpoint, and train with a lower "
-            "learning rate or with gradient clipping; or look for a NaN in the data"
+            f"the {kind} {first!r} has a NaN in it, and is the first that has; scales and running "
+            "statistics are as they were before this step. Go back to the last checkpoint, and "
+            "train with a lower learning rate or with gradient clipping; or look for a NaN in the "
+            "data"
         )
-
-    def train(self, mode: bool = True) -> QATModel:
-        """Training mode, as for any module: dropout drops, observers observe."""
-        super().train(mode)
-        self._mode.training = mode
-        return self
 
     def fake_quantize(self, enabled: bool = True) -> QATModel:
         """Round, or compute in float while ranges are being observed."""
@@ -217,6 +249,8 @@ class QATModel(nn.Module):
         found = {}
         for name, tensor in self.plan.quantized.items():
             module = modules[tensor.shares or name]
+            if isinstance(module, ObservedFakeQuantize) and bool(module.low > module.high):
+                raise CalibrationError(unknown_range(module.name))
             if tensor.kind == "weight" and not isinstance(module, LearnedFakeQuantize):
                 assert tensor.spec is not None
                 found[name] = qparams_of_weight(graph.constants[name], tensor.spec)

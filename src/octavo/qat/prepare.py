@@ -24,7 +24,7 @@ from octavo.qat.fake_quantize import (
     WeightFakeQuantize,
     learned_start,
 )
-from octavo.qat.model import QATModel
+from octavo.qat.model import Held, QATModel
 from octavo.qat.training_graph import TrainingGraph
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.targets import qat_qconfig
@@ -117,14 +117,13 @@ def prepare_qat(
         )
     make = _learned if learned_scales else _observed
     modules = [make(*tensor, deployed, bounds) for tensor in _with_ranges(decided)]
-    trainable = _trainable(model, graph, trained.graph)
-    if not any(trainable.values()):
+    held = _held(model, graph, trained.graph)
+    if not any(how.trainable for how in held.values()):
         raise TrainingError(
             "all parameters are frozen (requires_grad is False), so that there is nothing to "
             "train: unfreeze some, or use octavo.quantize"
         )
-    qat = QATModel(trained, decided, signature, trainable, _tied(model), modules)
-    return qat.to(device).train()
+    return QATModel(trained, decided, signature, held, modules).to(device).train()
 
 
 def _plan(
@@ -173,10 +172,31 @@ def _learned(
     return LearnedFakeQuantize(name, qparams_of_range(found.low, found.high, spec.scheme))
 
 
-def _trainable(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, bool]:
-    """The training graph's parameters, and whether each is to be trained.
+def _held(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, Held]:
+    """How each constant of the training graph is held."""
+    trainable = _trainable(model, traced)
+    first: dict[int, str] = {}
+    tied = {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    found = {}
+    for name, tensor in trained.constants.items():
+        source = name.removesuffix(".transposed") if name not in trainable else name
+        if source not in trainable or not tensor.is_floating_point():
+            found[name] = Held(name)
+            continue
+        # A product with a parameter is a linear layer in the graph, of the transposed parameter.
+        own = traced.constants.get(source)
+        flipped = own is not None and own.data_ptr() != tensor.data_ptr()
+        found[name] = Held(source, trainable[source], tied.get(source), flipped)
+    return found
 
-    What was computed of parameters alone (a normalized weight, a slice of positions) is one too.
+
+def _trainable(model: nn.Module, traced: Graph) -> dict[str, bool]:
+    """The parameters of the graph, and whether each is to be trained.
+
+    What is computed of parameters alone (a normalized weight, a slice of positions) is one too.
     """
     own = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
     known = {name: own[name] for name in traced.constants if name in own}
@@ -186,19 +206,4 @@ def _trainable(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, boo
             flags = [known[name] for name in sources if name in known]
             if flags:
                 known[node.name] = any(flags)
-    constants = trained.constants
-    found = {}
-    for name, tensor in constants.items():
-        source = name.removesuffix(".transposed")
-        if source in known and tensor.is_floating_point():
-            found[name] = known[source]
-    return found
-
-
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Name of a parameter -> the first name that it has."""
-    first: dict[int, str] = {}
-    return {
-        name: first.setdefault(id(parameter), name)
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
+    return known

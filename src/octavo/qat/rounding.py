@@ -63,14 +63,14 @@ def fake_quantize_learned(x: Tensor, qparams: QParams, gradient_scale: float) ->
     scheme = qparams.scheme
     rows, axis = blocks(x.to(torch.float32), scheme)
     whole = qparams.scale
-    slowed = whole * gradient_scale
-    scale = slowed + (whole - slowed).detach()  # the value of the one, the gradient of the other
+    scale = _straight_through(whole * gradient_scale, whole.detach())
     scale, zero_point = (
         broadcast(values.flatten() if values.dim() else values, rows.dim(), axis)
         for values in (scale, qparams.zero_point)
     )
     v = rows / scale
-    clipped = torch.maximum(torch.minimum(v, scheme.qmax - zero_point), scheme.qmin - zero_point)
+    ends = ((end - zero_point).to(v.dtype) for end in (scheme.qmin, scheme.qmax))
+    clipped = torch.clamp(v, *ends)
     return (_rounded(clipped) * scale).reshape(x.shape)
 
 

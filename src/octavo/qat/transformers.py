@@ -19,6 +19,9 @@ except ImportError as error:
 class QATCallback(TrainerCallback):
     """Puts every `QATModel` in the trained module into the phase of the trainer's global step.
 
+    A `QATModel` may be what the Trainer trains, with ``remove_unused_columns=False`` among its
+    arguments, or be inside of it.
+
     Example:
         >>> Trainer(qat, callbacks=[QATCallback(Schedule(steps=1000))])  # doctest: +SKIP
     """

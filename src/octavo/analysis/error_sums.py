@@ -1,0 +1,76 @@
+"""How far rounded values are from exact ones, as sums over batches."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class ErrorSums:
+    """Signal, noise and likeness of two tensors; memory does not depend on how much was seen.
+
+    Example:
+        >>> sums = ErrorSums()
+        >>> sums.update(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.1]))
+        >>> round(sums.sqnr_db, 1), round(sums.mse, 3)
+        (30.0, 0.005)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.signal = self.noise = self.product = self.power = 0.0
+
+    def update(self, exact: Tensor, rounded: Tensor) -> None:
+        """Add one batch of two float tensors of the same shape."""
+        one, other = exact.reshape(-1).float(), rounded.reshape(-1).float()
+        error = other - one
+        self.count += one.numel()
+        self.signal += float(torch.dot(one, one))
+        self.noise += float(torch.dot(error, error))
+        self.product += float(torch.dot(one, other))
+        self.power += float(torch.dot(other, other))
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal over noise in dB: infinite where nothing was lost, minus infinite where all was
+        noise.
+        """
+        if self.noise == 0.0:
+            return math.inf
+        return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+
+    @property
+    def mse(self) -> float:
+        """Mean squared error."""
+        return self.noise / self.count if self.count else 0.0
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two; 1 where both are zero."""
+        length = math.sqrt(self.signal * self.power)
+        return min(1.0, self.product / length) if length else float(self.signal == self.power)
+
+
+class RangeSums:
+    """The range of a tensor's exact values, against what its integers can hold."""
+
+    def __init__(self) -> None:
+        self.low, self.high = math.inf, -math.inf
+        self.clipped = self.count = 0
+
+    def update(self, exact: Tensor, ends: tuple[Tensor | float, Tensor | float] | None) -> None:
+        """Add one batch; ``ends`` are what the lowest and the highest integer stand for, half a
+        step beyond them included, for each value or for all.
+        """
+        low, high = torch.aminmax(exact)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        self.count += exact.numel()
+        if ends is not None:
+            self.clipped += int(((exact < ends[0]) | (exact > ends[1])).sum())
+
+    @property
+    def clipped_share(self) -> float:
+        """The share of values that the integers cannot reach."""
+        return self.clipped / self.count if self.count else 0.0
