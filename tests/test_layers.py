@@ -39,9 +39,9 @@ LAYERS = (
     ("onnx", "runtimes"),
     ("summary", "model"),
     ("machine", "metrics", "comparison", "compare", "cuts", "parity", "analysis"),
-    ("cold_start", "bench", "onnx_file"),
-    ("quantize", "digits", "curves", "replay", "demo"),
-    ("references", "pt2", "model_source", "data_source", "cli"),
+    ("cold_start", "bench", "onnx_file", "package"),
+    ("quantize", "search", "digits", "curves", "replay", "demo"),
+    ("references", "pt2", "model_source", "image_folder", "data_source", "cli"),
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
@@ -50,6 +50,7 @@ CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
 OPTIONAL = {
     "matplotlib": {"octavo.curves"},
     "sklearn": {"octavo.digits"},
+    "PIL": {"octavo.image_folder"},
     "onnx": {"octavo.onnx.writer"},
     "onnxruntime": {"octavo.runtimes.onnxruntime"},
     "openvino": {"octavo.runtimes.openvino"},

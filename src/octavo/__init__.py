@@ -26,6 +26,7 @@ from octavo.observers import (
     Percentile,
 )
 from octavo.onnx_file import export_onnx
+from octavo.package import export_package, load_package
 from octavo.parity import Parity, verify
 from octavo.pixels import Pixels
 from octavo.plan import Plan, plan
@@ -34,6 +35,7 @@ from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
 from octavo.runtimes.cpu import host_target
 from octavo.scheme import Scheme
+from octavo.search import SearchResult, search
 from octavo.targets import dynamic_qconfig, qat_qconfig, static_qconfig, weight_only_qconfig
 from octavo.version import __version__
 from octavo.weights import correct_biases
@@ -63,6 +65,7 @@ __all__ = [
     "QSpec",
     "QuantizedModel",
     "Scheme",
+    "SearchResult",
     "Sensitivity",
     "__version__",
     "bench",
@@ -73,13 +76,16 @@ __all__ = [
     "correct_biases",
     "dynamic_qconfig",
     "export_onnx",
+    "export_package",
     "host_target",
     "layer_errors",
     "load",
+    "load_package",
     "plan",
     "prepare_qat",
     "qat_qconfig",
     "quantize",
+    "search",
     "sensitivity",
     "static_qconfig",
     "verify",

@@ -1,0 +1,91 @@
+"""From a candidate to its model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from octavo.analysis import sensitivity
+from octavo.batches import Batch
+from octavo.model import QuantizedModel
+from octavo.qat import QATModel, prepare_qat
+from octavo.quantize import convert, quantize
+from octavo.search.trial import Candidate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all candidates of a search have in common.
+
+    Attributes:
+        model: the float model.
+        example: a call of it.
+        calibration: batches, that can be iterated again and again.
+        target: where the model will run.
+        inputs: maps a batch to the model's arguments.
+        train: trains a prepared model in place.
+        progress: bars on a terminal.
+    """
+
+    model: nn.Module
+    example: Batch
+    calibration: Iterable[Any] | None
+    target: str
+    inputs: Callable[[Any], Any] | None
+    train: Callable[[QATModel], object] | None
+    progress: bool
+
+    @property
+    def _call(self) -> Any:
+        return self.example.kwargs or self.example.args
+
+    def build(self, candidate: Candidate) -> QuantizedModel:
+        """The candidate's model.
+
+        Raises:
+            OctavoError: the model cannot be quantized like that.
+        """
+        if candidate.trained:
+            return self._trained(candidate)
+        return quantize(
+            self.model,
+            self._call,
+            calibration=self.calibration if candidate.mode == "static" else None,
+            mode=candidate.mode,
+            qconfig=candidate.mapping,
+            target=self.target,
+            inputs=self.inputs,
+            progress=self.progress,
+        )
+
+    def _trained(self, candidate: Candidate) -> QuantizedModel:
+        assert self.train is not None
+        qat = prepare_qat(
+            self.model,
+            self._call,
+            candidate.qconfig,
+            target=self.target,
+            calibration=self.calibration,
+            inputs=self.inputs,
+            progress=self.progress,
+        )
+        self.train(qat)
+        return convert(qat.eval())
+
+    def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
+        """The layers, the most sensitive first, as estimated on these batches."""
+        found = sensitivity(
+            self.model,
+            self._call,
+            data=data,
+            calibration=self.calibration if mode == "static" else None,
+            mode=mode,
+            exact=False,
+            target=self.target,
+            inputs=self.inputs,
+            progress=self.progress,
+        )
+        return [layer.layer for layer in found.layers]

@@ -1,0 +1,113 @@
+"""What a search found, and how it prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from octavo.model import QuantizedModel
+from octavo.search.trial import Trial
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found. Prints as a table.
+
+    Attributes:
+        best: the trial to take; ``None`` where none met the budget.
+        model: its model.
+        trials: all, in the order in which they were made.
+        objective: ``"fastest"`` or ``"smallest"``.
+        max_drop: what the metric was allowed to lose.
+        float_metric: of the float model.
+        float_bytes: size of its weights.
+        bf16_over_fp32: latency of bf16 over that of fp32; ``None`` where bf16 fails.
+        complete: whether all candidates were tried; else the time was up.
+        seconds: that this run of the search took.
+    """
+
+    best: Trial | None
+    model: QuantizedModel | None
+    trials: tuple[Trial, ...]
+    objective: str
+    max_drop: float
+    float_metric: float
+    float_bytes: int
+    bf16_over_fp32: float | None
+    complete: bool
+    seconds: float
+
+    def verdict(self) -> str:
+        """The outcome in a sentence or two."""
+        if self.best is None or self.best.over_fp32 is None or self.best.size_bytes is None:
+            nearest = min(
+                (t for t in self.trials if t.drop is not None),
+                key=lambda t: t.drop or 0.0,
+                default=None,
+            )
+            near = f"; nearest: {nearest.name}, -{nearest.drop:.3g}" if nearest else ""
+            return f"No candidate loses at most {self.max_drop:g}{near}."
+        words = (
+            f"{self.best.name}: {self.best.metric:.2f} (float {self.float_metric:.2f}), "
+            f"{self.best.size_bytes / self.float_bytes:.2f} of the size, "
+            f"{self.best.over_fp32:.2f} of fp32's time"
+        )
+        slower = [
+            name
+            for name, time in (("fp32", 1.0), ("bf16", self.bf16_over_fp32))
+            if time is not None and self.best.over_fp32 > time
+        ]
+        return words + (f". SLOWER than {' and '.join(slower)} here." if slower else ".")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data, without the model."""
+        data = {key: value for key, value in vars(self).items() if key != "model"}
+        return {
+            **data,
+            "best": None if self.best is None else self.best.to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=self.verdict(), title_justify="left")
+        for index, column in enumerate(_COLUMNS):
+            table.add_column(column, justify="right" if 0 < index < 6 else "left")
+        for trial in self.trials:
+            table.add_row(*self._cells(trial))
+        return table
+
+    def __str__(self) -> str:
+        rows = [_COLUMNS, *map(self._cells, self.trials)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([self.verdict(), *lines])
+
+    def _cells(self, trial: Trial) -> tuple[str, ...]:
+        if trial.error:
+            return (trial.name, "", "", "", "", f"{trial.seconds:.0f} s", trial.error)
+        assert trial.size_bytes is not None
+        best = self.best is not None and trial.name == self.best.name
+        return (
+            trial.name,
+            f"{trial.metric:.2f}",
+            f"{trial.drop:.2f}",
+            f"{trial.size_bytes / 1e6:.2f} MB",
+            f"{trial.over_fp32:.2f}",
+            f"{trial.seconds:.0f} s",
+            "taken" if best else ("" if trial.meets(self.max_drop) else "loses too much"),
+        )
+
+
+_COLUMNS = ("candidate", "metric", "drop", "size", "/ fp32 time", "took", "")

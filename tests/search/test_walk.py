@@ -1,0 +1,87 @@
+"""The order of the candidates, with trials made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from octavo.search.trial import Candidate, Trial
+from octavo.search.walk import Space, next_of, walk
+
+LAYERS = tuple("abcdefgh")
+
+
+def _space(**changes: object) -> Space:
+    settings = {"static": True, "four_bits": False, "trained": False} | changes
+    return Space("x86", 0.5, ranking=lambda mode: LAYERS, **settings)  # type: ignore[arg-type]
+
+
+def _walked(space: Space, drop_of: Callable[[Candidate], float | None]) -> list[Candidate]:
+    """All candidates, where each loses so much; ``None`` fails."""
+    steps = walk(space)
+    candidate: Candidate | None = next(steps)
+    found = []
+    while candidate is not None:
+        found.append(candidate)
+        drop = drop_of(candidate)
+        error = "it cannot be" if drop is None else ""
+        trial = Trial(candidate.name, candidate.reason, candidate.in_float, 0.0, drop, error=error)
+        candidate = next_of(steps, trial)
+    return found
+
+
+def test_where_the_default_is_enough_little_else_is_tried() -> None:
+    assert [c.name for c in _walked(_space(), lambda c: 0.1)] == ["static", "dynamic"]
+
+
+def test_the_fewest_layers_in_float_that_are_enough() -> None:
+    """Five of the eight have to be: 1, 2 and 4 are too few, 6 and 5 are between 4 and 8."""
+    space = _space()
+    found = _walked(space, lambda c: 0.4 if len(c.in_float) >= 5 else 2.0 - 0.1 * len(c.in_float))
+    assert [c.name for c in found[:6]] == [
+        "static",
+        "static, histogram",
+        "static, mse",
+        "static, percentile",
+        "static, moving_average_min_max",
+        "dynamic",
+    ]
+    assert [len(c.in_float) for c in found[6:]] == [1, 2, 4]  # 8 of 8 would be the float model
+    space = Space("x86", 0.5, True, False, False, lambda mode: tuple("abcdefghijkl"))
+    found = _walked(space, lambda c: 0.4 if len(c.in_float) >= 5 else 2.0)
+    assert [len(c.in_float) for c in found[6:]] == [1, 2, 4, 8, 6, 5]
+    assert found[-1].in_float == tuple("abcde")
+    rules = found[-1].mapping.rules
+    assert [(rule.pattern, rule.qconfig) for rule in rules] == [(n, None) for n in "abcde"]
+
+
+def test_layers_are_taken_from_the_candidate_that_loses_least() -> None:
+    drops = {"static": 3.0, "static, mse": 1.0}
+    found = _walked(_space(), lambda c: drops.get(c.name, 2.0))
+    assert found[6].name == "static, mse, 1 of 8 layers in float"
+    assert found[6].qconfig is not None
+
+
+def test_training_comes_last_and_only_if_it_is_needed() -> None:
+    names = [c.name for c in _walked(_space(trained=True), lambda c: 2.0)]
+    assert names[-1] == "trained with rounding"
+    assert "trained with rounding" not in [
+        c.name for c in _walked(_space(trained=True), lambda c: 0.0)
+    ]
+
+
+def test_four_bits_where_they_are_allowed() -> None:
+    names = [c.name for c in _walked(_space(four_bits=True, trained=True), lambda c: 0.0)]
+    assert names[2:] == [
+        "weight-only int4",
+        "static, 4-bit weights",
+        "trained with rounding, 4-bit weights",
+    ]
+
+
+def test_without_calibration_data_nothing_is_static() -> None:
+    found = _walked(_space(static=False), lambda c: 2.0)
+    assert {c.mode for c in found} == {"dynamic"}
+
+
+def test_a_model_that_cannot_be_quantized_ends_the_walk() -> None:
+    assert len(_walked(_space(static=False), lambda c: None)) == 1
