@@ -21,6 +21,7 @@ NAMES = (
     "accuracy",
     "attention",
     "agreement",
+    "analysis",
     "qat_accuracy",
     "reach",
     "demo",

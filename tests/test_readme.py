@@ -19,7 +19,7 @@ from octavo.scheme import Scheme
 from octavo.targets import TARGETS
 
 README = Path(__file__).parents[1] / "README.md"
-PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in ("guide", "training")))
+PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in ("guide", "training", "analysis")))
 
 
 def fenced(text: str, language: str) -> Iterator[tuple[int, str]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from octavo.errors import ExportError
+from octavo.targets import TARGETS
 
 if TYPE_CHECKING:
     from octavo.model import QuantizedModel
@@ -19,7 +21,8 @@ def export_onnx(
     Weights are stored as the integers that they are (int4 two to a byte), batch and other open
     sizes stay open, nodes and tensors have the names of the modules. What is rounded at each call
     (``mode="dynamic"``) becomes ``DynamicQuantizeLinear`` and ``MatMulInteger`` where the runtime
-    fuses these.
+    fuses these, and an LSTM ``com.microsoft.DynamicQuantizeLSTM`` for ONNX Runtime, but not for
+    the target "x86-avx2": its kernel would overflow there on the weights that an LSTM has.
 
     Args:
         q: the model.
@@ -41,4 +44,7 @@ def export_onnx(
 
     if runtime not in DIALECTS:
         raise ExportError(f"no ONNX dialect for runtime {runtime!r}; one of {sorted(DIALECTS)}")
-    save_onnx(to_onnx(q.graph, DIALECTS[runtime]), path)
+    dialect = DIALECTS[runtime]
+    if TARGETS[q.target].weight_without_pairs is not None:
+        dialect = replace(dialect, dynamic_lstm=False)
+    save_onnx(to_onnx(q.graph, dialect), path)

@@ -161,6 +161,16 @@ def test_pairs_of_products_that_fit():
     assert saturation.overflows(torch.tensor([[100, 29]], dtype=torch.int8), 255)
 
 
+def test_all_weights_of_an_lstm_are_looked_at():
+    layer, x = nn.LSTM(8, 8), torch.randn(3, 2, 8)
+    with torch.no_grad():
+        layer.weight_ih_l0.copy_(torch.eye(8).repeat(4, 1))  # one product in each row
+        layer.weight_hh_l0.fill_(1.0)
+    q = octavo.quantize(layer, x, mode="dynamic", target="onnxruntime", progress=False)
+    found = saturation.overflowing(q.graph)
+    assert [weight.args[0].name for weight in found.values()] == ["weight_hh_l0"]
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_other_modes(mode, runtime):

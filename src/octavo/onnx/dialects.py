@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from octavo.onnx.writer import Dialect
 
 DIALECTS: Mapping[str, Dialect] = {
-    # Its kernels for integers take int32 biases, and it fuses products of integers with what
-    # stands around them.
-    "onnxruntime": Dialect(integer_bias=True, integer_products=True),
+    # Its kernels for integers take int32 biases, it fuses products of integers with what stands
+    # around them, and it has an operator for an LSTM on integers.
+    "onnxruntime": Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True),
     # Its kernels add float biases, its own dynamic quantization starts from float products, and its
     # recurrent layers want constant weights, which it does not make of integers in every model.
     "openvino": Dialect(integer_bias=False, integer_products=False, integer_recurrence=False),

@@ -18,6 +18,7 @@ _CHANNELS = "octavo.dequantize_channels.default"
 _GROUPS = "octavo.dequantize_groups.default"
 _UNPACK = "octavo.unpack_int4.default"
 _DYNAMIC = "octavo.fake_quantize_dynamic.default"
+_PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
 
 
@@ -71,13 +72,22 @@ def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
     """The integers of a tensor with the range that it has, their scale and zero point."""
     key = f"{node.name}.integers"
     if key not in w.values:
-        x, low, high, symmetric, per_token = node.args
-        if (low, high, symmetric, per_token) == (0, 255, False, False):
-            w.values[key] = tuple(w.op("DynamicQuantizeLinear", w.read(x), outputs=3))
+        source = rounded_from(w, Ref(node.name))
+        if source is not None:
+            w.values[key] = tuple(w.op("DynamicQuantizeLinear", w.read(source), outputs=3))
         else:
             w.values[key] = _rounded_by_hand(w, node)
     found: tuple[str, str, str] = w.values[key]
     return found
+
+
+def rounded_from(w: Writer, ref: Any) -> Ref | None:
+    """What a tensor is rounded from as ``DynamicQuantizeLinear`` does; ``None`` where it is not."""
+    node = w.producer(ref)
+    if node is None or node.op != _DYNAMIC or node.args[1:] != _PLAIN_ROUNDING:
+        return None
+    source: Ref = node.args[0]
+    return source
 
 
 def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:

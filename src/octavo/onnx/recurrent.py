@@ -12,7 +12,7 @@ from octavo import ops
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
 from octavo.onnx import quantization
-from octavo.onnx.writer import Converter, Writer
+from octavo.onnx.writer import MICROSOFT, Converter, Writer
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,19 @@ class _Kind:
         gates: for each of ONNX's gates, which of torch's it is.
         states: tensors that go from step to step.
         attributes: of the operator.
+        on_integers: ONNX Runtime's operator that rounds its inputs and states at each step.
     """
 
     op: str
     gates: tuple[int, ...]
     states: int = 1
     attributes: tuple[tuple[str, Any], ...] = ()
+    on_integers: str = ""
 
 
 _KINDS = {
-    "lstm": _Kind("LSTM", (0, 3, 1, 2), 2),  # torch: i f g o, ONNX: i o f c
+    # torch: i f g o, ONNX: i o f c
+    "lstm": _Kind("LSTM", (0, 3, 1, 2), 2, on_integers="DynamicQuantizeLSTM"),
     "gru": _Kind("GRU", (1, 0, 2), 1, (("linear_before_reset", 1),)),  # torch: r z n, ONNX: z r h
     "rnn_tanh": _Kind("RNN", (0,)),
     "rnn_relu": _Kind("RNN", (0,), 1, (("activations", ["Relu"]),)),
@@ -73,6 +76,39 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
     return value
 
 
+def _input(w: Writer, kind: _Kind, x: Ref, params: list[Ref]) -> tuple[Ref, bool]:
+    """What a layer reads, and whether it is written on integers: it rounds its input itself then.
+
+    The operator has one scale for all its input, and integers without zero points for weights.
+    """
+    source = quantization.rounded_from(w, x)
+    matrices = [ref for ref in params if w.rank(ref) == 2]
+    found = [quantization.integers_of(w, ref) for ref in matrices]
+    fits = all(i is not None and i[3] == 0 and not bool(i[2].any()) for i in found)
+    if w.dialect.dynamic_lstm and kind.on_integers and source is not None and fits:
+        return source, True
+    return x, False
+
+
+def _turned(w: Writer, kind: _Kind, refs: list[Ref]) -> list[str]:
+    """Matrices ``[directions, columns, gates * hidden]`` of integers, with scales and zero points.
+
+    Of one tensor for all directions: ONNX Runtime packs what is constant.
+    """
+    read = [quantization.integers_of(w, ref) for ref in refs]
+    rows = [_rows(kind, len(found[0])) for found in read if found is not None]
+    parts = [
+        (q[order].t(), scale[order], zero_point[order].to(q.dtype))
+        for (q, scale, zero_point, _), order in zip(filter(None, read), rows, strict=True)
+    ]
+    reader = w.producer(refs[0])
+    assert reader is not None
+    return [
+        w.initializer(f"{arg.name}.{kind.on_integers}", torch.stack(tensors))
+        for arg, tensors in zip(reader.args[:3], zip(*parts, strict=True), strict=True)
+    ]
+
+
 def _row_numbers(w: Writer, kind: _Kind, ref: Any) -> str:
     return w.ints(_rows(kind, int(w.meta(ref).shape[0] or 0)).tolist())
 
@@ -100,6 +136,7 @@ def _layer(kind: _Kind) -> Converter:
             raise ExportError(
                 f"{node.name}: {node.op} with projections has no ONNX form; use nn.Linear behind it"
             )
+        x, on_integers = _input(w, kind, x, params)
         value = w.read(x)
         if batch_first:
             value = w.op("Transpose", value, perm=[1, 0, 2])
@@ -108,7 +145,9 @@ def _layer(kind: _Kind) -> Converter:
         for layer in range(layers):
             span = slice(layer * directions * each, (layer + 1) * directions * each)
             starts = [_part(w, state, layer * directions, directions) for state in states]
-            value, last = _one(w, kind, value, params[span], starts, directions, hidden, has_bias)
+            value, last = _one(
+                w, kind, value, params[span], starts, directions, hidden, has_bias, on_integers
+            )
             for final, state in zip(finals, last, strict=True):
                 final.append(state)
         if batch_first:
@@ -137,6 +176,7 @@ def _one(
     directions: int,
     hidden: int,
     has_bias: bool,
+    on_integers: bool,
 ) -> tuple[str, list[str]]:
     """One layer: its results ``[steps, batch, directions * hidden]`` and last states."""
     each = len(params) // directions
@@ -145,21 +185,25 @@ def _one(
     def stacked(values: list[str]) -> str:
         return values[0] if len(values) == 1 else w.op("Concat", *values, axis=0)
 
-    inputs = [
-        x,
-        stacked([_weight(w, kind, part[0]) for part in parts]),
-        stacked([_weight(w, kind, part[1]) for part in parts]),
-        stacked([_bias(w, kind, part[2:4]) for part in parts]) if has_bias else "",
-        "",
-        *starts,
-    ]
+    scales: list[str] = []
+    if on_integers:
+        (matrix, *scales), (recurrence, *more) = (
+            _turned(w, kind, [part[i] for part in parts]) for i in range(2)
+        )
+        scales = ["", *scales, *more]  # behind peepholes, which torch has not
+    else:
+        matrix, recurrence = (
+            stacked([_weight(w, kind, part[i]) for part in parts]) for i in range(2)
+        )
+    bias = stacked([_bias(w, kind, part[2:4]) for part in parts]) if has_bias else ""
     attributes = dict(kind.attributes)
     if "activations" in attributes:
         attributes["activations"] = attributes["activations"] * directions
     y, *last = w.op(
-        kind.op,
-        *inputs,
+        kind.on_integers if on_integers else kind.op,
+        *[x, matrix, recurrence, bias, "", *starts, *scales],
         outputs=1 + kind.states,
+        domain=MICROSOFT if on_integers else "",
         hidden_size=hidden,
         direction="bidirectional" if directions == 2 else "forward",
         **attributes,
@@ -179,8 +223,9 @@ def _cell(kind: _Kind) -> Converter:
         params = [param for param in params if param is not None]
         hidden = int(w.meta(params[1]).shape[1] or 0)
         starts = [w.op("Unsqueeze", w.read(state), w.ints([0])) for state in states]
+        x, on_integers = _input(w, kind, x, params)
         step = w.op("Unsqueeze", w.read(x), w.ints([0]))
-        _, last = _one(w, kind, step, params, starts, 1, hidden, len(params) == 4)
+        _, last = _one(w, kind, step, params, starts, 1, hidden, len(params) == 4, on_integers)
         results = [w.op("Squeeze", state, w.ints([0])) for state in last]
         return results if kind.states > 1 else results[0]
 

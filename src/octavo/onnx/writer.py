@@ -29,6 +29,7 @@ except ModuleNotFoundError as error:
 # 21: DequantizeLinear in groups, int4 and int16; 20: Gelu.
 OPSET = 21
 IR_VERSION = 10
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 BATCH = "N"  # name of the size that is open in the first axis of inputs and outputs
 
 DTYPES: Mapping[str, int] = {
@@ -62,11 +63,14 @@ class Dialect:
             of integers; else as products of floats with integer weights.
         integer_recurrence: weights of recurrent layers are integers; else they are written as the
             floats that these stand for.
+        dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
+            operator, which rounds what goes from step to step as well.
     """
 
     integer_bias: bool = True
     integer_products: bool = True
     integer_recurrence: bool = True
+    dynamic_lstm: bool = False
 
 
 @dataclass
@@ -265,9 +269,10 @@ class Writer:
         graph = onnx.helper.make_graph(
             self._nodes, name, inputs, outputs, list(self._initializers.values())
         )
+        versions = {"": OPSET} | {node.domain: 1 for node in self._nodes if node.domain}
         model = onnx.helper.make_model(
             graph,
-            opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+            opset_imports=[onnx.helper.make_opsetid(*used) for used in versions.items()],
             ir_version=IR_VERSION,
             producer_name="octavo",
         )

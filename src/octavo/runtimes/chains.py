@@ -66,10 +66,11 @@ class Context:
 
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
-    rounded.
+    rounded. ``packaged``: kernels are called from a compiled library, without Python.
     """
 
     graph: Graph
+    packaged: bool = False
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
 
@@ -181,8 +182,8 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
     That needs an addition of a quantized tensor of the same shape and type, whose result is
     quantized again.
     """
-    if addition.op != "aten.add.Tensor" or addition.kwargs:
-        return False
+    if context.packaged or addition.op != "aten.add.Tensor" or addition.kwargs:
+        return False  # torch.export takes no kernel that overwrites an operand
     others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]
     other = others[0].name if len(others) == 1 and isinstance(others[0], Ref) else ""
     after = context.only_user(addition.name)

@@ -48,7 +48,7 @@ def linear(context: Context, chain: Chain) -> Call:
     parts, source = _source(context, x)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
-    name, product = product_kernel(weight, scale, chain)
+    name, product = product_kernel(context, weight, scale, chain)
 
     def kernel(quantized: tuple[Tensor, float, int], bias: Tensor | None) -> Tensor:
         return product(*quantized, bias)
@@ -90,7 +90,7 @@ def linear_by_tensors(context: Context, chain: Chain) -> Call:
     parts, source = _source(context, x)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
-    name, product = product_kernel(weight, scale, chain)
+    name, product = product_kernel(context, weight, scale, chain)
     sums = weight.sum(1, dtype=torch.float32) * scale
 
     def kernel(quantized: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:

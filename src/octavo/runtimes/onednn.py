@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from octavo import operators
@@ -51,8 +52,8 @@ def conv(context: Context, chain: Chain) -> Call:
     op = chain.layer.short_op
     if chain.addition is None:
         post_op = post_op_of(chain, op)
-        kernel = getattr(torch.ops.onednn, f"q{op}_pointwise").default
-        return Call(f"onednn.q{op}", post_op.after(kernel), (*operands, *result, *post_op.native))
+        kernel = post_op.after(convolution(context, op, packed))
+        return Call(f"onednn.q{op}", kernel, (*operands, *result, *post_op.native))
     assert chain.out is not None
     other_arg = next(arg for arg in chain.addition.args if arg != Ref(chain.layer.name))
     other, summand = context.source(other_arg)
@@ -67,6 +68,28 @@ def conv(context: Context, chain: Chain) -> Call:
     )
 
 
+def convolution(context: Context, op: str, packed: PackedConv) -> Callable[..., Tensor]:
+    """The kernel of ``"conv1d"`` to ``"conv3d"``.
+
+    Raises:
+        Unsupported: a package has none.
+    """
+    if not context.packaged:
+        kernel: Callable[..., Tensor] = getattr(torch.ops.onednn, f"q{op}_pointwise").default
+        return kernel
+    if op != "conv2d":
+        raise Unsupported(f"a package has no integer kernel for {op}")
+    kernel = torch.ops.onednn.qconv_pointwise.default  # the one name that Inductor calls from C++
+    return _with_two_channels(kernel) if packed.padded else kernel
+
+
+def _with_two_channels(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def call(x: Tensor, *args: Any) -> Tensor:
+        return kernel(F.pad(x, (0, 0, 0, 0, 0, 1)), *args)
+
+    return call
+
+
 @dataclass(frozen=True)
 class PackedConv:
     """A convolution's arguments as the kernel takes them.
@@ -75,11 +98,13 @@ class PackedConv:
         weights: the packed weight, its scales and zero points.
         bias: a `Ref`, or ``None``.
         geometry: stride, padding, dilation, groups.
+        padded: the weight has got a second channel of zeros, as the input has to.
     """
 
     weights: tuple[Any, ...]
     bias: Ref | None
     geometry: tuple[Any, ...]
+    padded: bool = False
 
     @classmethod
     def of(cls, context: Context, layer: Node, source: Integers) -> PackedConv:
@@ -97,11 +122,16 @@ class PackedConv:
         geometry = (*(sized(value, dims) for value in sizes), groups)
         meta = context.metas[x.name]
         shape = None if meta is None else [1 if size is None else size for size in meta.shape]
+        padded = context.packaged and dims == 2 and weight.shape[1] * groups == 1
+        if padded:
+            # Of one channel Inductor takes the result to be in another order than it is.
+            weight = F.pad(weight, (0, 0, 0, 0, 0, 1))
+            shape = None if shape is None else [shape[0], 2, *shape[2:]]
         packed = torch.ops.onednn.qconv_prepack(
             weight, scale, source.scale, source.zero_point, *geometry, shape
         )
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
-        return cls((packed, scale, zero_points), bias, geometry)
+        return cls((packed, scale, zero_points), bias, geometry, padded)
 
 
 def linear(context: Context, chain: Chain) -> Call:
@@ -110,12 +140,12 @@ def linear(context: Context, chain: Chain) -> Call:
     x, source = context.source(x_arg)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
-    name, product = product_kernel(weight, scale, chain)
+    name, product = product_kernel(context, weight, scale, chain)
     return Call(name, product, (x, source.scale, source.zero_point, bias))
 
 
 def product_kernel(
-    weight: Tensor, scale: Tensor, chain: Chain
+    context: Context, weight: Tensor, scale: Tensor, chain: Chain
 ) -> tuple[str, Callable[..., Tensor]]:
     """A kernel for ``x @ weight.T``: its name, and ``(q, scale, zero_point, bias) -> result``.
 
@@ -123,7 +153,7 @@ def product_kernel(
     its matrix product does.
     """
     if cpu.saturates():
-        return "onednn.qconv2d as linear", _by_convolution(weight, scale, chain)
+        return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     post_op, out = post_op_of(chain, "linear"), output(chain.out)
@@ -138,9 +168,13 @@ def product_kernel(
     return "onednn.qlinear", post_op.after(product)
 
 
-def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[..., Tensor]:
+def _by_convolution(
+    context: Context, weight: Tensor, scale: Tensor, chain: Chain
+) -> Callable[..., Tensor]:
     """Rows are the width of an image of height one, columns its channels, channels last."""
     columns = weight.shape[1]
+    if context.packaged and columns == 1:
+        raise Unsupported("a package has no integer kernel for one input")
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = torch.ops.onednn.qconv_prepack(
         weight.reshape(*weight.shape, 1, 1), scale, 1.0, 0, *geometry, [1, columns, 1, _ROWS]
@@ -151,7 +185,9 @@ def _by_convolution(weight: Tensor, scale: Tensor, chain: Chain) -> Callable[...
     if chain.activation is not None and chain.activation.short_op not in _NATIVE["conv2d"]:
         chain = Chain(chain.layer)
     post_op, out = post_op_of(chain, "conv2d"), output(chain.out)
-    kernel = torch.ops.onednn.qconv2d_pointwise.default
+    kernel = getattr(
+        torch.ops.onednn, "qconv_pointwise" if context.packaged else "qconv2d_pointwise"
+    ).default
 
     def product(q: Tensor, x_scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
         image = q.reshape(1, 1, -1, columns).permute(0, 3, 1, 2)

@@ -64,18 +64,23 @@ def overflowing(graph: Graph) -> dict[str, Node]:
 
 def _overflowing_weight(node: Node, nodes: dict[str, Node], graph: Graph) -> Node | None:
     read = [nodes[name] for name in node.refs() if name in nodes]
-    weight = next((other for other in read if _is_weight(other, graph)), None)
-    bounds = next((_bounds(other, nodes) for other in read if other is not weight), None)
-    if bounds is None or weight is None or node.op.startswith("octavo."):
-        return None
-    integers = graph.constants[weight.args[0].name]
-    if integers.dtype != torch.int8:
+    weights = [other for other in read if _is_weight(other, graph)]  # recurrent layers have several
+    bounds = next((_bounds(other, nodes) for other in read if other not in weights), None)
+    if bounds is None or node.op.startswith("octavo."):
         return None
     low, high = bounds
+    return next((w for w in weights if _too_large(node, w, graph, high - min(low, 0))), None)
+
+
+def _too_large(node: Node, weight: Node, graph: Graph, highest: int) -> bool:
+    """Whether this weight's products with activations from zero on may not fit."""
+    integers = graph.constants[weight.args[0].name]
+    if integers.dtype != torch.int8:
+        return False
     if node.short_op in ("conv1d", "conv2d", "conv3d") and integers.shape[1] == 1:
-        return None  # a depthwise kernel sums no pairs
+        return False  # a depthwise kernel sums no pairs
     axis = weight.args[3] if weight.op == _CHANNELS else 0
-    return weight if overflows(integers.transpose(0, axis), high - min(low, 0)) else None
+    return overflows(integers.transpose(0, axis), highest)
 
 
 def _bounds(node: Node, nodes: dict[str, Node]) -> tuple[int, int] | None:

@@ -107,14 +107,17 @@ class Kernels:
     Attributes:
         dynamic: kernels of layers that read one scale for all their input.
         rounding: what rounds that input.
+        packaged: only kernels that a compiled library can call.
     """
 
     dynamic: Mapping[str, _Lowering]
     rounding: Callable[[Node], Callable[..., object]]
+    packaged: bool = False
 
 
 EAGER = Kernels(_DYNAMIC, dynamic.quantize_dynamic)
 COMPILED = Kernels(_BY_TENSORS, dynamic.quantize_by_tensors)
+PACKAGED = replace(COMPILED, packaged=True)
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
             'use .lower("reference") there, or .to("cpu") first'
         )
     graph, joined = join_siblings(graph)
-    context = Context(graph)
+    context = Context(graph, chosen.packaged)
     placed: list[_Placed] = []
     used: dict[str, str] = {}
     fallbacks: dict[str, str] = {}

@@ -26,6 +26,8 @@ def conv_transpose2d(context: Context, chain: Chain) -> Call:
         raise Unsupported(
             "torch has no int8 kernel for a grouped or dilated transposed convolution"
         )
+    if context.packaged:
+        raise Unsupported("a package has no integer kernel for conv_transpose2d")
     stride = strides[0]
     if strides[1] != stride or any(e > p for e, p in zip(extras, paddings, strict=True)):
         raise Unsupported(f"its stride {strides} and output padding {extras} are unusual")

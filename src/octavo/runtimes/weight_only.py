@@ -125,7 +125,7 @@ def _few_rows(
     integers, scale = context.weight(chain.layer.args[1])
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
-    name, product = product_kernel(integers, scale, Chain(chain.layer))
+    name, product = product_kernel(context, integers, scale, Chain(chain.layer))
     return f"{name}, two digits", _two_digits(product, bits)
 
 

@@ -1,0 +1,152 @@
+"""`export_package`: a quantized model as a compiled library, and `load_package`, which runs it.
+
+Inductor compiles the graph, lowered to torch's int8 kernels, ahead of time: loading the package
+compiles nothing, and needs no compiler.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from octavo.atomic import replacing
+from octavo.call import build_output, flatten_call
+from octavo.errors import ArtifactError, ExportError, InputError
+from octavo.graph import Graph, Input, TensorMeta
+from octavo.graph_json import decode, to_json
+from octavo.runtimes import torch_int8
+from octavo.runtimes.examples import random_inputs
+
+if TYPE_CHECKING:
+    from octavo.model import QuantizedModel
+
+_CALL, _TORCH = "octavo.call", "octavo.torch"  # keys of a package's metadata
+_ENDING = ".pt2"
+
+
+def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
+    """Compile the model into a ``.pt2`` package of torch's AOTInductor: a shared library.
+
+    It runs on the CPU, on machines with the same instructions as this one and with the same version
+    of torch, for any batch size. Compiling takes a C++ compiler and half a minute or more.
+    Convolutions in 1-d and 3-d, and transposed ones, run in float there.
+
+    Args:
+        q: the model.
+        path: the file, which ends in ``.pt2``; it is there whole or not at all.
+
+    Raises:
+        ExportError: the file has another ending, or torch cannot compile the model.
+        RuntimeUnavailable: the model is not on the CPU.
+        ArtifactError: the file cannot be written.
+
+    Example:
+        >>> octavo.export_package(q, "model.pt2")  # doctest: +SKIP
+    """
+    if Path(path).suffix != _ENDING:
+        raise ExportError(f"{os.fspath(path)}: the name of a package ends in {_ENDING}")
+    graph = q.graph
+    run = torch_int8.lower_to("package", torch_int8.PACKAGED, graph, q.device).run
+    call = to_json(replace(graph, nodes=(), constants={}))
+    metadata = {_CALL: json.dumps(call), _TORCH: torch.__version__}
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder, f"model{_ENDING}")
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of torch about its own compiler
+                program = torch.export.export(
+                    _Flat(run),
+                    random_inputs(graph, 2),  # of a batch of one it would make a constant
+                    dynamic_shapes=[tuple(map(_open_sizes, graph.inputs))],
+                    strict=False,
+                )
+                torch._inductor.aoti_compile_and_package(
+                    program,
+                    package_path=str(compiled),
+                    inductor_configs={"aot_inductor.metadata": metadata},
+                )
+        except Exception as error:  # the compiler's errors share no base
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ExportError(
+                f"torch cannot compile the model into a package: {first_line}; the runtimes "
+                "'torch' and 'inductor' run it without one"
+            ) from error
+        with replacing(path) as temporary:
+            shutil.copyfile(compiled, temporary)
+
+
+def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
+    """The function in a package: it is called as the float model was.
+
+    Loading a package **runs the code in it**, a compiled library that can do anything you can: load
+    only files that you made. `octavo.load` never loads one.
+
+    Raises:
+        ArtifactError: the file is missing, no package of Octavo's, or of another version of torch.
+
+    Example:
+        >>> model = octavo.load_package("model.pt2")  # doctest: +SKIP
+    """
+    try:
+        library = torch._inductor.aoti_load_package(os.fspath(path))
+        metadata = library.loader.get_metadata()
+        made_with, graph = metadata[_TORCH], _graph_of(json.loads(metadata[_CALL]))
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ArtifactError(
+            f"{os.fspath(path)} is not a package of octavo.export_package, or is damaged: "
+            f"{first_line}"
+        ) from error
+    if made_with != torch.__version__:
+        raise ArtifactError(
+            f"{os.fspath(path)} was made with torch {made_with}, this is {torch.__version__}: "
+            "export it again from the .octavo file"
+        )
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tensors = flatten_call(graph, args, kwargs)
+        try:
+            results = library(*(tensor.contiguous() for tensor in tensors))
+        except RuntimeError as error:
+            first_line = next(iter(str(error).splitlines()), "")
+            raise InputError(f"the package cannot run on these inputs: {first_line}") from error
+        return build_output(graph, results)
+
+    return call
+
+
+class _Flat(nn.Module):
+    """A function of tensors as a module, which torch.export asks for."""
+
+    def __init__(self, run: Callable[..., tuple[Any, ...]]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        return self.run(*tensors)
+
+
+def _open_sizes(given: Input) -> dict[int, Any]:
+    """The axes whose size is free: torch refuses a model that makes a constant of one."""
+    return {axis: Dim.DYNAMIC for axis, size in enumerate(given.meta.shape) if size is None}
+
+
+def _graph_of(call: Any) -> Graph:
+    """What is left of the graph: how it is called and what it returns."""
+    inputs = (
+        Input(name, TensorMeta(tuple(shape), dtype), tuple(sizes))
+        for name, shape, dtype, sizes in call["inputs"]
+    )
+    arguments = {name: decode(tree) for name, tree in call["arguments"]}
+    return Graph(tuple(inputs), {}, (), arguments, decode(call["outputs"]))
