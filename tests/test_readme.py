@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,14 +11,19 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from octavo.cli import app
 from octavo.dtypes import QDTYPES
 from octavo.observers import OBSERVERS
 from octavo.scheme import Scheme
 from octavo.targets import TARGETS
 
 README = Path(__file__).parents[1] / "README.md"
-PAGES = (README, *(README.parent / "docs" / f"{name}.md" for name in ("guide", "training", "analysis")))
+PAGES = (
+    README,
+    *(README.parent / "docs" / f"{name}.md" for name in ("guide", "training", "analysis")),
+)
 
 
 def fenced(text: str, language: str) -> Iterator[tuple[int, str]]:
@@ -49,20 +53,17 @@ def commands_of(text: str) -> list[list[str]]:
 
 def octavo(*arguments: str) -> str:
     """What the command prints, on a page wide enough for every option."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from octavo.cli import main; main()", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    done = CliRunner().invoke(
+        app, arguments, env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}, terminal_width=200
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     program = python_of(page.read_text(encoding="utf-8"))
-    assert "octavo.quantize" in program
+    assert "octavo.quantize" in program or "octavo.prepare_qat" in program
     script = tmp_path / f"{page.stem}_of_docs.py"  # a traceback's line number is the page's
     script.write_text(program, encoding="utf-8")
     done = subprocess.run(
