@@ -87,12 +87,13 @@ def trained(
     learning_rate: float = 4e-3,
     batch: int = 128,
     seed: int = SEED,
+    cache: Path = CACHE,
 ) -> nn.Module:
     """The network of this name in evaluation mode: from the cache, or trained now.
 
-    ``seed`` is that of its weights at the start.
+    ``seed`` is that of its weights at the start, ``cache`` the folder of trained weights.
     """
-    file = CACHE / f"{name.replace(' ', '-')}-recipe{RECIPE}-{epochs}.safetensors"
+    file = cache / f"{name.replace(' ', '-')}-recipe{RECIPE}-{epochs}.safetensors"
     net = seeded(make, seed)
     if file.exists():
         net.load_state_dict(load_file(file))
@@ -100,7 +101,7 @@ def trained(
     started = time.perf_counter()
     _train(net, data, epochs, learning_rate, batch)
     print(f"trained {name} in {time.perf_counter() - started:.0f} s", flush=True)
-    CACHE.mkdir(exist_ok=True)
+    cache.mkdir(exist_ok=True)
     save_file(net.state_dict(), file)
     return net.eval()
 

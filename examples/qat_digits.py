@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import hard_digits, nets  # first: they let torchvision be imported
-from benchmarks.hard_digits import HardDigits
+from benchmarks.hard_digits import TEST_DIGITS, VIEWS, HardDigits
 from octavo.atomic import replacing
 from octavo.demo import Net
 from octavo.progress import track
@@ -147,8 +147,9 @@ def top1(scores: Tensor, labels: Tensor) -> float:
 def run(network: str, data: HardDigits, options: argparse.Namespace) -> dict[str, Any]:
     """Float, static and trained with rounding: top-1, by how it was made, and the curves."""
     out: Path = options.out
-    name = network if options.float_epochs == FLOAT_EPOCHS else f"{network} short"
-    net = hard_digits.trained(name, NETWORKS[network], data, options.float_epochs)
+    net = hard_digits.trained(
+        network, NETWORKS[network], data, options.float_epochs, cache=options.out
+    )
     found: dict[str, Any] = {"float": top1(logits(net, data.test), data.test_labels)}
     for bits in options.bits:
         config = octavo.qat_qconfig(octavo.host_target(), weight_bits=bits)
@@ -216,9 +217,12 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--bits", nargs="*", type=int, default=list(BITS), help="of the weights")
     made.add_argument("--epochs", type=int, default=EPOCHS, help="with rounding")
     made.add_argument("--float-epochs", type=int, default=FLOAT_EPOCHS)
+    made.add_argument("--views", type=int, default=VIEWS, help="of each test digit")
     options = made.parse_args(words)
     options.out.mkdir(parents=True, exist_ok=True)
     data = hard_digits.load()
+    images = TEST_DIGITS * options.views
+    data = replace(data, test=data.test[:images], test_labels=data.test_labels[:images])
     results = {network: run(network, data, options) for network in options.networks}
     draw(results, options.out / "curves.png")
     with replacing(options.out / "results.json") as file:
