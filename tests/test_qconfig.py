@@ -49,7 +49,7 @@ def test_a_spec_round_trips_as_a_dict(spec: QSpec) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dtype": "int3"}, "unknown quantized dtype 'int3'"),
+        ({"dtype": "int9"}, "unknown quantized dtype 'int9'"),
         ({"observer": "max"}, "unknown observer 'max'"),
         ({"bits": 4}, "does not take"),
     ],
@@ -150,7 +150,7 @@ def test_a_regex_matches_the_whole_path(pattern: str, matches: bool) -> None:
         (F.relu, layer(op="aten.relu.default", module_type="")),
         (nn.ReLU6, layer(op="aten.hardtanh.default", module_type=f"{nn.ReLU6.__module__}.ReLU6")),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_an_operator_is_named_in_many_ways(kind: Any, node: Node) -> None:
     mapping = QConfigMapping().set_object_type(kind, A)
