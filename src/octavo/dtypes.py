@@ -43,12 +43,12 @@ def _unsigned(bits: int) -> QDType:
     return QDType(f"uint{bits}", 0, 2**bits - 1, torch.uint8)
 
 
-INT4, UINT4, INT8, UINT8 = _signed(4), _unsigned(4), _signed(8), _unsigned(8)
 INT16 = QDType("int16", -32768, 32767, torch.int16)
 
 QDTYPES = {
     dtype.name: dtype for dtype in (*map(_signed, range(2, 9)), *map(_unsigned, range(2, 9)), INT16)
 }
+INT4, UINT4, INT8, UINT8 = (QDTYPES[name] for name in ("int4", "uint4", "int8", "uint8"))
 
 
 def qdtype(name: str) -> QDType:
