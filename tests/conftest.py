@@ -1,4 +1,4 @@
-"""What holds for every test: two threads, a fixed seed, repeatable hypothesis runs, no windows."""
+"""What holds for every test: few threads, a fixed seed, repeatable hypothesis runs, no windows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import random
 from collections.abc import Iterator
 
 # Before torch is imported, and inherited by the processes that tests start: more threads than that
-# fight over a small machine, and on a large one would change the order of float sums.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+# fight over a small machine, and on a large one would change the order of float sums. Tests that
+# run in parallel have one each, since torch's spin while they wait.
+alone = "PYTEST_XDIST_WORKER" not in os.environ
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1) if alone else 1))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np

@@ -9,7 +9,13 @@ from octavo.comparison import Comparison, Row
 
 FP32 = Row("fp32", "eager", 4_000_000, 1.0, 98.0, None, None, 8.0, 9.0, 8000.0, 1.0)
 BF16 = Row("bf16", "eager", 2_000_000, 0.5, error="RuntimeError: no such kernel")
-INT8 = Row("int8", "torch", 1_000_000, 0.25, 97.8, 99.5, 41.25, 2.0, 2.5, 32000.0, 4.0)
+INT8 = Row(
+    *("int8", "torch", 1_000_000, 0.25, 97.8, 99.5, 41.25, 2.0, 2.5, 32000.0, 4.0),
+    interval=(96.1, 98.8),
+    lost=3,
+    won=2,
+    p_value=1.0,
+)
 
 
 @pytest.fixture
@@ -26,6 +32,10 @@ def test_the_dict_has_a_key_for_each_row(comparison: Comparison) -> None:
         "size_bytes": 1_000_000,
         "size_ratio": 0.25,
         "top1": 97.8,
+        "interval": [96.1, 98.8],
+        "lost": 3,
+        "won": 2,
+        "p_value": 1.0,
         "agreement": 99.5,
         "sqnr_db": 41.25,
         "latency_ms": 2.0,
@@ -56,9 +66,11 @@ def test_a_row_is_found_by_its_name(comparison: Comparison) -> None:
 
 def test_markdown(comparison: Comparison) -> None:
     lines = comparison.to_markdown().splitlines()
-    assert lines[0].startswith("| | size MB | of fp32 | top-1 % |")
-    assert (
-        lines[4] == "| int8 | 1.00 | 0.250 | 97.80 | 99.50 | 41.2 | 2.00 | 2.50 | 32,000 | 4.00x |"
+    assert lines[0].startswith("| | size MB | of fp32 | top-1 % | 95 % range | p |")
+    assert lines[2].startswith("| fp32 | 4.00 | 1.000 | 98.00 | - | - |")
+    assert lines[4] == (
+        "| int8 | 1.00 | 0.250 | 97.80 | 96.1-98.8 | 1 | 99.50 | 41.2 | 2.00 | 2.50 | 32,000 "
+        "| 4.00x |"
     )
     assert len({line.count("|") for line in lines[:5]}) == 1
     assert "bf16 could not run: RuntimeError: no such kernel" in comparison.to_markdown()
@@ -73,6 +85,18 @@ def test_text_states_how_it_was_measured(comparison: Comparison) -> None:
     assert "…" not in text
 
 
+def test_five_contenders_fit_a_terminal() -> None:
+    names = ("fp32", "bf16", "int8 torch", "int8 onnxruntime", "int8 openvino")
+    rows = tuple(
+        Row(n, "torch", 1_000_000, 0.25, 99.5, 99.5, 41.2, 2.0, 2.5, interval=(98.1, 100.0))
+        for n in names
+    )
+    text = str(Comparison(rows, "top1", 500, 64, 2, 30))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("98.1-100.0") == 5
+    assert "onnxruntime" in text
+
+
 def test_columns_without_a_value_are_left_out() -> None:
     comparison = Comparison((Row("fp32", "eager", 1, 1.0, latency_ms=1.0),), "top1", 1, 1, 1, 1)
     assert "top-1" not in str(comparison)
@@ -81,8 +105,26 @@ def test_columns_without_a_value_are_left_out() -> None:
 
 def test_the_verdict(comparison: Comparison) -> None:
     assert comparison.verdict() == (
-        "int8: 4.00x smaller than fp32, 4.00x faster than fp32, top-1 -0.20 points"
+        "int8: 4.00x smaller than fp32, 4.00x faster than fp32, top-1 -0.20 points "
+        "(within chance, p = 1)"
     )
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p_value", "words"),
+    [
+        (7, 3, 0.34, "(within chance, p = 0.34)"),
+        (30, 5, 0.00002, "(a real loss, p = 2e-05)"),
+        (2, 10, 0.0386, "(a real gain, p = 0.039)"),
+    ],
+)
+def test_the_verdict_tells_chance_from_loss(
+    lost: int, won: int, p_value: float, words: str
+) -> None:
+    row = Row("int8", "torch", metric=97.0, lost=lost, won=won, p_value=p_value)
+    comparison = Comparison((FP32, row), "top1", 500, 1, 1, 1)
+    assert comparison.verdict() == f"int8: top-1 -1.00 points {words}"
+    assert "McNemar's exact test" in comparison.caption()
 
 
 def test_the_verdict_does_not_flatter() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.batches import Batch, Signature, split_batch, with_floats
+from octavo.chance import PairedCounts, mcnemar, wilson
 from octavo.comparison import Comparison, Row
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
@@ -105,6 +106,7 @@ class _Contender:
     pixels: Pixels | None = None
     error: str | None = None
     likeness: Likeness = field(default_factory=Likeness)
+    counts: PairedCounts = field(default_factory=PairedCounts)
 
     def call_on(self, batch: Batch) -> Callable[[], Any]:
         """A call of the model, its inputs already normalized and cast where it wants that."""
@@ -162,7 +164,8 @@ def _judge(
     first, samples = None, 0
     for index, batch in enumerate(batches):
         reference = _reference_outputs(fp32, index, batch)
-        fp32.task.update(reference, batch.labels)
+        right = fp32.task.update(reference, batch.labels)
+        fp32.counts.update(right, right)
         if fp32.task.problem is not None and metric_is_required:
             raise InputError(
                 f"metric={fp32.task.name!r} cannot be computed on batch {index}: "
@@ -170,7 +173,7 @@ def _judge(
             )
         for contender in others:
             if contender.error is None:
-                _judge_one(contender, batch, reference)
+                _judge_one(contender, batch, reference, right)
         first = first or batch
         samples += _batch_size(batch)
     if first is None:
@@ -181,7 +184,9 @@ def _judge(
     return first, samples
 
 
-def _judge_one(contender: _Contender, batch: Batch, reference: Any) -> None:
+def _judge_one(
+    contender: _Contender, batch: Batch, reference: Any, fp32_right: Tensor | None
+) -> None:
     """What goes wrong in bf16 is a line in the table; what goes wrong in int8 must be known."""
     try:
         outputs = contender.outputs(batch)
@@ -192,7 +197,7 @@ def _judge_one(contender: _Contender, batch: Batch, reference: Any) -> None:
         return
     if _all_finite(outputs):
         contender.likeness.update(reference, outputs)
-        contender.task.update(outputs, batch.labels)
+        contender.counts.update(fp32_right, contender.task.update(outputs, batch.labels))
     else:
         contender.error = "its outputs hold NaN or infinite values"
 
@@ -266,7 +271,13 @@ def _row(
     )
     if contender.error is not None:
         return row
-    latency = times[contender.name]
+    latency, counts = times[contender.name], contender.counts
+    if counts.known:
+        low, high = wilson(counts.right, counts.total)
+        row = replace(row, interval=(100 * low, 100 * high))
+    if counts.known and contender.name != "fp32":
+        p_value = mcnemar(counts.lost, counts.won)
+        row = replace(row, lost=counts.lost, won=counts.won, p_value=p_value)
     return replace(
         row,
         metric=contender.task.value(),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from octavo.chance import LEVEL
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -31,6 +33,11 @@ class Row:
         throughput: samples per second at the median.
         speedup: how many times faster than fp32, the median of the ratios round by round.
         error: why the contender could not run; all that was not measured is ``None``.
+        interval: in which a counted metric lies at 95 %, in percent (Wilson's score interval).
+        lost, won: samples that only fp32, and only this contender, answers rightly.
+        p_value: how often chance alone would divide these as unevenly (McNemar's exact test).
+
+    The last four need one label for each sample.
     """
 
     name: str
@@ -45,6 +52,10 @@ class Row:
     throughput: float | None = None
     speedup: float | None = None
     error: str | None = None
+    interval: tuple[float, float] | None = None
+    lost: int | None = None
+    won: int | None = None
+    p_value: float | None = None
 
     def to_dict(self, metric_name: str) -> dict[str, Any]:
         """JSON-able; an infinite SQNR (equal outputs) is ``None``, as JSON has no infinity."""
@@ -55,6 +66,10 @@ class Row:
         }
         quality = {
             metric_name: self.metric,
+            "interval": None if self.interval is None else list(self.interval),
+            "lost": self.lost,
+            "won": self.won,
+            "p_value": self.p_value,
             "agreement": self.agreement,
             "sqnr_db": _finite(self.sqnr_db),
         }
@@ -109,6 +124,8 @@ class Comparison:
             "threads": self.threads,
             "rounds": self.rounds,
             "speedup": "median of the ratios fp32 / contender, round by round",
+            "interval": "Wilson's, 95 %",
+            "p_value": "McNemar's exact test against fp32, two-sided",
             **self.environment,
             "notes": list(self.notes),
         }
@@ -140,7 +157,7 @@ class Comparison:
             claims += [_pace(row, other) for other in self.rows if not other.name.startswith("int")]
             if row.metric is not None and fp32.metric is not None:
                 title, unit = _metric_title(self.metric), _metric_unit(self.metric)
-                claims.append(f"{title} {row.metric - fp32.metric:+.2f}{unit}")
+                claims.append(f"{title} {row.metric - fp32.metric:+.2f}{unit}{_weight(row)}")
             elif row.agreement is not None:
                 claims.append(f"{row.agreement:.2f} % of the decisions are fp32's")
             parts.append(f"{row.name}: " + ", ".join(filter(None, claims)))
@@ -148,8 +165,10 @@ class Comparison:
 
     def caption(self) -> str:
         machine = ", ".join(self.environment.get(k, "") for k in ("cpu", "isa", "torch"))
+        tested = any(row.p_value is not None for row in self.rows)
+        test = "; p: McNemar's exact test against fp32" if tested else ""
         return (
-            f"{self.samples} samples; latency of one batch of {self.batch_size}, "
+            f"{self.samples} samples{test}; latency of one batch of {self.batch_size}, "
             f"{self.threads} thread{'s' * (self.threads != 1)}, {self.rounds} interleaved rounds; "
             f"speed: fp32 = 1, median of the ratios round by round. {machine}".rstrip(" ,")
         )
@@ -172,7 +191,8 @@ class Comparison:
         table.add_column("")
         for row in self.rows:
             style = "red" if row.error else "green" if row.name.startswith("int8") else ""
-            table.add_column(row.name, justify="right", style=style, min_width=8)
+            width = max(8, *map(len, row.name.split()))  # a runtime's name is not cut
+            table.add_column(row.name, justify="right", style=style, min_width=width)
         for measure in self._measures():
             table.add_row(measure.title, *(measure.cell(row) for row in self.rows))
         return Group(table, Text("\n".join([self.caption(), *self._remarks()]), style="dim"))
@@ -184,6 +204,12 @@ class Comparison:
             _Measure("size MB", lambda row: row.size_bytes and row.size_bytes / MEGABYTE, "{:.2f}"),
             _Measure("of fp32", lambda row: row.size_ratio, "{:.3f}"),
             _Measure(title, lambda row: row.metric, "{:.2f}"),
+            _Measure(
+                "95 % range",
+                lambda row: row.interval and "{:.1f}-{:.1f}".format(*row.interval),
+                "{}",
+            ),
+            _Measure("p", lambda row: row.p_value, "{:.2g}"),
             _Measure("agreement %", lambda row: row.agreement, "{:.2f}"),
             _Measure("SQNR dB", lambda row: row.sqnr_db, "{:.1f}"),
             _Measure("median ms", lambda row: row.latency_ms, "{:.2f}"),
@@ -201,14 +227,14 @@ class Comparison:
 @dataclass(frozen=True)
 class _Measure:
     title: str
-    value: Callable[[Row], float | None]
+    value: Callable[[Row], float | str | None]
     form: str
 
     def cell(self, row: Row) -> str:
         value = self.value(row)
         if value is None:
             return "-"
-        return "equal" if math.isinf(value) else self.form.format(value)
+        return "equal" if value == math.inf else self.form.format(value)
 
 
 def _metric_title(name: str) -> str:
@@ -218,6 +244,15 @@ def _metric_title(name: str) -> str:
 def _metric_unit(name: str) -> str:
     """Metrics of our own are in percent, those of the user in what they are in."""
     return " points" if name in ("top1", "top5") else ""
+
+
+def _weight(row: Row) -> str:
+    """Whether a difference to fp32 means anything."""
+    if row.p_value is None or row.lost is None or row.won is None:
+        return ""
+    if row.p_value >= LEVEL:
+        return f" (within chance, p = {row.p_value:.2g})"
+    return f" (a real {'loss' if row.lost > row.won else 'gain'}, p = {row.p_value:.2g})"
 
 
 def _pace(row: Row, other: Row) -> str:

@@ -1,4 +1,4 @@
-"""DATA on a command line: ``.npz``, ``.safetensors`` or ``package.module:name`` as batches."""
+"""DATA on a command line as batches: a file of arrays, a folder of images, a reference."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from octavo.batches import LABEL_KEYS, Signature
 from octavo.errors import InputError
+from octavo.image_folder import ImageFolder, ImageOptions
 from octavo.references import call_reference, resolve_reference
 
 DEFAULT_BATCH_SIZE = 64
@@ -49,22 +50,29 @@ class ArrayBatches:
 
 
 def load_data(
-    source: str, signature: Signature, batch_size: int = DEFAULT_BATCH_SIZE
+    source: str,
+    signature: Signature,
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    images: ImageOptions | None = None,
 ) -> Iterable[Any]:
     """Batches from a DATA argument.
 
     Args:
-        source: a ``.npz`` or ``.safetensors`` file, or ``package.module:name`` of an iterable of
-            batches, or of a function without arguments that returns one. In a file, an array named
-            as a label (``labels``, ``y`` ...) holds the labels; the others are the model's
-            arguments, by name where the names are its own, else in the file's order. float64
-            arrays, numpy's default, become float32.
+        source: a ``.npz`` or ``.safetensors`` file, a folder of images (see `ImageFolder`), or
+            ``package.module:name`` of an iterable of batches, or of a function without arguments
+            that returns one. In a file, an array named as a label (``labels``, ``y`` ...) holds the
+            labels; the others are the model's arguments, by name where the names are its own, else
+            in the file's order. float64 arrays, numpy's default, become float32.
         signature: the argument names of the model.
-        batch_size: for files only.
+        batch_size: for files and folders only.
+        images: for folders only; ``None`` is `ImageOptions` as it is.
 
     Raises:
         InputError: the source cannot be read, or does not fit the model.
+        MissingExtra: it is a folder of images, and Pillow is not installed.
     """
+    if Path(source).is_dir():
+        return _folder(source, signature, batch_size, images or ImageOptions())
     suffix = Path(source).suffix
     if suffix not in _READERS:
         found = resolve_reference(source)
@@ -74,11 +82,27 @@ def load_data(
                 f"{source} gives a {type(batches).__name__}, not an iterable of batches"
             )
         return batches
-    if batch_size < 1:
-        raise InputError(f"batch size {batch_size}: at least 1 is needed")
+    _check_batch_size(batch_size)
     arrays = _READERS[suffix](Path(source))
     _check_lengths(source, arrays)
     return _batches(source, arrays, signature, batch_size)
+
+
+def _folder(
+    source: str, signature: Signature, batch_size: int, images: ImageOptions
+) -> ImageFolder:
+    _check_batch_size(batch_size)
+    if signature.required > 1:
+        raise InputError(
+            f"{source} is a folder of images, which is one argument; the model needs "
+            f"{list(signature.names[: signature.required])}: give package.module:name of batches"
+        )
+    return ImageFolder.of(Path(source), images, batch_size)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch size {batch_size}: at least 1 is needed")
 
 
 def _batches(

@@ -77,13 +77,15 @@ class Likeness:
 class TaskMetric(Protocol):
     """A task metric over the batches of one contender.
 
-    ``problem`` says why there is no value, ``None`` where there is one.
+    ``problem`` says why there is no value, ``None`` where there is one. ``update`` returns for each
+    sample whether it was answered rightly, bool ``[N]``, where that is what the metric counts and a
+    sample has one label.
     """
 
     name: str
     problem: str | None
 
-    def update(self, outputs: Any, labels: Any) -> None: ...
+    def update(self, outputs: Any, labels: Any) -> Tensor | None: ...
 
     def value(self) -> float | None: ...
 
@@ -94,6 +96,7 @@ class TopK:
     Example:
         >>> top1 = TopK("top1")
         >>> top1.update(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
+        tensor([ True, False])
         >>> top1.value()
         50.0
     """
@@ -103,17 +106,18 @@ class TopK:
         self.problem: str | None = None
         self.right = self.total = 0
 
-    def update(self, outputs: Any, labels: Any) -> None:
+    def update(self, outputs: Any, labels: Any) -> Tensor | None:
         logits = logits_of(outputs)
         self.problem = self.problem or label_problem(logits, labels)
         if self.problem is not None or logits is None:
-            return
+            return None
         labels = torch.as_tensor(labels)
         axis = class_axis(logits, labels)
         best = logits.topk(min(TOP_K[self.name], logits.shape[axis]), dim=axis).indices
-        counted = labels != IGNORED_LABEL
-        self.right += int(((best == labels.unsqueeze(axis)).any(dim=axis) & counted).sum())
-        self.total += int(counted.sum())
+        right = (best == labels.unsqueeze(axis)).any(dim=axis)[labels != IGNORED_LABEL]
+        self.right += int(right.sum())
+        self.total += right.numel()
+        return right if labels.dim() == 1 else None
 
     def value(self) -> float | None:
         return 100.0 * self.right / self.total if self.total and self.problem is None else None

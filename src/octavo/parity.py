@@ -20,6 +20,7 @@ from octavo.batches import split_batch
 from octavo.call import flatten_call
 from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.json_numbers import finite
 from octavo.metrics import Likeness
 from octavo.model import QuantizedModel
 from octavo.runtimes import RUNTIMES, lower
@@ -126,7 +127,7 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data; an infinite SQNR is ``None``."""
-        return {**_finite(asdict(self)), "passed": self.passed}
+        return {**finite(asdict(self)), "passed": self.passed}
 
     def __str__(self) -> str:
         lines = [f"against the oracle, {self.samples} samples, target {self.target}:"]
@@ -157,14 +158,6 @@ class Parity:
                 _verdict(found),
             )
         return table
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _verdict(found: RuntimeParity) -> str:

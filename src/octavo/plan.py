@@ -19,6 +19,7 @@ from octavo.placement import Placement, place
 from octavo.qconfig import QConfigMapping, QSpec
 from octavo.targets import MODES
 from octavo.targets import target as target_of
+from octavo.text_table import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -138,12 +139,7 @@ class Plan:
 
     def __str__(self) -> str:
         rows = [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        lines = [
-            "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]])
-            for row in rows
-        ]
-        return "\n".join([self._title(), *lines])
+        return f"{self._title()}\n{text_table(rows)}"
 
 
 def plan(

@@ -59,7 +59,9 @@ def _run(graph: Graph, x: Tensor) -> Tensor:
 def test_one_layer_at_a_time_is_what_brute_force_gives(
     net: nn.Module, data: list[tuple[Tensor, Tensor]]
 ) -> None:
-    found = octavo.sensitivity(net, calibration=data, data=data, target="x86")
+    found = octavo.sensitivity(
+        net, calibration=data, data=data, target="x86", bias_correction=False
+    )
     images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
     graph = octavo.capture(net, images)
     decided = octavo.plan(graph, target="x86")
@@ -94,6 +96,22 @@ def test_the_estimate_predicts_what_is_measured(
         assert layer.alone_db is not None
         assert layer.estimate_db == pytest.approx(layer.alone_db, abs=2.0)
     assert found.spearman() == pytest.approx(1.0)
+
+
+def test_the_whole_is_what_quantize_gives(
+    net: nn.Module, data: list[tuple[Tensor, Tensor]]
+) -> None:
+    """Biases corrected, as they are there."""
+    images = torch.cat([x for x, _ in data])
+    for corrected in (True, False):
+        q = octavo.quantize(net, calibration=data, target="x86", bias_correction=corrected)
+        likeness = Likeness()
+        with torch.no_grad():
+            likeness.update(net(images), q.lower("reference")(images))
+        found = octavo.sensitivity(
+            net, calibration=data, data=data, target="x86", bias_correction=corrected
+        )
+        assert found.quantized_db == pytest.approx(likeness.sqnr_db, abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["weight", "activation"])

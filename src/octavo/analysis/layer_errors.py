@@ -8,7 +8,6 @@ layers (`octavo.cuts`), each fed with the float model's values, gives each layer
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -24,12 +23,15 @@ from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra
 from octavo.evaluation import evaluating
 from octavo.graph import Graph, Ref
+from octavo.json_numbers import finite
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
 from octavo.program import compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QSpec
 from octavo.runtimes import lower
+from octavo.targets import ROLES, SHARED
+from octavo.text_table import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,16 +78,13 @@ class LayerErrors:
     samples: int
 
     def worst(self, count: int = 5) -> tuple[LayerError, ...]:
-        """The activations whose layers lose most by themselves, worst first."""
-        activations = [row for row in self.rows if row.kind != "weight"]
-        return tuple(sorted(activations, key=lambda row: row.sqnr_db)[:count])
+        """The layers that lose most by themselves, worst first; none that only moves values."""
+        made = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
+        return tuple(sorted(made, key=lambda row: row.sqnr_db)[:count])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; what is infinite is ``None``."""
-        return {
-            "samples": self.samples,
-            "rows": [{k: _finite(v) for k, v in asdict(row).items()} for row in self.rows],
-        }
+        return {"samples": self.samples, "rows": [finite(asdict(row)) for row in self.rows]}
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
@@ -113,13 +112,7 @@ class LayerErrors:
         return table
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *map(_cells, self.rows)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([self._title(), *lines])
+        return f"{self._title()}\n{text_table([_COLUMNS, *map(_cells, self.rows)])}"
 
     def _title(self) -> str:
         return f"Rounding errors of {len(self.rows)} tensors, {self.samples} samples"
@@ -151,10 +144,6 @@ def _cells(row: LayerError) -> tuple[str, ...]:
         f"{100 * row.clipped:.2f} %",
         f"{100 * row.unused:.0f} %",
     )
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def layer_errors(

@@ -19,21 +19,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from octavo.affine import QParams
 from octavo.analysis.variants import Base, Variant, all_but, layers_of, only
 from octavo.batches import Batch, Signature, example_call, split_batch
-from octavo.calibrate import observed
+from octavo.calibrate import Calibrated, observed
 from octavo.call import build_output, flatten_call
 from octavo.capture import capture
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, InputError
 from octavo.evaluation import evaluating
 from octavo.graph import Graph, Ref
+from octavo.json_numbers import finite
 from octavo.metrics import Likeness, Metric, TaskMetric, metric_factory
 from octavo.plan import Plan, plan
 from octavo.program import compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QConfig, QConfigMapping
+from octavo.text_table import text_table
+from octavo.weights import correct_biases
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -89,9 +91,8 @@ class Sensitivity:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; what is infinite is ``None``."""
-        data = asdict(self)
-        data["layers"] = [{k: _finite(v) for k, v in layer.items()} for layer in data["layers"]]
-        return {key: _finite(value) for key, value in data.items()}
+        found: dict[str, Any] = finite(asdict(self))
+        return found
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
@@ -107,13 +108,8 @@ class Sensitivity:
         return table
 
     def __str__(self) -> str:
-        rows = [self._columns(), *map(self._cells, self.layers)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([self._title(), *lines])
+        table = text_table([self._columns(), *map(self._cells, self.layers)])
+        return f"{self._title()}\n{table}"
 
     def _title(self) -> str:
         title = f"Sensitivity of {len(self.layers)} layers, {self.samples} samples"
@@ -147,6 +143,7 @@ def sensitivity(
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     inputs: Callable[[Any], Any] | None = None,
+    bias_correction: bool = True,
     seed: int = 0,
     progress: bool = True,
 ) -> Sensitivity:
@@ -156,7 +153,7 @@ def sensitivity(
 
     Args:
         model: as for `octavo.quantize`, and so are ``example_inputs``, ``calibration``, ``mode``,
-            ``qconfig``, ``target`` and ``inputs``.
+            ``qconfig``, ``target``, ``inputs`` and ``bias_correction``.
         data: batches to measure on, with labels if there is a metric.
         metric: as for `octavo.compare`; top-1 where the labels allow it.
         exact: measure each layer alone, and all but each, too; else the estimate is all.
@@ -189,7 +186,8 @@ def sensitivity(
         inputs=inputs,
         progress=progress,
     )
-    study = _Study(graph, decided, found.qparams(), metric, exact, seed)
+    variants = _Variants(graph, decided, found.result(), bias_correction)
+    study = _Study(variants, metric, exact, seed)
     complete = True
     try:
         for batch in track(data, "measuring layers", progress):
@@ -201,24 +199,37 @@ def sensitivity(
     return study.result(complete)
 
 
+@dataclass(frozen=True)
+class _Variants:
+    """What the quantized graphs of all variants are made of."""
+
+    graph: Graph
+    plan: Plan
+    found: Calibrated
+    bias_correction: bool
+
+    def quantized(self, plan: Plan) -> Graph:
+        """The QDQ graph of a variant's plan."""
+        graph, qparams = self.graph, self.found.qparams
+        if self.bias_correction:
+            weights = {n: qparams[n] for n, t in plan.quantized.items() if t.kind == "weight"}
+            graph = correct_biases(graph, weights, self.found.input_means)
+        return insert_qdq(graph, plan, qparams)
+
+
 class _Study:
     """The sums over the batches so far."""
 
     def __init__(
-        self,
-        graph: Graph,
-        decided: Plan,
-        qparams: Mapping[str, QParams],
-        metric: str | Metric | None,
-        exact: bool,
-        seed: int,
+        self, variants: _Variants, metric: str | Metric | None, exact: bool, seed: int
     ) -> None:
+        graph, decided = variants.graph, variants.plan
         self.graph, self.samples = graph, 0
         self.layers = layers_of(graph, decided)
         self.device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
-        alone = {n: insert_qdq(graph, only(graph, decided, n), qparams) for n in self.layers}
-        without = {n: insert_qdq(graph, all_but(graph, decided, n), qparams) for n in self.layers}
-        whole = insert_qdq(graph, decided, qparams)
+        alone = {n: variants.quantized(only(graph, decided, n)) for n in self.layers}
+        without = {n: variants.quantized(all_but(graph, decided, n)) for n in self.layers}
+        whole = variants.quantized(decided)
         self.estimate = _Estimate(graph, alone, self.device, seed)
         chosen = self.layers if exact else []
         self.alone = _Trials(graph, {n: alone[n] for n in chosen}, metric, self.device)
@@ -389,7 +400,3 @@ def _ranks(values: list[float]) -> list[float]:
     for rank, index in enumerate(order):
         ranks[index] = float(rank)
     return ranks
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -125,14 +125,15 @@ class Base:
 
 
 def _shared(base: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The variant's constants, as the base's own tensors where they are the same.
-
-    A constant that is quantized in one of the two alone differs in its dtype.
-    """
+    """The variant's constants, as the base's own tensors where they are the same."""
     return {
-        name: base[name] if name in base and base[name].dtype == tensor.dtype else tensor
+        name: base[name] if name in base and _equal(base[name], tensor) else tensor
         for name, tensor in own.items()
     }
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _fresh(base: Graph, graph: Graph) -> list[Node]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from octavo.cli.app import app
 from octavo.cli.bench import bench
 from octavo.cli.compare import compare
+from octavo.cli.debug import debug
 from octavo.cli.demo import demo
 from octavo.cli.export import export
 from octavo.cli.inspect import inspect
 from octavo.cli.quantize import quantize
+from octavo.cli.sensitivity import sensitivity
 from octavo.cli.verify import verify
 
 __all__ = ["app", "main"]
 
-for command in (demo, quantize, compare, inspect, verify, bench, export):
+for command in (demo, quantize, compare, inspect, debug, sensitivity, verify, bench, export):
     app.command()(command)
 
 

@@ -79,32 +79,6 @@ def octavo(
     """
 
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="Samples in a batch, where DATA is a file.")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        metavar="FILE",
-        help="Weights for the model: .safetensors, or a .pth of torch.save (read without running "
-        "code from it).",
-    ),
-]
-
-MODEL_HELP = (
-    "package.module:name of a model or a function that builds one (found from the current folder "
-    "too), or a .pt2 file of torch.export.save. A .pt2 that holds more than tensors and a graph is "
-    "refused; still, use only files that you trust, as torch's reader is made for those."
-)
-DATA_HELP = (
-    "A .npz or .safetensors file (arrays named as the model's arguments, or in their order; one "
-    "named labels or y holds the labels), or package.module:name of an iterable of batches or a "
-    "function that returns one."
-)
-
-
 def console() -> Console:
     """Standard output; wide enough for a table where it is no terminal."""
     out = Console()

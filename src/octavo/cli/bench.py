@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.app import JsonFlag, console, print_json
+from octavo.cli.app import console, print_json
+from octavo.cli.options import JsonFlag
 
 
 def bench(

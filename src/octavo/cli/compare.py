@@ -6,14 +6,21 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.app import (
+from octavo.cli.app import console, print_json
+from octavo.cli.options import (
     DATA_HELP,
     MODEL_HELP,
     BatchSize,
+    Gray,
+    ImageSize,
     JsonFlag,
+    Mean,
+    MetricOption,
+    Std,
     Weights,
-    console,
-    print_json,
+    image_options,
+    metric_of,
+    takes_pixels,
 )
 
 
@@ -22,14 +29,7 @@ def compare(
     file: Annotated[str, typer.Argument(metavar="FILE", help="The .octavo file made from it.")],
     data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
     weights: Weights = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            "--metric",
-            help="top1, top5, or package.module:name of a function (outputs, labels) -> float "
-            "[top1 where there are labels].",
-        ),
-    ] = None,
+    metric: MetricOption = None,
     runtimes: Annotated[
         str, typer.Option("--runtimes", help="Runtimes of the file, separated by commas.")
     ] = "torch",
@@ -41,6 +41,10 @@ def compare(
         typer.Option("--rounds", min=1, help="Turns of each contender [about ten seconds]."),
     ] = None,
     batch_size: BatchSize = 64,
+    image_size: ImageSize = 224,
+    mean: Mean = None,
+    std: Std = None,
+    gray: Gray = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -53,15 +57,16 @@ def compare(
     from octavo.data_source import load_data
     from octavo.model import load
     from octavo.model_source import load_model
-    from octavo.references import is_reference, resolve_reference
 
     network = load_model(model, weights)
     names = [name.strip() for name in runtimes.split(",")]
+    q = load(file, runtime=names[0])
+    images = image_options(image_size, mean, std, gray, raw=takes_pixels(q))
     result = compare_models(
         network,
-        load(file, runtime=names[0]),
-        load_data(data, Signature.of(network.forward), batch_size),
-        metric=resolve_reference(metric) if metric and is_reference(metric) else metric,
+        q,
+        load_data(data, Signature.of(network.forward), batch_size, images),
+        metric=metric_of(metric),
         runtimes=names,
         threads=threads,
         rounds=rounds,

@@ -11,17 +11,19 @@ from octavo.cli.app import console
 
 def export(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")],
-    out: Annotated[str, typer.Option("--out", "-o", metavar="ONNX", help="The .onnx file.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="PATH", help="The .onnx or .pt2 file.")
+    ],
     runtime: Annotated[
         str,
         typer.Option(
             "--runtime",
-            help="Whose dialect: onnxruntime or openvino. Both run both, each is quicker with its "
-            "own.",
+            help="Whose dialect of ONNX: onnxruntime or openvino. Both run both, each is quicker "
+            "with its own.",
         ),
     ] = "onnxruntime",
 ) -> None:
-    """Write a file's model as ONNX, with integer weights and quantize nodes.
+    """Write a file's model as ONNX, or compiled for this machine: a .pt2 package of torch.
 
     **Example:** `octavo export m.octavo --out m.onnx`
     """
@@ -29,6 +31,11 @@ def export(
 
     from octavo.model import load
     from octavo.onnx_file import export_onnx
+    from octavo.package import export_package
 
-    export_onnx(load(file, runtime="reference"), out, runtime=runtime)
+    model = load(file, runtime="reference")
+    if Path(out).suffix == ".pt2":
+        export_package(model, out)
+    else:
+        export_onnx(model, out, runtime=runtime)
     console().print(f"{out}: {Path(out).stat().st_size / 1e6:.2f} MB", highlight=False)

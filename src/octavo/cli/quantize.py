@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from octavo.cli.app import (
+from octavo.cli.app import console, print_json
+from octavo.cli.options import (
     DATA_HELP,
     MODEL_HELP,
     BatchSize,
+    Gray,
+    ImageSize,
     JsonFlag,
+    Mean,
+    Mode,
+    ModeOption,
+    Std,
+    Target,
     Weights,
-    console,
-    print_json,
+    image_options,
+    numbers_of,
 )
-
-_TARGETS = "x86, x86-avx2, arm, onnxruntime, openvino, tensorrt or edge"
-
-
-class Mode(str, Enum):
-    """As `octavo.quantize` takes them."""
-
-    static = "static"
-    dynamic = "dynamic"
-    weight_only = "weight_only"
 
 
 def quantize(
@@ -44,13 +41,8 @@ def quantize(
         str, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")
     ],
     weights: Weights = None,
-    target: Annotated[
-        str | None,
-        typer.Option("--target", help=f"What the file shall run on: {_TARGETS} [this CPU]."),
-    ] = None,
-    mode: Annotated[
-        Mode, typer.Option("--mode", help="What is quantized, and when its range is found.")
-    ] = Mode.static,
+    target: Target = None,
+    mode: ModeOption = Mode.static,
     bits: Annotated[
         int, typer.Option("--bits", help="Of weights in mode weight_only: 8 or 4.")
     ] = 8,
@@ -87,6 +79,10 @@ def quantize(
         typer.Option("--batches", min=1, help="Calibrate with the first so many batches [all]."),
     ] = None,
     batch_size: BatchSize = 64,
+    image_size: ImageSize = 224,
+    mean: Mean = None,
+    std: Std = None,
+    gray: Gray = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Quantize a model with calibration data and write it as one file.
@@ -117,7 +113,9 @@ def quantize(
         raise InputError("--bits and --group-size are for --mode weight_only")
     network = load_model(model, weights)
     require_writable(Path(output).parent)
-    data = load_data(calibration, Signature.of(network.forward), batch_size)
+    raw = any(option is not None for option in (input_scale, input_mean, input_std))
+    images = image_options(image_size, mean, std, gray, raw=raw)
+    data = load_data(calibration, Signature.of(network.forward), batch_size, images)
     q = quantize_model(
         network,
         calibration=data if batches is None else islice(data, batches),
@@ -125,8 +123,8 @@ def quantize(
         qconfig=weight_only_qconfig(bits, group_size=group_size) if weight_only else None,
         target=target or host_target(),
         input_scale=input_scale,
-        input_mean=_numbers("--input-mean", input_mean),
-        input_std=_numbers("--input-std", input_std),
+        input_mean=numbers_of("--input-mean", input_mean),
+        input_std=numbers_of("--input-std", input_std),
         progress=not as_json,
     )
     q.save(output)
@@ -139,12 +137,3 @@ def quantize(
     screen = console()
     screen.print(q.summary())
     screen.print(f"target {q.target}; {output} has {size / 1e6:.2f} MB", highlight=False)
-
-
-def _numbers(option: str, text: str | None) -> list[float] | None:
-    from octavo.errors import InputError
-
-    try:
-        return None if text is None else [float(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"{option} is {text!r}; give numbers, separated by commas") from None

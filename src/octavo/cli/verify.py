@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.app import DATA_HELP, BatchSize, JsonFlag, console, print_json
+from octavo.cli.app import console, print_json
+from octavo.cli.options import (
+    DATA_HELP,
+    BatchSize,
+    Gray,
+    ImageSize,
+    JsonFlag,
+    Mean,
+    Std,
+    image_options,
+    takes_pixels,
+)
 
 
 def verify(
@@ -20,6 +31,10 @@ def verify(
         typer.Option("--runtimes", help="Separated by commas [all that are installed]."),
     ] = None,
     batch_size: BatchSize = 64,
+    image_size: ImageSize = 224,
+    mean: Mean = None,
+    std: Std = None,
+    gray: Gray = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Check that the runtimes agree with the oracle, layer by layer; exit code 1 if one does not.
@@ -32,7 +47,8 @@ def verify(
 
     q = load(file, runtime="reference")
     names = None if runtimes is None else [name.strip() for name in runtimes.split(",")]
-    batches = None if data is None else load_data(data, q.signature, batch_size)
+    images = image_options(image_size, mean, std, gray, raw=takes_pixels(q))
+    batches = None if data is None else load_data(data, q.signature, batch_size, images)
     found = verify_model(q, batches, runtimes=names)
     if as_json:
         print_json(found.to_dict())

@@ -75,7 +75,6 @@ class QATModel(nn.Module):
         self._model = replace(model, graph=replace(model.graph, constants={}))
         self._mode = Mode()
         constants = model.graph.constants
-        self._run: Callable[..., tuple[Any, ...]] | None = None
         # Constant of the graph -> the module that holds it, its name there, and whether transposed.
         self._places = {name: self._hold(tensor, held[name]) for name, tensor in constants.items()}
         if _OWN in self._modules:
@@ -84,6 +83,7 @@ class QATModel(nn.Module):
             )
         by_name = {module.name.replace(".", "/"): module for module in fake_quantizers}
         self.add_module(_OWN, nn.ModuleDict(by_name))
+        self._run: Callable[..., tuple[Any, ...]] = self._compiled()
 
     def _hold(self, tensor: Tensor, held: Held) -> tuple[nn.Module, str, bool]:
         """Own a tensor, as a parameter or a buffer; where it stands."""
@@ -160,8 +160,6 @@ class QATModel(nn.Module):
         """
         graph = self._model.graph
         tensors = flatten_call(graph, args, kwargs)
-        if self._run is None:
-            self._run = self._compiled()
         self._mode.training = self.training
         constants = self._tensors()
         before = self._observed(constants) if self.training else []
@@ -184,7 +182,6 @@ class QATModel(nn.Module):
                 tensors += [module.low, module.high]
         return [(tensor, tensor.clone()) for tensor in tensors]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _compiled(self) -> Callable[..., tuple[Any, ...]]:
         graph = self._model.graph
         inputs = [given.name for given in graph.inputs]
@@ -263,11 +260,15 @@ class QATModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QATModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._run = None  # operators that make tensors name a device
+        self._run = self._compiled()  # operators that make tensors name a device
         return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_run": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._run = self._compiled()  # of the copy's own modules
 
     def extra_repr(self) -> str:
         return f"target={self.target!r}"

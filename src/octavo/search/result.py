@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.model import QuantizedModel
 from octavo.search.trial import Trial
+from octavo.text_table import text_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,13 +87,8 @@ class SearchResult:
         return table
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *map(self._cells, self.trials)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
-        return "\n".join([self.verdict(), *lines])
+        table = text_table([_COLUMNS, *map(self._cells, self.trials)])
+        return f"{self.verdict()}\n{table}"
 
     def _cells(self, trial: Trial) -> tuple[str, ...]:
         if trial.error:
