@@ -9,8 +9,10 @@ from collections.abc import Iterator
 # Before torch is imported, and inherited by the processes that tests start: more threads than that
 # fight over a small machine, and on a large one would change the order of float sums. Tests that
 # run in parallel have one each, since torch's spin while they wait.
-alone = "PYTEST_XDIST_WORKER" not in os.environ
-os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1) if alone else 1))
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)),
+)
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
