@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import octavo
 from octavo.cli import app
+from octavo.search import measuring
 
 MODELS = """
 import torch
@@ -134,6 +135,27 @@ def test_sensitivity_estimated_with_a_metric_and_a_mode() -> None:
     (layer,) = data["layers"]  # by the weights alone, convolutions stay float
     assert (layer["layer"], layer["alone_db"]) == ("fc", None)
     assert layer["estimate_db"] > 30
+
+
+def test_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
+    search = (
+        *("search", "my_analysed_models:build", "--calibration", "data.npz"),
+        *("--data", "data.npz", "--target", "x86-avx2"),
+    )
+    found = octavo_command(*search, "--max-drop", "100", "--out", "found", "--json")
+    data = json.loads(found.out)
+    assert (found.code, found.err, data["complete"]) == (0, "", True)
+    assert [trial["name"] for trial in data["trials"]] == ["static", "dynamic"]
+    assert octavo.load("found/best.octavo").provenance["candidate"] == data["best"]["name"]
+    again = octavo_command(*search, "--max-drop", "100", "--out", "found")
+    assert "taken" in again.out
+    refused = octavo_command(*search, "--max-drop", "1", "--out", "found")
+    assert (refused.code, refused.out) == (1, "")
+    assert "checkpoint of another search" in refused.err
+    nothing = octavo_command(*search, "--max-drop", "-200", "--out", "none")
+    assert nothing.code == 1
+    assert "No candidate loses at most -200" in nothing.out
 
 
 @pytest.mark.parametrize(

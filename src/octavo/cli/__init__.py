@@ -10,12 +10,24 @@ from octavo.cli.demo import demo
 from octavo.cli.export import export
 from octavo.cli.inspect import inspect
 from octavo.cli.quantize import quantize
+from octavo.cli.search import search
 from octavo.cli.sensitivity import sensitivity
 from octavo.cli.verify import verify
 
 __all__ = ["app", "main"]
 
-for command in (demo, quantize, compare, inspect, debug, sensitivity, verify, bench, export):
+for command in (
+    demo,
+    quantize,
+    compare,
+    inspect,
+    debug,
+    sensitivity,
+    search,
+    verify,
+    bench,
+    export,
+):
     app.command()(command)
 
 
