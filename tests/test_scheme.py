@@ -47,6 +47,12 @@ def test_an_unknown_type_is_an_error_that_lists_the_known(name: str) -> None:
         Scheme(name)
 
 
+def test_one_integer_is_too_few() -> None:
+    assert Scheme("int2", reduce_range=True).qmax == 0
+    with pytest.raises(PlanError, match="int2 with narrow_range and reduce_range holds one"):
+        Scheme("int2", narrow_range=True, reduce_range=True)
+
+
 def test_narrow_range_needs_a_signed_type() -> None:
     with pytest.raises(PlanError, match="narrow_range needs a signed dtype, not uint8"):
         Scheme("uint8", narrow_range=True)

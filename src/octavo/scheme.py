@@ -48,6 +48,11 @@ class Scheme:
         qdtype(self.dtype)
         if self.narrow_range and not self.integers.signed:
             raise PlanError(f"narrow_range needs a signed dtype, not {self.dtype}")
+        if self.qmin >= self.qmax:
+            raise PlanError(
+                f"{self.dtype} with narrow_range and reduce_range holds one integer only: leave "
+                "out one of them"
+            )
         if self.group_size is not None and self.group_size < 1:
             raise PlanError(f"group_size is {self.group_size}; it must be 1 or more, e.g. 32")
         given = (self.channel_axis is not None, self.group_size is not None, self.per_token)

@@ -26,11 +26,13 @@ class ErrorSums:
         """Add one batch of two float tensors of the same shape."""
         one, other = exact.reshape(-1).float(), rounded.reshape(-1).float()
         error = other - one
+        signal, noise = float(torch.dot(one, one)), float(torch.dot(error, error))
+        product = float(torch.dot(one, other))
         self.count += one.numel()
-        self.signal += float(torch.dot(one, one))
-        self.noise += float(torch.dot(error, error))
-        self.product += float(torch.dot(one, other))
-        self.power += float(torch.dot(other, other))
+        self.signal += signal
+        self.noise += noise
+        self.product += product
+        self.power += max(0.0, noise - signal + 2 * product)
 
     @property
     def sqnr_db(self) -> float:
@@ -60,14 +62,14 @@ class RangeSums:
         self.low, self.high = math.inf, -math.inf
         self.clipped = self.count = 0
 
-    def update(self, exact: Tensor, ends: tuple[Tensor | float, Tensor | float] | None) -> None:
+    def update(self, exact: Tensor, ends: tuple[float, float] | None) -> None:
         """Add one batch; ``ends`` are what the lowest and the highest integer stand for, half a
-        step beyond them included, for each value or for all.
+        step beyond them included.
         """
         low, high = torch.aminmax(exact)
         self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
         self.count += exact.numel()
-        if ends is not None:
+        if ends is not None and (float(low) < ends[0] or float(high) > ends[1]):
             self.clipped += int(((exact < ends[0]) | (exact > ends[1])).sum())
 
     @property

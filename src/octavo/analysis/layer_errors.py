@@ -365,4 +365,4 @@ def _unused(integers: tuple[int, int] | None, spec: QSpec | None) -> float:
 def _as_float(value: Tensor, scale: float | None, zero_point: int | None) -> Tensor:
     if scale is None or zero_point is None:
         return value.float()
-    return (value.float() - zero_point) * scale
+    return value.to(torch.float32, copy=True).sub_(zero_point).mul_(scale)

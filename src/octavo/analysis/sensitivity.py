@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from octavo.analysis.variants import Base, Variant, all_but, layers_of, only
+from octavo.analysis.variants import (
+    Base,
+    Variant,
+    all_but,
+    by_itself,
+    layers_of,
+    only,
+    values_of,
+)
 from octavo.batches import Batch, Signature, example_call, split_batch
 from octavo.calibrate import Calibrated, observed
 from octavo.call import build_output, flatten_call
@@ -27,7 +35,7 @@ from octavo.capture import capture
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, InputError
 from octavo.evaluation import evaluating
-from octavo.graph import Graph, Ref
+from octavo.graph import Graph
 from octavo.json_numbers import finite
 from octavo.metrics import Likeness, Metric, TaskMetric, metric_factory
 from octavo.plan import Plan, plan
@@ -208,9 +216,17 @@ class _Variants:
     found: Calibrated
     bias_correction: bool
 
-    def quantized(self, plan: Plan) -> Graph:
-        """The QDQ graph of a variant's plan."""
-        graph, qparams = self.graph, self.found.qparams
+    def by_itself(self, layer: str) -> Graph:
+        """The QDQ graph of one layer, which reads what float gives."""
+        graph = by_itself(self.graph, layer)
+        chosen = only(self.graph, self.plan, layer)
+        known = {*graph.metas(), *graph.constants}
+        tensors = {name: t for name, t in chosen.tensors.items() if name in known}
+        return self.quantized(replace(chosen, tensors=tensors), graph)
+
+    def quantized(self, plan: Plan, graph: Graph | None = None) -> Graph:
+        """The QDQ graph of a variant's plan; of the whole without ``graph``."""
+        graph, qparams = graph or self.graph, self.found.qparams
         if self.bias_correction:
             weights = {n: qparams[n] for n, t in plan.quantized.items() if t.kind == "weight"}
             graph = correct_biases(graph, weights, self.found.input_means)
@@ -227,13 +243,14 @@ class _Study:
         self.graph, self.samples = graph, 0
         self.layers = layers_of(graph, decided)
         self.device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
-        alone = {n: variants.quantized(only(graph, decided, n)) for n in self.layers}
-        without = {n: variants.quantized(all_but(graph, decided, n)) for n in self.layers}
-        whole = variants.quantized(decided)
-        self.estimate = _Estimate(graph, alone, self.device, seed)
         chosen = self.layers if exact else []
-        self.alone = _Trials(graph, {n: alone[n] for n in chosen}, metric, self.device)
-        self.without = _Trials(whole, {n: without[n] for n in chosen}, metric, self.device)
+        alone = {n: variants.quantized(only(graph, decided, n)) for n in chosen}
+        without = {n: variants.quantized(all_but(graph, decided, n)) for n in chosen}
+        whole = variants.quantized(decided)
+        pieces = {n: variants.by_itself(n) for n in self.layers}
+        self.estimate = _Estimate(graph, pieces, self.device, seed)
+        self.alone = _Trials(graph, alone, metric, self.device)
+        self.without = _Trials(whole, without, metric, self.device)
 
     @torch.no_grad()
     def update(self, call: Batch) -> None:
@@ -308,21 +325,25 @@ class _Estimate:
     """Each layer's own error, and what of it reaches the output, to first order."""
 
     def __init__(
-        self,
-        graph: Graph,
-        alone: Mapping[str, Graph],
-        device: torch.device,
-        seed: int,
+        self, graph: Graph, pieces: Mapping[str, Graph], device: torch.device, seed: int
     ) -> None:
-        self.places = {layer: _values_of(graph, layer) for layer in alone}
+        self.places = {layer: values_of(graph, layer) for layer in pieces}
         self.names = [name for places in self.places.values() for name in places]
         constants = {
             name: t.detach().requires_grad_() if t.is_floating_point() else t
             for name, t in graph.constants.items()
         }
         self.rounded = {
-            layer: Variant.of(graph, _ending_at(whole, places), device)
-            for (layer, places), whole in zip(self.places.items(), alone.values(), strict=True)
+            layer: Variant(
+                tuple(given.name for given in piece.inputs),
+                compile_steps(
+                    [given.name for given in piece.inputs],
+                    steps_of(piece, device),
+                    piece.output_names(),
+                    piece.constants,
+                ),
+            )
+            for layer, piece in pieces.items()
         }
         self.needs = list(dict.fromkeys(n for v in self.rounded.values() for n in v.needs))
         self.run = compile_steps(
@@ -332,7 +353,7 @@ class _Estimate:
             constants,
         )
         self.chance = torch.Generator(device=device).manual_seed(seed)
-        self.noise = dict.fromkeys(alone, 0.0)
+        self.noise = dict.fromkeys(pieces, 0.0)
         self.signal = 0.0
 
     def update(self, tensors: list[Tensor]) -> None:
@@ -365,17 +386,6 @@ class _Estimate:
         if noise == 0.0:
             return math.inf
         return 10.0 * math.log10(self.signal / noise) if self.signal else -math.inf
-
-
-def _values_of(graph: Graph, layer: str) -> list[str]:
-    """The tensors that a layer makes; a recurrent one makes several."""
-    if graph.node(layer).meta is not None:
-        return [layer]
-    return [user.name for user in graph.users()[layer] if user.op == "python.getitem"]
-
-
-def _ending_at(graph: Graph, values: list[str]) -> Graph:
-    return replace(graph, outputs=[Ref(name) for name in values]).pruned()
 
 
 def _answer(gradient: Tensor | None, error: Tensor) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.graph import Graph, Node, refs_in
+from octavo.graph import Graph, Input, Node, Ref, refs_in
 from octavo.plan import Plan, TensorPlan
 from octavo.program import compile_steps, step_of
 from octavo.targets import ROLES, SHARED
@@ -43,6 +43,34 @@ def only(graph: Graph, plan: Plan, layer: str) -> Plan:
         return replace(tensor, runs=runs, spec=spec, dynamic=None)
 
     return replace(plan, tensors={n: decide(t) for n, t in plan.tensors.items()})
+
+
+def by_itself(graph: Graph, layer: str) -> Graph:
+    """The graph of one layer: what it reads are inputs."""
+    own = [layer, *(user.name for user in _parts(graph, layer))]
+    nodes = tuple(node for node in graph.nodes if node.name in own)
+    metas = graph.metas()
+    read = dict.fromkeys(name for node in nodes for name in node.refs() if name not in own)
+    inputs = []
+    for name in read:
+        meta = metas.get(name)
+        if name not in graph.constants:
+            assert meta is not None
+            inputs.append(Input(name, meta))
+    constants = {name: graph.constants[name] for name in read if name in graph.constants}
+    outputs = [Ref(name) for name in values_of(graph, layer)]
+    return Graph(tuple(inputs), constants, nodes, {}, outputs)
+
+
+def values_of(graph: Graph, layer: str) -> list[str]:
+    """The tensors that a layer makes; a recurrent one makes several."""
+    return [user.name for user in _parts(graph, layer)] or [layer]
+
+
+def _parts(graph: Graph, layer: str) -> list[Node]:
+    if graph.node(layer).meta is not None:
+        return []
+    return [user for user in graph.users()[layer] if user.op == "python.getitem"]
 
 
 def all_but(graph: Graph, plan: Plan, layer: str) -> Plan:

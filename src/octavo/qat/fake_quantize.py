@@ -32,10 +32,13 @@ class FakeQuantize(nn.Module):
         scheme: its scheme.
         enabled: whether it rounds at all.
         observing: whether it looks at what it is given, in training mode.
-        has_nan: whether a value was not a number in training, bool ``[]``; reset by who reads it.
+        scales_with: whether rounding a weight times a factor for each output channel is rounding the
+            weight, times the factor.
+        has_nan: whether a value was not a number in training, bool ``[]``; who reads it resets it.
     """
 
     has_nan: Tensor
+    scales_with = False
 
     def __init__(self, name: str, scheme: Scheme) -> None:
         super().__init__()
@@ -118,6 +121,13 @@ class WeightFakeQuantize(FakeQuantize):
         super().__init__(name, spec.scheme)
         assert spec.observer is not None
         self.observer = spec.observer
+        own = spec.scheme
+        self.scales_with = (
+            own.channel_axis is not None
+            and own.symmetric
+            and own.narrow_range
+            and not own.power_of_two
+        )
 
     def forward(self, weight: Tensor) -> Tensor:
         return fake_quantize(weight, self.qparams_of(weight)) if self.enabled else weight

@@ -90,6 +90,8 @@ class LayerWithNorm:
         """The weight that, once folded, is the rounded folded weight."""
         if self.fake_quantize is None:
             return weight
+        if self.fake_quantize.scales_with:
+            return self.fake_quantize(weight)  # type: ignore[no-any-return]
         factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
         rounded = self.fake_quantize(scaled(weight, factor, self.layer))
         return scaled(rounded, 1 / factor, self.layer)
