@@ -32,8 +32,8 @@ class FakeQuantize(nn.Module):
         scheme: its scheme.
         enabled: whether it rounds at all.
         observing: whether it looks at what it is given, in training mode.
-        scales_with: whether rounding a weight times a factor for each output channel is rounding the
-            weight, times the factor.
+        scales_with: whether a weight times a factor for each output channel is rounded to the
+            rounded weight times the factor.
         has_nan: whether a value was not a number in training, bool ``[]``; who reads it resets it.
     """
 
