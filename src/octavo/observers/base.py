@@ -55,8 +55,7 @@ def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
     Raises:
         CalibrationError: the tensor is empty.
     """
-    if x.numel() == 0:
-        raise CalibrationError(f"a tensor of shape {list(x.shape)} has no values to observe")
+    check_not_empty(x)
     x = x.detach()
     if channel_axis is None:
         low, high = torch.aminmax(x)
@@ -65,6 +64,16 @@ def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
             x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1), dim=1
         )
     return low.to(torch.float32), high.to(torch.float32)
+
+
+def check_not_empty(x: Tensor) -> None:
+    """Refuse a tensor without values.
+
+    Raises:
+        CalibrationError: it has none.
+    """
+    if x.numel() == 0:
+        raise CalibrationError(f"a tensor of shape {list(x.shape)} has no values to observe")
 
 
 def check_setting(name: str, value: object, fits: Callable[[Any], bool], wanted: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from octavo.observers.base import Bounds, extrema
+from octavo.observers.base import Bounds, check_not_empty
 from octavo.scheme import Scheme
 
 
@@ -43,13 +44,13 @@ class PairSum:
     name: ClassVar[str] = "pair_sum"
 
     def update(self, state: Largest | None, x: Tensor, channel_axis: int | None) -> Largest:
-        extrema(x, channel_axis)  # an empty tensor is an error
+        check_not_empty(x)
         rows = x.detach().to(torch.float32)
         per_channel = channel_axis is not None
         if channel_axis is not None:
             rows = rows.movedim(channel_axis, 0).flatten(1)
         rows = rows.reshape(rows.shape[0] if per_channel else 1, -1)
-        new = Largest(_two_largest(rows), _two_largest(-rows), per_channel)
+        new = Largest(_two_largest(rows), _two_lowest(rows), per_channel)
         return new if state is None else self.merge(state, new)
 
     def merge(self, one: Largest, other: Largest) -> Largest:
@@ -71,7 +72,13 @@ class PairSum:
 
 def _two_largest(rows: Tensor) -> Tensor:
     """``[channels, 2]``, zero where there are fewer positive values."""
-    first = rows.max(dim=1, keepdim=True)  # two maxima are quicker than topk
-    rest = rows.scatter(1, first.indices, -torch.inf)
-    second = rest.amax(dim=1, keepdim=True)
-    return torch.cat([first.values, second], dim=1).clamp(min=0.0)
+    return _at_least_zero(rows.topk(min(2, rows.shape[1]), dim=1).values)
+
+
+def _two_lowest(rows: Tensor) -> Tensor:
+    """The same of ``-rows``, which is not made."""
+    return _at_least_zero(-rows.topk(min(2, rows.shape[1]), dim=1, largest=False).values)
+
+
+def _at_least_zero(found: Tensor) -> Tensor:
+    return functional.pad(found.clamp(min=0.0), (0, 2 - found.shape[1]))

@@ -100,6 +100,9 @@ class _Writer:
         self.roundings: dict[str, str] = {}
         self.dynamic: dict[tuple[str, Any], str] = {}
         self.read_as_integers = _read_as_integers(model.graph, plan)
+        self.users = model.graph.users()
+        self.producers = {node.name: node for node in model.graph.nodes}
+        self.outputs = set(model.graph.output_names())
 
     def steps(self, node: Node) -> Iterator[Step]:
         """A node, behind the rounding of what it reads, and before that of what it makes."""
@@ -110,7 +113,7 @@ class _Writer:
         if planned is not None and planned.dynamic is not None:
             made, read = self._dynamic_input(read, planned.dynamic)
             yield from made
-        yield self._step(read)
+        yield self._step(read, self._may_overwrite(node))
         yield from self.rounded(node.name)
 
     def rounded(self, name: str) -> Iterator[Step]:
@@ -160,9 +163,24 @@ class _Writer:
             made.append(Step(name, rounding.fake_quantize_dynamic, args))
         return made, replace(node, args=(Ref(name), *node.args[1:]))
 
-    def _step(self, node: Node) -> Step:
+    def _may_overwrite(self, node: Node) -> bool:
+        """Whether an activation can be written over what it reads, as models do to save memory:
+        nothing else reads that, and its own gradient does not need it.
+        """
+        if node.op not in _IN_PLACE:
+            return False
+        name = node.args[0].name
+        producer = self.producers.get(name)
+        source = self.folded.get(name, name)
+        alone = self.users[name] == [node] and name not in self.outputs
+        kept = producer is None or producer.short_op not in _OUTPUT_NOT_KEPT
+        return alone and not kept and source not in self.roundings
+
+    def _step(self, node: Node, overwrite: bool) -> Step:
         """One operator: with its norm, with the mode of the moment, or as it stands."""
         plain = step_of(node, self.device)
+        if overwrite:
+            return replace(plain, function=_IN_PLACE[node.op])
         norm = self.model.norms.get(node.name)
         if norm is not None:
             module = self.fake_quantizers.get(node.args[1].name)
@@ -179,6 +197,14 @@ class _Writer:
         if node.short_op == "batch_norm":
             return replace(plain, function=_norm(node, plain.function, self.mode))
         return replace(plain, function=_flagged(plain.function, position, self.mode))
+
+
+_IN_PLACE: Mapping[str, Callable[..., Any]] = {
+    "aten.relu.default": torch.ops.aten.relu_.default,
+    "aten.hardtanh.default": torch.ops.aten.hardtanh_.default,
+}
+# The gradients of these do not need their results.
+_OUTPUT_NOT_KEPT = frozenset("add batch_norm linear conv1d conv2d conv3d".split())
 
 
 def _norm(node: Node, function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
