@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_PART = 2**17  # values
+
 
 class ErrorSums:
     """Signal, noise and likeness of two tensors; memory does not depend on how much was seen.
@@ -22,17 +24,29 @@ class ErrorSums:
         self.count = 0
         self.signal = self.noise = self.product = self.power = 0.0
 
-    def update(self, exact: Tensor, rounded: Tensor) -> None:
-        """Add one batch of two float tensors of the same shape."""
-        one, other = exact.reshape(-1).float(), rounded.reshape(-1).float()
-        error = other - one
-        signal, noise = float(torch.dot(one, one)), float(torch.dot(error, error))
-        product = float(torch.dot(one, other))
-        self.count += one.numel()
+    def update(
+        self, exact: Tensor, rounded: Tensor, scale: float = 1.0, zero_point: int = 0
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            exact: float, of any shape.
+            rounded: of the same shape; integers stand for ``(q - zero_point) * scale``.
+            scale, zero_point: of integers.
+        """
+        # A part at a time, so that the passes over it find it in the cache.
+        parts = zip(exact.reshape(-1).split(_PART), rounded.reshape(-1).split(_PART), strict=True)
+        for one, other in parts:
+            one = one.float()
+            error = other.to(torch.float32, copy=True).sub_(zero_point).mul_(scale).sub_(one)
+            self._add(*(float(torch.dot(*p)) for p in ((one, one), (error, error), (one, error))))
+        self.count += exact.numel()
+
+    def _add(self, signal: float, noise: float, error_along: float) -> None:
         self.signal += signal
         self.noise += noise
-        self.product += product
-        self.power += max(0.0, noise - signal + 2 * product)
+        self.product += signal + error_along
+        self.power += max(0.0, signal + 2 * error_along + noise)
 
     @property
     def sqnr_db(self) -> float:

@@ -252,8 +252,9 @@ class Measurement:
             want = exact[layer]
             if not isinstance(want, Tensor) or not want.is_floating_point() or not want.numel():
                 continue
-            self.own[layer].update(want, _as_float(alone, scale, zero_point))
-            self.accumulated[layer].update(want, _as_float(all_in, scale, zero_point))
+            read = (1.0, 0) if scale is None or zero_point is None else (scale, zero_point)
+            self.own[layer].update(want, alone, *read)
+            self.accumulated[layer].update(want, all_in, *read)
             self.ranges[layer].update(want, self._ends(layer, scale, zero_point))
             if scale is not None:
                 low, high = map(int, torch.aminmax(alone))
@@ -360,9 +361,3 @@ def _unused(integers: tuple[int, int] | None, spec: QSpec | None) -> float:
         return 0.0
     levels = spec.scheme.qmax - spec.scheme.qmin
     return max(0.0, 1.0 - (integers[1] - integers[0]) / levels)
-
-
-def _as_float(value: Tensor, scale: float | None, zero_point: int | None) -> Tensor:
-    if scale is None or zero_point is None:
-        return value.float()
-    return value.to(torch.float32, copy=True).sub_(zero_point).mul_(scale)

@@ -392,8 +392,9 @@ def _answer(gradient: Tensor | None, error: Tensor) -> float:
     """The sum over the samples of the squared directional derivative."""
     if gradient is None:
         return 0.0
-    product = (gradient * error.detach()).double()
-    return float(product.reshape(product.shape[0], -1).sum(1).square().sum())
+    samples = len(gradient)
+    found = torch.linalg.vecdot(gradient.reshape(samples, -1), error.reshape(samples, -1))
+    return float(found.double().square().sum())
 
 
 def _spearman(one: Iterable[float], other: Iterable[float]) -> float:
