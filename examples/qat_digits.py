@@ -189,6 +189,7 @@ def run(network: str, data: HardDigits, options: argparse.Namespace) -> dict[str
 def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
     """Top-1 over the epochs, beside that of float and of static quantization."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(5.5 * len(results), 4.2), layout="constrained")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
@@ -201,6 +202,7 @@ def draw(results: dict[str, dict[str, Any]], file: Path) -> None:
             axes.plot(epochs, row["by epoch"], "o-", color=color, markersize=3, label=f"{bits}")
             axes.axhline(row["static"], color=color, linestyle=":", label=f"{bits}, static")
         axes.set(title=network, xlabel="epoch with rounding", ylabel="top-1 in %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, title="weights")
