@@ -136,6 +136,9 @@ def test_a_best_model_that_was_lost_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "best.octavo").unlink()
     again = _search(checkpoint=tmp_path)
     assert torch.equal(first.model(_data()[0][0]), again.model(_data()[0][0]))  # type: ignore[misc]
+    kept = octavo.load(tmp_path / "best.octavo")
+    assert again.best is not None
+    assert kept.provenance["candidate"] == again.best.name
 
 
 def test_the_time_is_kept(tmp_path: Path) -> None:

@@ -134,7 +134,6 @@ class Base:
 
     names: tuple[str, ...]
     run: Callable[..., tuple[Any, ...]]
-    outputs: int
 
     @classmethod
     def of(cls, graph: Graph, variants: Sequence[Variant], device: torch.device) -> Base:
@@ -144,7 +143,7 @@ class Base:
         steps = [step_of(node, device) for node in graph.nodes]
         inputs = [given.name for given in graph.inputs]
         run = compile_steps(inputs, steps, [*names, *outputs], graph.constants)
-        return cls(names, run, len(outputs))
+        return cls(names, run)
 
     def values(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """What variants need, by name, and the flat results."""

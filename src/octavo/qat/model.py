@@ -239,8 +239,8 @@ class QATModel(nn.Module):
         """Scale and zero point of every quantized tensor, by name, as training has left them.
 
         Raises:
-            CalibrationError: there was no training step and no calibration.
-            TrainingError: a weight is not finite.
+            CalibrationError: there was no training step and no calibration, or a weight is not
+                finite.
         """
         modules, graph = self._by_tensor(), self.deployed()
         found = {}

@@ -205,4 +205,7 @@ def _again(journal: Journal, candidate: Candidate, recipe: Recipe) -> QuantizedM
         kept = load(journal.best_file)
         if kept.provenance.get("candidate") == candidate.name:
             return kept
-    return recipe.build(candidate)
+    made = recipe.build(candidate)
+    made.provenance["candidate"] = candidate.name
+    journal.keep_best(made)
+    return made
