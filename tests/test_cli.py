@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import signal
 import subprocess
@@ -159,6 +160,18 @@ def test_compare_with_runtimes_and_a_metric_of_the_users_own(artifact: str) -> N
     data = json.loads(answer.out)
     assert list(data) == ["fp32", "bf16", "int8 torch", "int8 reference", "settings"]
     assert isinstance(data["int8 reference"]["mean_score"], float)
+
+
+def test_compare_several_files(artifact: str, tmp_path: Path) -> None:
+    other = tmp_path / "other.octavo"
+    shutil.copy(artifact, other)
+    answer = octavo_command(
+        *("compare", "model.pt2", artifact, str(other), "--data", "data.npz", "--rounds", "1"),
+        "--json",
+    )
+    data = json.loads(answer.out)
+    assert list(data) == ["fp32", "bf16", Path(artifact).stem, "other", "settings"]
+    assert data["other"]["size_bytes"] == data[Path(artifact).stem]["size_bytes"]
 
 
 def test_inspect(artifact: str) -> None:

@@ -324,3 +324,42 @@ def test_a_model_of_pixels_beside_floats_that_are_normalized() -> None:
     assert any("normalizes its pixels itself" in note for note in result.notes)
     with pytest.raises(InputError, match="expected uint8"):
         compare(net, q, [x / 255], **torch_only)
+
+
+def test_any_number_of_models(model, q, batches) -> None:
+    small = octavo.quantize(model, batches[0][0], mode="weight_only", target=octavo.host_target())
+    pruned = Classifier()
+    others = {"static": q, "weights": small, "other": pruned}
+    result = compare(model, others, batches, runtimes=["torch", "reference"], **torch_only)
+    assert [row.name for row in result.rows] == [
+        *("fp32", "bf16", "static torch", "static reference", "weights torch", "weights reference"),
+        "other",
+    ]
+    other = result["other"]
+    assert (other.runtime, other.size_ratio, other.sqnr_db) == ("eager", 1.0, float("inf"))
+    assert other.metric == result["fp32"].metric
+    assert pruned.training  # as it was
+    assert result["static torch"].size_bytes == result["static reference"].size_bytes
+    lines = result.verdict().splitlines()
+    assert [line.split(":")[0] for line in lines] == [row.name for row in result.rows[2:]]
+
+
+def test_models_that_cannot_be_rows(model, q, batches) -> None:
+    with pytest.raises(InputError, match="cannot be called 'bf16'"):
+        compare(model, {"bf16": q}, batches, **torch_only)
+    with pytest.raises(InputError, match="no model to compare with"):
+        compare(model, {}, batches, **torch_only)
+    with pytest.raises(InputError, match="'a' is a str, not a model"):
+        compare(model, {"a": "m.octavo"}, batches, **torch_only)
+
+
+def test_load_time_and_memory_are_those_of_new_processes(q, batches) -> None:
+    big = nn.Linear(16, 500_000)  # 34 MB, of which int8 weights are 8
+    int8 = octavo.quantize(big, batches[0][0], mode="weight_only", target=octavo.host_target())
+    inputs = [x for x, _ in batches]
+    result = compare(big, {"int8": int8, "other": big}, inputs, cold_starts=True, **torch_only)
+    fp32, bf16, rounded, other = result.rows
+    assert (other.load_s, other.memory_mb) == (None, None)
+    assert all(row.load_s > 0 for row in (fp32, bf16, rounded))
+    assert fp32.memory_mb > bf16.memory_mb > 16  # what they hold at least: 34 and 17 MB
+    assert "memory MB" in str(result)

@@ -42,6 +42,8 @@ def test_the_dict_has_a_key_for_each_row(comparison: Comparison) -> None:
         "p95_ms": 2.5,
         "throughput": 32000.0,
         "speedup": 4.0,
+        "load_s": None,
+        "memory_mb": None,
         "runtime": "torch",
         "error": None,
     }
@@ -95,6 +97,20 @@ def test_five_contenders_fit_a_terminal() -> None:
     assert max(map(len, text.splitlines())) <= 80
     assert text.count("98.1-100.0") == 5
     assert "onnxruntime" in text
+
+
+def test_many_contenders_are_continued_below() -> None:
+    rows = tuple(Row(f"model{n}", "torch", 1_000_000, latency_ms=2.0) for n in range(8))
+    text = str(Comparison(rows, "top1", 500, 64, 2, 30))
+    assert max(map(len, text.splitlines())) <= 80
+    assert text.count("size MB") == 2
+    assert all(row.name in text for row in rows)
+
+
+def test_the_verdict_says_what_is_larger() -> None:
+    larger = Row("other", "eager", 8_000_000, 2.0, latency_ms=4.0, speedup=2.0)
+    verdict = Comparison((FP32, BF16, larger), "top1", 500, 64, 2, 30).verdict()
+    assert verdict == "other: 2.00x LARGER than fp32, 2.00x faster than fp32"
 
 
 def test_columns_without_a_value_are_left_out() -> None:

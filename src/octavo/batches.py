@@ -30,6 +30,17 @@ class Batch:
     kwargs: dict[str, Any]
     labels: Any = None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def size(self) -> int:
+        """How many samples; 1 where no tensor has a first axis."""
+        return next((tensor.shape[0] for tensor in self.tensors if tensor.dim()), 1)
+
 
 @dataclass(frozen=True)
 class Signature:

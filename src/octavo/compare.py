@@ -1,41 +1,40 @@
 """`compare`: what int8 costs and what it buys, against fp32 and bf16, in one process.
 
 bf16 stands in the table because it is the honest baseline: it needs no calibration, and int8 that
-loses to it is no gain.
+loses to it is no gain. Any number of quantized or other models stand beside them.
 """
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from octavo.batches import Batch, Signature, split_batch, with_floats
-from octavo.chance import PairedCounts, mcnemar, wilson
+from octavo.batches import Batch, Signature, split_batch
+from octavo.chance import mcnemar, wilson
+from octavo.cold_start import ColdStart
 from octavo.comparison import Comparison, Row
+from octavo.contenders import Contender, check_model, contenders_of, one_line
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
+from octavo.footprint import bytes_on_disk, cold_starts_of
 from octavo.latency import REST_S, Latency, interleave, thread_count
 from octavo.machine import describe_machine
-from octavo.metrics import Likeness, Metric, TaskMetric, float_tensors, metric_factory
+from octavo.metrics import Metric, float_tensors, metric_factory
 from octavo.model import QuantizedModel
-from octavo.pixels import Pixels
 from octavo.progress import track
 from octavo.runtimes import FOREIGN
 
 
 def compare(
     model: nn.Module,
-    q: QuantizedModel,
+    q: nn.Module | Mapping[str, nn.Module],
     data: Iterable[Any],
     *,
     metric: str | Metric | None = None,
@@ -43,9 +42,10 @@ def compare(
     runtimes: Sequence[str] | None = None,
     threads: int | None = None,
     rounds: int | None = None,
+    cold_starts: bool = False,
     progress: bool = True,
 ) -> Comparison:
-    """Put the float model, its bf16 copy and the quantized model side by side.
+    """Put the float model, its bf16 copy and quantized models side by side.
 
     Quality is measured on all of ``data``, batch by batch, with nothing kept but sums. Latency is
     that of one call on the first batch: warmed up, the contenders take turns round by round, inputs
@@ -53,16 +53,20 @@ def compare(
 
     Args:
         model: the float32 model on the CPU.
-        q: the same model, quantized.
+        q: the same model, quantized; or several by name, ``{"int8": q, "4 bits": other}``. A model
+            among them that Octavo did not make takes part as it is.
         data: any iterable of batches, of the same kinds as `quantize` takes for calibration.
         metric: ``"top1"`` or ``"top5"`` (percent; labels are class indices), or a function
             ``(outputs, labels) -> float`` of the whole set, whose outputs are then kept and joined
             along the batch. ``None`` is top-1 where the labels allow it. Agreement with fp32 and
             SQNR are always measured.
         inputs: batch -> the model's arguments, where the defaults do not fit.
-        runtimes: a row for each of them; ``None`` is ``q``'s own.
+        runtimes: a row of each quantized model for each of them; ``None`` is the model's own.
         threads: of torch, while measuring; ``None`` leaves the number as it is.
         rounds: turns of each contender; ``None`` takes what fits into about ten seconds.
+        cold_starts: measure load time and peak memory too, each in a new process (`cold_start`).
+            The float models are in Octavo's own file format there, as captured, so that all are
+            loaded and run alike; models that Octavo did not make have none.
         progress: bars on a terminal.
 
     Raises:
@@ -71,82 +75,37 @@ def compare(
 
     Example:
         >>> print(octavo.compare(model, q, test_loader))  # doctest: +SKIP
+        >>> both = {"int8": q, "int8 weights": weight_only}  # doctest: +SKIP
+        >>> print(octavo.compare(model, both, test_loader, cold_starts=True))  # doctest: +SKIP
     """
-    _check_model(model)
+    check_model(model)
     new_metric = metric_factory(metric)
-    with evaluating(model), torch.no_grad(), thread_count(threads) as thread_number:
-        contenders = _contenders(model, q, runtimes, new_metric)
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        thread_number = stack.enter_context(thread_count(threads))
+        contenders = contenders_of(model, q, runtimes, new_metric)
+        for contender in contenders:
+            stack.enter_context(evaluating(contender.model))
         batches = _batches(model, track(data, "comparing", progress), inputs)
         first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
         rest_s = REST_S if FOREIGN & {c.runtime for c in contenders} else 0.0
         calls = _calls(contenders, first)
         times = interleave(calls, rounds=rounds, rest_s=rest_s, progress=progress)
-        sizes = _sizes(model, q)
+        with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
+            sizes = bytes_on_disk(contenders, Path(folder))
+            measured = contenders if cold_starts else []
+            cold = cold_starts_of(measured, first, Path(folder), thread_number)
+    rows = _rows(contenders, sizes, times, cold, first.size)
     return Comparison(
-        rows=tuple(_row(c, sizes, times, _batch_size(first)) for c in contenders),
+        rows=rows,
         metric=contenders[0].task.name,
         samples=samples,
-        batch_size=_batch_size(first),
+        batch_size=first.size,
         threads=thread_number,
         rounds=len(times["fp32"].rounds),
         environment=describe_machine(),
         notes=tuple(_notes(contenders)),
     )
-
-
-@dataclass
-class _Contender:
-    """A model that takes part, and what is known of it so far; an ``error`` ends its part."""
-
-    name: str
-    runtime: str
-    model: nn.Module
-    task: TaskMetric
-    dtype: torch.dtype | None = None
-    pixels: Pixels | None = None
-    error: str | None = None
-    likeness: Likeness = field(default_factory=Likeness)
-    counts: PairedCounts = field(default_factory=PairedCounts)
-
-    def call_on(self, batch: Batch) -> Callable[[], Any]:
-        """A call of the model, its inputs already normalized and cast where it wants that."""
-        batch = with_floats(batch, self.pixels)
-        args, kwargs = batch.args, batch.kwargs
-        if self.dtype is not None:
-            args, kwargs = _cast((args, kwargs), self.dtype)
-        return lambda: self.model(*args, **kwargs)
-
-    def outputs(self, batch: Batch) -> Any:
-        """What it answers; that of a contender with its own dtype in float32."""
-        outputs = self.call_on(batch)()
-        return outputs if self.dtype is None else _cast(outputs, torch.float32)
-
-
-def _contenders(
-    model: nn.Module,
-    q: QuantizedModel,
-    runtimes: Sequence[str] | None,
-    new_metric: Callable[[], TaskMetric],
-) -> list[_Contender]:
-    """fp32 first, then bf16, then int8 in each runtime."""
-    pixels = Pixels.from_dict(q.provenance.get("pixels"))
-    half = _Contender("bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
-    try:
-        half.model = copy.deepcopy(model).to(torch.bfloat16)
-    except Exception as error:  # noqa: BLE001  whatever a module's own __deepcopy__ raises
-        half.error = _one_line(error)
-    names = list(dict.fromkeys(runtimes or [q.runtime]))
-    quantized = [
-        _Contender(
-            name="int8" if len(names) == 1 else f"int8 {name}",
-            runtime=lowered.lowered.runtime,
-            model=lowered,
-            task=new_metric(),
-        )
-        for name, lowered in ((n, q if n == q.runtime else q.lower(n)) for n in names)
-    ]
-    fp32 = _Contender("fp32", "eager", model, new_metric(), pixels=pixels)
-    return [fp32, half, *quantized]
 
 
 def _batches(
@@ -157,7 +116,7 @@ def _batches(
 
 
 def _judge(
-    contenders: Sequence[_Contender], batches: Iterable[Batch], *, metric_is_required: bool
+    contenders: Sequence[Contender], batches: Iterable[Batch], *, metric_is_required: bool
 ) -> tuple[Batch, int]:
     """Run all batches through all contenders; returns the first batch and the number of samples."""
     fp32, *others = contenders
@@ -175,7 +134,7 @@ def _judge(
             if contender.error is None:
                 _judge_one(contender, batch, reference, right)
         first = first or batch
-        samples += _batch_size(batch)
+        samples += batch.size
     if first is None:
         raise InputError(
             "data is empty: compare needs at least one batch (an iterator that was already read "
@@ -185,7 +144,7 @@ def _judge(
 
 
 def _judge_one(
-    contender: _Contender, batch: Batch, reference: Any, fp32_right: Tensor | None
+    contender: Contender, batch: Batch, reference: Any, fp32_right: Tensor | None
 ) -> None:
     """What goes wrong in bf16 is a line in the table; what goes wrong in int8 must be known."""
     try:
@@ -193,7 +152,7 @@ def _judge_one(
     except Exception as error:
         if contender.dtype is None:
             raise
-        contender.error = _one_line(error)
+        contender.error = one_line(error)
         return
     if _all_finite(outputs):
         contender.likeness.update(reference, outputs)
@@ -202,19 +161,19 @@ def _judge_one(
         contender.error = "its outputs hold NaN or infinite values"
 
 
-def _reference_outputs(fp32: _Contender, index: int, batch: Batch) -> Any:
+def _reference_outputs(fp32: Contender, index: int, batch: Batch) -> Any:
     """What the float model answers.
 
     Raises:
         InputError: the batch is empty, or the model fails on it, or its answer is not finite.
     """
-    if any(tensor.numel() == 0 for tensor in _tensors(batch)):
+    if any(tensor.numel() == 0 for tensor in batch.tensors):
         raise InputError(f"batch {index} is empty ({_described(batch)}): leave it out")
     try:
         outputs = fp32.outputs(batch)
     except Exception as error:
         raise InputError(
-            f"the float model fails on batch {index} ({_described(batch)}): {_one_line(error)}; "
+            f"the float model fails on batch {index} ({_described(batch)}): {one_line(error)}; "
             "if the batch holds more than the model's arguments, pass inputs=lambda batch: ..."
         ) from error
     if not float_tensors(outputs):
@@ -228,50 +187,34 @@ def _reference_outputs(fp32: _Contender, index: int, batch: Batch) -> Any:
     return outputs
 
 
-def _calls(contenders: Sequence[_Contender], batch: Batch) -> dict[str, Callable[[], Any]]:
+def _calls(contenders: Sequence[Contender], batch: Batch) -> dict[str, Callable[[], Any]]:
     return {c.name: c.call_on(batch) for c in contenders if c.error is None}
 
 
-def _sizes(model: nn.Module, q: QuantizedModel) -> dict[str, int]:
-    """Bytes on disk by precision: each is written to a folder that is removed again."""
-    state = _untied(model.state_dict())
-    with tempfile.TemporaryDirectory(prefix="octavo-") as folder:
-        files = {name: Path(folder, name) for name in ("fp32", "bf16", "int8")}
-        save_file(state, files["fp32"])
-        save_file(_cast(state, torch.bfloat16), files["bf16"])
-        q.save(str(files["int8"]))
-        return {name: path.stat().st_size for name, path in files.items()}
-
-
-def _untied(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state with tied weights once, which is what safetensors takes."""
-    tensors: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor):
-            storage = tensor.untyped_storage().data_ptr() or name
-            place = (storage, tensor.storage_offset(), tensor.shape)
-            copied = tensor.detach().clone(memory_format=torch.contiguous_format)
-            tensors.setdefault(place, (name, copied))
-    return dict(tensors.values())
-
-
-def _row(
-    contender: _Contender,
+def _rows(
+    contenders: Sequence[Contender],
     sizes: Mapping[str, int],
     times: Mapping[str, Latency],
+    cold: Mapping[str, ColdStart],
     batch_size: int,
-) -> Row:
-    size = sizes[contender.name.split()[0]]
-    row = Row(
-        name=contender.name,
-        runtime=contender.runtime,
-        size_bytes=size,
-        size_ratio=size / sizes["fp32"],
-        error=contender.error,
-    )
-    if contender.error is not None:
-        return row
-    latency, counts = times[contender.name], contender.counts
+) -> tuple[Row, ...]:
+    rows = []
+    for contender in contenders:
+        size = sizes[contender.label]
+        row = Row(contender.name, contender.runtime, size, size / sizes["fp32"])
+        if contender.error is not None:
+            rows.append(replace(row, error=contender.error))
+            continue
+        if contender.name in cold:
+            start = cold[contender.name]
+            row = replace(row, load_s=start.load_s, memory_mb=start.memory_mb)
+        row = _with_quality(row, contender)
+        rows.append(_with_times(row, times[contender.name], times["fp32"], batch_size))
+    return tuple(rows)
+
+
+def _with_quality(row: Row, contender: Contender) -> Row:
+    counts = contender.counts
     if counts.known:
         low, high = wilson(counts.right, counts.total)
         row = replace(row, interval=(100 * low, 100 * high))
@@ -283,14 +226,20 @@ def _row(
         metric=contender.task.value(),
         agreement=contender.likeness.agreement,
         sqnr_db=contender.likeness.sqnr_db if contender.name != "fp32" else None,
-        latency_ms=1e3 * latency.median_s,
-        p95_ms=1e3 * latency.p95_s,
-        throughput=batch_size / latency.median_s,
-        speedup=latency.speedup_over(times["fp32"]),
     )
 
 
-def _notes(contenders: Sequence[_Contender]) -> Iterator[str]:
+def _with_times(row: Row, latency: Latency, fp32: Latency, batch_size: int) -> Row:
+    return replace(
+        row,
+        latency_ms=1e3 * latency.median_s,
+        p95_ms=1e3 * latency.p95_s,
+        throughput=batch_size / latency.median_s,
+        speedup=latency.speedup_over(fp32),
+    )
+
+
+def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
     """What a reader has to know before trusting the numbers."""
     task = contenders[0].task
     if task.problem is not None:
@@ -305,37 +254,10 @@ def _notes(contenders: Sequence[_Contender]) -> Iterator[str]:
                 yield f"{contender.name}: {len(fallbacks)} layers run in float here: {reasons}"
 
 
-def _check_model(model: nn.Module) -> None:
-    tensors = [t for t in chain(model.parameters(), model.buffers()) if t.is_floating_point()]
-    away = next((t.device for t in tensors if t.device.type != "cpu"), None)
-    if away is not None:
-        raise InputError(f"the model is on {away}; compare measures on the CPU: call model.cpu()")
-    if tensors and not any(t.dtype is torch.float32 for t in tensors):
-        raise InputError(f"the model is {tensors[0].dtype}; compare needs the float32 model")
-
-
-def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
-
-
 def _all_finite(tree: Any) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in float_tensors(tree))
 
 
-def _tensors(batch: Batch) -> list[Tensor]:
-    leaves = pytree.tree_leaves((batch.args, batch.kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-
-
-def _batch_size(batch: Batch) -> int:
-    return next((tensor.shape[0] for tensor in _tensors(batch) if tensor.dim()), 1)
-
-
 def _described(batch: Batch) -> str:
-    kinds = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in _tensors(batch)]
+    kinds = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in batch.tensors]
     return ", ".join(kinds) or "no tensors"
-
-
-def _one_line(error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first[:300]}"

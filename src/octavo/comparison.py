@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 MEGABYTE = 1_000_000
+BASELINES = ("fp32", "bf16")  # names of the rows that all others are judged by
+COLUMNS = 6  # contenders in a table; more are continued in another
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Row:
     """What one contender costs and gives.
 
     Attributes:
-        name: ``"fp32"``, ``"bf16"``, ``"int8"``; ``"int8 <runtime>"`` where there are several.
+        name: ``"fp32"``, ``"bf16"``, ``"int8"`` or another name that was given;
+            ``"<name> <runtime>"`` where there are several runtimes.
         runtime: what ran it: ``"eager"`` for the model itself, else a runtime of Octavo.
         size_bytes: bytes on disk (weights as safetensors; the whole artifact for int8).
         size_ratio: those bytes over fp32's.
@@ -36,8 +39,10 @@ class Row:
         interval: in which a counted metric lies at 95 %, in percent (Wilson's score interval).
         lost, won: samples that only fp32, and only this contender, answers rightly.
         p_value: how often chance alone would divide these as unevenly (McNemar's exact test).
+        load_s: seconds from the file to the first result, in a new process.
+        memory_mb: the most megabytes that this took, beyond the packages themselves.
 
-    The last four need one label for each sample.
+    ``interval`` to ``p_value`` need one label for each sample.
     """
 
     name: str
@@ -56,6 +61,8 @@ class Row:
     lost: int | None = None
     won: int | None = None
     p_value: float | None = None
+    load_s: float | None = None
+    memory_mb: float | None = None
 
     def to_dict(self, metric_name: str) -> dict[str, Any]:
         """JSON-able; an infinite SQNR (equal outputs) is ``None``, as JSON has no infinity."""
@@ -78,6 +85,8 @@ class Row:
             "p95_ms": self.p95_ms,
             "throughput": self.throughput,
             "speedup": self.speedup,
+            "load_s": self.load_s,
+            "memory_mb": self.memory_mb,
         }
         return sizes | quality | times | {"runtime": self.runtime, "error": self.error}
 
@@ -147,14 +156,18 @@ class Comparison:
         return "\n".join([*lines, "", self.caption(), *(f"\n{note}" for note in self._remarks())])
 
     def verdict(self) -> str:
-        """A line for each int8 row: is it worth it here?"""
+        """A line for each row beside fp32 and bf16: is it worth it here?"""
         fp32 = self.rows[0]
+        baselines = [row for row in self.rows if row.name in BASELINES]
         parts = []
-        for row in (row for row in self.rows if row.name.startswith("int8")):
+        for row in (row for row in self.rows if row.name not in BASELINES):
             claims = []
             if row.size_ratio:
-                claims.append(f"{1 / row.size_ratio:.2f}x smaller than fp32")
-            claims += [_pace(row, other) for other in self.rows if not other.name.startswith("int")]
+                ratio = max(row.size_ratio, 1 / row.size_ratio)
+                claims.append(
+                    f"{ratio:.2f}x {'smaller' if row.size_ratio <= 1 else 'LARGER'} than fp32"
+                )
+            claims += [_pace(row, other) for other in baselines]
             if row.metric is not None and fp32.metric is not None:
                 title, unit = _metric_title(self.metric), _metric_unit(self.metric)
                 claims.append(f"{title} {row.metric - fp32.metric:+.2f}{unit}{_weight(row)}")
@@ -187,15 +200,19 @@ class Comparison:
         from rich.text import Text
 
         # Contenders side by side, a line for each measure: that fits a terminal of 80 columns.
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("")
-        for row in self.rows:
-            style = "red" if row.error else "green" if row.name.startswith("int8") else ""
-            width = max(8, *map(len, row.name.split()))  # a runtime's name is not cut
-            table.add_column(row.name, justify="right", style=style, min_width=width)
-        for measure in self._measures():
-            table.add_row(measure.title, *(measure.cell(row) for row in self.rows))
-        return Group(table, Text("\n".join([self.caption(), *self._remarks()]), style="dim"))
+        tables = []
+        for start in range(0, len(self.rows), COLUMNS):
+            rows = self.rows[start : start + COLUMNS]
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            table.add_column("")
+            for row in rows:
+                style = "red" if row.error else "" if row.name in BASELINES else "green"
+                width = max(8, *map(len, row.name.split()))  # a runtime's name is not cut
+                table.add_column(row.name, justify="right", style=style, min_width=width)
+            for measure in self._measures():
+                table.add_row(measure.title, *(measure.cell(row) for row in rows))
+            tables.append(table)
+        return Group(*tables, Text("\n".join([self.caption(), *self._remarks()]), style="dim"))
 
     def _measures(self) -> list[_Measure]:
         """Measures that no row has a value for (no labels, no classes) are left out."""
@@ -216,6 +233,8 @@ class Comparison:
             _Measure("p95 ms", lambda row: row.p95_ms, "{:.2f}"),
             _Measure("samples / s", lambda row: row.throughput, "{:,.0f}"),
             _Measure("speed", lambda row: row.speedup, "{:.2f}x"),
+            _Measure("load s", lambda row: row.load_s, "{:.2f}"),
+            _Measure("memory MB", lambda row: row.memory_mb, "{:.0f}"),
         ]
         return [m for m in known if any(m.value(row) is not None for row in self.rows)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,12 +27,14 @@ from octavo.cli.options import (
 
 def compare(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The .octavo file made from it.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="The .octavo files made from it.")
+    ],
     data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
     weights: Weights = None,
     metric: MetricOption = None,
     runtimes: Annotated[
-        str, typer.Option("--runtimes", help="Runtimes of the file, separated by commas.")
+        str, typer.Option("--runtimes", help="Runtimes of the files, separated by commas.")
     ] = "torch",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of torch [as it is].")
@@ -40,6 +43,10 @@ def compare(
         int | None,
         typer.Option("--rounds", min=1, help="Turns of each contender [about ten seconds]."),
     ] = None,
+    cold_start: Annotated[
+        bool,
+        typer.Option("--cold-start", help="Load time and peak memory too, in new processes."),
+    ] = False,
     batch_size: BatchSize = 64,
     image_size: ImageSize = 224,
     mean: Mean = None,
@@ -48,7 +55,7 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare fp32, bf16 and int8: size, accuracy and speed, side by side.
+    """Compare fp32, bf16 and quantized files: size, accuracy and speed, side by side.
 
     **Example:** `octavo compare mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
@@ -60,16 +67,18 @@ def compare(
 
     network = load_model(model, weights)
     names = [name.strip() for name in runtimes.split(",")]
-    q = load(file, runtime=names[0])
-    images = image_options(image_size, mean, std, gray, raw=takes_pixels(q))
+    models = {file: load(file, runtime=names[0]) for file in files}
+    first = models[files[0]]
+    images = image_options(image_size, mean, std, gray, raw=takes_pixels(first))
     result = compare_models(
         network,
-        q,
+        first if len(models) == 1 else {Path(file).stem: q for file, q in models.items()},
         load_data(data, Signature.of(network.forward), batch_size, images),
         metric=metric_of(metric),
         runtimes=names,
         threads=threads,
         rounds=rounds,
+        cold_starts=cold_start,
         progress=not (as_json or markdown),
     )
     if as_json:
