@@ -55,7 +55,7 @@ LAYERS = (
     ),
     ("bench", "onnx_file", "package"),
     ("quantize", "search", "digits", "curves", "replay", "demo"),
-    ("references", "pt2", "model_source", "image_folder", "data_source", "cli"),
+    ("references", "pt2", "model_source", "image_folder", "data_source", "migrate", "cli"),
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
@@ -71,6 +71,7 @@ OPTIONAL = {
     "pandas": {"octavo.analysis.layer_errors"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {"octavo.qat.transformers"},
+    "libcst": {"octavo.migrate.syntax"},
 }
 
 # Dotted names that src neither imports nor spells out, and why.

@@ -9,6 +9,7 @@ from octavo.cli.debug import debug
 from octavo.cli.demo import demo
 from octavo.cli.export import export
 from octavo.cli.inspect import inspect
+from octavo.cli.migrate import migrate
 from octavo.cli.quantize import quantize
 from octavo.cli.search import search
 from octavo.cli.sensitivity import sensitivity
@@ -27,6 +28,7 @@ for command in (
     verify,
     bench,
     export,
+    migrate,
 ):
     app.command()(command)
 

@@ -1,0 +1,38 @@
+"""``octavo migrate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from octavo.cli.app import print_json
+from octavo.cli.options import JsonFlag
+
+
+def migrate(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A Python file, or a folder of them.")
+    ],
+    write: Annotated[
+        bool, typer.Option("--write", help="Change the files. Without it they are only shown.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Move code from torch.ao.quantization or TinyNeuralNetwork to octavo.compat.
+
+    Shows the change as a diff, then what has a better native call, then what cannot be moved, with
+    file, line and reason; exit code 1 if there is any such place.
+
+    **Example:** `octavo migrate src --write`
+    """
+    from octavo.migrate import migrate as migrate_sources
+
+    found = migrate_sources(path, write=write)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        sys.stdout.write(f"{found.diff}\n{found}\n" if found.diff else f"{found}\n")
+    if not found.complete:
+        raise typer.Exit(1)
