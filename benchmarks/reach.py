@@ -61,7 +61,8 @@ def quantized(
     corrected = octavo.correct_biases(graph, found.qparams, found.input_means)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
-        return octavo.convert(corrected, plan, found.qparams, batches=found.batches)
+        graph = octavo.integer_biases(corrected, plan, found.qparams)
+        return octavo.convert(graph, plan, found.qparams, batches=found.batches)
 
 
 def call(entry: zoo.Entry, batch: int, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -94,6 +94,18 @@ def test_models_of_every_target_agree(target):
     assert found.passed, str(found)
 
 
+def test_biases_are_whole_steps_of_the_sums_on_every_runtime():
+    """With floats in the oracle, ONNX Runtime is a step off in 400 to 1200 of a million values here."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU())
+    net.append(nn.Conv2d(32, 4, 1))
+    x = torch.randn(8, 3, 24, 24)
+    q = octavo.quantize(net, calibration=[x], target=octavo.host_target(), progress=False)
+    for runtime in octavo.verify(q, [x], runtimes=RUNNING).runtimes:
+        assert len(runtime.layers) == 4
+        assert max(layer.unequal for layer in runtime.layers) < 1e-4, runtime.runtime
+
+
 def test_every_target_has_a_threshold():
     assert THRESHOLDS.keys() == TARGETS.keys()
 
@@ -184,12 +196,12 @@ def test_as_data():
 @pytest.mark.parametrize(
     ("layer", "within"),
     [
-        (LayerParity("a", 1, 0.0, 20.0), True),
-        (LayerParity("a", 2, 1e-5, 20.0), True),
-        (LayerParity("a", 2, 1e-3, 60.0), False),
-        (LayerParity("a", None, 0.0, 41.0), True),
-        (LayerParity("a", None, 0.0, 39.0), False),
-        (LayerParity("a", None, 0.0, math.inf), True),
+        (LayerParity("a", 1, 0.0, 0.5, 20.0), True),
+        (LayerParity("a", 2, 1e-5, 0.5, 20.0), True),
+        (LayerParity("a", 2, 1e-3, 0.5, 60.0), False),
+        (LayerParity("a", None, 0.0, 0.5, 41.0), True),
+        (LayerParity("a", None, 0.0, 0.5, 39.0), False),
+        (LayerParity("a", None, 0.0, 0.5, math.inf), True),
     ],
 )
 def test_thresholds(layer, within):

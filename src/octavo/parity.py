@@ -74,12 +74,15 @@ class LayerParity:
         layer: the node whose result this is.
         steps: the largest difference in steps of its scale; ``None`` for float results.
         share: of values that differ by more than one step.
+        unequal: share of integers that differ at all. Sums of floats whose quotient lies between
+            two steps make a hundred-thousandth; a thousandth is another arithmetic.
         sqnr_db: of the values.
     """
 
     layer: str
     steps: int | None
     share: float
+    unequal: float
     sqnr_db: float
 
     def within(self, threshold: Threshold) -> bool:
@@ -276,7 +279,7 @@ def _layer(layer: str, want: Tensor, have: Tensor, scale: float | None) -> Layer
     likeness = Likeness()
     likeness.update(want.to(torch.float32), have.to(torch.float32))
     if scale is None:
-        return LayerParity(layer, None, 0.0, likeness.sqnr_db)
+        return LayerParity(layer, None, 0.0, 0.0, likeness.sqnr_db)
     difference = (want.to(torch.int32) - have.to(torch.int32)).abs()
-    share = float((difference > 1).float().mean())
-    return LayerParity(layer, int(difference.max()), share, likeness.sqnr_db)
+    share, unequal = (float((difference > steps).double().mean()) for steps in (1, 0))
+    return LayerParity(layer, int(difference.max()), share, unequal, likeness.sqnr_db)

@@ -43,7 +43,7 @@ from octavo.program import compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.text_table import text_table
-from octavo.weights import correct_biases
+from octavo.weights import correct_biases, integer_biases
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -230,7 +230,7 @@ class _Variants:
         if self.bias_correction:
             weights = {n: qparams[n] for n, t in plan.quantized.items() if t.kind == "weight"}
             graph = correct_biases(graph, weights, self.found.input_means)
-        return insert_qdq(graph, plan, qparams)
+        return insert_qdq(integer_biases(graph, plan, qparams), plan, qparams)
 
 
 class _Study:

@@ -62,7 +62,7 @@ def correct_biases(
             error = _error(node, fake_quantize(weight, qparams[weight_name]) - weight)
             groups = WEIGHTED_LAYERS[node.short_op].groups_of(node)
             shift = bias_correction(error, input_means[node.name].to(error), groups)
-            own = _own_bias(node, users)
+            own = own_bias(node, users)
             bias = node.args[2] if len(node.args) > 2 else None
             constants[own] = (0.0 if bias is None else graph.constants[bias.name]) - shift
             node = replace(node, args=(*node.args[:2], Ref(own), *node.args[3:]))
@@ -91,7 +91,7 @@ def _has_constant_bias(node: Node, graph: Graph) -> bool:
     return bias is None or bias.name in graph.constants
 
 
-def _own_bias(node: Node, users: Mapping[str, list[Node]]) -> str:
+def own_bias(node: Node, users: Mapping[str, list[Node]]) -> str:
     """The name of a bias that no other layer reads: its present one, or a new one."""
     bias = node.args[2] if len(node.args) > 2 else None
     if bias is not None and len(users[bias.name]) == 1:

@@ -1,0 +1,74 @@
+"""Biases as integer kernels add them: whole multiples of the step of a layer's sums.
+
+A sum of integer products counts in steps of ``input scale * weight scale``, and ONNX Runtime, like
+every kernel without floats, adds an int32 bias to it (Jacob et al. 2018, arXiv:1712.05877, section
+2.4). A step of the output is hundreds of those, so nothing is lost by rounding; but a model whose
+biases lie between them is another model there, one result in a thousand a step off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from octavo.affine import QParams
+from octavo.graph import Graph, Node, Ref
+from octavo.plan import Plan
+from octavo.weights.bias_correction import own_bias
+
+_LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+
+
+def integer_bias(bias: Tensor, step: Tensor) -> Tensor:
+    """The nearest multiples of the steps, half to even.
+
+    Args:
+        bias: float ``[out]``.
+        step: input scale times weight scale, float ``[]`` or ``[out]``, positive.
+
+    Example:
+        >>> integer_bias(torch.tensor([1.1, -0.9]), torch.tensor([0.5, 0.25]))
+        tensor([ 1., -1.])
+    """
+    exact = step.double()
+    return (torch.round(bias.double() / exact) * exact).to(bias.dtype)
+
+
+def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
+    """The float graph with a bias that is made of its sums' steps for each layer in static int8.
+
+    Layers whose weights have zero points or scales of groups keep theirs: their kernels are others.
+
+    Args:
+        graph: the canonical float graph; it is left as it is.
+        plan: made for that graph.
+        qparams: of its activations and weights, by name.
+    """
+    users = graph.users()
+    constants = dict(graph.constants)
+    nodes = []
+    for node in graph.nodes:
+        step = _step(node, graph, plan, qparams)
+        if step is not None:
+            bias, own = constants[node.args[2].name], own_bias(node, users)
+            constants[own] = integer_bias(bias, step.to(bias.device))
+            node = replace(node, args=(*node.args[:2], Ref(own), *node.args[3:]))
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+
+
+def _step(node: Node, graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Tensor | None:
+    """One for each channel or for all; ``None`` where the layer has no constant bias in int8."""
+    if node.short_op not in _LAYERS or not plan.runs_int8(node.name):
+        return None
+    bias = node.args[2] if len(node.args) > 2 else None
+    given, weight = (qparams.get(ref.name) for ref in node.args[:2])
+    if bias is None or bias.name not in graph.constants or given is None or weight is None:
+        return None
+    if weight.scheme.group_size is not None or bool(weight.zero_point.any()):
+        return None
+    # In float32, as the scale of the int32 bias is written.
+    return weight.scale * given.scale.item()

@@ -1,0 +1,70 @@
+"""Biases that are whole multiples of the step of their layer's sums."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.weights import integer_bias, integer_biases
+
+
+def test_golden_values_round_half_to_even() -> None:
+    bias = torch.tensor([0.3, 0.75, 1.25, -0.3])
+    assert integer_bias(bias, torch.tensor(0.5)).tolist() == [0.5, 1.0, 1.0, -0.5]
+    steps = torch.tensor([0.5, 0.25, 1.0, 1e-30])
+    assert integer_bias(bias, steps).tolist() == pytest.approx([0.5, 0.75, 1.0, -0.3])
+
+
+class Net(nn.Module):
+    """Four layers, two of them with one bias between them, the last behind a float operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.c, self.d = nn.Conv2d(8, 8, 3, bias=False), nn.Linear(8, 4)
+        self.b.bias = self.a.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.c(self.b(self.a(x).relu())).relu().mean((2, 3))
+        return self.d(torch.sin(y))
+
+
+def stages(weight: octavo.QSpec | None = None):
+    x = torch.rand(8, 3, 8, 8)
+    default = octavo.targets.target("x86").qconfig
+    rule = default if weight is None else octavo.QConfig(default.activation, weight)
+    mapping = octavo.QConfigMapping().set_global(rule).set_module_name("d", None)
+    graph = octavo.capture(Net().eval(), x)
+    plan = octavo.plan(graph, mapping)
+    return graph, plan, octavo.calibrate(graph, plan, [x], progress=False).qparams
+
+
+def bias_of(graph, layer: str) -> torch.Tensor:
+    node = next(node for node in graph.nodes if node.name == layer)
+    return graph.constants[node.args[2].name]
+
+
+def test_each_layer_gets_multiples_of_its_own_steps() -> None:
+    graph, plan, qparams = stages()
+    found = integer_biases(graph, plan, qparams)
+    layers = {node.name: node for node in found.nodes}
+    biases = {name: bias_of(found, name) for name in ("a", "b", "d")}
+    for name in ("a", "b"):
+        given, weight = (qparams[ref.name].scale for ref in layers[name].args[:2])
+        counts = biases[name].double() / (given * weight).double()
+        assert (counts - counts.round()).abs().max() < 1e-3
+        moved = (biases[name] - bias_of(graph, name)).abs()
+        assert bool((moved <= 0.51 * given * weight).all())
+        assert moved.max() > 0
+    assert not torch.equal(biases["a"], biases["b"])  # one bias, two steps
+    assert torch.equal(biases["d"], bias_of(graph, "d"))  # a float layer's
+    assert len(layers["c"].args) < 3 or layers["c"].args[2] is None
+
+
+def test_weights_with_zero_points_keep_float_biases() -> None:
+    affine = octavo.QSpec(octavo.Scheme("uint8", channel_axis=0), octavo.MinMax())
+    graph, plan, qparams = stages(affine)
+    found = integer_biases(graph, plan, qparams)
+    assert torch.equal(bias_of(found, "a"), bias_of(graph, "a"))
