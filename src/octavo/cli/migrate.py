@@ -29,7 +29,7 @@ def migrate(
     """
     from octavo.migrate import migrate as migrate_sources
 
-    found = migrate_sources(path, write=write)
+    found = migrate_sources(path, write=write, progress=not as_json)
     if as_json:
         print_json(found.to_dict())
     else:

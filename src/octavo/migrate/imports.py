@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from octavo.migrate.places import Moved, module_of, place_of
 from octavo.migrate.syntax import code_of, cst, full_name, module_name
@@ -53,14 +54,30 @@ def moved_from(node: cst.ImportFrom) -> list[cst.ImportFrom]:
 def _with_commas(
     names: Sequence[cst.ImportAlias], before: Sequence[cst.ImportAlias]
 ) -> list[cst.ImportAlias]:
-    """The last name ends as the last one did before, unless a comment stands behind it."""
+    """All names but the last have a comma; the last ends as the last one did before."""
     *others, last = names
     found = [
         alias if isinstance(alias.comma, cst.Comma) else alias.with_changes(comma=_COMMA)
         for alias in others
     ]
-    end = last.comma if "#" in code_of(last) else before[-1].comma
-    return [*found, last.with_changes(comma=end)]
+    return [*found, last.with_changes(comma=_end(last.comma, before[-1].comma))]
+
+
+def _end(own: Any, before: Any) -> Any:
+    """The line break of the last comma before, behind the comment of a name's own one."""
+    if not _breaks(before):
+        return own if _breaks(own) else before
+    first = own.whitespace_after.first_line if _breaks(own) else cst.TrailingWhitespace()
+    return before.with_changes(
+        whitespace_after=before.whitespace_after.with_changes(first_line=first)
+    )
+
+
+def _breaks(comma: Any) -> bool:
+    """Whether a line ends behind it; names without a comma have none of libcst's."""
+    return isinstance(comma, cst.Comma) and isinstance(
+        comma.whitespace_after, cst.ParenthesizedWhitespace
+    )
 
 
 _COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))

@@ -108,6 +108,8 @@ STAYS: Mapping[str, str] = {
     "layer",
     "torch.ao.nn.intrinsic": "fused layers are steps of Octavo's plan, no modules: write the float "
     "layers one after another",
+    "torch.ao.nn.intrinsic.qat.freeze_bn_stats": "a model from octavo.prepare_qat has "
+    "freeze_batch_norms(), and octavo.qat.Schedule calls it in time",
     "torch.ao.nn.quantized": "int8 layers are made by octavo.quantize: write the float layer",
     "torch.ao.nn.quantizable": "octavo.quantize takes nn.LSTM and nn.MultiheadAttention as they "
     "are",
@@ -195,9 +197,9 @@ def place_of(full: str) -> Moved | Stays | None:
         return found
     if name in MODULES:
         return Moved(MODULES[name], is_module=True)
-    reasons = [reason for prefix, reason in STAYS.items() if within(name, prefix)]
-    if reasons:
-        return Stays(reasons[0])
+    prefixes = [prefix for prefix in STAYS if within(name, prefix)]
+    if prefixes:
+        return Stays(STAYS[max(prefixes, key=len)])
     modules = [module for module in MODULES if within(name, module)]
     if modules:
         new = MODULES[max(modules, key=len)]

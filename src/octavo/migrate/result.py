@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
-
-from octavo.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class FileMigration:
         """Whether a line is to change."""
         return self.before != self.after
 
-    @property
+    @cached_property
     def diff(self) -> str:
         """The change as a unified diff; empty without one."""
         lines = difflib.unified_diff(
@@ -120,11 +119,11 @@ class Migration:
         return "\n\n".join([*parts, self._sums()])
 
     def _section(self, title: str, kind: str) -> Iterator[str]:
-        notes = [(file, note) for file in self.files for note in getattr(file, kind)]
+        notes = [(file.path, note) for file in self.files for note in getattr(file, kind)]
         if notes:
-            rows = [(f"{file.path}:{note.line}", note.name, note.text) for file, note in notes]
             yield f"{title}:"
-            yield text_table(rows)
+        for path, note in notes:
+            yield f"{path}:{note.line}: {note.name}: {note.text}"
 
     def _sums(self) -> str:
         changed = [file for file in self.files if file.changed]

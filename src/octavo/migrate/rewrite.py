@@ -78,8 +78,8 @@ class _Mover(cst.CSTTransformer):
         self.remarks: dict[str, Note] = {}
         self.in_passing: dict[str, Note] = {}
         self._new: dict[cst.Attribute, tuple[cst.Attribute, str]] = {}
-        self._uses: list[tuple[str, bool]] = []  # canonical name, whether it was moved
-        self._kept_imports: list[tuple[str, Note]] = []
+        self._uses: list[str] = []  # canonical names that cannot be moved
+        self._kept_imports: list[tuple[str, Note, bool]] = []  # the last: of a whole module
 
     # Uses of names
 
@@ -92,10 +92,9 @@ class _Mover(cst.CSTTransformer):
             place = place_of(full)
             if isinstance(place, Stays):
                 self._keep(node, full, place.reason)
-                self._uses.append((canonical(full), False))
+                self._uses.append(canonical(full))
             elif isinstance(place, Moved):
                 self.found = True
-                self._uses.append((canonical(full), True))
                 self._spell_out(node, full, place)
             if place is not None:
                 break
@@ -155,7 +154,7 @@ class _Mover(cst.CSTTransformer):
                 self.found = True
                 self.torch_unbound |= alias.asname is None and full.startswith("torch.")
             elif isinstance(place, Stays):
-                self._kept_imports.append((full, self._note(alias, full, place.reason)))
+                self._kept_imports.append((full, self._note(alias, full, place.reason), True))
         return False
 
     def visit_ImportFrom(self, node: cst.ImportFrom) -> bool:
@@ -169,7 +168,7 @@ class _Mover(cst.CSTTransformer):
             place = place_of(full)
             self.found |= isinstance(place, Moved)
             if isinstance(place, Stays):
-                self._kept_imports.append((full, self._note(alias, full, place.reason)))
+                self._kept_imports.append((full, self._note(alias, full, place.reason), False))
         return False
 
     def leave_SimpleStatementLine(
@@ -187,14 +186,14 @@ class _Mover(cst.CSTTransformer):
         return updated_node.with_changes(body=_moved(updated_node.body))
 
     def settle_imports(self) -> None:
-        """Report an import that stays, unless what it was for is reported already or has moved."""
-        for full, note in self._kept_imports:
-            uses = [moved for use, moved in self._uses if within(use, canonical(full))]
-            if not uses:
-                self.kept[note] = None
-            elif all(uses):
-                text = "nothing uses this import any more: take it out"
-                self.remarks[f"{text}{note.line}"] = Note(note.line, note.name, text)
+        """Report an import that stays, unless what it is for is reported already."""
+        for full, note, whole in self._kept_imports:
+            if not any(within(use, canonical(full)) for use in self._uses):
+                if whole:
+                    text = "nothing here uses this import: take it out"
+                    self.remarks[f"{text}{note.line}"] = Note(note.line, note.name, text)
+                else:
+                    self.kept[note] = None
 
     # Notes
 

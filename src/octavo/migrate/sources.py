@@ -11,9 +11,10 @@ from octavo.atomic import replacing
 from octavo.errors import InputError
 from octavo.migrate.result import FileMigration, Migration, Note
 from octavo.migrate.rewrite import rewrite
+from octavo.progress import track
 
 # A file without any of these has nothing to move, and need not be parsed.
-_WORDS = (b"quantiz", b"torchao", b"torch.ao", b"tinynn", b"_numeric_suite")
+_WORDS = (b"quantiz", b"torchao", b"torch.ao", b"nn.qat", b"nn.intrinsic", b"tinynn")
 _NOT_OURS = {"__pycache__", "node_modules", "site-packages"}
 _NOTEBOOK = (
     "notebooks are not read: make a script of it with jupyter nbconvert --to script, migrate that, "
@@ -21,13 +22,16 @@ _NOTEBOOK = (
 )
 
 
-def migrate(path: str | os.PathLike[str], *, write: bool = False) -> Migration:
+def migrate(
+    path: str | os.PathLike[str], *, write: bool = False, progress: bool = True
+) -> Migration:
     """Move code from torch.ao.quantization and TinyNeuralNetwork to octavo.compat.
 
     Args:
         path: a Python file, or a folder, whose files are found in all its sub-folders. Hidden
             folders, virtual environments and links to folders are left out.
         write: change the files; each is there whole or as it was.
+        progress: show a progress bar on a terminal.
 
     Returns:
         What changes, has a better native call, and cannot be moved.
@@ -44,7 +48,7 @@ def migrate(path: str | os.PathLike[str], *, write: bool = False) -> Migration:
     root = Path(path)
     files = []
     read = 0
-    for file in _sources(root):
+    for file in track(list(_sources(root)), "reading", progress):
         try:
             source = file.read_bytes()
         except OSError as error:
