@@ -3,6 +3,7 @@
 OctavoError
 ├── CaptureError        the model cannot be captured as a graph
 ├── PlanError           a rule, a scheme or a plan does not fit the model
+│   └── NothingQuantized    no layer would be quantized
 ├── CalibrationError    the calibration data cannot be used
 ├── TrainingError       training went wrong, or cannot go on
 ├── InputError          a call's arguments do not fit the model
@@ -27,6 +28,10 @@ class CaptureError(OctavoError):
 
 class PlanError(OctavoError):
     """A rule, a scheme or a plan does not fit the model."""
+
+
+class NothingQuantized(PlanError):
+    """By the rules, no layer would be quantized."""
 
 
 class CalibrationError(OctavoError):

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from octavo.errors import PlanError
+from octavo.errors import NothingQuantized, PlanError
 from octavo.graph import Graph
+from octavo.html_table import html_table
 from octavo.placement import Placement, place
 from octavo.qconfig import QConfigMapping, QSpec
 from octavo.targets import MODES
@@ -128,11 +129,15 @@ class Plan:
         from rich.table import Table
 
         table = Table(title=self._title(), title_justify="left")
-        for column in ("tensor", "op", "runs", "values", "why"):
+        for column in _COLUMNS:
             table.add_column(column, overflow="fold")
         for t in self.tensors.values():
             table.add_row(t.tensor, t.op, t.runs, t.values, t.reason)
         return table
+
+    def _repr_html_(self) -> str:
+        rows = ((t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values())
+        return html_table(_COLUMNS, rows, self._title())
 
     def _title(self) -> str:
         return f"Plan for {self.target}, {self.mode}"
@@ -140,6 +145,9 @@ class Plan:
     def __str__(self) -> str:
         rows = [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
         return f"{self._title()}\n{text_table(rows)}"
+
+
+_COLUMNS = ("tensor", "op", "runs", "values", "why")
 
 
 def plan(
@@ -178,7 +186,7 @@ def plan(
     result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched)
     if not result.quantized:
         reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
-        raise PlanError(
+        raise NothingQuantized(
             "nothing would be quantized: no layer can be quantized "
             f"({'; '.join(reasons[:4]) or 'the graph has no operators'}). "
             "Relax the rules of the mapping, or leave the model as it is"

@@ -1,0 +1,55 @@
+"""Modules of the user's whose forward Octavo has taken over.
+
+``inplace=True`` asks for that: the object has to stay the one that the caller holds, with all that
+it is besides its forward. So its class becomes one that derives from its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+class Changed(nn.Module):
+    """A module of the user's whose forward Octavo has taken over: prepared or converted."""
+
+
+_CLASSES: dict[tuple[type, type], type[nn.Module]] = {}
+
+
+def _class(kind: type[Changed], base: type[nn.Module]) -> type[nn.Module]:
+    """A class that prints as the user's; one for each, so that types stay comparable."""
+    if (kind, base) not in _CLASSES:
+        own = {"__module__": base.__module__, "__qualname__": base.__qualname__}
+        _CLASSES[kind, base] = type(base.__name__, (kind, base), own)
+    return _CLASSES[kind, base]
+
+
+def become(module: nn.Module, kind: type[Changed] | None, state: Any = None) -> nn.Module:
+    """Give a module another forward, in place: it stays the object, and of the class, it was.
+
+    Args:
+        module: the user's.
+        kind: what it becomes; ``None`` for what it was at first.
+        state: what the new forward works with.
+    """
+    base = type(module)
+    while issubclass(base, Changed):
+        base = base.__bases__[1]
+    module.__class__ = base if kind is None else _class(kind, base)
+    module.__dict__.pop("_octavo", None)
+    if kind is not None:
+        module.__dict__["_octavo"] = state
+    return module
+
+
+def submodules(root: nn.Module, kind: type[Changed]) -> Iterator[tuple[str, Any]]:
+    """The outermost modules of a kind in a tree, with their paths."""
+    if isinstance(root, kind):
+        yield "", root
+        return
+    for name, child in root.named_children():
+        for path, found in submodules(child, kind):
+            yield f"{name}.{path}".rstrip("."), found

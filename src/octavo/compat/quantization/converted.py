@@ -1,0 +1,276 @@
+"""A converted model: the user's module, holding integers, with the quantized graph for forward.
+
+The tensors live in the module tree, under the names of the float model's own; scales and zero
+points of activations are buffers too. So a state dict holds all that calibration found, and a model
+that was converted without calibration becomes the other one by loading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.batches import Signature
+from octavo.compat.quantization.changed import Changed, become
+from octavo.compat.quantization.fuse_modules import FusedModule
+from octavo.compat.quantization.layers import LAYERS, QuantizedLayer, about, name_of_kind
+from octavo.compat.quantization.stubs import FloatFunctional, QFunctional
+from octavo.errors import CalibrationError
+from octavo.graph import Graph, Node
+from octavo.model import QuantizedModel
+from octavo.plan import Plan
+from octavo.version import __version__
+from octavo.weighted import WEIGHTED_LAYERS
+
+_ROUNDED = ("octavo.quantize.default", "octavo.dequantize.default")
+
+
+class Quantize(nn.Module):
+    """Holds the scale of a tensor that no module of the user's makes, such as an input."""
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{name}={tensor.item()}" for name, tensor in self.named_buffers("", False)
+        )
+
+
+@dataclass
+class Conversion:
+    """What a converted model knows besides its tensors.
+
+    Attributes:
+        graph: the quantized graph; its constants are the tensors in the module tree.
+        plan, signature: of the model.
+        constants: constant -> its path in the tree, and its name there.
+        scales: tensor with one scale of its own -> path, and names of scale and zero point.
+    """
+
+    graph: Graph
+    plan: Plan
+    signature: Signature
+    constants: dict[str, tuple[str, str]]
+    scales: dict[str, tuple[str, str, str]]
+    cached: QuantizedModel | None = field(default=None, repr=False)
+
+    def model(self, root: nn.Module) -> QuantizedModel:
+        """The quantized model, of the tensors as they are now.
+
+        Raises:
+            CalibrationError: there was neither calibration nor a state dict.
+        """
+        if self.cached is None:
+            graph = self.with_tensors(root)
+            provenance = {
+                "octavo": __version__,
+                "torch": torch.__version__,
+                "target": self.plan.target,
+                "mode": self.plan.mode,
+            }
+            on_cpu = all(t.device.type == "cpu" for t in graph.constants.values())
+            runtime = "torch" if on_cpu else "reference"
+            self.cached = QuantizedModel(graph, self.plan, self.signature, provenance, runtime)
+        return self.cached
+
+    def with_tensors(self, root: nn.Module) -> Graph:
+        """The graph with the constants and the scales that the module tree holds.
+
+        Raises:
+            CalibrationError: a scale is not known.
+        """
+        found = {name: _read(root, *place) for name, place in self.constants.items()}
+        scales = {}
+        for tensor, (path, scale, zero_point) in self.scales.items():
+            value = float(_read(root, path, scale))
+            if value != value:
+                raise CalibrationError(
+                    f"the scale of {tensor!r} is not known: call the prepared model on calibration "
+                    "data before convert, or load the state dict of a converted model"
+                )
+            scales[tensor] = (value, int(_read(root, path, zero_point)))
+        nodes = tuple(_with_scale(node, self.plan, scales) for node in self.graph.nodes)
+        return replace(self.graph, nodes=nodes, constants=found)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Conversion:
+        return replace(self, cached=None)  # all but the tensors is data that nobody changes
+
+
+class Converted(Changed):
+    """Calls run the quantized graph."""
+
+    _octavo: Conversion
+
+    @property
+    def octavo_model(self) -> QuantizedModel:
+        """The same model as Octavo has it: with ``summary()``, ``save(path)``, ``lower(runtime)``.
+
+        Raises:
+            CalibrationError: there was neither calibration nor a state dict.
+        """
+        return self._octavo.model(self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.octavo_model(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._octavo.cached = None
+        return self
+
+
+def _forget(module: Any, keys: Any) -> None:
+    module._octavo.cached = None
+
+
+def convert_into(root: nn.Module, graph: Graph, plan: Plan, signature: Signature) -> nn.Module:
+    """Make a module a converted one, in place.
+
+    Args:
+        root: the float model.
+        graph: the quantized graph.
+        plan, signature: its own.
+    """
+    layers = _layers(root, graph, plan)
+    _strip(root, layers)
+    for name, module in list(root.named_modules()):
+        if isinstance(module, FloatFunctional) and name:
+            _put(root, name, QFunctional())
+    homes = sorted(layers, key=len, reverse=True)
+    constants = {}
+    for name, tensor in graph.constants.items():
+        path, _, leaf = name.rpartition(".")
+        constants[name] = (_home(path, homes), leaf)
+        _hold(root, *constants[name], tensor)
+    scales = {}
+    for tensor_name, (scale, zero_point) in _scales(graph, plan).items():
+        place = _place_of_scale(tensor_name, plan, homes)
+        scales[tensor_name] = place
+        _hold(root, place[0], place[1], torch.tensor(scale))
+        _hold(root, place[0], place[2], torch.tensor(zero_point))
+    for layer, returned in layers.values():
+        output = _leader(returned, plan)
+        if output in scales and plan.tensors[returned].spec is not None:
+            path, *names = scales[output]
+            layer.output = (root.get_submodule(path), names[0], names[1])
+    state = Conversion(replace(graph, constants={}), plan, signature, constants, scales)
+    become(root, Converted, state).eval()
+    root.register_load_state_dict_post_hook(_forget)
+    return root
+
+
+def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[QuantizedLayer, str]]:
+    """Path -> the quantized layer that now stands there, and the tensor that it returns."""
+    found: dict[str, tuple[QuantizedLayer, str]] = {}
+    nodes = {node.name: node for node in graph.nodes}
+    for name, planned in plan.tensors.items():
+        if planned.op not in WEIGHTED_LAYERS or planned.kind != "activation":
+            continue
+        node = nodes.get(name)
+        path = None if node is None else _path_of_layer(root, node.module)
+        if node is None or path is None or planned.runs == "float" or path in found:
+            continue
+        module = root.get_submodule(path)
+        output = planned.fused_into or name
+        kind = name_of_kind(module, planned.runs, plan.tensors[output].op == "relu")
+        weights = _weights(node, nodes, graph, plan)
+        found[path] = (QuantizedLayer(kind, about(module), weights), output)
+    for path, (layer, _) in found.items():
+        _put(root, path, layer)
+    return found
+
+
+def _path_of_layer(root: nn.Module, path: str) -> str | None:
+    """The outermost module around a node that stands for the layer."""
+    parts = path.split(".") if path else []
+    for end in range(1, len(parts) + 1):
+        try:
+            module = root.get_submodule(".".join(parts[:end]))
+        except AttributeError:
+            return None
+        if isinstance(module, FusedModule) or (end == len(parts) and isinstance(module, LAYERS)):
+            return ".".join(parts[:end])
+    return None
+
+
+def _weights(
+    node: Node, nodes: Mapping[str, Node], graph: Graph, plan: Plan
+) -> dict[str, tuple[Any, list[int]]]:
+    found = {}
+    for name in node.refs():
+        source = name.removesuffix(".dequantized")
+        planned = plan.quantized.get(source)
+        if planned is not None and planned.kind == "weight" and planned.spec is not None:
+            meta = nodes[name].meta
+            shape = [size or 0 for size in meta.shape] if meta else []
+            found[source.rpartition(".")[2]] = (planned.spec.scheme, shape)
+    return found
+
+
+def _strip(root: nn.Module, layers: Mapping[str, Any]) -> None:
+    """Take the float tensors out; what has none left, a folded batch norm, does nothing now."""
+    for path, module in list(root.named_modules(remove_duplicate=False)):
+        own = [*module._parameters, *module._buffers]
+        if path in layers:
+            continue
+        for table in (module._parameters, module._buffers):
+            for name in [name for name, tensor in table.items() if tensor is not None]:
+                del table[name]
+        if own and path and not module._modules and not isinstance(module, LAYERS):
+            _put(root, path, nn.Identity())
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    owner, _, leaf = path.rpartition(".")
+    root.get_submodule(owner)._modules[leaf] = module
+
+
+def _home(path: str, layers: list[str]) -> str:
+    """The path of the quantized layer that a path lies in, else the path itself."""
+    inside = (home for home in layers if path == home or path.startswith(f"{home}."))
+    return next(inside, path)
+
+
+def _hold(root: nn.Module, path: str, name: str, tensor: Tensor) -> None:
+    owner = root
+    for part in path.split(".") if path else []:
+        inner = owner._modules.get(part)
+        if inner is None:
+            inner = owner._modules[part] = Quantize()
+        owner = inner
+    owner._buffers[name] = tensor
+
+
+def _read(root: nn.Module, path: str, name: str) -> Tensor:
+    tensor = root.get_submodule(path)._buffers[name]
+    assert tensor is not None
+    return tensor
+
+
+def _scales(graph: Graph, plan: Plan) -> dict[str, tuple[float, int]]:
+    """Tensor -> scale and zero point, of those with one scale that is their own."""
+    return {
+        _leader(node.name.rpartition(".")[0], plan): (node.args[1], node.args[2])
+        for node in graph.nodes
+        if node.op in _ROUNDED
+    }
+
+
+def _leader(tensor: str, plan: Plan) -> str:
+    return plan.tensors[tensor].shares or tensor
+
+
+def _with_scale(node: Node, plan: Plan, scales: Mapping[str, tuple[float, int]]) -> Node:
+    if node.op not in _ROUNDED:
+        return node
+    own = scales[_leader(node.name.rpartition(".")[0], plan)]
+    return replace(node, args=(node.args[0], *own, *node.args[3:]))
+
+
+def _place_of_scale(tensor: str, plan: Plan, homes: list[str]) -> tuple[str, str, str]:
+    if plan.tensors[tensor].kind == "weight":
+        path, _, leaf = tensor.rpartition(".")
+        return _home(path, homes), f"{leaf}_scale", f"{leaf}_zero_point"
+    return _home(tensor, homes), "output_scale", "output_zero_point"

@@ -1,0 +1,197 @@
+"""Layers that are quantized one by one, in a model that runs as it is written.
+
+Dynamic and weight-only quantization need neither data nor a graph, so layers change at once, and
+models that cannot be captured keep their loops and branches.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo import ops
+from octavo.affine import QParams
+from octavo.batches import Signature
+from octavo.calibrate import qparams_of_weight
+from octavo.capture import capture
+from octavo.compat.quantization.layers import QuantizedLayer, about, name_of_kind
+from octavo.convert import insert_qdq
+from octavo.model import OctavoWarning, QuantizedModel
+from octavo.plan import plan
+from octavo.qconfig import QConfig, QConfigMapping
+
+_RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+# Exactly these: what derives from nn.Linear may be used for its weight alone.
+DYNAMIC: tuple[type[nn.Module], ...] = (nn.Linear, *_RECURRENT)
+WEIGHT_ONLY: tuple[type[nn.Module], ...] = (*DYNAMIC, nn.Embedding)
+
+
+class DynamicLayer(QuantizedLayer):
+    """A layer that holds integers and runs alone.
+
+    Args:
+        layer: the float one; it is left as it is.
+        qconfig: dynamic or weight-only.
+        target: name of the target.
+    """
+
+    def __init__(self, layer: nn.Module, qconfig: QConfig, target: str) -> None:
+        found = {}
+        for name, parameter in layer.named_parameters():
+            if parameter.dim() > 1:
+                found[name] = qparams_of_weight(parameter, qconfig.weight)
+        weights = {
+            name: (q.scheme, list(layer.get_parameter(name).shape)) for name, q in found.items()
+        }
+        kind = name_of_kind(layer, qconfig.mode.replace("_", "-"), False)
+        super().__init__(kind, about(layer), weights)
+        self.qconfig, self.target = qconfig, target
+        self._empty = (copy.deepcopy(layer).to("meta"),)  # in a tuple: it is no submodule
+        self._run: Callable[..., Any] | None = None
+        for name, parameter in layer.named_parameters():
+            if name not in found:
+                self.hold(name, parameter.detach().clone())
+                continue
+            qparams = found[name]
+            self.hold(name, _integers(parameter.detach(), qparams))
+            self.hold(f"{name}_scale", qparams.scale)
+            self.hold(f"{name}_zero_point", qparams.zero_point)
+        self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._run is None:
+            empty = self._empty[0]
+            make = _recurrent if isinstance(empty, _RECURRENT) else _flat
+            self._run = make(self)
+        with torch.no_grad():
+            return self._run(*args, **kwargs)
+
+    def float_layer(self) -> nn.Module:
+        """The layer in float, of the rounded weights."""
+        layer = copy.deepcopy(self._empty[0]).to_empty(device=_device(self))
+        for name, parameter in layer.named_parameters():
+            held = (
+                self.quantized(name).dequantize() if name in self.schemes else self._buffers[name]
+            )
+            assert held is not None
+            parameter.data = held
+        return layer.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._run = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_run": None}
+
+
+def _forget(module: Any, keys: Any) -> None:
+    module._run = None
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(buffer.device for buffer in module.buffers())
+
+
+def _integers(weight: Tensor, qparams: QParams) -> Tensor:
+    scheme, scale, zero_point = qparams.scheme, qparams.scale, qparams.zero_point
+    low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
+    if scheme.group_size is not None:
+        integers = ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
+    elif scheme.channel_axis is not None:
+        axis = scheme.channel_axis
+        integers = ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
+    else:
+        integers = ops.quantize(weight, scale.item(), int(zero_point), low, high, dtype)
+    return ops.pack_int4(integers) if scheme.integers.bits <= 4 else integers
+
+
+def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
+    """A linear layer or a table, as a quantized model of rows; tensors of any rank are rows."""
+    twin: Any = layer.float_layer()
+    is_table = isinstance(twin, nn.Embedding)
+    size = (2,) if is_table else (2, int(twin.in_features))
+    rows = torch.zeros(size, dtype=torch.long if is_table else torch.float32)
+    graph = capture(twin, rows.to(_device(layer)))
+    mapping = QConfigMapping().set_global(layer.qconfig)
+    decided = plan(graph, mapping, layer.target, layer.qconfig.mode)
+    qparams = {
+        name: QParams(q.scale, q.zero_point, planned.spec.scheme)
+        for name, planned in decided.quantized.items()
+        if (q := layer.quantized(name)) is not None and planned.spec is not None
+    }
+    runtime = "torch" if _device(layer).type == "cpu" else "reference"
+    quantized = insert_qdq(graph, decided, qparams)
+    run = QuantizedModel(quantized, decided, Signature.of(twin.forward), {}, runtime)
+
+    def forward(x: Tensor) -> Tensor:
+        inner = x.reshape(-1) if is_table else x.reshape(-1, x.shape[-1])
+        result: Tensor = run(inner)
+        return result.reshape(*(x.shape if is_table else x.shape[:-1]), result.shape[-1])
+
+    return forward
+
+
+def _recurrent(layer: DynamicLayer) -> Callable[..., Any]:
+    """A recurrent layer: the input is rounded at each call, the state is float."""
+    twin = layer.float_layer()
+    activation = layer.qconfig.activation
+
+    def rounded(x: Tensor) -> Tensor:
+        if activation is None:
+            return x
+        scheme = activation.scheme
+        return ops.fake_quantize_dynamic(
+            x, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token
+        )
+
+    def forward(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, nn.utils.rnn.PackedSequence):
+            return twin(x._replace(data=rounded(x.data)), *args, **kwargs)
+        return twin(rounded(x), *args, **kwargs)
+
+    return forward
+
+
+def swap_layers(
+    root: nn.Module, qconfig_of: Callable[[str, nn.Module], QConfig | None], target: str
+) -> nn.Module:
+    """Put quantized layers in the places of float ones; ``root`` itself where it is one.
+
+    Args:
+        root: changed in place.
+        qconfig_of: path and layer -> how it is quantized.
+        target: name of the target.
+    """
+    made: dict[int, DynamicLayer] = {}
+    left: list[str] = []
+    for path, module in list(root.named_modules(remove_duplicate=False)):
+        qconfig = qconfig_of(path, module)
+        if qconfig is None:
+            continue
+        kinds = DYNAMIC if qconfig.mode == "dynamic" else WEIGHT_ONLY
+        if type(module) not in kinds:
+            left += [type(module).__name__] if any(True for _ in module.parameters(False)) else []
+            continue
+        layer = made.setdefault(id(module), DynamicLayer(module, qconfig, target))
+        if not path:
+            return layer
+        owner, _, leaf = path.rpartition(".")
+        root.get_submodule(owner)._modules[leaf] = layer
+    if not made:
+        warnings.warn(_nothing(left), OctavoWarning, stacklevel=3)
+    return root
+
+
+def _nothing(left: Iterable[str]) -> str:
+    kinds = ", ".join(sorted(set(left))) or "no layer with weights"
+    return (
+        f"the model stays float: there is {kinds}, and only linear and recurrent layers are "
+        "dynamic here; octavo.quantize with a rule for a convolution makes that dynamic too"
+    )

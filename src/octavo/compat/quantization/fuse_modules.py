@@ -1,0 +1,159 @@
+"""``fuse_modules``: layers that belong together as one module.
+
+Octavo fuses whatever its kernels can, named here or not; these functions give the modules the
+places and names that old code expects. Each is a ``Sequential`` of its parts.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from octavo.errors import PlanError
+
+
+class FusedModule(nn.Sequential):
+    """Modules that run as one."""
+
+
+def _fused(name: str) -> type[FusedModule]:
+    return type(name, (FusedModule,), {"__doc__": f"{name}.", "__module__": __name__})
+
+
+_NAMES = """
+    ConvReLU1d ConvReLU2d ConvReLU3d ConvBn1d ConvBn2d ConvBn3d ConvBnReLU1d ConvBnReLU2d
+    ConvBnReLU3d LinearReLU LinearBn1d ConvTransposeBn1d ConvTransposeBn2d ConvTransposeBn3d
+    BNReLU2d BNReLU3d
+""".split()
+FUSED = {name: _fused(name) for name in _NAMES}
+
+_KINDS: dict[type[nn.Module], str] = {
+    nn.Conv1d: "Conv1d",
+    nn.Conv2d: "Conv2d",
+    nn.Conv3d: "Conv3d",
+    nn.ConvTranspose1d: "ConvTranspose1d",
+    nn.ConvTranspose2d: "ConvTranspose2d",
+    nn.ConvTranspose3d: "ConvTranspose3d",
+    nn.BatchNorm1d: "BN1d",
+    nn.BatchNorm2d: "BN2d",
+    nn.BatchNorm3d: "BN3d",
+    nn.Linear: "Linear",
+    nn.ReLU: "ReLU",
+}
+# The kinds in a row -> the name of the fused module.
+_PATTERNS: dict[tuple[str, ...], str] = {
+    ("Linear", "ReLU"): "LinearReLU",
+    ("Linear", "BN1d"): "LinearBn1d",
+    ("BN2d", "ReLU"): "BNReLU2d",
+    ("BN3d", "ReLU"): "BNReLU3d",
+}
+for _d in ("1d", "2d", "3d"):
+    _PATTERNS |= {
+        (f"Conv{_d}", "ReLU"): f"ConvReLU{_d}",
+        (f"Conv{_d}", f"BN{_d}"): f"ConvBn{_d}",
+        (f"Conv{_d}", f"BN{_d}", "ReLU"): f"ConvBnReLU{_d}",
+        (f"ConvTranspose{_d}", f"BN{_d}"): f"ConvTransposeBn{_d}",
+    }
+
+
+def fuse_modules(
+    model: nn.Module,
+    modules_to_fuse: Sequence[Any],
+    inplace: bool = False,
+    fuser_func: Any = None,
+    fuse_custom_config_dict: Any = None,
+) -> nn.Module:
+    """Fuse modules of a model in evaluation mode; batch norms go into the layers before them.
+
+    Args:
+        model: the model.
+        modules_to_fuse: paths of modules in a row, or a list of such lists.
+        inplace: change ``model`` itself.
+        fuser_func, fuse_custom_config_dict: not shared.
+
+    Returns:
+        The model: the first module of each row is the fused one, the others do nothing.
+
+    Raises:
+        PlanError: a path does not exist, the kinds do not fuse, or the model is training.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
+        >>> type(fuse_modules(net, ["0", "1"])[0]).__name__
+        'ConvReLU2d'
+    """
+    _refuse(fuser_func, fuse_custom_config_dict)
+    return _fuse(model, modules_to_fuse, inplace, training=False)
+
+
+def fuse_modules_qat(
+    model: nn.Module,
+    modules_to_fuse: Sequence[Any],
+    inplace: bool = False,
+    fuser_func: Any = None,
+    fuse_custom_config_dict: Any = None,
+) -> nn.Module:
+    """`fuse_modules` for training: batch norms stay, and are trained."""
+    _refuse(fuser_func, fuse_custom_config_dict)
+    return _fuse(model, modules_to_fuse, inplace, training=True)
+
+
+def _refuse(*given: Any) -> None:
+    if any(value is not None for value in given):
+        raise PlanError(
+            "Octavo fuses by its graph: leave out fuser_func and fuse_custom_config_dict"
+        )
+
+
+def _fuse(model: nn.Module, rows: Sequence[Any], inplace: bool, training: bool) -> nn.Module:
+    model = model if inplace else copy.deepcopy(model)
+    for row in [rows] if rows and isinstance(rows[0], str) else rows:
+        parts = [_part(model, path) for path in row]
+        fused = _fused_of(row, parts, training)
+        for path, part in zip(row, [fused, *(nn.Identity() for _ in row[1:])], strict=True):
+            owner, _, leaf = path.rpartition(".")
+            part.train(parts[0].training)
+            model.get_submodule(owner).add_module(leaf, part)
+    return model
+
+
+def _part(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        paths = [name for name, _ in model.named_modules() if name][:8]
+        raise PlanError(f"the model has no module {path!r} to fuse; it has {paths}") from None
+
+
+def _fused_of(row: Sequence[str], parts: list[nn.Module], training: bool) -> nn.Module:
+    kinds = tuple(_KINDS.get(type(part), type(part).__name__) for part in parts)
+    if kinds not in _PATTERNS:
+        raise PlanError(
+            f"{list(row)} are {' + '.join(kinds)}, which fuse_modules does not know: leave them "
+            "out, Octavo fuses by its graph whatever its kernels can"
+        )
+    if training:
+        return FUSED[_PATTERNS[kinds]](*parts)
+    norms = [part for part, kind in zip(parts, kinds, strict=True) if kind.startswith("BN")]
+    if norms and norms[0] is not parts[0]:
+        if any(part.training for part in parts):
+            raise PlanError(
+                f"{list(row)} are in training mode: call model.eval() before fuse_modules, or take "
+                "fuse_modules_qat to train"
+            )
+        parts = [_folded(parts[0], norms[0], kinds[0]), *parts[2:]]
+        kinds = (kinds[0], *kinds[2:])
+    return FUSED[_PATTERNS[kinds]](*parts) if len(parts) > 1 else parts[0]
+
+
+def _folded(layer: Any, norm: Any, kind: str) -> nn.Module:
+    folded: nn.Module
+    if kind == "Linear":
+        folded = fuse_linear_bn_eval(layer, norm)
+    else:
+        folded = fuse_conv_bn_eval(layer, norm, transpose=kind.startswith("ConvTranspose"))
+    return folded

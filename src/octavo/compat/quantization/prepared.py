@@ -1,0 +1,186 @@
+"""A prepared model: the user's module, observed or trained on the way to integers.
+
+Eager code gives no example input, so the model is captured at its first call.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.affine import QParams
+from octavo.batches import Signature
+from octavo.calibrate import Calibrated, Calibration, qparams_of_weight
+from octavo.call import flatten_call
+from octavo.capture import traced
+from octavo.compat.quantization.changed import Changed, become
+from octavo.compat.quantization.converted import convert_into
+from octavo.compat.quantization.rules import Rules
+from octavo.convert import insert_qdq
+from octavo.errors import CalibrationError, NothingQuantized
+from octavo.graph import Graph
+from octavo.model import OctavoWarning
+from octavo.passes import canonical
+from octavo.plan import Plan, plan
+from octavo.qconfig import QConfigMapping
+from octavo.weighted import WEIGHTED_LAYERS
+from octavo.weights import correct_biases
+
+
+class Prepared(Changed):
+    """Calls run the float model, and observe."""
+
+    _octavo: Preparation
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._octavo.float_model.training = self.training
+        return self._octavo.call(args, kwargs)
+
+
+@dataclass
+class Preparation:
+    """What a model prepared for calibration knows.
+
+    Attributes:
+        float_model: the user's model; it shares its submodules and tensors with the prepared one.
+        rules: what is quantized.
+        calibration: what was observed; ``None`` before the first call.
+        captured: whether the model was captured; ``calibration`` stays ``None`` if nothing of it
+            is to be quantized.
+    """
+
+    float_model: nn.Module
+    rules: Rules
+    calibration: Calibration | None = None
+    captured: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, rules: Rules) -> Preparation:
+        """For a model, which shall go on as a prepared one."""
+        return cls(copy.copy(model), rules)
+
+    @property
+    def signature(self) -> Signature:
+        """The names of the model's arguments."""
+        return Signature.of(self.float_model.forward)
+
+    def capture(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Capture and plan the model.
+
+        Raises:
+            CaptureError: the model cannot be exported.
+            PlanError: a rule does not fit.
+        """
+        found = planned(self.float_model, self.rules, args, kwargs)
+        self.captured = True
+        self.calibration = None if found is None else Calibration(*found[:2])
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the float model returns, observed."""
+        if not self.captured:
+            self.capture(args, kwargs)
+        if self.calibration is not None:
+            self.calibration.observe(flatten_call(self.calibration.graph, args, kwargs))
+        return self.float_model.forward(*args, **kwargs)
+
+    def convert(self, root: nn.Module) -> nn.Module:
+        """Make ``root``, the prepared module or a float copy of it, a converted one, in place."""
+        if not self.captured:
+            return become(root, Awaiting, Waiting(self))
+        if self.calibration is None:
+            return become(root, None)
+        seen = self.calibration
+        found = seen.result() if seen.batches else unknown(seen.graph, seen.plan)
+        graph = correct_biases(seen.graph, found.qparams, found.input_means)
+        return convert_into(
+            root, insert_qdq(graph, seen.plan, found.qparams), seen.plan, self.signature
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Preparation:
+        float_model = copy.deepcopy(self.float_model, memo)
+        if self.calibration is None:
+            return replace(self, float_model=float_model)
+        own = Calibration(self.calibration.graph, self.calibration.plan)
+        own.merge(self.calibration)
+        return replace(self, float_model=float_model, calibration=own)
+
+
+def planned(
+    model: nn.Module, rules: Rules, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Graph, Plan, QConfigMapping] | None:
+    """The graph of a model, its plan, and the mapping that it was made of; ``None``, with a
+    warning, where nothing is quantized.
+    """
+    raw = traced(model, args, kwargs)
+    graph = canonical(raw)
+    mapping = rules.of_graph(raw, graph, model)
+    try:
+        return graph, plan(graph, mapping, rules.target), mapping
+    except NothingQuantized as nothing:
+        warnings.warn(f"the model stays float: {nothing}", OctavoWarning, stacklevel=2)
+        return None
+
+
+def unknown(graph: Graph, plan: Plan) -> Calibrated:
+    """What calibration would find, but for the numbers: scales are NaN until they are loaded."""
+    qparams = {}
+    for name, tensor in plan.quantized.items():
+        assert tensor.spec is not None
+        if tensor.kind == "weight":
+            qparams[name] = qparams_of_weight(graph.constants[name], tensor.spec)
+        else:
+            zero = torch.tensor(0, dtype=torch.int32)
+            qparams[name] = QParams(torch.tensor(float("nan")), zero, tensor.spec.scheme)
+    means = {}
+    for node in graph.nodes:
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None and layer.input_axis is not None and plan.runs_int8(node.name):
+            weight = graph.constants[node.args[1].name]
+            transposed = node.short_op.startswith("conv_transpose")
+            inputs = weight.shape[0] if transposed else weight.shape[1] * layer.groups_of(node)
+            means[node.name] = torch.zeros(inputs)
+    return Calibrated(qparams, means, 0)
+
+
+@dataclass
+class Waiting:
+    """A conversion that waits for its first call: only a call shows the graph.
+
+    Attributes:
+        preparation: of the float model, or of the training.
+        state: the state dict that was loaded meanwhile.
+    """
+
+    preparation: Any
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Awaiting(Changed):
+    """Converted without having been called: the first call builds it, of the loaded state dict."""
+
+    _octavo: Waiting
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Keep a converted model's tensors for the first call."""
+        self._octavo.state = dict(state_dict)
+        return torch.nn.modules.module._IncompatibleKeys([], [])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        waiting = self._octavo
+        if not waiting.state:
+            raise CalibrationError(
+                "the model was converted without calibration: call the prepared model on "
+                "calibration data before convert, or load the state dict of a converted model"
+            )
+        waiting.preparation.capture(args, kwargs)
+        waiting.preparation.convert(self)
+        self.load_state_dict(waiting.state)
+        return self(*args, **kwargs)

@@ -1,0 +1,242 @@
+"""Eager mode: ``prepare``, ``prepare_qat``, ``convert`` and ``quantize_dynamic``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from octavo.compat.quantization.backends import DEFAULT, target_of
+from octavo.compat.quantization.changed import Changed, become, submodules
+from octavo.compat.quantization.dynamic import DYNAMIC, swap_layers
+from octavo.compat.quantization.prepared import Preparation, Prepared
+from octavo.compat.quantization.qconfig import (
+    common_target,
+    default_dynamic_qconfig,
+    float_qparams_weight_only_qconfig,
+    float_qparams_weight_only_qconfig_4bit,
+    native,
+)
+from octavo.compat.quantization.rules import EagerRules, Rules
+from octavo.compat.quantization.torch_types import name_of
+from octavo.compat.quantization.trained import Trained, Training
+from octavo.errors import PlanError
+from octavo.qconfig import QConfig
+from octavo.targets import dynamic_qconfig
+
+
+def prepare(
+    model: nn.Module,
+    inplace: bool = False,
+    allow_list: Any = None,
+    observer_non_leaf_module_list: Any = None,
+    prepare_custom_config_dict: Any = None,
+) -> nn.Module:
+    """Prepare a model for calibration: call it on data, then `convert` it.
+
+    Args:
+        model: with a ``qconfig``, and stubs where integers begin and end.
+        inplace: prepare ``model`` itself.
+        allow_list, observer_non_leaf_module_list, prepare_custom_config_dict: not shared.
+
+    Returns:
+        The model, which runs in float and is captured at its first call.
+
+    Raises:
+        PlanError: no module has a qconfig, or there are no stubs.
+
+    Example:
+        >>> net = QuantWrapper(nn.Linear(4, 2)).eval()
+        >>> net.qconfig = get_default_qconfig("x86")
+        >>> prepared = prepare(net)
+        >>> prepared(torch.rand(8, 4)).shape
+        torch.Size([8, 2])
+        >>> convert(prepared)(torch.rand(1, 4)).shape
+        torch.Size([1, 2])
+    """
+    refuse(
+        allow_list=allow_list,
+        observer_non_leaf_module_list=observer_non_leaf_module_list,
+        prepare_custom_config_dict=prepare_custom_config_dict,
+    )
+    refuse_prepared(model)
+    rules = EagerRules.of(model, training=False)
+    return prepared(model if inplace else copy.deepcopy(model), rules)
+
+
+def prepare_qat(model: nn.Module, mapping: Any = None, inplace: bool = False) -> nn.Module:
+    """Prepare a model for training: train it in any loop, then `convert` it.
+
+    Args:
+        model: with a ``qconfig``, and stubs where integers begin and end.
+        mapping: not shared.
+        inplace: prepare ``model`` itself.
+
+    Returns:
+        The model; its parameters are its own, so that an optimizer may be made before its first
+        call or after.
+
+    Raises:
+        PlanError: no module has a qconfig, or there are no stubs.
+    """
+    refuse(mapping=mapping)
+    refuse_prepared(model)
+    rules = EagerRules.of(model, training=True)
+    return trained(model if inplace else copy.deepcopy(model), rules)
+
+
+def convert(
+    module: nn.Module,
+    mapping: Any = None,
+    inplace: bool = False,
+    remove_qconfig: bool = True,
+    is_reference: bool = False,
+    convert_custom_config_dict: Any = None,
+    use_precomputed_fake_quant: bool = False,
+) -> nn.Module:
+    """Convert a prepared model to int8.
+
+    Args:
+        module: from `prepare` or `prepare_qat`.
+        inplace: convert ``module`` itself.
+        remove_qconfig: not looked at; the plan is what qconfigs become.
+        mapping, is_reference, convert_custom_config_dict, use_precomputed_fake_quant: not shared.
+
+    Returns:
+        The model, whose forward runs in int8. Its ``octavo_model`` is the model as Octavo has it.
+        Without calibration it waits for the state dict of another converted model.
+
+    Raises:
+        PlanError: the model was not prepared.
+    """
+    refuse(
+        mapping=mapping,
+        is_reference=is_reference or None,
+        convert_custom_config_dict=convert_custom_config_dict,
+        use_precomputed_fake_quant=use_precomputed_fake_quant or None,
+    )
+    found = [*submodules(module, Prepared), *submodules(module, Trained)]
+    if not found:
+        raise PlanError(
+            f"{type(module).__name__} was not prepared: call prepare or prepare_qat, run it on "
+            "data, and convert what they return (or the model itself with inplace=True)"
+        )
+    if isinstance(module, Prepared | Trained):
+        state = module._octavo
+        return state.convert(module if inplace else copy.deepcopy(state.float_model))
+    root = module if inplace else copy.deepcopy(module)
+    for path, _ in found:
+        convert(root.get_submodule(path), inplace=True)
+    return root
+
+
+def prepared(model: nn.Module, rules: Rules) -> nn.Module:
+    """Make a model a prepared one, in place."""
+    return become(model, Prepared, Preparation.of(model, rules))
+
+
+def trained(model: nn.Module, rules: Rules) -> nn.Module:
+    """Make a model one prepared for training, in place."""
+    return become(model, Trained, Training.of(model, rules))
+
+
+def quantize(
+    model: nn.Module,
+    run_fn: Callable[..., Any],
+    run_args: Any,
+    mapping: Any = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """`prepare`, ``run_fn(model, *run_args)``, `convert`."""
+    refuse(mapping=mapping)
+    model = prepare(model.eval(), inplace)
+    run_fn(model, *run_args)
+    return convert(model, inplace=True)
+
+
+def quantize_qat(
+    model: nn.Module, run_fn: Callable[..., Any], run_args: Any, inplace: bool = False
+) -> nn.Module:
+    """`prepare_qat`, ``run_fn(model, *run_args)``, `convert`."""
+    model = prepare_qat(model.train(), inplace=inplace)
+    run_fn(model, *run_args)
+    return convert(model, inplace=True)
+
+
+# dtype -> its default qconfig, and the layers that have it where nobody names any.
+_DEFAULTS: Mapping[str, tuple[Any, tuple[type[nn.Module], ...]]] = {
+    "qint8": (default_dynamic_qconfig, DYNAMIC),
+    "quint8": (float_qparams_weight_only_qconfig, (nn.Embedding,)),
+    "quint4x2": (float_qparams_weight_only_qconfig_4bit, (nn.Embedding,)),
+}
+
+
+def quantize_dynamic(
+    model: nn.Module,
+    qconfig_spec: Any = None,
+    dtype: Any = "qint8",
+    mapping: Any = None,
+    inplace: bool = False,
+) -> nn.Module:
+    """Quantize the weights of layers now, and what they read at each call.
+
+    Args:
+        model: any module; it goes on running as it is written.
+        qconfig_spec: a set of module classes or paths; or a dict from these to qconfigs. All
+            linear and recurrent layers without.
+        dtype: ``torch.qint8``, or ``torch.quint8`` for tables. Weights of layers that no qconfig
+            is given for have a scale for each channel.
+        mapping: not shared.
+        inplace: change ``model`` itself.
+
+    Raises:
+        PlanError: Octavo does not share the meaning of an argument.
+
+    Example:
+        >>> net = quantize_dynamic(nn.Sequential(nn.Linear(4, 2)), {nn.Linear})
+        >>> net[0]
+        DynamicQuantizedLinear(in_features=4, out_features=2, bias=True)
+    """
+    refuse(mapping=mapping)
+    refuse_prepared(model)
+    if name_of(dtype) not in _DEFAULTS:
+        raise PlanError(
+            f"dtype is {dtype}: take torch.qint8; for half precision use model.half() or "
+            "model.bfloat16()"
+        )
+    default, kinds = _DEFAULTS[name_of(dtype)]
+    spec = kinds if qconfig_spec is None else qconfig_spec
+    given = spec if isinstance(spec, Mapping) else dict.fromkeys(spec, default)
+    target = common_target(given.values()) if given else target_of(DEFAULT)
+    rules = {
+        kind: dynamic_qconfig(target) if q is default_dynamic_qconfig else native(q, target)
+        for kind, q in given.items()
+    }
+
+    def qconfig_of(path: str, module: nn.Module) -> QConfig | None:
+        while path not in rules and path:
+            if type(module) in rules:
+                break
+            path = path.rpartition(".")[0]
+        found = rules.get(path, rules.get(type(module)))
+        return found if found is None or found.mode != "static" else None
+
+    return swap_layers(model if inplace else copy.deepcopy(model), qconfig_of, target)
+
+
+def refuse(**given: Any) -> None:
+    """Raise for an argument that Octavo gives no meaning."""
+    for name, value in given.items():
+        if value is not None:
+            raise PlanError(
+                f"Octavo does not share the argument {name}: what is quantized says the model's "
+                "qconfig, or an octavo.QConfigMapping for octavo.quantize"
+            )
+
+
+def refuse_prepared(model: nn.Module) -> None:
+    """Raise for a model that is prepared or converted."""
+    if isinstance(model, Changed):
+        raise PlanError("the model is prepared already: call convert, or prepare the float model")

@@ -1,0 +1,181 @@
+"""A model prepared for training: the user's module, with `octavo.QATModel` for its forward.
+
+The two share parameters and buffers, so that an optimizer trains the model whether it was made
+before the first call, which captures it, or after.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.affine import QParams
+from octavo.batches import Signature
+from octavo.capture import bind_arguments
+from octavo.compat.quantization.changed import Changed, become
+from octavo.compat.quantization.converted import convert_into
+from octavo.compat.quantization.prepared import Awaiting, Waiting, planned, unknown
+from octavo.compat.quantization.rules import Rules
+from octavo.convert import insert_qdq
+from octavo.errors import TrainingError
+from octavo.qat import ObservedFakeQuantize, QATModel, prepare_qat
+
+
+class Trained(Changed):
+    """Calls run the float model with the rounding that it will meet."""
+
+    _octavo: Training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._octavo.call(self.training, args, kwargs)
+
+    def enable_fake_quant(self, enabled: bool = True) -> None:
+        """Round, or compute in float while ranges are being observed."""
+        self._octavo.set("rounding", enabled)
+
+    def enable_observer(self, enabled: bool = True) -> None:
+        """Let ranges follow the training, or keep them."""
+        self._octavo.set("observing", enabled)
+
+    def freeze_bn_stats(self, frozen: bool = True) -> None:
+        """Train with the running statistics as they are."""
+        self._octavo.set("norms_frozen", frozen)
+
+    @property
+    def octavo_model(self) -> QATModel | None:
+        """The model as Octavo trains it; ``None`` before the first call."""
+        return self._octavo.qat
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._octavo.move(fn, self)
+        return self
+
+
+@dataclass
+class Training:
+    """What a model prepared for training knows.
+
+    Attributes:
+        float_model: the user's model; it shares its submodules and tensors with the prepared one.
+        rules: what is rounded.
+        qat: the training model; ``None`` before the first call.
+        captured: whether there was one; ``qat`` stays ``None`` if nothing is to be quantized.
+        rounding, observing, norms_frozen: the switches.
+    """
+
+    float_model: nn.Module
+    rules: Rules
+    qat: QATModel | None = None
+    captured: bool = False
+    rounding: bool = True
+    observing: bool = True
+    norms_frozen: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, rules: Rules) -> Training:
+        """For a model, which shall go on as a prepared one."""
+        return cls(copy.copy(model), rules)
+
+    def set(self, switch: str, value: bool) -> None:
+        """Turn a switch, now or at the first call."""
+        setattr(self, switch, value)
+        if self.qat is not None:
+            self.qat.observe(self.observing).freeze_batch_norms(self.norms_frozen)
+
+    def capture(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Capture and plan the model, and share its parameters.
+
+        Raises:
+            CaptureError: the model cannot be exported.
+            PlanError: a rule does not fit.
+            TrainingError: a parameter cannot be shared.
+        """
+        model = self.float_model
+        found = planned(model, self.rules, args, kwargs)
+        self.captured = True
+        if found is None:
+            return
+        _, _, mapping = found
+        example = args if not kwargs else _by_name(model, args, kwargs)
+        self.qat = prepare_qat(model, example, mapping, target=self.rules.target, mode="static")
+        share(self.qat, model)
+        self.set("observing", self.observing)
+
+    def call(self, training: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the float model returns, of rounded values once ranges are known."""
+        if not self.captured:
+            self.capture(args, kwargs)
+        if self.qat is None:
+            self.float_model.training = training
+            return self.float_model.forward(*args, **kwargs)
+        self.qat.train(training)
+        self.qat.fake_quantize(self.rounding and (training or self.has_ranges))
+        return self.qat(*args, **kwargs)
+
+    @property
+    def has_ranges(self) -> bool:
+        """Whether every activation has been seen in training."""
+        assert self.qat is not None
+        modules = [m for m in self.qat.modules() if isinstance(m, ObservedFakeQuantize)]
+        return all(module.seen for module in modules)
+
+    def convert(self, root: nn.Module) -> nn.Module:
+        """Make ``root``, the prepared module or a float copy of it, a converted one, in place."""
+        if not self.captured:
+            return become(root, Awaiting, Waiting(self))
+        if self.qat is None:
+            return become(root, None)
+        qat = self.qat.eval()
+        graph = qat.deployed()
+        qparams = qat.qparams() if self.has_ranges else _unknown(qat)
+        return convert_into(root, insert_qdq(graph, qat.plan, qparams), qat.plan, self.signature)
+
+    @property
+    def signature(self) -> Signature:
+        """The names of the model's arguments."""
+        return Signature.of(self.float_model.forward)
+
+    def move(self, fn: Callable[[Tensor], Tensor], root: nn.Module) -> None:
+        """Follow the module to another device."""
+        if self.qat is not None:
+            self.qat._apply(fn)
+            share(self.qat, root)
+
+
+def share(qat: QATModel, model: nn.Module) -> None:
+    """Let a training model hold the very parameters and buffers of the user's.
+
+    Raises:
+        TrainingError: a parameter of it is none of the model's.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    for path, module in qat.named_modules(remove_duplicate=False):
+        if path.startswith("fake_quantizers"):
+            continue
+        for name in list(module._parameters):
+            full = f"{path}.{name}".lstrip(".")
+            if full not in parameters:
+                raise TrainingError(
+                    f"the weight {full!r} is computed from parameters, so that an optimizer of the "
+                    "model's own would not train it: use octavo.prepare_qat(model, example)"
+                )
+            module._parameters[name] = parameters[full]
+        for name in list(module._buffers):
+            full = f"{path}.{name}".lstrip(".")
+            if full in buffers:
+                module._buffers[name] = buffers[full]
+
+
+def _unknown(qat: QATModel) -> dict[str, QParams]:
+    """The qparams of a model that was never trained: activation scales are NaN until loaded."""
+    return dict(unknown(qat.deployed(), qat.plan).qparams)
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return bind_arguments(model, args, kwargs)

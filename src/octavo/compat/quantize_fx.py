@@ -1,0 +1,5 @@
+"""The names of ``torch.ao.quantization.quantize_fx``."""
+
+from octavo.compat.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx, prepare_qat_fx
+
+__all__ = ["convert_fx", "fuse_fx", "prepare_fx", "prepare_qat_fx"]
