@@ -21,6 +21,7 @@ NAMES = (
     "accuracy",
     "attention",
     "agreement",
+    "parity",
     "analysis",
     "qat_accuracy",
     "reach",

@@ -30,6 +30,7 @@ SCRIPTS = (
     "accuracy",
     "attention",
     "agreement",
+    "parity",
     "demo",
 )
 sys.path.append(str(ROOT))

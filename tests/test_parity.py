@@ -95,7 +95,7 @@ def test_models_of_every_target_agree(target):
 
 
 def test_biases_are_whole_steps_of_the_sums_on_every_runtime():
-    """With floats in the oracle, ONNX Runtime is a step off in 400 to 1200 of a million values here."""
+    """With float biases ONNX Runtime is a step off in 400 to 1200 of a million values here."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 32, 3), nn.ReLU())
     net.append(nn.Conv2d(32, 4, 1))
