@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import octavo
 from octavo.cli import app
-from octavo.search import measuring
+from octavo.search import loop, measuring
 
 MODELS = """
 import torch
@@ -139,6 +139,7 @@ def test_sensitivity_estimated_with_a_metric_and_a_mode() -> None:
 
 def test_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
+    monkeypatch.setattr(loop, "layer_times", lambda q, tensors: ())
     search = (
         *("search", "my_analysed_models:build", "--calibration", "data.npz"),
         *("--data", "data.npz", "--target", "x86-avx2"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ArtifactError, InputError
-from octavo.search import measuring
+from octavo.search import loop, measuring
 from octavo.search.journal import fingerprint
 from octavo.search.trial import Trial
 
@@ -28,6 +28,7 @@ TARGET = octavo.host_target()
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
+    monkeypatch.setattr(loop, "layer_times", lambda q, tensors: ())  # no trial by chance
 
 
 def _net() -> nn.Module:
@@ -205,8 +206,9 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
         f"""
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from octavo.search import measuring
+        from octavo.search import loop, measuring
         measuring.LATENCY_S = 0.01
+        loop.layer_times = lambda q, tensors: ()
         import test_search
         test_search._search(max_drop=-1.0, checkpoint={str(tmp_path)!r})
         """

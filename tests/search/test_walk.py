@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from octavo.search.layer_times import LayerTime
 from octavo.search.trial import Candidate, Trial
-from octavo.search.walk import Space, next_of, walk
+from octavo.search.walk import Known, Space, foreseen, next_of, walk
 
 LAYERS = tuple("abcdefgh")
 
 
-def _space(**changes: object) -> Space:
-    settings = {"static": True, "four_bits": False, "trained": False} | changes
-    return Space("x86", 0.5, ranking=lambda mode: LAYERS, **settings)  # type: ignore[arg-type]
+def _space(layers: Sequence[str] = LAYERS, **changes: object) -> Space:
+    settings: dict[str, object] = {"static": True, "four_bits": False, "trained": False}
+    settings |= {"ranking": lambda mode: layers, "slower": lambda candidate: ()} | changes
+    return Space("x86", 0.5, **settings)  # type: ignore[arg-type]
 
 
 def _walked(space: Space, drop_of: Callable[[Candidate], float | None]) -> list[Candidate]:
@@ -39,15 +41,14 @@ def test_the_fewest_layers_in_float_that_are_enough() -> None:
     found = _walked(space, lambda c: 0.4 if len(c.in_float) >= 5 else 2.0 - 0.1 * len(c.in_float))
     assert [c.name for c in found[:6]] == [
         "static",
+        "dynamic",
         "static, histogram",
         "static, mse",
         "static, percentile",
         "static, moving_average_min_max",
-        "dynamic",
     ]
     assert [len(c.in_float) for c in found[6:]] == [1, 2, 4]  # 8 of 8 would be the float model
-    space = Space("x86", 0.5, True, False, False, lambda mode: tuple("abcdefghijkl"))
-    found = _walked(space, lambda c: 0.4 if len(c.in_float) >= 5 else 2.0)
+    found = _walked(_space("abcdefghijkl"), lambda c: 0.4 if len(c.in_float) >= 5 else 2.0)
     assert [len(c.in_float) for c in found[6:]] == [1, 2, 4, 8, 6, 5]
     assert found[-1].in_float == tuple("abcde")
     rules = found[-1].mapping.rules
@@ -85,3 +86,54 @@ def test_without_calibration_data_nothing_is_static() -> None:
 
 def test_a_model_that_cannot_be_quantized_ends_the_walk() -> None:
     assert len(_walked(_space(static=False), lambda c: None)) == 1
+
+
+def test_layers_that_int8_makes_slower_stay_float() -> None:
+    times = (LayerTime("b", 1.0, 2.0, 2.0), LayerTime("h", 1.0, 1.5, 1.5))
+    asked = []
+
+    def slower(candidate: Candidate) -> Sequence[LayerTime]:
+        asked.append(candidate.name)
+        return times
+
+    found = _walked(_space(slower=slower), lambda c: 0.1)
+    assert found[-1].name == "static, slower layers in float"
+    assert found[-1].in_float == ("b", "h")
+    assert found[-1].reason == "int8 makes 2 layers slower here: b 2.00x, h 1.50x"
+    # Beside those that have to be float: a and b are enough.
+    found = _walked(_space(slower=slower), lambda c: 0.1 if len(c.in_float) > 1 else 2.0)
+    assert found[-1].name == "static, 2 of 8 layers in float, slower layers in float"
+    assert found[-1].in_float == ("a", "b", "h")
+    assert asked == ["static", "static, 2 of 8 layers in float"]
+    _walked(_space(slower=slower), lambda c: 2.0)
+    assert len(asked) == 2  # nothing is enough, so nothing is to be made faster
+
+
+def _trial(candidate: Candidate, drop: float) -> Trial:
+    return Trial(candidate.name, candidate.reason, candidate.in_float, 0.0, drop)
+
+
+def test_what_comes_next_is_foreseen_as_far_as_it_is_known() -> None:
+    known = Known(_space())
+    seen: dict[str, Trial] = {}
+    names = [c.name for c in foreseen(known.only, seen, 3)]
+    assert names == ["static", "dynamic", "static, histogram"]
+    # The ranking is not known, and which candidate it would be about neither.
+    assert len(foreseen(known.only, seen, 100)) == 6
+    for candidate in _walked(known.space, lambda c: 2.0)[:6]:
+        seen[candidate.name] = _trial(candidate, 2.0)
+    assert [len(c.in_float) for c in foreseen(known.only, seen, 2)] == [1, 2]
+    assert [len(c.in_float) for c in foreseen(known.only, seen, 100)] == [1, 2, 4]
+
+
+def test_what_is_foreseen_begins_with_what_is_asked_for() -> None:
+    """Whatever the trials are: else the walk would wait for what nobody makes."""
+    for enough in range(9):
+        known, seen = Known(_space(four_bits=True, trained=True)), dict[str, Trial]()
+        steps = walk(known.space)
+        candidate: Candidate | None = next(steps)
+        while candidate is not None:
+            assert foreseen(known.only, seen, 2)[0] == candidate
+            drop = 0.2 if len(candidate.in_float) >= enough else 1.0
+            seen[candidate.name] = _trial(candidate, drop)
+            candidate = next_of(steps, seen[candidate.name])

@@ -1,7 +1,8 @@
 """The folder that a search keeps: every finished trial, and the best model so far.
 
 ``search.json`` says of which search it is, ``trials.jsonl`` has a line for each trial, and
-``best.octavo`` is the model to take if the search ends now. Each is written whole or not at all.
+``best.octavo`` is the model to take if the search ends now; ``layers.json`` has the layers'
+times once they are measured. Each is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import nn
 from octavo.atomic import replacing, require_writable
 from octavo.errors import ArtifactError, InputError
 from octavo.model import QuantizedModel
+from octavo.search.layer_times import LayerTime
 from octavo.search.trial import Trial
 
 
@@ -36,6 +39,7 @@ class Journal:
     def __init__(self, folder: str | os.PathLike[str] | None, search: dict[str, Any]) -> None:
         self.folder = None if folder is None else Path(folder)
         self.trials: dict[str, Trial] = {}
+        self.layer_times: tuple[LayerTime, ...] | None = None
         if self.folder is None:
             return
         require_writable(self.folder)
@@ -55,6 +59,11 @@ class Journal:
         for line in lines.read_text().splitlines() if lines.exists() else []:
             trial = Trial.from_dict(_parsed(lines, line))
             self.trials[trial.name] = trial
+        layers = self.folder / "layers.json"
+        if layers.exists():
+            self.layer_times = tuple(
+                LayerTime(**one) for one in _parsed(layers, layers.read_text())
+            )
 
     def add(self, trial: Trial) -> None:
         """Keep a finished trial."""
@@ -67,6 +76,14 @@ class Journal:
         """This is the model to take if the search ends now."""
         if self.folder is not None:
             model.save(self.folder / "best.octavo")
+
+    def keep_layer_times(self, times: tuple[LayerTime, ...]) -> None:
+        """These were measured; another time they would be somewhat different."""
+        self.layer_times = times
+        if self.folder is not None:
+            _write(
+                self.folder / "layers.json", json.dumps([asdict(time) for time in times], indent=1)
+            )
 
     @property
     def best_file(self) -> Path | None:

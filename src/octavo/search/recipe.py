@@ -13,6 +13,7 @@ from octavo.batches import Batch
 from octavo.model import QuantizedModel
 from octavo.qat import QATModel, prepare_qat
 from octavo.quantize import convert, quantize
+from octavo.search.deadline import Deadline
 from octavo.search.trial import Candidate
 
 
@@ -28,6 +29,7 @@ class Recipe:
         inputs: maps a batch to the model's arguments.
         train: trains a prepared model in place.
         progress: bars on a terminal.
+        deadline: what is under way then is given up, with `OutOfTime`.
     """
 
     model: nn.Module
@@ -37,10 +39,15 @@ class Recipe:
     inputs: Callable[[Any], Any] | None
     train: Callable[[QATModel], object] | None
     progress: bool
+    deadline: Deadline
 
     @property
     def _call(self) -> Any:
         return self.example.kwargs or self.example.args
+
+    @property
+    def _calibration(self) -> Iterable[Any] | None:
+        return None if self.calibration is None else self.deadline.over(self.calibration)
 
     def build(self, candidate: Candidate) -> QuantizedModel:
         """The candidate's model.
@@ -53,7 +60,7 @@ class Recipe:
         return quantize(
             self.model,
             self._call,
-            calibration=self.calibration if candidate.mode == "static" else None,
+            calibration=self._calibration if candidate.mode == "static" else None,
             mode=candidate.mode,
             qconfig=candidate.mapping,
             target=self.target,
@@ -68,11 +75,12 @@ class Recipe:
             self._call,
             candidate.qconfig,
             target=self.target,
-            calibration=self.calibration,
+            calibration=self._calibration,
             inputs=self.inputs,
             progress=self.progress,
         )
-        self.train(qat)
+        with self.deadline.watching(qat):
+            self.train(qat)
         return convert(qat.eval())
 
     def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
@@ -80,8 +88,8 @@ class Recipe:
         found = sensitivity(
             self.model,
             self._call,
-            data=data,
-            calibration=self.calibration if mode == "static" else None,
+            data=self.deadline.over(data),
+            calibration=self._calibration if mode == "static" else None,
             mode=mode,
             exact=False,
             target=self.target,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from octavo.errors import InputError
 from octavo.model import QuantizedModel
+from octavo.search.layer_times import LayerTime
 from octavo.search.trial import Trial
 from octavo.text_table import text_table
 
@@ -29,6 +33,7 @@ class SearchResult:
         bf16_over_fp32: latency of bf16 over that of fp32; ``None`` where bf16 fails.
         complete: whether all candidates were tried; else the time was up.
         seconds: that this run of the search took.
+        layer_times: how long each layer takes in float and in int8, where that was measured.
     """
 
     best: Trial | None
@@ -41,6 +46,7 @@ class SearchResult:
     bf16_over_fp32: float | None
     complete: bool
     seconds: float
+    layer_times: tuple[LayerTime, ...] | None = None
 
     def verdict(self) -> str:
         """The outcome in a sentence or two."""
@@ -71,7 +77,32 @@ class SearchResult:
             **data,
             "best": None if self.best is None else self.best.to_dict(),
             "trials": [trial.to_dict() for trial in self.trials],
+            "layer_times": [asdict(time) for time in self.layer_times or ()],
         }
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """What `to_json` wrote to a file (``octavo search --json``); its ``model`` is ``None``.
+
+        Raises:
+            InputError: the file is missing, or something else.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            best, trials = data["best"], map(Trial.from_dict, data["trials"])
+            times = tuple(LayerTime(**time) for time in data["layer_times"])
+            values = {name: data[name] for name in _PLAIN}
+            return cls(
+                best=None if best is None else Trial.from_dict(best),
+                model=None,
+                trials=tuple(trials),
+                layer_times=times,
+                **values,
+            )
+        except (OSError, KeyError, TypeError, ValueError, InputError) as error:
+            raise InputError(
+                f"{path} is not the result of a search ({error}): octavo search --json prints one"
+            ) from None
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
@@ -106,4 +137,8 @@ class SearchResult:
         )
 
 
+_PLAIN = (
+    *("objective", "max_drop", "float_metric", "float_bytes", "bf16_over_fp32"),
+    *("complete", "seconds"),
+)
 _COLUMNS = ("candidate", "metric", "drop", "size", "/ fp32 time", "took", "")

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from octavo.batches import Signature, example_call
-from octavo.errors import InputError, OctavoError
+from octavo.engines import opened, require
+from octavo.errors import InputError
 from octavo.evaluation import evaluating
 from octavo.metrics import Metric
-from octavo.model import QuantizedModel, load
 from octavo.qat import QATModel
+from octavo.search import measuring
+from octavo.search.deadline import Deadline, OutOfTime
 from octavo.search.journal import Journal, fingerprint
-from octavo.search.measuring import Judge, Stopwatch, checked, value_of
+from octavo.search.loop import Loop
+from octavo.search.measuring import Judge, Stopwatch, checked
 from octavo.search.recipe import Recipe
 from octavo.search.result import SearchResult
-from octavo.search.trial import Candidate, Trial
-from octavo.search.walk import Space, next_of, walk
+from octavo.search.walk import Space
+from octavo.search.workshop import Workshop
 
 OBJECTIVES = ("fastest", "smallest")
 
@@ -44,6 +44,7 @@ def search(
     inputs: Callable[[Any], Any] | None = None,
     time_budget: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    engine: str | None = None,
     progress: bool = True,
 ) -> SearchResult:
     """The fastest, or smallest, quantized model whose metric falls by at most ``max_drop``.
@@ -65,21 +66,26 @@ def search(
         train: trains a `QATModel` in place; training with rounding is not tried without.
         objective: ``"fastest"`` or ``"smallest"``.
         four_bits: try weights of four bits too.
-        time_budget: seconds; no trial is begun that would probably end after it.
+        time_budget: seconds; no trial is begun that would probably end after it, and one that is
+            under way then is given up.
         checkpoint: folder for trials and the best model.
+        engine: ``"ray"`` makes and judges candidates on a Ray cluster, or on one that is started on
+            this machine; the same trials as without. Latencies are always measured here.
         progress: bars on a terminal.
 
     Raises:
         InputError: the metric raises, is NaN or differs between two calls; the budget is too small
             for one trial; the checkpoint is of another search.
         CaptureError: the model cannot be exported.
+        MissingExtra: Ray is not installed.
 
     Example:
         >>> found = octavo.search(  # doctest: +SKIP
         ...     model, calibration=loader, data=loader, max_drop=0.5, time_budget=600)
         >>> print(found.verdict())  # doctest: +SKIP
     """
-    started = time.perf_counter()
+    started, now = time.perf_counter(), time.time()
+    require(engine)
     if objective not in OBJECTIVES:
         raise InputError(f"objective is {objective!r}; one of {list(OBJECTIVES)}")
     measured = data if data is not None else calibration
@@ -90,8 +96,16 @@ def search(
     source = calibration if calibration is not None else measured
     example, _ = example_call(example_inputs, source, signature, inputs)
     judge = evaluate or Judge(measured or [], metric, signature, inputs)
-    with evaluating(model):
-        float_metric = checked(judge, model)
+    deadline = Deadline()
+    if time_budget is not None:  # the last trial's latency is measured after it
+        deadline = Deadline(now + time_budget - measuring.LATENCY_S)
+    stopwatch = Stopwatch(model, example)
+    try:
+        with evaluating(model), deadline.watching(model):
+            float_metric = checked(judge, model)
+            bf16_over_fp32 = stopwatch.bf16()
+    except OutOfTime:
+        raise _too_small(time_budget, started) from None
     about = {
         "model": fingerprint(model),
         "target": target,
@@ -100,50 +114,34 @@ def search(
         "four bits": four_bits,
     }
     journal = Journal(checkpoint, about)
-    stopwatch = Stopwatch(model, example)
-    recipe = Recipe(model, example, calibration, target, inputs, train, progress)
-    space = Space(
-        target,
-        max_drop,
-        static=calibration is not None,
-        four_bits=four_bits,
-        trained=train is not None,
-        ranking=lambda mode: recipe.ranking(source or [], mode),
-    )
-    steps = walk(space)
-    best: tuple[Trial, Candidate, QuantizedModel | None] | None = None
-    candidate: Candidate | None = next(steps)
-    while candidate is not None:
-        trial, made = journal.trials.get(candidate.name), None
-        if trial is None:
-            if _out_of_time(time_budget, started, journal):
-                break
-            trial, made = _tried(candidate, recipe, judge, stopwatch, float_metric)
-        if trial.meets(max_drop) and (
-            best is None or trial.cost(objective) < best[0].cost(objective)
-        ):
-            best = trial, candidate, made
-            if made is not None:  # first the model, so that no trial stands without it
-                made.provenance["candidate"] = trial.name
-                journal.keep_best(made)
-        journal.add(trial)
-        candidate = next_of(steps, trial)
-    if not journal.trials:
-        raise InputError(
-            f"time_budget={time_budget} is too small for one trial: the float model alone took "
-            f"{time.perf_counter() - started:.1f} s"
+    recipe = Recipe(model, example, calibration, target, inputs, train, progress, deadline)
+    with opened(engine, Workshop(recipe, judge, float_metric).opened) as workers:
+        loop = Loop(workers, recipe, stopwatch, journal, objective, max_drop)
+        complete = loop.run(
+            Space(
+                target,
+                max_drop,
+                static=calibration is not None,
+                four_bits=four_bits,
+                trained=train is not None,
+                ranking=lambda mode: recipe.ranking(source or [], mode),
+                slower=loop.slower,
+            )
         )
+    if not journal.trials:
+        raise _too_small(time_budget, started)
     return SearchResult(
-        best=None if best is None else best[0],
-        model=None if best is None else best[2] or _again(journal, best[1], recipe),
+        best=loop.best,
+        model=loop.best_model(),
         trials=tuple(journal.trials.values()),
         objective=objective,
         max_drop=max_drop,
         float_metric=float_metric,
         float_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-        bf16_over_fp32=stopwatch.bf16(),
-        complete=candidate is None,
+        bf16_over_fp32=bf16_over_fp32,
+        complete=complete,
         seconds=time.perf_counter() - started,
+        layer_times=journal.layer_times,
     )
 
 
@@ -156,56 +154,8 @@ def _check_repeatable(**data: Iterable[Any] | None) -> None:
             )
 
 
-def _tried(
-    candidate: Candidate,
-    recipe: Recipe,
-    judge: Callable[[nn.Module], float],
-    stopwatch: Stopwatch,
-    float_metric: float,
-) -> tuple[Trial, QuantizedModel | None]:
-    """A candidate built and measured; one that cannot be is a trial with an error."""
-    started = time.perf_counter()
-    nothing = Trial(candidate.name, candidate.reason, candidate.in_float)
-    try:
-        q = recipe.build(candidate)
-        value = value_of(judge, q)
-    except OctavoError as error:
-        seconds = time.perf_counter() - started
-        return replace(nothing, seconds=seconds, error=str(error)), None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.octavo"
-        q.save(file)
-        size = file.stat().st_size
-    summary = q.summary()
-    over_fp32 = stopwatch.over_fp32(q)
-    trial = replace(
-        nothing,
-        metric=value,
-        drop=float_metric - value,
-        size_bytes=size,
-        over_fp32=over_fp32,
-        int8=summary.int8,
-        layers=summary.layers,
-        seconds=time.perf_counter() - started,
+def _too_small(time_budget: float | None, started: float) -> InputError:
+    return InputError(
+        f"time_budget={time_budget} is too small for one trial: it was up after "
+        f"{time.perf_counter() - started:.1f} s, before the first was finished"
     )
-    return trial, q
-
-
-def _out_of_time(budget: float | None, started: float, journal: Journal) -> bool:
-    """Whether one more trial, as long as the longest so far, would end too late."""
-    if budget is None:
-        return False
-    longest = max((trial.seconds for trial in journal.trials.values()), default=0.0)
-    return time.perf_counter() - started + longest > budget
-
-
-def _again(journal: Journal, candidate: Candidate, recipe: Recipe) -> QuantizedModel:
-    """The best model, of an earlier run of this search: from its file, or made again."""
-    if journal.best_file is not None:
-        kept = load(journal.best_file)
-        if kept.provenance.get("candidate") == candidate.name:
-            return kept
-    made = recipe.build(candidate)
-    made.provenance["candidate"] = candidate.name
-    journal.keep_best(made)
-    return made

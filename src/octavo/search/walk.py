@@ -2,21 +2,25 @@
 
 It is the recommended order of the literature (Wu et al. 2020, arXiv:2004.09602, section 6; Nagel
 et al. 2021, arXiv:2106.08295, section 3): quantize all of it; find better ranges; leave the layers
-that hurt most in float; train with rounding.
+that hurt most in float; train with rounding. Then layers that int8 makes slower are left in float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from octavo.observers import MSE, Histogram, MovingAverageMinMax, Observer, Percentile
 from octavo.qconfig import QConfig, QSpec
 from octavo.scheme import Scheme
+from octavo.search.layer_times import LayerTime
 from octavo.search.trial import Candidate, Trial
 from octavo.targets import qat_qconfig, static_qconfig, target
 
+T = TypeVar("T")
 Walk = Generator[Candidate, Trial, None]
+Tried = list[tuple[Candidate, Trial]]
 
 _OBSERVERS: tuple[Observer, ...] = (
     Histogram(),
@@ -37,6 +41,7 @@ class Space:
         four_bits: whether weights may have four bits.
         trained: whether there is a training loop.
         ranking: from a mode to the layers, the most sensitive first.
+        slower: from a candidate to its layers that int8 makes slower here, the worst first.
     """
 
     target: str
@@ -45,41 +50,87 @@ class Space:
     four_bits: bool
     trained: bool
     ranking: Callable[[str], Sequence[str]]
+    slower: Callable[[Candidate], Sequence[LayerTime]]
+
+
+class NotYet(Exception):
+    """What the walk asks for has not been measured."""
+
+
+class Known:
+    """What a space has measured on request, so that it is measured once.
+
+    Attributes:
+        space: measures what is not known.
+        only: raises `NotYet` there.
+    """
+
+    def __init__(self, space: Space) -> None:
+        rankings: dict[str, Sequence[str]] = {}
+        times: dict[str, Sequence[LayerTime]] = {}
+
+        def ranking(mode: str) -> Sequence[str]:
+            if mode not in rankings:
+                rankings[mode] = space.ranking(mode)
+            return rankings[mode]
+
+        def slower(candidate: Candidate) -> Sequence[LayerTime]:
+            if candidate.name not in times:
+                times[candidate.name] = space.slower(candidate)
+            return times[candidate.name]
+
+        self.space = replace(space, ranking=ranking, slower=slower)
+        self.only = replace(
+            space,
+            ranking=lambda mode: _of(rankings, mode),
+            slower=lambda candidate: _of(times, candidate.name),
+        )
+
+
+def _of(known: Mapping[str, Sequence[T]], key: str) -> Sequence[T]:
+    if key not in known:
+        raise NotYet
+    return known[key]
 
 
 def walk(space: Space) -> Walk:
     """Candidates one by one; each is answered with its trial."""
-    tried = []
+    tried: Tried = []
+    plain = Candidate("static", "all of it in int8", "static")
     if space.static:
-        plain = Candidate("static", "all of it in int8", "static")
-        tried.append((plain, (yield plain)))
-        if not tried[0][1].meets(space.max_drop):
-            for observer in _OBSERVERS:
-                config = static_qconfig(space.target, observer=observer)
-                other = replace(
-                    plain,
-                    name=f"static, {observer.name}",
-                    reason="other ranges, as the default ones lose too much",
-                    qconfig=config,
-                )
-                tried.append((other, (yield other)))
+        yield from _asked(plain, tried)
     dynamic = Candidate("dynamic", "ranges of each call, where layers allow it", "dynamic")
-    tried.append((dynamic, (yield dynamic)))
+    yield from _asked(dynamic, tried)
+    if space.static and not tried[0][1].meets(space.max_drop):
+        for observer in _OBSERVERS:
+            other = replace(
+                plain,
+                name=f"static, {observer.name}",
+                reason="other ranges, as the default ones lose too much",
+                qconfig=static_qconfig(space.target, observer=observer),
+            )
+            yield from _asked(other, tried)
     best, found = min(tried, key=lambda pair: _drop(pair[1]))
     if found.error:
         return
-    if not any(trial.meets(space.max_drop) for _, trial in tried):
-        yield from _layers_in_float(space, best)
+    if not found.meets(space.max_drop):
+        yield from _layers_in_float(space, best, tried)
         if space.trained:
-            yield Candidate(
+            trained = Candidate(
                 "trained with rounding",
                 "quantization alone loses too much",
                 "static",
                 qat_qconfig(space.target),
                 trained=True,
             )
+            yield from _asked(trained, tried)
+    yield from _slower_layers_in_float(space, tried)
     if space.four_bits:
         yield from _four_bits(space, best)
+
+
+def _asked(candidate: Candidate, tried: Tried) -> Walk:
+    tried.append((candidate, (yield candidate)))
 
 
 def next_of(steps: Walk, trial: Trial) -> Candidate | None:
@@ -90,7 +141,27 @@ def next_of(steps: Walk, trial: Trial) -> Candidate | None:
         return None
 
 
-def _layers_in_float(space: Space, best: Candidate) -> Walk:
+def foreseen(space: Space, known: Mapping[str, Trial], count: int) -> list[Candidate]:
+    """The next candidates, at most so many, as far as they can be told.
+
+    The guess is that none of those that are not known yet meets the budget: where quantizing all of
+    it does, little else is tried, and where it does not, the walk is long.
+    """
+    steps, found = walk(space), list[Candidate]()
+    candidate: Candidate | None = next(steps)
+    try:
+        while candidate is not None and len(found) < count:
+            trial = known.get(candidate.name)
+            if trial is None:
+                found.append(candidate)
+                trial = Trial(candidate.name, candidate.reason, candidate.in_float)
+            candidate = next_of(steps, trial)
+    except NotYet:
+        pass
+    return found
+
+
+def _layers_in_float(space: Space, best: Candidate, tried: Tried) -> Walk:
     """The fewest of the most sensitive layers in float that are enough: doubled, then halved."""
     ranking = list(space.ranking(best.mode))
 
@@ -104,8 +175,8 @@ def _layers_in_float(space: Space, best: Candidate) -> Walk:
 
     too_few, count = 0, 1
     while count < len(ranking):
-        trial = yield leaving(count)
-        if trial.meets(space.max_drop):
+        yield from _asked(leaving(count), tried)
+        if tried[-1][1].meets(space.max_drop):
             break
         too_few, count = count, 2 * count
     else:
@@ -113,11 +184,33 @@ def _layers_in_float(space: Space, best: Candidate) -> Walk:
     enough = count
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
-        trial = yield leaving(middle)
-        if trial.meets(space.max_drop):
+        yield from _asked(leaving(middle), tried)
+        if tried[-1][1].meets(space.max_drop):
             enough = middle
         else:
             too_few = middle
+
+
+def _slower_layers_in_float(space: Space, tried: Tried) -> Walk:
+    """What is enough, without the layers that int8 makes slower: whether that wins, is measured."""
+    enough = [
+        (candidate, trial)
+        for candidate, trial in tried
+        if trial.meets(space.max_drop) and candidate.mode == "static" and not candidate.trained
+    ]
+    if not enough:
+        return
+    # The first with the fewest layers in float.
+    best, _ = min(enough, key=lambda pair: len(pair[0].in_float))
+    slower = [time for time in space.slower(best) if time.layer not in best.in_float]
+    if slower:
+        worst = ", ".join(f"{time.layer} {time.int8_over_float:.2f}x" for time in slower[:3])
+        yield replace(
+            best,
+            name=f"{best.name}, slower layers in float",
+            reason=f"int8 makes {len(slower)} layers slower here: {worst}",
+            in_float=(*best.in_float, *(time.layer for time in slower)),
+        )
 
 
 def _four_bits(space: Space, best: Candidate) -> Walk:
