@@ -1,0 +1,44 @@
+"""`place`: all rules, one after the other."""
+
+from __future__ import annotations
+
+from octavo.graph import Graph
+from octavo.placement.between import between_int8_layers
+from octavo.placement.candidates import candidates, place_without_ranges
+from octavo.placement.context import Context
+from octavo.placement.decided import Placement
+from octavo.placement.fusion import fuse
+from octavo.placement.specs import specify
+from octavo.placement.wanted import is_fusable, qconfig_of
+from octavo.qconfig import QConfig, QConfigMapping
+from octavo.targets import Target
+
+
+def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> Placement:
+    """Apply the rules that `octavo.placement` states.
+
+    Raises:
+        PlanError: a rule asks for a mode that an operator cannot have.
+    """
+    placement = Placement()
+    qconfigs: dict[str, QConfig | None] = {}
+    for node in graph.nodes:
+        rule = mapping.rule_for(node)
+        qconfig, reason = qconfig_of(node, rule, target, mode)
+        qconfigs[node.name] = qconfig
+        if reason and not is_fusable(node, rule, target, mode):
+            placement.reasons[node.name] = f"float: {reason}"
+    context = Context(
+        graph,
+        target,
+        qconfigs,
+        graph.users(),
+        graph.metas(),
+        {node.name: node for node in graph.nodes},
+        frozenset(graph.output_names()),
+    )
+    place_without_ranges(context, placement)
+    kept = between_int8_layers(context, candidates(context, placement), placement)
+    fuse(context, kept, placement)
+    specify(context, placement)
+    return placement

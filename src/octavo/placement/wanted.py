@@ -1,0 +1,44 @@
+"""How the user or the target wants each node."""
+
+from __future__ import annotations
+
+from octavo.errors import PlanError
+from octavo.graph import Node
+from octavo.qconfig import QConfig, Rule
+from octavo.targets import LOOKUP, ROLES, WEIGHTED, Target
+
+
+def qconfig_of(
+    node: Node, rule: Rule | None, target: Target, mode: str
+) -> tuple[QConfig | None, str]:
+    """How the user or the target wants a node, and why not at all if so."""
+    op = node.short_op
+    if rule is not None and rule.qconfig is None:
+        return None, f"the rule {rule}"
+    if op not in ROLES:
+        return None, f"{op} has no quantized form"
+    if rule is not None and rule.kind != "global":
+        assert rule.qconfig is not None
+        if rule.qconfig.mode != "static" and ROLES[op] not in (WEIGHTED, LOOKUP):
+            if rule.kind == "op type":
+                raise PlanError(
+                    f"the rule {rule} asks for {rule.qconfig.mode} quantization, which {op} cannot "
+                    "have: it has no weights; give it a static QConfig, or None"
+                )
+            return None, f"{op} has no weights, the rule {rule} is {rule.qconfig.mode}"
+        return rule.qconfig, ""
+    qconfig = target.qconfigs[mode] if rule is None else rule.qconfig
+    assert qconfig is not None
+    if op in target.operators[qconfig.mode]:
+        return qconfig, ""
+    if qconfig.mode != "static" and ROLES[op] not in (WEIGHTED, LOOKUP):
+        return None, "it has no weights"
+    words = f"{qconfig.mode} on {target.name}".replace("_", "-")
+    return None, f"{op} is not quantized by default ({words}); a rule can ask for it"
+
+
+def is_fusable(node: Node, rule: Rule | None, target: Target, mode: str) -> bool:
+    """Whether another kernel may take a node in, though none runs it alone."""
+    qconfig = target.qconfigs[mode] if rule is None else rule.qconfig
+    static = qconfig is not None and qconfig.mode == "static"
+    return static and any(node.short_op in ops for ops in target.fused_activations.values())
