@@ -21,6 +21,8 @@ from octavo.errors import InputError, OctavoError
 from octavo.graph import Graph
 from octavo.program import compile_steps, steps_of
 
+__all__ = ["compare_model_outputs", "compare_model_stub", "compare_weights"]
+
 
 def compare_weights(
     float_dict: Mapping[str, Any], quantized_dict: Mapping[str, Any]

@@ -51,36 +51,35 @@ _BY_RULES = (
     "keep a layer in float by qconfig = None, or by QConfigMapping().set_module_name(name, None)"
 )
 _BY_CAPTURE = "octavo.capture finds what can be fused; take the argument out"
+_BY_CHANNEL = "weight scales per channel need no equalization; take the argument out"
+_BY_GRAPH = "octavo.capture and octavo.convert give the quantized graph itself"
 
-# Argument of any moved function -> why octavo.compat does not take it, and what to do.
-ARGUMENTS: Mapping[str, str] = {
-    "backend_config": _BY_TARGET,
-    "backend_config_dict": _BY_TARGET,
-    "_equalization_config": "weight scales per channel need no equalization; take the argument out",
-    "equalization_config": "weight scales per channel need no equalization; take the argument out",
-    "is_reference": "octavo.capture and octavo.convert give the quantized graph itself",
-    **dict.fromkeys(
-        (
-            "prepare_custom_config",
-            "prepare_custom_config_dict",
-            "convert_custom_config",
-            "convert_custom_config_dict",
-            "custom_module_class_mapping",
-            "mapping",
-            "allow_list",
-            "observer_non_leaf_module_list",
-        ),
-        _BY_RULES,
-    ),
-    **dict.fromkeys(
-        (
-            "fuse_custom_config",
-            "fuse_custom_config_dict",
-            "fuser_func",
-            "additional_fuser_method_mapping",
-        ),
-        _BY_CAPTURE,
-    ),
+# Module -> argument of its functions -> why it is not taken, and what to do.
+ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+    f"{COMPAT}.quantization": {
+        "mapping": _BY_RULES,
+        "allow_list": _BY_RULES,
+        "observer_non_leaf_module_list": _BY_RULES,
+        "prepare_custom_config_dict": _BY_RULES,
+        "convert_custom_config_dict": _BY_RULES,
+        "custom_module_class_mapping": _BY_RULES,
+        "is_reference": _BY_GRAPH,
+        "fuser_func": _BY_CAPTURE,
+        "fuse_custom_config_dict": _BY_CAPTURE,
+    },
+    f"{COMPAT}.quantize_fx": {
+        "backend_config": _BY_TARGET,
+        "backend_config_dict": _BY_TARGET,
+        "prepare_custom_config": _BY_RULES,
+        "prepare_custom_config_dict": _BY_RULES,
+        "convert_custom_config": _BY_RULES,
+        "convert_custom_config_dict": _BY_RULES,
+        "_equalization_config": _BY_CHANNEL,
+        "equalization_config": _BY_CHANNEL,
+        "is_reference": _BY_GRAPH,
+        "fuse_custom_config": _BY_CAPTURE,
+        "fuse_custom_config_dict": _BY_CAPTURE,
+    },
 }
 
 

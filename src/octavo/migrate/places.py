@@ -10,6 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from octavo.compat import numeric_suite, quantization, quantize_fx, tinynn
+from octavo.compat.quantization.missing import missing
+from octavo.errors import OctavoError
+
 COMPAT = "octavo.compat"
 GUIDE = "docs/migrate.md"
 
@@ -48,28 +52,10 @@ MODULES: Mapping[str, str] = {
     "tinynn.graph.quantization.quantizer": f"{COMPAT}.tinynn",
 }
 
-# What each compat module has of the old names.
+# What each of them has; a name that is added there is moved from then on.
 NAMES: Mapping[str, frozenset[str]] = {
-    f"{COMPAT}.quantization": frozenset(
-        """
-        QuantStub DeQuantStub QuantWrapper FloatFunctional QFunctional
-        fuse_modules fuse_modules_qat
-        QConfig QConfigDynamic QConfigMapping get_default_qconfig get_default_qat_qconfig
-        get_default_qconfig_mapping get_default_qat_qconfig_mapping
-        default_qconfig default_per_channel_qconfig default_dynamic_qconfig
-        per_channel_dynamic_qconfig default_qat_qconfig float_qparams_weight_only_qconfig
-        prepare prepare_qat convert quantize quantize_qat quantize_dynamic
-        MinMaxObserver MovingAverageMinMaxObserver HistogramObserver PerChannelMinMaxObserver
-        MovingAveragePerChannelMinMaxObserver PlaceholderObserver NoopObserver
-        default_observer default_weight_observer default_per_channel_weight_observer
-        FakeQuantize disable_observer enable_observer disable_fake_quant enable_fake_quant
-        """.split()
-    ),
-    f"{COMPAT}.quantize_fx": frozenset("prepare_fx prepare_qat_fx convert_fx fuse_fx".split()),
-    f"{COMPAT}.numeric_suite": frozenset(
-        "compare_weights compare_model_outputs compare_model_stub".split()
-    ),
-    f"{COMPAT}.tinynn": frozenset("QATQuantizer PostQuantizer DynamicQuantizer".split()),
+    module.__name__: frozenset(module.__all__)
+    for module in (quantization, quantize_fx, numeric_suite, tinynn)
 }
 
 # Names whose module stays behind.
@@ -85,19 +71,15 @@ _PT2E = (
 )
 _KERNELS = "kernels are called by octavo.quantize's result; write the float operation"
 
-# What has no place in octavo.compat: prefix of the canonical name -> what to do.
+# What has no place in octavo.compat, which knows of its own modules' names alone: prefix of the
+# canonical name -> what to do.
 STAYS: Mapping[str, str] = {
-    "torch.ao.quantization.backend_config": "targets are data in Octavo: pass target= to "
-    "octavo.quantize, one of octavo.targets",
-    "torch.ao.quantization.quantize_pt2e": _PT2E,
     "torch.ao.quantization.pt2e": _PT2E,
     "torch.ao.quantization.quantizer": _PT2E,
     "torch._export.capture_pre_autograd_graph": _PT2E,
     "torchao.quantization.pt2e": _PT2E,
     "torchao": "octavo.quantize with octavo.weight_only_qconfig or octavo.dynamic_qconfig "
     "quantizes linear layers like quantize_",
-    "torch.ao.quantization.fx": "Octavo's graph is octavo.capture(model, inputs), and where it is "
-    "quantized says a QConfigMapping",
     "torch.ao.quantization.quantization_mappings": "which layers are quantized, and into what, "
     "says octavo.plan; leave one out with QConfigMapping",
     "torch.ao.quantization.fuser_method_mappings": "octavo.capture folds batch norms, and the "
@@ -108,8 +90,8 @@ STAYS: Mapping[str, str] = {
     "layer",
     "torch.ao.nn.intrinsic": "fused layers are steps of Octavo's plan, no modules: write the float "
     "layers one after another",
-    "torch.ao.nn.intrinsic.qat.freeze_bn_stats": "a model from octavo.prepare_qat has "
-    "freeze_batch_norms(), and octavo.qat.Schedule calls it in time",
+    "torch.ao.nn.intrinsic.qat.freeze_bn_stats": "a prepared model has the method "
+    "freeze_bn_stats(), one from octavo.prepare_qat freeze_batch_norms()",
     "torch.ao.nn.quantized": "int8 layers are made by octavo.quantize: write the float layer",
     "torch.ao.nn.quantizable": "octavo.quantize takes nn.LSTM and nn.MultiheadAttention as they "
     "are",
@@ -202,8 +184,8 @@ def place_of(full: str) -> Moved | Stays | None:
         return Stays(STAYS[max(prefixes, key=len)])
     modules = [module for module in MODULES if within(name, module)]
     if modules:
-        new = MODULES[max(modules, key=len)]
-        return Stays(f"{new} has no such name; see {GUIDE} for the native way")
+        module = max(modules, key=len)
+        return Stays(_why_not(MODULES[module], name[len(module) + 1 :]))
     return None
 
 
@@ -214,3 +196,10 @@ def _in_module(name: str) -> Moved | None:
             if first in NAMES[MODULES[module]]:
                 return Moved(f"{MODULES[module]}.{first}", rest=dot + rest)
     return None
+
+
+def _why_not(module: str, name: str) -> str:
+    """What octavo.compat itself says of a name that it has not."""
+    error = missing(module, name.partition(".")[0])
+    known = isinstance(error, OctavoError)
+    return str(error) if known else f"{module} has no such name; see {GUIDE} for the native way"

@@ -112,12 +112,14 @@ class _Mover(cst.CSTTransformer):
     def visit_Call(self, node: cst.Call) -> None:
         for full in self._names(node.func):
             self._remark(node, full)
-            if isinstance(place_of(full), Moved):
+            place = place_of(full)
+            if isinstance(place, Moved):
                 self.found = True
+                refused = ARGUMENTS.get(place.new.rpartition(".")[0], {})
                 for argument in node.args:
                     name = argument.keyword.value if argument.keyword is not None else ""
-                    if name in ARGUMENTS:
-                        self._keep(argument, f"{full}({name}=)", ARGUMENTS[name])
+                    if name in refused:
+                        self._keep(argument, f"{full}({name}=)", refused[name])
                 return
 
     def visit_SimpleString(self, node: cst.SimpleString) -> None:
