@@ -21,6 +21,7 @@ from octavo.call import flatten_call
 from octavo.capture import traced
 from octavo.compat.quantization.changed import Changed, become
 from octavo.compat.quantization.converted import convert_into
+from octavo.compat.quantization.dynamic import swap_layers
 from octavo.compat.quantization.rules import Rules
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, NothingQuantized
@@ -70,6 +71,11 @@ class Preparation:
         """The names of the model's arguments."""
         return Signature.of(self.float_model.forward)
 
+    @property
+    def needs_graph(self) -> bool:
+        """Whether something is static; what is not changes layer by layer."""
+        return "static" in self.rules.modes or not self.rules.modes
+
     def capture(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Capture and plan the model.
 
@@ -83,7 +89,7 @@ class Preparation:
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the float model returns, observed."""
-        if not self.captured:
+        if not self.captured and self.needs_graph:
             self.capture(args, kwargs)
         if self.calibration is not None:
             self.calibration.observe(flatten_call(self.calibration.graph, args, kwargs))
@@ -91,6 +97,8 @@ class Preparation:
 
     def convert(self, root: nn.Module) -> nn.Module:
         """Make ``root``, the prepared module or a float copy of it, a converted one, in place."""
+        if not self.needs_graph:
+            return swap_layers(become(root, None), self.rules.of_module, self.rules.target)
         if not self.captured:
             return become(root, Awaiting, Waiting(self))
         if self.calibration is None:

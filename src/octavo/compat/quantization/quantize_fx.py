@@ -9,9 +9,6 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from octavo.compat.quantization.changed import become
-from octavo.compat.quantization.dynamic import swap_layers
-from octavo.compat.quantization.prepared import Preparation
 from octavo.compat.quantization.qconfig_mapping import mapping_of
 from octavo.compat.quantization.quantize import (
     convert,
@@ -121,10 +118,6 @@ def convert_fx(
         qconfig_mapping=qconfig_mapping,
         backend_config=backend_config,
     )
-    state = getattr(graph_module, "_octavo", None)
-    if isinstance(state, Preparation) and not state.captured and "static" not in state.rules.modes:
-        root = become(copy.deepcopy(state.float_model), None)
-        return swap_layers(root, state.rules.of_module, state.rules.target)
     return convert(graph_module)
 
 
