@@ -29,6 +29,8 @@ from octavo.compat.quantization.fake_quantize import (
     disable_observer,
     enable_fake_quant,
     enable_observer,
+    fused_per_channel_wt_fake_quant_range_neg_127_to_127,
+    fused_wt_fake_quant_range_neg_127_to_127,
 )
 from octavo.compat.quantization.fuse_modules import (
     fuse_modules,
@@ -63,6 +65,7 @@ from octavo.compat.quantization.observer import (
 )
 from octavo.compat.quantization.qconfig import (
     QConfig,
+    QConfigAny,
     QConfigDynamic,
     default_dynamic_qat_qconfig,
     default_dynamic_qconfig,
@@ -120,6 +123,7 @@ __all__ = [
     "PerChannelMinMaxObserver",
     "PlaceholderObserver",
     "QConfig",
+    "QConfigAny",
     "QConfigDynamic",
     "QConfigMapping",
     "QFunctional",
@@ -170,6 +174,8 @@ __all__ = [
     "float_qparams_weight_only_qconfig_4bit",
     "fuse_modules",
     "fuse_modules_qat",
+    "fused_per_channel_wt_fake_quant_range_neg_127_to_127",
+    "fused_wt_fake_quant_range_neg_127_to_127",
     "get_default_qat_qconfig",
     "get_default_qat_qconfig_dict",
     "get_default_qat_qconfig_mapping",

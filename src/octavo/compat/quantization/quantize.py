@@ -8,13 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from octavo.compat.quantization.backends import DEFAULT, target_of
 from octavo.compat.quantization.changed import Changed, become, submodules
 from octavo.compat.quantization.dynamic import DYNAMIC, swap_layers
 from octavo.compat.quantization.prepared import Preparation, Prepared
 from octavo.compat.quantization.qconfig import (
     common_target,
-    default_dynamic_qconfig,
     float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit,
     native,
@@ -165,9 +163,10 @@ def quantize_qat(
     return convert(model, inplace=True)
 
 
-# dtype -> its default qconfig, and the layers that have it where nobody names any.
+# dtype -> its default qconfig (None: the target's), and the layers that have it where nobody names
+# any.
 _DEFAULTS: Mapping[str, tuple[Any, tuple[type[nn.Module], ...]]] = {
-    "qint8": (default_dynamic_qconfig, DYNAMIC),
+    "qint8": (None, DYNAMIC),
     "quint8": (float_qparams_weight_only_qconfig, (nn.Embedding,)),
     "quint4x2": (float_qparams_weight_only_qconfig_4bit, (nn.Embedding,)),
 }
@@ -207,13 +206,13 @@ def quantize_dynamic(
             "model.bfloat16()"
         )
     default, kinds = _DEFAULTS[name_of(dtype)]
-    spec = kinds if qconfig_spec is None else qconfig_spec
-    given = spec if isinstance(spec, Mapping) else dict.fromkeys(spec, default)
-    target = common_target(given.values()) if given else target_of(DEFAULT)
-    rules = {
-        kind: dynamic_qconfig(target) if q is default_dynamic_qconfig else native(q, target)
-        for kind, q in given.items()
-    }
+    target = common_target(qconfig_spec.values() if isinstance(qconfig_spec, Mapping) else ())
+    rules: dict[Any, QConfig | None]
+    if isinstance(qconfig_spec, Mapping):
+        rules = {kind: native(qconfig, target) for kind, qconfig in qconfig_spec.items()}
+    else:
+        usual = dynamic_qconfig(target) if default is None else native(default, target)
+        rules = dict.fromkeys(kinds if qconfig_spec is None else qconfig_spec, usual)
 
     def qconfig_of(path: str, module: nn.Module) -> QConfig | None:
         while path not in rules and path:
