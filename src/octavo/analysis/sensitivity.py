@@ -1,49 +1,34 @@
 """`sensitivity`: which layers hurt when they are quantized.
 
-Estimated for all layers in one pass: a layer's own error ``e``, and how the output answers to it.
-With ``v`` random, ``v^T J e`` is the directional derivative of ``v^T y``, one backward pass for all
-layers, and the mean of its square is ``|J e|^2``: the noise that the layer alone brings to the
-output, to first order (Hutchinson 1990; compare Dong et al. 2020, HAWQ-V2, arXiv:1911.03852).
-
-Measured exactly, one layer at a time: this layer alone quantized, and all but this one.
+Estimated for all layers in one pass: each layer's own error, and how the output answers to it
+(`octavo.analysis.estimate`). Measured exactly, one layer at a time: this layer alone quantized, and
+all but this one.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from octavo.analysis.variants import (
-    Base,
-    Variant,
-    all_but,
-    by_itself,
-    layers_of,
-    only,
-    values_of,
-)
+from octavo.analysis.study import Study, Sums
 from octavo.batches import Batch, Signature, example_call, split_batch
-from octavo.calibrate import Calibrated, observed
-from octavo.call import build_output, flatten_call
+from octavo.calibrate import observed
 from octavo.capture import capture
-from octavo.convert import insert_qdq
-from octavo.errors import CalibrationError, InputError
+from octavo.engines import Workers, opened, require
+from octavo.errors import CalibrationError, InputError, OctavoError
 from octavo.evaluation import evaluating
-from octavo.graph import Graph
 from octavo.json_numbers import finite
-from octavo.metrics import Likeness, Metric, TaskMetric, metric_factory
-from octavo.plan import Plan, plan
-from octavo.program import compile_steps, steps_of
+from octavo.metrics import Metric
+from octavo.plan import plan
 from octavo.progress import track
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.text_table import text_table
-from octavo.weights import correct_biases, integer_biases
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -153,6 +138,7 @@ def sensitivity(
     inputs: Callable[[Any], Any] | None = None,
     bias_correction: bool = True,
     seed: int = 0,
+    engine: str | None = None,
     progress: bool = True,
 ) -> Sensitivity:
     """Which layers hurt when they are quantized.
@@ -166,15 +152,19 @@ def sensitivity(
         metric: as for `octavo.compare`; top-1 where the labels allow it.
         exact: measure each layer alone, and all but each, too; else the estimate is all.
         seed: of the directions that the estimate probes.
+        engine: ``"ray"`` spreads the batches over a Ray cluster, or over one that is started on
+            this machine; the result is the same.
         progress: bars on a terminal.
 
     Raises:
         InputError: no data, or a metric that cannot be had of it.
         CaptureError, PlanError, CalibrationError: as `octavo.quantize`.
+        MissingExtra: Ray is not installed.
 
     Example:
         >>> print(octavo.sensitivity(model, calibration=loader, data=loader))  # doctest: +SKIP
     """
+    require(engine)
     signature = Signature.of(model.forward)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
@@ -194,207 +184,78 @@ def sensitivity(
         inputs=inputs,
         progress=progress,
     )
-    variants = _Variants(graph, decided, found.result(), bias_correction)
-    study = _Study(variants, metric, exact, seed)
-    complete = True
-    try:
-        for batch in track(data, "measuring layers", progress):
-            study.update(split_batch(batch, signature, inputs))
-    except KeyboardInterrupt:
-        complete = False
-    if not study.samples:
+    study = Study(graph, decided, found.result(), metric, exact, bias_correction, seed)
+    batches = track(data, "measuring layers", progress)
+    calls = (split_batch(batch, signature, inputs) for batch in batches)
+    with opened(engine, study.opened) as workers:
+        sums, complete = _summed(study, workers, enumerate(calls))
+    if not sums.samples:
         raise InputError("sensitivity got no data; give at least one batch")
-    return study.result(complete)
+    return _result(study, sums, complete)
 
 
-@dataclass(frozen=True)
-class _Variants:
-    """What the quantized graphs of all variants are made of."""
+def _summed(
+    study: Study,
+    workers: Workers[tuple[int, Batch], Sums],
+    items: Iterable[tuple[int, Batch]],
+) -> tuple[Sums, bool]:
+    """All batches, or those that were measured until an interruption; and whether it was all.
 
-    graph: Graph
-    plan: Plan
-    found: Calibrated
-    bias_correction: bool
+    Whoever measured them, they are added in the order of the data, so that not a bit depends on it.
+    """
+    total, early = study.nothing(), dict[int, Sums]()
+    following, complete = 0, True
+    try:
+        for (index, _), sums in workers.run(items):
+            if isinstance(sums, OctavoError):
+                raise sums
+            early[index] = sums
+            while following in early:
+                total.add(early.pop(following))
+                following += 1
+    except KeyboardInterrupt:
+        if not total.samples and not early:
+            raise
+        complete = False
+    for index in sorted(early):
+        total.add(early[index])
+    return total, complete
 
-    def by_itself(self, layer: str) -> Graph:
-        """The QDQ graph of one layer, which reads what float gives."""
-        graph = by_itself(self.graph, layer)
-        chosen = only(self.graph, self.plan, layer)
-        known = {*graph.metas(), *graph.constants}
-        tensors = {name: t for name, t in chosen.tensors.items() if name in known}
-        return self.quantized(replace(chosen, tensors=tensors), graph)
 
-    def quantized(self, plan: Plan, graph: Graph | None = None) -> Graph:
-        """The QDQ graph of a variant's plan; of the whole without ``graph``."""
-        graph, qparams = graph or self.graph, self.found.qparams
-        if self.bias_correction:
-            weights = {n: qparams[n] for n, t in plan.quantized.items() if t.kind == "weight"}
-            graph = correct_biases(graph, weights, self.found.input_means)
-        return insert_qdq(integer_biases(graph, plan, qparams), plan, qparams)
-
-
-class _Study:
-    """The sums over the batches so far."""
-
-    def __init__(
-        self, variants: _Variants, metric: str | Metric | None, exact: bool, seed: int
-    ) -> None:
-        graph, decided = variants.graph, variants.plan
-        self.graph, self.samples = graph, 0
-        self.layers = layers_of(graph, decided)
-        self.device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
-        chosen = self.layers if exact else []
-        alone = {n: variants.quantized(only(graph, decided, n)) for n in chosen}
-        without = {n: variants.quantized(all_but(graph, decided, n)) for n in chosen}
-        whole = variants.quantized(decided)
-        pieces = {n: variants.by_itself(n) for n in self.layers}
-        self.estimate = _Estimate(graph, pieces, self.device, seed)
-        self.alone = _Trials(graph, alone, metric, self.device)
-        self.without = _Trials(whole, without, metric, self.device)
-
-    @torch.no_grad()
-    def update(self, call: Batch) -> None:
-        tensors = flatten_call(self.graph, call.args, call.kwargs)
-        self.samples += tensors[0].shape[0] if tensors and tensors[0].dim() else 1
-        exact = self.alone.run(tensors, call.labels, None)
-        self.without.run(tensors, call.labels, exact)
-        self.estimate.update(tensors)
-
-    def result(self, complete: bool) -> Sensitivity:
-        found = []
-        for name in self.layers:
-            estimate = self.estimate.db(name)
-            if name not in self.alone.likeness:
-                found.append(LayerSensitivity(name, estimate))
-                continue
-            found.append(
-                LayerSensitivity(
-                    name,
-                    estimate,
-                    self.alone.likeness[name].sqnr_db,
-                    self.alone.metrics[name].value(),
-                    self.without.likeness[name].sqnr_db,
-                    self.without.metrics[name].value(),
-                )
+def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
+    found = []
+    for name in study.layers:
+        estimate = _decibels(sums.signal, sums.noise[name])
+        if not study.exact:
+            found.append(LayerSensitivity(name, estimate))
+            continue
+        alone, without = sums.alone.layers[name], sums.without.layers[name]
+        found.append(
+            LayerSensitivity(
+                name,
+                estimate,
+                alone.likeness.sqnr_db,
+                alone.value(),
+                without.likeness.sqnr_db,
+                without.value(),
             )
-        found.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
-        return Sensitivity(
-            tuple(found),
-            self.alone.base_metric.name,
-            self.alone.base_metric.value(),
-            self.without.base_metric.value(),
-            self.without.base_likeness.sqnr_db,
-            self.samples,
-            complete,
         )
+    found.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
+    return Sensitivity(
+        tuple(found),
+        sums.alone.base.name,
+        sums.alone.base.value(),
+        sums.without.base.value(),
+        sums.without.base.likeness.sqnr_db,
+        sums.samples,
+        complete,
+    )
 
 
-class _Trials:
-    """A base and its variants, with a metric and the likeness to float of each."""
-
-    def __init__(
-        self,
-        base: Graph,
-        graphs: Mapping[str, Graph],
-        metric: str | Metric | None,
-        device: torch.device,
-    ) -> None:
-        make = metric_factory(metric)
-        self.graph = base
-        self.variants = {name: Variant.of(base, graph, device) for name, graph in graphs.items()}
-        self.base = Base.of(base, list(self.variants.values()), device)
-        self.base_metric, self.base_likeness = make(), Likeness()
-        self.metrics: dict[str, TaskMetric] = {name: make() for name in graphs}
-        self.likeness = {name: Likeness() for name in graphs}
-
-    def run(self, tensors: list[Tensor], labels: Any, exact: Any) -> Any:
-        """One batch; ``exact`` is what float gives, and is returned; ``None`` if this is it."""
-        values, results = self.base.values(tensors)
-        outputs = build_output(self.graph, results)
-        exact = outputs if exact is None else exact
-        self.base_metric.update(outputs, labels)
-        self.base_likeness.update(exact, outputs)
-        for name, variant in self.variants.items():
-            found = build_output(self.graph, variant.run(*(values[n] for n in variant.needs)))
-            self.metrics[name].update(found, labels)
-            self.likeness[name].update(exact, found)
-        return exact
-
-
-class _Estimate:
-    """Each layer's own error, and what of it reaches the output, to first order."""
-
-    def __init__(
-        self, graph: Graph, pieces: Mapping[str, Graph], device: torch.device, seed: int
-    ) -> None:
-        self.places = {layer: values_of(graph, layer) for layer in pieces}
-        self.names = [name for places in self.places.values() for name in places]
-        constants = {
-            name: t.detach().requires_grad_() if t.is_floating_point() else t
-            for name, t in graph.constants.items()
-        }
-        self.rounded = {
-            layer: Variant(
-                tuple(given.name for given in piece.inputs),
-                compile_steps(
-                    [given.name for given in piece.inputs],
-                    steps_of(piece, device),
-                    piece.output_names(),
-                    piece.constants,
-                ),
-            )
-            for layer, piece in pieces.items()
-        }
-        self.needs = list(dict.fromkeys(n for v in self.rounded.values() for n in v.needs))
-        self.run = compile_steps(
-            [given.name for given in graph.inputs],
-            steps_of(graph, device),
-            [*self.names, *self.needs, *graph.output_names()],
-            constants,
-        )
-        self.chance = torch.Generator(device=device).manual_seed(seed)
-        self.noise = dict.fromkeys(pieces, 0.0)
-        self.signal = 0.0
-
-    def update(self, tensors: list[Tensor]) -> None:
-        with torch.enable_grad():
-            results = self.run(*tensors)
-            values = results[: len(self.names)]
-            rest = results[len(self.names) + len(self.needs) :]
-            outputs = [t for t in rest if isinstance(t, Tensor) and t.requires_grad]
-            probed = torch.stack([(t * self._direction(t)).sum() for t in outputs]).sum()
-            gradients = torch.autograd.grad(probed, values, allow_unused=True)
-        self.signal += sum(float(t.detach().double().square().sum()) for t in outputs)
-        known = dict(zip([*self.names, *self.needs], results, strict=False))
-        gradient_of = dict(zip(self.names, gradients, strict=True))
-        for layer, places in self.places.items():
-            variant = self.rounded[layer]
-            found = variant.run(*(known[name] for name in variant.needs))
-            self.noise[layer] += sum(
-                _answer(gradient_of[name], value - known[name])
-                for name, value in zip(places, found, strict=True)
-            )
-
-    def _direction(self, output: Tensor) -> Tensor:
-        return torch.randn(
-            output.shape, generator=self.chance, device=output.device, dtype=output.dtype
-        )
-
-    def db(self, layer: str) -> float:
-        """SQNR of the output with this layer alone quantized."""
-        noise = self.noise[layer]
-        if noise == 0.0:
-            return math.inf
-        return 10.0 * math.log10(self.signal / noise) if self.signal else -math.inf
-
-
-def _answer(gradient: Tensor | None, error: Tensor) -> float:
-    """The sum over the samples of the squared directional derivative."""
-    if gradient is None:
-        return 0.0
-    samples = len(gradient)
-    found = torch.linalg.vecdot(gradient.reshape(samples, -1), error.reshape(samples, -1))
-    return float(found.double().square().sum())
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal else -math.inf
 
 
 def _spearman(one: Iterable[float], other: Iterable[float]) -> float:

@@ -58,6 +58,10 @@ def search(
     mean: Mean = None,
     std: Std = None,
     gray: Gray = False,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="ray: on a Ray cluster, or on one that is started here."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Find the fastest or smallest model whose metric falls by no more than it may.
@@ -86,6 +90,7 @@ def search(
         target=target or host_target(),
         time_budget=time_budget,
         checkpoint=out,
+        engine=engine,
         progress=not as_json,
     )
     if as_json:

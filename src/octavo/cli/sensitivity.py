@@ -47,6 +47,10 @@ def sensitivity(
     mean: Mean = None,
     std: Std = None,
     gray: Gray = False,
+    engine: Annotated[
+        str | None,
+        typer.Option("--engine", help="ray: on a Ray cluster, or on one that is started here."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Rank the layers by what quantizing each does to the output, the most sensitive first.
@@ -72,6 +76,7 @@ def sensitivity(
         exact=not estimate,
         mode=mode.value,
         target=target or host_target(),
+        engine=engine,
         progress=not as_json,
     )
     if as_json:

@@ -87,7 +87,7 @@ class RayWorkers(Generic[Item, Result]):
                 yield pending.pop(done), self._result(done)
         finally:
             for reference in pending:
-                self._ray.cancel(reference, force=True)
+                self._ray.cancel(reference)
 
     def _result(self, done: Any) -> Result | OctavoError:
         errors = self._ray.exceptions

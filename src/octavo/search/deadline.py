@@ -27,6 +27,11 @@ class Deadline:
 
     end: float = float("inf")
 
+    @classmethod
+    def within(cls, seconds: float | None) -> Deadline:
+        """So long from now; ``None`` for never."""
+        return cls() if seconds is None else cls(time.time() + seconds)
+
     @property
     def left(self) -> float:
         """Seconds."""

@@ -84,7 +84,10 @@ def search(
         ...     model, calibration=loader, data=loader, max_drop=0.5, time_budget=600)
         >>> print(found.verdict())  # doctest: +SKIP
     """
-    started, now = time.perf_counter(), time.time()
+    started = time.perf_counter()
+    # The last trial's latency is measured after it.
+    build_s = None if time_budget is None else time_budget - measuring.LATENCY_S
+    deadline = Deadline.within(build_s)
     require(engine)
     if objective not in OBJECTIVES:
         raise InputError(f"objective is {objective!r}; one of {list(OBJECTIVES)}")
@@ -96,9 +99,6 @@ def search(
     source = calibration if calibration is not None else measured
     example, _ = example_call(example_inputs, source, signature, inputs)
     judge = evaluate or Judge(measured or [], metric, signature, inputs)
-    deadline = Deadline()
-    if time_budget is not None:  # the last trial's latency is measured after it
-        deadline = Deadline(now + time_budget - measuring.LATENCY_S)
     stopwatch = Stopwatch(model, example)
     try:
         with evaluating(model), deadline.watching(model):
