@@ -91,7 +91,8 @@ def test_debug_prints_the_table_the_worst_and_what_to_do() -> None:
 def test_what_debug_proposes_keeps_the_layers_in_float() -> None:
     out = octavo_command(*DEBUG, "data.npz").out
     found: dict[str, octavo.QConfigMapping] = {}
-    exec("import octavo\n" + out[out.index("qconfig = (") :], found)  # noqa: S102  it is ours
+    code = out[out.index("qconfig = (") :]
+    exec("import octavo\n" + code[: code.index("\nq = ")], found)  # noqa: S102  it is ours
     rules = [rule for rule in found["qconfig"].rules if rule.pattern != "fc"]
     assert [rule.pattern for rule in rules] == ["conv", "relu"]
     from my_analysed_models import build  # type: ignore[import-not-found]
@@ -100,6 +101,33 @@ def test_what_debug_proposes_keeps_the_layers_in_float() -> None:
     decided = octavo.plan(graph, octavo.QConfigMapping(rules), "x86-avx2")
     runs = {name: decided.tensors[name].runs for name in ("conv", "relu", "fc")}
     assert runs == {"conv": "float", "relu": "float", "fc": "int8"}
+
+
+def test_report_writes_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    answer = octavo_command(
+        *("report", "my_analysed_models:build", "m.octavo", "--data", "data.npz", "-o", str(page)),
+        *("--calibration", "data.npz", "--title", "Mine & yours", "--json"),
+    )
+    assert (answer.code, answer.err) == (0, "")
+    data = json.loads(answer.out)
+    assert data["file"] == str(page)
+    assert data["sensitivity"]["layers"][0]["alone_db"] is not None
+    text = page.read_text(encoding="utf-8")
+    assert "<h1>Mine &amp; yours</h1>" in text
+    assert '<section id="sensitivity"' in text
+    assert '<section id="search"' not in text
+
+
+def test_report_with_something_else_for_a_search(tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text('{"best": null}')
+    answer = octavo_command(
+        *("report", "my_analysed_models:build", "m.octavo", "--data", "data.npz"),
+        *("--search", str(tmp_path / "s.json"), "-o", str(tmp_path / "page.html")),
+    )
+    assert answer.code == 1
+    assert "is not the result of a search" in answer.err
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_debug_json_is_that_of_the_function() -> None:

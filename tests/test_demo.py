@@ -13,7 +13,8 @@ from torch.utils.data import TensorDataset
 
 import octavo
 from octavo import demo, latency
-from octavo.curves import History, draw_history
+from octavo.plots import History, training
+from octavo.plots.figure import save_png
 from octavo.demo import DemoResult, Net, augmented, run_demo, trained_net
 from octavo.digits import Digits, load_digits
 from octavo.errors import ArtifactError, InputError, MissingExtra
@@ -58,7 +59,7 @@ def test_the_network_is_the_articles() -> None:
 
 def test_it_writes_its_files_and_nothing_else(result: DemoResult) -> None:
     names = {path.name for path in result.folder.iterdir()}
-    assert names == {"model.octavo", "comparison.json", "training.png", "said.txt"}
+    assert names == {"model.octavo", "comparison.json", "report.html", "training.png", "said.txt"}
 
 
 def test_the_comparison_holds_what_it_promises(result: DemoResult) -> None:
@@ -161,11 +162,13 @@ def test_interrupted_while_writing_it_leaves_no_half_file(
     monkeypatch.setattr(Figure, "savefig", interrupted)
     history = History([50.0], [1.0], [60.0], [0.9])
     with pytest.raises(KeyboardInterrupt):
-        draw_history(history, tmp_path / "training.png", "title")
+        save_png(training(history, "title"), tmp_path / "training.png")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("package", "extra"), [("matplotlib", "plots"), ("sklearn", "demo")])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("matplotlib", "plots"), ("jinja2", "report"), ("sklearn", "demo")]
+)
 def test_missing_packages_are_told_before_anything_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:
@@ -185,8 +188,8 @@ def test_epochs_and_folder_are_checked(tmp_path: Path) -> None:
 
 def test_importing_octavo_imports_no_optional_package() -> None:
     code = (
-        "import sys, octavo, octavo.demo, octavo.digits, octavo.curves\n"
-        "print([name for name in ('sklearn', 'matplotlib', 'typer') if name in sys.modules])"
+        "import sys, octavo, octavo.demo, octavo.digits, octavo.plots, octavo.report\n"
+        "print([name for name in ('sklearn', 'matplotlib', 'jinja2', 'typer') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -28,6 +28,7 @@ LAYERS = (
         "atomic",
         "progress",
         "text_table",
+        "html_table",
         "json_numbers",
         "evaluation",
         "pixels",
@@ -55,15 +56,16 @@ LAYERS = (
         "analysis",
     ),
     ("bench", "onnx_file", "package"),
-    ("quantize", "search", "digits", "curves", "replay", "demo"),
-    ("references", "pt2", "model_source", "image_folder", "data_source", "migrate", "cli"),
+    ("quantize", "search", "plots", "report", "digits", "replay", "demo"),
+    ("references", "pt2", "model_source", "image_folder", "data_source", "compat", "migrate", "cli"),
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
 # named modules alone, so that `import octavo` needs none of them.
 CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
 OPTIONAL = {
-    "matplotlib": {"octavo.curves"},
+    "matplotlib": {"octavo.plots.figure"},
+    "jinja2": {"octavo.report.html"},
     "sklearn": {"octavo.digits"},
     "PIL": {"octavo.image_folder"},
     "onnx": {"octavo.onnx.writer"},

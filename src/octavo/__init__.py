@@ -7,8 +7,16 @@
 >>> m = octavo.load("model.octavo")                       # doctest: +SKIP
 """
 
+from octavo import plots
 from octavo.affine import QParams
-from octavo.analysis import LayerErrors, Sensitivity, layer_errors, sensitivity
+from octavo.analysis import (
+    Distribution,
+    LayerErrors,
+    Sensitivity,
+    distributions,
+    layer_errors,
+    sensitivity,
+)
 from octavo.bench import Bench, bench
 from octavo.calibrate import Calibrated, Calibration, calibrate
 from octavo.capture import capture
@@ -33,6 +41,7 @@ from octavo.plan import Plan, plan
 from octavo.qat import QATModel, prepare_qat
 from octavo.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantize import convert, quantize
+from octavo.report import Report, report
 from octavo.runtimes.cpu import host_target
 from octavo.scheme import Scheme
 from octavo.search import SearchResult, search
@@ -46,6 +55,7 @@ __all__ = [
     "Calibrated",
     "Calibration",
     "Comparison",
+    "Distribution",
     "Entropy",
     "FixedRange",
     "Histogram",
@@ -64,6 +74,7 @@ __all__ = [
     "QParams",
     "QSpec",
     "QuantizedModel",
+    "Report",
     "Scheme",
     "SearchResult",
     "Sensitivity",
@@ -74,6 +85,7 @@ __all__ = [
     "compare",
     "convert",
     "correct_biases",
+    "distributions",
     "dynamic_qconfig",
     "export_onnx",
     "export_package",
@@ -83,9 +95,11 @@ __all__ = [
     "load",
     "load_package",
     "plan",
+    "plots",
     "prepare_qat",
     "qat_qconfig",
     "quantize",
+    "report",
     "search",
     "sensitivity",
     "static_qconfig",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from octavo.chance import LEVEL
+from octavo.html_table import html_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -213,6 +214,11 @@ class Comparison:
                 table.add_row(measure.title, *(measure.cell(row) for row in rows))
             tables.append(table)
         return Group(*tables, Text("\n".join([self.caption(), *self._remarks()]), style="dim"))
+
+    def _repr_html_(self) -> str:
+        measures = self._measures()
+        rows = ([row.name, *(measure.cell(row) for measure in measures)] for row in self.rows)
+        return html_table(["contender", *(measure.title for measure in measures)], rows)
 
     def _measures(self) -> list[_Measure]:
         """Measures that no row has a value for (no labels, no classes) are left out."""

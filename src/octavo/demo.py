@@ -19,12 +19,15 @@ from torch.nn import functional
 from octavo.atomic import replacing, require_writable
 from octavo.compare import compare
 from octavo.comparison import Comparison
-from octavo.curves import History, draw_history, require_matplotlib
 from octavo.digits import Batches, Digits, Loaders, load_digits
 from octavo.errors import ArtifactError, InputError
+from octavo.plots import History, training
+from octavo.plots.figure import save_png
 from octavo.progress import track
 from octavo.quantize import quantize
 from octavo.replay import Replay, replay_in_fresh_process
+from octavo.report import report
+from octavo.report.html import require_packages
 from octavo.runtimes.cpu import host_target
 
 BATCH_SIZE = 64
@@ -126,7 +129,8 @@ def run_demo(
 ) -> DemoResult:
     """Train, quantize, compare, and check the file in a fresh process.
 
-    Writes ``model.octavo``, ``comparison.json`` and ``training.png`` into ``out``.
+    Writes ``model.octavo``, ``comparison.json``, ``report.html`` and ``training.png`` into
+    ``out``.
 
     Args:
         out: a folder, made where it is missing.
@@ -136,24 +140,30 @@ def run_demo(
         say: is told, line by line, what happens.
 
     Raises:
-        MissingExtra: scikit-learn or matplotlib is not installed.
+        MissingExtra: scikit-learn, matplotlib or jinja2 is not installed.
         ArtifactError: a file cannot be written, or answers differently in a fresh process.
     """
     started = time.perf_counter()
     folder = Path(out)
-    require_matplotlib()
+    require_packages()
     digits = load_digits(mnist)
     epochs = _epochs(digits, epochs)
     require_writable(folder)  # known before the training, not after it
     say(f"data: {digits.name}: {len(digits.train)} for training, {len(digits.test)} for test")
     net, loaders, history = _trained(digits, epochs, seed, progress, say)
-    draw_history(history, folder / "training.png", f"The demo's network on {digits.name}")
+    title = f"The demo's network on {digits.name}"
+    curves = training(history, title)
+    save_png(curves, folder / "training.png")
 
     chosen = target or host_target()
     say(f"target: {chosen} " + ("(as asked)" if target else "(this CPU; --target takes another)"))
     q = quantize(net, calibration=loaders.calibration, target=chosen, progress=progress)
     q.save(str(folder / "model.octavo"))
     comparison = compare(net, q, loaders.test, progress=progress)
+    page = report(
+        net, q, loaders.test, title=title, comparison=comparison, batches=2, progress=progress
+    )
+    page.to_html(folder / "report.html")
 
     images = torch.cat([batch[0] for batch in loaders.test])
     with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from octavo.graph import Graph
+from octavo.html_table import html_table
 from octavo.plan import Plan
 from octavo.runtimes import Lowered
 
@@ -74,6 +75,11 @@ class Summary:
             lines.append(f"rules that matched nothing: {', '.join(self.unmatched_rules)}")
         made = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
         return "\n".join([*lines, f"made with: {made}"])
+
+    def _repr_html_(self) -> str:
+        reasons = {**self.float_layers, **self.fallbacks}
+        title = Summary.__str__(_without_lists(self))
+        return html_table(["layer", "why it is not in int8"], _grouped(reasons), title)
 
     def __rich__(self) -> Group:
         from rich.console import Group

@@ -11,6 +11,7 @@ from octavo.cli.export import export
 from octavo.cli.inspect import inspect
 from octavo.cli.migrate import migrate
 from octavo.cli.quantize import quantize
+from octavo.cli.report import report
 from octavo.cli.search import search
 from octavo.cli.sensitivity import sensitivity
 from octavo.cli.verify import verify
@@ -25,6 +26,7 @@ for command in (
     debug,
     sensitivity,
     search,
+    report,
     verify,
     bench,
     export,

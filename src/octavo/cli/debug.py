@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,12 +21,6 @@ from octavo.cli.options import (
     image_options,
     takes_pixels,
 )
-
-if TYPE_CHECKING:
-    from octavo.analysis.layer_errors import LayerError, LayerErrors
-    from octavo.plan import Plan
-
-_WORST = 3  # layers to think about first; more would be no advice
 
 
 def debug(
@@ -50,6 +44,7 @@ def debug(
     **Example:** `octavo debug mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
     from octavo.analysis.layer_errors import layer_errors
+    from octavo.analysis.repair import repair_code, repairs
     from octavo.batches import Signature
     from octavo.data_source import load_data
     from octavo.model import load
@@ -66,30 +61,13 @@ def debug(
         return
     screen = console()
     screen.print(errors)
-    worst = _worst(errors, q.plan)
+    worst = repairs(errors, q.plan)
     if worst:
-        screen.print(_advice(worst, q.plan), highlight=False, markup=False, soft_wrap=True)
-
-
-def _worst(errors: LayerErrors, plan: Plan) -> list[LayerError]:
-    """The worst that round by themselves: not inputs, nor what only moves integers about."""
-    rows = errors.worst(len(errors.rows))
-    own = (row for row in rows if plan.tensors[row.tensor].shares is None)
-    return [row for row in own if plan.tensors[row.tensor].runs not in ("", "float")][:_WORST]
-
-
-def _advice(worst: list[LayerError], plan: Plan) -> str:
-    layers = ", ".join(f"{row.tensor} ({row.sqnr_db:.1f} dB)" for row in worst)
-    rules = "\n".join(
-        f'    .set_module_name("{name}", None)' for row in worst for name in _parts(row, plan)
-    )
-    return (
-        f"Worst by themselves: {layers}. To keep them in float, give octavo.quantize\n\n"
-        f"qconfig = (\n    octavo.QConfigMapping()\n{rules}\n)"
-    )
-
-
-def _parts(row: LayerError, plan: Plan) -> list[str]:
-    """What its kernel computes: a rule for the activation alone would leave the layer in int8."""
-    inner = [name for name, tensor in plan.tensors.items() if tensor.fused_into == row.tensor]
-    return [*inner, row.tensor]
+        layers = ", ".join(f"{repair.layer} ({repair.reason})" for repair in worst)
+        screen.print(
+            f"Worst by themselves: {layers}. To keep them in float:\n\n"
+            f"{repair_code(worst, q.plan)}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

@@ -30,8 +30,8 @@ def demo(
 ) -> None:
     """Train a small network on handwritten digits, quantize it, and see what that did.
 
-    Writes `model.octavo`, `comparison.json` and `training.png`, then loads the file in a fresh
-    process and checks that its predictions are the same.
+    Writes `model.octavo`, `comparison.json`, `report.html` and `training.png`, then loads the file
+    in a fresh process and checks that its predictions are the same.
 
     **Example:** `octavo demo --out build/demo`
     """
@@ -47,7 +47,7 @@ def demo(
     screen.print(result.comparison.verdict(), style="bold", highlight=False)
     screen.print(
         f"fresh process: {result.replay.samples} of {result.replay.samples} predictions the same\n"
-        f"model.octavo, comparison.json and training.png are in {result.folder} "
+        f"model.octavo, comparison.json, report.html and training.png are in {result.folder} "
         f"({result.seconds:.0f} s)",
         highlight=False,
     )

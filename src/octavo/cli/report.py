@@ -1,0 +1,105 @@
+"""``octavo report``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from octavo.cli.app import console, print_json
+from octavo.cli.options import (
+    DATA_HELP,
+    MODEL_HELP,
+    BatchSize,
+    Gray,
+    ImageSize,
+    JsonFlag,
+    Mean,
+    MetricOption,
+    Std,
+    Weights,
+    image_options,
+    metric_of,
+    takes_pixels,
+)
+
+
+def report(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The .octavo file made from it.")],
+    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="HTML", help="The page to write.")
+    ] = "report.html",
+    weights: Weights = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            metavar="DATA",
+            help="As octavo quantize took it: adds which layers hurt, measured.",
+        ),
+    ] = None,
+    search: Annotated[
+        str | None,
+        typer.Option("--search", metavar="JSON", help="What octavo search --json printed."),
+    ] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Of the page [FILE].")] = None,
+    metric: MetricOption = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Batches to look at layers and histograms with.")
+    ] = 8,
+    batch_size: BatchSize = 64,
+    image_size: ImageSize = 224,
+    mean: Mean = None,
+    std: Std = None,
+    gray: Gray = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write all that is known of a quantized model on one page of HTML, which needs no network.
+
+    **Example:** `octavo report mymodels:build m.octavo --data test.npz -o report.html`
+    """
+    from octavo.analysis import sensitivity
+    from octavo.batches import Signature
+    from octavo.data_source import load_data
+    from octavo.model import load
+    from octavo.model_source import load_model
+    from octavo.report import report as report_on
+    from octavo.search import SearchResult
+
+    network, q = load_model(model, weights), load(file)
+    signature = Signature.of(network.forward)
+    pixels = takes_pixels(q)
+    images = image_options(image_size, mean, std, gray, raw=pixels)
+    batches = load_data(data, signature, batch_size, images)
+    tried = None if search is None else SearchResult.read(search)
+    ranked = None
+    if calibration is not None:
+        floats = image_options(image_size, mean, std, gray)
+        ranked = sensitivity(
+            network,
+            calibration=load_data(calibration, signature, batch_size, floats),
+            data=load_data(data, signature, batch_size, floats) if pixels else batches,
+            metric=metric_of(metric),
+            mode=q.plan.mode,
+            target=q.plan.target,
+            progress=not as_json,
+        )
+    found = report_on(
+        network,
+        q,
+        batches,
+        title=title or file,
+        sensitivity=ranked,
+        search=tried,
+        metric=metric_of(metric),
+        batches=limit,
+        progress=not as_json,
+    )
+    found.to_html(out)
+    if as_json:
+        print_json({"file": out, **found.to_dict()})
+        return
+    console().print(found.verdict(), style="bold", highlight=False)
+    console().print(f"{out}: open it in a browser", highlight=False, soft_wrap=True)
