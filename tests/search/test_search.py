@@ -58,7 +58,7 @@ def _search(**changes: object) -> octavo.SearchResult:
     return octavo.search(_net(), **settings)  # type: ignore[arg-type]
 
 
-def test_the_fastest_within_the_budget_is_taken() -> None:
+def test_the_fastest_within_the_budget_is_taken(tmp_path: Path) -> None:
     found = _search()
     assert found.complete
     assert found.float_metric == 100.0
@@ -69,6 +69,10 @@ def test_the_fastest_within_the_budget_is_taken() -> None:
     assert found.best.name in found.verdict()
     assert str(found.best.name) in str(found)
     assert json.loads(found.to_json())["best"]["name"] == found.best.name
+    (tmp_path / "found.json").write_text(found.to_json())
+    again = octavo.SearchResult.read(tmp_path / "found.json")
+    assert again.to_json() == found.to_json()
+    assert str(again) == str(found)
 
 
 def test_the_smallest() -> None:

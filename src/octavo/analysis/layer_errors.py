@@ -23,6 +23,7 @@ from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra
 from octavo.evaluation import evaluating
 from octavo.graph import Graph, Ref
+from octavo.html_table import html_table
 from octavo.json_numbers import finite
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
@@ -113,6 +114,9 @@ class LayerErrors:
 
     def __str__(self) -> str:
         return f"{self._title()}\n{text_table([_COLUMNS, *map(_cells, self.rows)])}"
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, map(_cells, self.rows), self._title())
 
     def _title(self) -> str:
         return f"Rounding errors of {len(self.rows)} tensors, {self.samples} samples"

@@ -23,6 +23,7 @@ from octavo.capture import capture
 from octavo.engines import Workers, opened, require
 from octavo.errors import CalibrationError, InputError, OctavoError
 from octavo.evaluation import evaluating
+from octavo.html_table import html_table
 from octavo.json_numbers import finite
 from octavo.metrics import Metric
 from octavo.plan import plan
@@ -103,6 +104,9 @@ class Sensitivity:
     def __str__(self) -> str:
         table = text_table([self._columns(), *map(self._cells, self.layers)])
         return f"{self._title()}\n{table}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._columns(), map(self._cells, self.layers), self._title())
 
     def _title(self) -> str:
         title = f"Sensitivity of {len(self.layers)} layers, {self.samples} samples"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InputError
+from octavo.html_table import html_table
 from octavo.model import QuantizedModel
 from octavo.search.layer_times import LayerTime
 from octavo.search.trial import Trial
@@ -121,6 +122,9 @@ class SearchResult:
         table = text_table([_COLUMNS, *map(self._cells, self.trials)])
         return f"{self.verdict()}\n{table}"
 
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, map(self._cells, self.trials), self.verdict())
+
     def _cells(self, trial: Trial) -> tuple[str, ...]:
         if trial.error:
             return (trial.name, "", "", "", "", f"{trial.seconds:.0f} s", trial.error)
@@ -141,4 +145,4 @@ _PLAIN = (
     *("objective", "max_drop", "float_metric", "float_bytes", "bf16_over_fp32"),
     *("complete", "seconds"),
 )
-_COLUMNS = ("candidate", "metric", "drop", "size", "/ fp32 time", "took", "")
+_COLUMNS = ("candidate", "metric", "drop", "size", "/ fp32 time", "took", "outcome")
