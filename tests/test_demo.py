@@ -13,11 +13,11 @@ from torch.utils.data import TensorDataset
 
 import octavo
 from octavo import demo, latency
-from octavo.plots import History, training
-from octavo.plots.figure import save_png
 from octavo.demo import DemoResult, Net, augmented, run_demo, trained_net
 from octavo.digits import Digits, load_digits
 from octavo.errors import ArtifactError, InputError, MissingExtra
+from octavo.plots import History, training
+from octavo.plots.figure import save_png
 from octavo.replay import Replay, replay_in_fresh_process
 
 QUICK_FLOOR = 70.0  # one epoch of scikit-learn's digits reaches 80 to 90 %
@@ -189,7 +189,8 @@ def test_epochs_and_folder_are_checked(tmp_path: Path) -> None:
 def test_importing_octavo_imports_no_optional_package() -> None:
     code = (
         "import sys, octavo, octavo.demo, octavo.digits, octavo.plots, octavo.report\n"
-        "print([name for name in ('sklearn', 'matplotlib', 'jinja2', 'typer') if name in sys.modules])"
+        "optional = ('sklearn', 'matplotlib', 'jinja2', 'typer')\n"
+        "print([name for name in optional if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

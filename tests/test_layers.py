@@ -57,7 +57,16 @@ LAYERS = (
     ),
     ("bench", "onnx_file", "package"),
     ("quantize", "search", "plots", "report", "digits", "replay", "demo"),
-    ("references", "pt2", "model_source", "image_folder", "data_source", "compat", "migrate", "cli"),
+    (
+        "references",
+        "pt2",
+        "model_source",
+        "image_folder",
+        "data_source",
+        "compat",
+        "migrate",
+        "cli",
+    ),
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
