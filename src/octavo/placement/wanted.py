@@ -20,7 +20,7 @@ def qconfig_of(
     if rule is not None and rule.kind != "global":
         assert rule.qconfig is not None
         if rule.qconfig.mode != "static" and ROLES[op] not in (WEIGHTED, LOOKUP):
-            if rule.kind == "op type":
+            if rule.kind == "op type" and rule.pattern in (op, node.op):  # not a class around it
                 raise PlanError(
                     f"the rule {rule} asks for {rule.qconfig.mode} quantization, which {op} cannot "
                     "have: it has no weights; give it a static QConfig, or None"
