@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.ao.ns._numeric_suite as theirs
 import torch.ao.quantization as torch_ao
 from torch import nn
@@ -29,6 +30,15 @@ def test_weights(digits: Trained, models: tuple[nn.Module, nn.Module]) -> None:
     assert list(found) == [f"{name}.weight" for name in LAYERS]
     for pair in found.values():
         assert decibels(pair["float"], pair["quantized"].dequantize()) > 35
+
+
+def test_weights_whose_channels_are_the_second_axis() -> None:
+    model = ours.QuantWrapper(nn.ConvTranspose2d(6, 6, 3)).eval()
+    model.qconfig = ours.get_default_qconfig("fbgemm")
+    prepared, x = ours.prepare(model), torch.rand(2, 6, 8, 8)
+    prepared(x)
+    (pair,) = ns.compare_weights(model.state_dict(), ours.convert(prepared).state_dict()).values()
+    assert decibels(pair["float"], pair["quantized"]) > 35
 
 
 def test_outputs_have_the_structure_of_torchs(

@@ -49,13 +49,22 @@ def compare_weights(
         original = _matching(key, float_dict)
         if scale is None or zero_point is None or original is None:
             continue
-        # A state dict does not say which axis is the channels': it is the one of their number.
-        axes = (d for d, size in enumerate(integers.shape) if scale.dim() and size == len(scale))
-        axis = next(axes, None)
-        per_axis = (broadcast(v, integers.dim(), axis) for v in (scale, zero_point))
         if integers.shape == original.shape:
-            found[key] = {"float": original, "quantized": dequantize(integers, *per_axis)}
+            read = _dequantized(integers, scale, zero_point, original)
+            found[key] = {"float": original, "quantized": read}
     return found
+
+
+def _dequantized(integers: Tensor, scale: Tensor, zero_point: Tensor, original: Tensor) -> Tensor:
+    """A state dict does not say which axis is the channels': that of their number which fits."""
+    if not scale.dim():
+        return dequantize(integers, scale, zero_point)
+    axes = [axis for axis, size in enumerate(integers.shape) if size == len(scale)]
+    read = [
+        dequantize(integers, *(broadcast(v, integers.dim(), axis) for v in (scale, zero_point)))
+        for axis in axes
+    ]
+    return min(read, key=lambda values: float((values - original).norm()))
 
 
 def compare_model_outputs(

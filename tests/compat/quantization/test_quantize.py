@@ -74,6 +74,8 @@ def test_converted_prints_and_gives_its_weights(digits: Trained, converted: nn.M
     assert decibels(exact, weight.dequantize()) > 35
     assert conv1.bias().shape == (8,)
     assert isinstance(converted.module.bn1, nn.Identity)
+    assert str(converted.quant).startswith("Quantize(scale=0.00")
+    assert str(converted.dequant) == "DeQuantize()"
     with pytest.raises(octavo.OctavoError, match="runs as a part of its model"):
         conv1(digits.images)
 
@@ -105,6 +107,17 @@ def test_converted_can_be_copied_saved_and_lowered(
     assert isinstance(native, octavo.QuantizedModel)
     native.save(tmp_path / "m.octavo")
     assert torch.equal(octavo.load(tmp_path / "m.octavo")(x), converted(x))
+
+
+def test_whole_models_are_neither_pickled_nor_scripted(
+    converted: nn.Module, tmp_path: Path
+) -> None:
+    converted: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(octavo.OctavoError, match=r"octavo\.load reads without the model's code"):
+        torch.save(converted, tmp_path / "whole.pth")
+    with pytest.raises(octavo.OctavoError, match=r"octavo\.export_onnx"):
+        torch.jit.script(converted)
 
 
 def test_a_copy_of_a_prepared_model_observes_on_its_own(
@@ -202,12 +215,17 @@ def test_quantize_runs_all_steps(digits: Trained) -> None:
         (lambda: ours.prepare_qat(Net(), {nn.Linear: 1}), "does not share the argument mapping"),
         (lambda: ours.convert(Net()), "was not prepared: call prepare or prepare_qat"),
         (lambda: ours.convert(Net(), is_reference=True), "argument is_reference"),
+        (lambda: ours.prepare(training())(torch.rand(2, 1, 14, 14)), "'module.bn1' is in training"),
         (lambda: ours.prepare(ours.prepare(fused(Net().eval()))), "prepared already"),
     ],
 )
 def test_errors_name_the_way_out(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(octavo.OctavoError, match=message):
         call()
+
+
+def training() -> nn.Module:
+    return with_qconfig(ours.QuantWrapper(Net().train()))
 
 
 def with_qconfig(model: nn.Module) -> nn.Module:

@@ -6,14 +6,35 @@ it is besides its forward. So its class becomes one that derives from its own.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
+from octavo.errors import OctavoError
+
 
 class Changed(nn.Module):
     """A module of the user's whose forward Octavo has taken over: prepared or converted."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise OctavoError(
+            "a prepared or converted model is not pickled: save its state_dict(), or, converted, "
+            "model.octavo_model.save(path), which octavo.load reads without the model's code"
+        )
+
+    def __prepare_scriptable__(self) -> Any:
+        raise OctavoError(
+            "torch.jit does not take Octavo's models: save model.octavo_model.save(path), or "
+            "octavo.export_onnx(model.octavo_model, path); octavo.export_package compiles it"
+        )
 
 
 _CLASSES: dict[tuple[type, type], type[nn.Module]] = {}

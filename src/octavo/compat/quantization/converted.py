@@ -18,7 +18,12 @@ from octavo.batches import Signature
 from octavo.compat.quantization.changed import Changed, become
 from octavo.compat.quantization.fuse_modules import FusedModule
 from octavo.compat.quantization.layers import LAYERS, QuantizedLayer, about, name_of_kind
-from octavo.compat.quantization.stubs import FloatFunctional, QFunctional
+from octavo.compat.quantization.stubs import (
+    DeQuantStub,
+    FloatFunctional,
+    QFunctional,
+    QuantStub,
+)
 from octavo.errors import CalibrationError
 from octavo.graph import Graph, Node
 from octavo.model import QuantizedModel
@@ -30,12 +35,22 @@ _ROUNDED = ("octavo.quantize.default", "octavo.dequantize.default")
 
 
 class Quantize(nn.Module):
-    """Holds the scale of a tensor that no module of the user's makes, such as an input."""
+    """Holds the scale of a tensor that no layer makes, such as an input."""
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{name}={tensor.item()}" for name, tensor in self.named_buffers("", False)
-        )
+        held = {name: tensor.item() for name, tensor in self.named_buffers("", False)}
+        return ", ".join(f"{name.removeprefix('output_')}={value}" for name, value in held.items())
+
+
+class DeQuantize(nn.Module):
+    """What is left of a DeQuantStub: the graph does its work."""
+
+
+_STAND_INS: dict[type[nn.Module], type[nn.Module]] = {
+    QuantStub: Quantize,
+    DeQuantStub: DeQuantize,
+    FloatFunctional: QFunctional,
+}
 
 
 @dataclass
@@ -125,19 +140,27 @@ def _forget(module: Any, keys: Any) -> None:
     module._octavo.cached = None
 
 
-def convert_into(root: nn.Module, graph: Graph, plan: Plan, signature: Signature) -> nn.Module:
+def convert_into(
+    root: nn.Module,
+    graph: Graph,
+    plan: Plan,
+    signature: Signature,
+    stubs: Mapping[str, str],
+) -> nn.Module:
     """Make a module a converted one, in place.
 
     Args:
         root: the float model.
         graph: the quantized graph.
         plan, signature: its own.
+        stubs: tensor -> path of the QuantStub that reads it, which gets its scale.
     """
     layers = _layers(root, graph, plan)
     _strip(root, layers)
     for name, module in list(root.named_modules()):
-        if isinstance(module, FloatFunctional) and name:
-            _put(root, name, QFunctional())
+        made = next((new for old, new in _STAND_INS.items() if isinstance(module, old)), None)
+        if made is not None and name:
+            _put(root, name, made())
     homes = sorted(layers, key=len, reverse=True)
     constants = {}
     for name, tensor in graph.constants.items():
@@ -146,7 +169,7 @@ def convert_into(root: nn.Module, graph: Graph, plan: Plan, signature: Signature
         _hold(root, *constants[name], tensor)
     scales = {}
     for tensor_name, (scale, zero_point) in _scales(graph, plan).items():
-        place = _place_of_scale(tensor_name, plan, homes)
+        place = _place_of_scale(stubs.get(tensor_name, tensor_name), tensor_name, plan, homes)
         scales[tensor_name] = place
         _hold(root, place[0], place[1], torch.tensor(scale))
         _hold(root, place[0], place[2], torch.tensor(zero_point))
@@ -269,8 +292,8 @@ def _with_scale(node: Node, plan: Plan, scales: Mapping[str, tuple[float, int]])
     return replace(node, args=(node.args[0], *own, *node.args[3:]))
 
 
-def _place_of_scale(tensor: str, plan: Plan, homes: list[str]) -> tuple[str, str, str]:
+def _place_of_scale(owner: str, tensor: str, plan: Plan, homes: list[str]) -> tuple[str, str, str]:
     if plan.tensors[tensor].kind == "weight":
         path, _, leaf = tensor.rpartition(".")
         return _home(path, homes), f"{leaf}_scale", f"{leaf}_zero_point"
-    return _home(tensor, homes), "output_scale", "output_zero_point"
+    return _home(owner, homes), "output_scale", "output_zero_point"

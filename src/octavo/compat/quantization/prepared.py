@@ -22,7 +22,7 @@ from octavo.capture import traced
 from octavo.compat.quantization.changed import Changed, become
 from octavo.compat.quantization.converted import convert_into
 from octavo.compat.quantization.dynamic import swap_layers
-from octavo.compat.quantization.rules import Rules
+from octavo.compat.quantization.rules import Rules, read_by_stubs
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, NothingQuantized
 from octavo.graph import Graph
@@ -54,12 +54,14 @@ class Preparation:
         calibration: what was observed; ``None`` before the first call.
         captured: whether the model was captured; ``calibration`` stays ``None`` if nothing of it
             is to be quantized.
+        stubs: tensor -> path of the QuantStub that reads it.
     """
 
     float_model: nn.Module
     rules: Rules
     calibration: Calibration | None = None
     captured: bool = False
+    stubs: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, rules: Rules) -> Preparation:
@@ -83,13 +85,17 @@ class Preparation:
             CaptureError: the model cannot be exported.
             PlanError: a rule does not fit.
         """
+        if not self.needs_graph:
+            return
+        _refuse_training_norms(self.float_model)
         found = planned(self.float_model, self.rules, args, kwargs)
         self.captured = True
-        self.calibration = None if found is None else Calibration(*found[:2])
+        if found is not None:
+            self.calibration, self.stubs = Calibration(found.graph, found.plan), found.stubs
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the float model returns, observed."""
-        if not self.captured and self.needs_graph:
+        if not self.captured:
             self.capture(args, kwargs)
         if self.calibration is not None:
             self.calibration.observe(flatten_call(self.calibration.graph, args, kwargs))
@@ -107,7 +113,11 @@ class Preparation:
         found = seen.result() if seen.batches else unknown(seen.graph, seen.plan)
         graph = correct_biases(seen.graph, found.qparams, found.input_means)
         return convert_into(
-            root, insert_qdq(graph, seen.plan, found.qparams), seen.plan, self.signature
+            root,
+            insert_qdq(graph, seen.plan, found.qparams),
+            seen.plan,
+            self.signature,
+            self.stubs,
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Preparation:
@@ -119,17 +129,43 @@ class Preparation:
         return replace(self, float_model=float_model, calibration=own)
 
 
+def _refuse_training_norms(model: nn.Module) -> None:
+    """Raise where running statistics would change under the calibration."""
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise CalibrationError(
+                f"the batch norm {path!r} is in training mode, so that it would change while the "
+                "model is calibrated: call model.eval() first"
+            )
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A captured model.
+
+    Attributes:
+        graph: canonical, in float.
+        plan: of that graph.
+        mapping: what the plan was made of.
+        stubs: tensor -> path of the QuantStub that reads it.
+    """
+
+    graph: Graph
+    plan: Plan
+    mapping: QConfigMapping
+    stubs: Mapping[str, str]
+
+
 def planned(
     model: nn.Module, rules: Rules, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Graph, Plan, QConfigMapping] | None:
-    """The graph of a model, its plan, and the mapping that it was made of; ``None``, with a
-    warning, where nothing is quantized.
-    """
+) -> Planned | None:
+    """Capture and plan a model; ``None``, with a warning, where nothing is quantized."""
     raw = traced(model, args, kwargs)
     graph = canonical(raw)
     mapping = rules.of_graph(raw, graph, model)
     try:
-        return graph, plan(graph, mapping, rules.target), mapping
+        made = plan(graph, mapping, rules.target)
+        return Planned(graph, made, mapping, read_by_stubs(raw, model))
     except NothingQuantized as nothing:
         warnings.warn(f"the model stays float: {nothing}", OctavoWarning, stacklevel=2)
         return None

@@ -149,6 +149,12 @@ def _propagated(module: nn.Module, path: str, around: Any) -> Iterator[tuple[str
         yield from _propagated(child, f"{path}.{name}".lstrip("."), qconfig)
 
 
+def read_by_stubs(traced: Graph, model: nn.Module) -> dict[str, str]:
+    """Tensor -> path of the QuantStub that reads it."""
+    stubs = {path for path, module in model.named_modules() if isinstance(module, QuantStub)}
+    return {node.args[0].name: node.module for node in traced.nodes if node.module in stubs}
+
+
 def _between_stubs(traced: Graph, model: nn.Module) -> set[str]:
     """The nodes that a value from a QuantStub reaches with no DeQuantStub before."""
     kinds = {path: type(module) for path, module in model.named_modules()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class Training:
         rules: what is rounded.
         qat: the training model; ``None`` before the first call.
         captured: whether there was one; ``qat`` stays ``None`` if nothing is to be quantized.
+        stubs: tensor -> path of the QuantStub that reads it.
         rounding, observing, norms_frozen: the switches.
     """
 
@@ -72,6 +73,7 @@ class Training:
     rules: Rules
     qat: QATModel | None = None
     captured: bool = False
+    stubs: Mapping[str, str] = field(default_factory=dict)
     rounding: bool = True
     observing: bool = True
     norms_frozen: bool = False
@@ -100,9 +102,11 @@ class Training:
         self.captured = True
         if found is None:
             return
-        _, _, mapping = found
+        self.stubs = found.stubs
         example = args if not kwargs else _by_name(model, args, kwargs)
-        self.qat = prepare_qat(model, example, mapping, target=self.rules.target, mode="static")
+        self.qat = prepare_qat(
+            model, example, found.mapping, target=self.rules.target, mode="static"
+        )
         share(self.qat, model)
         self.set("observing", self.observing)
 
@@ -133,7 +137,9 @@ class Training:
         qat = self.qat.eval()
         graph = qat.deployed()
         qparams = qat.qparams() if self.has_ranges else _unknown(qat)
-        return convert_into(root, insert_qdq(graph, qat.plan, qparams), qat.plan, self.signature)
+        return convert_into(
+            root, insert_qdq(graph, qat.plan, qparams), qat.plan, self.signature, self.stubs
+        )
 
     @property
     def signature(self) -> Signature:
