@@ -112,8 +112,6 @@ def test_converted_can_be_copied_saved_and_lowered(
 def test_whole_models_are_neither_pickled_nor_scripted(
     converted: nn.Module, tmp_path: Path
 ) -> None:
-    converted: nn.Module, tmp_path: Path
-) -> None:
     with pytest.raises(octavo.OctavoError, match=r"octavo\.load reads without the model's code"):
         torch.save(converted, tmp_path / "whole.pth")
     with pytest.raises(octavo.OctavoError, match=r"octavo\.export_onnx"):
