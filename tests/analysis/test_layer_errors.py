@@ -72,9 +72,10 @@ def test_own_and_accumulated_errors_are_those_computed_by_hand(
         )
     assert found["conv.weight"].sqnr_db == pytest.approx(_sqnr(net.conv.weight, weight), abs=1e-3)
     assert found["conv.weight"].accumulated_sqnr_db is None
-    assert found["relu"].sqnr_db == pytest.approx(_sqnr(first, own), abs=1e-3)
+    # Biases are whole steps there, and are not here.
+    assert found["relu"].sqnr_db == pytest.approx(_sqnr(first, own), abs=0.01)
     assert found["relu"].accumulated_sqnr_db == pytest.approx(found["relu"].sqnr_db, abs=1e-3)
-    assert found["relu"].mse == pytest.approx(float((first - own).square().mean()), rel=1e-4)
+    assert found["relu"].mse == pytest.approx(float((first - own).square().mean()), rel=1e-3)
     assert found["relu"].high == pytest.approx(float(first.max()))
     assert found["fc"].sqnr_db == pytest.approx(_sqnr(logits, fc), abs=0.01)
     assert found["fc"].accumulated_sqnr_db == pytest.approx(_sqnr(logits, q_logits), abs=0.01)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-_PART = 2**17  # values
+_PART = 2**16  # values
 
 
 class ErrorSums:
@@ -24,29 +25,26 @@ class ErrorSums:
         self.count = 0
         self.signal = self.noise = self.product = self.power = 0.0
 
-    def update(
-        self, exact: Tensor, rounded: Tensor, scale: float = 1.0, zero_point: int = 0
-    ) -> None:
-        """Add one batch.
+    def update(self, exact: Tensor, rounded: Tensor) -> None:
+        """Add one batch: two float tensors of the same shape."""
+        for one, other in _parts(exact, rounded):
+            one = one.float()
+            self.add(one, one - other, float(torch.dot(one, one)))
+
+    def add(self, exact: Tensor, error: Tensor, signal: float) -> None:
+        """Add a part.
 
         Args:
-            exact: float, of any shape.
-            rounded: of the same shape; integers stand for ``(q - zero_point) * scale``.
-            scale, zero_point: of integers.
+            exact: float32 ``[N]``.
+            error: exact minus rounded.
+            signal: the sum of the squares of ``exact``.
         """
-        # A part at a time, so that the passes over it find it in the cache.
-        parts = zip(exact.reshape(-1).split(_PART), rounded.reshape(-1).split(_PART), strict=True)
-        for one, other in parts:
-            one = one.float()
-            error = other.to(torch.float32, copy=True).sub_(zero_point).mul_(scale).sub_(one)
-            self._add(*(float(torch.dot(*p)) for p in ((one, one), (error, error), (one, error))))
-        self.count += exact.numel()
-
-    def _add(self, signal: float, noise: float, error_along: float) -> None:
+        noise, along = float(torch.dot(error, error)), float(torch.dot(exact, error))
         self.signal += signal
         self.noise += noise
-        self.product += signal + error_along
-        self.power += max(0.0, signal + 2 * error_along + noise)
+        self.product += signal - along
+        self.power += max(0.0, signal - 2 * along + noise)
+        self.count += exact.numel()
 
     @property
     def sqnr_db(self) -> float:
@@ -80,13 +78,74 @@ class RangeSums:
         """Add one batch; ``ends`` are what the lowest and the highest integer stand for, half a
         step beyond them included.
         """
-        low, high = torch.aminmax(exact)
-        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+        low, high = map(float, torch.aminmax(exact))
+        self.low, self.high = min(self.low, low), max(self.high, high)
         self.count += exact.numel()
-        if ends is not None and (float(low) < ends[0] or float(high) > ends[1]):
-            self.clipped += int(((exact < ends[0]) | (exact > ends[1])).sum())
+        if ends is not None and (low < ends[0] or high > ends[1]):
+            self.clipped += int(torch.count_nonzero((exact < ends[0]) | (exact > ends[1])))
 
     @property
     def clipped_share(self) -> float:
         """The share of values that the integers cannot reach."""
         return self.clipped / self.count if self.count else 0.0
+
+
+class LayerSums:
+    """All sums of one layer.
+
+    Attributes:
+        own: error of its own rounding.
+        accumulated: with the error of all layers before.
+        seen: the exact values' range.
+        integers: the lowest and the highest in use; ``None`` for a layer that gives floats.
+    """
+
+    def __init__(self) -> None:
+        self.own, self.accumulated, self.seen = ErrorSums(), ErrorSums(), RangeSums()
+        self.integers: tuple[int, int] | None = None
+
+    def update(
+        self,
+        exact: Tensor,
+        alone: Tensor,
+        all_in: Tensor,
+        scale: float | None = None,
+        zero_point: int | None = None,
+        ends: tuple[float, float] | None = None,
+    ) -> None:
+        """Add one batch.
+
+        Args:
+            exact: what the float model has, of any shape.
+            alone: what the layer makes of exact values, of the same shape.
+            all_in: what it makes of what the layers before it made.
+            scale, zero_point: the latter two are integers that stand for
+                ``(q - zero_point) * scale``; ``None`` for floats.
+            ends: as for `RangeSums.update`.
+        """
+        for one, *rounded in _parts(exact, alone, all_in):
+            one = one.float()
+            signal = float(torch.dot(one, one))
+            self.seen.update(one, ends)
+            for sums, other in zip((self.own, self.accumulated), rounded, strict=True):
+                values = other.to(torch.float32, copy=True)
+                if zero_point:
+                    values.sub_(zero_point)
+                error = torch.sub(one, values, alpha=1.0 if scale is None else scale, out=values)
+                sums.add(one, error, signal)
+            if scale is not None:
+                self._use(*map(int, torch.aminmax(rounded[0])))
+
+    def _use(self, low: int, high: int) -> None:
+        before = self.integers or (low, high)
+        self.integers = min(low, before[0]), max(high, before[1])
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, flat, in parts: so all passes over a part find it in the cache.
+
+    In the order of the first one's memory, so that it is not copied, nor those that are like it.
+    """
+    if tensors[0].dim() == 4 and tensors[0].is_contiguous(memory_format=torch.channels_last):
+        tensors = tuple(tensor.permute(0, 2, 3, 1) for tensor in tensors)
+    yield from zip(*(tensor.reshape(-1).split(_PART) for tensor in tensors), strict=True)

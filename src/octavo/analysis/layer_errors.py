@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from octavo.analysis.error_sums import ErrorSums, RangeSums
+from octavo.analysis.error_sums import ErrorSums, LayerSums, RangeSums
 from octavo.batches import Batch, split_batch, with_floats
 from octavo.call import flatten_call
 from octavo.capture import capture
@@ -206,7 +206,7 @@ class Measurement:
         if runtime is None:
             runtime = q.runtime if q.runtime in ("torch", "reference") else "reference"
         tensors = flatten_call(q.graph, first.args, first.kwargs)
-        self.cuts = Cuts.of(q.graph, tensors)
+        self.cuts = Cuts.of(q.graph, _one_sample(q.graph, tensors))
         known = set(self.float_graph.metas())
         layers = dict.fromkeys([*self.cuts.layers, *self.cuts.sources])
         # What a model of pixels has in place of the float image.
@@ -229,23 +229,15 @@ class Measurement:
         self.run_whole = lower(self.cuts.whole, runtime, q.device).run
         self.run_pieces = lower(self.cuts.graph, runtime, q.device).run
         self.samples = 0
-        self.own = {name: ErrorSums() for name in self.cuts.layers}
-        self.accumulated = {name: ErrorSums() for name in self.cuts.layers}
-        self.ranges = {name: RangeSums() for name in self.cuts.layers}
-        self.integers: dict[str, tuple[int, int]] = {}
+        self.sums = {name: LayerSums() for name in self.cuts.layers}
 
     @torch.no_grad()
     def update(self, call: Batch) -> None:
         """Add one batch."""
         tensors = flatten_call(self.q.graph, call.args, call.kwargs)
         floats = with_floats(call, self.pixels)
-        exact = dict(
-            zip(
-                self.names,
-                self.run_float(*flatten_call(self.float_graph, floats.args, floats.kwargs)),
-                strict=True,
-            )
-        )
+        given = flatten_call(self.float_graph, floats.args, floats.kwargs)
+        exact = dict(zip(self.names, self.run_float(*map(_channels_last, given)), strict=True))
         whole = self.run_whole(*tensors)
         pieces = self.run_pieces(*tensors, *(exact[name] for name in self.cuts.sources))
         self.samples += tensors[0].shape[0] if tensors and tensors[0].dim() else 1
@@ -256,14 +248,8 @@ class Measurement:
             want = exact[layer]
             if not isinstance(want, Tensor) or not want.is_floating_point() or not want.numel():
                 continue
-            read = (1.0, 0) if scale is None or zero_point is None else (scale, zero_point)
-            self.own[layer].update(want, alone, *read)
-            self.accumulated[layer].update(want, all_in, *read)
-            self.ranges[layer].update(want, self._ends(layer, scale, zero_point))
-            if scale is not None:
-                low, high = map(int, torch.aminmax(alone))
-                before = self.integers.get(layer, (low, high))
-                self.integers[layer] = min(low, before[0]), max(high, before[1])
+            ends = self._ends(layer, scale, zero_point)
+            self.sums[layer].update(want, alone, all_in, scale, zero_point, ends)
 
     def _ends(
         self, layer: str, scale: float | None, zero_point: int | None
@@ -285,26 +271,41 @@ class Measurement:
         for name in plans:
             if plans[name].kind == "weight":
                 rows.append(weights[name])
-            elif name in self.own and self.own[name].count:
+            elif name in self.sums and self.sums[name].own.count:
                 rows.append(self._row(name))
         return LayerErrors(tuple(rows), self.samples)
 
     def _row(self, name: str) -> LayerError:
-        planned, own, seen = self.q.plan.tensors[name], self.own[name], self.ranges[name]
+        planned, sums = self.q.plan.tensors[name], self.sums[name]
+        own, seen = sums.own, sums.seen
         return LayerError(
             tensor=name,
             kind=planned.kind,
             op=planned.op,
-            values=planned.values if name in self.integers else "float",
+            values="float" if sums.integers is None else planned.values,
             sqnr_db=own.sqnr_db,
-            accumulated_sqnr_db=self.accumulated[name].sqnr_db,
+            accumulated_sqnr_db=sums.accumulated.sqnr_db,
             mse=own.mse,
             cosine=own.cosine,
             low=seen.low,
             high=seen.high,
             clipped=seen.clipped_share,
-            unused=_unused(self.integers.get(name), planned.spec),
+            unused=_unused(sums.integers, planned.spec),
         )
+
+
+def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
+    """The first sample of a batch, where the graph leaves the batch size free: it is run slowly."""
+    if any(given.meta.shape[:1] != (None,) for given in graph.inputs):
+        return tensors
+    return [tensor[:1] for tensor in tensors]
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """Images in the order that int8 kernels give theirs, so that none has to be copied."""
+    if tensor.dim() != 4:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:
