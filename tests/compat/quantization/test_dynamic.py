@@ -80,6 +80,19 @@ def test_recurrent_layers(kind: type[nn.Module]) -> None:
     assert decibels(model(packed)[0].data, q(packed)[0].data) > 25
 
 
+def test_torchs_own_transformer() -> None:
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2).eval()
+    x = torch.randn(2, 7, 32)
+    q = ours.quantize_dynamic(model, {nn.Linear})
+    assert str(q.layers[0].linear1).startswith("DynamicQuantizedLinear")
+    assert decibels(model(x), q(x)) > 30  # torch.ao's has no 'device' here
+    seen: list[Tensor] = []
+    q.layers[0].linear1.register_forward_hook(lambda module, args, result: seen.append(result))
+    q(x)
+    assert [tuple(t.shape) for t in seen] == [(2, 7, 64)]
+
+
 def test_specs_by_path_kind_and_qconfig() -> None:
     model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 4)))
     tokens = torch.randint(0, 10, (3, 5))

@@ -78,6 +78,8 @@ def test_converted_prints_and_gives_its_weights(digits: Trained, converted: nn.M
     assert str(converted.dequant) == "DeQuantize()"
     with pytest.raises(octavo.OctavoError, match="runs as a part of its model"):
         conv1(digits.images)
+    with pytest.raises(octavo.OctavoError, match="would never be called"):
+        conv1.register_forward_hook(print)
 
 
 def test_a_state_dict_rebuilds_the_model_bit_for_bit(

@@ -71,6 +71,9 @@ class DynamicLayer(QuantizedLayer):
         with torch.no_grad():
             return self._run(*args, **kwargs)
 
+    register_forward_hook = nn.Module.register_forward_hook
+    register_forward_pre_hook = nn.Module.register_forward_pre_hook
+
     def float_layer(self) -> nn.Module:
         """The layer in float, of the rounded weights."""
         layer = copy.deepcopy(self._empty[0]).to_empty(device=_device(self))
@@ -179,14 +182,25 @@ def swap_layers(
         if type(module) not in kinds:
             left += [type(module).__name__] if any(True for _ in module.parameters(False)) else []
             continue
-        layer = made.setdefault(id(module), DynamicLayer(module, qconfig, target))
+        if id(module) not in made:
+            made[id(module)] = DynamicLayer(module, qconfig, target)
         if not path:
-            return layer
+            return made[id(module)]
         owner, _, leaf = path.rpartition(".")
-        root.get_submodule(owner)._modules[leaf] = layer
+        root.get_submodule(owner)._modules[leaf] = made[id(module)]
     if not made:
         warnings.warn(_nothing(left), OctavoWarning, stacklevel=3)
+    _leave_fast_paths(root)
     return root
+
+
+def _leave_fast_paths(root: nn.Module) -> None:
+    """torch's own transformer layers have one kernel for all that they hold, if it is float."""
+    for module in root.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # what the kernel would be told; else unused
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def _nothing(left: Iterable[str]) -> str:

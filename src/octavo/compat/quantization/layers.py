@@ -162,6 +162,14 @@ class QuantizedLayer(nn.Module):
             "and octavo.quantize(layer, ...) take a layer alone"
         )
 
+    def _no_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        raise OctavoError(
+            f"a hook on a {self.kind} would never be called, the graph of the whole model runs: "
+            "octavo.compat.numeric_suite and octavo.layer_errors show what layers return"
+        )
+
+    register_forward_hook = register_forward_pre_hook = _no_hooks
+
     def _get_name(self) -> str:
         return self.kind
 
