@@ -105,6 +105,8 @@ def test_converted_can_be_copied_saved_and_lowered(
     x = digits.images
     other = copy.deepcopy(converted).to("cpu").eval()
     assert torch.equal(other(x), converted(x))
+    with pytest.raises(octavo.OctavoError, match="cannot change its dtype"):
+        other.half()
     native = converted.octavo_model
     assert isinstance(native, octavo.QuantizedModel)
     native.save(tmp_path / "m.octavo")

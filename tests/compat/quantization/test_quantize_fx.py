@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.ao.quantization as theirs
 from compat.networks import Net, Trained, decibels
-from torch import nn
+from torch import Tensor, nn
 from torch.ao.quantization import quantize_fx as their_fx
 
 import octavo
@@ -59,6 +59,37 @@ def test_rules_of_every_kind(digits: Trained) -> None:
     assert kinds == ["QuantizedConvReLU2d", "Conv2d", "Linear", "DynamicQuantizedLinear"]
     assert isinstance(q.bn2, nn.Identity)  # folded into conv2
     assert decibels(digits.float_model(x), q(x)) > 25
+
+
+class Words(nn.Module):
+    """A table, attention, norms: some of it int8, some float, some tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.encoder(self.table(tokens)))
+        return scores
+
+
+def test_a_mixed_model_and_its_state_dict() -> None:
+    tokens = torch.randint(0, 20, (3, 6))
+    mapping = ours.get_default_qconfig_mapping("x86").set_object_type(
+        nn.Embedding, ours.float_qparams_weight_only_qconfig
+    )
+    model = Words().eval()
+    ready = quantize_fx.prepare_fx(model, mapping, tokens)
+    ready(tokens)
+    q = quantize_fx.convert_fx(ready)
+    assert decibels(model(tokens), q(tokens)) > 30
+    assert str(q.table) == "WeightOnlyEmbedding(20, 16)"
+    assert isinstance(q.encoder.norm1, nn.LayerNorm)
+    other = quantize_fx.convert_fx(quantize_fx.prepare_fx(Words(), mapping, tokens))
+    other.load_state_dict(q.state_dict())
+    assert torch.equal(other(tokens), q(tokens))
 
 
 def test_a_model_of_which_nothing_is_quantized_stays_float(digits: Trained) -> None:

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from octavo.batches import Signature
 from octavo.compat.quantization.changed import Changed, become
 from octavo.compat.quantization.fuse_modules import FusedModule
-from octavo.compat.quantization.layers import LAYERS, QuantizedLayer, about, name_of_kind
+from octavo.compat.quantization.layers import (
+    LAYERS,
+    QuantizedLayer,
+    about,
+    name_of_kind,
+    refuse_other_dtypes,
+)
 from octavo.compat.quantization.stubs import (
     DeQuantStub,
     FloatFunctional,
@@ -38,7 +44,7 @@ class Quantize(nn.Module):
     """Holds the scale of a tensor that no layer makes, such as an input."""
 
     def extra_repr(self) -> str:
-        held = {name: tensor.item() for name, tensor in self.named_buffers("", False)}
+        held = {name: t.item() for name, t in self.named_buffers("", False) if not t.dim()}
         return ", ".join(f"{name.removeprefix('output_')}={value}" for name, value in held.items())
 
 
@@ -131,6 +137,7 @@ class Converted(Changed):
         return self.octavo_model(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        refuse_other_dtypes(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._octavo.cached = None
         return self
@@ -156,7 +163,7 @@ def convert_into(
         stubs: tensor -> path of the QuantStub that reads it, which gets its scale.
     """
     layers = _layers(root, graph, plan)
-    _strip(root, layers)
+    _strip(root, layers, {name.rpartition(".")[0] for name in graph.constants})
     for name, module in list(root.named_modules()):
         made = next((new for old, new in _STAND_INS.items() if isinstance(module, old)), None)
         if made is not None and name:
@@ -232,8 +239,8 @@ def _weights(
     return found
 
 
-def _strip(root: nn.Module, layers: Mapping[str, Any]) -> None:
-    """Take the float tensors out; what has none left, a folded batch norm, does nothing now."""
+def _strip(root: nn.Module, layers: Mapping[str, Any], holders: set[str]) -> None:
+    """Take the float tensors out; what will hold none, a folded batch norm, does nothing now."""
     for path, module in list(root.named_modules(remove_duplicate=False)):
         own = [*module._parameters, *module._buffers]
         if path in layers:
@@ -241,7 +248,7 @@ def _strip(root: nn.Module, layers: Mapping[str, Any]) -> None:
         for table in (module._parameters, module._buffers):
             for name in [name for name, tensor in table.items() if tensor is not None]:
                 del table[name]
-        if own and path and not module._modules and not isinstance(module, LAYERS):
+        if own and path not in holders and not module._modules and not isinstance(module, LAYERS):
             _put(root, path, nn.Identity())
 
 

@@ -19,7 +19,12 @@ from octavo.affine import QParams
 from octavo.batches import Signature
 from octavo.calibrate import qparams_of_weight
 from octavo.capture import capture
-from octavo.compat.quantization.layers import QuantizedLayer, about, name_of_kind
+from octavo.compat.quantization.layers import (
+    QuantizedLayer,
+    about,
+    name_of_kind,
+    refuse_other_dtypes,
+)
 from octavo.convert import insert_qdq
 from octavo.model import OctavoWarning, QuantizedModel
 from octavo.plan import plan
@@ -86,6 +91,7 @@ class DynamicLayer(QuantizedLayer):
         return layer.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        refuse_other_dtypes(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._run = None
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +177,19 @@ class QuantizedLayer(nn.Module):
         if self.output is None:
             return self.about
         return f"{self.about}, scale={self.scale}, zero_point={self.zero_point}"
+
+
+def refuse_other_dtypes(fn: Callable[[Tensor], Tensor]) -> None:
+    """Raise for a change that ``Module.to`` would make to scales.
+
+    Raises:
+        OctavoError: it is one of dtype.
+    """
+    if fn(torch.empty(0)).dtype != torch.float32:
+        raise OctavoError(
+            "a quantized model cannot change its dtype: its scales are float32; change that of the "
+            "float model before it is quantized"
+        )
 
 
 # Modules that become a QuantizedLayer; weights of other modules stay where they are.
