@@ -21,6 +21,7 @@ from octavo.compat.quantization.observer import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
+from octavo.model import OctavoWarning
 
 # The tensors that the article prints, to four digits.
 INPUTS = [
@@ -132,8 +133,9 @@ def test_static_in_both_modes() -> None:
 def test_training() -> None:
     m = fused_between_stubs(convolutions(8))
     m.train()
-    m.qconfig = quantization.get_default_qat_qconfig(BACKEND)
-    quantization.prepare_qat(m, inplace=True)
+    m.qconfig = quantization.get_default_qconfig(BACKEND)  # as in the article
+    with pytest.warns(OctavoWarning, match="get_default_qat_qconfig"):
+        quantization.prepare_qat(m, inplace=True)
     optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
     losses = []
     for _ in range(5):

@@ -17,6 +17,7 @@ from octavo.call import flatten_call
 from octavo.capture import capture
 from octavo.compat.quantization.converted import Converted
 from octavo.compat.quantization.layers import QuantizedLayer
+from octavo.compat.quantization.missing import missing
 from octavo.errors import InputError, OctavoError
 from octavo.graph import Graph
 from octavo.program import compile_steps, steps_of
@@ -211,3 +212,7 @@ def _values(
     with torch.no_grad():
         values = run(*flatten_call(graph, data, {}))
     return dict(zip(names, values, strict=True))
+
+
+def __getattr__(name: str) -> Any:
+    raise missing(__name__, name)

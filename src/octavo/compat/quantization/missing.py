@@ -30,6 +30,10 @@ _MISSING: dict[str, str] = {
         get_default_compare_output_module_list get_dynamic_quant_module_class
         get_embedding_qat_module_mappings get_embedding_static_quant_module_mappings
         get_quantized_operator get_static_quant_module_class no_observer_set swap_module
+        DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS DEFAULT_DYNAMIC_SPARSE_QUANT_MODULE_MAPPINGS
+        DEFAULT_FLOAT_TO_QUANTIZED_OPERATOR_MAPPINGS DEFAULT_MODULE_TO_ACT_POST_PROCESS
+        DEFAULT_QAT_MODULE_MAPPINGS DEFAULT_REFERENCE_STATIC_QUANT_MODULE_MAPPINGS
+        DEFAULT_STATIC_QUANT_MODULE_MAPPINGS DEFAULT_STATIC_SPARSE_QUANT_MODULE_MAPPINGS
         propagate_qconfig_ add_quant_dequant get_combined_dict get_default_custom_config_dict
         QuantType MatchAllNode Pattern ObserverOrFakeQuantize""".split(),
         _MAPPINGS,
@@ -55,6 +59,18 @@ _MISSING: dict[str, str] = {
         PerTensor PerToken TorchAODType ZeroPointDomain get_block_size""".split(),
         _TORCHAO,
     ),
+    **dict.fromkeys(
+        """default_symmetric_qnnpack_qconfig default_per_channel_symmetric_qnnpack_qconfig
+        default_symmetric_qnnpack_qat_qconfig
+        default_per_channel_symmetric_qnnpack_qat_qconfig""".split(),
+        'octavo.quantize(model, calibration=loader, target="edge") has int8 activations',
+    ),
+    **dict.fromkeys(
+        """Logger OutputLogger ShadowLogger Shadow get_logger_dict prepare_model_outputs
+        prepare_model_with_stubs get_matching_activations""".split(),
+        "compare_model_outputs and compare_model_stub do their own logging",
+    ),
+    "convert_to_reference_fx": "convert_fx(model).octavo_model.lower('reference') is the oracle",
     "ReuseInputObserver": "the plan lets an operator share the scale of its input by itself",
     "default_reuse_input_observer": "the plan lets an operator share a scale by itself",
     "default_reuse_input_qconfig": "the plan lets an operator share a scale by itself",

@@ -46,6 +46,8 @@ def prepare(
         PlanError: no module has a qconfig, or there are no stubs.
 
     Example:
+        >>> import torch
+        >>> from octavo.compat.quantization import QuantWrapper, get_default_qconfig
         >>> net = QuantWrapper(nn.Linear(4, 2)).eval()
         >>> net.qconfig = get_default_qconfig("x86")
         >>> prepared = prepare(net)

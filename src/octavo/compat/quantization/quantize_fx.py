@@ -48,6 +48,7 @@ def prepare_fx(
         CaptureError: the model cannot be exported.
 
     Example:
+        >>> from octavo.compat.quantization import get_default_qconfig
         >>> net = nn.Sequential(nn.Linear(4, 2))
         >>> ready = prepare_fx(net, {"": get_default_qconfig("x86")}, torch.rand(1, 4))
         >>> ready(torch.rand(8, 4)).shape
