@@ -126,7 +126,7 @@ def test_static_in_both_modes() -> None:
         for x in batches:
             prepared(x)
     fx = quantize_fx.convert_fx(prepared)
-    assert SQNR(m(batches[0]), fx(batches[0])) > 60  # one model, twice
+    assert SQNR(m(batches[0]), fx(batches[0])) > 40  # one model, twice
     assert SQNR(plain(batches[0]), fx(batches[0])) > 30
 
 

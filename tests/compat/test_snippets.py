@@ -423,6 +423,34 @@ def bert_like_layers() -> None:
     near(int8, model, [torch.rand(2, 6, 16)], part=0.05)
 
 
+@runs
+def transformer_layer() -> None:
+    """forums: quantize_dynamic of nn.TransformerEncoderLayer"""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0).eval()
+    int8 = tq.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)
+    near(int8, layer, [torch.rand(2, 6, 16)], part=0.05)
+
+
+@runs
+def recurrent_layers_of_both_directions() -> None:
+    """eager: test_quantized_rnn"""
+    for kind in (nn.LSTM, nn.GRU):
+        model = nn.ModuleDict({"rnn": kind(4, 6, 2, bidirectional=True)}).eval()
+        int8 = tq.quantize_dynamic(model, {"rnn": tq.per_channel_dynamic_qconfig})
+        x = torch.rand(5, 2, 4)
+        assert (int8["rnn"](x)[0] - model["rnn"](x)[0]).abs().max() < 0.05
+
+
+@runs
+def packed_sequences() -> None:
+    """eager: test_quantized_rnn, PackedSequence"""
+    model = nn.ModuleDict({"rnn": nn.LSTM(4, 6)}).eval()
+    int8 = tq.quantize_dynamic(model, {nn.LSTM})
+    packed = nn.utils.rnn.pack_padded_sequence(torch.rand(5, 2, 4), torch.tensor([5, 3]))
+    got, expected = int8["rnn"](packed)[0], model["rnn"](packed)[0]
+    assert (got.data - expected.data).abs().max() < 0.05
+
+
 # Eager mode, training
 
 
@@ -602,6 +630,59 @@ def fx_dynamic() -> None:
 
 
 @runs
+def fx_of_shapes_and_pools() -> None:
+    """fx: test_general_shape_ops"""
+
+    class Shapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = functional.max_pool2d(functional.relu(self.conv(x)), 2)
+            y = functional.interpolate(y, scale_factor=2).permute(0, 1, 3, 2)
+            y = y.chunk(2, dim=2)[0].reshape(-1, 4, 8, 4)
+            return self.last(functional.adaptive_avg_pool2d(y, 2))
+
+    model = Shapes().eval()
+    ready = prepare_fx(model, tq.get_default_qconfig_mapping("x86"), (IMAGES[0],))
+    run_all(ready, IMAGES)
+    near(convert_fx(ready), model, IMAGES)
+
+
+@runs
+def fx_with_two_inputs_and_a_dict_of_outputs() -> None:
+    """fx: test_dict_output"""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 4), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"left": self.left(x), "sum": self.left(x) + self.right(y)}
+
+    model = Model().eval()
+    ready = prepare_fx(model, {"": tq.get_default_qconfig("onednn")}, tuple(VECTORS))
+    ready(*VECTORS)
+    got, expected = convert_fx(ready)(*VECTORS), model(*VECTORS)
+    for key in expected:
+        assert (got[key] - expected[key]).abs().max() < 0.05
+
+
+@runs
+def fx_converted_twice() -> None:
+    """fx: test_deepcopy_preserve_attributes and calibration that goes on"""
+    model = TwoLayers().eval()
+    ready = prepare_fx(model, tq.get_default_qconfig_dict("x86"), VECTORS[0])
+    run_all(ready, VECTORS[:1])
+    first = convert_fx(copy.deepcopy(ready))
+    run_all(ready, VECTORS[1:])
+    near(first, model, VECTORS)
+    near(convert_fx(ready), model, VECTORS)
+
+
+@runs
 def fx_training() -> None:
     """docs: quantization-aware training in FX mode"""
     model = ConvNet().train()
@@ -666,6 +747,18 @@ def observers_of_a_tensor() -> None:
         scale, zero_point = observer.calculate_qparams()
         assert scale.item() == pytest.approx(6 / 127)
         assert zero_point.item() == 0
+
+
+@runs
+def observers_start_anew() -> None:
+    """observers: test_observer_reset"""
+    observer = tq.MinMaxObserver()
+    observer(torch.tensor([-1.0, 10.0]))
+    observer.reset_min_max_vals()
+    observer(torch.tensor([-1.0, 1.0]))
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.item() == pytest.approx(2 / 255)
+    assert zero_point.item() == 128
 
 
 @runs
@@ -756,6 +849,18 @@ def custom_modules() -> None:
 def default_evaluation() -> None:
     """tutorial: numeric suite, default_eval_fn"""
     tq.quantize(Stubs(), tq.default_eval_fn, [VECTORS])
+
+
+@refused("octavo_model.save")
+def script_module() -> None:
+    """eager: checkScriptable"""
+    torch.jit.script(static(Stubs(), VECTORS, tq.default_qconfig))
+
+
+@refused("octavo.plan")
+def fused_by_own_methods() -> None:
+    """fuse: test_fuser_method"""
+    tq.get_fuser_method((nn.Conv2d, nn.BatchNorm2d))
 
 
 @refused("int7")
