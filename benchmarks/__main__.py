@@ -15,6 +15,7 @@ NAMES = (
     "pixels",
     "recurrent",
     "qat_step",
+    "seeds",
     "calibration",
     "import_time",
     "minilm",

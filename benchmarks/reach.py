@@ -58,10 +58,9 @@ def quantized(
             args, kwargs = call(entry, CALIBRATED, seed)
             calibration.observe(flatten_call(graph, args, kwargs))
     found = calibration.result()
-    corrected = octavo.correct_biases(graph, found.qparams, found.input_means)
+    graph = octavo.correct_biases(graph, found.qparams, found.input_means)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
-        graph = octavo.integer_biases(corrected, plan, found.qparams)
         return octavo.convert(graph, plan, found.qparams, batches=found.batches)
 
 

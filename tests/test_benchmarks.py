@@ -22,6 +22,7 @@ SCRIPTS = (
     "reach",
     "recurrent",
     "qat_step",
+    "seeds",
     "qat_accuracy",
     "analysis",
     "calibration",

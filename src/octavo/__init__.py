@@ -47,7 +47,7 @@ from octavo.scheme import Scheme
 from octavo.search import SearchResult, search
 from octavo.targets import dynamic_qconfig, qat_qconfig, static_qconfig, weight_only_qconfig
 from octavo.version import __version__
-from octavo.weights import correct_biases, integer_biases
+from octavo.weights import correct_biases
 
 __all__ = [
     "MSE",
@@ -90,7 +90,6 @@ __all__ = [
     "export_onnx",
     "export_package",
     "host_target",
-    "integer_biases",
     "layer_errors",
     "load",
     "load_package",

@@ -3,7 +3,8 @@
 Each quantized activation ``x`` becomes ``x -> x.quantized -> x.dequantized``; each quantized weight
 is stored as integers and read through ``<weight>.dequantized``, those of four bits two to a byte
 and read through ``<weight>.unpacked``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by
-its own range. Calibration and training end here alike: both give weights and qparams.
+its own range. Biases of static layers become whole steps of their sums. Calibration and training
+end here alike: both give weights and qparams.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
 from octavo.plan import Plan
 from octavo.qconfig import QSpec
 from octavo.scheme import Scheme
+from octavo.weights import integer_biases
 
 
 def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
@@ -39,6 +41,7 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         PlanError: the plan names tensors that the graph has not, or qparams are missing.
     """
     _check(graph, plan, qparams)
+    graph = integer_biases(graph, plan, qparams)
     quantized = plan.quantized
     constants = {name: tensor.detach().clone() for name, tensor in graph.constants.items()}
     weight_nodes = {}

@@ -23,7 +23,7 @@ from octavo.plan import Plan, plan
 from octavo.qat import QATModel
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.version import __version__
-from octavo.weights import correct_biases, integer_biases
+from octavo.weights import correct_biases
 
 
 def quantize(
@@ -66,8 +66,7 @@ def quantize(
             ``example_inputs`` and ``calibration`` may be such pixels, or floats that were
             preprocessed like that.
         bias_correction: let biases take back the shift of each layer's mean output that rounding
-            its weights brings, see `octavo.weights.bias_correction`. Biases of static layers are
-            then rounded to whole steps of their sums, as integer kernels add them.
+            its weights brings, see `octavo.weights.bias_correction`.
         distributed: in ``torchrun``: each process calibrates on its own part of the data, and all
             get what they have seen together.
         progress: show a progress bar on a terminal.
@@ -131,7 +130,7 @@ def quantize(
     if bias_correction:
         graph = correct_biases(graph, found.qparams, found.input_means)
     return convert(
-        integer_biases(graph, decided, found.qparams),
+        graph,
         decided,
         found.qparams,
         signature=signature,

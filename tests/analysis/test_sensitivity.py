@@ -19,7 +19,6 @@ from octavo.errors import CalibrationError, InputError
 from octavo.graph import Graph
 from octavo.metrics import Likeness
 from octavo.program import compile_steps, steps_of
-from octavo.weights import integer_biases
 
 
 class Residual(nn.Module):
@@ -75,7 +74,7 @@ def test_one_layer_at_a_time_is_what_brute_force_gives(
             (all_but, layer.without_db, layer.without),
         ):
             kept = chosen(graph, decided, layer.layer)
-            variant = insert_qdq(integer_biases(graph, kept, qparams), kept, qparams)
+            variant = insert_qdq(graph, kept, qparams)
             logits = _run(variant, images)
             likeness = Likeness()
             likeness.update(exact, logits)
@@ -83,7 +82,7 @@ def test_one_layer_at_a_time_is_what_brute_force_gives(
             right = 100 * (logits.argmax(1) == labels).float().mean()
             assert metric == pytest.approx(float(right), abs=1e-4)
     whole = Likeness()
-    rounded = insert_qdq(integer_biases(graph, decided, qparams), decided, qparams)
+    rounded = insert_qdq(graph, decided, qparams)
     whole.update(exact, _run(rounded, images))
     assert found.quantized_db == pytest.approx(whole.sqnr_db, abs=1e-3)
     assert found.samples == 48

@@ -68,3 +68,18 @@ def test_weights_with_zero_points_keep_float_biases() -> None:
     graph, plan, qparams = stages(affine)
     found = integer_biases(graph, plan, qparams)
     assert torch.equal(bias_of(found, "a"), bias_of(graph, "a"))
+
+
+def test_below_eight_bits_they_stay_float() -> None:
+    narrow = octavo.QSpec(octavo.Scheme("int4", symmetric=True, channel_axis=0), octavo.MinMax())
+    graph, plan, qparams = stages(narrow)
+    found = integer_biases(graph, plan, qparams)
+    assert torch.equal(bias_of(found, "a"), bias_of(graph, "a"))
+
+
+def test_convert_does_it() -> None:
+    graph, plan, qparams = stages()
+    q = octavo.convert(graph, plan, qparams)
+    rounded = integer_biases(graph, plan, qparams)
+    assert torch.equal(bias_of(q.graph, "a"), bias_of(rounded, "a"))
+    assert not torch.equal(bias_of(q.graph, "a"), bias_of(graph, "a"))

@@ -40,7 +40,8 @@ def integer_bias(bias: Tensor, step: Tensor) -> Tensor:
 def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
     """The float graph with a bias that is made of its sums' steps for each layer in static int8.
 
-    Layers whose weights have zero points or scales of groups keep theirs: their kernels are others.
+    Layers keep theirs whose weights have zero points, scales of groups or fewer than eight bits:
+    their kernels are others.
 
     Args:
         graph: the canonical float graph; it is left as it is.
@@ -69,6 +70,9 @@ def _step(node: Node, graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) 
     if bias is None or bias.name not in graph.constants or given is None or weight is None:
         return None
     if weight.scheme.group_size is not None or bool(weight.zero_point.any()):
+        return None
+    # Integer kernels take eight bits; with fewer a step of the sums is no small thing.
+    if min(given.scheme.integers.bits, weight.scheme.integers.bits) < 8:
         return None
     # In float32, as the scale of the int32 bias is written.
     return weight.scale * given.scale.item()
