@@ -22,7 +22,10 @@ from octavo.targets import TARGETS
 README = Path(__file__).parents[1] / "README.md"
 PAGES = (
     README,
-    *(README.parent / "docs" / f"{name}.md" for name in ("guide", "training", "analysis", "compat")),
+    *(
+        README.parent / "docs" / f"{name}.md"
+        for name in ("guide", "training", "analysis", "compat", "migrate")
+    ),
 )
 
 
