@@ -24,6 +24,7 @@ NAMES = (
     "agreement",
     "parity",
     "analysis",
+    "search",
     "qat_accuracy",
     "reach",
     "demo",

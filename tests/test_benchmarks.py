@@ -25,6 +25,7 @@ SCRIPTS = (
     "seeds",
     "qat_accuracy",
     "analysis",
+    "search",
     "calibration",
     "import_time",
     "minilm",

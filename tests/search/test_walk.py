@@ -137,3 +137,12 @@ def test_what_is_foreseen_begins_with_what_is_asked_for() -> None:
             drop = 0.2 if len(candidate.in_float) >= enough else 1.0
             seen[candidate.name] = _trial(candidate, drop)
             candidate = next_of(steps, seen[candidate.name])
+
+
+def test_what_fixed_ranges_can_do_is_looked_into_where_dynamic_ones_are_enough() -> None:
+    """They may gain little: which is faster, is measured."""
+    found = _walked(_space(), lambda c: 0.0 if c.mode == "dynamic" or len(c.in_float) else 2.0)
+    assert found[-1].name == "static, 1 of 8 layers in float"
+    # Unless there are none: a model that cannot be quantized so.
+    found = _walked(_space(), lambda c: 0.0 if c.mode == "dynamic" else None)
+    assert [c.mode for c in found] == ["static", "dynamic", *["static"] * 4]

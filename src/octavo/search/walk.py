@@ -110,7 +110,9 @@ def walk(space: Space) -> Walk:
                 qconfig=static_qconfig(space.target, observer=observer),
             )
             yield from _asked(other, tried)
-    best, found = min(tried, key=lambda pair: _drop(pair[1]))
+    # Dynamic ranges may be enough and gain little: what fixed ones can do is looked into anyway.
+    fixed = [(made, trial) for made, trial in tried if made.mode == "static" and not trial.error]
+    best, found = min(fixed or tried, key=lambda pair: _drop(pair[1]))
     if found.error:
         return
     if not found.meets(space.max_drop):
