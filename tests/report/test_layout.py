@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import torch
+from torch import Tensor, nn
+
 import octavo
-from octavo.report.layout import LANES, Edge, _laned
+from octavo.report.layout import LANES, Edge, _laned, layout
 
 
 def test_rows_are_kernels_and_edges_who_reads_whom(report: octavo.Report) -> None:
@@ -18,6 +21,23 @@ def test_rows_are_kernels_and_edges_who_reads_whom(report: octavo.Report) -> Non
     errors = {row.tensor: row for row in report.errors.rows}
     assert second.sqnr_db == errors[second.name].sqnr_db
     assert second.accumulated_db == errors[second.name].accumulated_sqnr_db
+
+
+def test_sizes_are_no_edges() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(144, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(self.conv(x).relu().reshape(x.shape[0], -1))
+            return y
+
+    net, x = Flat().eval(), torch.randn(4, 3, 8, 8)
+    q = octavo.quantize(net, calibration=[x], target=octavo.host_target(), progress=False)
+    errors = octavo.layer_errors(net, q, [x], progress=False)
+    found = layout(q.graph, q.plan, errors)
+    assert all(edge.end == edge.start + 1 for edge in found.edges)
 
 
 def test_edges_that_would_cross_take_lanes_of_their_own() -> None:

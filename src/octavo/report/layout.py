@@ -103,9 +103,15 @@ def _edges(graph: Graph, kernels: dict[str, str]) -> set[tuple[str, str]]:
         sources = {behind[name] for name in node.refs() if name in behind}
         if node.name in kernels:
             edges |= {(source, kernels[node.name]) for source in sources}
-        elif sources:
+        elif sources and not _is_size(node):
             behind[node.name] = behind[_first(node, behind)]
     return {(start, end) for start, end in edges if start != end}
+
+
+def _is_size(node: Node) -> bool:
+    return node.short_op == "sym_size" or (
+        node.op.startswith("python.") and node.short_op != "getitem"
+    )
 
 
 def _first(node: Node, behind: dict[str, str]) -> str:
