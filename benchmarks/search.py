@@ -279,9 +279,9 @@ def main(words: Sequence[str] | None = None) -> None:
             {"network": NET, "outlier factor": FACTOR, "images": IMAGES, "max_drop": MAX_DROP},
         )
         result = found(report)
-        killed(report)
-        budgets(report, result.seconds)
-        ray_beside_one_process(report)
+        for part in (killed, lambda r: budgets(r, result.seconds), ray_beside_one_process):
+            report.finish(options.out)  # of what is known by now
+            part(report)
     report.finish(options.out)
 
 

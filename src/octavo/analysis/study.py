@@ -23,7 +23,7 @@ from octavo.convert import insert_qdq
 from octavo.graph import Graph
 from octavo.metrics import Likeness, Metric, TopK, metric_factory
 from octavo.plan import Plan
-from octavo.weights import correct_biases, integer_biases
+from octavo.weights import correct_biases
 
 
 class Score:
@@ -162,7 +162,7 @@ class Study:
         if self.bias_correction:
             weights = {n: qparams[n] for n, t in plan.quantized.items() if t.kind == "weight"}
             graph = correct_biases(graph, weights, self.found.input_means)
-        return insert_qdq(integer_biases(graph, plan, qparams), plan, qparams)
+        return insert_qdq(graph, plan, qparams)
 
 
 class _Bench:

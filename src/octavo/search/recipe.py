@@ -9,12 +9,16 @@ from typing import Any
 from torch import nn
 
 from octavo.analysis import sensitivity
-from octavo.batches import Batch
+from octavo.batches import Batch, Signature
+from octavo.calibrate import Calibration, calibrate
+from octavo.graph import Graph
 from octavo.model import QuantizedModel
+from octavo.plan import plan
 from octavo.qat import QATModel, prepare_qat
-from octavo.quantize import convert, quantize
+from octavo.quantize import convert
 from octavo.search.deadline import Deadline
 from octavo.search.trial import Candidate
+from octavo.weights import correct_biases
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Recipe:
 
     Attributes:
         model: the float model.
+        graph: that model captured, which takes longer than quantizing it, and is done once.
+        signature: the names of its arguments.
         example: a call of it.
         calibration: batches, that can be iterated again and again.
         target: where the model will run.
@@ -33,6 +39,8 @@ class Recipe:
     """
 
     model: nn.Module
+    graph: Graph
+    signature: Signature
     example: Batch
     calibration: Iterable[Any] | None
     target: str
@@ -57,15 +65,23 @@ class Recipe:
         """
         if candidate.trained:
             return self._trained(candidate)
-        return quantize(
-            self.model,
-            self._call,
-            calibration=self._calibration if candidate.mode == "static" else None,
-            mode=candidate.mode,
-            qconfig=candidate.mapping,
-            target=self.target,
-            inputs=self.inputs,
-            progress=self.progress,
+        graph = self.graph
+        decided = plan(graph, candidate.mapping, self.target, candidate.mode)
+        found = (
+            calibrate(
+                graph,
+                decided,
+                self._calibration or [],
+                signature=self.signature,
+                inputs=self.inputs,
+                progress=self.progress,
+            )
+            if decided.needs_calibration
+            else Calibration(graph, decided).result()
+        )
+        corrected = correct_biases(graph, found.qparams, found.input_means)
+        return convert(
+            corrected, decided, found.qparams, signature=self.signature, batches=found.batches
         )
 
     def _trained(self, candidate: Candidate) -> QuantizedModel:

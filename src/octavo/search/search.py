@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from octavo.batches import Signature, example_call
+from octavo.capture import capture
 from octavo.engines import opened, require
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
@@ -103,6 +104,7 @@ def search(
     try:
         with evaluating(model), deadline.watching(model):
             float_metric = checked(judge, model)
+            graph = capture(model, example.args, example.kwargs)
             bf16_over_fp32 = stopwatch.bf16()
     except OutOfTime:
         raise _too_small(time_budget, started) from None
@@ -114,7 +116,9 @@ def search(
         "four bits": four_bits,
     }
     journal = Journal(checkpoint, about)
-    recipe = Recipe(model, example, calibration, target, inputs, train, progress, deadline)
+    recipe = Recipe(
+        model, graph, signature, example, calibration, target, inputs, train, progress, deadline
+    )
     with opened(engine, Workshop(recipe, judge, float_metric).opened) as workers:
         loop = Loop(workers, recipe, stopwatch, journal, objective, max_drop)
         complete = loop.run(
