@@ -61,14 +61,16 @@ def test_the_quantize_step_in_front_is_taken_off_within_each_round(
     def clock(calls: dict[str, object], budget_s: float) -> dict[str, Latency]:
         seconds = {"float": 2.0, "int8": 4.0, "entry": 1.0}
         return {
-            name: Latency(((t := seconds[name.split()[-1]],), (10 * t,), (t,))) for name in calls
+            name: Latency(((t := seconds[name.split()[-1]],), (10 * t,), (2 * t,)))
+            for name in calls
         }
 
     monkeypatch.setattr(layer_times, "interleave", clock)
     found = layer_times.layer_times(q, flatten_call(q.graph, (images,), {}))
-    assert found[0] == LayerTime("stem", 2.0, 3.0, 1.5)
-    assert found[0].slower
-    assert not LayerTime("stem", 2.0, 2.1, 1.05).slower
+    assert found[0] == LayerTime("stem", 4.0, 6.0, 1.5, 2.0)
+    assert not found[0].slower  # a float island there would cost what it gains
+    assert LayerTime("stem", 2.0, 3.0, 1.5, 0.9).slower
+    assert not LayerTime("stem", 2.0, 2.1, 1.05, 0.0).slower
 
 
 def test_the_pieces_are_the_layers_kernels(q: octavo.QuantizedModel, images: Tensor) -> None:

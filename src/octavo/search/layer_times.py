@@ -2,8 +2,9 @@
 
 The quantized graph is cut where integers are made: from the integers that a layer reads to those
 that it makes is what runs as one kernel, fused activations included. The same piece without its
-rounding is the layer in float. What a float island costs beside (quantizing around it) is not in
-these times: a candidate with such islands is measured as a whole.
+rounding is the layer in float. A float island has to be quantized around: what that costs is about
+what quantizing the layer's input takes, which is timed too. A candidate with such islands is
+measured as a whole all the same.
 """
 
 from __future__ import annotations
@@ -39,17 +40,20 @@ class LayerTime:
         layer: its name.
         float_s, int8_s: median seconds.
         int8_over_float: the median ratio of interleaved rounds.
+        quantize_s: median seconds to quantize what it reads.
     """
 
     layer: str
     float_s: float
     int8_s: float
     int8_over_float: float
+    quantize_s: float = 0.0
 
     @property
     def slower(self) -> bool:
-        """Whether int8 makes it slower, by more than chance."""
-        return self.int8_over_float > SLOWER
+        """Whether int8 makes it slower, by more than chance and than a float island costs."""
+        gain = self.int8_s - self.float_s
+        return self.int8_over_float > SLOWER and gain > self.quantize_s
 
 
 def layer_times(q: QuantizedModel, tensors: Sequence[Tensor]) -> tuple[LayerTime, ...]:
@@ -137,7 +141,13 @@ def _times(piece: _Piece, found: Mapping[str, Latency]) -> Iterator[LayerTime]:
     own = [whole - part for whole, part in zip(int8, entry, strict=True)]
     ratio = statistics.median(ours / theirs for ours, theirs in zip(own, in_float, strict=True))
     for layer in piece.layers:
-        yield LayerTime(layer, statistics.median(in_float), statistics.median(own), ratio)
+        yield LayerTime(
+            layer,
+            statistics.median(in_float),
+            statistics.median(own),
+            ratio,
+            statistics.median(entry),
+        )
 
 
 def _graph_of(piece: _Piece, graph: Graph, values: Mapping[str, Any]) -> tuple[Graph, list[Tensor]]:
