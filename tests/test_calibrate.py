@@ -95,12 +95,13 @@ def test_batches_are_not_kept(graph):
         for _ in range(50):
             x = torch.randn(8, 1, 8, 8)
             alive.append(weakref.ref(x))
-            gc.collect()
-            most = max(most, sum(ref() is not None for ref in alive))
+            if len(alive) % 20 == 0:  # it takes a second each time
+                gc.collect()
+                most = max(most, sum(ref() is not None for ref in alive))
             yield x
 
     octavo.calibrate(graph, octavo.plan(graph), stream())
-    assert most <= 2
+    assert 1 <= most <= 2
 
 
 def test_the_observer_of_the_qconfig_is_used(graph):
