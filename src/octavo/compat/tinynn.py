@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.atomic import replacing
+from octavo.compat.quantization.changed import as_float
 from octavo.compat.quantization.prepared import Preparation
 from octavo.compat.quantization.quantize import convert, prepared, quantize_dynamic, trained
 from octavo.compat.quantization.trained import Training
@@ -125,7 +126,7 @@ class QATQuantizer(_Quantizer):
 
     def _captured(self, made: Any) -> nn.Module:
         state: Training | Preparation = made._octavo
-        state.capture(*_arguments(self.dummy_input))
+        state.capture(as_float(made), *_arguments(self.dummy_input))
         plan = _plan_of(state)
         if self.work_dir is not None and plan is not None:
             name = f"{type(self.model).__name__.lower()}_q_plan.json"

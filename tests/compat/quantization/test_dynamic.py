@@ -9,6 +9,7 @@ import torch
 import torch.ao.quantization as theirs
 from compat.networks import decibels
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import octavo
 import octavo.compat.quantization as ours
@@ -141,3 +142,31 @@ def test_eager_prepare_and_convert_of_tables() -> None:
     tokens = torch.randint(0, 10, (3, 5))
     assert str(q[0]) == "WeightOnlyEmbedding(10, 8)"
     assert decibels(model(tokens), q(tokens)) > 30
+
+
+def test_hooks_on_a_layer_stay() -> None:
+    model, seen = nn.Sequential(nn.Linear(4, 4)), []
+    model[0].register_forward_hook(lambda *args: seen.append("after"))
+    model[0].register_forward_pre_hook(lambda *args, **kw: seen.append("before"), with_kwargs=True)
+    q = ours.quantize_dynamic(model)
+    q(torch.rand(2, 4))
+    q(torch.rand(2, 4))
+    assert seen == ["before", "after"] * 2
+
+
+def test_computed_weights() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.warns(OctavoWarning, match="'0' stays float, since its weight is computed"):
+        ours.quantize_dynamic(nn.Sequential(layer, nn.Linear(4, 4)), inplace=True)
+    pruned = nn.Sequential(nn.Linear(4, 4))
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    with pytest.raises(octavo.OctavoError, match=r"prune\.remove"):
+        ours.quantize_dynamic(pruned, inplace=True)
+
+
+def test_rules_that_fit_nothing_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(octavo.OctavoError, match="'fc9', which is no module of the model"):
+        ours.quantize_dynamic(model, {"0", "fc9"})
+    with pytest.raises(octavo.OctavoError, match="is static, and there is no data"):
+        ours.quantize_dynamic(model, {nn.Linear: ours.default_qconfig})

@@ -85,3 +85,13 @@ def test_own_fusers_are_not_shared() -> None:
     own: Any = object()
     with pytest.raises(octavo.OctavoError, match="leave out fuser_func"):
         ours.fuse_modules(Net(), FUSED, fuser_func=own)
+
+
+def test_the_outer_hooks_are_the_fused_modules() -> None:
+    model, seen = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU()).eval(), []
+    model[0].register_forward_pre_hook(lambda *args: seen.append("before"))
+    model[2].register_forward_hook(lambda *args: seen.append("after"))
+    for fuse in (ours.fuse_modules, ours.fuse_modules_qat):
+        seen.clear()
+        fuse(model, ["0", "1", "2"])(torch.rand(1, 1, 4, 4))
+        assert seen == ["before", "after"]

@@ -164,3 +164,36 @@ def test_mappings() -> None:
         ours.QConfigMapping.from_dict({"modules": []})
     with pytest.raises(octavo.OctavoError, match="set_module_name"):
         mapping.set_module_name_object_type_order("a", nn.Linear, 0, None)
+
+
+class Clipping(ours.MinMaxObserver):
+    """Somebody's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.clamp(-1, 1))
+
+
+class Named(ours.MinMaxObserver):
+    """Without code of its own."""
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        (Clipping, "forward of Clipping would not be run.*octavo.observers"),
+        (ours.FakeQuantize.with_args(observer=Clipping), "forward of Clipping"),
+        (theirs.MinMaxObserver, "is torch.ao's: import it from octavo.compat.quantization"),
+        (nn.ReLU, "forward of ReLU would not be run"),
+        (ours.PerChannelMinMaxObserver, "one scale for the whole tensor"),
+    ],
+)
+def test_observers_that_no_graph_would_run(activation: Any, message: str) -> None:
+    with pytest.raises(octavo.OctavoError, match=message):
+        native(ours.QConfig(activation, ours.default_weight_observer), "x86")
+    assert native(ours.QConfig(Named, ours.default_weight_observer), "x86").activation is not None
+
+
+def test_a_smallest_scale_is_none_of_a_models() -> None:
+    qconfig = ours.QConfig(ours.MinMaxObserver.with_args(eps=2**-12), ours.default_weight_observer)
+    with pytest.warns(OctavoWarning, match="eps=0.000244140625 of MinMaxObserver counts in"):
+        native(qconfig, "x86")

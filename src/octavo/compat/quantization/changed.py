@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.compat.quantization.parts import reopen
 from octavo.errors import OctavoError
 
 
@@ -56,14 +57,38 @@ def become(module: nn.Module, kind: type[Changed] | None, state: Any = None) -> 
         kind: what it becomes; ``None`` for what it was at first.
         state: what the new forward works with.
     """
-    base = type(module)
-    while issubclass(base, Changed):
-        base = base.__bases__[1]
+    base = _own_class(module)
     module.__class__ = base if kind is None else _class(kind, base)
     module.__dict__.pop("_octavo", None)
-    if kind is not None:
+    if kind is None:
+        reopen(module)
+    else:
         module.__dict__["_octavo"] = state
     return module
+
+
+def as_float(module: nn.Module) -> nn.Module:
+    """A changed module under its own class, with the forward that is written there. It is no copy:
+    what is set on one is set on both.
+    """
+    own_class = _own_class(module)
+    own: nn.Module = own_class.__new__(own_class)
+    object.__setattr__(own, "__dict__", module.__dict__)
+    return own
+
+
+def float_copy(module: nn.Module) -> nn.Module:
+    """A copy of a changed module as it was before, with all that was set on it since."""
+    shallow = copy.copy(as_float(module))
+    shallow.__dict__.pop("_octavo", None)
+    return copy.deepcopy(shallow)
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    own = type(module)
+    while issubclass(own, Changed):
+        own = own.__bases__[1]
+    return own
 
 
 def submodules(root: nn.Module, kind: type[Changed]) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ that was converted without calibration becomes the other one by loading it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ from octavo.compat.quantization.layers import (
     name_of_kind,
     refuse_other_dtypes,
 )
+from octavo.compat.quantization.parts import close, refuse_hooks, reopen
 from octavo.compat.quantization.stubs import (
     DeQuantStub,
     FloatFunctional,
@@ -32,11 +34,12 @@ from octavo.compat.quantization.stubs import (
 )
 from octavo.errors import CalibrationError
 from octavo.graph import Graph, Node
-from octavo.model import QuantizedModel
+from octavo.model import OctavoWarning, QuantizedModel
 from octavo.plan import Plan
 from octavo.version import __version__
 from octavo.weighted import WEIGHTED_LAYERS
 
+_OF_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 _ROUNDED = ("octavo.quantize.default", "octavo.dequantize.default")
 
 
@@ -136,6 +139,20 @@ class Converted(Changed):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.octavo_model(*args, **kwargs)
 
+    def train(self, mode: bool = True) -> Any:
+        """Set the flag; an int8 model computes the same with it.
+
+        Warns where a dropout or batch norm stays as it is in evaluation.
+        """
+        if mode and any(isinstance(module, _OF_TRAINING) for module in self.modules()):
+            warnings.warn(
+                "a converted model has no training mode: dropout and batch norm stay as in "
+                "evaluation; train what prepare_qat returns, before convert",
+                OctavoWarning,
+                stacklevel=2,
+            )
+        return super().train(mode)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         refuse_other_dtypes(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -161,7 +178,12 @@ def convert_into(
         graph: the quantized graph.
         plan, signature: its own.
         stubs: tensor -> path of the QuantStub that reads it, which gets its scale.
+
+    Raises:
+        OctavoError: a part of the model has a hook, which would not be called any more.
     """
+    refuse_hooks(root)
+    reopen(root)
     layers = _layers(root, graph, plan)
     _strip(root, layers, {name.rpartition(".")[0] for name in graph.constants})
     for name, module in list(root.named_modules()):
@@ -187,6 +209,7 @@ def convert_into(
             layer.output = (root.get_submodule(path), names[0], names[1])
     state = Conversion(replace(graph, constants={}), plan, signature, constants, scales)
     become(root, Converted, state).eval()
+    close(root, hooks=True)
     root.register_load_state_dict_post_hook(_forget)
     return root
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from octavo import ops
 from octavo.affine import QParams
@@ -26,6 +27,7 @@ from octavo.compat.quantization.layers import (
     refuse_other_dtypes,
 )
 from octavo.convert import insert_qdq
+from octavo.errors import OctavoError
 from octavo.model import OctavoWarning, QuantizedModel
 from octavo.plan import plan
 from octavo.qconfig import QConfig, QConfigMapping
@@ -48,6 +50,12 @@ class DynamicLayer(QuantizedLayer):
     def __init__(self, layer: nn.Module, qconfig: QConfig, target: str) -> None:
         found = {}
         for name, parameter in layer.named_parameters():
+            if name.endswith(("_orig", "_g", "_v")):
+                raise OctavoError(
+                    f"the weight of a {type(layer).__name__} is computed, it has a {name!r}: make "
+                    "it a parameter first, with torch.nn.utils.remove_weight_norm, "
+                    "remove_spectral_norm or prune.remove"
+                )
             if parameter.dim() > 1:
                 found[name] = qparams_of_weight(parameter, qconfig.weight)
         weights = {
@@ -56,7 +64,12 @@ class DynamicLayer(QuantizedLayer):
         kind = name_of_kind(layer, qconfig.mode.replace("_", "-"), False)
         super().__init__(kind, about(layer), weights)
         self.qconfig, self.target = qconfig, target
-        self._empty = (copy.deepcopy(layer).to("meta"),)  # in a tuple: it is no submodule
+        empty = copy.deepcopy(layer).to("meta")
+        for table in ("_forward_pre_hooks", "_forward_hooks"):
+            getattr(empty, table).clear()
+            for kind in (table, f"{table}_with_kwargs"):
+                setattr(self, kind, getattr(layer, kind).copy())
+        self._empty = (empty,)  # in a tuple: it is no submodule
         self._run: Callable[..., Any] | None = None
         for name, parameter in layer.named_parameters():
             if name not in found:
@@ -75,9 +88,6 @@ class DynamicLayer(QuantizedLayer):
             self._run = make(self)
         with torch.no_grad():
             return self._run(*args, **kwargs)
-
-    register_forward_hook = nn.Module.register_forward_hook
-    register_forward_pre_hook = nn.Module.register_forward_pre_hook
 
     def float_layer(self) -> nn.Module:
         """The layer in float, of the rounded weights."""
@@ -185,6 +195,13 @@ def swap_layers(
         if qconfig is None:
             continue
         kinds = DYNAMIC if qconfig.mode == "dynamic" else WEIGHT_ONLY
+        if is_parametrized(module) and issubclass(type(module), kinds):
+            warnings.warn(
+                f"{path!r} stays float, since its weight is computed: "
+                "torch.nn.utils.parametrize.remove_parametrizations makes it a parameter",
+                OctavoWarning,
+                stacklevel=3,
+            )
         if type(module) not in kinds:
             left += [type(module).__name__] if any(True for _ in module.parameters(False)) else []
             continue

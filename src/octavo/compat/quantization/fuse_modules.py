@@ -121,6 +121,16 @@ def _fuse(model: nn.Module, rows: Sequence[Any], inplace: bool, training: bool) 
     return model
 
 
+def _taken_hooks(parts: list[nn.Module]) -> dict[str, Any]:
+    """The hooks in front of the first part and behind the last, which are now the whole's."""
+    taken = {}
+    for name, part in (("_forward_pre_hooks", parts[0]), ("_forward_hooks", parts[-1])):
+        for table in (name, f"{name}_with_kwargs"):
+            taken[table] = getattr(part, table).copy()
+            getattr(part, table).clear()
+    return taken
+
+
 def _part(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
@@ -136,18 +146,20 @@ def _fused_of(row: Sequence[str], parts: list[nn.Module], training: bool) -> nn.
             f"{list(row)} are {' + '.join(kinds)}, which fuse_modules does not know: leave them "
             "out, Octavo fuses by its graph whatever its kernels can"
         )
-    if training:
-        return FUSED[_PATTERNS[kinds]](*parts)
     norms = [part for part, kind in zip(parts, kinds, strict=True) if kind.startswith("BN")]
-    if norms and norms[0] is not parts[0]:
-        if any(part.training for part in parts):
-            raise PlanError(
-                f"{list(row)} are in training mode: call model.eval() before fuse_modules, or take "
-                "fuse_modules_qat to train"
-            )
+    folds = not training and bool(norms) and norms[0] is not parts[0]
+    if folds and any(part.training for part in parts):
+        raise PlanError(
+            f"{list(row)} are in training mode: call model.eval() before fuse_modules, or take "
+            "fuse_modules_qat to train"
+        )
+    hooks = _taken_hooks(parts)
+    if folds:
         parts = [_folded(parts[0], norms[0], kinds[0]), *parts[2:]]
         kinds = (kinds[0], *kinds[2:])
-    return FUSED[_PATTERNS[kinds]](*parts) if len(parts) > 1 else parts[0]
+    fused = FUSED[_PATTERNS[kinds]](*parts) if len(parts) > 1 else parts[0]
+    fused.__dict__.update(hooks)
+    return fused
 
 
 def _folded(layer: Any, norm: Any, kind: str) -> nn.Module:

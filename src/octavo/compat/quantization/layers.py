@@ -118,7 +118,16 @@ class QuantizedLayer(nn.Module):
         self._buffers[name] = tensor
 
     def quantized(self, name: str) -> QuantizedTensor:
-        """One of the weights."""
+        """One of the weights.
+
+        Raises:
+            OctavoError: the layer has none of that name; one that was computed has its own.
+        """
+        if name not in self.schemes:
+            raise OctavoError(
+                f"the {name} of this {self.kind} was computed of others: it stands in the graph, "
+                "model.octavo_model.graph.constants"
+            )
         integers, scale = self._buffers[name], self._buffers[f"{name}_scale"]
         zero_point = self._buffers[f"{name}_zero_point"]
         assert integers is not None and scale is not None and zero_point is not None
@@ -161,14 +170,6 @@ class QuantizedLayer(nn.Module):
             f"a {self.kind} runs as a part of its model: call the model; octavo.capture(layer, x) "
             "and octavo.quantize(layer, ...) take a layer alone"
         )
-
-    def _no_hooks(self, *args: Any, **kwargs: Any) -> Any:
-        raise OctavoError(
-            f"a hook on a {self.kind} would never be called, the graph of the whole model runs: "
-            "octavo.compat.numeric_suite and octavo.layer_errors show what layers return"
-        )
-
-    register_forward_hook = register_forward_pre_hook = _no_hooks
 
     def _get_name(self) -> str:
         return self.kind

@@ -45,7 +45,7 @@ _MISSING: dict[str, str] = {
     ),
     **dict.fromkeys(
         """RecordingObserver default_debug_observer default_debug_qconfig
-        get_observer_state_dict load_observer_state_dict""".split(),
+        get_observer_dict get_observer_state_dict load_observer_state_dict""".split(),
         _RECORDS,
     ),
     **dict.fromkeys("float16_dynamic_qconfig float16_static_qconfig".split(), _FLOAT16),

@@ -5,7 +5,6 @@ Eager code gives no example input, so the model is captured at its first call.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,10 @@ from octavo.batches import Signature
 from octavo.calibrate import Calibrated, Calibration, qparams_of_weight
 from octavo.call import flatten_call
 from octavo.capture import traced
-from octavo.compat.quantization.changed import Changed, become
+from octavo.compat.quantization.changed import Changed, as_float, become
 from octavo.compat.quantization.converted import convert_into
 from octavo.compat.quantization.dynamic import swap_layers
+from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.rules import Rules, read_by_stubs
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, NothingQuantized
@@ -40,8 +40,7 @@ class Prepared(Changed):
     _octavo: Preparation
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._octavo.float_model.training = self.training
-        return self._octavo.call(args, kwargs)
+        return self._octavo.call(as_float(self), args, kwargs)
 
 
 @dataclass
@@ -49,37 +48,34 @@ class Preparation:
     """What a model prepared for calibration knows.
 
     Attributes:
-        float_model: the user's model; it shares its submodules and tensors with the prepared one.
+        signature: the names of the model's arguments.
         rules: what is quantized.
         calibration: what was observed; ``None`` before the first call.
         captured: whether the model was captured; ``calibration`` stays ``None`` if nothing of it
             is to be quantized.
         stubs: tensor -> path of the QuantStub that reads it.
+        sums: of the weights that the model was captured with.
     """
 
-    float_model: nn.Module
+    signature: Signature
     rules: Rules
     calibration: Calibration | None = None
     captured: bool = False
     stubs: Mapping[str, str] = field(default_factory=dict)
+    sums: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, rules: Rules) -> Preparation:
         """For a model, which shall go on as a prepared one."""
-        return cls(copy.copy(model), rules)
-
-    @property
-    def signature(self) -> Signature:
-        """The names of the model's arguments."""
-        return Signature.of(self.float_model.forward)
+        return cls(Signature.of(model.forward), rules)
 
     @property
     def needs_graph(self) -> bool:
         """Whether something is static; what is not changes layer by layer."""
         return "static" in self.rules.modes or not self.rules.modes
 
-    def capture(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Capture and plan the model.
+    def capture(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Capture and plan the float model.
 
         Raises:
             CaptureError: the model cannot be exported.
@@ -87,28 +83,38 @@ class Preparation:
         """
         if not self.needs_graph:
             return
-        _refuse_training_norms(self.float_model)
-        found = planned(self.float_model, self.rules, args, kwargs)
-        self.captured = True
+        found = planned(model, self.rules, args, kwargs)
+        self.captured, self.sums = True, _sums(model)
+        close(model, hooks=False)
         if found is not None:
             self.calibration, self.stubs = Calibration(found.graph, found.plan), found.stubs
 
-    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def call(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the float model returns, observed."""
-        if not self.captured:
-            self.capture(args, kwargs)
+        if self.needs_graph:
+            _refuse_training_norms(model)
+        seen = self.calibration is not None and self.calibration.batches
+        if not self.captured or (not seen and self.sums != _sums(model)):
+            self.capture(model, args, kwargs)
         if self.calibration is not None:
             self.calibration.observe(flatten_call(self.calibration.graph, args, kwargs))
-        return self.float_model.forward(*args, **kwargs)
+        return model.forward(*args, **kwargs)
 
     def convert(self, root: nn.Module) -> nn.Module:
         """Make ``root``, the prepared module or a float copy of it, a converted one, in place."""
         if not self.needs_graph:
             return swap_layers(become(root, None), self.rules.of_module, self.rules.target)
         if not self.captured:
+            refuse_hooks(root)
+            close(root, hooks=True)
             return become(root, Awaiting, Waiting(self))
         if self.calibration is None:
             return become(root, None)
+        if self.sums != _sums(root):
+            raise CalibrationError(
+                "weights have changed since the model was captured: load them before it is "
+                "prepared, or at the latest before its first call"
+            )
         seen = self.calibration
         found = seen.result() if seen.batches else unknown(seen.graph, seen.plan)
         graph = correct_biases(seen.graph, found.qparams, found.input_means)
@@ -121,12 +127,23 @@ class Preparation:
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Preparation:
-        float_model = copy.deepcopy(self.float_model, memo)
         if self.calibration is None:
-            return replace(self, float_model=float_model)
+            return replace(self)
         own = Calibration(self.calibration.graph, self.calibration.plan)
         own.merge(self.calibration)
-        return replace(self, float_model=float_model, calibration=own)
+        return replace(self, calibration=own)
+
+
+def _sums(model: nn.Module) -> dict[str, str]:
+    """Parameter or running statistic -> its sum: copies have the same, other values another."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tensors = {
+        **dict(model.named_parameters()),
+        **{f"{i}": m.running_mean for i, m in enumerate(norms)},
+    }
+    return {
+        name: str(t.detach().double().sum().item()) for name, t in tensors.items() if t is not None
+    }
 
 
 def _refuse_training_norms(model: nn.Module) -> None:
@@ -160,7 +177,8 @@ def planned(
     model: nn.Module, rules: Rules, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Planned | None:
     """Capture and plan a model; ``None``, with a warning, where nothing is quantized."""
-    raw = traced(model, args, kwargs)
+    with as_written(model):
+        raw = traced(model, args, kwargs)
     graph = canonical(raw)
     mapping = rules.of_graph(raw, graph, model)
     try:
@@ -224,7 +242,7 @@ class Awaiting(Changed):
                 "the model was converted without calibration: call the prepared model on "
                 "calibration data before convert, or load the state dict of a converted model"
             )
-        waiting.preparation.capture(args, kwargs)
+        waiting.preparation.capture(as_float(self), args, kwargs)
         waiting.preparation.convert(self)
         self.load_state_dict(waiting.state)
         return self(*args, **kwargs)

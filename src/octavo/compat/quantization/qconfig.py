@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import nn
+
 import octavo.qconfig as core
 from octavo.compat.quantization.backends import DEFAULT, target_of
 from octavo.compat.quantization.fake_quantize import (
@@ -45,6 +48,8 @@ from octavo.observers import MinMax, MovingAverageMinMax, Observer
 from octavo.qconfig import QSpec
 from octavo.scheme import Scheme
 from octavo.targets import target as target_named
+
+_EPS = torch.finfo(torch.float32).eps
 
 
 class QConfig(namedtuple("QConfig", ["activation", "weight"])):
@@ -189,7 +194,34 @@ def native(qconfig: Any, target: str, training: bool = False) -> core.QConfig | 
 def _observer(kind: Any) -> Any:
     """An instance, its rounding taken off."""
     made = kind()
-    return made.activation_post_process if isinstance(made, FakeQuantizeBase) else made
+    rounding = isinstance(made, FakeQuantizeBase)
+    inner = made.activation_post_process if rounding else made
+    for one in (made, inner):
+        _refuse_own_code(one)
+    if getattr(inner, "eps", _EPS) != _EPS:
+        warnings.warn(
+            f"eps={inner.eps} of {type(inner).__name__} counts in its calculate_qparams alone: "
+            "scales of a model have no such floor",
+            OctavoWarning,
+            stacklevel=2,
+        )
+    return inner
+
+
+def _refuse_own_code(made: Any) -> None:
+    """Raise for what no graph would run: an observer of torch.ao's, or one with its own methods."""
+    for kind in type(made).__mro__:
+        if kind.__module__.startswith("octavo.") or kind is nn.Identity:
+            return
+        if kind.__module__.startswith("torch.ao."):
+            raise PlanError(
+                f"{kind.__name__} is torch.ao's: import it from octavo.compat.quantization"
+            )
+        if {"forward", "calculate_qparams"} & set(vars(kind)):
+            raise PlanError(
+                f"the forward of {kind.__name__} would not be run: derive from the observers of "
+                "octavo.observers, and give octavo.QConfig(octavo.QSpec(scheme, observer), weight)"
+            )
 
 
 def _weight(observer: Any, target: str) -> QSpec:
@@ -218,8 +250,15 @@ def _activation(observer: Any, weight: QSpec, training: bool) -> QSpec | None:
             f"an activation of {observer.dtype} is not integers: for half precision use "
             "model.half() or model.bfloat16(); for dynamic int8 default_dynamic_qconfig"
         )
+    if isinstance(observer, nn.Identity):
+        return None  # only the weight is quantized
     if not isinstance(observer, UniformQuantizationObserverBase | FixedQParamsObserver):
-        return None  # torch.nn.Identity: only the weight is quantized
+        raise PlanError(f"an activation of a QConfig is {type(observer).__name__}: no observer")
+    if observer.scheme.channel_axis is not None:
+        raise PlanError(
+            f"{type(observer).__name__} for an activation: it has one scale for the whole tensor, "
+            "take MinMaxObserver or another per tensor"
+        )
     if observer.is_dynamic:
         return QSpec(_all_bits(observer.scheme, weight))
     return QSpec(_all_bits(observer.scheme, weight), _following(observer, training))

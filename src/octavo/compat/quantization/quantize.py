@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
-from octavo.compat.quantization.changed import Changed, become, submodules
+from octavo.compat.quantization.changed import Changed, become, float_copy, submodules
 from octavo.compat.quantization.dynamic import DYNAMIC, swap_layers
 from octavo.compat.quantization.prepared import Preparation, Prepared
 from octavo.compat.quantization.qconfig import (
@@ -125,7 +126,8 @@ def convert(
         )
     if isinstance(module, Prepared | Trained):
         state = module._octavo
-        return state.convert(module if inplace else copy.deepcopy(state.float_model))
+        state.rules.refuse_changes(module)
+        return state.convert(module if inplace else float_copy(module))
     root = module if inplace else copy.deepcopy(module)
     for path, _ in found:
         convert(root.get_submodule(path), inplace=True)
@@ -209,22 +211,36 @@ def quantize_dynamic(
         )
     default, kinds = _DEFAULTS[name_of(dtype)]
     target = common_target(qconfig_spec.values() if isinstance(qconfig_spec, Mapping) else ())
+    _refuse_unknown(model, qconfig_spec or ())
     rules: dict[Any, QConfig | None]
     if isinstance(qconfig_spec, Mapping):
         rules = {kind: native(qconfig, target) for kind, qconfig in qconfig_spec.items()}
+        for kind, qconfig in rules.items():
+            if qconfig is not None and qconfig.mode == "static":
+                raise PlanError(
+                    f"the qconfig of {kind} is static, and there is no data: take "
+                    "default_dynamic_qconfig, or prepare and convert"
+                )
     else:
         usual = dynamic_qconfig(target) if default is None else native(default, target)
         rules = dict.fromkeys(kinds if qconfig_spec is None else qconfig_spec, usual)
 
     def qconfig_of(path: str, module: nn.Module) -> QConfig | None:
+        kind = type_before_parametrizations(module)
         while path not in rules and path:
-            if type(module) in rules:
+            if kind in rules:
                 break
             path = path.rpartition(".")[0]
-        found = rules.get(path, rules.get(type(module)))
-        return found if found is None or found.mode != "static" else None
+        return rules.get(path, rules.get(kind))
 
     return swap_layers(model if inplace else copy.deepcopy(model), qconfig_of, target)
+
+
+def _refuse_unknown(model: nn.Module, qconfig_spec: Iterable[Any]) -> None:
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    for key in qconfig_spec:
+        if isinstance(key, str) and key not in paths:
+            raise PlanError(f"qconfig_spec names {key!r}, which is no module of the model: {paths}")
 
 
 def refuse(**given: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from octavo.compat.quantization.changed import as_float
 from octavo.compat.quantization.qconfig_mapping import mapping_of
 from octavo.compat.quantization.quantize import (
     convert,
@@ -169,4 +170,5 @@ _FOLDED: dict[tuple[Any, Any], Any] = {
 def _capture(model: Any, example_inputs: Any) -> None:
     if example_inputs is not None:
         many = isinstance(example_inputs, tuple | list)
-        model._octavo.capture(tuple(example_inputs) if many else (example_inputs,), {})
+        args = tuple(example_inputs) if many else (example_inputs,)
+        model._octavo.capture(as_float(model), args, {})

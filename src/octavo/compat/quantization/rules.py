@@ -29,10 +29,12 @@ class EagerRules:
     Attributes:
         qconfigs: path -> qconfig, for every module.
         target: name of the target.
+        given: the same as they were written.
     """
 
     qconfigs: Mapping[str, QConfig | None]
     target: str
+    given: Mapping[str, Any]
 
     @classmethod
     def of(cls, model: nn.Module, training: bool) -> EagerRules:
@@ -43,9 +45,10 @@ class EagerRules:
         """
         given = dict(_propagated(model, "", None))
         target = common_target(given.values())
-        made = {id(q): native(q, target, training) for q in given.values()}
+        distinct = {id(q): q for q in given.values()}
+        made = {key: native(q, target, training) for key, q in distinct.items()}
         qconfigs = {path: made[id(qconfig)] for path, qconfig in given.items()}
-        rules = cls(qconfigs, target)
+        rules = cls(qconfigs, target, given)
         if not rules.modes:
             raise PlanError(
                 "no module has a qconfig: set model.qconfig = get_default_qconfig('x86'), or call "
@@ -63,6 +66,19 @@ class EagerRules:
     def modes(self) -> set[str]:
         """The modes of all qconfigs."""
         return {qconfig.mode for qconfig in self.qconfigs.values() if qconfig is not None}
+
+    def refuse_changes(self, model: nn.Module) -> None:
+        """Raise where a qconfig has changed since the model was prepared.
+
+        Raises:
+            PlanError: it names the module.
+        """
+        for path, qconfig in _propagated(model, "", None):
+            if path in self.given and qconfig != self.given[path]:
+                raise PlanError(
+                    f"the qconfig of {path or 'the model'!r} has changed since prepare, which "
+                    "decides by it: set it before, and prepare the float model again"
+                )
 
     def of_module(self, path: str, module: nn.Module) -> QConfig | None:
         """How a module is quantized by itself."""
@@ -114,6 +130,9 @@ class MappingRules:
     def of(cls, mapping: QConfigMapping, training: bool) -> MappingRules:
         """From the user's mapping."""
         return cls(mapping.native(training), common_target(mapping.qconfigs()))
+
+    def refuse_changes(self, model: nn.Module) -> None:
+        """A mapping was given, and stays: modules have no say."""
 
     @property
     def modes(self) -> set[str]:

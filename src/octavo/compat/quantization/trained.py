@@ -6,7 +6,6 @@ before the first call, which captures it, or after.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from octavo.affine import QParams
 from octavo.batches import Signature
 from octavo.capture import bind_arguments
-from octavo.compat.quantization.changed import Changed, become
+from octavo.compat.quantization.changed import Changed, as_float, become
 from octavo.compat.quantization.converted import convert_into
+from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.prepared import Awaiting, Waiting, planned, unknown
 from octavo.compat.quantization.rules import Rules
 from octavo.convert import insert_qdq
@@ -31,7 +31,7 @@ class Trained(Changed):
     _octavo: Training
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._octavo.call(self.training, args, kwargs)
+        return self._octavo.call(as_float(self), args, kwargs)
 
     def enable_fake_quant(self, enabled: bool = True) -> None:
         """Round, or compute in float while ranges are being observed."""
@@ -61,7 +61,7 @@ class Training:
     """What a model prepared for training knows.
 
     Attributes:
-        float_model: the user's model; it shares its submodules and tensors with the prepared one.
+        signature: the names of the model's arguments.
         rules: what is rounded.
         qat: the training model; ``None`` before the first call.
         captured: whether there was one; ``qat`` stays ``None`` if nothing is to be quantized.
@@ -69,7 +69,7 @@ class Training:
         rounding, observing, norms_frozen: the switches.
     """
 
-    float_model: nn.Module
+    signature: Signature
     rules: Rules
     qat: QATModel | None = None
     captured: bool = False
@@ -80,8 +80,14 @@ class Training:
 
     @classmethod
     def of(cls, model: nn.Module, rules: Rules) -> Training:
-        """For a model, which shall go on as a prepared one."""
-        return cls(copy.copy(model), rules)
+        """For a model, which shall go on as a prepared one.
+
+        Raises:
+            OctavoError: a part of it has a hook, which would not be called any more.
+        """
+        refuse_hooks(model)
+        close(model, hooks=True)
+        return cls(Signature.of(model.forward), rules)
 
     def set(self, switch: str, value: bool) -> None:
         """Turn a switch, now or at the first call."""
@@ -89,36 +95,37 @@ class Training:
         if self.qat is not None:
             self.qat.observe(self.observing).freeze_batch_norms(self.norms_frozen)
 
-    def capture(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Capture and plan the model, and share its parameters.
+    def capture(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Capture and plan the float model, and share its parameters.
 
         Raises:
             CaptureError: the model cannot be exported.
             PlanError: a rule does not fit.
             TrainingError: a parameter cannot be shared.
         """
-        model = self.float_model
         found = planned(model, self.rules, args, kwargs)
         self.captured = True
         if found is None:
             return
         self.stubs = found.stubs
         example = args if not kwargs else _by_name(model, args, kwargs)
-        self.qat = prepare_qat(
-            model, example, found.mapping, target=self.rules.target, mode="static"
-        )
+        with as_written(model):
+            self.qat = prepare_qat(
+                model, example, found.mapping, target=self.rules.target, mode="static"
+            )
         share(self.qat, model)
         self.set("observing", self.observing)
 
-    def call(self, training: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def call(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the float model returns, of rounded values once ranges are known."""
         if not self.captured:
-            self.capture(args, kwargs)
+            self.capture(model, args, kwargs)
         if self.qat is None:
-            self.float_model.training = training
-            return self.float_model.forward(*args, **kwargs)
-        self.qat.train(training)
-        self.qat.fake_quantize(self.rounding and (training or self.has_ranges))
+            return model.forward(*args, **kwargs)
+        self.qat.train(model.training)
+        if model.training:
+            self.qat.freeze_batch_norms(self.norms_frozen or _all_norms_evaluate(model))
+        self.qat.fake_quantize(self.rounding and (model.training or self.has_ranges))
         return self.qat(*args, **kwargs)
 
     @property
@@ -141,16 +148,35 @@ class Training:
             root, insert_qdq(graph, qat.plan, qparams), qat.plan, self.signature, self.stubs
         )
 
-    @property
-    def signature(self) -> Signature:
-        """The names of the model's arguments."""
-        return Signature.of(self.float_model.forward)
-
     def move(self, fn: Callable[[Tensor], Tensor], root: nn.Module) -> None:
         """Follow the module to another device."""
         if self.qat is not None:
             self.qat._apply(fn)
             share(self.qat, root)
+
+
+def _all_norms_evaluate(model: nn.Module) -> bool:
+    """Whether the batch norms of a model in training were set to evaluation, which freezes them.
+
+    Raises:
+        TrainingError: only some of them were, or a dropout was.
+    """
+    norms = {
+        p: m for p, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)
+    }
+    frozen = [path for path, norm in norms.items() if not norm.training]
+    if frozen and len(frozen) < len(norms):
+        raise TrainingError(
+            f"the batch norm {frozen[0]!r} is in evaluation mode, others train: Octavo freezes all "
+            "or none, model.freeze_bn_stats()"
+        )
+    for path, module in model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and not module.training:
+            raise TrainingError(
+                f"the dropout {path!r} is in evaluation mode in a model that trains, which would "
+                "not be looked at: give it p=0 before prepare_qat"
+            )
+    return bool(frozen)
 
 
 def share(qat: QATModel, model: nn.Module) -> None:
