@@ -284,3 +284,15 @@ def test_encoding_and_line_ends_stay() -> None:
     source = "# coding: latin-1\r\nfrom torch.quantization import prepare  # \xe9\r\n"
     _, new = rewrite("a.py", source.encode("latin-1"))
     assert new == source.replace("torch.q", "octavo.compat.q").encode("latin-1")
+
+
+def test_old_names_that_no_import_binds_are_listed() -> None:
+    file = moved(
+        """
+        qconfig = torch.quantization.get_default_qconfig("x86")
+        def f(torch):
+            return torch.quantization.prepare, self.torch.quantization.prepare
+        """
+    )
+    assert [(n.line, n.name) for n in file.kept] == [(1, "torch.quantization.get_default_qconfig")]
+    assert file.kept[0].text == "nothing here binds 'torch': import it"

@@ -98,7 +98,14 @@ class _Mover(cst.CSTTransformer):
                 self._spell_out(node, full, place)
             if place is not None:
                 break
+        self._keep_unbound(node, ".".join(chain))
         return False
+
+    def _keep_unbound(self, node: cst.Attribute, name: str) -> None:
+        """A name that is spelled as an old one, and whose first word nothing in the file binds."""
+        bound = self.get_metadata(QualifiedNameProvider, node, set())
+        if not bound and place_of(name) is not None:
+            self._keep(node, name, f"nothing here binds {name.split('.')[0]!r}: import it")
 
     def leave_Attribute(
         self, original_node: cst.Attribute, updated_node: cst.Attribute
