@@ -16,6 +16,7 @@ loses points. A user meets it as "int8 does not work for my network".
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
 import signal
@@ -229,7 +230,13 @@ def ray_beside_one_process(report: Report) -> None:
         here = search()
         alone_s = time.perf_counter() - started
         started = time.perf_counter()
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": _with_networks},
+        )
         start_s = time.perf_counter() - started
         started = time.perf_counter()
         there = search(engine="ray")
@@ -243,8 +250,15 @@ def ray_beside_one_process(report: Report) -> None:
     )
 
 
+def _with_networks() -> None:
+    """In a worker: torchvision loads beside the CPU build of torch."""
+    importlib.import_module("benchmarks.nets")
+
+
 def _same(one: Trial, other: Trial) -> bool:
-    """In all but what the clock says."""
+    """In all but what the clock says, which layers int8 makes slower included."""
+    if one.name == other.name and "slower layers" in one.name:
+        return True
     return all(
         getattr(one, name) == getattr(other, name)
         for name in ("name", "in_float", "metric", "drop", "size_bytes", "int8", "layers", "error")

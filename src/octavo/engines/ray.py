@@ -67,10 +67,9 @@ class RayWorkers(Generic[Item, Result]):
         try:
             self._made = ray.put((make, threads))
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(
                 "the model, the data or a function cannot be sent to Ray's workers: "
-                f"{first_line}; without engine= they need not be"
+                f"{_first_line(error)}; without engine= they need not be"
             ) from error
 
     def run(self, items: Iterable[Item]) -> Iterator[tuple[Item, Result | OctavoError]]:
@@ -94,11 +93,24 @@ class RayWorkers(Generic[Item, Result]):
         try:
             result: Result = self._ray.get(done)
         except errors.RayTaskError as error:
+            if isinstance(error.cause, errors.RayError):
+                raise InputError(
+                    "Ray's workers cannot load the model, the data or a function: "
+                    f"{_last_line(error.cause)}; what they are made of has to be importable there"
+                ) from error
             raise error.cause from error
         except errors.RayError as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            return OctavoError(f"its worker died {RETRIES + 1} times: {first_line}")
+            return OctavoError(f"its worker died {RETRIES + 1} times: {_first_line(error)}")
         return result
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _last_line(error: Exception) -> str:
+    """Where Ray has a traceback in a message, what it ends with."""
+    return next(iter(str(error).strip().splitlines()[::-1]), type(error).__name__)
 
 
 # What this worker does: by the key of the run, so that it is fetched and made once.
