@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -59,16 +60,17 @@ def doubled(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return 2 * output
 
 
-@pytest.mark.parametrize("register", REGISTER)
 def test_hooks_on_parts_are_refused_where_they_would_not_be_called(
-    prepared: Any, trained: Any, register: str
+    prepared: Any, trained: Any
 ) -> None:
     q = ours.convert(prepared)
-    for model in (q, copy.deepcopy(q), trained, copy.deepcopy(trained), ours.convert(trained)):
+    models = (q, copy.deepcopy(q), trained, copy.deepcopy(trained), ours.convert(trained))
+    for model, register in itertools.product(models, REGISTER):
         for part in (model.module[0], model.module[5], model.module):
             with pytest.raises(octavo.OctavoError, match=r"numeric_suite and octavo\.layer_errors"):
                 getattr(part, register)(lambda *args: None)
         getattr(model, register)(lambda *args: None)  # the model itself is called
+        getattr(copy.deepcopy(model.module[2]), register)(lambda *args: None)  # and a part alone
 
 
 def test_hooks_from_before_are_refused_where_they_would_stop(prepared: Any) -> None:
@@ -112,22 +114,17 @@ def test_torchs_own_hooks_are_captured(x: Tensor) -> None:
     torch.testing.assert_close(q(x), exact, rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda m: setattr(m, "module", nn.Flatten()), "'module' of the QuantWrapper cannot"),
-        (lambda m: setattr(m.module, "5", nn.Linear(64, 9)), "'5' of 'module' .* cannot be repl"),
-        (lambda m: m.module.append(nn.ReLU()), "'6' of 'module'"),
-    ],
-)
-def test_modules_cannot_be_replaced(
-    prepared: Any, trained: Any, change: Callable[[Any], Any], message: str
-) -> None:
+def test_modules_cannot_be_replaced(prepared: Any, trained: Any) -> None:
+    changes: dict[str, Callable[[Any], Any]] = {
+        "'module' of the QuantWrapper cannot": lambda m: setattr(m, "module", nn.Flatten()),
+        "'5' of 'module' .* cannot be repl": lambda m: setattr(m.module, "5", nn.Linear(64, 9)),
+        "'6' of 'module'": lambda m: m.module.append(nn.ReLU()),
+    }
     for model in (prepared, trained, ours.convert(prepared)):
-        with pytest.raises(octavo.OctavoError, match=message):
-            change(model)
-    fresh = ours.prepare(wrapped())
-    change(fresh)  # not captured yet
+        for message, change in changes.items():
+            with pytest.raises(octavo.OctavoError, match=message):
+                change(model)
+    changes["'6' of 'module'"](ours.prepare(wrapped()))  # not captured yet
 
 
 def test_weights_that_change_after_the_capture(prepared: Any, trained: Any, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.compat.quantization.parts import reopen
+from octavo.compat.quantization.parts import close_alike, reopen
 from octavo.errors import OctavoError
 
 
@@ -23,6 +23,7 @@ class Changed(nn.Module):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        close_alike(copied, self)
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -46,7 +46,8 @@ class _Closed(OrderedDict[Any, Any]):
         super().__setitem__(key, value)
 
     def __reduce__(self) -> Any:
-        return _Closed, (list(self.items()), self.table, self.where)
+        """A copy is open: a copied part is a module like any other."""
+        return OrderedDict, (list(self.items()),)
 
 
 def refuse_hooks(root: nn.Module) -> None:
@@ -67,16 +68,26 @@ def close(root: nn.Module, hooks: bool) -> None:
     """Refuse other modules and parameters in a model from now on, and hooks on its parts."""
     for path, module in root.named_modules():
         where = f"{path!r} ({module._get_name()})" if path else f"the {module._get_name()}"
-        for name in (*_TENSORS, *(_HOOKS if hooks and path else ())):
-            module.__dict__[name] = _Closed(module.__dict__[name].items(), name, where)
+        for name, table in _tables(module):
+            if name in _TENSORS or (hooks and path):
+                module.__dict__[name] = _Closed(table.items(), name, where)
+
+
+def close_alike(copied: nn.Module, model: nn.Module) -> None:
+    """`close` a copy of a model, if that is closed."""
+    tables = [
+        isinstance(table, _Closed) and name for m in model.modules() for name, table in _tables(m)
+    ]
+    if any(tables):
+        close(copied, hooks=any(name in _HOOKS for name in tables))
 
 
 def reopen(root: nn.Module) -> None:
     """Undo `close`."""
     for module in root.modules():
-        for name in (*_TENSORS, *_HOOKS):
-            if isinstance(module.__dict__[name], _Closed):
-                module.__dict__[name] = OrderedDict(module.__dict__[name])
+        for name, table in _tables(module):
+            if isinstance(table, _Closed):
+                module.__dict__[name] = OrderedDict(table)
 
 
 @contextmanager
@@ -84,8 +95,7 @@ def as_written(root: nn.Module) -> Iterator[nn.Module]:
     """The model open, and without the user's hooks: a capture's values are not for them."""
     kept = []
     for module in root.modules():
-        for name in (*_TENSORS, *_HOOKS):
-            table = module.__dict__[name]
+        for name, table in _tables(module):
             kept.append((module, name, table))
             items = ((k, v) for k, v in table.items() if name in _TENSORS or _of_torch(v))
             module.__dict__[name] = OrderedDict(items)
@@ -94,6 +104,12 @@ def as_written(root: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, name, table in kept:
             module.__dict__[name] = table
+
+
+def _tables(module: nn.Module) -> list[tuple[str, Any]]:
+    """Those that a module has of its own; a scripted one has not all."""
+    own = module.__dict__
+    return [(name, own[name]) for name in (*_TENSORS, *_HOOKS) if name in own]
 
 
 def _parts(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:

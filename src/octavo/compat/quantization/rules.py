@@ -74,7 +74,7 @@ class EagerRules:
             PlanError: it names the module.
         """
         for path, qconfig in _propagated(model, "", None):
-            if path in self.given and qconfig != self.given[path]:
+            if path in self.given and repr(qconfig) != repr(self.given[path]):
                 raise PlanError(
                     f"the qconfig of {path or 'the model'!r} has changed since prepare, which "
                     "decides by it: set it before, and prepare the float model again"
