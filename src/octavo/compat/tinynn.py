@@ -104,6 +104,7 @@ class QATQuantizer(_Quantizer):
     """Quantization-aware training: train what `quantize` returns, then `convert` it.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
         >>> quantizer = QATQuantizer(net, torch.rand(2, 3, 8, 8), config={"per_tensor": False})
         >>> training = quantizer.quantize()
