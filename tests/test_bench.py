@@ -8,9 +8,9 @@ from running import run_graph
 from torch import nn
 
 import octavo
-from octavo.bench import without_rounding
 from octavo.cold_start import cold_start
 from octavo.errors import InputError, RuntimeUnavailable
+from octavo.unrounded import without_rounding
 
 SHAPE = (2, 3, 8, 8)
 

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from octavo.cold_start import ColdStart, cold_start
 from octavo.errors import InputError, MissingExtra, OctavoError
-from octavo.graph import Graph, Ref, map_refs
+from octavo.graph import Graph
 from octavo.latency import REST_S, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.model import QuantizedModel, load
 from octavo.program import compile_steps, steps_of
 from octavo.runtimes import FOREIGN, RUNTIMES
 from octavo.runtimes.examples import random_inputs
+from octavo.unrounded import without_rounding
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -209,32 +210,6 @@ def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
     except OctavoError as error:
         return {"error": str(error)}
     return {"load_s": found.load_s, "memory_mb": found.memory_mb}
-
-
-def without_rounding(graph: Graph) -> Graph:
-    """The float graph behind a quantized one: its weights dequantized, no quantize nodes."""
-    same: dict[str, str] = {}
-    constants = dict(graph.constants)
-    nodes = []
-    for node in graph.nodes:
-        node = node.renamed(same)
-        known = all(name in constants for name in node.refs())
-        if node.short_op in ("quantize", "fake_quantize_dynamic") or (
-            node.short_op == "dequantize" and not known
-        ):
-            same[node.name] = node.args[0].name
-        elif node.op.startswith("octavo.") and known:
-            run = compile_steps(
-                [],
-                steps_of(replace(graph, nodes=(node,)), torch.device("cpu")),
-                [node.name],
-                constants,
-            )
-            (constants[node.name],) = run()
-        else:
-            nodes.append(node)
-    outputs = map_refs(graph.outputs, lambda ref: Ref(same.get(ref.name, ref.name)))
-    return replace(graph, nodes=tuple(nodes), constants=constants, outputs=outputs).pruned()
 
 
 def _float_run(graph: Graph) -> Run:

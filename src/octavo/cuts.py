@@ -48,11 +48,17 @@ class Cuts:
     zero_points: tuple[int | None, ...]
 
     @classmethod
-    def of(cls, graph: Graph, batch: Sequence[Tensor]) -> Cuts:
-        """Cut where a quantized tensor is read as floats, and where floats meet integer weights."""
+    def of(cls, graph: Graph, batch: Sequence[Tensor], also: Sequence[str] = ()) -> Cuts:
+        """Cut where a quantized tensor is read as floats, and where floats meet integer weights.
+
+        Args:
+            graph: a canonical quantized graph.
+            batch: its inputs.
+            also: values that shall be outputs too; nothing is cut there.
+        """
         producers = {node.name: node for node in graph.nodes}
         cut = _cut_values(graph, producers)
-        names = tuple(dict.fromkeys([*cut, *graph.output_names()]))
+        names = tuple(dict.fromkeys([*cut, *also, *graph.output_names()]))
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()
         values = lower(whole, "reference", _device_of(batch)).run(*batch)
         oracle = dict(zip(names, values, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ import octavo
 from octavo.affine import fake_quantize
 from octavo.analysis.error_sums import ErrorSums, RangeSums
 from octavo.errors import InputError
+from octavo.graph import Ref
+from octavo.runtimes import lower
 
 
 class Net(nn.Module):
@@ -160,3 +163,22 @@ def test_the_sums() -> None:
     seen = RangeSums()
     seen.update(torch.tensor([-2.0, 0.0, 1.0, 5.0]), (-1.0, 2.0))
     assert (seen.low, seen.high, seen.clipped_share) == (-2.0, 5.0, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_a_layer_whose_result_stays_float_is_measured_too(mode: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 5)).eval()
+    x = torch.randn(32, 16)
+    q = octavo.quantize(
+        net, x, calibration=[x] if mode == "static" else None, mode=mode, target="x86"
+    )
+    found = {row.tensor: row for row in octavo.layer_errors(net, q, [x]).rows}
+    assert (found["0"].values, found["0"].op) == ("float", "linear")
+    graph = replace(
+        q.graph, outputs=[Ref("0")]
+    ).pruned()  # behind the input there is no other layer
+    (rounded,) = lower(graph, "reference", torch.device("cpu")).run(x)
+    assert found["0"].sqnr_db == pytest.approx(_sqnr(net[0](x), rounded), abs=0.01)
+    assert found["0"].accumulated_sqnr_db == pytest.approx(found["0"].sqnr_db, abs=0.01)
+    assert found["2"].accumulated_sqnr_db < found["2"].sqnr_db + 0.5

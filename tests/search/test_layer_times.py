@@ -16,6 +16,7 @@ from octavo.latency import Latency
 from octavo.runtimes import lower
 from octavo.search import layer_times, loop, measuring
 from octavo.search.layer_times import LayerTime
+from octavo.unrounded import without_rounding
 
 TARGET = octavo.host_target()
 
@@ -84,7 +85,7 @@ def test_the_pieces_are_the_layers_kernels(q: octavo.QuantizedModel, images: Ten
         lowered = lower(graph, "torch", q.device)
         assert set(piece.layers) <= set(lowered.kernels)
         assert not lowered.fallbacks
-        plain = lower(layer_times._without_rounding(graph), "torch", q.device)
+        plain = lower(without_rounding(graph), "torch", q.device)
         assert not plain.kernels
         exact, rounded = plain.run(*inputs)[0], lowered.run(*inputs)[0]
         assert exact.shape == rounded.shape

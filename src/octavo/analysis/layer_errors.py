@@ -27,6 +27,7 @@ from octavo.html_table import html_table
 from octavo.json_numbers import finite
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
+from octavo.plan import Plan
 from octavo.program import compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QSpec
@@ -206,7 +207,7 @@ class Measurement:
         if runtime is None:
             runtime = q.runtime if q.runtime in ("torch", "reference") else "reference"
         tensors = flatten_call(q.graph, first.args, first.kwargs)
-        self.cuts = Cuts.of(q.graph, _one_sample(q.graph, tensors))
+        self.cuts = Cuts.of(q.graph, _one_sample(q.graph, tensors), _returning_floats(q.plan))
         known = set(self.float_graph.metas())
         layers = dict.fromkeys([*self.cuts.layers, *self.cuts.sources])
         # What a model of pixels has in place of the float image.
@@ -292,6 +293,18 @@ class Measurement:
             clipped=seen.clipped_share,
             unused=_unused(sums.integers, planned.spec),
         )
+
+
+def _returning_floats(plan: Plan) -> list[str]:
+    """The layers that read integers, or have them for weights, and whose result is not rounded."""
+    return [
+        name
+        for name, planned in plan.tensors.items()
+        if planned.runs in ("int8", "dynamic", "weight-only")
+        and planned.kind == "activation"
+        and planned.spec is None
+        and planned.fused_into is None
+    ]
 
 
 def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:

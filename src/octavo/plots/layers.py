@@ -21,7 +21,7 @@ def layer_errors(errors: LayerErrors, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    made = [row for row in errors.rows if row.kind == "activation" and row.values != "float"]
+    made = [row for row in errors.rows if row.kind == "activation"]
     weights = [row for row in errors.rows if row.kind == "weight"]
     figure = new_figure(11, 3.4)
     left, right = figure.subplots(1, 2, sharey=True)

@@ -22,14 +22,14 @@ from octavo.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.latency import Latency, interleave
 from octavo.model import QuantizedModel
 from octavo.ops import dequantize
-from octavo.program import compile_steps, step_of
 from octavo.runtimes import lower
+from octavo.unrounded import without_rounding
 from octavo.weighted import WEIGHTED_LAYERS
 
 BUDGET_S = 4.0  # for all layers together; each has five rounds at least
 SLOWER = 1.1  # times float: what counts as slower, and not as chance
 
-_QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
+_QUANTIZE = "octavo.quantize.default"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _calls(
     """
     int8, inputs = _graph_of(piece, graph, values)
     entry = replace(int8, outputs=[Ref(name) for name in piece.reads]).pruned()
-    graphs = {"float": _without_rounding(int8), "int8": int8, "entry": entry}
+    graphs = {"float": without_rounding(int8), "int8": int8, "entry": entry}
     return {
         f"{piece.end} {what}": partial(lower(made, "torch", device).run, *inputs)
         for what, made in graphs.items()
@@ -165,20 +165,3 @@ def _graph_of(piece: _Piece, graph: Graph, values: Mapping[str, Any]) -> tuple[G
     nodes = (*entries.values(), *piece.nodes)
     made = Graph(inputs, graph.constants, nodes, arguments, [Ref(piece.end)])
     return made.pruned(), list(given.values())
-
-
-def _without_rounding(piece: Graph) -> Graph:
-    """The same in float: weights are constants, and nothing is quantized."""
-    same: dict[str, str] = {}
-    constants, nodes = dict(piece.constants), []
-    for node in piece.nodes:
-        node = node.renamed(same)
-        if all(name in constants for name in node.refs()):
-            steps = [step_of(node, torch.device("cpu"))]
-            (constants[node.name],) = compile_steps([], steps, [node.name], constants)()
-        elif node.op in (_QUANTIZE, _DEQUANTIZE):
-            same[node.name] = node.args[0].name
-        else:
-            nodes.append(node)
-    outputs = [Ref(same.get(name, name)) for name in piece.output_names()]
-    return replace(piece, nodes=tuple(nodes), constants=constants, outputs=outputs)
