@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 import octavo
 from octavo import demo, latency
 from octavo.cli import app
+from octavo.cold_start import ColdStart
 from octavo.digits import Digits, load_digits
 
 MODELS = """
@@ -356,13 +358,17 @@ def test_verify(artifact: str) -> None:
     assert octavo_command("verify", artifact, "--runtimes", "nope").code == 1
 
 
-def test_bench(artifact: str) -> None:
+def test_bench(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ColdStart(0.5, 10.0)  # tests/test_bench.py measures real ones
+    module = import_module("octavo.bench")  # octavo.bench itself is the function
+    monkeypatch.setattr(module, "cold_start", lambda *args, **options: start)
     options = ("--runtimes", "torch", "--batches", "1,2", "--seconds", "0.1")
     found = octavo_command("bench", artifact, *options)
     assert "int8 torch" in found.out
     assert "fastest at batch 2: " in found.out
     data = json.loads(octavo_command("bench", artifact, *options, "--json").out)
     assert [row["name"] for row in data["rows"]] == ["fp32", "bf16", "int8 torch"]
+    assert data["rows"][2]["load_s"] == 0.5
     assert "give numbers, such as 1,8,32" in octavo_command("bench", artifact, "--batches", "a").err
 
 

@@ -15,7 +15,7 @@ import octavo
 ROOT = Path(__file__).parents[1]
 COMMAND = [
     *(sys.executable, "-m", "examples.qat_digits", "--networks", "demo", "--bits", "4"),
-    *("--epochs", "3", "--float-epochs", "1", "--views", "1"),
+    *("--epochs", "2", "--float-epochs", "1", "--views", "1"),
 ]
 
 
@@ -42,6 +42,6 @@ def test_training_with_rounding_goes_on_after_a_kill(tmp_path: Path) -> None:
     running.wait()
     assert not (killed / "results.json").exists()
     assert _run(killed) == expected
-    assert len(expected["4 bits"]["by epoch"]) == 3  # type: ignore[call-overload, index]
+    assert len(expected["4 bits"]["by epoch"]) == 2  # type: ignore[call-overload, index]
     assert (killed / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert octavo.load(killed / "demo-4.octavo").provenance["trained"] == "with rounding"
