@@ -15,7 +15,7 @@ NAMES = (
     "pixels",
     "recurrent",
     "qat_step",
-    "seeds",
+    "articles",
     "calibration",
     "import_time",
     "minilm",

@@ -22,7 +22,7 @@ SCRIPTS = (
     "reach",
     "recurrent",
     "qat_step",
-    "seeds",
+    "articles",
     "qat_accuracy",
     "analysis",
     "search",

@@ -163,7 +163,7 @@ def main(words: Sequence[str] | None = None) -> None:
     net, loaders = trained_net()
     test = list(loaders.test)
     images = [x for x, _ in test]
-    report = Report("seeds", "The articles' tables", {"test images": sum(map(len, images))})
+    report = Report("articles", "The articles' tables", {"test images": sum(map(len, images))})
     for how, quantized in WAYS.items():
         made = quantized(copy.deepcopy(net).eval(), loaders.train)
         report.rows.append(row(how, net.eval(), made.eval(), images, test))
