@@ -21,7 +21,7 @@ demo: $(DEV) ## train on real digits, quantize, compare; writes build/demo
 	$(BIN)/octavo demo --out build/demo
 
 test: $(DEV) ## all tests, README's code among them
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: $(DEV) ## style, types and layers, in seconds
 	$(BIN)/ruff check .

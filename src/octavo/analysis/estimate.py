@@ -8,6 +8,7 @@ output, to first order (Hutchinson 1990; compare Dong et al. 2020, HAWQ-V2, arXi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,10 @@ class Estimate:
         )
         self.device, self.seed = device, seed
 
-    def of(self, tensors: list[Tensor], index: int) -> tuple[float, dict[str, float]]:
-        """The output's signal and each layer's noise, summed over one batch.
+    def of(
+        self, tensors: list[Tensor], index: int
+    ) -> tuple[float, dict[str, float], tuple[Any, ...]]:
+        """The output's signal and each layer's noise, summed over one batch; and the outputs.
 
         Args:
             tensors: what the graph takes.
@@ -76,7 +79,8 @@ class Estimate:
                 _answer(gradient_of[name], value - known[name])
                 for name, value in zip(places, found, strict=True)
             )
-        return signal, noise
+        exact = tuple(t.detach() if isinstance(t, Tensor) else t for t in rest)
+        return signal, noise, exact
 
 
 def _direction(output: Tensor, chance: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from octavo.analysis.channels_last import channels_last
 from octavo.analysis.error_sums import ErrorSums, LayerSums, RangeSums
 from octavo.batches import Batch, split_batch, with_floats
 from octavo.call import flatten_call
@@ -238,7 +239,7 @@ class Measurement:
         tensors = flatten_call(self.q.graph, call.args, call.kwargs)
         floats = with_floats(call, self.pixels)
         given = flatten_call(self.float_graph, floats.args, floats.kwargs)
-        exact = dict(zip(self.names, self.run_float(*map(_channels_last, given)), strict=True))
+        exact = dict(zip(self.names, self.run_float(*map(channels_last, given)), strict=True))
         whole = self.run_whole(*tensors)
         pieces = self.run_pieces(*tensors, *(exact[name] for name in self.cuts.sources))
         self.samples += tensors[0].shape[0] if tensors and tensors[0].dim() else 1
@@ -312,13 +313,6 @@ def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
     if any(given.meta.shape[:1] != (None,) for given in graph.inputs):
         return tensors
     return [tensor[:1] for tensor in tensors]
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    """Images in the order that int8 kernels give theirs, so that none has to be copied."""
-    if tensor.dim() != 4:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.analysis.channels_last import channels_last
 from octavo.analysis.estimate import Estimate
 from octavo.analysis.variants import Base, Variant, all_but, by_itself, layers_of, only
 from octavo.batches import Batch
@@ -184,11 +185,12 @@ class _Bench:
         """The sums of one batch, the ``index``-th of the data."""
         index, call = item
         sums = self.study.nothing()
-        tensors = flatten_call(self.study.graph, call.args, call.kwargs)
+        tensors = list(map(channels_last, flatten_call(self.study.graph, call.args, call.kwargs)))
         sums.samples = tensors[0].shape[0] if tensors and tensors[0].dim() else 1
-        exact = self.alone.run(sums.alone, tensors, call.labels, None)
+        sums.signal, sums.noise, results = self.estimate.of(tensors, index)
+        exact = build_output(self.study.graph, results)
+        self.alone.run(sums.alone, tensors, call.labels, exact, exact)
         self.without.run(sums.without, tensors, call.labels, exact)
-        sums.signal, sums.noise = self.estimate.of(tensors, index)
         return sums
 
 
@@ -200,13 +202,22 @@ class _Trials:
         self.variants = {name: Variant.of(base, graph, device) for name, graph in graphs.items()}
         self.base = Base.of(base, list(self.variants.values()), device)
 
-    def run(self, scores: Scores, tensors: list[Tensor], labels: Any, exact: Any) -> Any:
-        """One batch; ``exact`` is what float gives, and is returned; ``None`` if this is it."""
-        values, results = self.base.values(tensors)
-        outputs = build_output(self.graph, results)
-        exact = outputs if exact is None else exact
+    def run(
+        self, scores: Scores, tensors: list[Tensor], labels: Any, exact: Any, outputs: Any = None
+    ) -> None:
+        """One batch.
+
+        Args:
+            scores: that the batch is added to.
+            tensors, labels: the batch.
+            exact: what float gives.
+            outputs: what the base gives, if that is known.
+        """
+        values: Mapping[str, Any] = {}
+        if outputs is None or self.variants:
+            values, results = self.base.values(tensors)
+            outputs = build_output(self.graph, results)
         scores.base.update(exact, outputs, labels)
         for name, variant in self.variants.items():
             found = build_output(self.graph, variant.run(*(values[n] for n in variant.needs)))
             scores.layers[name].update(exact, found, labels)
-        return exact
