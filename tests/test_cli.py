@@ -174,6 +174,13 @@ def test_compare_several_files(artifact: str, tmp_path: Path) -> None:
     data = json.loads(answer.out)
     assert list(data) == ["fp32", "bf16", Path(artifact).stem, "other", "settings"]
     assert data["other"]["size_bytes"] == data[Path(artifact).stem]["size_bytes"]
+    same = tmp_path / Path(artifact).name
+    shutil.copy(artifact, same)
+    again = octavo_command(
+        *("compare", "model.pt2", artifact, str(same), "--data", "data.npz", "--rounds", "1"),
+        "--json",
+    )
+    assert list(json.loads(again.out))[2:4] == [artifact, str(same)]
 
 
 def test_inspect(artifact: str) -> None:

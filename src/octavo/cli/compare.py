@@ -69,10 +69,12 @@ def compare(
     names = [name.strip() for name in runtimes.split(",")]
     models = {file: load(file, runtime=names[0]) for file in files}
     first = models[files[0]]
+    stems = [Path(file).stem for file in models]
+    labels = stems if len(set(stems)) == len(stems) else list(models)
     images = image_options(image_size, mean, std, gray, raw=takes_pixels(first))
     result = compare_models(
         network,
-        first if len(models) == 1 else {Path(file).stem: q for file, q in models.items()},
+        first if len(models) == 1 else dict(zip(labels, models.values(), strict=True)),
         load_data(data, Signature.of(network.forward), batch_size, images),
         metric=metric_of(metric),
         runtimes=names,
