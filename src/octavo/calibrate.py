@@ -87,7 +87,7 @@ class Calibration:
         self.states: dict[str, Any] = {}
         self.means: dict[tuple[str, int], _Mean] = {}
         self._read = _inputs_of_layers(graph, plan)
-        self._device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
+        self._device = graph.device
         self._run = compile_steps(
             [given.name for given in graph.inputs],
             list(_with_taps(graph, self._device, self._taps())),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -124,6 +125,11 @@ class Graph:
     nodes: tuple[Node, ...]
     arguments: Mapping[str, Any]
     outputs: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the constants are; the CPU if there are none."""
+        return next((t.device for t in self.constants.values()), torch.device("cpu"))
 
     def output_names(self) -> list[str]:
         return list(refs_in(self.outputs))

@@ -18,7 +18,7 @@ from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.plan import Plan
-from octavo.runtimes import Lowered, Options, lower
+from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.summary import Summary, summarize
 
 
@@ -46,14 +46,14 @@ class QuantizedModel(nn.Module):
         plan: Plan,
         signature: Signature,
         provenance: Mapping[str, Any],
-        runtime: str = "torch",
+        runtime: str | None = None,
         options: Options | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
         self.signature = signature
         self.provenance = dict(provenance)
-        self.runtime = runtime
+        self.runtime = runtime or default_runtime(graph.device)
         self.options = options or Options()
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})

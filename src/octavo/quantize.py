@@ -195,9 +195,7 @@ def convert(
     if pixels is not None:
         quantized = take_pixels(quantized, pixels)
         provenance["pixels"] = pixels.to_dict()
-    on_cpu = all(t.device.type == "cpu" for t in quantized.constants.values())
-    runtime = "torch" if on_cpu else "reference"
-    model = QuantizedModel(quantized, plan, signature, provenance, runtime)
+    model = QuantizedModel(quantized, plan, signature, provenance)
     _ = model.lowered
     return model
 

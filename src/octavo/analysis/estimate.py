@@ -21,9 +21,7 @@ from octavo.program import compile_steps, steps_of
 class Estimate:
     """Each layer's own error, and what of it reaches the output, to first order."""
 
-    def __init__(
-        self, graph: Graph, pieces: Mapping[str, Graph], device: torch.device, seed: int
-    ) -> None:
+    def __init__(self, graph: Graph, pieces: Mapping[str, Graph], seed: int) -> None:
         self.places = {layer: values_of(graph, layer) for layer in pieces}
         self.names = [name for places in self.places.values() for name in places]
         constants = {
@@ -35,7 +33,7 @@ class Estimate:
                 tuple(given.name for given in piece.inputs),
                 compile_steps(
                     [given.name for given in piece.inputs],
-                    steps_of(piece, device),
+                    steps_of(piece, graph.device),
                     piece.output_names(),
                     piece.constants,
                 ),
@@ -45,11 +43,11 @@ class Estimate:
         self.needs = list(dict.fromkeys(n for v in self.rounded.values() for n in v.needs))
         self.run = compile_steps(
             [given.name for given in graph.inputs],
-            steps_of(graph, device),
+            steps_of(graph, graph.device),
             [*self.names, *self.needs, *graph.output_names()],
             constants,
         )
-        self.device, self.seed = device, seed
+        self.device, self.seed = graph.device, seed
 
     def of(
         self, tensors: list[Tensor], index: int

@@ -135,11 +135,6 @@ class Study:
     def layers(self) -> list[str]:
         return layers_of(self.graph, self.plan)
 
-    @property
-    def device(self) -> torch.device:
-        tensors = self.graph.constants.values()
-        return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
     def nothing(self) -> Sums:
         """The sums of no batch."""
         chosen = self.layers if self.exact else []
@@ -176,9 +171,9 @@ class _Bench:
         alone = {n: study.quantized(only(graph, decided, n)) for n in chosen}
         without = {n: study.quantized(all_but(graph, decided, n)) for n in chosen}
         pieces = {n: study.by_itself(n) for n in study.layers}
-        self.estimate = Estimate(graph, pieces, study.device, study.seed)
-        self.alone = _Trials(graph, alone, study.device)
-        self.without = _Trials(study.quantized(decided), without, study.device)
+        self.estimate = Estimate(graph, pieces, study.seed)
+        self.alone = _Trials(graph, alone)
+        self.without = _Trials(study.quantized(decided), without)
 
     @torch.no_grad()
     def measure(self, item: tuple[int, Batch]) -> Sums:
@@ -197,10 +192,10 @@ class _Bench:
 class _Trials:
     """A base and its variants, which run on what is kept of the base."""
 
-    def __init__(self, base: Graph, graphs: Mapping[str, Graph], device: torch.device) -> None:
+    def __init__(self, base: Graph, graphs: Mapping[str, Graph]) -> None:
         self.graph = base
-        self.variants = {name: Variant.of(base, graph, device) for name, graph in graphs.items()}
-        self.base = Base.of(base, list(self.variants.values()), device)
+        self.variants = {name: Variant.of(base, graph) for name, graph in graphs.items()}
+        self.base = Base.of(base, list(self.variants.values()))
 
     def run(
         self, scores: Scores, tensors: list[Tensor], labels: Any, exact: Any, outputs: Any = None

@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo.graph import Graph, Input, Node, Ref, refs_in
 from octavo.plan import Plan, TensorPlan
 from octavo.program import compile_steps, step_of
+from octavo.runtimes import default_runtime, lower
 from octavo.targets import ROLES, SHARED
 from octavo.weighted import WEIGHTED_LAYERS
 
@@ -116,7 +117,7 @@ class Variant:
     run: Callable[..., tuple[Any, ...]]
 
     @classmethod
-    def of(cls, base: Graph, graph: Graph, device: torch.device) -> Variant:
+    def of(cls, base: Graph, graph: Graph) -> Variant:
         """Keep what differs, and what reads it."""
         graph = replace(graph, constants=_shared(base.constants, graph.constants))
         fresh = _fresh(base, graph)
@@ -124,23 +125,28 @@ class Variant:
         outputs = graph.output_names()
         read = [*(name for node in fresh for name in node.refs()), *outputs]
         needs = tuple(dict.fromkeys(name for name in read if name not in made))
-        steps = [step_of(node, device) for node in fresh]
+        steps = [step_of(node, base.device) for node in fresh]
         return cls(needs, compile_steps(needs, steps, outputs, graph.constants))
 
 
 @dataclass(frozen=True)
 class Base:
-    """A graph of which all values that variants need are kept, for one batch at a time."""
+    """A graph of which all values that variants need are kept, for one batch at a time.
+
+    Without variants nothing is kept, and it runs as a model of it would.
+    """
 
     names: tuple[str, ...]
     run: Callable[..., tuple[Any, ...]]
 
     @classmethod
-    def of(cls, graph: Graph, variants: Sequence[Variant], device: torch.device) -> Base:
+    def of(cls, graph: Graph, variants: Sequence[Variant]) -> Base:
+        if not variants:
+            return cls((), lower(graph, default_runtime(graph.device), graph.device).run)
         needed = dict.fromkeys(name for variant in variants for name in variant.needs)
         names = tuple(needed)
         outputs = graph.output_names()
-        steps = [step_of(node, device) for node in graph.nodes]
+        steps = [step_of(node, graph.device) for node in graph.nodes]
         inputs = [given.name for given in graph.inputs]
         run = compile_steps(inputs, steps, [*names, *outputs], graph.constants)
         return cls(names, run)

@@ -202,10 +202,9 @@ def _values(
 ) -> dict[str, Any]:
     """Values of a graph, under the names that they are wanted by."""
     names = {key: name for key, name in wanted.items() if name is not None}
-    device = next((t.device for t in graph.constants.values()), torch.device("cpu"))
     run = compile_steps(
         [given.name for given in graph.inputs],
-        list(steps_of(graph, device)),
+        steps_of(graph, graph.device),
         list(names.values()),
         graph.constants,
     )

@@ -25,7 +25,12 @@ RUNTIMES = {
 # These have threads of their own.
 FOREIGN = frozenset({"onnxruntime", "openvino"})
 
-__all__ = ["FOREIGN", "RUNTIMES", "Lowered", "Options", "lower"]
+__all__ = ["FOREIGN", "RUNTIMES", "Lowered", "Options", "default_runtime", "lower"]
+
+
+def default_runtime(device: torch.device) -> str:
+    """What runs a model there unless another runtime is asked for."""
+    return "torch" if device.type == "cpu" else "reference"
 
 
 def lower(

@@ -94,9 +94,7 @@ class Conversion:
                 "target": self.plan.target,
                 "mode": self.plan.mode,
             }
-            on_cpu = all(t.device.type == "cpu" for t in graph.constants.values())
-            runtime = "torch" if on_cpu else "reference"
-            self.cached = QuantizedModel(graph, self.plan, self.signature, provenance, runtime)
+            self.cached = QuantizedModel(graph, self.plan, self.signature, provenance)
         return self.cached
 
     def with_tensors(self, root: nn.Module) -> Graph:

@@ -145,9 +145,8 @@ def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
         for name, planned in decided.quantized.items()
         if (q := layer.quantized(name)) is not None and planned.spec is not None
     }
-    runtime = "torch" if _device(layer).type == "cpu" else "reference"
     quantized = insert_qdq(graph, decided, qparams)
-    run = QuantizedModel(quantized, decided, Signature.of(twin.forward), {}, runtime)
+    run = QuantizedModel(quantized, decided, Signature.of(twin.forward), {})
 
     def forward(x: Tensor) -> Tensor:
         inner = x.reshape(-1) if is_table else x.reshape(-1, x.shape[-1])
