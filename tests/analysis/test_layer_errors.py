@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from residual import ResidualNet
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,24 +21,10 @@ from octavo.graph import Ref
 from octavo.runtimes import lower
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
-        self.fc = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.conv(x))
-        x = functional.relu(x + self.conv2(x))
-        result: Tensor = self.fc(x.mean((2, 3)))
-        return result
-
-
 @pytest.fixture
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return Net().eval()
+    return ResidualNet().eval()
 
 
 @pytest.fixture
@@ -51,7 +38,7 @@ def _sqnr(exact: Tensor, rounded: Tensor) -> float:
 
 
 def test_own_and_accumulated_errors_are_those_computed_by_hand(
-    net: Net, batches: list[Tensor]
+    net: ResidualNet, batches: list[Tensor]
 ) -> None:
     q = octavo.quantize(net, calibration=batches, target="x86", bias_correction=False)
     found = {row.tensor: row for row in octavo.layer_errors(net, q, batches).rows}

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from residual import ResidualNet
 
 import octavo
 from octavo.search import SearchResult, Trial
@@ -11,27 +10,11 @@ from octavo.search import SearchResult, Trial
 HOSTILE = "<script>alert('x')</script>"
 
 
-class Net(nn.Module):
-    """Two convolutions, the second with a shortcut."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
-        self.fc = nn.Linear(6, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.conv(x))
-        x = functional.relu(x + self.conv2(x))
-        result: Tensor = self.fc(x.mean((2, 3)))
-        return result
-
-
 @pytest.fixture(scope="session")
 def report() -> octavo.Report:
     """All sections, of a small network; its title is hostile."""
     torch.manual_seed(0)
-    net = Net().eval()
+    net = ResidualNet().eval()
     batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 5) for _ in range(2)]
     target = octavo.host_target()
     q = octavo.quantize(net, calibration=batches, target=target, progress=False)

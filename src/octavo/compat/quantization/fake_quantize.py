@@ -164,53 +164,45 @@ def _switch(mod: nn.Module, method: str, enabled: bool) -> None:
         change(enabled)
 
 
+_UINT8: dict[str, Any] = {"quant_min": 0, "quant_max": 255, "dtype": QUINT8}
+_INT8: dict[str, Any] = {"quant_min": -128, "quant_max": 127, "dtype": QINT8}
+_NARROW_INT8: dict[str, Any] = {"quant_min": -127, "quant_max": 127, "dtype": QINT8}
+
 default_fake_quant = FakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver,
-    quant_min=0,
-    quant_max=255,
-    dtype=QUINT8,
+    **_UINT8,
     qscheme=PER_TENSOR_AFFINE,
     reduce_range=True,
 )
 default_weight_fake_quant = FakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver,
-    quant_min=-128,
-    quant_max=127,
-    dtype=QINT8,
+    **_INT8,
     qscheme=PER_TENSOR_SYMMETRIC,
     reduce_range=False,
 )
 default_dynamic_fake_quant = FakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver,
-    quant_min=0,
-    quant_max=255,
+    **_UINT8,
     is_dynamic=True,
-    dtype=QUINT8,
     averaging_constant=1,
 )
 default_per_channel_weight_fake_quant = FakeQuantize.with_args(
     observer=MovingAveragePerChannelMinMaxObserver,
-    quant_min=-128,
-    quant_max=127,
-    dtype=QINT8,
+    **_INT8,
     qscheme=PER_CHANNEL_SYMMETRIC,
     reduce_range=False,
     ch_axis=0,
 )
 default_histogram_fake_quant = FakeQuantize.with_args(
     observer=HistogramObserver,
-    quant_min=0,
-    quant_max=255,
-    dtype=QUINT8,
+    **_UINT8,
     qscheme=PER_TENSOR_AFFINE,
     reduce_range=True,
 )
 default_embedding_fake_quant = FakeQuantize.with_args(
     observer=MovingAveragePerChannelMinMaxObserver,
     qscheme=PER_CHANNEL_FLOAT_QPARAMS,
-    dtype=QUINT8,
-    quant_min=0,
-    quant_max=255,
+    **_UINT8,
     ch_axis=0,
     averaging_constant=1,
 )
@@ -222,34 +214,26 @@ default_embedding_fake_quant_4bit = FakeQuantize.with_args(
     averaging_constant=1,
 )
 default_fused_act_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255, dtype=QUINT8
+    observer=MovingAverageMinMaxObserver, **_UINT8
 )
 default_fused_wt_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver,
-    quant_min=-128,
-    quant_max=127,
-    dtype=QINT8,
+    **_INT8,
     qscheme=PER_TENSOR_SYMMETRIC,
 )
 default_fused_per_channel_wt_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(
     observer=MovingAveragePerChannelMinMaxObserver,
-    quant_min=-128,
-    quant_max=127,
-    dtype=QINT8,
+    **_INT8,
     qscheme=PER_CHANNEL_SYMMETRIC,
 )
 fused_wt_fake_quant_range_neg_127_to_127 = FusedMovingAvgObsFakeQuantize.with_args(
     observer=MovingAverageMinMaxObserver,
-    quant_min=-127,
-    quant_max=127,
-    dtype=QINT8,
+    **_NARROW_INT8,
     qscheme=PER_TENSOR_SYMMETRIC,
 )
 fused_per_channel_wt_fake_quant_range_neg_127_to_127 = FusedMovingAvgObsFakeQuantize.with_args(
     observer=MovingAveragePerChannelMinMaxObserver,
-    quant_min=-127,
-    quant_max=127,
-    dtype=QINT8,
+    **_NARROW_INT8,
     qscheme=PER_CHANNEL_SYMMETRIC,
 )
 default_fixed_qparams_range_0to1_fake_quant = FixedQParamsFakeQuantize.with_args(

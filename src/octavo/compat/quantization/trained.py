@@ -108,7 +108,7 @@ class Training:
         if found is None:
             return
         self.stubs = found.stubs
-        example = args if not kwargs else _by_name(model, args, kwargs)
+        example = args if not kwargs else bind_arguments(model, args, kwargs)
         with as_written(model):
             self.qat = prepare_qat(
                 model, example, found.mapping, target=self.rules.target, mode="static"
@@ -207,7 +207,3 @@ def share(qat: QATModel, model: nn.Module) -> None:
 def _unknown(qat: QATModel) -> dict[str, QParams]:
     """The qparams of a model that was never trained: activation scales are NaN until loaded."""
     return dict(unknown(qat.deployed(), qat.plan).qparams)
-
-
-def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return bind_arguments(model, args, kwargs)
