@@ -40,7 +40,7 @@ LAYERS = (
     ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
     ("batches", "call", "calibrate", "weights"),
-    ("convert", "unrounded", "qat", "soundness", "graph_json", "artifact"),
+    ("islands", "convert", "unrounded", "qat", "soundness", "graph_json", "artifact"),
     ("onnx", "runtimes"),
     ("summary", "model"),
     (

@@ -61,7 +61,7 @@ def test_a_spec_with_unknown_settings_is_an_error(change: dict, message: str) ->
 
 def decided(mapping: QConfigMapping, node: Node) -> QConfig | str | None:
     rule = mapping.rule_for(node)
-    return "default" if rule is None else rule.qconfig
+    return "default" if rule is None else rule.precision
 
 
 def test_without_a_rule_the_default_holds() -> None:
@@ -163,7 +163,8 @@ def test_an_operator_is_named_in_many_ways(kind: Any, node: Node) -> None:
     [
         (lambda m: m.set_module_name_regex("layer[", A), r"'layer\[' is not a regular expression"),
         (lambda m: m.set_object_type(5, A), "an object type is a name, a class or a function"),
-        (lambda m: m.set_global("int8"), "the qconfig for global '' is a str; give a QConfig, or"),
+        (lambda m: m.set_global("int8"), "the qconfig for global '' is a str; give a QConfig, t"),
+        (lambda m: m.set_global(torch.float16), "global .. asks for torch.float16: layers compute"),
         (lambda m: m.set_module_name("fc", A.weight), "for module name 'fc' is a QSpec; give a QC"),
     ],
 )

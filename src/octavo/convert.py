@@ -4,7 +4,7 @@ Each quantized activation ``x`` becomes ``x -> x.quantized -> x.dequantized``; e
 is stored as integers and read through ``<weight>.dequantized``, those of four bits two to a byte
 and read through ``<weight>.unpacked``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by
 its own range. Biases of static layers become whole steps of their sums. Calibration and training
-end here alike: both give weights and qparams.
+end here alike: both give weights and qparams. Layers in bfloat16: see `octavo.islands`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from octavo.affine import QParams
 from octavo.dtypes import UINT8
 from octavo.errors import PlanError
 from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.islands import in_bfloat16
 from octavo.plan import Plan
 from octavo.qconfig import QSpec
 from octavo.scheme import Scheme
@@ -73,7 +74,8 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         if node.name in activations:
             nodes += _qdq(node.name, metas[node.name], qparams[node.name])
     outputs = map_refs(graph.outputs, lambda ref: Ref(by_float.get(ref.name, ref.name)))
-    return replace(graph, nodes=tuple(nodes), constants=constants, outputs=outputs).pruned()
+    whole = replace(graph, nodes=tuple(nodes), constants=constants, outputs=outputs).pruned()
+    return in_bfloat16(whole, {n for n, t in plan.tensors.items() if t.runs == "bfloat16"})
 
 
 def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:

@@ -225,7 +225,7 @@ def _usable_in_training(result: Any) -> Any:
 
 def _as_planned(lowered: Lowered, plan: Plan) -> Lowered:
     """Without the fallbacks that are none: float operators behind int8 layers."""
-    quantized = {name for name, t in plan.tensors.items() if t.runs not in ("", "float")}
+    quantized = {name for name, t in plan.tensors.items() if t.on_integers}
     fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in quantized}
     return replace(lowered, fallbacks=fallbacks)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.errors import NothingQuantized, PlanError
 from octavo.graph import Graph
 from octavo.html_table import html_table
-from octavo.placement import Placement, place
+from octavo.placement import INTEGERS, Placement, place
 from octavo.qconfig import QConfigMapping, QSpec
 from octavo.targets import MODES
 from octavo.targets import target as target_of
@@ -35,7 +35,8 @@ class TensorPlan:
         kind: ``"input"``, ``"activation"`` or ``"weight"``.
         op: the operator that makes it, or that uses the weight.
         runs: how that operator runs; empty for inputs. ``"int8"`` (its inputs have fixed scales),
-            ``"dynamic"`` (it quantizes its input at each call), ``"weight-only"`` or ``"float"``.
+            ``"dynamic"`` (it quantizes its input at each call), ``"weight-only"``,
+            ``"bfloat16"`` or ``"float"``.
         spec: scheme and observer; ``None`` keeps the tensor float.
         dynamic: how a dynamic operator quantizes its input.
         shares: the tensor whose scale and zero point this one has as well.
@@ -57,6 +58,11 @@ class TensorPlan:
     def values(self) -> str:
         """The integers of the tensor in words, or ``"float"``."""
         return "float" if self.spec is None else str(self.spec)
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether the operator reads integers, be they only its weights."""
+        return self.runs in INTEGERS
 
     def to_dict(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

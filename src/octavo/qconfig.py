@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
+
 from octavo.errors import PlanError
 from octavo.graph import Node
 from octavo.observers import Observer, observer_from_dict
@@ -96,13 +98,17 @@ class QConfig:
         return "dynamic" if self.activation.dynamic else "static"
 
 
+# What a rule asks for: integers, ``torch.bfloat16``, or float32, which is ``None``.
+Precision = QConfig | torch.dtype | None
+
+
 @dataclass(frozen=True)
 class Rule:
-    """One line of a mapping: ``None`` as its qconfig keeps what it matches in float."""
+    """One line of a mapping, see `QConfigMapping`."""
 
     kind: str
     pattern: str
-    qconfig: QConfig | None
+    precision: Precision
 
     def matches(self, node: Node) -> bool:
         return _MATCHERS[self.kind](self.pattern, node)
@@ -138,7 +144,8 @@ _PRECEDENCE = tuple(_MATCHERS)
 @dataclass
 class QConfigMapping:
     """Rules from layers to `QConfig`. The most specific rule decides: module name, then regex,
-    then operator type, then global; ``None`` keeps float. Without a global rule the target's
+    then operator type, then global. ``None`` keeps float, and ``torch.bfloat16`` lets convolutions
+    and linear layers compute in it, with weights of two bytes. Without a global rule the target's
     default holds. Each ``set_*`` changes the mapping and returns it, so that calls can be chained.
 
     Example:
@@ -149,11 +156,11 @@ class QConfigMapping:
 
     rules: list[Rule] = field(default_factory=list)
 
-    def set_global(self, qconfig: QConfig | None) -> QConfigMapping:
+    def set_global(self, qconfig: Precision) -> QConfigMapping:
         """The rule for all that no other rule matches."""
         return self._add("global", "", qconfig)
 
-    def set_object_type(self, kind: Any, qconfig: QConfig | None) -> QConfigMapping:
+    def set_object_type(self, kind: Any, qconfig: Precision) -> QConfigMapping:
         """A rule for an operator: its name (``"conv2d"``), a module class or a function."""
         if isinstance(kind, str):
             pattern = kind
@@ -165,11 +172,11 @@ class QConfigMapping:
             raise PlanError(f"an object type is a name, a class or a function, not {kind!r}")
         return self._add("op type", pattern, qconfig)
 
-    def set_module_name(self, name: str, qconfig: QConfig | None) -> QConfigMapping:
+    def set_module_name(self, name: str, qconfig: Precision) -> QConfigMapping:
         """A rule for a module and all inside it, by its path (``"layer1.0"``)."""
         return self._add("module name", name, qconfig)
 
-    def set_module_name_regex(self, pattern: str, qconfig: QConfig | None) -> QConfigMapping:
+    def set_module_name_regex(self, pattern: str, qconfig: Precision) -> QConfigMapping:
         """A rule for modules whose whole path matches a regular expression."""
         try:
             re.compile(pattern)
@@ -186,11 +193,16 @@ class QConfigMapping:
         ]
         return max(matching, key=lambda item: item[:3])[3] if matching else None
 
-    def _add(self, kind: str, pattern: str, qconfig: QConfig | None) -> QConfigMapping:
-        if qconfig is not None and not isinstance(qconfig, QConfig):
+    def _add(self, kind: str, pattern: str, qconfig: Precision) -> QConfigMapping:
+        if qconfig is not None and not isinstance(qconfig, QConfig | torch.dtype):
             raise PlanError(
                 f"the qconfig for {kind} {pattern!r} is a {type(qconfig).__name__}; "
-                "give a QConfig, or None to keep float"
+                "give a QConfig, torch.bfloat16, or None to keep float"
+            )
+        if isinstance(qconfig, torch.dtype) and qconfig != torch.bfloat16:
+            raise PlanError(
+                f"the rule {kind} {pattern!r} asks for {qconfig}: layers compute in float32 "
+                "(None), in torch.bfloat16, or as a QConfig says"
             )
         self.rules.append(Rule(kind, pattern, qconfig))
         return self

@@ -126,7 +126,7 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
     float_layers = {
         name: tensor.reason.removeprefix("float: ")
         for name, tensor in layers.items()
-        if tensor.runs == "float"
+        if not tensor.on_integers
     }
     tensors = graph.constants.values()
     return Summary(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from octavo.search.layer_times import LayerTime
 from octavo.search.trial import Candidate, Trial
 from octavo.search.walk import Known, Space, foreseen, next_of, walk
@@ -12,8 +14,9 @@ LAYERS = tuple("abcdefgh")
 
 
 def _space(layers: Sequence[str] = LAYERS, **changes: object) -> Space:
-    settings: dict[str, object] = {"static": True, "four_bits": False, "trained": False}
-    settings |= {"ranking": lambda mode: layers, "slower": lambda candidate: ()} | changes
+    settings: dict[str, object] = {"static": True, "bfloat16": False, "four_bits": False}
+    settings |= {"trained": False, "ranking": lambda mode: layers}
+    settings |= {"slower": lambda candidate: ()} | changes
     return Space("x86", 0.5, **settings)  # type: ignore[arg-type]
 
 
@@ -52,7 +55,7 @@ def test_the_fewest_layers_in_float_that_are_enough() -> None:
     assert [len(c.in_float) for c in found[6:]] == [1, 2, 4, 8, 6, 5]
     assert found[-1].in_float == tuple("abcde")
     rules = found[-1].mapping.rules
-    assert [(rule.pattern, rule.qconfig) for rule in rules] == [(n, None) for n in "abcde"]
+    assert [(rule.pattern, rule.precision) for rule in rules] == [(n, None) for n in "abcde"]
 
 
 def test_layers_are_taken_from_the_candidate_that_loses_least() -> None:
@@ -146,3 +149,17 @@ def test_what_fixed_ranges_can_do_is_looked_into_where_dynamic_ones_are_enough()
     # Unless there are none: a model that cannot be quantized so.
     found = _walked(_space(), lambda c: 0.0 if c.mode == "dynamic" else None)
     assert [c.mode for c in found] == ["static", "dynamic", *["static"] * 4]
+
+
+def test_what_stays_float_is_tried_in_bfloat16() -> None:
+    enough = _space(bfloat16=True)
+    found = _walked(enough, lambda c: 0.1 if len(c.in_float) > 1 else 2.0)
+    assert found[-1].name == "static, 2 of 8 layers in float, in bfloat16"
+    assert [rule.precision for rule in found[-1].mapping.rules] == [torch.bfloat16] * 2
+    # Layers that int8 makes slower are float too, and come last.
+    slower = _space(bfloat16=True, slower=lambda candidate: (LayerTime("b", 1.0, 2.0, 2.0),))
+    found = _walked(slower, lambda c: 0.1)
+    assert found[-1].name == "static, slower layers in float, in bfloat16"
+    assert found[-1].in_float == ("b",)
+    assert not any(c.bfloat16 for c in _walked(_space(bfloat16=True), lambda c: 0.1))
+    assert not any(c.bfloat16 for c in _walked(_space(bfloat16=True), lambda c: 2.0))

@@ -301,7 +301,7 @@ def _returning_floats(plan: Plan) -> list[str]:
     return [
         name
         for name, planned in plan.tensors.items()
-        if planned.runs in ("int8", "dynamic", "weight-only")
+        if planned.on_integers
         and planned.kind == "activation"
         and planned.spec is None
         and planned.fused_into is None

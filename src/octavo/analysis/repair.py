@@ -80,7 +80,7 @@ def _by_themselves(errors: LayerErrors, plan: Plan) -> list[LayerError]:
     """The worst that round by themselves: not inputs, nor what only moves integers about."""
     rows = errors.worst(len(errors.rows))
     own = (row for row in rows if plan.tensors[row.tensor].shares is None)
-    return [row for row in own if plan.tensors[row.tensor].runs not in ("", "float")]
+    return [row for row in own if plan.tensors[row.tensor].on_integers]
 
 
 def _kernel_of(layer: str, plan: Plan) -> str:

@@ -26,7 +26,7 @@ def layers_of(graph: Graph, plan: Plan) -> list[str]:
     return [
         node.name
         for node in graph.nodes
-        if node.short_op in WEIGHTED_LAYERS and plan.tensors[node.name].runs != "float"
+        if node.short_op in WEIGHTED_LAYERS and plan.tensors[node.name].on_integers
     ]
 
 
@@ -101,7 +101,7 @@ def all_but(graph: Graph, plan: Plan, layer: str) -> Plan:
 
 
 def _reads_integers(plan: Plan, node: str) -> bool:
-    return node in plan.tensors and plan.tensors[node].runs != "float"
+    return node in plan.tensors and plan.tensors[node].on_integers
 
 
 @dataclass(frozen=True)

@@ -143,8 +143,8 @@ def rules_of(config: Mapping[str, Any], model: nn.Module, training: bool) -> Map
     """
     backend = _BACKENDS[config["backend"]]
     observer = MovingAverageMinMax() if training else _ALGORITHMS[config["algorithm"]]
-    mapping = QConfigMapping().set_global(_qconfig(config, backend, observer))
-    usual = mapping.rules[0].qconfig
+    usual = _qconfig(config, backend, observer)
+    mapping = QConfigMapping().set_global(usual)
     kinds: dict[Any, QConfig | None] = dict.fromkeys(_RECURRENT)
     if config["dynamic_lstm_quant"]:
         kinds[nn.LSTM] = dynamic_qconfig(backend.target)

@@ -8,6 +8,7 @@ from typing import Any
 from octavo.atomic import replacing
 from octavo.errors import ExportError
 from octavo.graph import Graph, Node
+from octavo.islands import in_float32
 from octavo.onnx.operators import CONVERTERS, LAZY
 from octavo.onnx.writer import Dialect, Writer, serialized
 from octavo.version import __version__
@@ -24,6 +25,7 @@ def to_onnx(graph: Graph, dialect: Dialect | None = None, name: str = "octavo") 
     Raises:
         ExportError: it has operators that have no ONNX form; all are named.
     """
+    graph = in_float32(graph)
     missing = {node.op: node.name for node in graph.nodes if converter_of(node) is None}
     if missing:
         listed = ", ".join(f"{op} (first in {where!r})" for op, where in missing.items())

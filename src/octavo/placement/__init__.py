@@ -12,12 +12,13 @@ The rules, which the runtimes rely on:
   a float operator needs (the residual stream of a transformer) keeps its precision.
 - A kernel's inner results are not quantized: convolution, addition and activation in one kernel
   round once.
+- A layer that a rule wants in bfloat16 is a float layer to all others.
 - What nothing int8 reads is not quantized: the last layer returns float.
 """
 
 from __future__ import annotations
 
-from octavo.placement.decided import Placement
+from octavo.placement.decided import INTEGERS, Placement
 from octavo.placement.place import place
 
-__all__ = ["Placement", "place"]
+__all__ = ["INTEGERS", "Placement", "place"]

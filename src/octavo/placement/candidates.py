@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from octavo.graph import Node, Ref
 from octavo.placement.context import Context
 from octavo.placement.decided import Placement
+from octavo.qconfig import Rule
 from octavo.targets import LOOKUP, ROLES, SHARED, WEIGHTED
-from octavo.weighted import WEIGHTED_LAYERS
+from octavo.weighted import WEIGHTED_LAYERS, WeightedLayer
 
 _ELEMENTWISE = ("add", "sub", "mul")
 
@@ -30,6 +35,26 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
         else:
             placement.weight_only.add(node.name)
             placement.reasons[node.name] = "float: its weights are dequantized where they are used"
+
+
+def place_in_bfloat16(
+    context: Context, rules: Mapping[str, Rule | None], placement: Placement
+) -> None:
+    """Layers that rules ask to compute in bfloat16, where that can be."""
+    for node in context.graph.nodes:
+        rule = rules[node.name]
+        if rule is None or rule.precision != torch.bfloat16:
+            continue
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is None or layer.input_axis is None:
+            obstacle: str | None = f"{node.short_op} is no convolution or linear layer"
+        else:
+            obstacle = _obstacle_of_tensors(context, node, layer)
+        if obstacle is None:
+            placement.bfloat16.add(node.name)
+            placement.reasons[node.name] = f"float: in bfloat16, the rule {rule}"
+        else:
+            placement.reasons[node.name] = f"float: the rule {rule}, but {obstacle}"
 
 
 def candidates(context: Context, placement: Placement) -> set[str]:
@@ -71,6 +96,24 @@ def _obstacle(context: Context, node: Node) -> str | None:
 
 def _obstacle_of_layer(context: Context, node: Node) -> str | None:
     layer = WEIGHTED_LAYERS[node.short_op]
+    obstacle = _obstacle_of_tensors(context, node, layer)
+    if obstacle is not None:
+        return obstacle
+    if not context.reads(node) and layer.input is not None:
+        return "its input is a constant"
+    if node.op.endswith(".padding"):
+        return 'its padding="same" differs between the sides'
+    qconfig = context.qconfigs[node.name]
+    group_size = None if qconfig is None else qconfig.weight.scheme.group_size
+    for name in layer.weights_of(node, context.graph.constants):
+        shape = list(context.graph.constants[name].shape)
+        if group_size is not None and (len(shape) != 2 or shape[1] % group_size):
+            return f"group_size {group_size} does not divide its weight {name} of shape {shape}"
+    return None
+
+
+def _obstacle_of_tensors(context: Context, node: Node, layer: WeightedLayer) -> str | None:
+    """Why a layer's numbers cannot be other ones."""
     weights = layer.weights_of(node, context.graph.constants)
     if not weights:
         return "its weight is not a constant"
@@ -78,16 +121,6 @@ def _obstacle_of_layer(context: Context, node: Node) -> str | None:
         return "its weights are not float"
     if not all(context.is_float(name) for name in (*context.reads(node), node.name)):
         return "its tensors are not float32"
-    if not context.reads(node) and layer.input is not None:
-        return "its input is a constant"
-    if node.op.endswith(".padding"):
-        return 'its padding="same" differs between the sides'
-    qconfig = context.qconfigs[node.name]
-    group_size = None if qconfig is None else qconfig.weight.scheme.group_size
-    for name in weights:
-        shape = list(context.graph.constants[name].shape)
-        if group_size is not None and (len(shape) != 2 or shape[1] % group_size):
-            return f"group_size {group_size} does not divide its weight {name} of shape {shape}"
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octavo.graph import Graph
 from octavo.placement.between import between_int8_layers
-from octavo.placement.candidates import candidates, place_without_ranges
+from octavo.placement.candidates import candidates, place_in_bfloat16, place_without_ranges
 from octavo.placement.context import Context
 from octavo.placement.decided import Placement
 from octavo.placement.fusion import fuse
@@ -22,8 +22,9 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
     """
     placement = Placement()
     qconfigs: dict[str, QConfig | None] = {}
+    rules = {node.name: mapping.rule_for(node) for node in graph.nodes}
     for node in graph.nodes:
-        rule = mapping.rule_for(node)
+        rule = rules[node.name]
         qconfig, reason = qconfig_of(node, rule, target, mode)
         qconfigs[node.name] = qconfig
         if reason and not is_fusable(node, rule, target, mode):
@@ -37,6 +38,7 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
         {node.name: node for node in graph.nodes},
         frozenset(graph.output_names()),
     )
+    place_in_bfloat16(context, rules, placement)
     place_without_ranges(context, placement)
     kept = between_int8_layers(context, candidates(context, placement), placement)
     fuse(context, kept, placement)

@@ -17,7 +17,7 @@ def specify(context: Context, placement: Placement) -> None:
     for node in context.graph.nodes:
         qconfig = context.qconfigs[node.name]
         layer = WEIGHTED_LAYERS.get(node.short_op)
-        if layer is not None and qconfig is not None and placement.runs(node.name) != "float":
+        if layer is not None and qconfig is not None and placement.on_integers(node.name):
             names = layer.weights_of(node, context.graph.constants)
             spec = _weight_of(context, node, layer, qconfig.weight)
             placement.weights[node.name] = dict.fromkeys(names, spec)

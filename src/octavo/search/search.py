@@ -16,6 +16,7 @@ from octavo.errors import InputError
 from octavo.evaluation import evaluating
 from octavo.metrics import Metric
 from octavo.qat import QATModel
+from octavo.runtimes.cpu import has_bf16
 from octavo.search import measuring
 from octavo.search.deadline import Deadline, OutOfTime
 from octavo.search.journal import Journal, fingerprint
@@ -126,6 +127,7 @@ def search(
                 target,
                 max_drop,
                 static=calibration is not None,
+                bfloat16=objective == "smallest" or has_bf16(),
                 four_bits=four_bits,
                 trained=train is not None,
                 ranking=lambda mode: recipe.ranking(source or [], mode),

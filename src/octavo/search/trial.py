@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from octavo.errors import InputError
 from octavo.qconfig import QConfig, QConfigMapping
 
@@ -19,6 +21,7 @@ class Candidate:
         mode: as for `octavo.quantize`.
         qconfig: for all layers; ``None`` is the target's default.
         in_float: layers that stay float.
+        bfloat16: whether these compute in bfloat16, and not in float32.
         trained: whether it is trained with rounding.
     """
 
@@ -27,6 +30,7 @@ class Candidate:
     mode: str
     qconfig: QConfig | None = None
     in_float: tuple[str, ...] = ()
+    bfloat16: bool = False
     trained: bool = False
 
     @property
@@ -36,7 +40,7 @@ class Candidate:
         if self.qconfig is not None:
             mapping.set_global(self.qconfig)
         for layer in self.in_float:
-            mapping.set_module_name(layer, None)
+            mapping.set_module_name(layer, torch.bfloat16 if self.bfloat16 else None)
         return mapping
 
 

@@ -2,7 +2,8 @@
 
 It is the recommended order of the literature (Wu et al. 2020, arXiv:2004.09602, section 6; Nagel
 et al. 2021, arXiv:2106.08295, section 3): quantize all of it; find better ranges; leave the layers
-that hurt most in float; train with rounding. Then layers that int8 makes slower are left in float.
+that hurt most in float; train with rounding. Then layers that int8 makes slower are left in float,
+and what is in float is tried in bfloat16.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Space:
         target: where the model will run.
         max_drop: what the metric may lose.
         static: whether there is calibration data.
+        bfloat16: whether layers in float may compute in it.
         four_bits: whether weights may have four bits.
         trained: whether there is a training loop.
         ranking: from a mode to the layers, the most sensitive first.
@@ -47,6 +49,7 @@ class Space:
     target: str
     max_drop: float
     static: bool
+    bfloat16: bool
     four_bits: bool
     trained: bool
     ranking: Callable[[str], Sequence[str]]
@@ -127,6 +130,8 @@ def walk(space: Space) -> Walk:
             )
             yield from _asked(trained, tried)
     yield from _slower_layers_in_float(space, tried)
+    if space.bfloat16:
+        yield from _float_in_bfloat16(space, tried)
     if space.four_bits:
         yield from _four_bits(space, best)
 
@@ -195,24 +200,43 @@ def _layers_in_float(space: Space, best: Candidate, tried: Tried) -> Walk:
 
 def _slower_layers_in_float(space: Space, tried: Tried) -> Walk:
     """What is enough, without the layers that int8 makes slower: whether that wins, is measured."""
-    enough = [
-        (candidate, trial)
-        for candidate, trial in tried
-        if trial.meets(space.max_drop) and candidate.mode == "static" and not candidate.trained
-    ]
+    enough = _enough(space, tried)
     if not enough:
         return
     # The first with the fewest layers in float.
-    best, _ = min(enough, key=lambda pair: len(pair[0].in_float))
+    best = min(enough, key=lambda candidate: len(candidate.in_float))
     slower = [time for time in space.slower(best) if time.layer not in best.in_float]
     if slower:
         worst = ", ".join(f"{time.layer} {time.int8_over_float:.2f}x" for time in slower[:3])
-        yield replace(
+        left = replace(
             best,
             name=f"{best.name}, slower layers in float",
             reason=f"int8 makes {len(slower)} layers slower here: {worst}",
             in_float=(*best.in_float, *(time.layer for time in slower)),
         )
+        yield from _asked(left, tried)
+
+
+def _float_in_bfloat16(space: Space, tried: Tried) -> Walk:
+    """The last of what is enough with layers in float, with these in bfloat16."""
+    in_float = [candidate for candidate in _enough(space, tried) if candidate.in_float]
+    if in_float:
+        last = in_float[-1]
+        yield replace(
+            last,
+            name=f"{last.name}, in bfloat16",
+            reason="what stays float takes half the bytes",
+            bfloat16=True,
+        )
+
+
+def _enough(space: Space, tried: Tried) -> list[Candidate]:
+    """What meets the budget with fixed ranges, without training."""
+    return [
+        candidate
+        for candidate, trial in tried
+        if trial.meets(space.max_drop) and candidate.mode == "static" and not candidate.trained
+    ]
 
 
 def _four_bits(space: Space, best: Candidate) -> Walk:

@@ -221,7 +221,7 @@ def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[Quanti
             continue
         node = nodes.get(name)
         path = None if node is None else _path_of_layer(root, node.module)
-        if node is None or path is None or planned.runs == "float" or path in found:
+        if node is None or path is None or not planned.on_integers or path in found:
             continue
         module = root.get_submodule(path)
         output = planned.fused_into or name

@@ -137,13 +137,18 @@ class MappingRules:
     @property
     def modes(self) -> set[str]:
         """The modes of all qconfigs."""
-        return {rule.qconfig.mode for rule in self.mapping.rules if rule.qconfig is not None}
+        return {
+            rule.precision.mode
+            for rule in self.mapping.rules
+            if isinstance(rule.precision, QConfig)
+        }
 
     def of_module(self, path: str, module: nn.Module) -> QConfig | None:
         """How a module is quantized by itself."""
         kind = f"{type(module).__module__}.{type(module).__qualname__}"
         rule = self.mapping.rule_for(Node(path, "python.none", module=path, module_type=kind))
-        return None if rule is None else rule.qconfig
+        precision = None if rule is None else rule.precision
+        return precision if isinstance(precision, QConfig) else None
 
     def of_graph(self, traced: Graph, canonical: Graph, model: nn.Module) -> NativeMapping:
         """The mapping, without rules for modules that left nothing in the graph."""
