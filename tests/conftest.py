@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 # Before torch is imported, and inherited by the processes that tests start: more threads than that
 # fight over a small machine, and on a large one would change the order of float sums. Tests that
-# run in parallel have one each, since torch's spin while they wait.
-os.environ.setdefault(
-    "OMP_NUM_THREADS",
-    "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1)),
-)
+# run in parallel have one each, since torch's spin while they wait; what they inherit is meant for
+# the process that started them.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
