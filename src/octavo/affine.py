@@ -111,12 +111,13 @@ def quantize(
 
     Rounds half to even, as ONNX QuantizeLinear and the int8 kernels do.
     """
-    return torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax)
+    # In place from here on: a pass over memory costs more than what it computes.
+    return (x / scale).round_().add_(zero_point).clamp_(qmin, qmax)
 
 
 def dequantize(q: Tensor, scale: Tensor | float, zero_point: Tensor | int) -> Tensor:
     """``(q - zero_point) * scale`` in float32."""
-    return (q.to(torch.float32) - zero_point) * scale
+    return q.to(torch.float32, copy=True).sub_(zero_point).mul_(scale)
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:

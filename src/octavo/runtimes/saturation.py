@@ -31,10 +31,11 @@ def overflows(weight: Tensor, highest: int) -> bool:
         weight: int8 ``[outputs, ...]``.
         highest: the largest activation, as the kernel reads it from zero on.
     """
-    rows = weight.flatten(1).to(torch.int32)
+    rows = weight.flatten(1)
     count = min(2, rows.shape[1])
-    sums = [side.clamp(min=0).topk(count, dim=1).values.sum(1).max() for side in (rows, -rows)]
-    return highest * max(int(s) for s in sums) > torch.iinfo(torch.int16).max
+    most = rows.topk(count, dim=1).values.clamp(min=0).sum(1).max()
+    least = rows.topk(count, dim=1, largest=False).values.clamp(max=0).sum(1).min()
+    return highest * max(int(most), -int(least)) > torch.iinfo(torch.int16).max
 
 
 def with_float_weights(graph: Graph) -> tuple[Graph, dict[str, str]]:
