@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,14 @@ def test_inspect(artifact: str) -> None:
     assert data["target"] == octavo.host_target()
     assert data["provenance"]["torch"] == torch.__version__
     assert {tensor["tensor"] for tensor in data["plan"]["tensors"]} >= {"0.weight", "3.weight"}
+
+
+def test_it_is_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["octavo", "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("octavo", run_name="__main__")
+    assert end.value.code == 0
+    assert "quantize" in capsys.readouterr().out
 
 
 def test_demo_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

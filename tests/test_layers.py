@@ -67,6 +67,7 @@ LAYERS = (
         "migrate",
         "cli",
     ),
+    ("__main__",),
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
