@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from octavo.batches import Batch, Signature, split_batch, with_floats
 from octavo.errors import InputError
@@ -19,12 +20,22 @@ Sample = namedtuple("Sample", "image label")
 
 
 def test_a_signature_counts_what_has_no_default() -> None:
-    def forward(x: Any, /, mask: Any, scale: float = 1.0, *rest: Any, k: Any, **more: Any) -> None:
-        pass
+    class Many(nn.Module):
+        def forward(self, x: Any, /, mask: Any, s: float = 1.0, *rest: Any, k: Any, **more: Any):
+            pass
 
-    assert Signature.of(forward) == Signature(("x", "mask", "scale", "k"), 2)
-    assert Signature.of(torch.nn.Conv2d(1, 1, 1).forward) == Signature(("input",), 1)
-    assert Signature.of(lambda: None) == Signature((), 0)
+    class Nothing(nn.Module):
+        def forward(self) -> None:
+            pass
+
+    assert Signature.of(Many()) == Signature(("x", "mask", "s", "k"), 2)
+    assert Signature.of(nn.Conv2d(1, 1, 1)) == Signature(("input",), 1)
+    assert Signature.of(Nothing()) == Signature((), 0)
+
+
+def test_what_is_no_module_has_none() -> None:
+    with pytest.raises(InputError, match=r"the model is a OrderedDict, not a torch.nn.Module: if"):
+        Signature.of(nn.Linear(2, 2).state_dict())
 
 
 SPLITS = [

@@ -17,8 +17,9 @@ from running import run_graph
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import octavo
 from octavo.capture import capture
-from octavo.errors import CaptureError, InputError, OctavoError
+from octavo.errors import CaptureError, InputError, PlanError
 from octavo.exporting import as_records
 from octavo.graph import Graph, Record
 from octavo.soundness import check as check_sound
@@ -677,5 +678,21 @@ def test_an_error_in_forward_is_told_with_its_line() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_scripted_model_cannot_be_captured() -> None:
     scripted = torch.jit.script(nn.Sequential(conv()))
-    with pytest.raises(OctavoError):
+    with pytest.raises(CaptureError, match=r"compiled TorchScript.*start from the nn.Module"):
         capture(scripted, image())
+
+
+def test_a_quantized_model_is_not_quantized_again() -> None:
+    x = image()
+    target = octavo.host_target()
+    q = octavo.quantize(nn.Sequential(conv()), calibration=[x], target=target, progress=False)
+    with pytest.raises(CaptureError, match="quantized already; start from the float model"):
+        capture(nn.Sequential(q, nn.ReLU()), x)
+    with pytest.raises(PlanError, match="quantized already: start from the float model"):
+        octavo.quantize(q, calibration=[x])
+
+
+def test_a_spectral_norm_is_computed_once() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))).eval()
+    graph = capture(model, torch.randn(2, 8))
+    assert [node.short_op for node in graph.nodes] == ["linear"]

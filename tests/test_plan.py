@@ -240,3 +240,11 @@ def test_prints_every_tensor_with_its_reason(graph):
     assert any(
         line.split()[0] == "pool" and "shares the scale" in line for line in text.splitlines()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_other_floats_is_refused(dtype):
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).to(dtype)
+    graph = octavo.capture(net, torch.randn(2, 4).to(dtype))
+    with pytest.raises(PlanError, match=f"computes in {dtype}; quantize model.float"):
+        octavo.plan(graph)

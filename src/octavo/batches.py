@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.errors import CalibrationError, InputError
@@ -50,10 +50,19 @@ class Signature:
     required: int
 
     @classmethod
-    def of(cls, forward: Callable[..., Any]) -> Signature:
-        """The signature of a module's ``forward`` (or of any callable)."""
+    def of(cls, model: nn.Module) -> Signature:
+        """The signature of a module's ``forward``.
+
+        Raises:
+            InputError: it is no module.
+        """
+        if not isinstance(model, nn.Module):
+            raise InputError(
+                f"the model is a {type(model).__name__}, not a torch.nn.Module: if it is a state "
+                "dict, build the network and load_state_dict it"
+            )
         names, required = [], 0
-        for parameter in inspect.signature(forward).parameters.values():
+        for parameter in inspect.signature(model.forward).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.append(parameter.name)
                 required += parameter.default is parameter.empty

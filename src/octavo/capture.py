@@ -28,6 +28,9 @@ from octavo.passes.functionalize import make_functional
 # Checks that export inserts for itself; a graph needs none of them.
 _ASSERTIONS = re.compile(r"^(aten\.(_assert|sym_constrain|_check)|_check|_assert)")
 
+# Operators of models that are quantized, by Octavo or by torch.ao.
+_OF_INTEGERS = ("octavo.", "onednn.", "quantized.")
+
 
 def capture(
     model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
@@ -218,6 +221,10 @@ def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
         raise CaptureError(
             f"{where} uses {op}, a branch or a loop on tensor values, which int8 runtimes cannot "
             "run; replace it by torch.where"
+        )
+    if op.startswith(_OF_INTEGERS):
+        raise CaptureError(
+            f"{where} calls {op}: it is quantized already; start from the float model"
         )
     functional = re.sub(r"(?<=[a-z0-9])_(?=\.)", "", op, count=1)
     try:

@@ -111,7 +111,7 @@ def compare(
 def _batches(
     model: nn.Module, data: Iterable[Any], inputs: Callable[[Any], Any] | None
 ) -> Iterator[Batch]:
-    signature = Signature.of(model.forward)
+    signature = Signature.of(model)
     return (split_batch(batch, signature, inputs) for batch in data)
 
 

@@ -47,6 +47,11 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
     Raises:
         CaptureError: the model cannot be exported; the message names the line and the way out.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
+            "the nn.Module that it was made of"
+        )
     shapes = ShapesCollection()
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.dim():

@@ -81,4 +81,4 @@ def _as_file(contender: Contender, batch: Batch) -> QuantizedModel | None:
     except CaptureError:
         return None
     nothing = Plan("x86", "static", {})
-    return QuantizedModel(graph, nothing, Signature.of(contender.model.forward), {})
+    return QuantizedModel(graph, nothing, Signature.of(contender.model), {})

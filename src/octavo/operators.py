@@ -31,8 +31,8 @@ ATEN = frozenset(
     batch_norm _native_batch_norm_legit_no_training layer_norm native_layer_norm group_norm
     native_group_norm instance_norm rms_norm
     lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
-    embedding embedding_bag scaled_dot_product_attention matmul bmm mm mv dot addmm addmv baddbmm
-    einsum bilinear cosine_similarity pairwise_distance cdist tensordot outer
+    embedding embedding_bag scaled_dot_product_attention matmul bmm mm mv dot vdot addmm addmv
+    baddbmm einsum bilinear cosine_similarity pairwise_distance cdist tensordot outer
     add sub mul div rsub neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
     reciprocal pow sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erfinv
     floor ceil round trunc frac fmod remainder floor_divide clamp clamp_min clamp_max clip maximum

@@ -192,12 +192,22 @@ def plan(
     result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched)
     if not result.quantized:
         reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
+        other = {str(t.dtype) for t in graph.constants.values()} & _OTHER_FLOATS
+        if other:
+            raise NothingQuantized(
+                f"nothing would be quantized: the model computes in {', '.join(sorted(other))}; "
+                "quantize model.float(), on float32 data"
+            )
         raise NothingQuantized(
             "nothing would be quantized: no layer can be quantized "
             f"({'; '.join(reasons[:4]) or 'the graph has no operators'}). "
             "Relax the rules of the mapping, or leave the model as it is"
         )
     return result
+
+
+# What whole models are sometimes kept in.
+_OTHER_FLOATS = frozenset({"torch.bfloat16", "torch.float16", "torch.float64"})
 
 
 def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:

@@ -77,10 +77,11 @@ def quantize(
 
     Raises:
         CaptureError: the model cannot be exported.
-        PlanError: a rule names an unknown module or asks for a mode that a layer cannot have, or
-            nothing would be quantized.
+        PlanError: a rule names an unknown module or asks for a mode that a layer cannot have,
+            nothing would be quantized, or the model is no float model.
         CalibrationError: no data, or data that does not fit.
-        InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model.
+        InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model, or it
+            is no module.
 
     Example:
         >>> import torch
@@ -94,11 +95,13 @@ def quantize(
     """
     if isinstance(model, QATModel):
         raise PlanError("the model is prepared for training: octavo.convert makes it int8")
+    if isinstance(model, QuantizedModel):
+        raise PlanError("the model is quantized already: start from the float model")
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
         own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
         mode = "static" if calibration is not None else own
-    signature = Signature.of(model.forward)
+    signature = Signature.of(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if mode == "static" and calibration is None and example_inputs is None:

@@ -169,7 +169,7 @@ def sensitivity(
         >>> print(octavo.sensitivity(model, calibration=loader, data=loader))  # doctest: +SKIP
     """
     require(engine)
-    signature = Signature.of(model.forward)
+    signature = Signature.of(model)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
         own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"

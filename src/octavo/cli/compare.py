@@ -75,7 +75,7 @@ def compare(
     result = compare_models(
         network,
         first if len(models) == 1 else dict(zip(labels, models.values(), strict=True)),
-        load_data(data, Signature.of(network.forward), batch_size, images),
+        load_data(data, Signature.of(network), batch_size, images),
         metric=metric_of(metric),
         runtimes=names,
         threads=threads,

@@ -53,7 +53,7 @@ def debug(
     network = load_model(model, weights)
     q = load(file, runtime="reference")  # rounding is the file's, whatever this CPU runs in float
     images = image_options(image_size, mean, std, gray, raw=takes_pixels(q))
-    batches = load_data(data, Signature.of(network.forward), batch_size, images)
+    batches = load_data(data, Signature.of(network), batch_size, images)
     some = batches if limit is None else islice(batches, limit)
     errors = layer_errors(network, q, some, progress=not as_json)
     if as_json:

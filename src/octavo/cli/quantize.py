@@ -115,7 +115,7 @@ def quantize(
     require_writable(Path(output).parent)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))
     images = image_options(image_size, mean, std, gray, raw=raw)
-    data = load_data(calibration, Signature.of(network.forward), batch_size, images)
+    data = load_data(calibration, Signature.of(network), batch_size, images)
     q = quantize_model(
         network,
         calibration=data if batches is None else islice(data, batches),

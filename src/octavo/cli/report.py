@@ -69,7 +69,7 @@ def report(
     from octavo.search import SearchResult
 
     network, q = load_model(model, weights), load(file)
-    signature = Signature.of(network.forward)
+    signature = Signature.of(network)
     pixels = takes_pixels(q)
     images = image_options(image_size, mean, std, gray, raw=pixels)
     batches = load_data(data, signature, batch_size, images)

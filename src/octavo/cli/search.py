@@ -77,7 +77,7 @@ def search(
     from octavo.search.search import search as search_for
 
     network = load_model(model, weights)
-    signature = Signature.of(network.forward)
+    signature = Signature.of(network)
     images = image_options(image_size, mean, std, gray)
     found = search_for(
         network,

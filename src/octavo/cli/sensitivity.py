@@ -66,7 +66,7 @@ def sensitivity(
     from octavo.runtimes.cpu import host_target
 
     network = load_model(model, weights)
-    signature = Signature.of(network.forward)
+    signature = Signature.of(network)
     images = image_options(image_size, mean, std, gray)
     found = sensitivity_of(
         network,

@@ -88,7 +88,7 @@ def prepare_qat(
     """
     if isinstance(model, QATModel):
         raise PlanError("the model is prepared already: train it, or prepare the float model again")
-    signature = Signature.of(model.forward)
+    signature = Signature.of(model)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = pytree.tree_map_only(

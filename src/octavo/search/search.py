@@ -97,7 +97,7 @@ def search(
     _check_repeatable(calibration=calibration, data=measured)
     if evaluate is None and measured is None:
         raise InputError("search needs data to measure the metric on, or evaluate=")
-    signature = Signature.of(model.forward)
+    signature = Signature.of(model)
     source = calibration if calibration is not None else measured
     example, _ = example_call(example_inputs, source, signature, inputs)
     judge = evaluate or Judge(measured or [], metric, signature, inputs)

@@ -146,7 +146,7 @@ def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
         if (q := layer.quantized(name)) is not None and planned.spec is not None
     }
     quantized = insert_qdq(graph, decided, qparams)
-    run = QuantizedModel(quantized, decided, Signature.of(twin.forward), {})
+    run = QuantizedModel(quantized, decided, Signature.of(twin), {})
 
     def forward(x: Tensor) -> Tensor:
         inner = x.reshape(-1) if is_table else x.reshape(-1, x.shape[-1])

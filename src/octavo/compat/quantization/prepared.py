@@ -67,7 +67,7 @@ class Preparation:
     @classmethod
     def of(cls, model: nn.Module, rules: Rules) -> Preparation:
         """For a model, which shall go on as a prepared one."""
-        return cls(Signature.of(model.forward), rules)
+        return cls(Signature.of(model), rules)
 
     @property
     def needs_graph(self) -> bool:

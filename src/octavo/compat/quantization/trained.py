@@ -87,7 +87,7 @@ class Training:
         """
         refuse_hooks(model)
         close(model, hooks=True)
-        return cls(Signature.of(model.forward), rules)
+        return cls(Signature.of(model), rules)
 
     def set(self, switch: str, value: bool) -> None:
         """Turn a switch, now or at the first call."""
