@@ -28,8 +28,8 @@ from octavo.passes.functionalize import make_functional
 # Checks that export inserts for itself; a graph needs none of them.
 _ASSERTIONS = re.compile(r"^(aten\.(_assert|sym_constrain|_check)|_check|_assert)")
 
-# Operators of models that are quantized, by Octavo or by torch.ao.
-_OF_INTEGERS = ("octavo.", "onednn.", "quantized.")
+# Kernels of models that are quantized, by Octavo or by torch.ao.
+_OF_INTEGERS = ("onednn.", "quantized.")
 
 
 def capture(
