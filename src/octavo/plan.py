@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from octavo.errors import NothingQuantized, PlanError
 from octavo.graph import Graph
 from octavo.html_table import html_table
@@ -192,10 +194,10 @@ def plan(
     result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched)
     if not result.quantized:
         reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
-        other = {str(t.dtype) for t in graph.constants.values()} & _OTHER_FLOATS
-        if other:
+        floats = {t.dtype for t in graph.constants.values() if t.dtype.is_floating_point}
+        if floats and torch.float32 not in floats:
             raise NothingQuantized(
-                f"nothing would be quantized: the model computes in {', '.join(sorted(other))}; "
+                f"nothing would be quantized: the model computes in {', '.join(map(str, floats))}; "
                 "quantize model.float(), on float32 data"
             )
         raise NothingQuantized(
@@ -204,10 +206,6 @@ def plan(
             "Relax the rules of the mapping, or leave the model as it is"
         )
     return result
-
-
-# What whole models are sometimes kept in.
-_OTHER_FLOATS = frozenset({"torch.bfloat16", "torch.float16", "torch.float64"})
 
 
 def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:

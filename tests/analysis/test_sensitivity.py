@@ -139,6 +139,7 @@ def test_the_estimate_alone_needs_no_labels(
     assert {s.layer: s.estimate_db for s in found.layers} == {
         s.layer: s.estimate_db for s in both.layers
     }
+    assert found.quantized_db == pytest.approx(both.quantized_db, abs=0.1)  # kernels, and oracle
     estimates = [layer.estimate_db for layer in found.layers]
     assert estimates == sorted(estimates)
     assert "estimate dB" in str(found)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from residual import ResidualNet
+from torch import Tensor
 
 import octavo
 from octavo.call import flatten_call
@@ -21,20 +22,6 @@ from octavo.unrounded import without_rounding
 TARGET = octavo.host_target()
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.conv = nn.Conv2d(8, 8, 3, padding=1)
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.stem(x))
-        x = torch.relu(x + self.conv(x))
-        result: Tensor = self.fc(x.mean((2, 3)))
-        return result
-
-
 @pytest.fixture(scope="module")
 def images() -> Tensor:
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -43,14 +30,14 @@ def images() -> Tensor:
 @pytest.fixture(scope="module")
 def q(images: Tensor) -> octavo.QuantizedModel:
     torch.manual_seed(0)
-    return octavo.quantize(Net().eval(), calibration=[images], target=TARGET)
+    return octavo.quantize(ResidualNet().eval(), calibration=[images], target=TARGET)
 
 
 def test_every_layer_is_timed(q: octavo.QuantizedModel, images: Tensor) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_times, "BUDGET_S", 0.01)
         found = layer_times.layer_times(q, flatten_call(q.graph, (images,), {}))
-    assert [time.layer for time in found] == ["stem", "conv", "fc"]
+    assert [time.layer for time in found] == ["conv", "conv2", "fc"]
     assert all(time.float_s > 0 for time in found)
 
 
@@ -68,10 +55,10 @@ def test_the_quantize_step_in_front_is_taken_off_within_each_round(
 
     monkeypatch.setattr(layer_times, "interleave", clock)
     found = layer_times.layer_times(q, flatten_call(q.graph, (images,), {}))
-    assert found[0] == LayerTime("stem", 4.0, 6.0, 1.5, 2.0)
+    assert found[0] == LayerTime("conv", 4.0, 6.0, 1.5, 2.0)
     assert not found[0].slower  # a float island there would cost what it gains
-    assert LayerTime("stem", 2.0, 3.0, 1.5, 0.9).slower
-    assert not LayerTime("stem", 2.0, 2.1, 1.05, 0.0).slower
+    assert LayerTime("conv", 2.0, 3.0, 1.5, 0.9).slower
+    assert not LayerTime("conv", 2.0, 2.1, 1.05, 0.0).slower
 
 
 def test_the_pieces_are_the_layers_kernels(q: octavo.QuantizedModel, images: Tensor) -> None:
@@ -101,7 +88,7 @@ def test_slower_layers_stay_float_and_a_search_that_goes_on_measures_none_again(
     images: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
-    times = (LayerTime("stem", 1.0, 3.0, 3.0), LayerTime("fc", 1.0, 0.5, 0.5))
+    times = (LayerTime("conv", 1.0, 3.0, 3.0), LayerTime("fc", 1.0, 0.5, 0.5))
     asked: list[octavo.QuantizedModel] = []
 
     def measured(q: octavo.QuantizedModel, tensors: list[Tensor]) -> tuple[LayerTime, ...]:
@@ -110,7 +97,7 @@ def test_slower_layers_stay_float_and_a_search_that_goes_on_measures_none_again(
 
     monkeypatch.setattr(loop, "layer_times", measured)
     torch.manual_seed(0)
-    net = Net().eval()
+    net = ResidualNet().eval()
     with torch.no_grad():
         data = [(images, net(images).argmax(1))]
 
@@ -120,8 +107,8 @@ def test_slower_layers_stay_float_and_a_search_that_goes_on_measures_none_again(
 
     found = search()
     last = found.trials[-1]
-    assert (last.name, last.in_float) == ("static, slower layers in float", ("stem",))
-    assert last.reason == "int8 makes 1 layers slower here: stem 3.00x"
+    assert (last.name, last.in_float) == ("static, slower layers in float", ("conv",))
+    assert last.reason == "int8 makes 1 layers slower here: conv 3.00x"
     assert last.int8 == found.trials[0].int8 - 2  # the convolution and its relu
     assert found.layer_times == times
     assert found.to_dict()["layer_times"][0]["int8_over_float"] == 3.0

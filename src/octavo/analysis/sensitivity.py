@@ -65,7 +65,8 @@ class Sensitivity:
         metric: name of the metric.
         float_metric, quantized_metric: with nothing and with all quantized; ``None`` where no
             metric could be had.
-        quantized_db: SQNR of the output with all quantized.
+        quantized_db: SQNR of the output with all quantized: on the oracle, or on the runtime that a
+            model of it would have, where only the estimate was asked for.
         samples: how many were seen.
         complete: whether the whole of the data was seen, and not interrupted.
     """

@@ -195,7 +195,11 @@ class _Trials:
     def __init__(self, base: Graph, graphs: Mapping[str, Graph]) -> None:
         self.graph = base
         self.variants = {name: Variant.of(base, graph) for name, graph in graphs.items()}
-        self.base = Base.of(base, list(self.variants.values()))
+
+    @cached_property
+    def base(self) -> Base:
+        """Made when it is first needed: what float alone gives is known."""
+        return Base.of(self.graph, list(self.variants.values()))
 
     def run(
         self, scores: Scores, tensors: list[Tensor], labels: Any, exact: Any, outputs: Any = None
