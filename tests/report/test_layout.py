@@ -51,3 +51,18 @@ def test_edges_that_would_cross_take_lanes_of_their_own() -> None:
 def test_lanes_are_bounded() -> None:
     nested = [(n, 40 - n) for n in range(15)]
     assert max(edge.lane for edge in _laned(nested)) == LANES
+
+
+def test_layers_in_a_row_in_bfloat16_are_all_there() -> None:
+    net = nn.Sequential(*(nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))).eval()
+    x = torch.randn(2, 3, 8, 8)
+    mapping = octavo.QConfigMapping()
+    for name in ("1", "2"):
+        mapping.set_module_name(name, torch.bfloat16)
+    q = octavo.quantize(
+        net, calibration=[x], qconfig=mapping, target=octavo.host_target(), progress=False
+    )
+    found = layout(q.graph, q.plan, octavo.layer_errors(net, q, [x], progress=False))
+    runs = [(row.name, row.runs) for row in found.rows]
+    assert runs[1:] == [("0", "int8"), ("1", "bfloat16"), ("2", "bfloat16"), ("3", "int8")]
+    assert found.edges == tuple(Edge(start, start + 1, 0) for start in range(4))

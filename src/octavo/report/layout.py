@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from octavo.analysis import LayerErrors
 from octavo.graph import Graph, Node
+from octavo.islands import in_float32
 from octavo.plan import Plan
 
 _SIZES = frozenset({"sym_size", "getitem"})  # no kernel runs them
@@ -19,7 +20,8 @@ class Row:
     Attributes:
         name: the layer whose value it returns.
         op: what it computes: the operators that were fused into it, joined by ``+``.
-        runs: ``"int8"``, ``"dynamic"``, ``"weight-only"``, ``"float"``, or ``"input"``.
+        runs: ``"int8"``, ``"dynamic"``, ``"weight-only"``, ``"bfloat16"``, ``"float"``, or
+            ``"input"``.
         sqnr_db: of the error that it makes by itself; ``None`` where it was not measured.
         accumulated_db: with the error of all before it.
         reason: the plan's.
@@ -58,6 +60,7 @@ def layout(graph: Graph, plan: Plan, errors: LayerErrors) -> Layout:
         plan: its plan.
         errors: from `octavo.layer_errors`.
     """
+    graph = in_float32(graph)  # in which layers in bfloat16 have the plan's names
     kernels = _kernels(graph, plan)
     pairs = _edges(graph, kernels)
     shown = [name for name in plan.tensors if kernels.get(name) == name]
