@@ -231,8 +231,8 @@ def qat_qconfig(
 ) -> QConfig:
     """The target's static default for training: activations by a moving average of extrema.
 
-    Fewer bits than eight save memory and, on kernels for them, time; Octavo's int8 kernels run
-    such weights as int8 or dequantized, see the summary.
+    Fewer bits than eight save memory, in the file and in what is sent: the ``torch`` runtime
+    unpacks such weights when it is loaded, and runs them on its int8 kernels.
 
     Args:
         target_name: name of a `Target`.

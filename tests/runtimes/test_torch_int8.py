@@ -255,6 +255,45 @@ def test_other_integers_run_on_the_same_kernels(scheme):
         assert equal >= 0.999
 
 
+@pytest.mark.parametrize("saturating", [False, True], ids=["", "as without VNNI"])
+@pytest.mark.parametrize("dtype", ["int2", "int3", "int4", "int5", "int7"])
+def test_weights_below_eight_bits_run_on_the_same_kernels(monkeypatch, dtype, saturating):
+    """So small ones overflow no sum of pairs, whatever the activations are."""
+    if saturating:
+        monkeypatch.setattr(cpu, "saturates", lambda: True)
+    scheme = octavo.Scheme(dtype, symmetric=True, channel_axis=0, narrow_range=dtype != "int2")
+    qconfig = octavo.static_qconfig("x86")
+    qconfig = octavo.QConfig(qconfig.activation, octavo.QSpec(scheme, octavo.MinMax()))
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.ConvTranspose2d(8, 6, 2, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 12 * 12, 5),
+        nn.Linear(5, 3),
+    )
+    x = torch.randn(8, 4, 8, 8)
+    q = octavo.quantize(model, calibration=[x], qconfig=qconfig)
+    assert not q.lowered.fallbacks
+    assert sum(name.startswith("onednn.q") for name in q.lowered.kernels.values()) >= 5
+    for largest, equal in compare_each_layer(q, x).values():
+        assert largest <= 1
+        assert equal >= 0.999
+
+
+def test_a_dynamic_layer_of_four_bits_runs_on_integers():
+    scheme = octavo.Scheme("int4", symmetric=True, channel_axis=0, narrow_range=True)
+    qconfig = octavo.dynamic_qconfig("x86")
+    qconfig = octavo.QConfig(qconfig.activation, octavo.QSpec(scheme, octavo.MinMax()))
+    x = torch.randn(8, 32)
+    q = octavo.quantize(nn.Linear(32, 16), x, qconfig=qconfig)
+    assert not q.lowered.fallbacks
+    assert "dynamic" in next(iter(q.lowered.kernels.values()))
+    torch.testing.assert_close(q(x), q.lower("reference")(x), rtol=1e-5, atol=1e-5)
+
+
 def test_sixteen_bits_fall_back():
     spec = octavo.QSpec(octavo.Scheme("int16"), octavo.MinMax())
     with pytest.warns(octavo.OctavoWarning, match="its input is torch.int16"):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo import ops
 from octavo.graph import Graph, Node, Ref
 from octavo.runtimes.integer_kernels import Integers
 
@@ -99,6 +100,8 @@ class Context:
     def weight(self, arg: Any, output_axis: int = 0) -> tuple[Tensor, Tensor]:
         """The int8 integers of a weight, and their scale for each output channel.
 
+        Fewer bits than eight are int8 too: those of four are unpacked here, once.
+
         Raises:
             Unsupported: the weight is float, of another type, or not symmetric.
         """
@@ -107,9 +110,7 @@ class Context:
             raise Unsupported("its weight is float")
         if read.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
             raise Unsupported("its weight is quantized in groups")
-        if read.args[0].name not in self.graph.constants:
-            raise Unsupported("its weight has four bits")
-        weight = self.graph.constants[read.args[0].name]
+        weight = self._integers_of(read)
         if weight.dtype != torch.int8:
             raise Unsupported(f"its weight is {weight.dtype}, the kernel takes int8")
         if read.op == DEQUANTIZE:
@@ -121,6 +122,14 @@ class Context:
         if not symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
         return weight, scale
+
+    def _integers_of(self, read: Node) -> Tensor:
+        """The integers that a weight is dequantized from."""
+        stored = self.nodes.get(read.args[0].name)
+        if stored is None:
+            return self.graph.constants[read.args[0].name]
+        packed, shape, signed = stored.args
+        return ops.unpack_int4(self.graph.constants[packed.name], shape, signed)
 
     def reader_of(self, arg: Any) -> Node | None:
         """The node that dequantizes a constant weight; ``None`` where the argument is none."""
