@@ -40,7 +40,16 @@ LAYERS = (
     ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
     ("batches", "call", "calibrate", "weights"),
-    ("islands", "convert", "unrounded", "qat", "soundness", "graph_json", "artifact"),
+    (
+        "islands",
+        "convert",
+        "unrounded",
+        "qat",
+        "soundness",
+        "graph_json",
+        "artifact",
+        "model_state",
+    ),
     ("onnx", "runtimes"),
     ("summary", "model"),
     (

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     Raises:
         ArtifactError: the folder is missing or cannot be written to.
     """
-    signature = {"names": artifact.signature.names, "required": artifact.signature.required}
-    metadata = {
-        "format": FORMAT,
-        "version": str(VERSION),
-        "graph": json.dumps(graph_json.to_json(artifact.graph)),
-        "plan": artifact.plan.to_json(),
-        "signature": json.dumps(signature),
-        "provenance": json.dumps(dict(artifact.provenance)),
-    }
+    metadata = metadata_of(artifact)
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in artifact.graph.constants.items()
@@ -78,6 +70,19 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
             raise ArtifactError(f"cannot write {os.fspath(path)}: {error}") from error
 
 
+def metadata_of(artifact: Artifact) -> dict[str, str]:
+    """All but the tensors, as text."""
+    signature = {"names": artifact.signature.names, "required": artifact.signature.required}
+    return {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "graph": json.dumps(graph_json.to_json(artifact.graph)),
+        "plan": artifact.plan.to_json(),
+        "signature": json.dumps(signature),
+        "provenance": json.dumps(dict(artifact.provenance)),
+    }
+
+
 def load(path: str | os.PathLike[str]) -> Artifact:
     """Read a file and check every part of it.
 
@@ -87,22 +92,32 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     """
     try:
         metadata, tensors = _read(Path(path))
-        _check_header(metadata)
+        _check_header(metadata, (*_HASHED, "sha256"))
         if metadata["sha256"] != _digest(metadata, tensors):
             raise ArtifactError(
                 "its content does not match its checksum: it was damaged or altered"
             )
-        graph = graph_json.from_json(json.loads(metadata["graph"]), tensors)
-        plan = Plan.from_json(metadata["plan"])
-        signature = _signature(json.loads(metadata["signature"]))
-        provenance = json.loads(metadata["provenance"])
-        if not isinstance(provenance, dict):
-            raise ArtifactError("its provenance is malformed")
-        return Artifact(graph, plan, signature, provenance)
+        return from_metadata(metadata, tensors)
     except OctavoError as error:
         raise ArtifactError(f"{os.fspath(path)} cannot be loaded: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{os.fspath(path)} is malformed: {error}") from None
+
+
+def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Artifact:
+    """What `metadata_of` wrote, around these tensors, each part checked.
+
+    Raises:
+        ArtifactError: a part is missing, malformed, or does not fit the tensors.
+    """
+    _check_header(metadata, _HASHED)
+    graph = graph_json.from_json(json.loads(metadata["graph"]), tensors)
+    plan = Plan.from_json(metadata["plan"])
+    signature = _signature(json.loads(metadata["signature"]))
+    provenance = json.loads(metadata["provenance"])
+    if not isinstance(provenance, dict):
+        raise ArtifactError("its provenance is malformed")
+    return Artifact(graph, plan, signature, provenance)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -126,8 +141,8 @@ def _signature(data: Any) -> Signature:
     return Signature(tuple(names), required)
 
 
-def _check_header(metadata: Mapping[str, str]) -> None:
-    missing = [key for key in (*_HASHED, "sha256") if key not in metadata]
+def _check_header(metadata: Mapping[str, str], needed: Sequence[str]) -> None:
+    missing = [key for key in needed if key not in metadata]
     if missing:
         raise ArtifactError(f"it lacks {missing}: it is not an Octavo artifact")
     if not metadata["version"].isdecimal() or int(metadata["version"]) not in range(1, VERSION + 1):

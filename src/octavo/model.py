@@ -17,6 +17,7 @@ from octavo.batches import Signature
 from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
+from octavo.model_state import extra_state, restored
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.summary import Summary, summarize
@@ -30,8 +31,8 @@ class QuantizedModel(nn.Module):
     """A quantized model: call it as the float model was called.
 
     It is made by `octavo.quantize`, `octavo.convert` and `octavo.load`. Its tensors are buffers
-    under the float model's own names, so ``to(device)``, ``state_dict`` and ``copy.deepcopy`` do
-    what they do for any module.
+    under the float model's own names, so ``to(device)`` and ``copy.deepcopy`` do what they do for
+    any module. A state dict holds the scales and the plan too: see `octavo.model_state`.
 
     Attributes:
         plan: every decision with its reason.
@@ -62,7 +63,6 @@ class QuantizedModel(nn.Module):
             buffers[leaf] = tensor
         self._lowered: Lowered | None = None
         self.eval()
-        self.register_load_state_dict_post_hook(_forget_lowered)  # type: ignore[no-untyped-call]
 
     @property
     def graph(self) -> Graph:
@@ -159,8 +159,7 @@ class QuantizedModel(nn.Module):
         Raises:
             ArtifactError: the folder cannot be written to.
         """
-        content = artifact.Artifact(self.graph, self.plan, self.signature, self.provenance)
-        artifact.save(content, path)
+        artifact.save(self._content(), path)
 
     def summary(self) -> Summary:
         """What runs in int8, what does not, and why. Prints as a table."""
@@ -169,8 +168,40 @@ class QuantizedModel(nn.Module):
     def extra_repr(self) -> str:
         return f"target={self.target!r}, runtime={self.runtime!r}"
 
+    def _content(self) -> artifact.Artifact:
+        return artifact.Artifact(self.graph, self.plan, self.signature, self.provenance)
+
+    def get_extra_state(self) -> Tensor:
+        """What a state dict holds besides the tensors: scales, zero points, plan (JSON, uint8)."""
+        return extra_state(self._content())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is left to do: `load_state_dict` sees it together with the tensors."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Become the saved model, or refuse before anything is changed.
+
+        Raises:
+            ArtifactError: it is not the whole state of a model of this form.
+        """
+        if any(key.startswith(prefix) for key in state_dict):
+            graph = self.graph
+            content = restored(state_dict, prefix, graph.constants)
+            self.__dict__.update(  # not by attribute: a layer may be called "plan"
+                plan=content.plan,
+                signature=content.signature,
+                provenance=dict(content.provenance),
+                _structure=replace(content.graph, constants={}),
+                _lowered=None,
+            )
+            for name, tensor in graph.constants.items():
+                buffers, leaf = self._place_of(name)
+                buffers[leaf] = torch.empty_like(tensor)  # others may share the old one
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedModel:
-        if fn(torch.empty(0)).dtype != torch.float32:
+        dtypes = {torch.float32, *(buffer.dtype for buffer in self.buffers())}
+        if any(fn(torch.empty(0, dtype=dtype)).dtype != dtype for dtype in dtypes):
             raise OctavoError(
                 "a quantized model cannot change its dtype: its scales are float32; "
                 "to keep some layers in another dtype, quantize the float model accordingly"
@@ -211,11 +242,6 @@ def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel
             f"{os.fspath(path)} holds a graph that cannot run: {first_line}"
         ) from error
     return model
-
-
-def _forget_lowered(model: nn.Module, keys: Any) -> None:
-    assert isinstance(model, QuantizedModel)
-    model._lowered = None
 
 
 def _usable_in_training(result: Any) -> Any:
