@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo import ops
+from octavo import operators, ops
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
 from octavo.onnx.writer import Writer, dtype_name
@@ -154,6 +154,20 @@ def integers_of(w: Writer, ref: Any) -> tuple[Tensor, Tensor, Tensor, int] | Non
         return None
     q, scale, zero_point = (tensor for tensor in tensors if tensor is not None)
     return q, scale, zero_point, node.args[3]
+
+
+def floats_of(w: Writer, ref: Any) -> Tensor | None:
+    """The floats that a constant is, or stands for as integers; ``None`` for what is computed."""
+    node = w.producer(ref)
+    if node is None:
+        return w.tensor_of(ref)
+    if node.op not in (_DEQUANTIZE, _CHANNELS, _GROUPS, _UNPACK):
+        return None
+    read = [floats_of(w, arg) if isinstance(arg, Ref) else arg for arg in node.args]
+    if any(arg is None for arg in read):
+        return None
+    value: Tensor = operators.resolve(node.op)(*read)
+    return value
 
 
 def _dequantized(w: Writer, node: Node, transposed: bool) -> str:

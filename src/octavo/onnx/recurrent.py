@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo import ops
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
 from octavo.onnx import quantization
@@ -51,15 +50,16 @@ def _rows(kind: _Kind, count: int) -> Tensor:
 
 def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
     """A matrix ``[1, gates * hidden, columns]`` in ONNX's order of gates, kept as integers."""
-    integers, tensor = quantization.integers_of(w, ref), w.tensor_of(ref)
+    integers = quantization.integers_of(w, ref)
+    tensor = w.tensor_of(ref) if w.dialect.integer_recurrence else quantization.floats_of(w, ref)
+    if tensor is not None:
+        ordered = tensor[_rows(kind, len(tensor))].unsqueeze(0)
+        return w.initializer(f"{ref.name}.{kind.op}", ordered)
     if integers is not None and integers[3] == 0:
         q, scale, zero_point, _ = integers
         rows, reader = _rows(kind, len(q)), w.producer(ref)
         assert reader is not None
         names = [f"{arg.name}.{kind.op}" for arg in reader.args[:3]]
-        if not w.dialect.integer_recurrence:
-            plain = ops.dequantize_channels(q, scale, zero_point, 0)[rows]
-            return w.initializer(names[0], plain.unsqueeze(0))
         value: str = w.op(
             "DequantizeLinear",
             w.initializer(names[0], q[rows].unsqueeze(0)),
@@ -68,9 +68,6 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
             axis=1,
         )
         return value
-    if tensor is not None:
-        ordered = tensor[_rows(kind, len(tensor))].unsqueeze(0)
-        return w.initializer(f"{ref.name}.{kind.op}", ordered)
     value = w.op("Gather", w.read(ref), _row_numbers(w, kind, ref), axis=0)
     value = w.op("Unsqueeze", value, w.ints([0]))
     return value

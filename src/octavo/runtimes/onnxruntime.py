@@ -69,6 +69,8 @@ def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.log_severity_level = _ERRORS_ONLY
+    # Left to itself it rounds the float input of a product with integer weights to eight bits.
+    settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if exact:  # slower kernels, for CPUs without VNNI, that sum no pairs of products in int16
         settings.add_session_config_entry("session.x64quantprecision", "1")
     settings.optimized_model_filepath = str(optimized)

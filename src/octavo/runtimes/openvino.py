@@ -6,6 +6,7 @@ that runs on integers.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ except ImportError as error:
     raise MissingExtra("openvino", "openvino", "run models with OpenVINO") from error
 
 
+# Left to itself OpenVINO computes what is float in bfloat16 on CPUs that have it, and rounds the
+# float input of a layer with integer weights to eight bits.
+_AS_WRITTEN = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+
+
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Compile a QDQ graph.
 
@@ -42,12 +48,14 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     compiled = _compiled(exact, options)
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
-    return Lowered("openvino", _runner(compiled, options.batch), kernels, fallbacks | reasons)
+    run = _runner(compiled, graph, options.batch)
+    return Lowered("openvino", run, kernels, fallbacks | reasons)
 
 
 def _compiled(graph: Graph, options: Options) -> Any:
     core = openvino.Core()
     settings: dict[str, Any] = {
+        **_AS_WRITTEN,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
     }
@@ -83,22 +91,42 @@ def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
         return core.compile_model(model, "CPU", without)
 
 
-def _runner(compiled: Any, batch: int | None) -> Callable[..., tuple[Any, ...]]:
-    request = compiled.create_infer_request()
+def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
+    idle: deque[Any] = deque()  # a request serves one call at a time: one for each that overlap
     count = len(compiled.outputs)
+    read = _inputs_read(compiled, graph)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         check_batch(tensors, batch)
-        arrays = [as_array(tensor) for tensor in tensors]
+        arrays = [as_array(tensors[index]) for index in read]
+        request = _taken(idle) or compiled.create_infer_request()
         try:
             found = request.infer(arrays, share_inputs=True, share_outputs=True)
+            # Copied, since the request's next call writes to the same memory. To give OpenVINO
+            # other memory for each call takes longer than to copy what classifiers and encoders
+            # return.
+            return tuple(torch.from_numpy(np.array(found[index])) for index in range(count))
         except RuntimeError as error:
             raise InputError(f"OpenVINO cannot run these inputs: {_reason(error)}") from error
-        # Copied, since the next call writes to the same memory. To give OpenVINO other memory for
-        # each call takes longer than to copy what classifiers and encoders return.
-        return tuple(torch.from_numpy(np.array(found[index])) for index in range(count))
+        finally:
+            idle.append(request)
 
     return run
+
+
+def _taken(idle: deque[Any]) -> Any:
+    """One that no other call has; ``None`` where there is none."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
+
+
+def _inputs_read(compiled: Any, graph: Graph) -> list[int]:
+    """Which of the graph's inputs the model reads, in the model's order: it drops the others."""
+    places = {given.name: index for index, given in enumerate(graph.inputs)}
+    names = [given.get_names() for given in compiled.inputs]
+    return [next(places[name] for name in known if name in places) for known in names]
 
 
 def _executed(compiled: Any) -> tuple[dict[str, str], dict[str, str]]:
