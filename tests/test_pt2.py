@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -169,6 +170,82 @@ def test_a_file_that_could_run_code_is_refused(
     with pytest.raises(InputError, match=r"evil\.pt2 is refused: it (holds|has) .* run code"):
         load_pt2(path)
     assert not run.exists()
+
+
+def entries(path: Path) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def write(path: Path, files: list[tuple[str, bytes]], packed: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", packed) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for name, content in files:
+            archive.writestr(name, content)
+    return path
+
+
+def test_archives_that_say_two_things_are_refused(
+    exported: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    """Python's reader takes the last entry of a name, torch's another one."""
+    run = tmp_path / "run"
+    good = entries(exported[0])
+    evil = entries(altered(exported[0], tmp_path / "e.pt2", hostile(run)["expression"]))
+    (model,) = (entry for entry in evil if entry[0].endswith(MODEL))
+    plain = next(entry for entry in good if entry[0].endswith(MODEL))
+    others = [entry for entry in good if entry is not plain]
+    folder = model[0].partition("/")[0]
+    for files in (
+        [*others, plain, model, plain],
+        [*others, model, plain],
+        [*good, (f"other/{MODEL}", model[1])],
+        [(f"other/{MODEL}", model[1]), *good],
+        [*good, (f"{folder.upper()}/{MODEL}", model[1])],
+        [*good, (f"/{folder}/{MODEL}", model[1])],
+    ):
+        path = write(tmp_path / "evil.pt2", files)
+        with pytest.raises(InputError, match=r"evil\.pt2 is refused: its entry .* is there twice"):
+            load_pt2(path)
+    for name in ("../canary", MODEL.upper(), f"./{MODEL}", f"{MODEL}/"):
+        path = write(tmp_path / "evil.pt2", [*good, (f"{folder}/{name}", model[1])])
+        with pytest.raises(InputError, match=r"evil\.pt2 is refused: it holds"):
+            load_pt2(path)
+    assert not run.exists()
+
+
+def test_torch_reads_what_was_checked(exported: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """What stands twice inside of a JSON file, or around the archive, does not get to torch."""
+    run = tmp_path / "run"
+    files = entries(exported[0])
+    evil = dict(entries(altered(exported[0], tmp_path / "e.pt2", hostile(run)["expression"])))
+    at = next(index for index, (name, _) in enumerate(files) if name.endswith(MODEL))
+    name, content = files[at]
+    twice = b'{"graph_module": ' + json.dumps(json.loads(evil[name])["graph_module"]).encode()
+    files[at] = (name, twice + b", " + content.lstrip()[1:])
+    path = write(tmp_path / "twice.pt2", files)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(load_pt2(path)(x), exported[1](x))
+    path.write_bytes((tmp_path / "e.pt2").read_bytes() + exported[0].read_bytes())
+    assert torch.equal(load_pt2(path)(x), exported[1](x))
+    assert not run.exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_it_has(
+    exported: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    files = [*entries(exported[0]), ("archive/data/weights/weight_99", bytes(10**7))]
+    path = write(tmp_path / "bomb.pt2", files, zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=r"bomb\.pt2 is refused: it unpacks to more bytes"):
+        load_pt2(path)
+
+
+def test_json_that_is_nested_deeply(exported: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    for depth in (300, 900, 100_000):
+        deep = b"[" * depth + b"]" * depth
+        path = altered(exported[0], tmp_path / "deep.pt2", lambda f, d=deep: f.update({WEIGHTS: d}))
+        with pytest.raises(InputError):
+            load_pt2(path)
 
 
 def test_a_copy_with_nothing_changed_is_read(

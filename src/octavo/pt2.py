@@ -2,8 +2,10 @@
 
 ``torch.export.load`` is made for files that one trusts: it unpickles what is marked as pickled,
 loads compiled libraries, and evaluates expressions. A plain export needs none of that. So the file
-is checked against what a plain export holds, and refused where it holds more, before torch reads
-it. That keeps honest mistakes and known tricks out; it is no proof, and the help says so.
+is checked against what a plain export holds, and refused where it holds more. What was checked is
+written to a new archive in memory, and torch reads that one: two readers of one archive need not
+agree on what is in it. That keeps honest mistakes and known tricks out; it is no proof, and the
+help says so.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,11 @@ def load_pt2(path: str | Path) -> nn.Module:
     Example:
         >>> model = load_pt2("model.pt2")  # doctest: +SKIP
     """
-    problem = next(_problems(Path(path)), None)
+    files = _read(Path(path))
+    try:
+        problem = next(_problems(files), None)
+    except RecursionError:
+        problem = "nests its JSON too deeply"
     if problem is not None:
         raise InputError(
             f"{path} is refused: it {problem}, and reading that can run code from the file. Export "
@@ -69,7 +75,7 @@ def load_pt2(path: str | Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            module = torch.export.load(path).module(check_guards=False)
+            module = torch.export.load(_archive(files)).module(check_guards=False)
     except Exception as error:
         raise InputError(
             f"torch.export.load cannot read {path}: {type(error).__name__}: {error}"
@@ -80,23 +86,56 @@ def load_pt2(path: str | Path) -> nn.Module:
     return module.eval()
 
 
-def _problems(path: Path) -> Iterator[str]:
-    """What a plain export does not hold."""
+def _read(path: Path) -> dict[str, Any]:
+    """The archive's files, named below its folder: JSON as data, others as bytes.
+
+    An archive that says one thing in two places is refused: a name twice, or two folders. So is one
+    that unpacks to more bytes than it has, which could take any memory.
+    """
+    files: dict[str, Any] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = {name.partition("/")[2]: name for name in archive.namelist()}
-            if "models/model.json" not in files:
-                raise InputError(f"{path} is not a file of torch.export.save, or is cut off")
-            strange = [name for name in files if not _PLAIN_FILES.fullmatch(name)]
-            if strange:
-                yield f"holds {strange[0]!r}"
-            for name, full in files.items():
-                if name.endswith(".json"):
-                    yield from _json_problems(json.loads(archive.read(full)))
-                elif name.endswith(".pt"):
-                    yield from _pickle_problems(archive.read(full))
-    except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+        with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size:
+                raise InputError(f"{path} is refused: it unpacks to more bytes than it has")
+            folders = {entry.filename.partition("/")[0] for entry in entries}
+            for entry in entries:
+                name = entry.filename.partition("/")[2]
+                if name in files or len(folders) > 1:
+                    raise InputError(
+                        f"{path} is refused: its entry {entry.filename[:80]!r} is there twice, or "
+                        "in a second folder, which torch.export.save never writes"
+                    )
+                content = archive.read(entry)
+                files[name] = json.loads(content) if name.endswith(".json") else content
+    except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         raise InputError(f"cannot read {path} as a torch.export file: {error}") from error
+    if "models/model.json" not in files:
+        raise InputError(f"{path} is not a file of torch.export.save, or is cut off")
+    return files
+
+
+def _archive(files: Mapping[str, Any]) -> io.BytesIO:
+    """An archive of these files, in memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            written = content if isinstance(content, bytes) else json.dumps(content)
+            archive.writestr(f"archive/{name}", written)
+    buffer.seek(0)
+    return buffer
+
+
+def _problems(files: Mapping[str, Any]) -> Iterator[str]:
+    """What a plain export does not hold."""
+    strange = [name for name in files if not _PLAIN_FILES.fullmatch(name)]
+    if strange:
+        yield f"holds {strange[0][:80]!r}"
+    for name, content in files.items():
+        if name.endswith(".json"):
+            yield from _json_problems(content)
+        elif name.endswith(".pt"):
+            yield from _pickle_problems(content)
 
 
 def _pickle_problems(content: bytes) -> Iterator[str]:
