@@ -47,6 +47,7 @@ LAYERS = (
         "qat",
         "soundness",
         "graph_json",
+        "tensor_file",
         "artifact",
         "model_state",
     ),

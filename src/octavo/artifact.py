@@ -12,7 +12,8 @@ metadata              what
 ``sha256``            over all of the above and the tensors
 ====================  =============================================================================
 
-Nothing in a file is ever executed or unpickled. A file is written whole or not at all.
+Nothing in a file is ever executed or unpickled. A file is written whole or not at all, and read
+once: a loaded model is its own, whatever becomes of the file.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from octavo import graph_json
+from octavo import graph_json, tensor_file
 from octavo.atomic import replacing
 from octavo.batches import Signature
 from octavo.errors import ArtifactError, OctavoError
@@ -124,13 +125,12 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
         raise ArtifactError("it is a folder" if path.is_dir() else "there is no such file")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ArtifactError("it is a safetensors file, but not an Octavo artifact")
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError, UnicodeError) as error:
+        metadata, tensors = tensor_file.read(path)
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError("it is a safetensors file, but not an Octavo artifact")
+    return metadata, tensors
 
 
 def _signature(data: Any) -> Signature:
