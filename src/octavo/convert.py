@@ -3,8 +3,9 @@
 Each quantized activation ``x`` becomes ``x -> x.quantized -> x.dequantized``; each quantized weight
 is stored as integers and read through ``<weight>.dequantized``, those of four bits two to a byte
 and read through ``<weight>.unpacked``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by
-its own range. Biases of static layers become whole steps of their sums. Calibration and training
-end here alike: both give weights and qparams. Layers in bfloat16: see `octavo.islands`.
+its own range. Biases of static layers become whole steps of their sums, and fit into int32.
+Calibration and training end here alike: both give weights and qparams. Layers in bfloat16: see
+`octavo.islands`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from octavo.islands import in_bfloat16
 from octavo.plan import Plan
 from octavo.qconfig import QSpec
 from octavo.scheme import Scheme
-from octavo.weights import integer_biases
+from octavo.weights import integer_biases, room_for_biases
 
 
 def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
@@ -42,6 +43,7 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         PlanError: the plan names tensors that the graph has not, or qparams are missing.
     """
     _check(graph, plan, qparams)
+    qparams = room_for_biases(graph, plan, qparams)
     graph = integer_biases(graph, plan, qparams)
     quantized = plan.quantized
     constants = {name: tensor.detach().clone() for name, tensor in graph.constants.items()}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.weights import integer_bias, integer_biases
+from octavo.weights import integer_bias, integer_biases, room_for_biases
 
 
 def test_golden_values_round_half_to_even() -> None:
@@ -83,3 +83,35 @@ def test_convert_does_it() -> None:
     rounded = integer_biases(graph, plan, qparams)
     assert torch.equal(bias_of(q.graph, "a"), bias_of(rounded, "a"))
     assert not torch.equal(bias_of(q.graph, "a"), bias_of(graph, "a"))
+
+
+def dead(scheme: octavo.Scheme):
+    """A layer whose second channel has a bias of 3 and no weights; inputs up to 255 / 256."""
+    layer = nn.Sequential(nn.ReLU(), nn.Linear(4, 3)).eval()
+    with torch.no_grad():
+        layer[1].weight.fill_(1.0)
+        layer[1].weight[1] = 0.0
+        layer[1].bias.copy_(torch.tensor([0.5, 3.0, -3.0]))
+    rule = octavo.QConfig(
+        octavo.QSpec(octavo.Scheme("uint8"), octavo.FixedRange(0.0, 255 / 256)),
+        octavo.QSpec(scheme, octavo.MinMax()),
+    )
+    x = torch.rand(2, 4)
+    graph = octavo.capture(layer, x)
+    plan = octavo.plan(graph, octavo.QConfigMapping().set_global(rule))
+    return graph, plan, octavo.calibrate(graph, plan, [x], progress=False).qparams
+
+
+def test_scales_are_raised_to_what_an_int32_bias_needs() -> None:
+    scheme = octavo.Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True)
+    graph, plan, qparams = dead(scheme)
+    name = next(node for node in graph.nodes if node.short_op == "linear").args[1].name
+    found = room_for_biases(graph, plan, qparams)
+    assert found.keys() == qparams.keys()
+    assert found[name].scale.tolist() == pytest.approx([1 / 127, 3 * 256 / 2**30, 1 / 127])
+    assert torch.equal(found[name].scale[::2], qparams[name].scale[::2])
+    exponent = octavo.Scheme("int8", symmetric=True, channel_axis=0, power_of_two=True)
+    found = room_for_biases(*dead(exponent))
+    assert found[name].scale[1].item() == 2**-20  # the next above 3 * 2**-22
+    graph, plan, qparams = stages()
+    assert room_for_biases(graph, plan, qparams) == qparams  # all biases fit: the same objects

@@ -230,8 +230,13 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
         return w.read(ref)
     scale = integers[1] * source.args[1]
     rounded = torch.round(tensor.double() / scale.double())
-    if len(scale) != len(tensor) or not bool((rounded.abs() <= _INT32).all()):
+    if len(scale) != len(tensor):
         return w.read(ref)
+    if not bool((rounded.abs() <= _INT32).all()):  # runtimes would cut a float bias to it
+        raise ExportError(
+            f"{ref.name}: the bias is no int32 in steps of {x.name}'s scale times the weight's; "
+            "quantize the model again: convert makes room for it"
+        )
     name = f"{ref.name}.of.{x.name}"
     stored = w.initializer(f"{name}.int32", rounded.to(torch.int32))
     made: str = w.op("DequantizeLinear", stored, w.initializer(f"{name}.scale", scale), axis=0)
