@@ -39,11 +39,10 @@ LAYERS = (
     ("affine", "observers", "ops"),
     ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
-    ("batches", "call", "calibrate", "weights"),
+    ("unrounded", "non_finite", "batches", "call", "calibrate", "weights"),
     (
         "islands",
         "convert",
-        "unrounded",
         "qat",
         "soundness",
         "graph_json",

@@ -19,6 +19,7 @@ from octavo.batches import Signature, split_batch
 from octavo.call import flatten_call
 from octavo.errors import CalibrationError, OctavoError
 from octavo.graph import Graph, Ref
+from octavo.non_finite import masks_of
 from octavo.observers import Bounds
 from octavo.plan import Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
@@ -70,6 +71,9 @@ class Calibration:
         graph: the canonical float graph that ``plan`` was made for.
         plan: what to observe.
 
+    Raises:
+        CalibrationError: a constant of the graph has a NaN or an infinity in it.
+
     Example:
         >>> from torch import nn, rand
         >>> import octavo
@@ -81,12 +85,14 @@ class Calibration:
     """
 
     def __init__(self, graph: Graph, plan: Plan) -> None:
+        _check_constants(graph)
         self.graph = graph
         self.plan = plan
         self.batches = 0
         self.states: dict[str, Any] = {}
         self.means: dict[tuple[str, int], _Mean] = {}
         self._read = _inputs_of_layers(graph, plan)
+        self._masks = masks_of(graph)
         self._device = graph.device
         self._run = compile_steps(
             [given.name for given in graph.inputs],
@@ -103,7 +109,7 @@ class Calibration:
             CalibrationError: an input is empty, or has a NaN or an infinity in it.
         """
         for given, tensor in zip(self.graph.inputs, tensors, strict=True):
-            _check_values(given.name, tensor)
+            _check_values(given.name, tensor, given.name in self._masks)
         with torch.no_grad():
             self._run(*(tensor.to(self._device) for tensor in tensors))
         self.batches += 1
@@ -366,12 +372,33 @@ def _leader(plan: Plan, tensor: TensorPlan) -> str:
     return tensor.tensor if tensor.shares is None else tensor.shares
 
 
-def _check_values(name: str, tensor: Tensor) -> None:
+def _check_constants(graph: Graph) -> None:
+    """Raise if a weight, a bias or another constant is broken.
+
+    Infinities may be meant in a constant that is no layer's own, such as a mask.
+    """
+    layers = [node for node in graph.nodes if node.short_op in WEIGHTED_LAYERS]
+    own = {name for node in layers for name in node.refs()}
+    for name, tensor in graph.constants.items():
+        # A sum of finite values may overflow: only then every value is looked at.
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue
+        nan, infinite = bool(tensor.isnan().any()), bool(tensor.isinf().any())
+        if nan or (infinite and name in own):
+            raise CalibrationError(
+                f"{name!r} of the model has {'NaN' if nan else 'an infinity'} in it: the training "
+                "went wrong, or a checkpoint is damaged; quantize sound weights"
+            )
+
+
+def _check_values(name: str, tensor: Tensor, is_mask: bool) -> None:
     if tensor.numel() == 0:
         raise CalibrationError(f"input {name!r} is empty: its shape is {list(tensor.shape)}")
     if not tensor.is_floating_point():
         return
     extrema = torch.stack(torch.aminmax(tensor))  # NaN and infinities both show, in one quick pass
+    if is_mask:
+        extrema = extrema[1:]  # minus infinity hides a score
     if not bool(torch.isfinite(extrema).all()):
         kind = "NaN" if bool(torch.isnan(extrema).any()) else "an infinity"
         raise CalibrationError(f"input {name!r} has {kind} in it; clean the data or leave it out")

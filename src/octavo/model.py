@@ -18,6 +18,7 @@ from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.model_state import extra_state, restored
+from octavo.non_finite import Watched, run_around
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.summary import Summary, summarize
@@ -58,6 +59,7 @@ class QuantizedModel(nn.Module):
         self.options = options or Options()
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
+        self._watched = Watched.of(graph)
         for name, tensor in graph.constants.items():
             buffers, leaf = self._place_of(name)
             buffers[leaf] = tensor
@@ -108,14 +110,21 @@ class QuantizedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model returns, computed in int8.
 
+        Samples with NaN or an infinity in them are computed without rounding: they get what the
+        float model returns, NaN mostly, and other samples what they get without them.
+
         Raises:
-            InputError: the arguments differ in name, structure, shape or dtype from the captured.
+            InputError: the arguments differ in name, structure, shape or dtype from the captured,
+                or NaN or an infinity in them makes a result of integers meaningless.
         """
         tensors = flatten_call(self._structure, args, kwargs)
         run = self.lowered.run
         try:
             with torch.inference_mode():  # less work for each operator than under no_grad
-                results = run(*tensors)
+                if self._watched.are_fine(tensors):
+                    results = run(*tensors)
+                else:
+                    results = run_around(self.graph, self._watched, run, tensors)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"the model cannot run on these inputs: {first_line}") from error

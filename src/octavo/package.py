@@ -25,13 +25,15 @@ from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, ExportError, InputError
 from octavo.graph import Graph, Input, TensorMeta
 from octavo.graph_json import decode, to_json
+from octavo.non_finite import Watched, refuse_bad_samples
 from octavo.runtimes import torch_int8
 from octavo.runtimes.examples import random_inputs
 
 if TYPE_CHECKING:
     from octavo.model import QuantizedModel
 
-_CALL, _TORCH = "octavo.call", "octavo.torch"  # keys of a package's metadata
+# Keys of a package's metadata.
+_CALL, _WATCHED, _TORCH = "octavo.call", "octavo.watched", "octavo.torch"
 _ENDING = ".pt2"
 
 
@@ -59,7 +61,12 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
     graph = q.graph
     run = torch_int8.lower_to("package", torch_int8.PACKAGED, graph, q.device).run
     call = to_json(replace(graph, nodes=(), constants={}))
-    metadata = {_CALL: json.dumps(call), _TORCH: torch.__version__}
+    watched = Watched.of(graph)
+    metadata = {
+        _CALL: json.dumps(call),
+        _WATCHED: json.dumps([watched.values, watched.masks]),
+        _TORCH: torch.__version__,
+    }
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, f"model{_ENDING}")
         try:
@@ -89,6 +96,9 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
 def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
     """The function in a package: it is called as the float model was.
 
+    It refuses inputs with NaN or an infinity in them (`InputError`), since a package cannot compute
+    such samples without rounding, as a `QuantizedModel` does.
+
     Loading a package **runs the code in it**, a compiled library that can do anything you can: load
     only files that you made. `octavo.load` never loads one.
 
@@ -102,7 +112,8 @@ def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
         library = torch._inductor.aoti_load_package(os.fspath(path))
         metadata = library.loader.get_metadata()
         made_with, graph = metadata[_TORCH], _graph_of(json.loads(metadata[_CALL]))
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        watched = Watched(*map(tuple, json.loads(metadata[_WATCHED])))
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
             f"{os.fspath(path)} is not a package of octavo.export_package, or is damaged: "
@@ -116,6 +127,8 @@ def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         tensors = flatten_call(graph, args, kwargs)
+        if not watched.are_fine(tensors):
+            refuse_bad_samples(graph, watched, tensors)
         try:
             results = library(*(tensor.contiguous() for tensor in tensors))
         except RuntimeError as error:

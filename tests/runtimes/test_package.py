@@ -19,10 +19,11 @@ import octavo
 model = octavo.load_package(sys.argv[1])
 given = torch.load(sys.argv[2], weights_only=True)
 torch.save([model(x)["scores"] for x in given], sys.argv[3])
-try:
-    model(given[0][:, 0])
-except octavo.OctavoError as error:
-    print(error)
+for wrong in (given[0][:, 0], given[0] * float("nan")):
+    try:
+        model(wrong)
+    except octavo.OctavoError as error:
+        print(error)
 """
 
 
@@ -54,7 +55,8 @@ def test_a_package_gives_what_the_torch_runtime_gives(tmp_path):
         text=True,
         check=True,
     )
-    assert "input 'image' is" in run.stdout  # the last call: of a dimension too few
+    assert "input 'image' is" in run.stdout  # a dimension too few
+    assert "'image' has NaN or an infinity in the samples [0]" in run.stdout
     for batch, result in zip(batches, torch.load(found, weights_only=True), strict=True):
         # The shortcut is added to the integers here, there within the kernel: half a step apart.
         assert torch.allclose(result, q(batch)["scores"], atol=0.02)
