@@ -201,6 +201,7 @@ class QuantizedModel(nn.Module):
                 signature=content.signature,
                 provenance=dict(content.provenance),
                 _structure=replace(content.graph, constants={}),
+                _watched=Watched.of(content.graph),
                 _lowered=None,
             )
             for name, tensor in graph.constants.items():
