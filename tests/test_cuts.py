@@ -34,3 +34,18 @@ def test_a_layer_sees_what_it_is_given() -> None:
     *_, last = lower(cuts.graph, "reference", q.device).run(x, *zeros)
     bias = q.graph.constants["1.bias"]
     assert torch.allclose(last, bias.expand_as(last), atol=1e-6)
+
+
+def test_integers_of_four_bits_are_weights_and_no_layer() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    x = torch.randn(8, 8)
+    weight = octavo.QSpec(octavo.Scheme("int4", symmetric=True), octavo.MinMax())
+    activation = octavo.static_qconfig("x86").activation
+    q = octavo.quantize(
+        net, calibration=[x], target="x86", qconfig=octavo.QConfig(activation, weight)
+    )
+    assert Cuts.of(q.graph, [x]).layers == ("input", "1", "2")
+    assert [row.tensor for row in octavo.layer_errors(net, q, [x]).rows] == [
+        *("input", "0.weight", "1", "2.weight", "2"),
+    ]

@@ -23,6 +23,7 @@ LAYERS = (
     (
         "version",
         "errors",
+        "arguments",
         "dtypes",
         "scheme",
         "atomic",
@@ -51,7 +52,7 @@ LAYERS = (
         "model_state",
     ),
     ("onnx", "runtimes"),
-    ("summary", "model"),
+    ("summary", "model", "kinds", "rounded_weights"),
     (
         "machine",
         "metrics",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Batch, Signature, split_batch
+from octavo.arguments import require_batches
+from octavo.batches import Batch, Signature, split_batch, with_floats
+from octavo.capture import capture
 from octavo.chance import mcnemar, wilson
 from octavo.cold_start import ColdStart
 from octavo.comparison import Comparison, Row
 from octavo.contenders import Contender, check_model, contenders_of, one_line
-from octavo.errors import InputError
+from octavo.errors import InputError, OctavoError
 from octavo.evaluation import evaluating
 from octavo.footprint import bytes_on_disk, cold_starts_of
+from octavo.kinds import require_float
 from octavo.latency import REST_S, Latency, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.metrics import Metric, float_tensors, metric_factory
 from octavo.model import QuantizedModel
 from octavo.progress import track
+from octavo.rounded_weights import check_made_of
 from octavo.runtimes import FOREIGN
 
 
@@ -70,7 +74,8 @@ def compare(
         progress: bars on a terminal.
 
     Raises:
-        InputError: no data, outputs that are NaN or infinite, a batch or metric that does not fit.
+        InputError: the models are swapped, or ``q`` was made of other weights; no data, outputs
+            that are NaN or infinite, a batch or metric that does not fit.
         RuntimeUnavailable: one of ``runtimes`` cannot run here.
 
     Example:
@@ -78,7 +83,9 @@ def compare(
         >>> both = {"int8": q, "int8 weights": weight_only}  # doctest: +SKIP
         >>> print(octavo.compare(model, both, test_loader, cold_starts=True))  # doctest: +SKIP
     """
+    require_float(model, "compare")
     check_model(model)
+    require_batches(data, "data")
     new_metric = metric_factory(metric)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -122,6 +129,8 @@ def _judge(
     fp32, *others = contenders
     first, samples = None, 0
     for index, batch in enumerate(batches):
+        if first is None:
+            _check_origin(contenders, batch)
         reference = _reference_outputs(fp32, index, batch)
         right = fp32.task.update(reference, batch.labels)
         fp32.counts.update(right, right)
@@ -141,6 +150,35 @@ def _judge(
             "through has none left)"
         )
     return first, samples
+
+
+def _check_origin(contenders: Sequence[Contender], batch: Batch) -> None:
+    """The quantized models were made of the float one, as far as that can be captured here.
+
+    Raises:
+        InputError: one has other weights.
+    """
+    fp32 = contenders[0]
+    floats = with_floats(batch, fp32.pixels)
+    try:
+        graph = capture(fp32.model, floats.args, floats.kwargs)
+    except OctavoError:  # whatever is wrong with the batch is said when it is run
+        return
+    quantized = {c.label: c.model for c in contenders if isinstance(c.model, QuantizedModel)}
+    for label, model in quantized.items():
+        # Those that were trained have weights of their own, which is what is compared.
+        if "trained" not in model.provenance:
+            with _about(label):
+                check_made_of(graph, model)
+
+
+@contextmanager
+def _about(label: str) -> Iterator[None]:
+    """Errors inside say which model they are about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{label!r} was not made of this float model: {error}") from None
 
 
 def _judge_one(

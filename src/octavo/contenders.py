@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from octavo.arguments import require
 from octavo.batches import Batch, with_floats
 from octavo.chance import PairedCounts
 from octavo.comparison import BASELINES
 from octavo.errors import InputError
+from octavo.kinds import require_quantized
 from octavo.metrics import Likeness, TaskMetric
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
+from octavo.qat import QATModel
 
 
 @dataclass
@@ -60,6 +63,8 @@ def contenders_of(
     new_metric: Callable[[], TaskMetric],
 ) -> list[Contender]:
     """fp32 first, then bf16, then the others, the quantized ones in each runtime."""
+    if not isinstance(q, Mapping):
+        _check_quantized(q, model)
     others = dict(q) if isinstance(q, Mapping) else {"int8": q}
     _check_names(others)
     quantized = [other for other in others.values() if isinstance(other, QuantizedModel)]
@@ -86,6 +91,16 @@ def contenders_of(
     return contenders
 
 
+def _check_quantized(q: object, model: nn.Module) -> None:
+    """Refuse a float model, which would stand in a row called int8."""
+    if not isinstance(q, nn.Module) or isinstance(q, QATModel) or _forms(q) == _forms(model):
+        require_quantized(q, "compare(model, q, data)")
+
+
+def _forms(model: nn.Module) -> list[tuple[str, type, torch.dtype]]:
+    return [(name, type(tensor), tensor.dtype) for name, tensor in model.named_parameters()]
+
+
 def _check_names(others: Mapping[str, nn.Module]) -> None:
     """Refuse what would make two rows of one name, or none."""
     if not others:
@@ -93,8 +108,9 @@ def _check_names(others: Mapping[str, nn.Module]) -> None:
     for name, other in others.items():
         if name in BASELINES:
             raise InputError(f"a model cannot be called {name!r}: that is the float model's row")
-        if not isinstance(other, nn.Module):
-            raise InputError(f"{name!r} is a {type(other).__name__}, not a model")
+        require(
+            other, nn.Module, repr(name), "give models, by the names that their rows shall have"
+        )
 
 
 def check_model(model: nn.Module) -> None:

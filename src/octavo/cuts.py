@@ -18,6 +18,7 @@ from octavo.runtimes import lower
 
 _QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 _DYNAMIC = "octavo.fake_quantize_dynamic.default"
+_UNPACK = "octavo.unpack_int4.default"
 _WEIGHTS = frozenset({"octavo.dequantize_channels.default", "octavo.dequantize_groups.default"})
 
 
@@ -95,6 +96,7 @@ class Cuts:
 def _cut_values(graph: Graph, producers: Mapping[str, Node]) -> list[str]:
     """The values that are given: all that integers begin with, but for inputs and constants."""
     known = {given.name for given in graph.inputs} | set(graph.constants)
+    known |= {node.name for node in graph.nodes if node.op == _UNPACK}  # weights, as constants are
     read = dict.fromkeys(name for node in graph.nodes for name in _cut_inputs(node, producers))
     return [name for name in read if name not in known]
 

@@ -13,18 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.arguments import require_batches
 from octavo.batches import Batch, split_batch, with_floats
 from octavo.call import flatten_call
 from octavo.capture import capture
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
 from octavo.graph import Graph, Ref
+from octavo.kinds import require_float, require_quantized
 from octavo.model import QuantizedModel
 from octavo.observers.dyadic import DyadicHistogram, dyadic_histogram, merge_histograms
 from octavo.pixels import Pixels
 from octavo.plan import TensorPlan
 from octavo.program import compile_steps, steps_of
 from octavo.progress import track
+from octavo.rounded_weights import check_made_of
 
 BINS = 128  # at most; at least half of them are in use
 
@@ -86,6 +89,9 @@ def distributions(
         >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
         >>> octavo.plots.distribution(seen["conv1.weight"]).savefig("w.png")  # doctest: +SKIP
     """
+    require_float(model, "distributions")
+    require_quantized(q, "distributions")
+    require_batches(data, "data")
     taps: _Taps | None = None
     for batch in track(data, "counting values", progress):
         call = split_batch(batch, q.signature, inputs)
@@ -114,6 +120,7 @@ class _Taps:
                 f"the model has no {(missing or ['tensor'])[0]!r} that the quantized one has: was "
                 "it made of another model?"
             )
+        check_made_of(self.graph, q)
         given = [one.name for one in self.graph.inputs]
         steps = steps_of(self.graph, q.device)
         self.run = compile_steps(given, steps, self.names, self.graph.constants)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,21 +17,24 @@ from torch import Tensor, nn
 
 from octavo.analysis.channels_last import channels_last
 from octavo.analysis.error_sums import ErrorSums, LayerSums, RangeSums
+from octavo.arguments import require_batches
 from octavo.batches import Batch, split_batch, with_floats
 from octavo.call import flatten_call
 from octavo.capture import capture
 from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra
 from octavo.evaluation import evaluating
-from octavo.graph import Graph, Ref
+from octavo.graph import Graph
 from octavo.html_table import html_table
 from octavo.json_numbers import finite
+from octavo.kinds import require_float, require_quantized
 from octavo.model import QuantizedModel
 from octavo.pixels import Pixels
 from octavo.plan import Plan
 from octavo.program import compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QSpec
+from octavo.rounded_weights import check_made_of, dequantized_weights, steps_of_weight
 from octavo.runtimes import lower
 from octavo.targets import ROLES, SHARED
 from octavo.text_table import text_table
@@ -177,6 +180,9 @@ def layer_errors(
     Example:
         >>> print(octavo.layer_errors(model, q, loader))  # doctest: +SKIP
     """
+    require_float(model, "layer_errors")
+    require_quantized(q, "layer_errors")
+    require_batches(data, "data")
     measured = None
     for batch in track(data, "comparing layers", progress):
         call = split_batch(batch, q.signature, inputs)
@@ -222,6 +228,7 @@ class Measurement:
                 f"the model has no layer {missing[0]!r}, which the quantized one has: was it made "
                 "of another model?"
             )
+        check_made_of(self.float_graph, q)
         self.run_float = compile_steps(
             [given.name for given in self.float_graph.inputs],
             steps_of(self.float_graph, q.device),
@@ -318,9 +325,7 @@ def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
 def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:
     """The errors of the weights alone; no data is needed."""
     names = [name for name, t in q.plan.quantized.items() if t.kind == "weight"]
-    read = replace(q.graph, inputs=(), outputs=[Ref(f"{n}.dequantized") for n in names]).pruned()
-    steps, outputs = steps_of(read, q.device), read.output_names()
-    rounded = dict(zip(names, compile_steps([], steps, outputs, read.constants)(), strict=True))
+    rounded = dequantized_weights(q, names)
     found = {}
     for name in names:
         planned, exact = q.plan.tensors[name], float_graph.constants[name].float()
@@ -329,7 +334,7 @@ def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError
         sums.update(exact, rounded[name])
         seen.update(exact, None)
         # What lies beyond the integers is moved by more than rounding moves anything: half a step.
-        step = _steps_of_weight(q.graph, name, exact)
+        step, _ = steps_of_weight(q.graph, name, exact)
         clipped = ((exact - rounded[name]).abs() > 0.51 * step).float().mean()
         found[name] = LayerError(
             tensor=name,
@@ -346,19 +351,6 @@ def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError
             unused=_unused_of_weight(rounded[name], step, planned.spec),
         )
     return found
-
-
-def _steps_of_weight(graph: Graph, name: str, weight: Tensor) -> Tensor:
-    """The scale of each value of a weight, in a shape that broadcasts to it."""
-    node = graph.node(f"{name}.dequantized")
-    if node.op == "octavo.dequantize.default":
-        return torch.tensor(node.args[1])
-    scale = graph.constants[node.args[1].name]
-    if node.op == "octavo.dequantize_channels.default":
-        shape = [1] * weight.dim()
-        shape[node.args[3]] = -1
-        return scale.reshape(shape)
-    return scale.repeat_interleave(weight.shape[1] // scale.shape[1], 1)
 
 
 def _unused_of_weight(rounded: Tensor, step: Tensor, spec: QSpec) -> float:

@@ -20,10 +20,12 @@ from octavo.analysis import (
     layer_errors,
 )
 from octavo.analysis.repair import Repair, repair_code, repairs
+from octavo.arguments import require_batches
 from octavo.atomic import replacing
 from octavo.compare import compare
 from octavo.comparison import Comparison
 from octavo.errors import InputError
+from octavo.kinds import require_float, require_quantized
 from octavo.metrics import Metric
 from octavo.model import QuantizedModel
 from octavo.plan import Plan
@@ -155,6 +157,9 @@ def report(
     Example:
         >>> octavo.report(model, q, test_loader).to_html("report.html")  # doctest: +SKIP
     """
+    require_float(model, "report")
+    require_quantized(q, "report")
+    require_batches(data, "data")
     if iter(data) is data:
         raise InputError(
             "data can be iterated only once, and a report needs it several times: pass a list or "

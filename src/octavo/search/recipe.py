@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.analysis import sensitivity
+from octavo.analysis.sensitivity import sensitivity
 from octavo.batches import Batch, Signature
 from octavo.calibrate import Calibration, calibrate
 from octavo.graph import Graph
