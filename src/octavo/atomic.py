@@ -3,43 +3,84 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from octavo.errors import ArtifactError
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where what a killed process left behind stays
+    fcntl = None  # type: ignore[assignment]
+
+# Of folders that hold a file until it is whole; nobody else names a folder so.
+_NAME = ".octavo-{}.tmp"
+_TOKEN_BYTES = 8
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a new file beside ``path``, which takes its place at the end if nothing went wrong.
+    """Yields a new, empty file, which takes the place of ``path`` if nothing went wrong.
 
-    An exception (Ctrl-C is one) leaves what stood at ``path`` before, and no other file.
+    As with ``open(path, "w")``, a link is followed, and a file that is there keeps its permissions
+    and its owner, as far as the process may give them. An exception (Ctrl-C is one) leaves what
+    stood at ``path`` before, and nothing else; what a killed process left is removed by the next
+    one that writes to the same folder.
 
     Raises:
-        ArtifactError: the folder cannot be written to.
+        ArtifactError: the folder cannot be written to, or ``path`` is no file.
 
     Example:
         >>> with replacing("report.json") as file:  # doctest: +SKIP
         ...     file.write_text("{}")
     """
-    target = Path(path)
-    temporary: Path | None = None
+    target = Path(os.path.realpath(path))
     try:
+        before = _status_of(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        temporary = Path(name)
-        os.close(handle)
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's file is the owner's alone
-        os.replace(temporary, target)
+        _remove_abandoned(target.parent)
+        with _folder_in(target.parent) as folder:
+            temporary = folder / target.name
+            temporary.touch()
+            mode = temporary.stat().st_mode if before is None else before.st_mode
+            yield temporary
+            if before is not None and hasattr(os, "chown"):
+                with suppress(PermissionError):
+                    os.chown(temporary, before.st_uid, before.st_gid)
+            temporary.chmod(stat.S_IMODE(mode))  # some writers make files of the owner's alone
+            os.replace(temporary, target)
     except OSError as error:
-        raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def overwrite(path: str | os.PathLike[str], old: bytes, new: bytes) -> None:
+    """Change what a file holds and nothing else of it.
+
+    Its owner, permissions, hard links and extended attributes stay; of a link, what it points to is
+    changed. If writing fails, the file holds the old content again.
+
+    Raises:
+        ArtifactError: it is read-only (even where the superuser writes), holds something else than
+            ``old``, or cannot be written.
+    """
+    try:
+        _status_of(Path(path))
+        with FileIO(path, "r+") as file:
+            if file.read() != old:
+                raise ArtifactError(f"cannot write {path}: it has changed since it was read")
+            try:
+                _fill(file, new)
+            except BaseException:
+                _fill(file, old)
+                raise
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:
@@ -56,7 +97,88 @@ def require_writable(folder: str | os.PathLike[str]) -> None:
         raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def require_file(path: str | os.PathLike[str]) -> None:
+    """See that a file can be written there, before the work that makes it.
+
+    Raises:
+        ArtifactError: it cannot: a folder or a device is there, or its folder cannot be written to.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        _status_of(target)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+    require_writable(target.parent)
+
+
+def _status_of(target: Path) -> os.stat_result | None:
+    """Of the file that is there; ``None`` without one.
+
+    Raises:
+        OSError: it is not to be written: the superuser could replace a device, or a file that its
+            owner has protected.
+    """
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise OSError("it is a folder")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is a device or a pipe, not a file")
+    if not found.st_mode & 0o222:
+        raise OSError("it is read-only")
+    return found
+
+
+@contextmanager
+def _folder_in(parent: Path) -> Iterator[Path]:
+    """A new folder that is removed at the end, locked while this process uses it."""
+    while True:
+        folder = parent / _NAME.format(secrets.token_hex(_TOKEN_BYTES))
+        folder.mkdir(0o700)
+        lock = _lock(folder, wait=True)
+        if folder.exists():  # another process may have found it before it was locked
+            break
+        _unlock(lock)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(lock)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """The folders of processes that are no more: nobody locks them."""
+    for folder in parent.glob(_NAME.format("?" * 2 * _TOKEN_BYTES)):
+        lock = _lock(folder, wait=False)
+        if lock is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _unlock(lock)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """A handle that locks a folder until it is closed; ``None`` where there is no such lock."""
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # it is gone, locked, or on a file system without locks
+        _unlock(handle)
+        return None
+    return handle
+
+
+def _unlock(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def _fill(file: FileIO, content: bytes) -> None:
+    file.seek(0)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+    file.truncate()

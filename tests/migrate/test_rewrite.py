@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import warnings
 
 import pytest
 
@@ -296,3 +297,207 @@ def test_old_names_that_no_import_binds_are_listed() -> None:
     )
     assert [(n.line, n.name) for n in file.kept] == [(1, "torch.quantization.get_default_qconfig")]
     assert file.kept[0].text == "nothing here binds 'torch': import it"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            """
+            try:
+                import torch
+            except ImportError:
+                torch = None
+            def f(m):
+                return torch.quantization.prepare(m)
+            """,
+            """
+            try:
+                import torch
+                import octavo.compat.quantization
+            except ImportError:
+                torch = None
+            def f(m):
+                return octavo.compat.quantization.prepare(m)
+            """,
+        ),
+        (
+            """
+            import os
+            def f(m):
+                import torch  # late
+                return torch.quantization.prepare(m)
+            """,
+            """
+            import os
+            def f(m):
+                import torch  # late
+                import octavo.compat.quantization
+                return octavo.compat.quantization.prepare(m)
+            """,
+        ),
+        (
+            """
+            def f():
+                import torch.quantization
+                return torch.quantization.prepare(torch.ones(1))
+            def g():
+                import torch
+            """,
+            """
+            def f():
+                import octavo.compat.quantization
+                import torch
+                return octavo.compat.quantization.prepare(torch.ones(1))
+            def g():
+                import torch
+            """,
+        ),
+        (
+            """
+            try:
+                import torch.quantization
+            except ImportError: pass
+            x = torch.quantization.prepare, torch.ones
+            """,
+            """
+            try:
+                import octavo.compat.quantization
+                import torch
+            except ImportError: pass
+            x = octavo.compat.quantization.prepare, torch.ones
+            """,
+        ),
+        (
+            """
+            from typing import TYPE_CHECKING
+            if TYPE_CHECKING:
+                from torch import nn
+            def f(x: nn.quantized.FloatFunctional): pass
+            """,
+            """
+            from typing import TYPE_CHECKING
+            if TYPE_CHECKING:
+                from torch import nn
+                import octavo.compat.quantization
+            def f(x: octavo.compat.quantization.FloatFunctional): pass
+            """,
+        ),
+        (
+            "\nif a: import torch; x = torch.quantization.prepare\n",
+            "\nif a: import torch; import octavo.compat.quantization; "
+            "x = octavo.compat.quantization.prepare\n",
+        ),
+        (
+            """
+            import torch
+            def f():
+                import torch
+                return torch.quantization.prepare
+            x = torch.quantization.convert
+            """,
+            """
+            import torch
+            import octavo.compat.quantization
+            def f():
+                import torch
+                import octavo.compat.quantization
+                return octavo.compat.quantization.prepare
+            x = octavo.compat.quantization.convert
+            """,
+        ),
+    ],
+)
+def test_an_import_is_added_where_torch_is_imported(old: str, new: str) -> None:
+    assert after(old) == textwrap.dedent(new).lstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "torch = None\ndef load():\n    global torch\n    import torch\n"
+            "x = torch.quantization.prepare\n",
+            "a function imports 'torch' as a global name",
+        ),
+        (
+            "if a:\n    import torch\nelse:\n    import stub as torch\n"
+            "x = torch.quantization.prepare\n",
+            "it may be stub.quantization.prepare as well",
+        ),
+    ],
+)
+def test_a_name_that_is_not_always_the_old_one_is_listed(text: str, reason: str) -> None:
+    file = moved(text)
+    assert not file.changed
+    (note,) = file.kept
+    assert note.line == 5
+    assert reason in note.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (
+            "(torch  # why\n     .quantization  # what for\n     .quantize_fx.prepare_fx)(m)",
+            "(octavo  # why\n     .compat  # what for\n     .quantize_fx.prepare_fx)(m)",
+        ),
+        (
+            "(torch  # a\n .ao  # b\n .quantization.observer  # c\n .MinMaxObserver)",
+            "(octavo  # b\n# a\n .compat.quantization  # c\n .MinMaxObserver)",
+        ),
+        (
+            "(torch.ao  # a\n).quantization.prepare",
+            "(octavo\n# a\n.compat.quantization.prepare)",
+        ),
+    ],
+)
+def test_comments_inside_a_dotted_name_stay(old: str, new: str) -> None:
+    text = after(f"import torch\nx = {old}\n")
+    assert text == f"import torch\n{text.splitlines()[1]}\nx = {new}\n"
+
+
+@pytest.mark.parametrize(
+    "form", ["{0}\r{1}\r", "{0}\r{1}\r\r", "\f{0}\r\n{1}\r\n\r", "{0}\n{1}", "\ufeff{0}\n{1}\n"]
+)
+def test_the_ends_of_a_file_stay(form: str) -> None:
+    old, rest = "from torch.quantization import prepare", "x = 1"
+    file, new = rewrite("a.py", form.format(old, rest).encode())
+    expected = form.format(old.replace("torch", "octavo.compat"), rest)
+    assert new.decode() == expected
+    assert file.after == expected.lstrip("\ufeff")
+    assert file.changed_lines == 1
+
+
+def test_an_added_line_ends_as_the_one_before() -> None:
+    """Though the first line end in the file, by which libcst goes, is another one."""
+    source = "import torch\nx = '''\r'''\ny = torch.quantization.prepare\n"
+    assert "import torch\nimport octavo.compat.quantization\nx" in after(source)
+
+
+_DEEP = {
+    "branches": "if a: pass\n" + "elif b: pass\n" * 400,
+    "sum": "x = 1" + " + 1" * 3000,
+    "calls": "x = a" + ".b()" * 3000,
+    "brackets": "x = " + "(" * 3000 + "1" + ")" * 3000,
+    "brackets behind an error": "x = = 2\ny = " + "[" * 5000,
+    "minus": "x = " + "-" * 50_000 + "1",
+    "and": "x = 1" + " and 1" * 30_000,
+    "lambda": "x = " + "lambda: " * 30_000 + "1",
+}
+
+
+@pytest.mark.parametrize("text", _DEEP.values(), ids=_DEEP)
+def test_what_nests_too_deep_is_listed(text: str) -> None:
+    """libcst ends the process at some of these, or runs into Python's limit."""
+    source = f"from torch.quantization import prepare\n{text}\n".encode()
+    file, new = rewrite("a.py", source)
+    assert (new, file.changed) == (source, False)
+    (note,) = file.kept
+    assert note.name in ("cannot be read", "syntax error")
+
+
+def test_warnings_about_a_source_are_not_ours() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert after("from torch.quantization import prepare\nx = '\\d'\n").startswith("from oct")

@@ -83,71 +83,25 @@ def _breaks(comma: Any) -> bool:
 _COMMA = cst.Comma(whitespace_after=cst.SimpleWhitespace(" "))
 
 
-def reads_torch_unbound(tree: cst.Module) -> bool:
-    """Whether a module reads the name ``torch``, and no import of it binds that name."""
-    roots = _Roots()
-    tree.visit(roots)
-    return roots.reads and not roots.binds
+def added_import(module: str) -> cst.Import:
+    """``import module``."""
+    name = cst.parse_expression(module)
+    assert isinstance(name, cst.Name | cst.Attribute)
+    return cst.Import([cst.ImportAlias(name)])
 
 
-class _Roots(cst.CSTVisitor):
-    """Who uses the name ``torch``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.reads = self.binds = False
-
-    def visit_Import(self, node: cst.Import) -> bool:
-        self.binds |= any(_root(a) == "torch" and a.asname is None for a in node.names)
-        return False
-
-    def visit_ImportFrom(self, node: cst.ImportFrom) -> bool:
-        return False
-
-    def visit_Attribute(self, node: cst.Attribute) -> bool:
-        node.value.visit(self)
-        return False
-
-    def visit_Name(self, node: cst.Name) -> None:
-        self.reads |= node.value == "torch"
-
-
-def with_imports(tree: cst.Module, modules: Sequence[str]) -> cst.Module:
-    """Import these modules behind the first import of torch, or behind the first imports."""
-    there = {
-        full_name(alias.name)
-        for statement in tree.body
-        for alias in _imported_by(statement)
+def imported_by(node: cst.CSTNode) -> set[str]:
+    """The modules that statements of one line import under their own names, once they are moved."""
+    statements = node.body if isinstance(node, cst.SimpleStatementLine) else (node,)
+    return {
+        module_of(full_name(alias.name)) or full_name(alias.name)
+        for statement in statements
+        if isinstance(statement, cst.Import)
+        for alias in statement.names
         if alias.asname is None
     }
-    new = [cst.parse_statement(f"import {m}\n") for m in modules if m not in there]
-    if not new:
-        return tree
-    body = list(tree.body)
-    of_torch = (
-        index + 1
-        for index, statement in enumerate(body)
-        if any(_root(alias) == "torch" for alias in _imported_by(statement))
-    )
-    place = next(of_torch, None) or _end_of_imports(body)
-    return tree.with_changes(body=[*body[:place], *new, *body[place:]])
 
 
-def _imported_by(statement: cst.CSTNode) -> list[cst.ImportAlias]:
-    if not isinstance(statement, cst.SimpleStatementLine):
-        return []
-    return [a for part in statement.body if isinstance(part, cst.Import) for a in part.names]
-
-
-def _root(alias: cst.ImportAlias) -> str:
-    return full_name(alias.name).split(".")[0]
-
-
-def _end_of_imports(body: Sequence[cst.CSTNode]) -> int:
-    """Behind the docstring and the imports that follow it."""
-    for index, statement in enumerate(body):
-        first = statement.body[0] if isinstance(statement, cst.SimpleStatementLine) else None
-        docstring = index == 0 and isinstance(first, cst.Expr)
-        if not docstring and not isinstance(first, cst.Import | cst.ImportFrom):
-            return index
-    return len(body)
+def binds_torch(node: cst.CSTNode) -> bool:
+    """Whether a statement binds the name ``torch``, once its modules are moved."""
+    return any(name.split(".")[0] == "torch" for name in imported_by(node))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -50,18 +51,24 @@ class FileMigration:
     def diff(self) -> str:
         """The change as a unified diff; empty without one."""
         lines = difflib.unified_diff(
-            self.before.splitlines(keepends=True),
-            self.after.splitlines(keepends=True),
+            _lines_of(self.before),
+            _lines_of(self.after),
             f"a/{self.path.lstrip('/')}",
             f"b/{self.path.lstrip('/')}",
         )
-        return "".join(line if line.endswith("\n") else f"{line}{_NO_NEWLINE}" for line in lines)
+        ends = ("\n", "\r")
+        return "".join(line if line.endswith(ends) else f"{line}{_NO_NEWLINE}" for line in lines)
 
     @property
     def changed_lines(self) -> int:
         """How many lines are new or other than they were."""
-        lines = self.diff.splitlines()[2:]
+        lines = _lines_of(self.diff)[2:]
         return sum(line.startswith("+") for line in lines)
+
+
+def _lines_of(text: str) -> list[str]:
+    """With their ends, where Python ends a line; `str.splitlines` ends more."""
+    return io.StringIO(text, newline="").readlines()
 
 
 _NO_NEWLINE = "\n\\ No newline at end of file\n"
