@@ -40,7 +40,7 @@ LAYERS = (
     ("affine", "observers", "ops"),
     ("graph", "weighted", "operators", "passes", "exporting", "capture", "program"),
     ("qconfig", "targets", "placement", "plan"),
-    ("unrounded", "non_finite", "batches", "call", "calibrate", "weights"),
+    ("unrounded", "screening", "batches", "call", "calibrate", "weights"),
     (
         "islands",
         "convert",

@@ -19,12 +19,12 @@ from octavo.batches import Signature, split_batch
 from octavo.call import flatten_call
 from octavo.errors import CalibrationError, OctavoError
 from octavo.graph import Graph, Ref
-from octavo.non_finite import masks_of
 from octavo.observers import Bounds
 from octavo.plan import Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QSpec
+from octavo.screening import masks_of
 from octavo.targets import ROLES, SHARED
 from octavo.weighted import WEIGHTED_LAYERS
 

@@ -18,9 +18,9 @@ from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.model_state import extra_state, restored
-from octavo.non_finite import Watched, run_around
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
+from octavo.screening import Watched, run_around
 from octavo.summary import Summary, summarize
 
 

@@ -103,7 +103,7 @@ def fake_quantize_dynamic(
     """``x`` rounded to integers whose scale is found from ``x`` itself, back in float32.
 
     Args:
-        x: float, at least one value.
+        x: float.
         qmin, qmax: the range of the integers; the zero point is 0 if ``symmetric``.
         symmetric: the range is centred on zero.
         per_token: one scale for each row (all axes but the last), else one for the tensor.
@@ -118,6 +118,8 @@ def dynamic_qparams(
     """Scale and zero point, both float32, ``[]`` or ``[*rows, 1]``: of the range that ``x`` has."""
     if per_token:
         low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # faster than aminmax here
+    elif x.numel() == 0:
+        low = high = x.new_zeros(())
     else:
         low, high = torch.aminmax(x)
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
@@ -195,7 +197,7 @@ def _in_groups(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Te
         raise ValueError(
             f"scale {list(scale.shape)} and zero point {list(zero_point.shape)} differ"
         )
-    groups = x.reshape(x.shape[0], scale.shape[1], -1)
+    groups = x.reshape(*scale.shape, x.shape[1] // max(1, scale.shape[1]))
     return groups, scale.unsqueeze(2), zero_point.unsqueeze(2)
 
 

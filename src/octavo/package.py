@@ -25,9 +25,9 @@ from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, ExportError, InputError
 from octavo.graph import Graph, Input, TensorMeta
 from octavo.graph_json import decode, to_json
-from octavo.non_finite import Watched, refuse_bad_samples
 from octavo.runtimes import torch_int8
 from octavo.runtimes.examples import random_inputs
+from octavo.screening import Watched, refuse_bad_samples
 
 if TYPE_CHECKING:
     from octavo.model import QuantizedModel
@@ -64,7 +64,7 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
     watched = Watched.of(graph)
     metadata = {
         _CALL: json.dumps(call),
-        _WATCHED: json.dumps([watched.values, watched.masks]),
+        _WATCHED: json.dumps(list(vars(watched).values())),
         _TORCH: torch.__version__,
     }
     with tempfile.TemporaryDirectory() as folder:

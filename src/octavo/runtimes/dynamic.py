@@ -28,7 +28,7 @@ def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]
     smallest = torch.finfo(torch.float32).tiny ** 0.5
 
     def kernel(x: Tensor) -> tuple[Tensor, float, int]:
-        lowest, highest = (bound.item() for bound in torch.aminmax(x))
+        lowest, highest = (bound.item() for bound in torch.aminmax(x)) if x.numel() else (0.0, 0.0)
         lowest, highest = min(lowest, 0.0), max(highest, 0.0)
         if symmetric:
             scale, zero_point = max(max(-lowest, highest) / min(high, -low), smallest), 0

@@ -52,12 +52,12 @@ def linear(context: Context, chain: Chain) -> Call:
     except Unsupported:
         name, few_rows = "octavo.linear, dequantized in parts", weight.product_in_parts
 
-    limit = _MANY_ROWS[4 if weight.packed else 8]
+    limit, columns = _MANY_ROWS[4 if weight.packed else 8], weight.shape[1]
 
     def kernel(x: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        product = few_rows if rows < limit else weight.product_in_parts
-        result = product(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        rows = x.reshape(x.numel() // columns, columns)
+        product = few_rows if len(rows) < limit else weight.product_in_parts
+        result = product(rows).reshape(*x.shape[:-1], weight.shape[0])
         return result if bias is None else result.add_(bias)
 
     return Call(name, kernel, (x, bias))

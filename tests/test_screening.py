@@ -1,4 +1,6 @@
-"""Samples with NaN or infinities: what the float model gives, and nothing for their neighbours."""
+"""Samples with NaN or infinities: what the float model gives, and nothing for their neighbours.
+Empty batches: what the float model gives.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import CalibrationError, InputError
-from octavo.non_finite import Watched, masks_of
+from octavo.screening import Watched, masks_of
 
 NAN, INF = math.nan, math.inf
 TARGET = octavo.host_target()
@@ -128,7 +130,7 @@ def test_masks_with_minus_infinity_work_as_before(by_hand, mode, runtime):
     mask[0, 3:] = mask[2, 4:] = -INF
     q = octavo.quantize(net, calibration=[(x, mask)], mode=mode, target=TARGET, progress=False)
     assert masks_of(q.graph) == {"mask"}
-    assert q._watched == Watched(values=(0,), masks=(1,))
+    assert q._watched == Watched(values=(0,), masks=(1,), batched=((0, 0), (1, 0)))
     q = q.lower(runtime)
     assert q._watched.are_fine([x, mask])
     with torch.no_grad():
@@ -249,3 +251,74 @@ def test_constant_masks_with_minus_infinity_are_sound():
     x = torch.randn(4, 5, 16)
     q = octavo.quantize(Causal().eval(), calibration=[x], target=TARGET, progress=False)
     assert bool(torch.isfinite(q(x)).all())
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layer(self.table(tokens))
+
+
+class States(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.cell = nn.GRU(16, 16, batch_first=True), nn.LSTMCell(16, 16)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y, state = self.rnn(x)
+        return {"y": y, "state": state, "cell": self.cell(y[:, 0])[1], "sum": y.sum()}
+
+
+FULL = {
+    "rows": (NETS["linear"][0], torch.randn(4, 16)),
+    "sequences": (NETS["linear"][0], torch.randn(4, 5, 16)),
+    "images": (NETS["conv"][0], torch.randn(4, 3, 8, 8)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 8, 3), torch.randn(4, 3, 8, 8)),
+    "signals": (lambda: nn.Conv1d(8, 8, 3), torch.randn(4, 8, 9)),
+    "tokens": (Tokens, torch.randint(0, 20, (4, 5))),
+    "states": (States, torch.randn(4, 5, 16)),
+}
+
+
+CONVS = octavo.QConfigMapping()
+for _op in ("conv1d", "conv2d"):
+    CONVS.set_object_type(_op, octavo.dynamic_qconfig(TARGET))
+EMPTY = [
+    *((name, HOW["static"]) for name in FULL),
+    *((name, how) for name in ("rows", "sequences", "tokens", "states") for how in HOW.values()),
+    *((name, {"mode": "dynamic", "qconfig": CONVS}) for name in ("images", "signals")),
+]
+
+
+def assert_same_form(got, wanted) -> None:
+    if isinstance(wanted, dict):
+        assert {k: t.shape for k, t in got.items()} == {k: t.shape for k, t in wanted.items()}
+        assert float(got["sum"]) == 0.0
+    else:
+        assert (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
+
+
+@pytest.mark.parametrize(("name", "how"), EMPTY)
+def test_an_empty_batch_gives_what_the_float_model_gives(name, how):
+    make, x = FULL[name]
+    net = make().eval()
+    q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False, **how)
+    with torch.no_grad():
+        wanted = net(x[:0])
+    for runtime in ("reference", "torch"):
+        assert_same_form(q.lower(runtime)(x[:0]), wanted)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", FULL)
+def test_an_empty_batch_on_other_runtimes(name, runtime):
+    pytest.importorskip(runtime)
+    make, x = FULL[name]
+    net = make().eval()
+    q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False).lower(runtime)
+    with torch.no_grad():
+        assert_same_form(q(x[:0]), net(x[:0]))

@@ -1,8 +1,9 @@
-"""NaN and infinities in a model's inputs: integers have neither.
+"""Inputs that integers cannot hold: NaN, infinities, and batches without a sample.
 
-So samples that hold one are computed without rounding, on every runtime: they get what the float
-model returns for them, NaN mostly, and the samples beside them what they get without them. A look
-at the inputs tells whether there is anything to do.
+Samples with a NaN or an infinity are computed without rounding, on every runtime: they get what the
+float model returns for them, NaN mostly, and the samples beside them what they get without them. An
+empty batch, of which some kernels find no range, is computed like that too. A look at the inputs
+tells whether there is anything to do.
 """
 
 from __future__ import annotations
@@ -42,10 +43,12 @@ class Watched:
         values: floats that ought to be finite.
         masks: floats that are only added to scores before a softmax: minus infinity hides a score,
             but one in each row has to be left.
+        batched: inputs with an open size, and the axis where it is.
     """
 
     values: tuple[int, ...]
     masks: tuple[int, ...]
+    batched: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def of(cls, graph: Graph) -> Watched:
@@ -55,6 +58,11 @@ class Watched:
         return cls(
             tuple(index for index, name in floats if name not in masks),
             tuple(index for index, name in floats if name in masks),
+            tuple(
+                (index, axis)
+                for index, given in enumerate(graph.inputs)
+                if (axis := _batch_axis(given.meta)) is not None
+            ),
         )
 
     def are_fine(self, tensors: Sequence[Tensor]) -> bool:
@@ -64,6 +72,8 @@ class Watched:
         """
         if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors):
             return True  # there are no values to look at
+        if self.are_empty(tensors):
+            return False
         for index in self.values:
             if not math.isfinite(tensors[index].sum(dtype=torch.float32)):
                 return False
@@ -72,6 +82,10 @@ class Watched:
             if mask.numel() and not math.isfinite(mask.amax(-1).sum(dtype=torch.float32)):
                 return False
         return True
+
+    def are_empty(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the batch has no samples."""
+        return any(tensors[index].shape[axis] == 0 for index, axis in self.batched)
 
 
 def masks_of(graph: Graph) -> frozenset[str]:
@@ -94,7 +108,7 @@ def _reads_mask(user: Node, name: str, users: Mapping[str, list[Node]]) -> bool:
 def run_around(
     graph: Graph, watched: Watched, run: _Run, tensors: Sequence[Tensor]
 ) -> tuple[Any, ...]:
-    """The results of inputs that may hold NaN or infinities: those of bad samples without rounding.
+    """The results of inputs that are not fine: those of bad samples are computed without rounding.
 
     Args:
         graph: the quantized graph.
@@ -105,11 +119,14 @@ def run_around(
     Raises:
         InputError: a result of integers is computed from NaN.
     """
+    names, metas = graph.output_names(), graph.metas()
+    if watched.are_empty(tensors):
+        exact = _without_rounding(graph, tensors)
+        return tuple(exact[name] for name in names)
     bad = _bad_samples(graph, watched, tensors)
     if not bool(bad.any()):  # the sum that was looked at has overflowed
         return run(*tensors)
     exact = _without_rounding(graph, tensors)
-    names, metas = graph.output_names(), graph.metas()
     for name in names:
         if any(bool(exact[value].isnan().any()) for value in _floats_behind(graph, name)):
             raise InputError(
@@ -139,11 +156,11 @@ def refuse_bad_samples(graph: Graph, watched: Watched, tensors: Sequence[Tensor]
 
 def _bad_samples(graph: Graph, watched: Watched, tensors: Sequence[Tensor]) -> Tensor:
     """Boolean ``[batch]``, or ``[1]`` where no size is open."""
-    axes = [_batch_axis(given.meta) for given in graph.inputs]
-    sizes = [t.shape[axis] for t, axis in zip(tensors, axes, strict=True) if axis is not None]
+    axes = dict(watched.batched)
+    sizes = [tensors[index].shape[axis] for index, axis in watched.batched]
     bad = torch.zeros(sizes[0] if sizes else 1, dtype=torch.bool, device=graph.device)
     for index in (*watched.values, *watched.masks):
-        tensor, axis = tensors[index], axes[index]
+        tensor, axis = tensors[index], axes.get(index)
         if index in watched.masks:
             tensor = tensor.amax(-1, keepdim=True)
         lost = ~torch.isfinite(tensor)
