@@ -66,9 +66,29 @@ def test_a_sound_graph_passes(nodes: tuple[Node, ...]) -> None:
 
 def test_a_size_that_depends_on_values_is_left_open() -> None:
     counts = node("aten.unique_consecutive.default", Ref("index"))
-    first = replace(node("python.getitem", Ref("node"), 0, made=meta(None)), name="first")
-    relu = replace(node("aten.relu.default", Ref("first"), made=meta(None)), name="relu")
-    check(graph(counts, first, relu, index=torch.tensor([0, 2])))
+    open_ = meta(None, dtype="int64")
+    first = replace(node("python.getitem", Ref("node"), 0, made=open_), name="first")
+    relu = replace(node("aten.relu.default", Ref("first"), made=open_), name="relu")
+    rows = replace(
+        node("aten.reshape.default", Ref("relu"), [3, -1], made=meta(3, None, dtype="int64")),
+        name="rows",
+    )
+    check(graph(counts, first, relu, rows, index=torch.tensor([0, 2])))
+
+
+def test_what_lies_behind_an_open_size_is_checked() -> None:
+    counts = node("aten.unique_consecutive.default", Ref("index"))
+    first = replace(
+        node("python.getitem", Ref("node"), 0, made=meta(None, dtype="int64")), name="first"
+    )
+    constants = {"index": torch.tensor([0, 2])}
+    for broken in (
+        node("aten.view.dtype", Ref("first"), -1, made=meta(None)),
+        node("aten.relu.default", Ref("first"), made=meta(None)),
+        node("python.mod", "%1000000000d meta tensor", 5),
+    ):
+        with pytest.raises(ArtifactError, match="'broken'"):
+            check(graph(counts, first, replace(broken, name="broken"), **constants))
 
 
 @pytest.mark.parametrize(
@@ -181,9 +201,45 @@ def test_outputs_must_be_made() -> None:
         check(graph(output="nope"))
 
 
-def test_nothing_is_allocated() -> None:
-    """Ten terabytes, of which only the shape is known."""
-    check(graph(node("aten.zeros.default", [10**13 // 4], device=CPU, made=meta(10**13 // 4))))
+@pytest.mark.parametrize(
+    "costly",
+    [
+        (node("aten.zeros.default", [10**9], made=meta(10**9)),),
+        (node("aten.zeros.default", [2**39], device=CPU, made=meta(2**39)),),
+        (node("aten.new_zeros.default", Ref("x"), [10**9], made=meta(10**9)),),
+        (node("aten.arange.default", 10**9, made=meta(10**9, dtype="int64")),),
+        (node("aten.expand.default", Ref("scale"), [10**9, 4], made=meta(10**9, 4)),),
+        (node("aten.pad.default", Ref("scale"), [10**9, 0], made=meta(10**9 + 4)),),
+        (node("aten.repeat.default", Ref("scale"), [10**9], made=meta(4 * 10**9)),),
+        # Many of them, each of which would do.
+        (
+            *(Node(f"n{i}", "aten.zeros.default", ([2**24],), {}, meta(2**24)) for i in range(30)),
+            node("aten.stack.default", [Ref(f"n{i}") for i in range(4)], made=meta(4, 2**24)),
+        ),
+        (
+            Node("a", "aten.zeros.default", ([2**13, 2**13],), {}, meta(2**13, 2**13)),
+            node("aten.matmul.default", Ref("a"), Ref("a"), made=meta(2**13, 2**13)),
+        ),
+    ],
+    ids=lambda nodes: f"{nodes[-1].op} {len(nodes)}",
+)
+def test_memory_and_time_are_bounded(costly: tuple[Node, ...]) -> None:
+    """By what a graph holds: here a few kilobytes."""
+    with pytest.raises(ArtifactError, match="such a file may"):
+        check(graph(*costly))
+
+
+def test_lists_are_bounded() -> None:
+    made = meta(10**6)
+    zeros = Node("zeros", "aten.zeros.default", ([10**6],), {}, made)
+    for op, *args in (
+        ("aten.unbind.int", 0),
+        ("aten.split.Tensor", 1),
+        ("aten.chunk.default", 10**6),
+        ("aten.tensor_split.sections", 10**6),
+    ):
+        with pytest.raises(ArtifactError, match="more than 16384 tensors"):
+            check(graph(zeros, node(op, Ref("zeros"), *args)))
 
 
 def test_arguments_must_give_each_input_once() -> None:

@@ -17,6 +17,7 @@ import torch
 
 from octavo import ops
 from octavo.errors import CaptureError
+from octavo.guards import GUARDS, Guarded
 
 # In the order of torch's own documentation: convolution, pooling, activation, normalization, ...
 ATEN = frozenset(
@@ -69,6 +70,16 @@ ATEN = frozenset(
 
 OCTAVO = ops.NAMES
 
+# Overloads for TorchScript's lists, dicts and numbers in place of types, for packed sequences, and
+# those that make a list whose length depends on values.
+REFUSED = frozenset(
+    """
+    to.prim_Device to.prim_dtype to.prim_other copy.Dict_Tensor eq.Tensor_list ne.Tensor_list
+    index.list_Tensor index.Tensor_hacked_twin index_put.hacked_twin sym_size.default where.default
+    lstm.data gru.data rnn_tanh.data rnn_relu.data tensor_split.tensor_indices_or_sections
+    """.split()
+)
+
 PYTHON: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "add": operator.add,
@@ -104,12 +115,13 @@ def resolve(name: str) -> Callable[..., Any]:
     if len(parts) == 2 and parts[0] == "python" and parts[1] in PYTHON:
         return PYTHON[parts[1]]
     allowed = {"aten": ATEN, "octavo": OCTAVO}.get(parts[0])
-    if len(parts) == 3 and allowed is not None and parts[1] in allowed:
+    refused = f"{parts[1]}.{parts[-1]}" in REFUSED if len(parts) == 3 else True
+    if not refused and allowed is not None and parts[1] in allowed:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1], None)
         if packet is not None and parts[2] in packet.overloads():
             overload = getattr(packet, parts[2])
             if not overload._schema.is_mutable and _is_on_tensors(overload._schema):
-                return overload  # type: ignore[no-any-return]
+                return Guarded(overload, GUARDS[name]) if name in GUARDS else overload
     raise CaptureError(f"the operator {name!r} is not one that Octavo runs")
 
 
@@ -127,3 +139,15 @@ def name_of(target: Any) -> str:
         if target is function:
             return f"python.{name}"
     return getattr(target, "__name__", str(target))
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of this name, ``"float32"``.
+
+    Raises:
+        CaptureError: there is none.
+    """
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise CaptureError(f"{name!r} is not a dtype")
+    return found

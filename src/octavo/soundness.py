@@ -1,50 +1,67 @@
 """Is a graph that comes from a file sound? Its names, its operators, and the tensors they make.
 
-The last is found by running the graph on meta tensors, which have a shape and a dtype but no
-memory: what passes does what it declares, so that kernels can be chosen by the declarations.
+Every operator is checked on shapes and dtypes alone, in the graph's order: its arguments are of
+kinds and values that it takes from a file, its result is what the graph declares, and all results
+together stay within what such a file may ask for. So kernels can be chosen by the declarations, and
+nothing runs before all of it is known.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from octavo import operators
+from octavo import budget, operators, schemas, shapes
 from octavo.errors import ArtifactError, CaptureError
-from octavo.graph import Graph, Input, Node, TensorMeta, map_refs, refs_in
+from octavo.graph import Graph, Node, TensorMeta, map_refs, refs_in
+from octavo.shapes.common import made
 
-# Stands for a value whose shape depends on other values, and for all that is made of it.
-_UNKNOWN = object()
-_LARGEST_INTEGER = 2**63 - 1
-# On meta tensors torch does not look at their bias, the third argument.
-_BIASED = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-_TORCH_NAMES = ("ScalarType", "Layout", "MemoryFormat")
+# They count the values when they run.
+_RESHAPING = frozenset({"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"})
 
 
 def check(graph: Graph) -> None:
-    """Check names, operators, arguments, shapes and dtypes.
+    """Check names, operators, arguments, shapes, dtypes, and the memory and time that a run takes.
 
     Raises:
         ArtifactError: a name is missing or used twice, an operator is not allowed or does not take
-            its arguments, or a result is not what the graph declares.
+            its arguments, a result is not what the graph declares, or it asks for too much.
     """
     _check_names(graph)
-    values: dict[str, Any] = {name: t.to("meta") for name, t in graph.constants.items()}
-    values |= {given.name: _example(given) for given in graph.inputs}
-    with torch.no_grad():
-        for node in graph.nodes:
-            result = _result(node, values)
-            _check_result(node, result)
-            values[node.name] = result
-
-
-def _example(given: Input) -> Tensor:
+    values = _given(graph)
+    limits = budget.Budget.of(list(values.values()))
+    open_sizes: set[str] = set()  # whose sizes depend on values
+    for node in graph.nodes:
+        is_open = node.short_op in shapes.OPEN or not open_sizes.isdisjoint(node.refs())
+        result, cost = _result(node, values, is_open)
+        if is_open:
+            open_sizes.add(node.name)
+        try:
+            limits.spend(result, cost)
+        except ValueError as error:
+            raise ArtifactError(f"its node {node.name!r}: {node.op} {error}") from None
+        values[node.name] = result
     try:
-        return torch.empty(given.sizes, dtype=getattr(torch, given.meta.dtype), device="meta")
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise ArtifactError(f"its input {given.name!r} cannot be: {error}") from None
+        limits.check_together(graph, values)
+    except ValueError as error:
+        raise ArtifactError(f"its graph {error}") from None
+
+
+def _given(graph: Graph) -> dict[str, Any]:
+    """Inputs, as in the captured example, and constants: shapes and dtypes."""
+    sizes = {i.name: (i.sizes, operators.dtype_of(i.meta.dtype)) for i in graph.inputs}
+    sizes |= {name: (tensor.shape, tensor.dtype) for name, tensor in graph.constants.items()}
+    values = {}
+    for name, (shape, dtype) in sizes.items():
+        try:
+            values[name] = made(shape, dtype)
+        except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+            raise ArtifactError(f"its input {name!r} cannot be: {error}") from None
+        if len(shape) > schemas.MOST_DIMENSIONS or dtype not in schemas.DTYPES:
+            raise ArtifactError(f"its tensor {name!r} is a {dtype} of {len(shape)} axes")
+    return values
 
 
 def _check_names(graph: Graph) -> None:
@@ -65,67 +82,50 @@ def _check_names(graph: Graph) -> None:
         raise ArtifactError(f"its outputs {missing} are not made by the graph")
 
 
-def _result(node: Node, values: dict[str, Any]) -> Any:
-    """What a node makes of meta tensors."""
+def _result(node: Node, values: Mapping[str, Any], is_open: bool) -> tuple[Any, tuple[int, int]]:
+    """What a node makes, and what that costs."""
     try:
-        operator = operators.resolve(node.op)
+        operator: Any = operators.resolve(node.op)
     except CaptureError as error:
         raise ArtifactError(f"its node {node.name!r}: {error}") from None
-    if any(values[name] is _UNKNOWN for name in node.refs()):
-        return _UNKNOWN
     args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values[ref.name])
     try:
-        _check_arguments(node, operator, args, kwargs)
-        result = operator(*_on_meta(args), **_on_meta(kwargs))
+        if node.op == "python.getitem":
+            result, cost = _item(*args, **kwargs), (0, 0)
+        elif node.op.startswith("python."):
+            result, cost = schemas.sizes(operator, args, kwargs), (0, 0)
+        else:
+            bound = schemas.bound(operator, args, kwargs)
+            result = _made(node, operator, bound, is_open)
+            cost = budget.cost_of(node.short_op, bound, result)
     except Exception as error:  # noqa: BLE001  (whatever an altered graph makes an operator say)
-        if isinstance(error, NotImplementedError) or "meta tensor" in str(error):
-            return _UNKNOWN
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
             f"its node {node.name!r}: {node.op} does not take its arguments ({first_line[:200]})"
         ) from None
-    return _on_meta(result)
+    _check_result(node, result)
+    return result, cost
 
 
-def _check_arguments(
-    node: Node, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """What operators do not check themselves.
-
-    Python's take sizes here: no lists, no text, no endless integers. Torch's take a number in place
-    of a dtype, and break where it is not the number of one.
-    """
-    if node.op.startswith("python.") and node.op != "python.getitem":
-        for arg in (*args, *kwargs.values()):
-            if not isinstance(arg, int | float) or abs(arg) > _LARGEST_INTEGER:
-                raise TypeError(f"{arg!r} is not a size")
-    bias = args[2] if node.short_op in _BIASED and len(args) > 2 else None
-    if isinstance(bias, Tensor) and bias.shape != args[1].shape[:1]:
-        raise TypeError(f"a bias of shape {list(bias.shape)} for {len(args[1])} outputs")
-    schema = getattr(operator, "_schema", None)
-    for index, argument in enumerate(schema.arguments if schema is not None else ()):
-        value = args[index] if index < len(args) else kwargs.get(argument.name)
-        is_name = any(kind in str(argument.real_type) for kind in _TORCH_NAMES)
-        if is_name and isinstance(value, int):
-            raise TypeError(f"{value!r} is not a {argument.name}")
+def _item(items: Any, index: Any) -> Any:
+    if not isinstance(items, list | tuple) or type(index) is not int:
+        raise TypeError(f"{index!r:.80} of something that is no list")
+    return items[index]
 
 
-def _on_meta(value: Any) -> Any:
-    """Devices and tensors, in lists too, moved to the meta device."""
-    if isinstance(value, Tensor):
-        return value.to("meta")
-    if isinstance(value, torch.device):
-        return torch.device("meta")
-    if isinstance(value, list | tuple):
-        return type(value)(map(_on_meta, value))
-    if isinstance(value, dict):
-        return {key: _on_meta(item) for key, item in value.items()}
-    return value
+def _made(node: Node, operator: Any, bound: Mapping[str, Any], is_open: bool) -> Any:
+    """What an operator makes; behind open sizes, a reshaping's declaration is believed."""
+    try:
+        return shapes.result_of(node.op, operator, bound)
+    except ValueError:
+        if not is_open or node.op not in _RESHAPING or node.meta is None:
+            raise
+    most = bound["self"].numel()
+    shape = [most if size is None else size for size in node.meta.shape]
+    return made(shape, bound["self"].dtype)
 
 
 def _check_result(node: Node, result: Any) -> None:
-    if result is _UNKNOWN:
-        return
     found = TensorMeta.of(result) if isinstance(result, Tensor) else None
     declared = node.meta
     if found is declared is None or (found and declared and found.fits(declared)):
