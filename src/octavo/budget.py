@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.schemas import MOST_DIMENSIONS
 from octavo.graph import Graph
+from octavo.schemas import MOST_DIMENSIONS
 
 # Of results that are needed at the same time: what any file may take, and more by what it declares
 # (weights, and inputs at the sizes they were captured with).
