@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import io
+import os
+import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +129,64 @@ def test_batch_size(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=X)
     with pytest.raises(InputError, match="batch size 0"):
         load_data(str(tmp_path / "data.npz"), ONE, batch_size=0)
+
+
+def damaged() -> dict[str, bytes]:
+    """Archives of one array; numpy and zipfile have no common error for what is wrong with them."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=np.random.default_rng(0).normal(size=(64, 50)).astype("f4"))
+    good = buffer.getvalue()
+    found = {f"zeros at {at}": good[:at] + bytes(20) + good[at + 20 :] for at in (0, 40, 100, 5000)}
+    central = good.index(b"PK\1\2")
+    for name, flag, method in (("encrypted", 1, 8), ("patched", 0x20, 8), ("method", 0, 99)):
+        raw = bytearray(good)
+        raw[6] = raw[central + 8] = flag
+        raw[8] = raw[central + 10] = method
+        found[name] = bytes(raw)
+    for shape in ("(1000000000000,)", "(2**70,)", "(-1,)", "((),)"):
+        text = (
+            f"{{'descr':'<f4','fortran_order':False,'shape':{shape}}}".encode().ljust(117) + b"\n"
+        )
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            magic = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text))
+            archive.writestr("x.npy", magic + text)
+        found[f"shape {shape}"] = buffer.getvalue()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("x.txt", "text")
+    found["text"] = buffer.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, X)
+    found["one array"] = buffer.getvalue()
+    return found
+
+
+@pytest.mark.parametrize("content", damaged().values(), ids=damaged())
+def test_damaged_archives(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read .*data\.npz as \.npz: .") as caught:
+        load_data(str(path), ONE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"null", b"{", b'{"x":5}', b"[" * 99_999, b"\xff"])
+def test_damaged_headers(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "data.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(InputError, match=r"cannot read .* as \.safetensors: ."):
+        load_data(str(path), ONE)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_what_is_no_file_of_data(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    with pytest.raises(InputError, match="it is a pipe or a device"):
+        load_data(str(tmp_path / f"pipe{suffix}"), ONE)
+    (tmp_path / f"folder{suffix}").mkdir()
+    with pytest.raises(InputError, match="holds no images"):
+        load_data(str(tmp_path / f"folder{suffix}"), ONE)
+    (tmp_path / "data.csv").write_text("1,2")
+    with pytest.raises(InputError, match=r"data\.csv is a file of another kind than \.npz and"):
+        load_data(str(tmp_path / "data.csv"), ONE)

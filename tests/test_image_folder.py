@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -169,3 +172,76 @@ def test_without_pillow_the_extra_is_named(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(MissingExtra, match=r'pillow is needed .* "octavo\[images\]"'):
         load_data(str(folder), ONE)
+
+
+def encoded(image: object, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("height", [20_000, 1_000_000, 10_000_000])
+def test_a_line_of_pixels_is_no_picture(tmp_path: Path, height: int) -> None:
+    """118 bytes, which would become 224 x 4,480,000 pixels on the way to the centre."""
+    file = tmp_path / "line.png"
+    Image.new("L", (1, height)).save(file)
+    with pytest.raises(InputError, match=f"has 1 x {height} pixels: .*ratio of at most 100"):
+        read_image(file, PLAIN)
+    Image.new("L", (1, 100), 7).save(file)
+    assert read_image(file, PLAIN).unique().tolist() == [7]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "convert", lambda *args: pytest.fail("it was unpacked"))
+    (tmp_path / "bomb.pgm").write_bytes(b"P5 10000 9999 255\n")
+    with pytest.raises(InputError, match="has 10000 x 9999 pixels"):
+        read_image(tmp_path / "bomb.pgm", PLAIN)
+
+
+@pytest.mark.parametrize("form", ["GIF", "TIFF", "ICO", "EPS", "PDF"])
+def test_only_the_formats_that_are_named_are_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Pillow goes by content; PostScript it gives to Ghostscript, another program."""
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **rest: pytest.fail("a program ran"))
+    file = tmp_path / "picture.png"
+    file.write_bytes(encoded(Image.new("RGB", (8, 8)), form))
+    with pytest.raises(InputError, match=r"picture\.png as an image: it is none of PNG, JPEG"):
+        read_image(file, PLAIN)
+
+
+def test_kinds_of_pixels_and_animations(tmp_path: Path) -> None:
+    colour, turned = Image.new("RGB", (4, 8), (10, 20, 30)), Image.Exif()
+    turned[0x0112] = 6
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 9, 8, 7])
+    other = [Image.new("RGB", (4, 8), (99, 0, 0))]
+    half = Image.new("RGB", (4, 8), (10, 20, 30))
+    half.paste((0, 0, 0), (2, 0, 4, 8))  # black to the right
+    for name, content, first in (
+        ("palette.png", encoded(palette, "PNG"), [9, 8, 7]),
+        ("ink.jpg", encoded(Image.new("CMYK", (4, 4), (1, 2, 3, 4)), "JPEG"), [250, 249, 248]),
+        ("one.png", encoded(Image.new("1", (4, 4), 1), "PNG"), [255, 255, 255]),
+        ("moves.png", encoded(colour, "PNG", save_all=True, append_images=other), [10, 20, 30]),
+        ("turned.png", encoded(half, "PNG", exif=turned), [10, 20, 30]),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert read_image(tmp_path / name, ImageOptions(4))[:, 0, 0].tolist() == first, name
+    stored = read_image(tmp_path / "turned.png", ImageOptions(4))
+    assert stored[0].tolist() == [[10, 10, 0, 0]] * 4
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "BMP", "WEBP", "PPM"])
+def test_damaged_images_are_one_error(tmp_path: Path, form: str) -> None:
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    good, file = encoded(Image.fromarray(pixels), form), tmp_path / "x.png"
+    for number in range(100):
+        content = bytearray(good if number % 4 else good[: random.integers(len(good))])
+        for _ in range(3):
+            if content:
+                content[random.integers(min(len(content), 120))] = random.integers(256)
+        file.write_bytes(content)
+        with contextlib.suppress(InputError):
+            assert read_image(file, PLAIN).shape == (3, 2, 2)

@@ -72,6 +72,7 @@ LAYERS = (
     ("quantize", "search", "plots", "report", "digits", "replay", "demo"),
     (
         "references",
+        "source_file",
         "pt2",
         "model_source",
         "image_folder",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -131,3 +132,39 @@ def test_models_that_cannot_be_built(state: dict, source: str, message: str) -> 
 def test_a_pt2_file_has_its_weights_with_it(state: dict) -> None:
     with pytest.raises(InputError, match=r"leave --weights w\.pth out"):
         load_model("model.pt2", "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({1: torch.ones(3)}, r"is not a state dict: it holds 1 as a name"),
+        ({("a", 1): torch.ones(3), "b": torch.ones(2)}, r"it holds \('a', 1\) as a name"),
+        ({"state_dict": {2: torch.ones(3)}}, "it holds 2 as a name"),
+        ({"0.weight": 5, "0.bias": torch.ones(3)}, r"1 no tensors \(0\.weight is a int\)"),
+        (
+            {"0.weight": torch.ones(3, 4).to_sparse(), "0.bias": torch.ones(3)},
+            r"w\.pth does not fit Sequential: .*0\.weight",
+        ),
+        (
+            {"0.weight": torch.ones(3, 4, device="meta"), "0.bias": torch.ones(3)},
+            r"w\.pth does not fit Sequential: .*0\.weight",
+        ),
+    ],
+)
+def test_state_dicts_of_another_kind(state: dict, content: object, message: str) -> None:
+    torch.save(content, "w.pth")
+    with pytest.raises(InputError, match=message) as caught:
+        load_model("my_models:build", "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x.pt2"])
+def test_what_is_no_file_of_a_model(state: dict, name: str) -> None:
+    arguments = (name,) if name.endswith(".pt2") else ("my_models:build", name)
+    os.mkfifo(name)
+    with pytest.raises(InputError, match=f"cannot read .*{name}.*it is a pipe or a device"):
+        load_model(*arguments)
+    Path(name).unlink()
+    Path(name).mkdir()
+    with pytest.raises(InputError, match=f"cannot read .*{name}.*it is a folder"):
+        load_model(*arguments)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
+from octavo import tensor_file
 from octavo.batches import LABEL_KEYS, Signature
 from octavo.errors import InputError
 from octavo.image_folder import ImageFolder, ImageOptions
-from octavo.references import call_reference, resolve_reference
+from octavo.references import call_reference, is_reference, resolve_reference
+from octavo.source_file import check_file, reason
 
 DEFAULT_BATCH_SIZE = 64
 
@@ -73,8 +74,9 @@ def load_data(
     """
     if Path(source).is_dir():
         return _folder(source, signature, batch_size, images or ImageOptions())
-    suffix = Path(source).suffix
-    if suffix not in _READERS:
+    if Path(source).suffix not in _READERS:
+        if Path(source).exists() and not is_reference(source):
+            raise InputError(f"{source} is a file of another kind than {' and '.join(_READERS)}")
         found = resolve_reference(source)
         batches = call_reference(source, found) if callable(found) else found
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
@@ -83,7 +85,7 @@ def load_data(
             )
         return batches
     _check_batch_size(batch_size)
-    arrays = _READERS[suffix](Path(source))
+    arrays = _read(Path(source))
     _check_lengths(source, arrays)
     return _batches(source, arrays, signature, batch_size)
 
@@ -139,32 +141,37 @@ def _check_lengths(source: str, arrays: dict[str, Tensor]) -> None:
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return {name: _tensor(array) for name, array in arrays.items()}
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read {path} as .npz: {_reason(error)}") from error
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is no archive of arrays, as numpy.savez writes it, or is cut off")
+    with path.open("rb") as opened, NpzFile(opened, allow_pickle=False) as file:
+        return {name: _tensor(file[name]) for name in file.files}
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    return {name: _single(tensor) for name, tensor in tensor_file.read(path)[1].items()}
+
+
+_READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path} as .safetensors: {_reason(error)}") from error
-    return {name: _single(tensor) for name, tensor in tensors.items()}
+        check_file(path)
+        return _READERS[path.suffix](path)
+    except (
+        Exception
+    ) as error:  # zlib's, numpy's and zipfile's errors of damaged files share no base
+        raise InputError(f"cannot read {path} as {path.suffix}: {reason(error)}") from error
 
 
-_READERS = {".npz": _read_npz, ".safetensors": _read_safetensors}
-
-
-def _tensor(array: np.ndarray[Any, Any]) -> Tensor:
+def _tensor(array: Any) -> Tensor:
+    if not isinstance(array, np.ndarray):
+        raise TypeError("it holds a file that is no array")
     return _single(torch.from_numpy(np.ascontiguousarray(array)))
 
 
 def _single(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype is torch.float64 else tensor
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error or type(error).__name__)

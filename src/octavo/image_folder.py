@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,14 @@ from torch import Tensor
 
 from octavo.errors import InputError, MissingExtra
 from octavo.pixels import Pixels
+from octavo.source_file import check_file, reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm")
+
+# Pillow goes by content, and hands some formats to other programs: PostScript to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+_MOST_PIXELS = 89_478_485  # from which on Pillow itself warns: a quarter of a gigabyte in RGB
+_LARGEST_RATIO = 100  # of the sides; the longer one grows with the shorter, and is then cut off
 
 # ImageNet's mean and standard deviation by number of channels; of one, the means of the three.
 IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}
@@ -141,27 +148,53 @@ class ImageFolder:
 def read_image(file: Path, options: ImageOptions) -> Tensor:
     """The centre of an image, uint8 ``[channels, size, size]``.
 
-    It is resized and cut as torchvision's ``Resize(size)`` and ``CenterCrop(size)`` do.
+    It is resized and cut as torchvision's ``Resize(size)`` and ``CenterCrop(size)`` do, and as
+    there the pixels are taken as they are stored: a rotation in the EXIF data is not applied, of an
+    animation the first picture is taken, and what is transparent has the colour below.
 
     Raises:
-        InputError: the file is no image, is damaged, or has more than 8 bits for a pixel's channel.
+        InputError: the file is no image of the formats in `SUFFIXES`, is damaged, has more than 8
+            bits for a pixel's channel, more than 89 million pixels, or sides of which one is more
+            than 100 times the other.
         MissingExtra: Pillow is not installed.
     """
     pillow = _pillow()
     try:
-        with pillow.open(file) as image:
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):
-                raise InputError(
-                    f"the pixels of {file} have more than 8 bits (mode {image.mode}): convert the "
-                    "image to 8 bits"
-                )
+        check_file(file)
+        with pillow.open(file, formats=_FORMATS) as image:
+            _check_image(file, image.size, image.mode)
             whole = image.convert("L" if options.gray else "RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
-        raise InputError(f"cannot read {file} as an image: {error}") from error
+        return _centre(whole, options, pillow.Resampling.BILINEAR)
+    except InputError:
+        raise
+    except pillow.UnidentifiedImageError as error:
+        kinds = ", ".join(_FORMATS)
+        raise InputError(f"cannot read {file} as an image: it is none of {kinds}") from error
+    except Exception as error:  # Pillow's readers have many: of zlib, struct, for bombs, for memory
+        raise InputError(f"cannot read {file} as an image: {reason(error)}") from error
+
+
+def _check_image(file: Path, size: tuple[int, int], mode: str) -> None:
+    """What its header promises, before it is unpacked."""
+    if mode in ("I", "F") or mode.startswith("I;"):
+        raise InputError(
+            f"the pixels of {file} have more than 8 bits (mode {mode}): convert the image to 8 bits"
+        )
+    width, height = size
+    short, long = sorted(size)
+    if width * height > _MOST_PIXELS or long > _LARGEST_RATIO * short:
+        raise InputError(
+            f"{file} has {width} x {height} pixels: images have at most {_MOST_PIXELS} and sides "
+            f"in a ratio of at most {_LARGEST_RATIO}; cut or resize it, or take it out"
+        )
+
+
+def _centre(whole: Any, options: ImageOptions, filtering: Any) -> Tensor:
+    """Of a picture of Pillow's."""
     width, height = whole.size
     short = min(width, height)
     width, height = options.size * width // short, options.size * height // short
-    resized = whole.resize((width, height), pillow.Resampling.BILINEAR)
+    resized = whole.resize((width, height), filtering)
     left, top = round((width - options.size) / 2), round((height - options.size) / 2)
     centre = resized.crop((left, top, left + options.size, top + options.size))
     pixels = np.array(centre).reshape(options.size, options.size, options.channels)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from octavo import tensor_file
 from octavo.errors import InputError
 from octavo.pt2 import load_pt2
 from octavo.references import call_reference, resolve_reference
+from octavo.source_file import check_file, reason
 
 # Where training scripts keep the state dict in their checkpoints.
 _STATE_KEYS = ("state_dict", "model_state_dict", "model")
@@ -55,11 +54,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         InputError: the file cannot be read, holds code, or no state dict.
     """
     try:
+        check_file(path)
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return tensor_file.read(path)[1]
+    except Exception as error:
+        raise InputError(f"cannot read the weights in {path}: {reason(error)}") from error
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read the weights in {path}: {error}") from error
     except Exception as error:
         raise InputError(
             f"{path} holds more than tensors, or is damaged; nothing in it was run. Save the "
@@ -76,6 +77,11 @@ def _state_in(path: Path, content: Any) -> dict[str, Tensor]:
         isinstance(value, Tensor) for value in content.values()
     ):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict")
+    strange = [name for name in content if not isinstance(name, str)]
+    if strange:
+        raise InputError(
+            f"{path} is not a state dict: it holds {strange[0]!r:.80} as a name, which is no text"
+        )
     # nn.DataParallel writes its own name before all others.
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): value for name, value in content.items()}
@@ -84,16 +90,24 @@ def _state_in(path: Path, content: Any) -> dict[str, Tensor]:
 def _load_weights(model: nn.Module, path: Path) -> None:
     state = read_state_dict(path)
     wanted = model.state_dict()
+    both = [name for name in wanted if name in state]
+    odd = [name for name in both if type(state[name]) is not type(wanted[name])]
     problems = {
         "missing": sorted(wanted.keys() - state.keys()),
         "unknown": sorted(state.keys() - wanted.keys()),
+        "no tensors": [f"{name} is a {type(state[name]).__name__}" for name in odd],
         "of another shape": [
-            f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in wanted.items()
-            if name in state and state[name].shape != tensor.shape
+            f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
+            for name in both
+            if isinstance(wanted[name], Tensor)
+            and name not in odd
+            and state[name].shape != wanted[name].shape
         ],
     }
     found = [f"{len(n)} {kind} ({', '.join(n[:3])})" for kind, n in problems.items() if n]
     if found:
         raise InputError(f"{path} does not fit {type(model).__name__}: {'; '.join(found)}")
-    model.load_state_dict(state)
+    try:
+        model.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"{path} does not fit {type(model).__name__}: {reason(error)}") from error

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from octavo.errors import InputError
+from octavo.source_file import check_file
 
 # All files of a plain export, below the archive's own folder: raw tensors and JSON.
 _PLAIN_FILES = re.compile(
@@ -94,6 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     files: dict[str, Any] = {}
     try:
+        check_file(path)
         with path.open("rb") as opened, zipfile.ZipFile(opened) as archive:
             entries = archive.infolist()
             if sum(entry.file_size for entry in entries) > path.stat().st_size:

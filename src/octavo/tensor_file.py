@@ -57,6 +57,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor
         if not 0 < size <= min(length - 8, _LARGEST_HEADER):
             raise ValueError(f"its header of {size} bytes is not there")
         header = json.loads(_bytes(file, size).decode())
+        if not isinstance(header, dict) or not all(isinstance(e, dict) for e in header.values()):
+            raise ValueError("its header is not that of a safetensors file")
         metadata = header.pop("__metadata__", {})
         places = sorted(header.items(), key=lambda item: list(item[1]["data_offsets"]))
         _check(metadata, places, length - 8 - size)

@@ -1,0 +1,35 @@
+"""A file that a command line names, before a reader takes it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+
+def check_file(path: Path) -> None:
+    """See that there is a file to read: a pipe may never end, and readers say odd things of others.
+
+    Raises:
+        OSError: there is none, it is empty, a folder, a pipe or a device, or may not be read.
+
+    Example:
+        >>> check_file(Path("/"))
+        Traceback (most recent call last):
+        IsADirectoryError: it is a folder
+    """
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("it is a pipe or a device, not a file")
+    if not status.st_size:
+        raise OSError("it is empty")
+    if not os.access(path, os.R_OK):
+        raise PermissionError("you may not read it")
+
+
+def reason(error: Exception) -> str:
+    """What an error of a reader says, on one line."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text or type(error).__name__
