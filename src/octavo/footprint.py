@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.batches import Batch, Signature, with_floats
 from octavo.capture import capture
@@ -35,6 +35,11 @@ def bytes_on_disk(contenders: Sequence[Contender], folder: Path) -> dict[str, in
         sizes[contender.label] = file.stat().st_size
         file.unlink()
     return sizes
+
+
+def float_bytes(model: nn.Module) -> int:
+    """Bytes of a float model's weights; those that are tied count once."""
+    return sum(t.numel() * t.element_size() for t in _untied(model.state_dict()).values())
 
 
 def _untied(state: Mapping[str, Any]) -> dict[str, Tensor]:

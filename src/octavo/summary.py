@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from octavo.graph import Graph
+from octavo.graph import Graph, Ref
 from octavo.html_table import html_table
 from octavo.plan import Plan
 from octavo.runtimes import Lowered
@@ -33,7 +34,8 @@ class Summary:
             integers for weights.
         float_layers: layer -> why it was left float by the plan.
         fallbacks: quantized layer -> why this runtime runs it dequantized.
-        size_mb: megabytes (10**6 bytes) of its tensors; ``float_mb`` the same tensors in float32.
+        size_mb: megabytes (10**6 bytes) of its tensors.
+        float_mb: of the same weights in float32, where there are no scales.
         unmatched_rules: rules of the mapping that matched nothing.
         provenance: versions and the number of calibration batches.
         note: what the runtime says of itself.
@@ -128,7 +130,6 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
         for name, tensor in layers.items()
         if not tensor.on_integers
     }
-    tensors = graph.constants.values()
     return Summary(
         target=plan.target,
         mode=plan.mode,
@@ -137,9 +138,36 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
         int8=len(layers) - len(float_layers) - len(fallbacks),
         float_layers=float_layers,
         fallbacks=fallbacks,
-        size_mb=sum(t.numel() * t.element_size() for t in tensors) / 1e6,
-        float_mb=sum(t.numel() * 4 for t in tensors) / 1e6,
+        size_mb=sum(t.numel() * t.element_size() for t in graph.constants.values()) / 1e6,
+        float_mb=_float_bytes(graph) / 1e6,
         unmatched_rules=plan.unmatched,
         provenance=provenance,
         note=lowered.note,
     )
+
+
+def _float_bytes(graph: Graph) -> int:
+    """Bytes of the constants, had no weight been quantized; integers that are data stay."""
+    found = {
+        name: tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
+        for name, tensor in graph.constants.items()
+    }
+    for node in graph.nodes:
+        if node.op not in _READ_WEIGHTS:
+            continue
+        integers = node.args[0].name
+        if integers in found and node.meta is not None:
+            found[integers] = 4 * math.prod(size or 0 for size in node.meta.shape)
+        scales = (arg.name for arg in node.args[1:3] if isinstance(arg, Ref))
+        found |= dict.fromkeys(scales, 0)
+    return sum(found.values())
+
+
+_READ_WEIGHTS = frozenset(
+    {
+        "octavo.unpack_int4.default",
+        "octavo.dequantize.default",
+        "octavo.dequantize_channels.default",
+        "octavo.dequantize_groups.default",
+    }
+)

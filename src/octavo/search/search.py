@@ -14,6 +14,7 @@ from octavo.capture import capture
 from octavo.engines import opened, require
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
+from octavo.footprint import float_bytes
 from octavo.metrics import Metric
 from octavo.qat import QATModel
 from octavo.runtimes.cpu import has_bf16
@@ -143,7 +144,7 @@ def search(
         objective=objective,
         max_drop=max_drop,
         float_metric=float_metric,
-        float_bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        float_bytes=float_bytes(model),
         bf16_over_fp32=bf16_over_fp32,
         complete=complete,
         seconds=time.perf_counter() - started,
