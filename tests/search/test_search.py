@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import octavo
 from octavo.errors import ArtifactError, InputError
 from octavo.search import loop, measuring
-from octavo.search.journal import fingerprint
+from octavo.search.identity import of_function, of_model
+from octavo.search.journal import Journal
 from octavo.search.trial import Trial
 
 TARGET = octavo.host_target()
@@ -167,12 +174,177 @@ def test_another_search_is_refused(tmp_path: Path) -> None:
         _search(checkpoint=tmp_path)
 
 
+def _trained(rate: float) -> Callable[[octavo.QATModel], None]:
+    def train(qat: octavo.QATModel) -> None:
+        (rate * qat(_data()[0][0]).square().mean()).backward()
+
+    return train
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "calibration": ({"calibration": [(1000 * x, y) for x, y in _data()]}, "its calibration is '96"),
+    "fewer": ({"calibration": _data()[:2]}, "its calibration is '96 samples .*', not '64 samples"),
+    "labels": ({"data": [(x, y + (y > 5)) for x, y in _data()][:2]}, "its data is"),
+    "objective": ({"objective": "smallest"}, "its objective is 'fastest', not 'smallest'"),
+    "training": ({"train": _trained(0.1)}, "its train is None, not '_trained"),
+    "metric": ({"metric": "top1"}, "its metric is None, not 'top1'"),
+    "bits": ({"four_bits": True}, "its four bits is False"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "LATENCY_S", 0.01)
+        patch.setattr(loop, "layer_times", lambda q, tensors: ())
+        _search(checkpoint=folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_all_that_trials_depend_on_is_the_searchs_identity(
+    case: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    changes, message = OTHERS[case]
+    with pytest.raises(InputError, match=f"checkpoint of another search: {message}.*; give anoth"):
+        _search(checkpoint=tmp_path, **changes)
+    assert (tmp_path / "trials.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["octavo", "torch", "machine", "graph"])
+def test_so_are_versions_the_machine_and_the_network(
+    key: str, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    about = json.loads((tmp_path / "search.json").read_text())
+    (tmp_path / "search.json").write_text(json.dumps({**about, key: "another"}))
+    with pytest.raises(InputError, match=f"its {key} is 'another', not"):
+        _search(checkpoint=tmp_path)
+
+
+def test_the_order_of_the_data_is_no_matter(tmp_path: Path) -> None:
+    images, labels = (torch.cat(tensors) for tensors in zip(*_data(), strict=True))
+    loader = DataLoader(TensorDataset(images, labels), 10, shuffle=True)
+    first = _search(checkpoint=tmp_path, calibration=loader)
+    assert _search(checkpoint=tmp_path, calibration=loader).trials == first.trials
+
+
+class _Augmented:
+    """Other values at each pass."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([self.scale * torch.randn(64, 3, 8, 8) for _ in range(2)])
+
+
+def test_of_data_that_is_drawn_anew_only_the_size_is_known(tmp_path: Path) -> None:
+    first = _search(checkpoint=tmp_path, calibration=_Augmented(1.0))
+    assert _search(checkpoint=tmp_path, calibration=_Augmented(1.02)).trials == first.trials
+    with pytest.raises(
+        InputError, match=r"its calibration is .*128 samples, drawn anew at each pa"
+    ):
+        _search(checkpoint=tmp_path, calibration=_Augmented(3.0))
+
+
+def test_a_functions_code_and_numbers_are_its_identity() -> None:
+    assert of_function(_trained(0.1)) == of_function(_trained(0.1))
+    assert of_function(_trained(0.1)) != of_function(_trained(0.2))
+    assert of_function(lambda m: m.mean()) != of_function(lambda m: m.max())
+    assert of_function(partial(max, 1)) != of_function(partial(max, 2))
+    assert of_function(None) is None
+
+
+DAMAGED = [
+    ("trials.jsonl", b"\xff\xfe"),
+    ("trials.jsonl", b"[]\n"),
+    ("trials.jsonl", b'{"name": "static"}\n'),
+    ("trials.jsonl", b"{"),
+    ("trials.jsonl", b"[" * 100_000),
+    ("search.json", b"[]"),
+    ("search.json", b"null"),
+    ("search.json", b"\xff"),
+    ("search.json", b""),
+    ("layers.json", b"{}{"),
+    ("layers.json", b"3"),
+    ("layers.json", b"[3]"),
+    ("layers.json", b'[{"layer": "a", "float_s": "x", "int8_s": 1, "int8_over_float": 1}]'),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED)
+def test_a_damaged_file_is_one_error(
+    finished: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    about = json.loads((finished / "search.json").read_text())
+    with pytest.raises(ArtifactError, match=rf"{re.escape(name)} is damaged \(.*\): delete the f"):
+        Journal(tmp_path, about)
+
+
+def test_values_of_another_type_are_damage(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    about = json.loads((finished / "search.json").read_text())
+    lines = (finished / "trials.jsonl").read_text().splitlines()
+    for key in json.loads(lines[0]):
+        trial = json.loads(lines[0]) | {key: {}}
+        (tmp_path / "trials.jsonl").write_text(json.dumps(trial))
+        with pytest.raises(ArtifactError, match=f"damaged .its {key} is"):
+            Journal(tmp_path, about)
+
+
+def test_a_damaged_best_model_is_made_again(tmp_path: Path) -> None:
+    first = _search(checkpoint=tmp_path)
+    (tmp_path / "best.octavo").write_bytes(b"x")
+    again = _search(checkpoint=tmp_path)
+    x = _data()[0][0]
+    assert again.model is not None
+    assert first.model is not None
+    assert torch.equal(first.model(x), again.model(x))
+    assert torch.equal(octavo.load(tmp_path / "best.octavo")(x), first.model(x))
+
+
+def test_a_search_that_was_cut_short_says_so() -> None:
+    found = _search(max_drop=-1.0)
+    assert found.verdict().startswith("No candidate loses at most -1; nearest: ")
+    cut = replace(found, complete=False, trials=found.trials[:1])
+    assert cut.verdict().startswith(
+        "The time was up after 1 candidate, none of which loses at most -1; nearest: static, "
+    )
+    assert cut.verdict().endswith(": give the search more time.")
+    taken = _search()
+    assert "time was up" not in taken.verdict()
+    words = replace(taken, complete=False).verdict()
+    assert words.startswith(f"{taken.best.name}: ")  # type: ignore[union-attr]
+    assert words.endswith(". The time was up after 2 candidates: there may be a better one.")
+
+
+def test_a_model_without_a_latency_is_taken_all_the_same() -> None:
+    found = _search()
+    assert found.best is not None
+    unknown = replace(found, best=replace(found.best, over_fp32=None, size_bytes=None))
+    assert unknown.verdict() == f"{found.best.name}: 100.00 (float 100.00)."
+
+
+def test_candidates_that_all_failed_are_no_loss_of_accuracy() -> None:
+    found = _search(max_drop=-1.0)
+    failed = tuple(Trial(t.name, t.reason, (), error="no kernel") for t in found.trials)
+    assert (
+        replace(found, trials=failed).verdict() == "No candidate could be made: static: no kernel"
+    )
+
+
 def test_the_fingerprint_is_of_names_and_values() -> None:
     net, other = _net(), _net()
-    assert fingerprint(net) == fingerprint(other)
+    assert of_model(net) == of_model(other)
     with torch.no_grad():
         other[0].bias[0] += 1e-6  # type: ignore[index, operator, union-attr]
-    assert fingerprint(net) != fingerprint(other)
+    assert of_model(net) != of_model(other)
 
 
 def test_metrics_that_cannot_be_used() -> None:

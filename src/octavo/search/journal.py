@@ -7,20 +7,20 @@ times once they are measured. Each is written whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from octavo.atomic import replacing, require_writable
 from octavo.errors import ArtifactError, InputError
 from octavo.model import QuantizedModel
+from octavo.search.identity import alike
 from octavo.search.layer_times import LayerTime
+from octavo.search.records import from_json
 from octavo.search.trial import Trial
 
 
@@ -32,8 +32,8 @@ class Journal:
         search: what the search is about, JSON-able; a folder of another search is refused.
 
     Raises:
-        InputError: the folder is of another search, or damaged.
-        ArtifactError: it cannot be written to.
+        InputError: the folder is of another search.
+        ArtifactError: it is damaged, or cannot be written to.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, search: dict[str, Any]) -> None:
@@ -47,8 +47,11 @@ class Journal:
         if not about.exists():
             _write(about, json.dumps(search, indent=1))
             return
-        found = _parsed(about, about.read_text())
-        different = [key for key in search if found.get(key) != search[key]]
+        with _naming(about):
+            found = json.loads(about.read_text("utf-8"))
+            if not isinstance(found, dict):
+                raise InputError("it describes no search")
+        different = [key for key in search if not alike(found.get(key), search[key])]
         if different:
             key = different[0]
             raise InputError(
@@ -56,14 +59,16 @@ class Journal:
                 f"{found.get(key)!r}, not {search[key]!r}; give another folder"
             )
         lines = self.folder / "trials.jsonl"
-        for line in lines.read_text().splitlines() if lines.exists() else []:
-            trial = Trial.from_dict(_parsed(lines, line))
-            self.trials[trial.name] = trial
+        if lines.exists():
+            with _naming(lines):
+                for line in lines.read_text("utf-8").splitlines():
+                    trial = from_json(Trial, json.loads(line))
+                    self.trials[trial.name] = trial
         layers = self.folder / "layers.json"
         if layers.exists():
-            self.layer_times = tuple(
-                LayerTime(**one) for one in _parsed(layers, layers.read_text())
-            )
+            with _naming(layers):
+                times = json.loads(layers.read_text("utf-8"))
+                self.layer_times = tuple(from_json(LayerTime, time) for time in times)
 
     def add(self, trial: Trial) -> None:
         """Keep a finished trial."""
@@ -92,26 +97,22 @@ class Journal:
         return file if file is not None and file.exists() else None
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A short hash of a model's parameters and buffers and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(tensor, torch.Tensor):
-            values = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(values.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _write(path: Path, text: str) -> None:
     with replacing(path) as file:
         file.write_text(text)
 
 
-def _parsed(path: Path, text: str) -> Any:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is wrong with a file is one error that names it.
+
+    Raises:
+        ArtifactError: anything is.
+    """
     try:
-        return json.loads(text)
-    except ValueError as error:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, InputError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
-            f"{path} is damaged ({error}): delete the folder to begin anew"
+            f"{path} is damaged ({first_line}): delete the folder to begin anew"
         ) from None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from octavo.call import flatten_call
 from octavo.engines import Workers
-from octavo.errors import OctavoError
+from octavo.errors import ArtifactError, OctavoError
 from octavo.model import QuantizedModel, load
 from octavo.search.deadline import Deadline, OutOfTime
 from octavo.search.journal import Journal
@@ -84,8 +85,9 @@ class Loop:
             return None
         candidate, made = self._best
         if made is None and self.journal.best_file is not None:
-            kept = load(self.journal.best_file)
-            made = kept if kept.provenance.get("candidate") == candidate.name else None
+            with suppress(ArtifactError):  # a damaged one is made again, as one that is missing
+                kept = load(self.journal.best_file)
+                made = kept if kept.provenance.get("candidate") == candidate.name else None
         if made is None:
             made = replace(self.recipe, deadline=Deadline()).build(candidate)
             self._keep(candidate, made)

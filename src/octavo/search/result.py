@@ -12,6 +12,7 @@ from octavo.errors import InputError
 from octavo.html_table import html_table
 from octavo.model import QuantizedModel
 from octavo.search.layer_times import LayerTime
+from octavo.search.records import from_json
 from octavo.search.trial import Trial
 from octavo.text_table import text_table
 
@@ -32,7 +33,7 @@ class SearchResult:
         float_metric: of the float model.
         float_bytes: size of its weights.
         bf16_over_fp32: latency of bf16 over that of fp32; ``None`` where bf16 fails.
-        complete: whether all candidates were tried; else the time was up.
+        complete: whether all candidates were tried; else the time was up before.
         seconds: that this run of the search took.
         layer_times: how long each layer takes in float and in int8, where that was measured.
     """
@@ -51,25 +52,42 @@ class SearchResult:
 
     def verdict(self) -> str:
         """The outcome in a sentence or two."""
-        if self.best is None or self.best.over_fp32 is None or self.best.size_bytes is None:
-            nearest = min(
-                (t for t in self.trials if t.drop is not None),
-                key=lambda t: t.drop or 0.0,
-                default=None,
-            )
-            near = f"; nearest: {nearest.name}, -{nearest.drop:.3g}" if nearest else ""
-            return f"No candidate loses at most {self.max_drop:g}{near}."
-        words = (
-            f"{self.best.name}: {self.best.metric:.2f} (float {self.float_metric:.2f}), "
-            f"{self.best.size_bytes / self.float_bytes:.2f} of the size, "
-            f"{self.best.over_fp32:.2f} of fp32's time"
-        )
+        if self.best is None:
+            return self._nothing_found()
+        words = f"{self.best.name}: {self.best.metric:.2f} (float {self.float_metric:.2f})"
+        if self.best.size_bytes is not None:
+            words += f", {self.best.size_bytes / self.float_bytes:.2f} of the size"
+        if self.best.over_fp32 is not None:
+            words += f", {self.best.over_fp32:.2f} of fp32's time"
+        words += "."
+        over_fp32 = self.best.over_fp32 or 0.0
         slower = [
             name
             for name, time in (("fp32", 1.0), ("bf16", self.bf16_over_fp32))
-            if time is not None and self.best.over_fp32 > time
+            if time is not None and over_fp32 > time
         ]
-        return words + (f". SLOWER than {' and '.join(slower)} here." if slower else ".")
+        if slower:
+            words += f" SLOWER than {' and '.join(slower)} here."
+        if not self.complete:
+            words += f" The time was up after {self._tried()}: there may be a better one."
+        return words
+
+    def _nothing_found(self) -> str:
+        failed = [trial for trial in self.trials if trial.error]
+        measured = [trial for trial in self.trials if trial.drop is not None]
+        nearest = min(measured, key=lambda t: t.drop or 0.0, default=None)
+        near = f"; nearest: {nearest.name}, -{nearest.drop:.3g}" if nearest else ""
+        if not self.complete:
+            return (
+                f"The time was up after {self._tried()}, none of which loses at most "
+                f"{self.max_drop:g}{near}: give the search more time."
+            )
+        if failed and not measured:
+            return f"No candidate could be made: {failed[0].name}: {failed[0].error}"
+        return f"No candidate loses at most {self.max_drop:g}{near}."
+
+    def _tried(self) -> str:
+        return f"{len(self.trials)} candidate{'s' * (len(self.trials) != 1)}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data, without the model."""
@@ -90,11 +108,11 @@ class SearchResult:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-            best, trials = data["best"], map(Trial.from_dict, data["trials"])
-            times = tuple(LayerTime(**time) for time in data["layer_times"])
+            best, trials = data["best"], (from_json(Trial, trial) for trial in data["trials"])
+            times = tuple(from_json(LayerTime, time) for time in data["layer_times"])
             values = {name: data[name] for name in _PLAIN}
             return cls(
-                best=None if best is None else Trial.from_dict(best),
+                best=None if best is None else from_json(Trial, best),
                 model=None,
                 trials=tuple(trials),
                 layer_times=times,

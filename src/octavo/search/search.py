@@ -9,18 +9,20 @@ from typing import Any
 
 from torch import nn
 
+from octavo.arguments import require_batches
 from octavo.batches import Signature, example_call
 from octavo.capture import capture
 from octavo.engines import opened, require
 from octavo.errors import InputError
 from octavo.evaluation import evaluating
 from octavo.footprint import float_bytes
+from octavo.kinds import require_float
 from octavo.metrics import Metric
 from octavo.qat import QATModel
 from octavo.runtimes.cpu import has_bf16
-from octavo.search import measuring
+from octavo.search import identity, measuring
 from octavo.search.deadline import Deadline, OutOfTime
-from octavo.search.journal import Journal, fingerprint
+from octavo.search.journal import Journal
 from octavo.search.loop import Loop
 from octavo.search.measuring import Judge, Stopwatch, checked
 from octavo.search.recipe import Recipe
@@ -87,6 +89,7 @@ def search(
         ...     model, calibration=loader, data=loader, max_drop=0.5, time_budget=600)
         >>> print(found.verdict())  # doctest: +SKIP
     """
+    require_float(model, "search")
     started = time.perf_counter()
     # The last trial's latency is measured after it.
     build_s = None if time_budget is None else time_budget - measuring.LATENCY_S
@@ -108,15 +111,19 @@ def search(
             float_metric = checked(judge, model)
             graph = capture(model, example.args, example.kwargs)
             bf16_over_fp32 = stopwatch.bf16()
+        about: dict[str, Any] = {}
+        if checkpoint is not None:
+            about = {
+                **{"model": identity.of_model(model), "graph": identity.of_graph(graph)},
+                **{"target": target, "objective": objective, "four bits": four_bits},
+                **{"max_drop": max_drop, "float metric": float_metric},
+                "calibration": identity.of_data(_within(deadline, calibration), signature, inputs),
+                "data": identity.of_data(_within(deadline, data), signature, inputs),
+                **identity.of_functions(evaluate=evaluate, metric=metric, train=train),
+                **identity.circumstances(),
+            }
     except OutOfTime:
         raise _too_small(time_budget, started) from None
-    about = {
-        "model": fingerprint(model),
-        "target": target,
-        "float metric": float_metric,
-        "max_drop": max_drop,
-        "four bits": four_bits,
-    }
     journal = Journal(checkpoint, about)
     recipe = Recipe(
         model, graph, signature, example, calibration, target, inputs, train, progress, deadline
@@ -152,9 +159,16 @@ def search(
     )
 
 
+def _within(deadline: Deadline, data: Iterable[Any] | None) -> Iterable[Any] | None:
+    return None if data is None else deadline.over(data)
+
+
 def _check_repeatable(**data: Iterable[Any] | None) -> None:
     for name, batches in data.items():
-        if batches is not None and iter(batches) is batches:
+        if batches is None:
+            continue
+        require_batches(batches, name)
+        if iter(batches) is batches:
             raise InputError(
                 f"{name} can be iterated only once, and each trial needs it: pass a list or a "
                 "DataLoader"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from octavo.errors import InputError
 from octavo.qconfig import QConfig, QConfigMapping
 
 
@@ -85,15 +84,3 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Trial:
-        """What `to_dict` gave.
-
-        Raises:
-            InputError: it is something else.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(data, dict) or set(data) != names:
-            raise InputError("a line of the checkpoint is no trial")
-        return cls(**{**data, "in_float": tuple(data["in_float"])})
