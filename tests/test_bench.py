@@ -65,8 +65,8 @@ def test_what_cannot_run_is_a_row(file, monkeypatch):
     errors = {row.name: row.error for row in found.rows}
     assert errors["int8 torch"] == ""
     assert "octavo[openvino]" in errors["int8 openvino"]
-    assert "unknown runtime 'nope'" in errors["int8 nope"]
-    assert "unknown runtime" in str(found)
+    assert "there is no runtime 'nope'" in errors["int8 nope"]
+    assert "there is no runtime" in str(found)
 
 
 @pytest.mark.parametrize("batches", [[], [0], [4, -1]])
@@ -88,5 +88,5 @@ def test_the_float_model_behind_it(net, mode):
 
 
 def test_a_cold_start_that_fails_says_why(file):
-    with pytest.raises(RuntimeUnavailable, match=r"nope: .*unknown runtime"):
+    with pytest.raises(RuntimeUnavailable, match=r"nope: .*there is no runtime"):
         cold_start(file, "nope")

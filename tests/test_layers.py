@@ -44,6 +44,7 @@ LAYERS = (
     (
         "islands",
         "convert",
+        "cuts",
         "qat",
         "schemas",
         "shapes",
@@ -64,7 +65,6 @@ LAYERS = (
         "contenders",
         "footprint",
         "compare",
-        "cuts",
         "parity",
         "analysis",
     ),

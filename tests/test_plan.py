@@ -236,7 +236,7 @@ def test_json_of_something_else_is_an_error(text):
 
 def test_prints_every_tensor_with_its_reason(graph):
     text = str(octavo.plan(graph))
-    assert text.splitlines()[0] == "Plan for x86, static"
+    assert text.splitlines()[0] == "Plan for x86, static; what stays float is float32"
     assert any(
         line.split()[0] == "pool" and "shares the scale" in line for line in text.splitlines()
     )

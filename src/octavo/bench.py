@@ -176,7 +176,7 @@ def _contenders(
         "fp32": lambda: (_float_run(plain), ""),
         "bf16": lambda: (_bf16_run(plain, random_inputs(plain, 1)), ""),
     }
-    chosen = [n for n in RUNTIMES if n not in ("reference", "fastest")]
+    chosen = [n for n in RUNTIMES if n != "reference"]
     for runtime in chosen if runtimes is None else runtimes:
         makers[f"int8 {runtime}"] = lambda name=runtime: _lowered(q, name, threads)  # type: ignore[misc]
     for name, make in makers.items():

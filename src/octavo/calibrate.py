@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.affine import QParams, blocks, qparams_of_range
 from octavo.batches import Signature, split_batch
-from octavo.call import flatten_call
+from octavo.call import flatten_call, range_of
 from octavo.errors import CalibrationError, OctavoError
 from octavo.graph import Graph, Ref
 from octavo.observers import Bounds
@@ -39,11 +39,13 @@ class Calibrated:
         qparams: scale and zero point of every quantized tensor, by name.
         input_means: int8 layer with a weight -> mean of each input channel, float32 ``[in]``.
         batches: how many were seen.
+        seen: input of the model -> the least and the largest value in all batches.
     """
 
     qparams: Mapping[str, QParams]
     input_means: Mapping[str, Tensor]
     batches: int
+    seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Calibration:
         self.batches = 0
         self.states: dict[str, Any] = {}
         self.means: dict[tuple[str, int], _Mean] = {}
+        self.seen: dict[str, tuple[float, float]] = {}
         self._read = _inputs_of_layers(graph, plan)
         self._masks = masks_of(graph)
         self._device = graph.device
@@ -110,17 +113,29 @@ class Calibration:
         """
         for given, tensor in zip(self.graph.inputs, tensors, strict=True):
             _check_values(given.name, tensor, given.name in self._masks)
+            self._widen(given.name, range_of(tensor))
         with torch.no_grad():
             self._run(*(tensor.to(self._device) for tensor in tensors))
         self.batches += 1
 
     def merge(self, other: Calibration) -> None:
         """Take in what another calibration of the same plan (another shard) has seen."""
-        self._take_in(other.states, other.means, other.batches)
+        self._take_in(other.states, other.means, other.seen, other.batches)
+
+    def _widen(self, name: str, bounds: tuple[float, float] | None) -> None:
+        if bounds is not None:
+            low, high = self.seen.get(name, bounds)
+            self.seen[name] = min(low, bounds[0]), max(high, bounds[1])
 
     def _take_in(
-        self, states: Mapping[str, Any], means: Mapping[tuple[str, int], _Mean], batches: int
+        self,
+        states: Mapping[str, Any],
+        means: Mapping[tuple[str, int], _Mean],
+        seen: Mapping[str, tuple[float, float]],
+        batches: int,
     ) -> None:
+        for name, bounds in seen.items():
+            self._widen(name, bounds)
         for name, state in states.items():
             spec = self.plan.tensors[name].spec
             if spec is not None and spec.observer is not None and name in self.states:
@@ -138,7 +153,7 @@ class Calibration:
         """
         qparams = self.qparams()
         means = {node: self.means[read].mean for node, read in self._read.items()}
-        return Calibrated(qparams, means, self.batches)
+        return Calibrated(qparams, means, self.batches, self.seen)
 
     def bounds(self) -> dict[str, Bounds]:
         """The range of every quantized activation that has one of its own, by name.
@@ -288,12 +303,12 @@ def _of_all_processes(calibration: Calibration) -> Calibration:
             "distributed=True needs a process group: start the script with torchrun, and call "
             "torch.distributed.init_process_group() before"
         )
-    mine = (calibration.states, calibration.means, calibration.batches)
+    mine = (calibration.states, calibration.means, calibration.seen, calibration.batches)
     every: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, mine)
     merged = Calibration(calibration.graph, calibration.plan)
-    for states, means, batches in every:
-        merged._take_in(states, means, batches)
+    for states, means, seen, batches in every:
+        merged._take_in(states, means, seen, batches)
     return merged
 
 

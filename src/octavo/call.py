@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from octavo.errors import InputError
@@ -36,6 +38,20 @@ def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     for expected in graph.inputs:
         _check(expected, found[expected.name])
     return [found[expected.name] for expected in graph.inputs]
+
+
+def with_seen(graph: Graph, tensors: Sequence[Tensor]) -> Graph:
+    """The graph with the ranges of these tensors at its inputs."""
+    pairs = zip(graph.inputs, tensors, strict=True)
+    return replace(graph, inputs=tuple(replace(i, seen=range_of(t)) for i, t in pairs))
+
+
+def range_of(tensor: Tensor) -> tuple[float, float] | None:
+    """The least and the largest value; ``None`` where there is none, or one is no number."""
+    if not tensor.numel() or tensor.is_complex():
+        return None
+    low, high = (bound.item() for bound in torch.aminmax(tensor.double()))
+    return (float(low), float(high)) if low <= high else None
 
 
 def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:

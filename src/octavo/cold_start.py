@@ -71,7 +71,7 @@ def _import(runtime: str) -> None:
 
     import_module("torch._dynamo")  # torch's own kernels for meta tensors import it
     if runtime in RUNTIMES:
-        import_module(RUNTIMES[runtime])
+        import_module(RUNTIMES[runtime].module)
 
 
 def _start_of_peak_mb() -> float:

@@ -95,7 +95,7 @@ def compare(
             stack.enter_context(evaluating(contender.model))
         batches = _batches(model, track(data, "comparing", progress), inputs)
         first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
-        rest_s = REST_S if FOREIGN & {c.runtime for c in contenders} else 0.0
+        rest_s = REST_S if any(c.runtime in FOREIGN for c in contenders) else 0.0
         calls = _calls(contenders, first)
         times = interleave(calls, rounds=rounds, rest_s=rest_s, progress=progress)
         with tempfile.TemporaryDirectory(prefix="octavo-") as folder:

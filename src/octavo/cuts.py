@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.runtimes import lower
+from octavo.program import run_of
 
 _QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 _DYNAMIC = "octavo.fake_quantize_dynamic.default"
@@ -61,7 +61,7 @@ class Cuts:
         cut = _cut_values(graph, producers)
         names = tuple(dict.fromkeys([*cut, *also, *graph.output_names()]))
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()
-        values = lower(whole, "reference", _device_of(batch)).run(*batch)
+        values = run_of(whole, _device_of(batch))(*batch)
         oracle = dict(zip(names, values, strict=True))
         integers = {n: producers[n] for n in names if _is(producers.get(n), _QUANTIZE)}
         given = [

@@ -10,6 +10,7 @@ OctavoError
 ├── ArtifactError       a file is not ours, damaged, hostile or cannot be written
 ├── ExportError         a model cannot be written in another format
 ├── RuntimeUnavailable  a runtime cannot run here, or cannot run this model
+│   └── RuntimeDisagrees    it computes something else than the model says
 └── MissingExtra        an optional package is not installed
 
 Each message names the layer or tensor, the value found, and the way out.
@@ -56,6 +57,10 @@ class ExportError(OctavoError):
 
 class RuntimeUnavailable(OctavoError):
     """A runtime cannot run on this machine, or cannot run this model."""
+
+
+class RuntimeDisagrees(RuntimeUnavailable):
+    """A runtime computes something else than the oracle, by more than rounding explains."""
 
 
 class MissingExtra(OctavoError):

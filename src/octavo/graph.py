@@ -57,11 +57,20 @@ class TensorMeta:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A tensor that the caller gives; ``example`` is its shape when the model was captured."""
+    """A tensor that the caller gives.
+
+    Attributes:
+        name: of its value in the graph.
+        meta: its shape and dtype.
+        example: its shape when the model was captured.
+        seen: the least and the largest value of the data that it was calibrated or captured with;
+            ``None`` where that is not known.
+    """
 
     name: str
     meta: TensorMeta
     example: tuple[int, ...] | None = None
+    seen: tuple[float, float] | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:

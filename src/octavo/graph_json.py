@@ -29,7 +29,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
         ArtifactError: an argument is of a kind that no file can hold.
     """
     return {
-        "inputs": [[i.name, list(i.meta.shape), i.meta.dtype, list(i.sizes)] for i in graph.inputs],
+        "inputs": [_encode_input(given) for given in graph.inputs],
         "nodes": [_encode_node(node) for node in graph.nodes],
         "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],
         "outputs": encode(graph.outputs),
@@ -123,12 +123,23 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 } | {kind: _torch_name(kind) for kind in _TORCH_NAMES}
 
 
-def _decode_input(name: Any, shape: Any, dtype: Any, example: Any) -> Input:
+def _encode_input(given: Input) -> list[Any]:
+    shape, dtype, seen = list(given.meta.shape), given.meta.dtype, given.seen
+    bounds = None if seen is None else [encode(bound) for bound in seen]
+    return [given.name, shape, dtype, list(given.sizes), bounds]
+
+
+def _decode_input(name: Any, shape: Any, dtype: Any, example: Any, seen: Any = None) -> Input:
     meta = _meta([shape, dtype])
     sizes = tuple(size for size in _meta([example, dtype]).shape if size is not None)
     if not TensorMeta(sizes, meta.dtype).fits(meta):
         raise ValueError(f"{example!r} is not an example of {meta}")
-    return Input(_text(name), meta, sizes)
+    if seen is None:
+        return Input(_text(name), meta, sizes)
+    low, high = (decode(bound) for bound in seen)
+    if not all(isinstance(b, int | float) for b in (low, high)) or not low <= high:
+        raise ValueError(f"{seen!r} is not a range of values")
+    return Input(_text(name), meta, sizes, (float(low), float(high)))
 
 
 def _encode_node(node: Node) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from octavo.graph import Graph
 from octavo.model_state import extra_state, restored
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
+from octavo.runtimes.examples import random_inputs
 from octavo.screening import Watched, run_around
 from octavo.summary import Summary, summarize
 
@@ -40,6 +41,9 @@ class QuantizedModel(nn.Module):
         signature: names of the arguments.
         provenance: versions, target, number of calibration batches.
         runtime, options: what calls go to, and how it runs; see `lower`.
+        samples: inputs, a tensor for each of the graph's, on which lowering compares a runtime with
+            the oracle. Without any they are drawn from the ranges that calibration has seen.
+        check: whether lowering does so.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class QuantizedModel(nn.Module):
         provenance: Mapping[str, Any],
         runtime: str | None = None,
         options: Options | None = None,
+        samples: Sequence[Tensor] | None = None,
+        check: bool = True,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -57,6 +63,8 @@ class QuantizedModel(nn.Module):
         self.provenance = dict(provenance)
         self.runtime = runtime or default_runtime(graph.device)
         self.options = options or Options()
+        self.samples = None if samples is None else tuple(samples)
+        self.check = check
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         self._watched = Watched.of(graph)
@@ -96,16 +104,40 @@ class QuantizedModel(nn.Module):
 
     @property
     def lowered(self) -> Lowered:
-        """The graph made ready for the runtime: weights packed, kernels chosen.
+        """The graph made ready for the runtime: weights packed, kernels chosen, and compared with
+        the oracle.
 
         Raises:
             RuntimeUnavailable: the runtime cannot run this model here.
+            RuntimeDisagrees: it computes something else than the oracle.
         """
         if self._lowered is None:
-            lowered = lower(self.graph, self.runtime, self.device, self.options)
+            options = replace(self.options, precision=self.precision)
+            try:
+                lowered = lower(self.graph, self.runtime, self.device, options, self._batches())
+            except AttributeError as error:  # which nn.Module would tell as one of this property
+                raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
             self._lowered = _as_planned(lowered, self.plan)
             _warn_of(self._lowered, self.plan)
         return self._lowered
+
+    @property
+    def precision(self) -> str | None:
+        """Of what stays float: what was asked for, else the plan's; see `lower`.
+
+        ``None`` is float32 but for the layers that rules put in bfloat16.
+        """
+        of_plan = None if self.plan.precision == "float32" else self.plan.precision
+        return self.options.precision or of_plan
+
+    def _batches(self) -> list[Sequence[Tensor]]:
+        """The inputs that lowering compares results on; empty if it shall not."""
+        if not self.check:
+            return []
+        batch, kept = self.options.batch, self.samples
+        if kept is not None and (batch is None or all(len(t) == batch for t in kept if t.dim())):
+            return [kept]
+        return [random_inputs(self._structure, batch)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model returns, computed in int8.
@@ -125,7 +157,7 @@ class QuantizedModel(nn.Module):
                     results = run(*tensors)
                 else:
                     results = run_around(self.graph, self._watched, run, tensors)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (RuntimeError, ValueError, IndexError) as error:
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
             raise InputError(f"the model cannot run on these inputs: {first_line}") from error
         return build_output(self._structure, tuple(map(_usable_in_training, results)))
@@ -137,8 +169,10 @@ class QuantizedModel(nn.Module):
         threads: int | None = None,
         batch: int | None = None,
         cache: str | os.PathLike[str] | None = None,
+        precision: str | None = None,
+        check: bool = True,
     ) -> QuantizedModel:
-        """The same model on another runtime.
+        """The same model on another runtime, which has to agree with the oracle.
 
         Args:
             runtime: ``"torch"`` (the int8 kernels of PyTorch), ``"onnxruntime"``, ``"openvino"``,
@@ -149,16 +183,21 @@ class QuantizedModel(nn.Module):
             batch: the only batch size that it will be called with; ``None`` for any.
             cache: folder for what the runtime compiles, which makes the next load quicker
                 (``openvino``).
+            precision: of what stays float, ``"float32"``, ``"bfloat16"``, or ``"auto"``, which is
+                bfloat16 where this CPU has instructions for it; ``None`` is the plan's.
+            check: compare the runtime's results with the oracle's, on samples of the calibration
+                data or inputs drawn from the ranges that it had.
 
         Raises:
             RuntimeUnavailable: there is no such runtime, or it cannot run here.
+            RuntimeDisagrees: it computes something else than the oracle, by more than rounding
+                explains; the message names the layer.
             MissingExtra: its package is not installed.
             ExportError: it cannot express an operator of the model.
         """
-        options = Options(threads, batch, None if cache is None else Path(cache))
-        model = QuantizedModel(
-            self.graph, self.plan, self.signature, self.provenance, runtime, options
-        )
+        options = Options(threads, batch, None if cache is None else Path(cache), precision)
+        parts = (self.graph, self.plan, self.signature, self.provenance)
+        model = QuantizedModel(*parts, runtime, options, self.samples, check)
         _ = model.lowered
         return model
 
@@ -224,16 +263,19 @@ class QuantizedModel(nn.Module):
         return {**self.__dict__, "_lowered": None}
 
 
-def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel:
+def load(
+    path: str | os.PathLike[str], runtime: str = "torch", *, check: bool = True
+) -> QuantizedModel:
     """Load an artifact; the float model's code is not needed, and no code in the file is run.
 
     Args:
         path: a ``.octavo`` file.
-        runtime: as for `QuantizedModel.lower`.
+        runtime, check: as for `QuantizedModel.lower`.
 
     Raises:
         ArtifactError: the file is missing, damaged, hostile or of a newer version.
         RuntimeUnavailable: the runtime cannot run here.
+        RuntimeDisagrees: it computes something else than the oracle.
 
     Example:
         >>> model = load("model.octavo")  # doctest: +SKIP
@@ -241,7 +283,12 @@ def load(path: str | os.PathLike[str], runtime: str = "torch") -> QuantizedModel
     content = artifact.load(path)
     try:
         model = QuantizedModel(
-            content.graph, content.plan, content.signature, content.provenance, runtime
+            content.graph,
+            content.plan,
+            content.signature,
+            content.provenance,
+            runtime,
+            check=check,
         )
         _ = model.lowered
     except RuntimeUnavailable:

@@ -159,7 +159,7 @@ def _graph_of(call: Any) -> Graph:
     """What is left of the graph: how it is called and what it returns."""
     inputs = (
         Input(name, TensorMeta(tuple(shape), dtype), tuple(sizes))
-        for name, shape, dtype, sizes in call["inputs"]
+        for name, shape, dtype, sizes, _ in call["inputs"]
     )
     arguments = {name: decode(tree) for name, tree in call["arguments"]}
     return Graph(tuple(inputs), {}, (), arguments, decode(call["outputs"]))

@@ -9,7 +9,7 @@ comes out at the next. So one run shows every layer's own error.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,50 +20,39 @@ from octavo.batches import split_batch
 from octavo.call import flatten_call
 from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.graph import Graph
 from octavo.json_numbers import finite
 from octavo.metrics import Likeness
 from octavo.model import QuantizedModel
+from octavo.program import run_of
 from octavo.runtimes import RUNTIMES, lower
+from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
-from octavo.runtimes.lowered import Options
+from octavo.runtimes.lowered import Agreement, Options
+from octavo.runtimes.lowering import lower_as_meant
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 RANDOM_BATCHES = 4
-_NO_RUNTIMES = ("reference", "fastest")  # the oracle itself, and the choice among the others
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """How far a runtime may be from the oracle.
+    """How far a layer of a runtime may be from the oracle's, given what the oracle gave it.
+
+    Kernels that compute what the oracle says differ by the order of float sums and by how they
+    round a half.
 
     Attributes:
         steps: a layer's integers may differ by so many steps ...
         share: ... but for this share of them, where float results lie between two integers.
         sqnr_db: of a layer's float results.
-        agreement: percent of samples with the same class, end to end, where the outputs are scores.
     """
 
     steps: int = 1
     share: float = 1e-4
     sqnr_db: float = 40.0
-    agreement: float = 99.9
-
-
-# By the target that a model was quantized for: kernels that compute what it says differ by the
-# order of float sums and by how they round a half. One does more: ONNX Runtime's LSTM on integers
-# rounds its states too, and is 41 dB or more from the oracle with up to three times torch's initial
-# weights. With five times these it is 28 to 46 dB, where rounding itself costs more: 24 to 35 dB.
-THRESHOLDS: Mapping[str, Threshold] = {
-    "x86": Threshold(),
-    "x86-avx2": Threshold(),
-    "arm": Threshold(),
-    "onnxruntime": Threshold(),
-    "openvino": Threshold(),
-    "tensorrt": Threshold(),
-    "edge": Threshold(),
-}
 
 
 @dataclass(frozen=True)
@@ -99,20 +88,27 @@ class RuntimeParity:
     Attributes:
         runtime: its name.
         agreement: percent of samples with the same class; ``None`` where the outputs are no scores.
-        sqnr_db: of the outputs, end to end, where small differences add up.
+        whole: the outputs end to end, where small differences add up, and how far they may be off:
+            as far as the oracle is from itself with some of its integers a step off; ``None`` where
+            the runtime could not run.
         layers: every cut, in the order of the graph.
         first: the first layer that is too far off; ``""`` where none is.
         error: why it could not run; ``""`` where it could.
-        passed: all within the threshold.
+        passed: all layers within the threshold, and the whole within its bound.
     """
 
     runtime: str
     agreement: float | None
-    sqnr_db: float
+    whole: Agreement | None
     layers: tuple[LayerParity, ...]
     first: str
     error: str
     passed: bool
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of the outputs end to end; minus infinity where the runtime could not run."""
+        return -math.inf if self.whole is None else self.whole.sqnr_db
 
 
 @dataclass(frozen=True)
@@ -144,6 +140,7 @@ class Parity:
             "runtime",
             "agreement",
             "SQNR dB",
+            "needed",
             "layers",
             "largest step",
             "verdict",
@@ -155,12 +152,17 @@ class Parity:
             table.add_row(
                 found.runtime,
                 "-" if found.agreement is None else f"{found.agreement:.2f} %",
-                f"{found.sqnr_db:.1f}",
+                "-" if found.whole is None else f"{found.whole.sqnr_db:.1f}",
+                "-" if found.whole is None else _in_db(found.whole.bound_db),
                 str(len(found.layers)),
                 str(max(steps)) if steps else "-",
                 _verdict(found),
             )
         return table
+
+
+def _in_db(bound: float | None) -> str:
+    return f"{NEAR_DB:.1f}" if bound is None else f"{bound:.1f}"
 
 
 def _verdict(found: RuntimeParity) -> str:
@@ -175,7 +177,7 @@ def _verdict(found: RuntimeParity) -> str:
         )
         return f"disagrees first at {found.first!r} ({how})"
     if not found.passed:
-        return f"every layer agrees, the classes only {found.agreement:.2f} %"
+        return f"every layer agrees, the whole does not: {found.whole}"
     return "agrees"
 
 
@@ -195,7 +197,8 @@ def verify(
             layers are compared on the first.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         runtimes: names; ``None`` is all that are installed.
-        threshold: ``None`` is that of the model's target, see ``THRESHOLDS``.
+        threshold: of each layer. The whole model's bound is derived, see
+            `octavo.runtimes.nudged`.
 
     Raises:
         InputError: there is no data, or it does not fit the model.
@@ -203,19 +206,15 @@ def verify(
     Example:
         >>> print(octavo.verify(q))  # doctest: +SKIP
     """
-    limit = threshold or THRESHOLDS[q.target]
+    limit = threshold or Threshold()
     batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
     if not batches:
         raise InputError("verify got no data; give at least one batch, or None for random ones")
-    names = (
-        [name for name in RUNTIMES if name not in _NO_RUNTIMES] if runtimes is None else runtimes
-    )
-    oracle = q.lower("reference").lowered.run
+    names = [name for name in RUNTIMES if name != "reference"] if runtimes is None else runtimes
+    graph = q.graph
     with torch.no_grad():
-        wanted = [oracle(*batch) for batch in batches]
-        cuts = Cuts.of(q.graph, batches[0])
         found = [
-            _compared(q, name, batches, wanted, cuts, limit, required=runtimes is not None)
+            _compared(q, graph, name, batches, limit, required=runtimes is not None)
             for name in names
         ]
     samples = sum(_samples(batch) for batch in batches)
@@ -239,29 +238,31 @@ def _samples(batch: Sequence[Tensor]) -> int:
 
 def _compared(
     q: QuantizedModel,
+    graph: Graph,
     name: str,
     batches: Sequence[Sequence[Tensor]],
-    wanted: Sequence[tuple[Any, ...]],
-    cuts: Cuts,
     limit: Threshold,
     required: bool,
 ) -> RuntimeParity | None:
     """One runtime; ``None`` where its package is missing and nobody asked for it."""
+    options = Options(precision=q.precision)
     try:
-        run = lower(q.graph, name, q.device, Options()).run
-        likeness = Likeness()
-        for batch, expected in zip(batches, wanted, strict=True):
-            likeness.update(expected, run(*batch))
-        layers = _compared_layers(cuts, lower(cuts.graph, name, q.device, Options()).run)
+        lowered, meant = lower_as_meant(graph, name, q.device, options)
+        whole = agreement(meant, lowered, batches)
+        if whole is None:
+            raise InputError("the oracle cannot run on this data")
+        likeness, oracle = Likeness(), run_of(meant, q.device)
+        for batch in batches:
+            likeness.update(oracle(*batch), lowered.run(*batch))
+        cuts = Cuts.of(meant, batches[0])
+        layers = _compared_layers(cuts, lower(cuts.graph, name, q.device, options).run)
     except OctavoError as error:
         if not required and isinstance(error, MissingExtra):
             return None
-        return RuntimeParity(name, None, -math.inf, (), "", str(error), passed=False)
+        return RuntimeParity(name, None, None, (), "", str(error), passed=False)
     first = next((layer.layer for layer in layers if not layer.within(limit)), "")
-    agrees = likeness.agreement is None or likeness.agreement >= limit.agreement
-    return RuntimeParity(
-        name, likeness.agreement, likeness.sqnr_db, layers, first, "", not first and agrees
-    )
+    passed = not first and whole.agrees
+    return RuntimeParity(name, likeness.agreement, whole, layers, first, "", passed)
 
 
 def _compared_layers(cuts: Cuts, run: Callable[..., Any]) -> tuple[LayerParity, ...]:

@@ -19,7 +19,7 @@ from octavo.errors import NothingQuantized, PlanError
 from octavo.graph import Graph
 from octavo.html_table import html_table
 from octavo.placement import INTEGERS, Placement, place
-from octavo.qconfig import QConfigMapping, QSpec
+from octavo.qconfig import PRECISIONS, QConfigMapping, QSpec
 from octavo.targets import MODES
 from octavo.targets import target as target_of
 from octavo.text_table import text_table
@@ -81,12 +81,15 @@ class Plan:
         mode: what layers are by default: ``"static"``, ``"dynamic"`` or ``"weight_only"``.
         tensors: a `TensorPlan` for each input, node and quantized weight, by name.
         unmatched: the rules of the mapping that matched nothing.
+        precision: of what stays float where no rule says otherwise: ``"float32"``,
+            ``"bfloat16"``, or ``"auto"``, which is bfloat16 on CPUs that have instructions for it.
     """
 
     target: str
     mode: str
     tensors: Mapping[str, TensorPlan]
     unmatched: tuple[str, ...] = ()
+    precision: str = "float32"
 
     @property
     def quantized(self) -> dict[str, TensorPlan]:
@@ -110,6 +113,7 @@ class Plan:
                 "target": self.target,
                 "mode": self.mode,
                 "unmatched": list(self.unmatched),
+                "precision": self.precision,
                 "tensors": tensors,
             },
             indent=1,
@@ -129,9 +133,13 @@ class Plan:
                 raise ValueError(f"its mode is {data['mode']!r}")
             tensors = [_tensor_plan(item) for item in data["tensors"]]
             unmatched = tuple(str(rule) for rule in data["unmatched"])
+            precision = data.get("precision", "float32")  # files of Octavo 0.1 have none
+            if precision not in PRECISIONS:
+                raise ValueError(f"its precision is {precision!r}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"not the JSON of a plan: {type(error).__name__}: {error}") from None
-        return cls(data["target"], data["mode"], {t.tensor: t for t in tensors}, unmatched)
+        by_name = {t.tensor: t for t in tensors}
+        return cls(data["target"], data["mode"], by_name, unmatched, precision)
 
     def __rich__(self) -> Table:
         from rich.table import Table
@@ -148,7 +156,7 @@ class Plan:
         return html_table(_COLUMNS, rows, self._title())
 
     def _title(self) -> str:
-        return f"Plan for {self.target}, {self.mode}"
+        return f"Plan for {self.target}, {self.mode}; what stays float is {self.precision}"
 
     def __str__(self) -> str:
         rows = [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
@@ -163,6 +171,7 @@ def plan(
     mapping: QConfigMapping | None = None,
     target: str = "x86",
     mode: str = "static",
+    precision: str = "float32",
 ) -> Plan:
     """Decide about every tensor of a graph.
 
@@ -172,6 +181,7 @@ def plan(
         target: name of a `Target`.
         mode: what a layer is where no rule says otherwise: ``"static"``, ``"dynamic"`` or
             ``"weight_only"``.
+        precision: of what stays float: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
 
     Raises:
         PlanError: a rule names a module that the model has not, or asks for a mode that an operator
@@ -188,10 +198,12 @@ def plan(
     chosen = target_of(target)
     if mode not in MODES:
         raise PlanError(f"mode is {mode!r}; one of {list(MODES)}")
+    if precision not in PRECISIONS:
+        raise PlanError(f"precision is {precision!r}; one of {list(PRECISIONS)}")
     unmatched = _unmatched(graph, mapping)
     placement = place(graph, mapping, chosen, mode)
     tensors = _tensor_plans(graph, placement)
-    result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched)
+    result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched, precision)
     if not result.quantized:
         reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
         floats = {t.dtype for t in graph.constants.values() if t.dtype.is_floating_point}

@@ -30,6 +30,15 @@ class Step:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+def run_of(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., tuple[Any, ...]]:
+    """A function that runs every node as it is written: of a quantized graph the oracle.
+
+    It takes the graph's input tensors, in order, and returns its flat results.
+    """
+    inputs = [given.name for given in graph.inputs]
+    return compile_steps(inputs, steps_of(graph, device), graph.output_names(), graph.constants)
+
+
 def steps_of(graph: Graph, device: torch.device | str = "cpu") -> list[Step]:
     """The graph's nodes as they stand; a device among the arguments becomes ``device``."""
     return [step_of(node, torch.device(device)) for node in graph.nodes]

@@ -98,6 +98,9 @@ class QConfig:
         return "dynamic" if self.activation.dynamic else "static"
 
 
+# Of what stays float.
+PRECISIONS = ("float32", "bfloat16", "auto")
+
 # What a rule asks for: integers, ``torch.bfloat16``, or float32, which is ``None``.
 Precision = QConfig | torch.dtype | None
 

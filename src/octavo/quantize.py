@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 from octavo.affine import QParams
 from octavo.batches import Signature, example_call, split_batch, with_floats
 from octavo.calibrate import Calibration, calibrate
+from octavo.call import flatten_call, with_seen
 from octavo.capture import capture
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, PlanError
@@ -39,6 +41,7 @@ def quantize(
     input_mean: float | Sequence[float] | None = None,
     input_std: float | Sequence[float] | None = None,
     bias_correction: bool = True,
+    precision: str = "float32",
     distributed: bool = False,
     progress: bool = True,
 ) -> QuantizedModel:
@@ -67,6 +70,9 @@ def quantize(
             preprocessed like that.
         bias_correction: let biases take back the shift of each layer's mean output that rounding
             its weights brings, see `octavo.weights.bias_correction`.
+        precision: what stays float computes in ``"float32"``, in ``"bfloat16"``, or, with
+            ``"auto"``, in bfloat16 where the CPU has instructions for it. bfloat16 is faster there
+            and keeps 8 bits of each value; see `QuantizedModel.lower`.
         distributed: in ``torchrun``: each process calibrates on its own part of the data, and all
             get what they have seen together.
         progress: show a progress bar on a terminal.
@@ -112,10 +118,12 @@ def quantize(
         Tensor, lambda t: t.to(device), (example.args, example.kwargs)
     )
     graph = capture(model, args, kwargs)
+    example_tensors = flatten_call(graph, args, kwargs)
+    graph = with_seen(graph, example_tensors)
     if pixels is not None:
         take_pixels(graph, pixels)  # what does not fit is said before the long calibration
         inputs = _reading_floats(pixels, signature, inputs)
-    decided = plan(graph, mapping, target, mode)
+    decided = plan(graph, mapping, target, mode, precision)
     if not decided.needs_calibration:
         found = Calibration(graph, decided).result()
     elif calibration is None:
@@ -130,6 +138,9 @@ def quantize(
             distributed=distributed,
             progress=progress,
         )
+    graph = replace(
+        graph, inputs=tuple(replace(i, seen=found.seen.get(i.name, i.seen)) for i in graph.inputs)
+    )
     if bias_correction:
         graph = correct_biases(graph, found.qparams, found.input_means)
     return convert(
@@ -139,6 +150,7 @@ def quantize(
         signature=signature,
         batches=found.batches,
         pixels=pixels,
+        samples=None if pixels is not None else _few(graph, example_tensors),
     )
 
 
@@ -156,6 +168,7 @@ def convert(
     signature: Signature | None = None,
     batches: int = 0,
     pixels: Pixels | None = None,
+    samples: Sequence[Tensor] | None = None,
 ) -> QuantizedModel:
     """A quantized model from a trained `QATModel`, or from a float graph, a plan and its qparams.
 
@@ -167,6 +180,8 @@ def convert(
         batches: how many calibration batches there were, for the record.
         pixels: what makes floats of the uint8 image that the model shall take; it takes what
             the float model takes without.
+        samples: a batch of inputs, a tensor for each input of the graph, on which lowering compares
+            runtimes with the oracle; without it inputs are drawn from the ranges of the data.
 
     Raises:
         PlanError: the plan is another graph's, or qparams are missing.
@@ -198,9 +213,20 @@ def convert(
     if pixels is not None:
         quantized = take_pixels(quantized, pixels)
         provenance["pixels"] = pixels.to_dict()
-    model = QuantizedModel(quantized, plan, signature, provenance)
+    model = QuantizedModel(quantized, plan, signature, provenance, samples=samples)
     _ = model.lowered
     return model
+
+
+def _few(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The first samples of a batch."""
+    return tuple(
+        tensor[:_SAMPLES].clone() if given.meta.shape[:1] == (None,) else tensor.clone()
+        for given, tensor in zip(graph.inputs, tensors, strict=True)
+    )
+
+
+_SAMPLES = 2  # on which runtimes are compared with the oracle
 
 
 def _reading_floats(

@@ -39,6 +39,8 @@ class Summary:
         unmatched_rules: rules of the mapping that matched nothing.
         provenance: versions and the number of calibration batches.
         note: what the runtime says of itself.
+        precision: of what stays float, in words.
+        agreement: how near the runtime is to the oracle, in words.
     """
 
     target: str
@@ -53,6 +55,8 @@ class Summary:
     unmatched_rules: tuple[str, ...]
     provenance: Mapping[str, Any]
     note: str = ""
+    precision: str = "float32"
+    agreement: str = "not compared"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
@@ -64,6 +68,8 @@ class Summary:
             f"(target {self.target})",
             f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32",
         ]
+        lines.append(f"what stays float computes in {self.precision}")
+        lines.append(f"against the oracle: {self.agreement}")
         if self.note:
             lines.append(self.note)
         for title, entries in (
@@ -143,6 +149,8 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
         unmatched_rules=plan.unmatched,
         provenance=provenance,
         note=lowered.note,
+        precision=lowered.precision,
+        agreement=_agreement(lowered),
     )
 
 
@@ -171,3 +179,9 @@ _READ_WEIGHTS = frozenset(
         "octavo.dequantize_groups.default",
     }
 )
+
+
+def _agreement(lowered: Lowered) -> str:
+    if lowered.runtime == "reference":
+        return "it is the oracle"
+    return "not compared" if lowered.agreement is None else str(lowered.agreement)

@@ -29,7 +29,7 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
         Node(scaled, "aten.mul.Tensor", (Ref(floats), Ref(factor)), meta=image.meta),
         Node(normalized, "aten.add.Tensor", (Ref(scaled), Ref(offset)), meta=image.meta),
     )
-    given = replace(image, meta=TensorMeta(shape, "uint8"))
+    given = replace(image, meta=TensorMeta(shape, "uint8"), seen=None)
     names = {image.name: normalized}
     return replace(
         graph,

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from octavo.affine import qparams_of_range
 from octavo.batches import Signature, example_call
 from octavo.calibrate import observed
+from octavo.call import flatten_call, with_seen
 from octavo.capture import traced
 from octavo.errors import CalibrationError, PlanError, TrainingError
 from octavo.graph import Graph
@@ -95,6 +96,7 @@ def prepare_qat(
         Tensor, lambda t: t.to(device), (example.args, example.kwargs)
     )
     graph = traced(model, args, kwargs)
+    graph = with_seen(graph, flatten_call(graph, args, kwargs))
     trained = TrainingGraph.of(graph)
     deployed = trained.deployed()
     decided = _plan(deployed, qconfig, target, mode)

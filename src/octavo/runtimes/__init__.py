@@ -5,27 +5,23 @@ A runtime's module is imported when it is asked for, and only it imports its pac
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph
+from octavo.runtimes.fastest import lower_to_fastest
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowering import RUNTIMES, lower_proved
 
-RUNTIMES = {
-    "reference": "octavo.runtimes.reference",
-    "torch": "octavo.runtimes.torch_int8",
-    "inductor": "octavo.runtimes.inductor",
-    "onnxruntime": "octavo.runtimes.onnxruntime",
-    "openvino": "octavo.runtimes.openvino",
-    "fastest": "octavo.runtimes.fastest",
-}
+FASTEST = "fastest"
 
 # These have threads of their own.
-FOREIGN = frozenset({"onnxruntime", "openvino"})
+FOREIGN = frozenset(name for name, runtime in RUNTIMES.items() if runtime.foreign)
 
-__all__ = ["FOREIGN", "RUNTIMES", "Lowered", "Options", "default_runtime", "lower"]
+__all__ = ["FASTEST", "FOREIGN", "RUNTIMES", "Lowered", "Options", "default_runtime", "lower"]
 
 
 def default_runtime(device: torch.device) -> str:
@@ -34,16 +30,32 @@ def default_runtime(device: torch.device) -> str:
 
 
 def lower(
-    graph: Graph, runtime: str, device: torch.device, options: Options | None = None
+    graph: Graph,
+    runtime: str,
+    device: torch.device,
+    options: Options | None = None,
+    samples: Sequence[Sequence[Tensor]] = (),
 ) -> Lowered:
     """Make a quantized graph ready for a runtime.
 
+    Args:
+        graph: in canonical QDQ form.
+        runtime: one of `RUNTIMES`, or ``"fastest"``, the quickest of those that agree.
+        device: where the graph's tensors are.
+        options: how it shall run.
+        samples: batches of inputs, each a tensor for each input of the graph, on which the runtime
+            has to agree with the oracle; without any nothing is compared.
+
     Raises:
         RuntimeUnavailable: there is no such runtime, or it cannot run here.
+        RuntimeDisagrees: it computes something else than the oracle.
         MissingExtra: the runtime's package is not installed.
         ExportError: the runtime cannot express an operator of the graph.
     """
+    options = options or Options()
+    if runtime == FASTEST:
+        return lower_to_fastest(graph, device, options, samples)
     if runtime not in RUNTIMES:
-        raise RuntimeUnavailable(f"unknown runtime {runtime!r}; one of {sorted(RUNTIMES)}")
-    lowered: Lowered = import_module(RUNTIMES[runtime]).lower(graph, device, options or Options())
-    return lowered
+        names = ", ".join(map(repr, (*RUNTIMES, FASTEST)))
+        raise RuntimeUnavailable(f"there is no runtime {runtime!r}; choose one of {names}")
+    return lower_proved(graph, runtime, device, options, samples)

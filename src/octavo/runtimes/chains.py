@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo import ops
 from octavo.graph import Graph, Node, Ref
+from octavo.islands import CAST, SUFFIX
 from octavo.runtimes.integer_kernels import Integers
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
@@ -50,7 +51,7 @@ class Call:
     """A kernel call that takes the place of a chain.
 
     ``overwrites`` names an argument whose memory the result takes over; ``moves`` one whose memory
-    it may share. ``runs_in_float`` says why, where it is no int8 kernel.
+    it may share. ``rounds``: see `octavo.runtimes.lowered.Lowered`.
     """
 
     kernel: str
@@ -58,7 +59,7 @@ class Call:
     args: tuple[Any, ...]
     overwrites: str | None = None
     moves: str | None = None
-    runs_in_float: str | None = None
+    rounds: float = 0.0
 
 
 @dataclass
@@ -80,6 +81,12 @@ class Context:
         self.nodes: Mapping[str, Node] = {node.name: node for node in self.graph.nodes}
         self.metas = self.graph.metas()
         self.outputs = frozenset(self.graph.output_names())
+
+    def before_cast(self, name: str) -> str:
+        """What a layer in bfloat16 reads in float32; of other values itself."""
+        node = self.nodes.get(name)
+        is_cast = node is not None and node.op == CAST and name.endswith(SUFFIX)
+        return node.args[0].name if node is not None and is_cast else name
 
     def only_user(self, name: str) -> Node | None:
         """The node that alone reads a value, unless the value leaves the model."""

@@ -1,4 +1,6 @@
-"""Inputs for a graph when there is no data: random, of the sizes that it was captured with."""
+"""Inputs for a graph when there is no data: random, of the sizes that it was captured with, and
+within the ranges of the data that it has seen.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,17 @@ from torch import Tensor
 
 from octavo.graph import Graph, Input
 
+_LARGE = 1e6  # beyond it a range is no range of numbers: a mask holds nothing but its ends
+_SET = 0.9  # share of a mask's elements that are let through
+
 
 def random_inputs(graph: Graph, batch: int | None = None, seed: int = 0) -> tuple[Tensor, ...]:
-    """A tensor for each input: normal floats, bytes for uint8, ones for other dtypes.
+    """A tensor for each input.
+
+    Floats are normal, six standard deviations of them between the least and the largest value that
+    was seen; integers lie anywhere between. What has just two values, as masks have, mostly has the
+    larger, and always in the first place of a row. Where no range is known: standard normal floats,
+    bytes for uint8, ones for other dtypes.
 
     Args:
         graph: whose inputs.
@@ -24,9 +34,33 @@ def _random(given: Input, batch: int | None, generator: torch.Generator) -> Tens
     sizes = list(given.sizes)
     if batch is not None and given.meta.shape and given.meta.shape[0] is None:
         sizes[0] = batch
-    dtype = getattr(torch, given.meta.dtype)
+    dtype: torch.dtype = getattr(torch, given.meta.dtype)
+    if given.seen is None:
+        return _unseen(sizes, dtype, generator)
+    low, high = given.seen
+    if _is_mask(low, high, dtype):
+        return _mask(sizes, low, high, generator).to(dtype)
     if dtype.is_floating_point:
+        values = torch.randn(sizes, generator=generator, dtype=torch.float64)
+        return ((low + high) / 2 + values * (high - low) / 6).clamp(low, high).to(dtype)
+    return torch.randint(int(low), int(high) + 1, sizes, generator=generator).to(dtype)
+
+
+def _unseen(sizes: list[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(sizes, generator=generator, dtype=dtype)
     if dtype == torch.uint8:
         return torch.randint(0, 256, sizes, generator=generator, dtype=dtype)
     return torch.ones(sizes, dtype=dtype)
+
+
+def _is_mask(low: float, high: float, dtype: torch.dtype) -> bool:
+    if dtype.is_floating_point:
+        return max(abs(low), abs(high)) > _LARGE
+    return dtype == torch.bool or 0 <= low < high <= 1
+
+
+def _mask(sizes: list[int], low: float, high: float, generator: torch.Generator) -> Tensor:
+    through = torch.rand(sizes, generator=generator) < _SET
+    through[..., :1] = True
+    return torch.where(through, torch.tensor(high).double(), torch.tensor(low).double())

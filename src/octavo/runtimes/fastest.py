@@ -1,4 +1,4 @@
-"""The ``fastest`` runtime: the one of the installed runtimes that is fastest on this machine.
+"""The ``fastest`` runtime: of those installed that agree with the oracle, the quickest here.
 
 They are timed on random inputs of the sizes that the model was captured with, or of the batch that
 is asked for. What was found stands in `Lowered.note`.
@@ -6,40 +6,39 @@ is asked for. What was found stands in `Lowered.note`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from octavo.errors import OctavoError, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.latency import REST_S, interleave
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowering import RUNTIMES, lower_proved
 
-# Each with the options that it has.
-CANDIDATES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "torch": ("octavo.runtimes.torch_int8", ()),
-    "onnxruntime": ("octavo.runtimes.onnxruntime", ("threads", "batch")),
-    "openvino": ("octavo.runtimes.openvino", ("threads", "batch", "cache")),
-}
+CANDIDATES = ("torch", "onnxruntime", "openvino")
 
 SECONDS = 3.0  # of timing, for all candidates together
 
 
-def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
-    """Lower to every runtime that can run the model here, and keep the fastest.
+def lower_to_fastest(
+    graph: Graph, device: torch.device, options: Options, samples: Sequence[Sequence[Tensor]]
+) -> Lowered:
+    """Lower to every runtime that can run the model here, and keep the fastest that agrees.
 
     Raises:
         RuntimeUnavailable: none can.
     """
     lowered: dict[str, Lowered] = {}
     refused: dict[str, str] = {}
-    for name, (module, known) in CANDIDATES.items():
-        own = Options(**{option: getattr(options, option) for option in known})
+    for name in CANDIDATES:
+        own = options.only(*RUNTIMES[name].options, "precision")
         try:
-            lowered[name] = import_module(module).lower(graph, device, own)
+            lowered[name] = lower_proved(graph, name, device, own, samples)
         except OctavoError as error:
             refused[name] = str(error)
     if not lowered:
@@ -47,11 +46,11 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         raise RuntimeUnavailable(f"no runtime can run this model here: {reasons}")
     times = _times(lowered, random_inputs(graph, options.batch))
     ranked = sorted(times, key=times.__getitem__)
-    best = lowered[ranked[0]]
-    return Lowered(best.runtime, best.run, best.kernels, best.fallbacks, _note(ranked, times))
+    note = "; ".join([_ranking(ranked, times), *(f"not {n}: {why}" for n, why in refused.items())])
+    return replace(lowered[ranked[0]], note=note)
 
 
-def _times(lowered: dict[str, Lowered], inputs: tuple[torch.Tensor, ...]) -> dict[str, float]:
+def _times(lowered: dict[str, Lowered], inputs: tuple[Tensor, ...]) -> dict[str, float]:
     """Median milliseconds of a call."""
 
     def call(run: Callable[..., Any]) -> Callable[[], Any]:
@@ -66,7 +65,7 @@ def _times(lowered: dict[str, Lowered], inputs: tuple[torch.Tensor, ...]) -> dic
     return {name: 1e3 * latency.median_s for name, latency in found.items()}
 
 
-def _note(ranked: list[str], times: dict[str, float]) -> str:
+def _ranking(ranked: list[str], times: dict[str, float]) -> str:
     """``"openvino is the fastest here: 3.10 ms; torch 5.60 ms (1.81x)"``."""
     best = ranked[0]
     others = [

@@ -31,10 +31,9 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     Another batch size is compiled when it first comes, from then on for any size.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, there is no compiler, it does not compile,
-            or an option is set that this runtime has not.
+        RuntimeUnavailable: the model is not on the CPU, there is no compiler, or it does not
+            compile.
     """
-    replace(options, batch=None).refuse("inductor")
     if not any(shutil.which(name) for name in _COMPILERS):
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
@@ -48,7 +47,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     except Exception as error:  # the compiler's errors share no base
         first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise RuntimeUnavailable(f"torch.compile cannot compile the model: {first_line}") from error
-    return Lowered("inductor", run, made.kernels, made.fallbacks)
+    return replace(made, run=run)
 
 
 def _compiled(run: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,10 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Load a QDQ graph.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, an option is set that ONNX Runtime has not,
-            or it cannot load the model.
+        RuntimeUnavailable: the model is not on the CPU, or ONNX Runtime cannot load it.
         ExportError: an operator has no ONNX form.
         MissingExtra: the package onnx is not installed.
     """
-    Options(cache=options.cache).refuse("onnxruntime")
     check_device("onnxruntime", device)
     data = serialized(to_onnx(graph, DIALECTS["onnxruntime"]))
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +60,8 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         kinds = node_kinds(optimized)
     integer, otherwise = _executed(kinds)
     kernels, fallbacks = account(graph, integer, otherwise, "onnxruntime")
-    return Lowered("onnxruntime", _runner(session, graph, options.batch), kernels, fallbacks)
+    run = _runner(session, graph, options.batch)
+    return Lowered("onnxruntime", run, kernels, fallbacks, rounds=_rounding(kernels))
 
 
 def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any:
@@ -113,6 +112,11 @@ def _executed(kinds: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, s
         found = integer if kind.startswith("QLinear") or kind in _INTEGER else otherwise
         found[layer_of(_ADDED.sub("", name))] = f"onnxruntime {kind}"
     return integer, otherwise
+
+
+def _rounding(kernels: Mapping[str, str]) -> dict[str, float]:
+    """Its LSTM on integers rounds its states as well, to 255 steps."""
+    return {n: 2 / 255 for n, kernel in kernels.items() if kernel.endswith("DynamicQuantizeLSTM")}
 
 
 def _reason(error: Exception) -> str:

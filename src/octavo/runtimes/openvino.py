@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ except ImportError as error:
 
 # Left to itself OpenVINO computes what is float in bfloat16 on CPUs that have it, and rounds the
 # float input of a layer with integer weights to eight bits.
-_AS_WRITTEN = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+_EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+_PRECISION = {None: "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
@@ -49,13 +51,15 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
     run = _runner(compiled, graph, options.batch)
-    return Lowered("openvino", run, kernels, fallbacks | reasons)
+    made = Lowered("openvino", run, kernels, fallbacks | reasons)
+    return replace(made, float_error=2.0**-7) if options.precision == "bfloat16" else made
 
 
 def _compiled(graph: Graph, options: Options) -> Any:
     core = openvino.Core()
     settings: dict[str, Any] = {
-        **_AS_WRITTEN,
+        **_EXACT,
+        "INFERENCE_PRECISION_HINT": _PRECISION[options.precision],
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
     }

@@ -8,21 +8,10 @@ from __future__ import annotations
 import torch
 
 from octavo.graph import Graph
-from octavo.program import compile_steps, steps_of
+from octavo.program import run_of
 from octavo.runtimes.lowered import Lowered, Options
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
-    """Run every node as it is written.
-
-    Raises:
-        RuntimeUnavailable: an option is set.
-    """
-    options.refuse("reference")
-    run = compile_steps(
-        [given.name for given in graph.inputs],
-        steps_of(graph, device),
-        graph.output_names(),
-        graph.constants,
-    )
-    return Lowered("reference", run, {}, {})
+    """Run every node as it is written."""
+    return Lowered("reference", run_of(graph, device), {}, {})

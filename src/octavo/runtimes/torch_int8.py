@@ -16,13 +16,13 @@ from torch import Tensor
 from octavo import operators
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph, Node, Ref, refs_in
+from octavo.islands import CAST
 from octavo.program import Step, compile_steps
 from octavo.runtimes import (
     dynamic,
     integer_ops,
     onednn,
     pixels,
-    recurrent,
     transposed,
     weight_only,
 )
@@ -56,10 +56,8 @@ _POOLS = """
     upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
 """
 _Lowering = Callable[[Context, Chain], Call]
-_RECURRENT = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent.recurrent)
 # Of layers that read integers with a fixed scale.
 _STATIC: dict[str, _Lowering] = {
-    **_RECURRENT,
     "conv1d": onednn.conv,
     "conv2d": onednn.conv,
     "conv3d": onednn.conv,
@@ -81,17 +79,15 @@ _STATIC: dict[str, _Lowering] = {
 }
 # Of layers that read integers with the scale of their own range.
 _DYNAMIC: dict[str, _Lowering] = {
-    **_RECURRENT,
     "conv1d": dynamic.conv,
     "conv2d": dynamic.conv,
     "conv3d": dynamic.conv,
     "linear": dynamic.linear,
 }
 # The same with scales that are tensors: of each row, or where a compiler must not see numbers.
-_BY_TENSORS: dict[str, _Lowering] = {"linear": dynamic.linear_by_tensors, **_RECURRENT}
+_BY_TENSORS: dict[str, _Lowering] = {"linear": dynamic.linear_by_tensors}
 # Of layers that read floats and have integers for weights.
 _WEIGHT_ONLY: dict[str, _Lowering] = {
-    **_RECURRENT,
     "linear": weight_only.linear,
     "embedding": weight_only.embedding,
 }
@@ -133,9 +129,8 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Lower a QDQ graph to int8 kernels.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, or an option is set.
+        RuntimeUnavailable: the model is not on the CPU.
     """
-    options.refuse("torch")
     return lower_to("torch", EAGER, graph, device)
 
 
@@ -155,6 +150,7 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
     placed: list[_Placed] = []
     used: dict[str, str] = {}
     fallbacks: dict[str, str] = {}
+    rounds: dict[str, float] = {}
     pending: dict[str, Call] = {}
     for node in graph.nodes:
         if node.name not in used:
@@ -165,9 +161,8 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
                     chain = Chain(node) if alone else chain_from(context, node)
                     call = lowering(context, chain)
                     pending[chain.nodes[-1].name] = call
-                    if call.runs_in_float is not None:
-                        fallbacks[node.name] = call.runs_in_float
                     used |= {member.name: call.kernel for member in chain.nodes}
+                    rounds[node.name] = call.rounds
             except Unsupported as reason:
                 fallbacks[node.name] = str(reason)
         if node.name in pending:
@@ -187,7 +182,8 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
     run = compile_steps(inputs, steps, outputs, constants)
     used |= {name: used[whole] for name, whole in joined.items() if whole in used}
     fallbacks |= {name: fallbacks[whole] for name, whole in joined.items() if whole in fallbacks}
-    return Lowered(runtime, run, used, fallbacks)
+    rounds |= {name: rounds[whole] for name, whole in joined.items() if whole in rounds}
+    return Lowered(runtime, run, used, fallbacks, rounds=rounds)
 
 
 def _lowering_of(context: Context, node: Node, chosen: Kernels) -> _Lowering | None:
@@ -198,7 +194,7 @@ def _lowering_of(context: Context, node: Node, chosen: Kernels) -> _Lowering | N
     """
     if node.short_op in _SPLITS or (node.op.startswith("octavo.") and node.op != ATTENTION):
         return None
-    read = list(node.refs())
+    read = [context.before_cast(name) for name in node.refs()]
     rounded = [context.dynamic[name][1] for name in read if name in context.dynamic]
     if rounded:
         per_token = rounded[0].args[4]
@@ -313,10 +309,10 @@ def _on_a_copy(step: Step, overwritten: str) -> Callable[..., Tensor]:
 def _with_folded_constants(
     steps: list[Step], constants: Mapping[str, Tensor]
 ) -> tuple[list[Step], dict[str, Tensor]]:
-    """Weights that are read as floats are dequantized now, once."""
+    """Weights that are read as floats are dequantized, and cast, now, once."""
     known = dict(constants)
     kept = []
-    readers = [operators.resolve(name) for name in _READERS]
+    readers = [operators.resolve(name) for name in (*_READERS, CAST)]
     for step in steps:
         names = list(refs_in(step.args))
         if step.function in readers and names and all(name in known for name in names):

@@ -38,6 +38,7 @@ from octavo.runtimes.onednn import check_kernel, product_kernel
 _MANY_ROWS = {8: 128, 4: 32}
 _PART = 512  # output channels that are dequantized at a time
 _GROUPS_OF_KERNEL = (32, 64, 128, 256)
+_STEP_OF_BFLOAT16 = 2.0**-7  # of the input and of the scales
 
 
 def linear(context: Context, chain: Chain) -> Call:
@@ -48,9 +49,9 @@ def linear(context: Context, chain: Chain) -> Call:
         raise Unsupported("its weight is float")
     weight = Weight(context, read)
     try:
-        name, few_rows = _few_rows(weight, context, chain)
+        name, few_rows, rounds = _few_rows(weight, context, chain)
     except Unsupported:
-        name, few_rows = "octavo.linear, dequantized in parts", weight.product_in_parts
+        name, few_rows, rounds = "octavo.linear, dequantized in parts", weight.product_in_parts, 0.0
 
     limit, columns = _MANY_ROWS[4 if weight.packed else 8], weight.shape[1]
 
@@ -60,7 +61,7 @@ def linear(context: Context, chain: Chain) -> Call:
         result = product(rows).reshape(*x.shape[:-1], weight.shape[0])
         return result if bias is None else result.add_(bias)
 
-    return Call(name, kernel, (x, bias))
+    return Call(name, kernel, (x, bias), rounds=rounds)
 
 
 class Weight:
@@ -114,19 +115,19 @@ class Weight:
 
 def _few_rows(
     weight: Weight, context: Context, chain: Chain
-) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The kernel that reads the weights as they are stored.
+) -> tuple[str, Callable[[Tensor], Tensor], float]:
+    """The kernel that reads the weights as they are stored, and how it rounds, see `Lowered`.
 
     Raises:
         Unsupported: there is none for this weight or on this CPU.
     """
     if weight.packed:
-        return "aten._weight_int4pack_mm_for_cpu", _four_bits(weight)
+        return "aten._weight_int4pack_mm_for_cpu", _four_bits(weight), _STEP_OF_BFLOAT16
     integers, scale = context.weight(chain.layer.args[1])
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
-    return f"{name}, two digits", _two_digits(product, bits)
+    return f"{name}, two digits", _two_digits(product, bits), 2.0 / (2**bits - 2) ** 2
 
 
 def _two_digits(product: Callable[..., Tensor], bits: int) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,141 @@
+"""Does a runtime compute what the model says? End to end, against the oracle.
+
+The bound is derived: how far the oracle is from itself with some of its integers moved by a step,
+see `octavo.runtimes.nudged`. What is farther off than that computes something else, and the graph
+cut into its layers tells where.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.cuts import Cuts
+from octavo.graph import Graph
+from octavo.program import run_of
+from octavo.runtimes.lowered import Agreement, Lowered
+from octavo.runtimes.nudged import nudged
+
+Batch = Sequence[Tensor]
+
+_DRAWS = 3
+_MARGIN = 4.0  # of noise power, since three draws are few
+NEAR_DB = 90.0  # nearer than this nothing has to be derived
+_OTHER_DECISIONS = 0.02  # share of integer results, class numbers say, that may differ anyway
+
+
+def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agreement | None:
+    """Compare what a runtime made of a graph with the oracle.
+
+    ``None`` where the oracle itself cannot run on these inputs.
+
+    Args:
+        graph: the quantized graph, whole.
+        lowered: what the runtime made of it.
+        batches: inputs of the graph, each a tensor for each input.
+
+    Raises:
+        InputError: the runtime cannot run on inputs that the oracle runs on.
+    """
+    samples = sum(batch[0].shape[0] if batch and batch[0].dim() else 1 for batch in batches)
+    device = _device_of(batches)
+    oracle = run_of(graph, device)
+    with torch.inference_mode():
+        try:
+            wanted = [oracle(*batch) for batch in batches]
+        except (RuntimeError, IndexError, ValueError):
+            return None
+        errors = _errors(wanted, [lowered.run(*batch) for batch in batches])
+        nearest = min((error.db for error in errors), default=math.inf)
+        if nearest >= NEAR_DB:
+            return Agreement(nearest, None, samples, agrees=True)
+        draws = []
+        for seed in range(_DRAWS):
+            other = nudged(graph, lowered, device, seed)
+            draws.append(_errors(wanted, [other(*batch) for batch in batches]))
+    bounds = [_largest(errors) for errors in zip(*draws, strict=True)]
+    within = [error.within(bound) for error, bound in zip(errors, bounds, strict=True)]
+    worst = min(range(len(errors)), key=lambda index: (within[index], errors[index].db))
+    return Agreement(errors[worst].db, bounds[worst].db, samples, all(within))
+
+
+def farthest_layer(
+    graph: Graph, lower: Callable[[Graph], Lowered], batch: Batch
+) -> tuple[str, float]:
+    """The layer that is farthest from the oracle if given the oracle's values, and how far in dB.
+
+    Args:
+        graph: the quantized graph, whole.
+        lower: to the runtime in question.
+        batch: inputs of the graph.
+    """
+    with torch.inference_mode():
+        cuts = Cuts.of(graph, batch)
+        found = lower(cuts.graph).run(*cuts.inputs, *cuts.given)
+    pairs = zip(cuts.outputs, found, cuts.zero_points, strict=True)
+    errors = [_error(want.float() - (z or 0), have.float() - (z or 0)) for want, have, z in pairs]
+    distances = zip(cuts.layers, (error.db for error in errors), strict=True)
+    return min(distances, key=lambda pair: pair[1])
+
+
+@dataclass(frozen=True)
+class _Error:
+    """Of one output: its signal and noise; or if it decides, how many results, and other ones."""
+
+    signal: float
+    noise: float
+    decides: bool
+
+    @property
+    def db(self) -> float:
+        if self.noise == 0.0:
+            return math.inf
+        if self.signal == 0.0 or self.noise == math.inf:
+            return -math.inf
+        return 10.0 * math.log10(self.signal / self.noise)
+
+    def within(self, bound: _Error) -> bool:
+        allowed = _OTHER_DECISIONS * self.signal if self.decides else 0.0
+        return self.noise <= max(allowed, bound.noise)
+
+
+def _largest(errors: Sequence[_Error]) -> _Error:
+    noise = _MARGIN * max(error.noise for error in errors)
+    return _Error(errors[0].signal, noise, errors[0].decides)
+
+
+def _errors(wanted: Sequence[Sequence[Any]], found: Sequence[Sequence[Any]]) -> list[_Error]:
+    """For each output that is a tensor, over all batches."""
+    errors = []
+    for wants, haves in zip(zip(*wanted, strict=True), zip(*found, strict=True), strict=True):
+        if isinstance(wants[0], Tensor):
+            parts = [_error(want, have) for want, have in zip(wants, haves, strict=True)]
+            signal, noise = sum(p.signal for p in parts), sum(p.noise for p in parts)
+            errors.append(_Error(signal, noise, parts[0].decides))
+    return errors
+
+
+def _error(want: Tensor, have: Any) -> _Error:
+    decides = not want.is_floating_point() and not want.is_complex()
+    if not isinstance(have, Tensor) or have.shape != want.shape:
+        return _Error(1.0, math.inf, decides)
+    if decides:
+        return _Error(float(want.numel()), float((want != have).sum()), decides)
+    exact, given = _real(want), _real(have)
+    same = (exact == given) | (exact.isnan() & given.isnan())  # infinities too
+    noise = float(torch.where(same, 0.0, exact - given).square().sum())
+    signal = float(torch.where(exact.isfinite(), exact, 0.0).square().sum())
+    return _Error(signal, math.inf if math.isnan(noise) else noise, decides)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
+
+
+def _device_of(batches: Sequence[Batch]) -> torch.device:
+    return next((t.device for batch in batches for t in batch), torch.device("cpu"))

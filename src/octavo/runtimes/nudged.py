@@ -1,0 +1,144 @@
+"""The oracle with small changes: what another right runtime might compute.
+
+Sums of floats have an order, and a value that lies between two integers goes to either. So some of
+the integers are moved by a step, and results in float by their error. How far that takes the
+model's results from the oracle's is how far a right runtime may be from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.graph import Graph, Node, Ref
+from octavo.program import Step, compile_steps, step_of
+from octavo.runtimes.lowered import Lowered
+from octavo.targets import COMPUTED, PRODUCT, ROLES, WEIGHTED
+
+# Of a layer's integers, right runtimes have up to one in ten thousand a step off; here twice that.
+SHARE = 2e-4
+AT_LEAST = 2
+
+_QUANTIZE = "octavo.quantize.default"
+_DYNAMIC = "octavo.fake_quantize_dynamic.default"
+_GETITEM = "python.getitem"
+_ERROR_OF_BFLOAT16 = 2.0**-8
+
+
+def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> Callable[..., Any]:
+    """A function from the graph's inputs to its flat results, slightly off.
+
+    Args:
+        graph: a quantized graph.
+        lowered: what a runtime made of it; how its kernels round is taken into account.
+        device: where it runs.
+        seed: of what is moved.
+    """
+    generator = torch.Generator(device).manual_seed(seed)
+    # Layers with several results, which are told apart by index.
+    several = {node.name: node.short_op for node in graph.nodes if node.meta is None}
+    steps: list[Step] = []
+    for node in graph.nodes:
+        step = step_of(node, device)
+        args = step.args
+        share = lowered.rounds.get(node.name, 0.0)
+        if share:
+            read = next(arg for arg in args if isinstance(arg, Ref))
+            steps.append(Step(f"{node.name}.read", _Rounded(generator, share), (read,)))
+            args = [Ref(f"{node.name}.read") if arg is read else arg for arg in args]
+        change = _change_of(node, several, lowered, generator)
+        exact = node.name if change is None else f"{node.name}.exact"
+        steps.append(Step(exact, step.function, args, step.kwargs))
+        if change is not None:
+            steps.append(Step(node.name, change, (Ref(exact),)))
+    inputs = [given.name for given in graph.inputs]
+    return compile_steps(inputs, steps, graph.output_names(), graph.constants)
+
+
+def _change_of(
+    node: Node, several: Mapping[str, str], lowered: Lowered, generator: torch.Generator
+) -> Callable[[Tensor], Tensor] | None:
+    """What becomes of a node's result; ``None`` where all runtimes have the same."""
+    if node.op == _QUANTIZE:
+        return _Moved(generator, *node.args[3:5])
+    if node.op == _DYNAMIC:
+        return _MovedFloats(generator, node.args[2] - node.args[1])
+    op = several.get(node.args[0].name) if node.op == _GETITEM else node.short_op
+    inexact = ROLES.get(op or "") in (WEIGHTED, PRODUCT, COMPUTED)
+    if node.meta is None or node.meta.dtype not in ("float32", "bfloat16") or not inexact:
+        return None
+    narrow = node.meta.dtype == "bfloat16"
+    return _Inexact(generator, _ERROR_OF_BFLOAT16 if narrow else lowered.float_error)
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Some integers a step up or down, within their range."""
+
+    generator: torch.Generator
+    low: int
+    high: int
+
+    def __call__(self, q: Tensor) -> Tensor:
+        moved = q.flatten().to(torch.int32)
+        where, steps = _some(moved, self.generator)
+        moved[where] = (moved[where] + steps.to(torch.int32)).clamp(self.low, self.high)
+        return moved.to(q.dtype).reshape(q.shape)
+
+
+@dataclass(frozen=True)
+class _MovedFloats:
+    """The same for integers that are floats already, of so many steps from least to largest."""
+
+    generator: torch.Generator
+    steps: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        moved = x.flatten().clone()
+        where, steps = _some(moved, self.generator)
+        if moved.numel():
+            low, high = moved.aminmax()
+            moved[where] += steps * (high.clamp(min=0) - low.clamp(max=0)) / self.steps
+        return moved.reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class _Inexact:
+    """Each value off by a part of itself and of what is usual in the tensor."""
+
+    generator: torch.Generator
+    error: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            return x
+        usual = torch.where(x.isfinite(), x, 0.0).float().square().mean().sqrt()
+        by = self.error * torch.randn(x.shape, generator=self.generator, device=x.device)
+        return torch.where(x.isfinite(), x + by * (x.abs() + usual), x).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Each value off by up to half a step, a share of the largest in its row."""
+
+    generator: torch.Generator
+    share: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not x.numel() or not x.is_floating_point():
+            return x
+        by = torch.rand(x.shape, generator=self.generator, device=x.device) - 0.5
+        return x + by * self.share * x.abs().amax(-1, keepdim=True)
+
+
+def _some(flat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Places of a flat tensor, and for each a step up or down."""
+    count = min(flat.numel(), max(AT_LEAST, round(SHARE * flat.numel())))
+    size = (count,)
+    where = torch.randint(max(1, flat.numel()), size, generator=generator, device=flat.device)
+    steps = 2.0 * torch.randint(2, size, generator=generator, device=flat.device) - 1.0
+    return where, steps
