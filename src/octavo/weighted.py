@@ -46,6 +46,17 @@ _CONV = WeightedLayer(input_axis=1, groups=6)
 _TRANSPOSED = WeightedLayer(output_axis=1, input_axis=1, groups=6)
 _RECURRENT = WeightedLayer(weights=2)
 
+
+def is_depthwise(node: Node, weight: Tensor) -> bool:
+    """Whether int8 kernels take a convolution as depthwise, and sum no products of two inputs.
+
+    In 3-d, and for one channel in all, oneDNN takes kernels that sum pairs.
+    """
+    layer = WEIGHTED_LAYERS[node.short_op]
+    groups = layer.groups_of(node)
+    return weight.dim() < 5 and groups == weight.shape[0] > 1 == weight.shape[1]
+
+
 # By short name of the operator.
 WEIGHTED_LAYERS = {
     "linear": WeightedLayer(input_axis=-1),

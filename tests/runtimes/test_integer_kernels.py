@@ -107,3 +107,44 @@ def test_mean_and_pooling():
     check(kernels.mean([2, 3], True, A, out)(q), real(q, A).mean((2, 3), keepdim=True), out)
     pool = lambda x: functional.avg_pool2d(x, 3, 2, 1)  # noqa: E731
     check(kernels.through_float(pool, A, out)(q), pool(real(q, A)), out)
+
+
+@given(zero_point=st.integers(0, 255))
+def test_halves_are_rounded_as_the_oracle_does(zero_point):
+    """An odd zero point that is added before the rounding turns them the other way."""
+    out = Integers(2.0, zero_point, 0, 255, torch.uint8)
+    x = torch.arange(-300.0, 300.0)
+    expected = ops.quantize(x, 2.0, zero_point, 0, 255, torch.uint8)
+    assert torch.equal(kernels.quantize(out)(x), expected)
+    source = Integers(1.0, zero_point, 0, 255, torch.uint8)
+    q = torch.arange(256, dtype=torch.uint8)
+    expected = ops.quantize(real(q, source), 2.0, zero_point, 0, 255, torch.uint8)
+    assert torch.equal(kernels.rescale(source, out)(q), expected)
+    nothing = torch.full_like(q, zero_point)
+    assert torch.equal(kernels.add(source, source, out)(q, nothing), expected)
+    one = torch.full_like(q, zero_point + 1) if zero_point < 255 else None
+    if one is not None:
+        assert torch.equal(kernels.multiply(source, source, out)(q, one), expected)
+
+
+def test_zero_stays_zero_however_far_apart_the_scales_are():
+    wide, tiny = Integers(4e5, 179, 0, 255, torch.uint8), Integers(0.0027, 109, 0, 255, torch.uint8)
+    zero, q = torch.full((4,), 179, dtype=torch.uint8), torch.tensor([178, 179, 180, 255])
+    q = q.to(torch.uint8)
+    expected = torch.tensor([0, 109, 255, 255], dtype=torch.uint8)
+    assert torch.equal(kernels.rescale(wide, tiny)(q), expected)
+    assert torch.equal(kernels.add(wide, wide, tiny)(q, zero), expected)
+    assert torch.equal(kernels.subtract(wide, wide, tiny)(q, zero), expected)
+    one = Integers(1.0, 7, 0, 255, torch.uint8)
+    eight = torch.full((4,), 8, dtype=torch.uint8)
+    assert torch.equal(kernels.multiply(wide, one, tiny)(q, eight), expected)
+    assert torch.equal(kernels.mean([1], False, wide, tiny)(q[:, None]), expected)
+
+
+@pytest.mark.parametrize(
+    ("step", "often"), [(0.5, True), (0.75, True), (2.0**-9, True), (0.3, False), (2.0**-20, False)]
+)
+def test_steps_that_meet_halves(step, often):
+    steps = torch.full((16,), step)
+    assert kernels.meets_halves(steps, integers(1.0, 11)) == often
+    assert not kernels.meets_halves(steps, integers(1.0, 10)), "even: both orders mean the same"

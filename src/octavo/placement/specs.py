@@ -9,7 +9,7 @@ from octavo.placement.context import Context
 from octavo.placement.decided import Placement
 from octavo.qconfig import QSpec
 from octavo.targets import ROLES, SHARED
-from octavo.weighted import WEIGHTED_LAYERS, WeightedLayer
+from octavo.weighted import WEIGHTED_LAYERS, WeightedLayer, is_depthwise
 
 
 def specify(context: Context, placement: Placement) -> None:
@@ -76,8 +76,7 @@ def _sums_pairs(context: Context, node: Node, layer: WeightedLayer) -> bool:
     """Whether an int8 kernel sums products of several inputs; depthwise convolution does not."""
     if layer.input_axis is None:
         return False
-    weight = context.graph.constants[node.args[1].name]
-    return not (layer.groups_of(node) == weight.shape[0] and weight.shape[1] == 1)
+    return not is_depthwise(node, context.graph.constants[node.args[1].name])
 
 
 def _share(context: Context, placement: Placement, values: list[str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo import ops
 from octavo.graph import Graph, Node, Ref
 from octavo.islands import CAST, SUFFIX
-from octavo.runtimes.integer_kernels import Integers
+from octavo.runtimes.integer_kernels import Integers, meets_halves
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 DEQUANTIZE_CHANNELS = "octavo.dequantize_channels.default"
@@ -205,7 +205,11 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
     after = context.only_user(addition.name)
     if after is not None and after.short_op == "relu":
         after = context.only_user(after.name)
-    if other not in context.integers or after is None or after.op != QUANTIZE:
+    read = layer.args[0].name
+    if not {read, other} <= context.integers.keys() or after is None or after.op != QUANTIZE:
         return False
-    same_type = context.integers[other][1].dtype == integers_of(after).dtype
-    return same_type and context.metas[other] == context.metas[layer.name]
+    out = integers_of(after)
+    step = context.integers[read][1].scale * context.weight(layer.args[1])[1]
+    same_type = context.integers[other][1].dtype == out.dtype
+    same_shape = context.metas[other] == context.metas[layer.name]
+    return same_type and same_shape and not meets_halves(step, out)

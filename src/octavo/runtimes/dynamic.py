@@ -11,7 +11,13 @@ from torch import Tensor
 from octavo.graph import Node, Ref
 from octavo.runtimes.chains import Call, Chain, Context
 from octavo.runtimes.integer_kernels import Integers
-from octavo.runtimes.onednn import PackedConv, check_kernel, output, post_op_of, product_kernel
+from octavo.runtimes.onednn import (
+    PackedConv,
+    check_kernel,
+    convolution,
+    product_kernel,
+)
+from octavo.runtimes.post_ops import post_op_of
 
 # Around this number float32 has no fractions: adding it rounds, half to even, and leaves the
 # integer in the lowest bits. All values are in range, up to half a step, so that the lowest byte is
@@ -114,8 +120,8 @@ def conv(context: Context, chain: Chain) -> Call:
         for zero_point in (0, 1)
     ]
     op = chain.layer.short_op
-    post_op, out = post_op_of(chain, op), output(chain.out)
-    product = post_op.after(getattr(torch.ops.onednn, f"q{op}_pointwise").default)
+    post_op, out = post_op_of(chain, op)
+    product = post_op.after(both[0].reading(convolution(context, op)))
 
     def kernel(quantized: tuple[Tensor, float, int], bias: Tensor | None) -> Tensor:
         packed = both[quantized[2] != 0]

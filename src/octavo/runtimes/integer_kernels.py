@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_RARE = 2.0**16  # a share of one in so many
+
 
 @dataclass(frozen=True)
 class Integers:
@@ -37,21 +39,45 @@ class Integers:
         return Integers(self.scale, self.zero_point, low, high, self.dtype)
 
 
-def _store(x: Tensor, out: Integers) -> Tensor:
-    """Round and clip a tensor that may be overwritten.
+def meets_halves(step: Tensor, out: Integers) -> bool:
+    """Whether whole numbers of these steps are often halves of steps of ``out``, where its zero
+    point is odd: a kernel that adds it before it rounds then gives the other neighbour.
 
-    By way of int16: torch casts float to int16 and int16 to uint8 with vector instructions, float
-    to uint8 without.
+    Args:
+        step: float ``[channels]``, what an integer of the sums is worth.
     """
-    return x.round_().clamp_(out.low, out.high).to(torch.int16).to(out.dtype)
+    parts = step.double() * (_RARE / out.scale)
+    return out.zero_point % 2 == 1 and bool((parts == parts.round()).double().mean() > 0.01)
+
+
+def _store(steps: Tensor, out: Integers) -> Tensor:
+    """Integers of a tensor of ``x / scale``, which may be overwritten.
+
+    A half is rounded to even before the zero point is added, as the oracle and ONNX do: behind an
+    odd zero point it would go the other way. By way of int16: torch casts float to int16 and int16
+    to uint8 with vector instructions, float to uint8 without.
+    """
+    wide = torch.int16 if out.dtype == torch.uint8 else torch.int32
+    steps.round_().clamp_(out.low - out.zero_point, out.high - out.zero_point)
+    integers = steps.to(wide)
+    return (integers.add_(out.zero_point) if out.zero_point else integers).to(out.dtype)
+
+
+def _centred(q: Tensor, source: Integers) -> Tensor:
+    """The integers less their zero point, as a new float tensor: zero stays exact, whatever factor
+    comes behind it.
+    """
+    x = q.to(torch.float32)
+    return x.sub_(source.zero_point) if source.zero_point else x
 
 
 def quantize(out: Integers) -> Callable[[Tensor], Tensor]:
     """Float tensor to integers; images in channels-last order, which the kernels want."""
-    zero_point, factor = torch.tensor(float(out.zero_point)), 1.0 / out.scale
+    scale = out.scale
 
     def kernel(x: Tensor) -> Tensor:
-        stored = _store(torch.add(zero_point, x, alpha=factor), out)
+        # Divided, not multiplied by the inverse: of images from -1 to 1 every value is a tie.
+        stored = _store(torch.div(x, scale), out)
         if x.dim() != 4 or stored.is_contiguous(memory_format=torch.channels_last):
             return stored
         if x.shape[1] <= 4:  # for few channels this is the faster way to the same order
@@ -74,10 +100,9 @@ def dequantize(scale: float, zero_point: int) -> Callable[[Tensor], Tensor]:
 def rescale(source: Integers, out: Integers) -> Callable[[Tensor], Tensor]:
     """Integers of one scale to integers of another; with a clipped ``out`` this is a relu."""
     factor = source.scale / out.scale
-    offset = out.zero_point - source.zero_point * factor
 
     def kernel(q: Tensor) -> Tensor:
-        return _store(q.to(torch.float32).mul_(factor).add_(offset), out)
+        return _store(_centred(q, source).mul_(factor), out)
 
     return kernel
 
@@ -85,13 +110,12 @@ def rescale(source: Integers, out: Integers) -> Callable[[Tensor], Tensor]:
 def add(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:
     """Sum of two tensors with scales of their own."""
     first, second = one.scale / out.scale, other.scale / out.scale
-    offset = out.zero_point - one.zero_point * first - other.zero_point * second
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         if a.shape != b.shape:
             a, b = torch.broadcast_tensors(a, b)
-        scaled = a.to(torch.float32).mul_(first)
-        return _store(scaled.add_(b, alpha=second).add_(offset), out)
+        summand = _centred(b, other) if other.zero_point else b
+        return _store(_centred(a, one).mul_(first).add_(summand, alpha=second), out)
 
     return kernel
 
@@ -106,17 +130,12 @@ def multiply(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor,
     factor = one.scale * other.scale / out.scale
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
-        if a.numel() < b.numel():
-            large, small, large_zero, small_zero = b, a, other.zero_point, one.zero_point
-        else:
-            large, small, large_zero, small_zero = a, b, one.zero_point, other.zero_point
-        weight = (small.to(torch.float32) - small_zero).mul_(factor)
-        product = large.to(torch.float32)
+        large, small = (_centred(b, other), _centred(a, one))
+        if a.numel() >= b.numel():
+            large, small = small, large
+        small.mul_(factor)
         grows = torch.broadcast_shapes(large.shape, small.shape) != large.shape
-        product = product.mul(weight) if grows else product.mul_(weight)
-        if large_zero or out.zero_point:
-            product.sub_(weight.mul_(large_zero).sub_(out.zero_point))
-        return _store(product, out)
+        return _store(large.mul(small) if grows else large.mul_(small), out)
 
     return kernel
 
@@ -126,11 +145,10 @@ def mean(
 ) -> Callable[[Tensor], Tensor]:
     """Mean over dimensions."""
     factor = source.scale / out.scale
-    offset = out.zero_point - source.zero_point * factor
 
     def kernel(q: Tensor) -> Tensor:
         average = torch.mean(q, dims, keepdim, dtype=torch.float32)
-        return _store(average.mul_(factor).add_(offset), out)
+        return _store(average.sub_(source.zero_point).mul_(factor), out)
 
     return kernel
 
@@ -142,10 +160,7 @@ def through_float(
     factor = source.scale / out.scale
 
     def kernel(q: Tensor) -> Tensor:
-        x = q.to(torch.float32)
-        if source.zero_point:
-            x.sub_(source.zero_point)
-        return _store(operator(x).mul_(factor).add_(out.zero_point), out)
+        return _store(operator(_centred(q, source)).mul_(factor), out)
 
     return kernel
 

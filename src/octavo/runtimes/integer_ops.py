@@ -12,7 +12,8 @@ from octavo.graph import Node, Ref, refs_in
 from octavo.runtimes import integer_kernels as kernels
 from octavo.runtimes.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
-from octavo.runtimes.onednn import clip_bounds, sized
+from octavo.runtimes.onednn import sized
+from octavo.runtimes.post_ops import clip_bounds
 
 
 def elementwise(
@@ -23,6 +24,8 @@ def elementwise(
     def lower(context: Context, chain: Chain) -> Call:
         (a, one), (b, other) = (context.source(arg) for arg in chain.layer.args[:2])
         out = _clipped(_quantized_out(chain), chain.activation)
+        if chain.layer.kwargs:
+            raise Unsupported("it has keyword arguments")
         return Call(f"octavo.{chain.layer.short_op}", make(one, other, out), (a, b))
 
     return lower

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,34 +13,14 @@ from torch import Tensor
 from octavo import operators
 from octavo.graph import Node, Ref
 from octavo.runtimes import cpu, integer_kernels, saturation
-from octavo.runtimes.chains import CLIPPING_ACTIVATIONS, Call, Chain, Context, Unsupported
+from octavo.runtimes.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
+from octavo.runtimes.post_ops import NATIVE, PostOp, is_narrow, output, post_op_of
+from octavo.weighted import is_depthwise
 
-# Kernel -> the activations that it applies itself.
-_NATIVE = {
-    "conv1d": frozenset({"relu"}),
-    "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
-    "conv3d": frozenset[str](),
-    "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
-}
-# Activation -> oneDNN's name of it.
-_NAMES = {"silu": "swish"}
 # Weights are packed for an input of some size. Any will do for all, but without one oneDNN packs
 # them anew at each call.
 _ROWS = 128
-_NO_POST_OP: tuple[str, list[float], str] = ("none", [], "")
-
-
-@dataclass(frozen=True)
-class PostOp:
-    """What happens to a kernel's sums: its own post-operation, then a clip of the result if any."""
-
-    native: tuple[str, list[float], str] = _NO_POST_OP
-    clip: tuple[float, float] | None = None
-
-    def after(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The function with the clip behind it."""
-        return function if self.clip is None else _clipping(function, *self.clip)
 
 
 def conv(context: Context, chain: Chain) -> Call:
@@ -48,27 +28,29 @@ def conv(context: Context, chain: Chain) -> Call:
     x, source = context.source(chain.layer.args[0])
     packed = PackedConv.of(context, chain.layer, source)
     operands = (x, source.scale, source.zero_point, *packed.weights)
-    result = (packed.bias, *packed.geometry, *output(chain.out))
     op = chain.layer.short_op
     if chain.addition is None:
-        post_op = post_op_of(chain, op)
-        kernel = post_op.after(convolution(context, op, packed))
-        return Call(f"onednn.q{op}", kernel, (*operands, *result, *post_op.native))
+        post_op, out = post_op_of(chain, op, source.scale * packed.weights[1])
+        kernel = post_op.after(packed.reading(convolution(context, op)))
+        result = (packed.bias, *packed.geometry, *out, *post_op.native)
+        return Call(f"onednn.q{op}", kernel, (*operands, *result))
     assert chain.out is not None
     other_arg = next(arg for arg in chain.addition.args if arg != Ref(chain.layer.name))
     other, summand = context.source(other_arg)
-    unary: tuple[Any, ...] = ("relu" if chain.activation is not None else None, [], None)
-    clip = (chain.out.low, chain.out.high) if _is_narrow(chain.out) else None
-    product = PostOp(clip=clip).after(_on_channels_last(torch.ops.onednn.qconv2d_pointwise.binary))
+    unary = "relu" if chain.activation is not None else None
+    added: tuple[Any, ...] = (summand.scale, summand.zero_point, "sum", 1.0, unary, [], None)
+    clip = (chain.out.low, chain.out.high) if is_narrow(chain.out) else None
+    binary = _on_channels_last(torch.ops.onednn.qconv2d_pointwise.binary)
+    product = PostOp(clip=clip).after(packed.reading(binary))
     return Call(
         "onednn.qconv2d.sum",
         product,
-        (*operands, other, *result, summand.scale, summand.zero_point, "sum", 1.0, *unary),
+        (*operands, other, packed.bias, *packed.geometry, *output(chain.out), *added),
         overwrites=other.name,
     )
 
 
-def convolution(context: Context, op: str, packed: PackedConv) -> Callable[..., Tensor]:
+def convolution(context: Context, op: str) -> Callable[..., Tensor]:
     """The kernel of ``"conv1d"`` to ``"conv3d"``.
 
     Raises:
@@ -80,14 +62,7 @@ def convolution(context: Context, op: str, packed: PackedConv) -> Callable[..., 
     if op != "conv2d":
         raise Unsupported(f"a package has no integer kernel for {op}")
     kernel = torch.ops.onednn.qconv_pointwise.default  # the one name that Inductor calls from C++
-    return _with_two_channels(kernel) if packed.padded else kernel
-
-
-def _with_two_channels(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def call(x: Tensor, *args: Any) -> Tensor:
-        return kernel(F.pad(x, (0, 0, 0, 0, 0, 1)), *args)
-
-    return call
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -98,13 +73,15 @@ class PackedConv:
         weights: the packed weight, its scales and zero points.
         bias: a `Ref`, or ``None``.
         geometry: stride, padding, dilation, groups.
-        padded: the weight has got a second channel of zeros, as the input has to.
+        border: what `torch.nn.functional.pad` puts around the input, where the kernel cannot.
+        doubled: each group has got a second input channel, with weights of zero.
     """
 
     weights: tuple[Any, ...]
     bias: Ref | None
     geometry: tuple[Any, ...]
-    padded: bool = False
+    border: tuple[int, ...]
+    doubled: bool
 
     @classmethod
     def of(cls, context: Context, layer: Node, source: Integers) -> PackedConv:
@@ -117,21 +94,73 @@ class PackedConv:
         defaults = (None, None, None, [1], [0], [1], 1)
         x, weight_arg, bias, *sizes, groups = layer.args + defaults[len(layer.args) :]
         weight, scale = context.weight(weight_arg)
-        depthwise = groups == weight.shape[0] and weight.shape[1] == 1
-        check_kernel(source, None if depthwise else weight)
-        geometry = (*(sized(value, dims) for value in sizes), groups)
+        check_kernel(source, None if is_depthwise(layer, weight) else weight)
+        strides, paddings, dilations = (sized(value, dims) for value in sizes)
         meta = context.metas[x.name]
-        shape = None if meta is None else [1 if size is None else size for size in meta.shape]
-        padded = context.packaged and dims == 2 and weight.shape[1] * groups == 1
-        if padded:
-            # Of one channel Inductor takes the result to be in another order than it is.
-            weight = F.pad(weight, (0, 0, 0, 0, 0, 1))
-            shape = None if shape is None else [shape[0], 2, *shape[2:]]
+        image: Sequence[int | None] = [None] * dims if meta is None else meta.shape[2:]
+        outside = [0] * dims
+        if _windows_miss(image, weight.shape[2:], paddings, dilations):
+            outside, paddings = paddings, outside
+        border = [size for padding in reversed(outside) for size in (padding, padding)]
+        doubled = _misreads_one_channel(context, weight, strides, groups)
+        if doubled:
+            weight = F.pad(weight, [0, 0] * dims + [0, 1])
+        read = [(1 if n is None else n) + 2 * p for n, p in zip(image, outside, strict=True)]
+        geometry = (strides, paddings, dilations, groups)
         packed = torch.ops.onednn.qconv_prepack(
-            weight, scale, source.scale, source.zero_point, *geometry, shape
+            weight,
+            scale,
+            source.scale,
+            source.zero_point,
+            *geometry,
+            [1, weight.shape[1] * groups, *read],
         )
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
-        return cls((packed, scale, zero_points), bias, geometry, padded)
+        return cls((packed, scale, zero_points), bias, geometry, tuple(border), doubled)
+
+    def reading(self, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The kernel, given an input as this convolution reads it."""
+        if not any(self.border) and not self.doubled:
+            return kernel
+
+        def call(x: Tensor, scale: float, zero_point: int, *args: Any) -> Tensor:
+            if self.doubled:
+                x = x.repeat_interleave(2, 1)
+            if any(self.border):
+                x = F.pad(x, self.border, value=zero_point)
+            return kernel(x, scale, zero_point, *args)
+
+        return call
+
+
+def _windows_miss(
+    image: Sequence[int | None],
+    window: Sequence[int],
+    paddings: Sequence[int],
+    dilations: Sequence[int],
+) -> bool:
+    """Whether a window may lie wholly in the padding, beside the image or with the image between
+    two of its taps. There oneDNN reads memory that is not the image's.
+    """
+    return any(
+        padding > dilation * (taps - 1)
+        or (padding > 0 and dilation > (1 if size is None else size))
+        for size, taps, padding, dilation in zip(image, window, paddings, dilations, strict=True)
+    )
+
+
+def _misreads_one_channel(
+    context: Context, weight: Tensor, strides: Sequence[int], groups: int
+) -> bool:
+    """Whether a kernel for groups of one input channel is to be avoided.
+
+    With AVX512 oneDNN computes several outputs of one wrongly for some shapes, all of which have
+    strides or three dimensions. In a package Inductor takes the result of one channel in all to be
+    in another order than it is.
+    """
+    outputs, inputs = weight.shape[:2]
+    wrong = outputs > groups and (weight.dim() == 5 or strides[-1] > 1)
+    return inputs == 1 and (wrong or (context.packaged and groups == 1))
 
 
 def linear(context: Context, chain: Chain) -> Call:
@@ -140,23 +169,30 @@ def linear(context: Context, chain: Chain) -> Call:
     x, source = context.source(x_arg)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
-    name, product = product_kernel(context, weight, scale, chain)
+    name, product = product_kernel(context, weight, scale, chain, source.scale)
     return Call(name, product, (x, source.scale, source.zero_point, bias))
 
 
 def product_kernel(
-    context: Context, weight: Tensor, scale: Tensor, chain: Chain
+    context: Context,
+    weight: Tensor,
+    scale: Tensor,
+    chain: Chain,
+    input_scale: float | None = None,
 ) -> tuple[str, Callable[..., Tensor]]:
     """A kernel for ``x @ weight.T``: its name, and ``(q, scale, zero_point, bias) -> result``.
+
+    ``input_scale`` is the scale of q where it is always the same.
 
     Without VNNI oneDNN's 1x1 convolution computes the same product, on few rows much faster than
     its matrix product does.
     """
+    step = None if input_scale is None else input_scale * scale
     if cpu.saturates():
-        return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain)
+        return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain, step)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
-    post_op, out = post_op_of(chain, "linear"), output(chain.out)
+    post_op, out = post_op_of(chain, "linear", step)
     kernel = torch.ops.onednn.qlinear_pointwise.default
 
     def product(q: Tensor, x_scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
@@ -169,7 +205,7 @@ def product_kernel(
 
 
 def _by_convolution(
-    context: Context, weight: Tensor, scale: Tensor, chain: Chain
+    context: Context, weight: Tensor, scale: Tensor, chain: Chain, step: Tensor | None
 ) -> Callable[..., Tensor]:
     """Rows are the width of an image of height one, columns its channels, channels last."""
     columns = weight.shape[1]
@@ -182,9 +218,9 @@ def _by_convolution(
     sums = weight.sum(1, dtype=torch.float32) * scale
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     whole = chain
-    if chain.activation is not None and chain.activation.short_op not in _NATIVE["conv2d"]:
+    if chain.activation is not None and chain.activation.short_op not in NATIVE["conv2d"]:
         chain = Chain(chain.layer)
-    post_op, out = post_op_of(chain, "conv2d"), output(chain.out)
+    post_op, out = post_op_of(chain, "conv2d", step)
     kernel = getattr(
         torch.ops.onednn, "qconv_pointwise" if context.packaged else "qconv2d_pointwise"
     ).default
@@ -241,74 +277,6 @@ def check_kernel(source: Integers, weight: Tensor | None) -> None:
         raise Unsupported(saturation.REASON)
 
 
-def output(out: Integers | None) -> tuple[float, int, torch.dtype]:
-    """A kernel's output scale, zero point and dtype.
-
-    Raises:
-        Unsupported: the result is of a type that the kernels do not store.
-    """
-    if out is None:
-        return (1.0, 0, torch.float32)
-    if out.dtype != torch.uint8:
-        raise Unsupported(f"its result is {out.dtype}, the kernel stores 8 bits")
-    return (out.scale, out.zero_point, out.dtype)
-
-
-def post_op_of(chain: Chain, kernel: str) -> PostOp:
-    """The kernel's post-operation, and the clip of its result afterwards if any.
-
-    The kernel itself clips to 0..255. Fewer bits are reached by a tighter hardtanh, which costs
-    nothing; where the kernel has none they need a pass of their own.
-    """
-    kind = None if chain.activation is None else chain.activation.short_op
-    narrow = chain.out is not None and _is_narrow(chain.out)
-    native = _NATIVE[kernel]
-    if chain.activation is not None and kind not in CLIPPING_ACTIVATIONS:
-        clip = (chain.out.low, chain.out.high) if chain.out is not None and narrow else None
-        return PostOp(_native_post_op(chain.activation), clip)
-    if kind is None and not narrow:
-        return PostOp()
-    if kind == "relu" and not narrow and kind in native:
-        return PostOp(("relu", [], ""))
-    low, high = (float("-inf"), float("inf"))
-    if chain.activation is not None:
-        low, high = clip_bounds(chain.activation)
-    if "hardtanh" not in native:
-        if chain.out is None:
-            return PostOp(clip=(low, high))
-        stored = chain.out.clipped(low, high)
-        return PostOp(clip=(stored.low, stored.high))
-    if chain.out is not None:
-        out = chain.out
-        low = max(low, (out.low - out.zero_point) * out.scale)
-        high = min(high, (out.high - out.zero_point) * out.scale)
-    return PostOp(("hardtanh", [low, high], ""))
-
-
-def clip_bounds(node: Node) -> tuple[float, float]:
-    """The real values between which a relu or hardtanh leaves its input as it is."""
-    if node.short_op == "relu":
-        return 0.0, float("inf")
-    given = node.args[1:]
-    low, high = given + (-1.0, 1.0)[len(given) :]
-    return low, high
-
-
-def _native_post_op(node: Node) -> tuple[str, list[float], str]:
-    name = _NAMES.get(node.short_op, node.short_op)
-    if name == "gelu":
-        return name, [], node.kwargs.get("approximate", "none")
-    if name == "leaky_relu":
-        return name, [node.args[1] if len(node.args) > 1 else 0.01], ""
-    return name, [], ""
-
-
-def _is_narrow(out: Integers) -> bool:
-    """Whether not all of the dtype's integers may be stored."""
-    limits = torch.iinfo(out.dtype)
-    return out.low > limits.min or out.high < limits.max
-
-
 def _on_channels_last(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A kernel that adds its seventh argument needs that in channels-last order."""
 
@@ -320,10 +288,3 @@ def _on_channels_last(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function(*args[:6], ordered, *args[7:])
 
     return call
-
-
-def _clipping(function: Callable[..., Tensor], low: float, high: float) -> Callable[..., Tensor]:
-    def clipped(*args: Any) -> Tensor:
-        return function(*args).clamp_(low, high)
-
-    return clipped

@@ -50,12 +50,7 @@ def quantize_pixels(factor: Tensor, offset: Tensor, out: Integers) -> Callable[[
     """Uint8 images ``[N, channels, height, width]`` to uint8 integers of ``x * factor + offset``,
     in channels-last order.
     """
-    slope = (factor.double() / out.scale).flatten()
-    # A half more, so that the cast to integers, which cuts the fraction off, rounds to the nearest.
-    start = (offset.double() / out.scale + out.zero_point + 0.5).flatten()
-    ends = torch.stack([start, start + 255 * slope])
-    clips = bool(ends.min() < out.low or ends.max() >= out.high + 1)
-    slope, start = slope.float(), start.float()
+    slope, start, rounded = _arithmetic(factor.flatten(), offset.flatten(), out)
 
     def integers(x: Tensor, slopes: Tensor, starts: Tensor) -> Tensor:
         stored = torch.empty_like(x)
@@ -63,9 +58,7 @@ def quantize_pixels(factor: Tensor, offset: Tensor, out: Integers) -> Callable[[
         floats = torch.empty(min(size, len(x)), *x.shape[1:])
         for block, result in zip(x.split(size), stored.split(size), strict=True):
             values = floats[: len(block)].copy_(block).mul_(slopes).add_(starts)
-            if clips:
-                values.clamp_(out.low, out.high + 0.5)
-            result.copy_(values.to(torch.int16))  # by way of int16, see integer_kernels
+            result.copy_(rounded(values).to(torch.int16))  # by way of int16, see integer_kernels
         return stored
 
     def kernel(x: Tensor) -> Tensor:
@@ -80,6 +73,35 @@ def quantize_pixels(factor: Tensor, offset: Tensor, out: Integers) -> Callable[[
         return _channels_last(stored)
 
     return kernel
+
+
+def _arithmetic(
+    factor: Tensor, offset: Tensor, out: Integers
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """A slope and a start for each channel, and what makes integers of ``x * slope + start``.
+
+    The quantization is folded into slope and start where all 256 values come out as the oracle's.
+    They do not where many are halves of steps: of images from -1 to 1 all are.
+    """
+
+    def divided(x: Tensor) -> Tensor:
+        return x.div_(out.scale).round_().add_(out.zero_point).clamp_(out.low, out.high)
+
+    def clipped(x: Tensor) -> Tensor:
+        return x.clamp_(out.low, out.high + 0.5)
+
+    slope = factor.double() / out.scale
+    # A half more, so that the cast to integers, which cuts the fraction off, rounds to the nearest.
+    start = offset.double() / out.scale + out.zero_point + 0.5
+    ends = torch.stack([start, start + 255 * slope])
+    clips = bool(ends.min() < out.low or ends.max() >= out.high + 1)
+    slope, start = slope.float(), start.float()
+    pixels = torch.arange(256.0)[:, None]
+    wanted = divided(pixels * factor + offset)
+    folded = clipped(pixels * slope + start).trunc()
+    if not torch.equal(folded, wanted):
+        return factor, offset, divided
+    return slope, start, clipped if clips else lambda x: x
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from octavo import operators
 from octavo.graph import Graph, Node, Ref
 from octavo.runtimes import cpu
+from octavo.weighted import WEIGHTED_LAYERS, is_depthwise
 
 REASON = (
     "this CPU has no VNNI, its int8 kernel would saturate on these activations and weights: "
@@ -78,8 +79,8 @@ def _too_large(node: Node, weight: Node, graph: Graph, highest: int) -> bool:
     integers = graph.constants[weight.args[0].name]
     if integers.dtype != torch.int8:
         return False
-    if node.short_op in ("conv1d", "conv2d", "conv3d") and integers.shape[1] == 1:
-        return False  # a depthwise kernel sums no pairs
+    if node.short_op in WEIGHTED_LAYERS and is_depthwise(node, integers):
+        return False
     axis = weight.args[3] if weight.op == _CHANNELS else 0
     return overflows(integers.transpose(0, axis), highest)
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.runtimes.chains import Call, Chain, Context, Unsupported
-from octavo.runtimes.onednn import check_kernel, output, post_op_of, sized
+from octavo.runtimes.onednn import check_kernel, sized
+from octavo.runtimes.post_ops import post_op_of
 
 
 def conv_transpose2d(context: Context, chain: Chain) -> Call:
@@ -47,7 +48,7 @@ def conv_transpose2d(context: Context, chain: Chain) -> Call:
     zero_points = torch.zeros(len(scales), dtype=torch.int32)
     biases = None if bias is None else context.graph.constants[bias.name]
     repeated = None if biases is None else biases.repeat_interleave(stride**2)
-    post_op, out = post_op_of(chain, "conv2d"), output(chain.out)
+    post_op, out = post_op_of(chain, "conv2d", source.scale * scale)
     product = post_op.after(torch.ops.onednn.qconv2d_pointwise.default)
     operands = (source.scale, source.zero_point, packed, scales, zero_points, repeated)
     longer = [k + e - 2 * p for k, e, p in zip(sizes, extras, paddings, strict=True)]
