@@ -175,3 +175,13 @@ def test_int8_attention_rounds_its_probabilities():
     (attention,) = (n for n in quantized.nodes if n.short_op == "attention")
     assert [name.endswith(".dequantized") for name in attention.refs()] == [True] * 3
     assert attention.args[3:] == (None, True, 0.5, False, 255)
+
+
+def test_a_model_that_was_trained_in_parallel_is_converted_inside() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(32, 8)
+    trained = octavo.prepare_qat(net, x)
+    parallel = nn.DataParallel(trained)
+    parallel(x)
+    q = octavo.convert(parallel.eval())
+    assert torch.equal(q(x), octavo.convert(trained)(x))

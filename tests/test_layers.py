@@ -24,6 +24,7 @@ LAYERS = (
         "version",
         "errors",
         "arguments",
+        "copying",
         "dtypes",
         "scheme",
         "atomic",

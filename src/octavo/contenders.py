@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,6 +15,7 @@ from octavo.arguments import require
 from octavo.batches import Batch, with_floats
 from octavo.chance import PairedCounts
 from octavo.comparison import BASELINES
+from octavo.copying import copied
 from octavo.errors import InputError
 from octavo.kinds import require_quantized
 from octavo.metrics import Likeness, TaskMetric
@@ -73,7 +73,7 @@ def contenders_of(
     fp32 = Contender("fp32", "fp32", "eager", model, new_metric(), pixels=pixels)
     half = Contender("bf16", "bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
     try:
-        half.model = copy.deepcopy(model).to(torch.bfloat16)
+        half.model = copied(model).to(torch.bfloat16)
     except Exception as error:  # noqa: BLE001  whatever a module's own __deepcopy__ raises
         half.error = one_line(error)
     contenders = [fp32, half]

@@ -189,6 +189,8 @@ def convert(
         CalibrationError: the `QATModel` was neither trained nor calibrated.
     """
     made: dict[str, Any]
+    if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        source = source.module
     if isinstance(source, QATModel):
         if plan is not None or qparams is not None:
             raise PlanError("a prepared model has its own plan and qparams: convert it alone")

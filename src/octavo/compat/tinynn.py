@@ -11,7 +11,6 @@ or executed: the model is captured as it is. What a config may say stands in `ti
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from octavo.compat.quantization.prepared import Preparation
 from octavo.compat.quantization.quantize import convert, prepared, quantize_dynamic, trained
 from octavo.compat.quantization.trained import Training
 from octavo.compat.tinynn_config import completed, rules_of
+from octavo.copying import copied
 from octavo.errors import OctavoError, PlanError
 from octavo.plan import Plan
 
@@ -123,7 +123,7 @@ class QATQuantizer(_Quantizer):
             PlanError: the config does not fit the model.
         """
         rules = rules_of(self.config, self.model, training=True)
-        return self._captured(trained(copy.deepcopy(self.model).train(), rules))
+        return self._captured(trained(copied(self.model).train(), rules))
 
     def _captured(self, made: Any) -> nn.Module:
         state: Training | Preparation = made._octavo
@@ -148,7 +148,7 @@ class PostQuantizer(QATQuantizer):
             PlanError: the config does not fit the model.
         """
         rules = rules_of(self.config, self.model, training=False)
-        return self._captured(prepared(copy.deepcopy(self.model).eval(), rules))
+        return self._captured(prepared(copied(self.model).eval(), rules))
 
 
 class DynamicQuantizer(_Quantizer):
@@ -171,7 +171,7 @@ class DynamicQuantizer(_Quantizer):
 
     def quantize(self) -> nn.Module:
         """A copy of the model whose linear and recurrent layers hold integers."""
-        return quantize_dynamic(copy.deepcopy(self.model).eval(), inplace=True)
+        return quantize_dynamic(copied(self.model).eval(), inplace=True)
 
     def convert(self, q_model: nn.Module, backend: str = "tflite") -> nn.Module:
         """The model itself: it runs in int8 already."""

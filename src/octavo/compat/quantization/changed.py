@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from octavo.compat.quantization.parts import close_alike, reopen
+from octavo.copying import copied
 from octavo.errors import OctavoError
 
 
@@ -82,7 +83,7 @@ def float_copy(module: nn.Module) -> nn.Module:
     """A copy of a changed module as it was before, with all that was set on it since."""
     shallow = copy.copy(as_float(module))
     shallow.__dict__.pop("_octavo", None)
-    return copy.deepcopy(shallow)
+    return copied(shallow)
 
 
 def _own_class(module: nn.Module) -> type[nn.Module]:

@@ -26,6 +26,7 @@ from octavo.compat.quantization.layers import (
     name_of_kind,
     refuse_other_dtypes,
 )
+from octavo.compat.quantization.weights import Weights
 from octavo.convert import insert_qdq
 from octavo.errors import OctavoError
 from octavo.model import OctavoWarning, QuantizedModel
@@ -187,6 +188,7 @@ def swap_layers(
         qconfig_of: path and layer -> how it is quantized.
         target: name of the target.
     """
+    weights = Weights(root)
     made: dict[int, DynamicLayer] = {}
     left: list[str] = []
     for path, module in list(root.named_modules(remove_duplicate=False)):
@@ -206,12 +208,14 @@ def swap_layers(
             continue
         if id(module) not in made:
             made[id(module)] = DynamicLayer(module, qconfig, target)
+            weights.are_integers(module)
         if not path:
             return made[id(module)]
         owner, _, leaf = path.rpartition(".")
         root.get_submodule(owner)._modules[leaf] = made[id(module)]
-    if not made:
-        warnings.warn(_nothing(left), OctavoWarning, stacklevel=3)
+    remarks = weights.remarks() if made else [_nothing(left)]
+    for remark in remarks:
+        warnings.warn(remark, OctavoWarning, stacklevel=3)
     _leave_fast_paths(root)
     return root
 

@@ -6,13 +6,13 @@ places and names that old code expects. Each is a ``Sequential`` of its parts.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from octavo.copying import copied
 from octavo.errors import PlanError
 
 
@@ -110,7 +110,7 @@ def _refuse(*given: Any) -> None:
 
 
 def _fuse(model: nn.Module, rows: Sequence[Any], inplace: bool, training: bool) -> nn.Module:
-    model = model if inplace else copy.deepcopy(model)
+    model = model if inplace else copied(model)
     for row in [rows] if rows and isinstance(rows[0], str) else rows:
         parts = [_part(model, path) for path in row]
         fused = _fused_of(row, parts, training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from octavo.compat.quantization.qconfig import (
 from octavo.compat.quantization.rules import EagerRules, Rules
 from octavo.compat.quantization.torch_types import name_of
 from octavo.compat.quantization.trained import Trained, Training
+from octavo.copying import copied
 from octavo.errors import PlanError
 from octavo.qconfig import QConfig
 from octavo.targets import dynamic_qconfig
@@ -64,7 +64,7 @@ def prepare(
     )
     refuse_prepared(model)
     rules = EagerRules.of(model, training=False)
-    return prepared(model if inplace else copy.deepcopy(model), rules)
+    return prepared(model if inplace else copied(model), rules)
 
 
 def prepare_qat(model: nn.Module, mapping: Any = None, inplace: bool = False) -> nn.Module:
@@ -85,7 +85,7 @@ def prepare_qat(model: nn.Module, mapping: Any = None, inplace: bool = False) ->
     refuse(mapping=mapping)
     refuse_prepared(model)
     rules = EagerRules.of(model, training=True)
-    return trained(model if inplace else copy.deepcopy(model), rules)
+    return trained(model if inplace else copied(model), rules)
 
 
 def convert(
@@ -128,7 +128,7 @@ def convert(
         state = module._octavo
         state.rules.refuse_changes(module)
         return state.convert(module if inplace else float_copy(module))
-    root = module if inplace else copy.deepcopy(module)
+    root = module if inplace else copied(module)
     for path, _ in found:
         convert(root.get_submodule(path), inplace=True)
     return root
@@ -233,7 +233,7 @@ def quantize_dynamic(
             path = path.rpartition(".")[0]
         return rules.get(path, rules.get(kind))
 
-    return swap_layers(model if inplace else copy.deepcopy(model), qconfig_of, target)
+    return swap_layers(model if inplace else copied(model), qconfig_of, target)
 
 
 def _refuse_unknown(model: nn.Module, qconfig_spec: Iterable[Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from octavo.compat.quantization.quantize import (
     trained,
 )
 from octavo.compat.quantization.rules import MappingRules
+from octavo.copying import copied
 from octavo.errors import PlanError
 
 
@@ -64,7 +64,7 @@ def prepare_fx(
     )
     refuse_prepared(model)
     rules = MappingRules.of(mapping_of(qconfig_mapping), training=False)
-    ready = prepared(copy.deepcopy(model).eval(), rules)
+    ready = prepared(copied(model).eval(), rules)
     _capture(ready, example_inputs)
     return ready
 
@@ -94,7 +94,7 @@ def prepare_qat_fx(
     refuse(prepare_custom_config=prepare_custom_config, backend_config=backend_config)
     refuse_prepared(model)
     rules = MappingRules.of(mapping_of(qconfig_mapping), training=True)
-    ready = trained(copy.deepcopy(model).train(), rules)
+    ready = trained(copied(model).train(), rules)
     _capture(ready, example_inputs)
     return ready
 
@@ -140,7 +140,7 @@ def fuse_fx(
     refuse(fuse_custom_config=fuse_custom_config, backend_config=backend_config)
     if model.training:
         raise PlanError("fuse_fx folds batch norms: call model.eval() first")
-    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
+    traced = torch.fx.symbolic_trace(copied(model))
     modules = dict(traced.named_modules())
     for node in list(traced.graph.nodes):
         before = node.args[0] if node.op == "call_module" and node.args else None
