@@ -64,7 +64,12 @@ def test_the_share_of_the_weights_is_named_where_it_is_small() -> None:
     assert q(x).shape == (2, 5, 40)
     whole = octavo.quantize(Model().eval(), x, mode="dynamic", progress=False)
     layers = (t for t in whole.plan.tensors.values() if t.kind == "activation")
-    assert [t.tensor for t in layers if t.on_integers] == ["up.addmm", "down.addmm", "head"]
+    assert [t.tensor for t in layers if t.on_integers] == [
+        "table",
+        "up.addmm",
+        "down.addmm",
+        "head",
+    ]
 
 
 def test_nothing_is_said_of_a_model_that_is_quantized() -> None:
