@@ -156,7 +156,7 @@ def contenders(net: nn.Module, texts: Texts) -> dict[str, Callable[[int], Model]
         "fp32": lambda length: net,
         BF16: lambda length: autocast,
         PEER: theirs,
-        DYNAMIC: ours(mode="dynamic"),
+        DYNAMIC: ours(qconfig=octavo.dynamic_qconfig(target, per_token=False)),
         PER_TOKEN: ours(qconfig=octavo.dynamic_qconfig(target, per_token=True)),
         "Octavo static": ours(calibrated=True),
         "Octavo weight-only int8": ours(mode="weight_only"),

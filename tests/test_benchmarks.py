@@ -21,6 +21,7 @@ SCRIPTS = (
     "pixels",
     "reach",
     "recurrent",
+    "tokens",
     "qat_step",
     "articles",
     "qat_accuracy",

@@ -29,20 +29,23 @@ LAYERS = {
     "conv2d grouped": (lambda: nn.Conv2d(6, 9, 3, groups=3), (2, 6, 9, 9)),
     "conv3d relu": (lambda: nn.Sequential(nn.Conv3d(6, 8, 3), nn.ReLU()), (2, 6, 5, 5, 5)),
 }
-CONVS = octavo.QConfigMapping()
-for _op in ("conv1d", "conv2d", "conv3d"):
-    CONVS.set_object_type(_op, octavo.dynamic_qconfig(TARGET))
 
 
+@pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_kernel_computes_what_the_oracle_does(name):
+def test_the_kernel_computes_what_the_oracle_does(name, per_token):
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(shape) + 0.5
-    q = octavo.quantize(model, x, mode="dynamic", qconfig=CONVS, target=TARGET)
+    qconfig = octavo.dynamic_qconfig(TARGET, per_token=per_token)
+    mapping = octavo.QConfigMapping().set_global(qconfig)
+    for op in ("conv1d", "conv2d", "conv3d"):
+        mapping.set_object_type(op, qconfig)
+    q = octavo.quantize(model, x, mode="dynamic", qconfig=mapping, target=TARGET)
     kernels = q.lowered.kernels.values()
     assert kernels
-    assert all(kernel.endswith(", dynamic") for kernel in kernels)
+    how = "per token" if per_token and name.startswith("linear") else "dynamic"
+    assert all(kernel.endswith(f", {how}") for kernel in kernels)
     assert not q.lowered.fallbacks
     with torch.no_grad():
         expected = model(x)
@@ -89,6 +92,37 @@ def test_layers_that_read_one_tensor_share_its_rounding():
     q = octavo.quantize(Heads(), torch.randn(4, 8), target=TARGET)
     rounded = [n for n in q.graph.nodes if n.short_op == "fake_quantize_dynamic"]
     assert [node.name for node in rounded] == ["x.dynamic"]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(16, 16, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(self.rnn(x)[0])
+
+
+MODELS = {
+    "linear": lambda: nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)),
+    "attention": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+    "recurrent": Recurrent,
+}
+
+
+@pytest.mark.parametrize("runtime", ["reference", "torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sample_does_not_depend_on_its_neighbours(name, runtime):
+    if runtime not in ("reference", "torch"):
+        pytest.importorskip(runtime)
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 16)
+    q = octavo.quantize(MODELS[name]().eval(), x, target=TARGET, progress=False).lower(runtime)
+    other = x * torch.tensor([1.0, 1000.0, 1.0, 0.01]).reshape(4, 1, 1)
+    expected, got = q(x), q(other)
+    for sample in (0, 2):
+        assert torch.equal(got[sample], expected[sample])
+        assert sqnr_db(expected[sample], q(x[sample : sample + 1])[0]) > 40
 
 
 def test_per_token_rows_have_scales_of_their_own():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 from octavo.graph import Node, Ref
 from octavo.placement.context import Context
 from octavo.placement.decided import Placement
-from octavo.qconfig import Rule
+from octavo.qconfig import QSpec, Rule
 from octavo.targets import LOOKUP, ROLES, SHARED, WEIGHTED
 from octavo.weighted import WEIGHTED_LAYERS, WeightedLayer
 
@@ -30,11 +31,18 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
             placement.reasons[node.name] = f"float: {obstacle}"
         elif role == WEIGHTED and qconfig.mode == "dynamic":
             assert qconfig.activation is not None
-            placement.dynamic[node.name] = qconfig.activation
+            placement.dynamic[node.name] = _range_of_input(node, qconfig.activation)
             placement.reasons[node.name] = "float: its kernel quantizes its input at each call"
         else:
             placement.weight_only.add(node.name)
             placement.reasons[node.name] = "float: its weights are dequantized where they are used"
+
+
+def _range_of_input(node: Node, given: QSpec) -> QSpec:
+    """Per token where the layer sums over the last axis; a convolution sums over others."""
+    sums_last_axis = WEIGHTED_LAYERS[node.short_op].input_axis in (-1, None)
+    per_token = given.scheme.per_token and sums_last_axis
+    return replace(given, scheme=replace(given.scheme, per_token=per_token))
 
 
 def place_in_bfloat16(
