@@ -345,14 +345,15 @@ def test_bits_are_for_weight_only(prepared: Path, tmp_path: Path) -> None:
 def test_pixels_in(prepared: Path, tmp_path: Path) -> None:
     pixels, file = tmp_path / "pixels.npz", tmp_path / "m.octavo"
     np.savez(pixels, images=np.random.randint(0, 256, (6, 1, 8, 8), dtype=np.uint8))
-    command = ("quantize", "my_cli_models:build", "--calibration", str(pixels), "-o", str(file))
+    network = ("my_cli_models:build", "--weights", "w.pth")
+    command = ("quantize", *network, "--calibration", str(pixels), "-o", str(file))
     answer = octavo_command(*command, "--input-mean", "0.5", "--input-std", "0.25")
     assert answer.code == 0, answer.err
     q = octavo.load(file)
     assert q.provenance["pixels"] == {"scale": 1 / 255, "mean": [0.5], "std": [0.25]}
     assert q(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 10)
     compared = octavo_command(
-        *("compare", "my_cli_models:build", str(file), "--data", str(pixels), "--rounds", "1")
+        *("compare", *network, str(file), "--data", str(pixels), "--rounds", "1")
     )
     assert compared.code == 0, compared.err
     for arguments, message in (

@@ -22,6 +22,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 LAYERS = (
     (
         "version",
+        "shown",
         "errors",
         "arguments",
         "copying",
@@ -30,6 +31,7 @@ LAYERS = (
         "atomic",
         "progress",
         "text_table",
+        "rich_table",
         "html_table",
         "json_numbers",
         "evaluation",

@@ -108,7 +108,7 @@ def require_file(path: str | os.PathLike[str]) -> None:
         _status_of(target)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
-    require_writable(target.parent)
+    require_writable(target.parent if os.path.islink(path) else Path(path).parent)
 
 
 def _status_of(target: Path) -> os.stat_result | None:
@@ -120,7 +120,7 @@ def _status_of(target: Path) -> os.stat_result | None:
     """
     try:
         found = target.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if stat.S_ISDIR(found.st_mode):
         raise OSError("it is a folder")

@@ -21,8 +21,10 @@ from octavo.latency import REST_S, interleave, thread_count
 from octavo.machine import describe_machine
 from octavo.model import QuantizedModel, load
 from octavo.program import compile_steps, steps_of
+from octavo.rich_table import rich_table
 from octavo.runtimes import FOREIGN, RUNTIMES
 from octavo.runtimes.examples import random_inputs
+from octavo.shown import plain
 from octavo.unrounded import without_rounding
 
 if TYPE_CHECKING:
@@ -81,35 +83,31 @@ class Bench:
         for row in self.rows:
             times = ", ".join(f"{ms:.2f} ms at {batch}" for batch, ms in row.latency_ms.items())
             lines.append(f"  {row.name}: {row.error or times}")
-        return "\n".join(lines)
+        return plain("\n".join(lines), "\n")
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-
         batches = sorted({batch for row in self.rows for batch in row.latency_ms})
-        table = Table(
+        columns = [
             "",
             *(f"ms at {batch}" for batch in batches),
             *(["samples/s"] if batches else []),
-            "load s",
-            "memory MB",
-            "on integers",
-            title=f"{self.file}, {self.threads} threads, {self.environment.get('cpu', '')}",
-            title_justify="left",
-        )
-        for row in self.rows:
-            if row.error:
-                table.add_row(row.name, row.error)
-                continue
-            table.add_row(
-                row.name,
-                *(f"{row.latency_ms[batch]:.2f}" for batch in batches),
-                *([f"{max(map(row.throughput, batches)):.0f}"] if batches else []),
-                "-" if row.load_s is None else f"{row.load_s:.2f}",
-                "-" if row.memory_mb is None else f"{row.memory_mb:.0f}",
-                row.integers or "-",
-            )
-        return table
+            *("load s", "memory MB", "on integers"),
+        ]
+        title = f"{self.file}, {self.threads} threads, {self.environment.get('cpu', '')}"
+        return rich_table(columns, (_cells(row, batches) for row in self.rows), title)
+
+
+def _cells(row: BenchRow, batches: Sequence[int]) -> tuple[str, ...]:
+    if row.error:
+        return (row.name, row.error)
+    return (
+        row.name,
+        *(f"{row.latency_ms[batch]:.2f}" for batch in batches),
+        *([f"{max(map(row.throughput, batches)):.0f}"] if batches else []),
+        "-" if row.load_s is None else f"{row.load_s:.2f}",
+        "-" if row.memory_mb is None else f"{row.memory_mb:.0f}",
+        row.integers or "-",
+    )
 
 
 def bench(

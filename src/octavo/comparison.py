@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.chance import LEVEL
 from octavo.html_table import html_table
+from octavo.shown import plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -153,8 +154,10 @@ class Comparison:
         ]
         for row in self.rows:
             cells = [measure.cell(row) for measure in measures]
-            lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
-        return "\n".join([*lines, "", self.caption(), *(f"\n{note}" for note in self._remarks())])
+            name = row.name.replace("|", r"\|")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += ["", self.caption(), *(f"\n{note}" for note in self._remarks())]
+        return plain("\n".join(lines), "\n")
 
     def verdict(self) -> str:
         """A line for each row beside fp32 and bf16: is it worth it here?"""
@@ -208,12 +211,14 @@ class Comparison:
             table.add_column("")
             for row in rows:
                 style = "red" if row.error else "" if row.name in BASELINES else "green"
-                width = max(8, *map(len, row.name.split()))  # a runtime's name is not cut
-                table.add_column(row.name, justify="right", style=style, min_width=width)
+                name = plain(row.name)
+                width = max(8, *map(len, name.split()))  # a runtime's name is not cut
+                table.add_column(Text(name), justify="right", style=style, min_width=width)
             for measure in self._measures():
-                table.add_row(measure.title, *(measure.cell(row) for row in rows))
+                table.add_row(Text(plain(measure.title)), *(measure.cell(row) for row in rows))
             tables.append(table)
-        return Group(*tables, Text("\n".join([self.caption(), *self._remarks()]), style="dim"))
+        notes = plain("\n".join([self.caption(), *self._remarks()]), "\n")
+        return Group(*tables, Text(notes, style="dim"))
 
     def _repr_html_(self) -> str:
         measures = self._measures()

@@ -18,9 +18,18 @@ Each message names the layer or tensor, the value found, and the way out.
 
 from __future__ import annotations
 
+from octavo.shown import plain
+
 
 class OctavoError(Exception):
-    """Base of all errors that Octavo raises on purpose."""
+    """Base of all errors that Octavo raises on purpose.
+
+    Args:
+        message: what happened; what cannot be printed in the names it tells is spelled out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message, "\n"))
 
 
 class CaptureError(OctavoError):

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from octavo.shown import plain
+
 _NUMBER = re.compile(r"[-+]?[\d.]")
 
 
@@ -25,7 +27,8 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: s
     numeric = [_is_number(row[index] for row in body) for index in range(len(columns))]
     lines = ['<table class="octavo">']
     if caption:
-        lines.append(f"<caption>{escape(caption)}</caption>")
+        words = escape(plain(caption, "\n"))
+        lines.append(f"<caption>{words}</caption>")
     head = (_cell("th", ' scope="col"', *pair) for pair in zip(columns, numeric, strict=True))
     lines += [f"<thead><tr>{''.join(head)}</tr></thead>", "<tbody>"]
     for row in body:
@@ -37,7 +40,7 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: s
 def _cell(tag: str, attributes: str, text: str, number: bool) -> str:
     # Notebooks have no style sheet of ours.
     shape = ' class="number"' if number else ""
-    return f"<{tag}{attributes}{shape}>{escape(text)}</{tag}>"
+    return f"<{tag}{attributes}{shape}>{escape(plain(text))}</{tag}>"
 
 
 def _is_number(cells: Iterable[str]) -> bool:

@@ -25,11 +25,13 @@ from octavo.json_numbers import finite
 from octavo.metrics import Likeness
 from octavo.model import QuantizedModel
 from octavo.program import run_of
+from octavo.rich_table import rich_table
 from octavo.runtimes import RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Agreement, Options
 from octavo.runtimes.lowering import lower_as_meant
+from octavo.shown import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,34 +133,27 @@ class Parity:
     def __str__(self) -> str:
         lines = [f"against the oracle, {self.samples} samples, target {self.target}:"]
         lines += [f"  {runtime.runtime}: {_verdict(runtime)}" for runtime in self.runtimes]
-        return "\n".join(lines)
+        return plain("\n".join(lines), "\n")
 
     def __rich__(self) -> Table:
-        from rich.table import Table
+        title = f"Runtimes against the oracle, {self.samples} samples, target {self.target}"
+        return rich_table(_COLUMNS, map(_cells, self.runtimes), title)
 
-        table = Table(
-            "runtime",
-            "agreement",
-            "SQNR dB",
-            "needed",
-            "layers",
-            "largest step",
-            "verdict",
-            title=f"Runtimes against the oracle, {self.samples} samples, target {self.target}",
-            title_justify="left",
-        )
-        for found in self.runtimes:
-            steps = [layer.steps for layer in found.layers if layer.steps is not None]
-            table.add_row(
-                found.runtime,
-                "-" if found.agreement is None else f"{found.agreement:.2f} %",
-                "-" if found.whole is None else f"{found.whole.sqnr_db:.1f}",
-                "-" if found.whole is None else _in_db(found.whole.bound_db),
-                str(len(found.layers)),
-                str(max(steps)) if steps else "-",
-                _verdict(found),
-            )
-        return table
+
+_COLUMNS = ("runtime", "agreement", "SQNR dB", "needed", "layers", "largest step", "verdict")
+
+
+def _cells(found: RuntimeParity) -> tuple[str, ...]:
+    steps = [layer.steps for layer in found.layers if layer.steps is not None]
+    return (
+        found.runtime,
+        "-" if found.agreement is None else f"{found.agreement:.2f} %",
+        "-" if found.whole is None else f"{found.whole.sqnr_db:.1f}",
+        "-" if found.whole is None else _in_db(found.whole.bound_db),
+        str(len(found.layers)),
+        str(max(steps)) if steps else "-",
+        _verdict(found),
+    )
 
 
 def _in_db(bound: float | None) -> str:

@@ -20,6 +20,7 @@ from octavo.graph import Graph
 from octavo.html_table import html_table
 from octavo.placement import INTEGERS, Placement, place
 from octavo.qconfig import PRECISIONS, QConfigMapping, QSpec
+from octavo.rich_table import rich_table
 from octavo.targets import MODES
 from octavo.targets import target as target_of
 from octavo.text_table import text_table
@@ -142,25 +143,19 @@ class Plan:
         return cls(data["target"], data["mode"], by_name, unmatched, precision)
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title=self._title(), title_justify="left")
-        for column in _COLUMNS:
-            table.add_column(column, overflow="fold")
-        for t in self.tensors.values():
-            table.add_row(t.tensor, t.op, t.runs, t.values, t.reason)
-        return table
+        return rich_table(_COLUMNS, self._rows(), self._title())
 
     def _repr_html_(self) -> str:
-        rows = ((t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values())
-        return html_table(_COLUMNS, rows, self._title())
+        return html_table(_COLUMNS, self._rows(), self._title())
 
     def _title(self) -> str:
         return f"Plan for {self.target}, {self.mode}; what stays float is {self.precision}"
 
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
+
     def __str__(self) -> str:
-        rows = [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
-        return f"{self._title()}\n{text_table(rows)}"
+        return f"{self._title()}\n{text_table(self._rows())}"
 
 
 _COLUMNS = ("tensor", "op", "runs", "values", "why")

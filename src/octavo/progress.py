@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from octavo.shown import plain
+
 T = TypeVar("T")
 
 
@@ -15,6 +17,8 @@ def track(items: Iterable[T], description: str, enabled: bool = True) -> Iterato
         yield from items
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as rich_track
 
-    yield from rich_track(items, description, console=Console(stderr=True), transient=True)
+    words = escape(plain(description))
+    yield from rich_track(items, words, console=Console(stderr=True), transient=True)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from octavo.graph import Graph, Ref
 from octavo.html_table import html_table
 from octavo.plan import Plan
+from octavo.rich_table import rich_table
 from octavo.runtimes import Lowered
+from octavo.shown import plain
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -82,7 +84,7 @@ class Summary:
         if self.unmatched_rules:
             lines.append(f"rules that matched nothing: {', '.join(self.unmatched_rules)}")
         made = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
-        return "\n".join([*lines, f"made with: {made}"])
+        return plain("\n".join([*lines, f"made with: {made}"]), "\n")
 
     def _repr_html_(self) -> str:
         reasons = {**self.float_layers, **self.fallbacks}
@@ -91,15 +93,14 @@ class Summary:
 
     def __rich__(self) -> Group:
         from rich.console import Group
-        from rich.table import Table
+        from rich.text import Text
 
-        table = Table("layer", "runs in", "why", title="Layers not in int8", title_justify="left")
-        for names, reason in _grouped(self.float_layers):
-            table.add_row(names, "float", reason)
-        for names, reason in _grouped(self.fallbacks):
-            table.add_row(names, f"float on {self.runtime}", reason)
-        text = Summary.__str__(_without_lists(self))
-        return Group(text, table) if table.row_count else Group(text)
+        rows = [(names, "float", why) for names, why in _grouped(self.float_layers)]
+        on_runtime = f"float on {self.runtime}"
+        rows += [(names, on_runtime, why) for names, why in _grouped(self.fallbacks)]
+        table = rich_table(("layer", "runs in", "why"), rows, "Layers not in int8")
+        text = Text(Summary.__str__(_without_lists(self)))
+        return Group(text, table) if rows else Group(text)
 
 
 _MANY = 4  # layers of one reason, from which on they are counted

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from octavo.shown import plain
+
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """The rows as text, two spaces between columns.
@@ -13,9 +15,10 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
         layer  dB
         conv1  41.0
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for row in words
     )
     return "\n".join(lines)

@@ -34,6 +34,7 @@ from octavo.plan import Plan
 from octavo.program import compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QSpec
+from octavo.rich_table import rich_table
 from octavo.rounded_weights import check_made_of, dequantized_weights, steps_of_weight
 from octavo.runtimes import lower
 from octavo.targets import ROLES, SHARED
@@ -108,14 +109,8 @@ class LayerErrors:
         return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("tensor")
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title=self._title(), title_justify="left")
-        for column in _COLUMNS:
-            table.add_column(column, justify="left" if column in _COLUMNS[:3] else "right")
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
+        numbers = range(3, len(_COLUMNS))
+        return rich_table(_COLUMNS, map(_cells, self.rows), self._title(), numbers)
 
     def __str__(self) -> str:
         return f"{self._title()}\n{text_table([_COLUMNS, *map(_cells, self.rows)])}"

@@ -29,6 +29,7 @@ from octavo.metrics import Metric
 from octavo.plan import plan
 from octavo.progress import track
 from octavo.qconfig import QConfig, QConfigMapping
+from octavo.rich_table import rich_table
 from octavo.text_table import text_table
 
 if TYPE_CHECKING:
@@ -93,14 +94,9 @@ class Sensitivity:
         return json.dumps(self.to_dict(), indent=1)
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title=self._title(), title_justify="left")
-        for column in self._columns():
-            table.add_column(column, justify="left" if column == "layer" else "right")
-        for layer in self.layers:
-            table.add_row(*self._cells(layer))
-        return table
+        columns = self._columns()
+        rows = map(self._cells, self.layers)
+        return rich_table(columns, rows, self._title(), range(1, len(columns)))
 
     def __str__(self) -> str:
         table = text_table([self._columns(), *map(self._cells, self.layers)])

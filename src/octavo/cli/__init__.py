@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
+
 from octavo.cli.app import app
 from octavo.cli.bench import bench
 from octavo.cli.compare import compare
@@ -37,4 +40,7 @@ for command in (
 
 def main() -> None:
     """Entry point of the command; ends the process with its exit code."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # For names that the terminal has no signs for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

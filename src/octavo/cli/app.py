@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -13,10 +16,15 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from octavo.errors import OctavoError
+from octavo.json_numbers import finite
 from octavo.model import OctavoWarning
+from octavo.shown import plain
 from octavo.version import __version__
 
 NARROW_OUTPUT_WIDTH = 120  # of text that goes to a file or a pipe
+
+# The base of what the command line may be wrong in; where it is defined, typer has changed.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 EPILOG = (
     "Exit codes: 0 done, 1 something you gave cannot be used (one line on standard error says "
@@ -24,26 +32,59 @@ EPILOG = (
 )
 
 
+class Screen(Console):
+    """Shows text as it is: no word is markup, and no character a command to the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(plain(text, "\n"), **options)
+
+
 class _Commands(TyperGroup):
     """Turns an `OctavoError` into one line on standard error and exit code 1."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _words_are_plain():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         if ctx.params.get("debug"):
             return super().invoke(ctx)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _words_are_plain():
                 warnings.simplefilter("ignore")  # torch's own, on the way through torch.export
                 warnings.simplefilter("always", OctavoWarning)
                 warnings.showwarning = lambda message, *place: _tell(f"warning: {message}")
-                return super().invoke(ctx)
+                found = super().invoke(ctx)
+                sys.stdout.flush()  # a full disk shows here
+                return found
         except OctavoError as error:
             _tell(str(error))
             raise typer.Exit(1) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `octavo ... | head`: click ends without a word
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            _tell(f"{where}{error.strerror or error}")
+            raise typer.Exit(1) from error
+
+
+@contextmanager
+def _words_are_plain() -> Iterator[None]:
+    """In what click says of a command line: its words may be names of files."""
+    try:
+        yield
+    except _UsageError as error:
+        vars(error)["message"] = plain(str(vars(error)["message"]), "\n")
+        raise
 
 
 def _tell(message: str) -> None:
-    line = Text("octavo: ", style="bold red").append(message.replace("\n", " "), style="default")
-    Console(stderr=True, soft_wrap=True).print(line)
+    words = plain(" ".join(message.split("\n")))
+    line = Text("octavo: ", style="bold red").append(words, style="default")
+    Screen(stderr=True, soft_wrap=True).print(line)
 
 
 app = typer.Typer(
@@ -79,12 +120,18 @@ def octavo(
     """
 
 
-def console() -> Console:
+def console() -> Screen:
     """Standard output; wide enough for a table where it is no terminal."""
-    out = Console()
-    return out if out.is_terminal else Console(width=NARROW_OUTPUT_WIDTH)
+    out = Screen()
+    return out if out.is_terminal else Screen(width=NARROW_OUTPUT_WIDTH)
 
 
 def print_json(data: Any) -> None:
-    """JSON and nothing else on standard output."""
-    sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    """JSON and nothing else on standard output; it knows no infinity and no NaN: ``null``."""
+    sys.stdout.write(json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
+
+
+def print_text(text: str) -> None:
+    """Lines as they are, for other programs as well; line ends may be CR LF."""
+    lines = (plain(line, "\t") for line in text.replace("\r\n", "\n").split("\n"))
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.app import console, print_json
+from octavo.cli.app import console, print_json, print_text
 from octavo.cli.options import (
     DATA_HELP,
     MODEL_HELP,
@@ -86,7 +86,7 @@ def compare(
     if as_json:
         print_json(result.to_dict())
     elif markdown:
-        typer.echo(result.to_markdown())
+        print_text(result.to_markdown())
     else:
         screen = console()
         screen.print(result)

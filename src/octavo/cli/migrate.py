@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from octavo.cli.app import print_json
+from octavo.cli.app import print_json, print_text
 from octavo.cli.options import JsonFlag
 
 
@@ -33,6 +32,6 @@ def migrate(
     if as_json:
         print_json(found.to_dict())
     else:
-        sys.stdout.write(f"{found.diff}\n{found}\n" if found.diff else f"{found}\n")
+        print_text(f"{found.diff}\n{found}" if found.diff else str(found))
     if not found.complete:
         raise typer.Exit(1)

@@ -99,7 +99,7 @@ def quantize(
     `octavo quantize model.pt2 --calibration x.npz --input-mean 0.485,0.456,0.406
     --input-std 0.229,0.224,0.225 -o m.octavo`
     """
-    from octavo.atomic import require_writable
+    from octavo.atomic import require_file
     from octavo.batches import Signature
     from octavo.data_source import load_data
     from octavo.errors import InputError
@@ -112,7 +112,7 @@ def quantize(
     if not weight_only and (bits != 8 or group_size is not None):
         raise InputError("--bits and --group-size are for --mode weight_only")
     network = load_model(model, weights)
-    require_writable(Path(output).parent)
+    require_file(output)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))
     images = image_options(image_size, mean, std, gray, raw=raw)
     data = load_data(calibration, Signature.of(network), batch_size, images)

@@ -90,7 +90,10 @@ def lower_as_meant(
     Raises:
         RuntimeUnavailable, MissingExtra, ExportError: see `octavo.runtimes.lower`.
     """
-    known = RUNTIMES[runtime]
+    known = RUNTIMES.get(runtime)
+    if known is None:
+        names = ", ".join(map(repr, RUNTIMES))
+        raise RuntimeUnavailable(f"there is no runtime {runtime!r}; choose one of {names}")
     options.refuse(runtime, *known.options, "precision")
     options = replace(options, precision=_resolved(options.precision, runtime))
     meant = _in_its_precision(graph, options.precision, known)

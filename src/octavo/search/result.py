@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.errors import InputError
 from octavo.html_table import html_table
 from octavo.model import QuantizedModel
+from octavo.rich_table import rich_table
 from octavo.search.layer_times import LayerTime
 from octavo.search.records import from_json
 from octavo.search.trial import Trial
@@ -127,14 +128,7 @@ class SearchResult:
         return json.dumps(self.to_dict(), indent=1)
 
     def __rich__(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title=self.verdict(), title_justify="left")
-        for index, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="right" if 0 < index < 6 else "left")
-        for trial in self.trials:
-            table.add_row(*self._cells(trial))
-        return table
+        return rich_table(_COLUMNS, map(self._cells, self.trials), self.verdict(), range(1, 6))
 
     def __str__(self) -> str:
         table = text_table([_COLUMNS, *map(self._cells, self.trials)])
