@@ -153,7 +153,8 @@ class _Branches(nn.Module):
     def __init__(self, draw: random.Random, x: Tensor) -> None:
         super().__init__()
         self.parts = nn.ModuleList(
-            nn.Sequential(_same_size(draw, x), _activation(draw)) for _ in range(draw.choice((2, 3)))
+            nn.Sequential(_same_size(draw, x), _activation(draw))
+            for _ in range(draw.choice((2, 3)))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -281,7 +282,19 @@ def _norm(draw: random.Random, x: Tensor) -> nn.Module:
     return nn.GroupNorm(1, x.shape[1])
 
 
-_SPATIAL = (_conv, _conv, _conv, _conv, _transposed, _Residual, _Gate, _Branches, _Pad, _pool, _pool)
+_SPATIAL = (
+    _conv,
+    _conv,
+    _conv,
+    _conv,
+    _transposed,
+    _Residual,
+    _Gate,
+    _Branches,
+    _Pad,
+    _pool,
+    _pool,
+)
 _Step = Callable[[random.Random, Tensor], nn.Module]
 _STEPS: dict[int, tuple[_Step, ...]] = {
     2: (_linear, _linear, _linear, _Residual, _Gate, _Branches, _norm),

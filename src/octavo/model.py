@@ -118,7 +118,7 @@ class QuantizedModel(nn.Module):
         if self._lowered is None:
             options = replace(self.options, precision=self.precision)
             try:
-                lowered = lower(self.graph, self.runtime, self.device, options, self._batches())
+                lowered = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
             except AttributeError as error:  # which nn.Module would tell as one of this property
                 raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
             self._lowered = _as_planned(lowered, self.plan)
@@ -134,14 +134,19 @@ class QuantizedModel(nn.Module):
         of_plan = None if self.plan.precision == "float32" else self.plan.precision
         return self.options.precision or of_plan
 
-    def _batches(self) -> list[Sequence[Tensor]]:
-        """The inputs that lowering compares results on; empty if it shall not."""
+    def check_inputs(self) -> list[tuple[Tensor, ...]]:
+        """Batches on which lowering compares results with the oracle; none if it shall not."""
         if not self.check:
             return []
         batch, kept = self.options.batch, self.samples
-        if kept is not None and (batch is None or all(len(t) == batch for t in kept if t.dim())):
-            return [kept]
-        return [random_inputs(self._structure, batch)]
+        if kept is None or (batch is not None and any(len(t) != batch for t in kept if t.dim())):
+            kept = random_inputs(self._structure, batch or _SAMPLES)
+        if sum(tensor.numel() for tensor in kept) > _MOST_VALUES:
+            return []
+        small = sum(buffer.numel() for buffer in self.buffers()) <= _SMALL_MODEL
+        # Where it takes no time: some faults show in a batch of one, or in one that is larger.
+        others = _OTHER_BATCHES if small and batch is None else ()
+        return [kept, *(random_inputs(self._structure, size, seed=size) for size in others)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the float model returns, computed in int8.
@@ -316,6 +321,11 @@ def _as_planned(lowered: Lowered, plan: Plan) -> Lowered:
     fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in quantized}
     return replace(lowered, fallbacks=fallbacks)
 
+
+_SAMPLES = 2
+_OTHER_BATCHES = (1, 7)
+_SMALL_MODEL = 2**20  # values of its tensors
+_MOST_VALUES = 2**26  # of inputs: what a file says of their sizes shall not fill the memory
 
 # Where these run in float, something can be done about it; the summary names the others as well.
 _WITH_KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})

@@ -1,16 +1,14 @@
-"""A quantized graph as an ONNX model, and as a file."""
+"""A quantized graph as an ONNX model."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from octavo.atomic import replacing
 from octavo.errors import ExportError
 from octavo.graph import Graph, Node
 from octavo.islands import in_float32
 from octavo.onnx.operators import CONVERTERS, LAZY
-from octavo.onnx.writer import Dialect, Writer, serialized
+from octavo.onnx.writer import Dialect, Writer
 from octavo.version import __version__
 
 
@@ -47,15 +45,3 @@ def converter_of(node: Node) -> Any:
 def _convert(writer: Writer, node: Node) -> None:
     with writer.writing(node) as finish:
         finish(converter_of(node)(writer, node))
-
-
-def save_onnx(model: Any, path: str | os.PathLike[str]) -> None:
-    """Write a model to a file: whole or not at all.
-
-    Raises:
-        ExportError: it is larger than the 2 GB that one file can hold.
-        ArtifactError: the file cannot be written.
-    """
-    data = serialized(model)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)

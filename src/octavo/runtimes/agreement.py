@@ -42,26 +42,53 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
     Raises:
         InputError: the runtime cannot run on inputs that the oracle runs on.
     """
-    samples = sum(batch[0].shape[0] if batch and batch[0].dim() else 1 for batch in batches)
     device = _device_of(batches)
     oracle = run_of(graph, device)
     with torch.inference_mode():
-        try:
-            wanted = [oracle(*batch) for batch in batches]
-        except (RuntimeError, IndexError, ValueError):
+        pairs = [(batch, _results(oracle, batch)) for batch in batches]
+        known = [(batch, want) for batch, want in pairs if want is not None]
+        batches, wanted = [batch for batch, _ in known], [want for _, want in known]
+        if not known:
             return None
         errors = _errors(wanted, [lowered.run(*batch) for batch in batches])
+        bounds = _bounds(graph, lowered, batches, wanted, errors)
+    samples = sum(batch[0].shape[0] if batch and batch[0].dim() else 1 for batch in batches)
+    if bounds is None:
         nearest = min((error.db for error in errors), default=math.inf)
-        if nearest >= NEAR_DB:
-            return Agreement(nearest, None, samples, agrees=True)
-        draws = []
-        for seed in range(_DRAWS):
-            other = nudged(graph, lowered, device, seed)
-            draws.append(_errors(wanted, [other(*batch) for batch in batches]))
-    bounds = [_largest(errors) for errors in zip(*draws, strict=True)]
+        return Agreement(nearest, None, samples, agrees=True)
     within = [error.within(bound) for error, bound in zip(errors, bounds, strict=True)]
     worst = min(range(len(errors)), key=lambda index: (within[index], errors[index].db))
     return Agreement(errors[worst].db, bounds[worst].db, samples, all(within))
+
+
+def _results(oracle: Callable[..., Any], batch: Batch) -> tuple[Any, ...] | None:
+    """What the oracle makes of a batch; ``None`` where it cannot run on it."""
+    try:
+        results: tuple[Any, ...] = oracle(*batch)
+    except (RuntimeError, IndexError, ValueError):
+        return None
+    return results
+
+
+def _bounds(
+    graph: Graph,
+    lowered: Lowered,
+    batches: Sequence[Batch],
+    wanted: Sequence[Sequence[Any]],
+    errors: Sequence[_Error],
+) -> list[_Error] | None:
+    """For each output how far it may be off; ``None`` where all are so near that it is plain."""
+    if all(error.db >= NEAR_DB for error in errors):
+        return None
+    draws: list[list[_Error]] = []
+    bounds: list[_Error] = []
+    for seed in range(_DRAWS):
+        other = nudged(graph, lowered, _device_of(batches), seed)
+        draws.append(_errors(wanted, [other(*batch) for batch in batches]))
+        bounds = [_largest(several) for several in zip(*draws, strict=True)]
+        if all(error.within(bound) for error, bound in zip(errors, bounds, strict=True)):
+            break
+    return bounds
 
 
 def farthest_layer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -72,7 +73,7 @@ def lower_proved(
     if found is None:
         return replace(made, note=_joined(made.note, _NOT_COMPARED))
     if not found.agrees:
-        where = _where(meant, runtime, device, options, samples[0])
+        where = _where(meant, runtime, device, options, samples)
         raise RuntimeDisagrees(
             f"the {runtime} runtime computes something else than the model says here: its results "
             f"are {found.sqnr_db:.1f} dB from the oracle's, where rounding explains "
@@ -140,13 +141,17 @@ _NOT_COMPARED = (
 
 
 def _where(
-    graph: Graph, runtime: str, device: torch.device, options: Options, batch: Sequence[Tensor]
+    graph: Graph,
+    runtime: str,
+    device: torch.device,
+    options: Options,
+    batches: Sequence[Sequence[Tensor]],
 ) -> str:
     """The layer to blame, as a clause; empty where the graph cannot be cut."""
+    how = (runtime, device, options)
     try:
-        layer, db = farthest_layer(
-            graph, lambda cut: lower_as_meant(cut, runtime, device, options)[0], batch
-        )
+        farthest = partial(farthest_layer, graph, lambda cut: lower_as_meant(cut, *how)[0])
+        layer, db = min(map(farthest, batches), key=lambda found: found[1])
     except (OctavoError, RuntimeError):
         return ""
     return f"; by itself the layer {layer!r} is farthest off, {db:.1f} dB"

@@ -47,15 +47,46 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """
     check_device("openvino", device)
     exact, reasons = with_float_weights(graph)
-    compiled = _compiled(exact, options)
+    made = from_file(serialized(to_onnx(exact, DIALECTS["openvino"])), graph, options)
+    return replace(made, fallbacks={**made.fallbacks, **reasons})
+
+
+def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
+    """Compile the content of an ONNX file that was made of this graph.
+
+    Raises:
+        RuntimeUnavailable: OpenVINO cannot compile it.
+    """
+    compiled = _compiled(data, options)
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
     run = _runner(compiled, graph, options.batch)
-    made = Lowered("openvino", run, kernels, fallbacks | reasons)
+    made = Lowered("openvino", run, kernels, fallbacks)
     return replace(made, float_error=2.0**-7) if options.precision == "bfloat16" else made
 
 
-def _compiled(graph: Graph, options: Options) -> Any:
+def as_others_load(data: bytes, graph: Graph) -> Lowered:
+    """The same with OpenVINO's own settings.
+
+    Raises:
+        RuntimeUnavailable: OpenVINO cannot compile it.
+    """
+    core = openvino.Core()
+    try:
+        compiled = core.compile_model(core.read_model(data), "CPU")
+    except RuntimeError as error:
+        raise RuntimeUnavailable(f"OpenVINO cannot compile the model: {_reason(error)}") from error
+    return Lowered("openvino", _runner(compiled, graph, None), {}, {})
+
+
+# What `from_file` sets, in words: without it other numbers come out of some models.
+SETTINGS = (
+    'core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", '
+    '"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})'
+)
+
+
+def _compiled(data: bytes, options: Options) -> Any:
     core = openvino.Core()
     settings: dict[str, Any] = {
         **_EXACT,
@@ -63,7 +94,6 @@ def _compiled(graph: Graph, options: Options) -> Any:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": options.threads or torch.get_num_threads(),
     }
-    data = serialized(to_onnx(graph, DIALECTS["openvino"]))
     try:
         model = core.read_model(data)
         if options.batch is not None:
