@@ -61,6 +61,13 @@ class Likeness:
             self.equal += int(same.sum())
             self.decisions += same.numel()
 
+    def add(self, other: Likeness) -> None:
+        """Add the batches of another."""
+        self.signal += other.signal
+        self.noise += other.noise
+        self.equal += other.equal
+        self.decisions += other.decisions
+
     @property
     def sqnr_db(self) -> float:
         """Signal over noise in dB; infinite where the outputs are equal."""

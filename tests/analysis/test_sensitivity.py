@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ from torch.nn import functional
 
 import octavo
 from analysis.culprits import planted
+from octavo.analysis.sensitivity import _ranks, _spearman
+from octavo.analysis.study import Score
 from octavo.analysis.variants import all_but, layers_of, only
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, InputError
@@ -208,3 +211,27 @@ def test_what_is_missing(net: nn.Module, data: list[tuple[Tensor, Tensor]]) -> N
         octavo.sensitivity(net, data[0][0], data=data, mode="static", target="x86")
     with pytest.raises(InputError, match="metric='f1'"):
         octavo.sensitivity(net, calibration=data, data=data, metric="f1", target="x86")
+
+
+def test_equal_values_share_their_rank() -> None:
+    """scipy.stats.rankdata and spearmanr give the same."""
+    assert _ranks([3.0, 1.0, 3.0, 2.0, 3.0]) == [3.0, 0.0, 3.0, 1.0, 3.0]
+    assert _spearman([1.0, 2.0, 2.0, 3.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.9486833)
+    assert _spearman([math.inf, math.inf, 1.0], [5.0, 5.0, 2.0]) == pytest.approx(1.0)
+    assert _spearman([1.0, 1.0], [1.0, 2.0]) == 0.0
+
+
+def test_parts_of_the_data_add_up_to_the_whole() -> None:
+    torch.manual_seed(0)
+    exact, outputs, labels = torch.randn(12, 4), torch.randn(12, 4), torch.randint(0, 4, (12,))
+    whole, total = Score(None), Score(None)
+    whole.update(exact, outputs, labels)
+    for part in (slice(0, 5), slice(5, 12)):
+        score = Score(None)
+        score.update(exact[part], outputs[part], labels[part])
+        total.add(score)
+    assert total.value() == whole.value()
+    assert total.likeness.sqnr_db == pytest.approx(whole.likeness.sqnr_db)
+    assert whole.likeness.agreement is not None
+    assert total.likeness.agreement == whole.likeness.agreement
+    assert total.likeness.decisions == 12

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -268,8 +269,6 @@ def _spearman(one: Iterable[float], other: Iterable[float]) -> float:
 
 
 def _ranks(values: list[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    for rank, index in enumerate(order):
-        ranks[index] = float(rank)
-    return ranks
+    """The place of each in ascending order; those that are equal share the mean of theirs."""
+    order = sorted(values)
+    return [(bisect_left(order, v) + bisect_right(order, v) - 1) / 2 for v in values]

@@ -49,8 +49,7 @@ class Score:
 
     def add(self, other: Score) -> None:
         """Add the batches of another."""
-        self.likeness.signal += other.likeness.signal
-        self.likeness.noise += other.likeness.noise
+        self.likeness.add(other.likeness)
         self._calls += other._calls
         if isinstance(self._metric, TopK) and isinstance(other._metric, TopK):
             self._metric.right += other._metric.right
