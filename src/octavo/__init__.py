@@ -22,8 +22,8 @@ from octavo.calibrate import Calibrated, Calibration, calibrate
 from octavo.capture import capture
 from octavo.compare import compare
 from octavo.comparison import Comparison
-from octavo.errors import OctavoError
-from octavo.model import OctavoWarning, QuantizedModel, load
+from octavo.errors import OctavoError, OctavoWarning
+from octavo.model import QuantizedModel, load
 from octavo.observers import (
     MSE,
     Entropy,

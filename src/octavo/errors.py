@@ -13,7 +13,8 @@ OctavoError
 │   └── RuntimeDisagrees    it computes something else than the model says
 └── MissingExtra        an optional package is not installed
 
-Each message names the layer or tensor, the value found, and the way out.
+Each message names the layer or tensor, the value found, and the way out. `OctavoWarning` tells what
+works, though not as it might.
 """
 
 from __future__ import annotations
@@ -88,3 +89,10 @@ class MissingExtra(OctavoError):
         )
         self.package = package
         self.extra = extra
+
+
+class OctavoWarning(UserWarning):
+    """Something works, but not as fast or as exactly as it could."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(plain(message, "\n"))

@@ -15,22 +15,20 @@ from torch import Tensor, nn
 from octavo import artifact
 from octavo.batches import Signature
 from octavo.call import build_output, flatten_call
-from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
+from octavo.errors import (
+    ArtifactError,
+    InputError,
+    OctavoError,
+    OctavoWarning,
+    RuntimeUnavailable,
+)
 from octavo.graph import Graph
 from octavo.model_state import extra_state, restored
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.runtimes.examples import random_inputs
 from octavo.screening import Watched, run_around
-from octavo.shown import plain
 from octavo.summary import Summary, summarize
-
-
-class OctavoWarning(UserWarning):
-    """Something works, but not as fast as it could."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(plain(message, "\n"))
 
 
 class QuantizedModel(nn.Module):

@@ -23,6 +23,7 @@ from octavo.passes import take_pixels
 from octavo.pixels import Pixels
 from octavo.plan import Plan, plan
 from octavo.qat import QATModel
+from octavo.qat.model import prepared_in
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.version import __version__
 from octavo.weights import correct_biases
@@ -161,7 +162,7 @@ _NO_CALIBRATION = (
 
 
 def convert(
-    source: Graph | QATModel,
+    source: Graph | nn.Module,
     plan: Plan | None = None,
     qparams: Mapping[str, QParams] | None = None,
     *,
@@ -173,7 +174,9 @@ def convert(
     """A quantized model from a trained `QATModel`, or from a float graph, a plan and its qparams.
 
     Args:
-        source: from `octavo.prepare_qat`, and trained; or a graph from `octavo.capture`.
+        source: from `octavo.prepare_qat`, and trained; in `DataParallel`, `AveragedModel`, timm's
+            ``ModelEma`` or what ``torch.compile`` made of it if you like. Or a graph from
+            `octavo.capture`.
         plan: from `octavo.plan`, for that graph; a `QATModel` has its own.
         qparams: from `octavo.calibrate`; a `QATModel` has its own.
         signature: the argument names of the float model's ``forward``; the graph's without it.
@@ -184,13 +187,13 @@ def convert(
             runtimes with the oracle; without it inputs are drawn from the ranges of the data.
 
     Raises:
-        PlanError: the plan is another graph's, or qparams are missing.
+        PlanError: the plan is another graph's, qparams are missing, or the module is another one.
         InputError: the graph has no image input that could be ``pixels``.
         CalibrationError: the `QATModel` was neither trained nor calibrated.
     """
     made: dict[str, Any]
-    if isinstance(source, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        source = source.module
+    if isinstance(source, nn.Module):
+        source = prepared_in(source)
     if isinstance(source, QATModel):
         if plan is not None or qparams is not None:
             raise PlanError("a prepared model has its own plan and qparams: convert it alone")

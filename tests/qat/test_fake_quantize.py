@@ -131,8 +131,62 @@ def test_a_range_that_is_not_known_names_the_tensor_and_the_way_out() -> None:
     message = r"tensor 'some\.tensor' is not known: train for a step, or pass calibration="
     with pytest.raises(CalibrationError, match=message):
         observed(MinMax()).qparams()
+    still = observed(MinMax())
+    still.observing = False
     with pytest.raises(CalibrationError, match=message):
-        observed(MinMax()).eval()(FIRST)
+        still(FIRST)
+
+
+def test_before_anything_was_seen_evaluation_rounds_nothing() -> None:
+    module = observed(MinMax()).eval()
+    assert not module.rounds
+    assert torch.equal(module(FIRST), FIRST)
+    assert not module.seen
+    module.train()(FIRST)
+    assert module.eval().rounds
+    assert not torch.equal(module(FIRST), FIRST)
+
+
+@pytest.mark.parametrize("observer", [MinMax(), MovingAverageMinMax(0.5), FixedRange(-1.0, 3.0)])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint4"])
+def test_evaluation_is_the_oracle_to_the_bit(observer: Observer, dtype: str) -> None:
+    """Halves too, where training may round the other way, and with an odd zero point."""
+    module = observed(observer, dtype)
+    module(torch.tensor([-1.0, 3.0]))
+    qparams = module.eval().qparams()
+    halves = (torch.arange(-300, 300) + 0.5) * qparams.scale
+    x = torch.cat([halves, torch.randn(1000), torch.nextafter(halves, torch.tensor(9.0))])
+    x.requires_grad_()
+    y = module(x)
+    assert torch.equal(y.detach(), fake_quantize(x.detach(), qparams))
+    with torch.no_grad():
+        assert torch.equal(module(x), y)
+    y.sum().backward()
+    ends = fake_quantize(torch.tensor([-9.0, 9.0]), qparams)
+    inside = (x > ends[0] - 0.49 * qparams.scale) & (x < ends[1] + 0.49 * qparams.scale)
+    outside = (x < ends[0] - 0.51 * qparams.scale) | (x > ends[1] + 0.51 * qparams.scale)
+    assert x.grad is not None
+    assert bool((x.grad[inside] == 1).all())
+    assert bool((x.grad[outside] == 0).all())
+
+
+def test_a_mean_over_steps_is_the_mean_of_the_ranges_that_were_known() -> None:
+    """As an average of the buffers (EMA) makes it that began before anything was seen.
+
+    Half, a quarter and an eighth of -2..6, -2..6 and -1..3, and nothing for what was before.
+    """
+    module, average = observed(MinMax()), observed(MinMax())
+    for x in (FIRST, 2 * FIRST, FIRST):
+        module(x)
+        for name in ("low", "high", "share"):
+            average.get_buffer(name).lerp_(module.get_buffer(name), 0.5)
+    assert average.seen
+    assert average.share.item() == 0.875
+    low, high = -(0.125 * 1 + 0.75 * 2) / 0.875, (0.125 * 3 + 0.75 * 6) / 0.875
+    assert average.qparams().scale.item() == pytest.approx((high - low) / 255, rel=1e-6)
+    average(torch.tensor([-9.0, 1.0]))  # and goes on from there
+    assert bounds_of(average) == [-9.0, pytest.approx(high)]
+    assert average.share.item() == 1.0
 
 
 def test_an_observer_that_cannot_follow_is_refused() -> None:
@@ -155,7 +209,7 @@ def test_a_checkpoint_keeps_what_was_seen(observer: Observer) -> None:
     assert torch.equal(other.qparams().scale, module.qparams().scale)
     module(SECOND), other(SECOND)
     assert bounds_of(other) == bounds_of(module)
-    assert set(module.state_dict()) == {"low", "high"}
+    assert set(module.state_dict()) == {"low", "high", "share"}
 
 
 def weights(**scheme: object) -> WeightFakeQuantize:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from decibel import sqnr_db
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -57,8 +59,20 @@ def step(qat: nn.Module, x: Tensor) -> Tensor:
 def test_a_model_that_was_never_trained_is_not_converted(x: Tensor) -> None:
     with pytest.raises(CalibrationError, match="tensor 'x' is not known: train for a step, or"):
         octavo.convert(prepared(x))
-    with pytest.raises(CalibrationError, match="tensor 'x' is not known"):
-        prepared(x).eval()(x)
+
+
+def test_before_the_first_step_evaluation_rounds_weights_alone(x: Tensor) -> None:
+    """A trainer's sanity check evaluates then (Lightning); what it gives is said."""
+    net = Classifier().eval()
+    qat = octavo.prepare_qat(net, x).eval()
+    with pytest.warns(octavo.OctavoWarning, match=r"3 of 3 activations have no range yet.*'x'"):
+        y = qat(x)
+    assert 30 < sqnr_db(net(x), y) < 60
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sqnr_db(net(x), qat.fake_quantize(False)(x)) > 100
+        qat.fake_quantize().train()(x)
+        assert sqnr_db(net(x), qat.eval()(x)) < 60
 
 
 def test_without_a_trainable_parameter_there_is_nothing_to_train(x: Tensor) -> None:

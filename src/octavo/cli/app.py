@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, OctavoWarning
 from octavo.json_numbers import finite
-from octavo.model import OctavoWarning
 from octavo.shown import plain
 from octavo.version import __version__
 

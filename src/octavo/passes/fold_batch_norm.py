@@ -32,7 +32,9 @@ def fold_batch_norm(graph: Graph) -> Graph:
     same: dict[str, str] = {}
     for name, norm in foldable_norms(graph).items():
         layer = layers[name]
-        weight, bias = _folded(layer, norm, constants)
+        own = (*layer.args[1:3], None)[:2]
+        tensors = [None if ref is None else constants[ref.name] for ref in (*own, *norm.args[1:5])]
+        weight, bias = folded_tensors(layer, norm, *tensors)  # type: ignore[arg-type]
         constants[layer.args[1].name] = weight
         constants[bias_name(layer)] = bias
         args = (layer.args[0], layer.args[1], Ref(bias_name(layer)), *layer.args[3:])
@@ -55,6 +57,28 @@ def foldable_norms(graph: Graph) -> dict[str, Node]:
         if layer is not None and _can_fold(layer, graph, users):
             found[layer.name] = norm
     return found
+
+
+def folded_tensors(
+    layer: Node,
+    norm: Node,
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``norm(layer(x))``, computed in float64.
+
+    ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``.
+    """
+    factor = torch.rsqrt(variance.double() + norm.args[7])
+    if gamma is not None:
+        factor = factor * gamma.double()
+    shift = -mean.double() if bias is None else bias.double() - mean.double()
+    shift = shift * factor + (0.0 if beta is None else beta.double())
+    return scaled(weight.double(), factor, layer).to(weight.dtype), shift.to(weight.dtype)
 
 
 def bias_name(layer: Node) -> str:
@@ -93,21 +117,3 @@ def _can_fold(layer: Node, graph: Graph, users: dict[str, list[Node]]) -> bool:
     leaving = set(graph.output_names())
     alone = all(len(users[name]) == 1 and name not in leaving for name in (layer.name, *own))
     return over_channels and alone and (bias_name(layer) in own or bias_name(layer) not in users)
-
-
-def _folded(layer: Node, norm: Node, constants: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of ``norm(layer(x))``, computed in float64.
-
-    ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``.
-    """
-    values = [None if ref is None else constants[ref.name].double() for ref in norm.args[1:5]]
-    gamma, beta, mean, variance = values
-    assert mean is not None and variance is not None
-    factor = torch.rsqrt(variance + norm.args[7])
-    if gamma is not None:
-        factor = factor * gamma
-    weight = constants[layer.args[1].name]
-    bias_ref = layer.args[2] if len(layer.args) > 2 else None
-    bias = -mean if bias_ref is None else constants[bias_ref.name].double() - mean
-    bias = bias * factor + (0.0 if beta is None else beta)
-    return scaled(weight.double(), factor, layer).to(weight.dtype), bias.to(weight.dtype)

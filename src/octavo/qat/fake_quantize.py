@@ -16,7 +16,11 @@ from octavo.affine import QParams, blocks, unchecked_qparams
 from octavo.errors import CalibrationError, PlanError
 from octavo.observers import Bounds, FixedRange, MinMax, MovingAverageMinMax, Observer
 from octavo.observers.base import extrema
-from octavo.qat.rounding import fake_quantize, fake_quantize_learned
+from octavo.qat.rounding import (
+    fake_quantize,
+    fake_quantize_as_deployed,
+    fake_quantize_learned,
+)
 from octavo.qconfig import QSpec
 from octavo.scheme import Scheme
 
@@ -34,7 +38,10 @@ class FakeQuantize(nn.Module):
         observing: whether it looks at what it is given, in training mode.
         scales_with: whether a weight times a factor for each output channel is rounded to the
             rounded weight times the factor.
-        has_nan: whether a value was not a number in training, bool ``[]``; who reads it resets it.
+        has_nan: above 0 if a value was not a number in training, float32 ``[]``, since means over
+            steps are taken of buffers; who reads it resets it.
+        rounds: whether it rounds now: an activation whose range is not known yet is left as it is
+            in evaluation.
     """
 
     has_nan: Tensor
@@ -44,11 +51,23 @@ class FakeQuantize(nn.Module):
         super().__init__()
         self.name, self.scheme = name, scheme
         self.enabled = self.observing = True
-        self.register_buffer("has_nan", torch.tensor(False), persistent=False)
+        self.register_buffer("has_nan", torch.tensor(0.0), persistent=False)
 
     def qparams(self) -> QParams:
         """Scale and zero point as they are now."""
         raise NotImplementedError
+
+    def qparams_of(self, x: Tensor) -> QParams:
+        """Scale and zero point to round a tensor with."""
+        return self.qparams()
+
+    @property
+    def rounds(self) -> bool:
+        return self.enabled
+
+    def rounded(self, x: Tensor, qparams: QParams) -> Tensor:
+        """A tensor that is rounded; in evaluation as the converted model does it, to the bit."""
+        return (fake_quantize if self.training else fake_quantize_as_deployed)(x, qparams)
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, {self.scheme}"
@@ -59,12 +78,21 @@ class ObservedFakeQuantize(FakeQuantize):
 
     Under ``DistributedDataParallel`` every process sees the extrema of all.
 
+    The range is ``[low / share, high / share]``, with a share of 1 once something was seen and 0
+    before. So any weighted mean of the buffers of several models, and of one at several steps (EMA,
+    SWA), is the mean of the ranges of those that had one.
+
+    Attributes:
+        low, high: the range, times the share; float32 ``[]``.
+        share: float32 ``[]``.
+
     Raises:
         PlanError: the observer's range is not made of extrema, and no range is given.
     """
 
     low: Tensor
     high: Tensor
+    share: Tensor
 
     def __init__(self, name: str, spec: QSpec, bounds: Bounds | None = None) -> None:
         super().__init__(name, spec.scheme)
@@ -73,16 +101,28 @@ class ObservedFakeQuantize(FakeQuantize):
         if isinstance(spec.observer, FixedRange):
             low, high = spec.observer.low, spec.observer.high
             bounds = Bounds(torch.tensor(low), torch.tensor(high))
-        nothing = torch.tensor(float("inf"))
-        known = Bounds(nothing, -nothing) if bounds is None else bounds
+        nothing = torch.tensor(0.0)
+        known = Bounds(nothing, nothing) if bounds is None else bounds
         self.register_buffer("low", known.low.detach().to(torch.float32).clone())
         self.register_buffer("high", known.high.detach().to(torch.float32).clone())
-        self.seen = bounds is not None
+        self.register_buffer("share", torch.tensor(float(bounds is not None)))
+        self._seen = bounds is not None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observing and self.training:
             self._observe(x)
-        return fake_quantize(x, self.qparams()) if self.enabled else x
+        return self.rounded(x, self.qparams()) if self.rounds else x
+
+    @property
+    def rounds(self) -> bool:
+        return self.enabled and (self.training or self.seen)
+
+    @property
+    def seen(self) -> bool:
+        """Whether something was seen."""
+        if not self._seen:  # asked of the buffers only until they have one: a device waits for it
+            self._seen = bool(self.share > 0)
+        return self._seen
 
     def qparams(self) -> QParams:
         """Scale and zero point as they are now.
@@ -92,26 +132,32 @@ class ObservedFakeQuantize(FakeQuantize):
         """
         if not self.seen:
             raise CalibrationError(unknown_range(self.name))
-        return unchecked_qparams(self.low, self.high, self.scheme)
+        return unchecked_qparams(*self._range(), self.scheme)
+
+    def _range(self) -> tuple[Tensor, Tensor]:
+        share = self.share.clamp(min=_SMALLEST)
+        return self.low / share, self.high / share
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         low, high = _across_processes(*extrema(x, None))
         finite = torch.isfinite(high - low)
-        self.has_nan |= torch.isnan(low)
+        self.has_nan += torch.isnan(low)
+        known_low, known_high = self._range()
         if self.step is None:
-            new_low, new_high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+            new_low, new_high = torch.minimum(known_low, low), torch.maximum(known_high, high)
         else:
-            first = self.low > self.high
-            new_low = torch.where(first, low, self.low + self.step * (low - self.low))
-            new_high = torch.where(first, high, self.high + self.step * (high - self.high))
-        self.low.copy_(torch.where(finite, new_low, self.low))
-        self.high.copy_(torch.where(finite, new_high, self.high))
-        self.seen = True
+            new_low = known_low + self.step * (low - known_low)
+            new_high = known_high + self.step * (high - known_high)
+        first = self.share <= 0
+        self.low.copy_(torch.where(finite, torch.where(first, low, new_low), self.low))
+        self.high.copy_(torch.where(finite, torch.where(first, high, new_high), self.high))
+        self.share.copy_(torch.where(finite, 1.0, self.share))
+        self._seen = True
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self.seen = bool(self.low <= self.high)
+        self._seen = False
 
 
 class WeightFakeQuantize(FakeQuantize):
@@ -130,16 +176,15 @@ class WeightFakeQuantize(FakeQuantize):
         )
 
     def forward(self, weight: Tensor) -> Tensor:
-        return fake_quantize(weight, self.qparams_of(weight)) if self.enabled else weight
+        return self.rounded(weight, self.qparams_of(weight)) if self.enabled else weight
 
     @torch.no_grad()
     def qparams_of(self, weight: Tensor) -> QParams:
-        """Scale and zero point of a weight."""
         rows, axis = blocks(weight.to(torch.float32), self.scheme)
         bounds = self.observer.bounds(self.observer.update(None, rows, axis), self.scheme)
         qparams = unchecked_qparams(bounds.low, bounds.high, self.scheme)
         if self.training:
-            self.has_nan |= ~torch.isfinite(bounds.high - bounds.low).all()
+            self.has_nan += ~torch.isfinite(bounds.high - bounds.low).all()
         if self.scheme.group_size is None:
             return qparams
         shape = (weight.shape[0], -1)
@@ -163,19 +208,26 @@ class LearnedFakeQuantize(FakeQuantize):
     def __init__(self, name: str, start: QParams) -> None:
         super().__init__(name, start.scheme)
         self.scale = nn.Parameter(start.scale.detach().clone())
-        self.register_buffer("zero_point", start.zero_point.detach().clone())
+        # A float, which a mean over steps (EMA) does not round down.
+        self.register_buffer("zero_point", start.zero_point.detach().to(torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.has_nan |= torch.isnan(x.detach().sum())
-        if not self.enabled:
-            return x
+        qparams = self.qparams_of(x)
+        return self.rounded(x, qparams) if self.enabled else x
+
+    def rounded(self, x: Tensor, qparams: QParams) -> Tensor:
         values = x.numel() / max(1, self.scale.numel())
         slow = (values * max(1, self.scheme.qmax)) ** -0.5
-        return fake_quantize_learned(x, self.qparams(), slow)
+        return fake_quantize_learned(x, qparams, slow)
+
+    def qparams_of(self, x: Tensor) -> QParams:
+        if self.training:
+            self.has_nan += torch.isnan(x.detach().sum())
+        return self.qparams()
 
     def qparams(self) -> QParams:
-        return QParams(self.scale.clamp(min=_SMALLEST), self.zero_point, self.scheme)
+        zero_point = self.zero_point.round().to(torch.int32)
+        return QParams(self.scale.clamp(min=_SMALLEST), zero_point, self.scheme)
 
 
 def learned_start(weight: Tensor, scheme: Scheme) -> QParams:

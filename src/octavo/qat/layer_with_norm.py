@@ -9,17 +9,17 @@ larger).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo import operators
 from octavo.errors import TrainingError
 from octavo.graph import Node
-from octavo.passes.fold_batch_norm import scaled
-from octavo.qat.fake_quantize import FakeQuantize
+from octavo.passes.fold_batch_norm import folded_tensors, scaled
+from octavo.qat.layer_rounding import LayerRounding
 
 # A channel that is switched off (gamma 0) still has a weight to round.
 _SMALLEST_FACTOR = 1e-12
@@ -50,13 +50,15 @@ class LayerWithNorm:
 
     Attributes:
         layer, norm: the two nodes.
-        fake_quantize: of the folded weight; ``None`` leaves it in float.
+        operator: the layer's.
+        rounding: of the folded weight and bias.
         mode: of the model.
     """
 
     layer: Node
     norm: Node
-    fake_quantize: FakeQuantize | None
+    operator: Callable[..., Tensor]
+    rounding: LayerRounding
     mode: Mode
 
     def __call__(
@@ -69,31 +71,26 @@ class LayerWithNorm:
         mean: Tensor,
         variance: Tensor,
     ) -> Tensor:
-        operator = operators.resolve(self.layer.op)
         rest = self.layer.args[3:]
-        factor = torch.rsqrt(variance + self.norm.args[7])
-        factor = factor if gamma is None else factor * gamma
         if self.mode.batch_statistics:
-            y: Tensor = operator(x, self._rounded(weight, factor.detach()), bias, *rest)
+            factor = torch.rsqrt(variance + self.norm.args[7])
+            factor = factor if gamma is None else factor * gamma
+            y: Tensor = self.operator(x, self._rounded(weight, factor.detach()), bias, *rest)
             return batch_norm(self.norm, y, gamma, beta, mean, variance)
-        folded = scaled(weight, factor, self.layer)
-        shift = (-mean if bias is None else bias - mean) * factor
-        result: Tensor = operator(
-            x,
-            folded if self.fake_quantize is None else self.fake_quantize(folded),
-            shift if beta is None else shift + beta,
-            *rest,
-        )
+        tensors = (weight, bias, gamma, beta, mean, variance)
+        folded = folded_tensors(self.layer, self.norm, *tensors)
+        result: Tensor = self.operator(x, *self.rounding(*folded), *rest)
         return result
 
     def _rounded(self, weight: Tensor, factor: Tensor) -> Tensor:
         """The weight that, once folded, is the rounded folded weight."""
-        if self.fake_quantize is None:
+        fake_quantize = self.rounding.weight
+        if fake_quantize is None:
             return weight
-        if self.fake_quantize.scales_with:
-            return self.fake_quantize(weight)  # type: ignore[no-any-return]
+        if fake_quantize.scales_with:
+            return fake_quantize(weight)  # type: ignore[no-any-return]
         factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
-        rounded = self.fake_quantize(scaled(weight, factor, self.layer))
+        rounded = fake_quantize(scaled(weight, factor, self.layer))
         return scaled(rounded, 1 / factor, self.layer)
 
 

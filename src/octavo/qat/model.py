@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from octavo.affine import QParams
 from octavo.batches import Signature
 from octavo.calibrate import qparams_of_weight
 from octavo.call import build_output, flatten_call
-from octavo.errors import CalibrationError, PlanError, TrainingError
+from octavo.errors import CalibrationError, OctavoWarning, PlanError, TrainingError
 from octavo.graph import Graph
 from octavo.plan import Plan
 from octavo.program import compile_steps
@@ -163,8 +164,11 @@ class QATModel(nn.Module):
         self._mode.training = self.training
         constants = self._tensors()
         before = self._observed(constants) if self.training else []
+        if not self.training:
+            self._warn_of_unknown_ranges()
         results = self._run(*tensors, *constants.values())
-        if self.training:
+        # Asked here and not in a method: torch.compile can only break its graph here.
+        if self.training and self._nan_flags().any():
             self._refuse_nan(before)
         return build_output(graph, results)
 
@@ -179,8 +183,20 @@ class QATModel(nn.Module):
         ]
         for module in self._by_tensor().values():
             if isinstance(module, ObservedFakeQuantize):
-                tensors += [module.low, module.high]
+                tensors += [module.low, module.high, module.share]
         return [(tensor, tensor.clone()) for tensor in tensors]
+
+    def _warn_of_unknown_ranges(self) -> None:
+        observed = [m for m in self._by_tensor().values() if isinstance(m, ObservedFakeQuantize)]
+        unknown = [module.name for module in observed if module.enabled and not module.seen]
+        if unknown:
+            warnings.warn(
+                f"{len(unknown)} of {len(observed)} activations have no range yet, the first is "
+                f"{unknown[0]!r}: this evaluation does not round them. A training step finds them, "
+                "or calibration= of prepare_qat",
+                OctavoWarning,
+                stacklevel=5,  # through __call__ of nn.Module
+            )
 
     def _compiled(self) -> Callable[..., tuple[Any, ...]]:
         graph = self._model.graph
@@ -194,13 +210,13 @@ class QATModel(nn.Module):
         )
         return compile_steps([*inputs, *self._places], steps, outputs, {})
 
+    def _nan_flags(self) -> Tensor:
+        return torch.stack([module.has_nan for module in self._by_tensor().values()])
+
     @torch.no_grad()
     def _refuse_nan(self, before: list[tuple[Tensor, Tensor]]) -> None:
         modules = list(self._by_tensor().values())
-        flags = torch.stack([module.has_nan for module in modules])
-        if not bool(flags.any()):
-            return
-        first = modules[int(flags.to(torch.uint8).argmax())].name
+        first = modules[int((self._nan_flags() > 0).to(torch.uint8).argmax())].name
         for module in modules:
             module.has_nan.zero_()
         for tensor, value in before:
@@ -246,7 +262,7 @@ class QATModel(nn.Module):
         found = {}
         for name, tensor in self.plan.quantized.items():
             module = modules[tensor.shares or name]
-            if isinstance(module, ObservedFakeQuantize) and bool(module.low > module.high):
+            if isinstance(module, ObservedFakeQuantize) and bool(module.share <= 0):
                 raise CalibrationError(unknown_range(module.name))
             if tensor.kind == "weight" and not isinstance(module, LearnedFakeQuantize):
                 assert tensor.spec is not None
@@ -278,6 +294,47 @@ _FIXED = (
     "a prepared model keeps its plan: its observers and its optimizer belong to it. "
     "Prepare the float model again with the new qconfig"
 )
+
+
+# Modules that do nothing but call the model which they hold: the class and the module's name there.
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "ModelEmaV2": "module",
+    "ModelEmaV3": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+def prepared_in(module: nn.Module) -> QATModel:
+    """The prepared model that a module is, or that it wraps and calls as it stands.
+
+    Raises:
+        PlanError: it is another module.
+    """
+    inner = module
+    while not isinstance(inner, QATModel):
+        owned = type(inner).__module__.split(".")[0] in ("torch", "timm")
+        name = _WRAPPERS.get(type(inner).__name__) if owned else None
+        if name is None:
+            raise PlanError(_not_prepared(module))
+        inner = inner.get_submodule(name)
+    return inner
+
+
+def _not_prepared(module: nn.Module) -> str:
+    kind = type(module).__name__
+    inside = [path for path, part in module.named_modules() if isinstance(part, QATModel)]
+    if inside:
+        return (
+            f"{kind} may do more than call the model from octavo.prepare_qat that it holds as "
+            f"{inside[0]!r}: convert that alone, octavo.convert(model.{inside[0]})"
+        )
+    return (
+        f"{kind} is no model from octavo.prepare_qat, and holds none: prepare the float model "
+        "before it is trained, or quantize it as it is, octavo.quantize(model, calibration=loader)"
+    )
 
 
 def models_in(module: nn.Module) -> list[QATModel]:

@@ -1,8 +1,9 @@
 """Rounding that a gradient passes through: what training sees of quantization.
 
-Forward, each of these is what the quantized model computes. Backward, the rounding counts as the
-identity inside of the range and as a constant outside of it: the straight-through estimator
-(Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018, arXiv:1712.05877, section 3).
+Forward, each of these is what the quantized model computes, to the bit but for `fake_quantize`.
+Backward, the rounding counts as the identity inside of the range and as a constant outside of it:
+the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432; Jacob et al. 2018,
+arXiv:1712.05877, section 3).
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo import ops
+from octavo import affine, ops, weights
 from octavo.affine import QParams, blocks, broadcast
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """``x`` rounded to what its integers can hold; float32 of the same shape.
 
-    The gradient is that of the identity where ``x`` is in range, and 0 where it is clipped. It may
-    differ from the oracle by one step where ``x / scale`` lies half-way between two integers: this
-    kernel multiplies by ``1 / scale``.
+    The gradient is that of the identity where ``x`` is in range, and 0 where it is clipped. This
+    takes one pass over memory, since the kernel multiplies by ``1 / scale``, for which a value
+    half-way between two integers may go the other way than in the quantized model.
 
     Args:
         x: float, of any shape.
@@ -45,6 +46,22 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
         rows, scale.flatten(), zero_point.flatten(), axis, scheme.qmin, scheme.qmax
     )
     return rounded.reshape(x.shape)
+
+
+def fake_quantize_as_deployed(x: Tensor, qparams: QParams) -> Tensor:
+    """`octavo.affine.fake_quantize`, to the bit, with the gradient of `fake_quantize`.
+
+    It takes several passes over memory: for evaluation.
+    """
+    rounded = affine.fake_quantize(x.detach().to(torch.float32), qparams)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return rounded
+    return _straight_through(fake_quantize(x, qparams), rounded)
+
+
+def integer_bias(bias: Tensor, step: Tensor) -> Tensor:
+    """`octavo.weights.integer_bias`, straight through."""
+    return _straight_through(bias, weights.integer_bias(bias.detach(), step.detach()))
 
 
 def fake_quantize_learned(x: Tensor, qparams: QParams, gradient_scale: float) -> Tensor:

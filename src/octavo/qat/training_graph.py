@@ -29,8 +29,10 @@ from octavo.plan import Plan
 from octavo.program import Step, step_of
 from octavo.qat import rounding
 from octavo.qat.fake_quantize import FakeQuantize
+from octavo.qat.layer_rounding import LayerRounding
 from octavo.qat.layer_with_norm import LayerWithNorm, Mode, batch_norm
 from octavo.targets import ROLES, SHARED
+from octavo.weights import sums_with_biases
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,16 @@ class _Writer:
         self.users = model.graph.users()
         self.producers = {node.name: node for node in model.graph.nodes}
         self.outputs = set(model.graph.output_names())
+        self.sums = sums_with_biases(model.deployed(), plan)
 
     def steps(self, node: Node) -> Iterator[Step]:
         """A node, behind the rounding of what it reads, and before that of what it makes."""
-        for name in dict.fromkeys(node.refs()):
-            yield from self._rounded_weight(name, node)
-        read = node.renamed(self.names(node.refs(), node.name in self.read_as_integers))
+        # Weight and bias of some layers are rounded by the step that runs the layer.
+        inside = node.name in self.model.norms or node.name in self.sums
+        outside = [name for name in node.refs() if not inside or name != node.args[1].name]
+        for name in dict.fromkeys(outside):
+            yield from self._rounded_weight(name)
+        read = node.renamed(self.names(outside, node.name in self.read_as_integers))
         planned = self.plan.tensors.get(node.name)
         if planned is not None and planned.dynamic is not None:
             made, read = self._dynamic_input(read, planned.dynamic)
@@ -130,13 +136,19 @@ class _Writer:
         module = self.fake_quantizers[planned.shares or name]
         yield Step(f"{name}.rounded", module, (Ref(name),))
 
-    def _rounded_weight(self, name: str, node: Node) -> Iterator[Step]:
-        """A weight is rounded once; that of a layer with a norm inside of it."""
+    def _rounded_weight(self, name: str) -> Iterator[Step]:
+        """A weight is rounded once."""
         planned = self.plan.quantized.get(name)
-        is_new = planned is not None and planned.kind == "weight" and name not in self.roundings
-        if is_new and node.name not in self.model.norms:
+        if planned is not None and planned.kind == "weight" and name not in self.roundings:
             self.roundings[name] = f"{name}.rounded"
             yield Step(f"{name}.rounded", self.fake_quantizers[name], (Ref(name),))
+
+    def _layer_rounding(self, node: Node) -> LayerRounding:
+        weight, sums = self.fake_quantizers.get(node.args[1].name), self.sums.get(node.name)
+        if sums is None:
+            return LayerRounding(weight)
+        source = self.plan.tensors[sums.given].shares or sums.given
+        return LayerRounding(weight, self.fake_quantizers[source], sums.integer_bias)
 
     def names(self, values: Iterable[str], as_integers: bool) -> dict[str, str]:
         """What is read instead of values: of those that integers stand for, the rounded one.
@@ -183,10 +195,13 @@ class _Writer:
             return replace(plain, function=_IN_PLACE[node.op])
         norm = self.model.norms.get(node.name)
         if norm is not None:
-            module = self.fake_quantizers.get(node.args[1].name)
             x, weight, bias = (*node.args[:3], None)[:3]
             args = (x, weight, bias, *norm.args[1:5])
-            return replace(plain, function=LayerWithNorm(node, norm, module, self.mode), args=args)
+            inside = self._layer_rounding(node)
+            layer = LayerWithNorm(node, norm, plain.function, inside, self.mode)
+            return replace(plain, function=layer, args=args)
+        if node.name in self.sums:
+            return replace(plain, function=self._layer_rounding(node).before(plain.function))
         if self.plan.runs_int8(node.name):
             rounded = with_rounded_probabilities(node)
             if rounded is not node:

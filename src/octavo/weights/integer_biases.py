@@ -12,13 +12,13 @@ int32 counts: such a channel gets a larger scale.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from octavo.affine import QParams
-from octavo.graph import Graph, Node, Ref
+from octavo.graph import Graph, Ref
 from octavo.plan import Plan
 from octavo.weights.bias_correction import own_bias
 
@@ -43,11 +43,93 @@ def integer_bias(bias: Tensor, step: Tensor) -> Tensor:
     return (torch.round(bias.double() / exact) * exact).to(bias.dtype)
 
 
+def with_room(weight: QParams, given: QParams, bias: Tensor) -> QParams:
+    """A weight's qparams, scales raised where the bias would be no int32 in steps of its sums.
+
+    That is a channel which has a bias and next to no weights: a pruned filter, or a batch norm with
+    a factor near zero. ONNX Runtime's own quantizer does the same (microsoft/onnxruntime #21000).
+
+    Args:
+        weight: of the weight, without groups.
+        given: of the layer's input.
+        bias: float ``[out]``.
+    """
+    least = bias.detach().abs() / given.scale.detach().to(bias.device) / LARGEST_BIAS
+    # Groups of a transposed convolution share their scales.
+    least = least.reshape(-1, weight.scale.numel()).amax(0).to(weight.scale)
+    if weight.scheme.power_of_two:
+        least = torch.exp2(torch.ceil(torch.log2(least)))
+    return replace(weight, scale=torch.maximum(weight.scale, least.reshape(weight.scale.shape)))
+
+
+def step_of_sums(weight: QParams, given: QParams) -> Tensor:
+    """Of each output channel or of all, in float32, as the scale of an int32 bias is written."""
+    return weight.scale * given.scale.to(weight.scale.device)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a layer in static int8 adds up, by the names of the tensors.
+
+    Attributes:
+        given, weight, bias: its input, and the constants that it is multiplied with and added to.
+        integer_bias: whether kernels take an integer for the bias.
+    """
+
+    given: str
+    weight: str
+    bias: str
+    integer_bias: bool
+
+
+def sums_with_biases(graph: Graph, plan: Plan) -> dict[str, Sums]:
+    """The layers that add a constant bias to sums of integers which have one step a channel.
+
+    Their biases stay float where their weights have zero points or fewer than eight bits, and those
+    of transposed convolutions: their kernels are others.
+
+    Args:
+        graph: the canonical float graph.
+        plan: made for that graph.
+    """
+    found = {}
+    for node in graph.nodes:
+        bias = node.args[2] if len(node.args) > 2 else None
+        if node.short_op not in _LAYERS | _TRANSPOSED or not plan.runs_int8(node.name):
+            continue
+        planned = [plan.quantized.get(ref.name) for ref in node.args[:2]]
+        given, weight = (None if p is None or p.spec is None else p.spec.scheme for p in planned)
+        if given is None or weight is None or weight.group_size is not None:
+            continue
+        if bias is not None and bias.name in graph.constants:
+            # Integer kernels take eight bits; with fewer a step of the sums is no small thing.
+            enough = min(given.integers.bits, weight.integers.bits) >= 8
+            symmetric = weight.symmetric and weight.integers.signed
+            integer = node.short_op in _LAYERS and enough and symmetric
+            names = [ref.name for ref in node.args[:3]]
+            found[node.name] = Sums(names[0], names[1], names[2], integer)
+    return found
+
+
+def room_for_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> dict[str, QParams]:
+    """The qparams, weight scales raised as `with_room` does.
+
+    Args:
+        graph: the canonical float graph.
+        plan: made for that graph.
+        qparams: of its activations and weights, by name.
+    """
+    found = dict(qparams)
+    for sums in sums_with_biases(graph, plan).values():
+        before = found[sums.weight]
+        raised = with_room(before, found[sums.given], graph.constants[sums.bias])
+        if not torch.equal(raised.scale, before.scale):
+            found[sums.weight] = raised
+    return found
+
+
 def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
     """The float graph with a bias that is made of its sums' steps for each layer in static int8.
-
-    Layers keep theirs whose weights have zero points, scales of groups or fewer than eight bits:
-    their kernels are others.
 
     Args:
         graph: the canonical float graph; it is left as it is.
@@ -56,66 +138,14 @@ def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> 
     """
     users = graph.users()
     constants = dict(graph.constants)
+    layers = sums_with_biases(graph, plan)
     nodes = []
     for node in graph.nodes:
-        step = _step(node, graph, plan, qparams)
-        if step is not None:
-            bias, own = constants[node.args[2].name], own_bias(node, users)
+        sums = layers.get(node.name)
+        if sums is not None and sums.integer_bias:
+            bias, own = constants[sums.bias], own_bias(node, users)
+            step = step_of_sums(qparams[sums.weight], qparams[sums.given])
             constants[own] = integer_bias(bias, step.to(bias.device))
             node = replace(node, args=(*node.args[:2], Ref(own), *node.args[3:]))
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
-
-
-def room_for_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The qparams, weight scales raised where a bias would be no int32 in steps of its sums.
-
-    That is a channel which has a bias and next to no weights: a pruned filter, or a batch norm with
-    a factor near zero. ONNX Runtime's own quantizer does the same (microsoft/onnxruntime #21000).
-
-    Args:
-        graph: the canonical float graph.
-        plan: made for that graph.
-        qparams: of its activations and weights, by name.
-    """
-    found = dict(qparams)
-    for node in graph.nodes:
-        if node.short_op in _LAYERS | _TRANSPOSED and _adds_integers(node, graph, plan, found):
-            given, weight, bias = (ref.name for ref in node.args[:3])
-            largest = graph.constants[bias].detach().abs() / found[given].scale.item()
-            found[weight] = _raised(found[weight], largest / LARGEST_BIAS)
-    return found
-
-
-def _raised(weight: QParams, least: Tensor) -> QParams:
-    """Scales that are no smaller than those of each output ``[out]``."""
-    # Groups of a transposed convolution share their scales.
-    least = least.reshape(-1, weight.scale.numel()).amax(0).to(weight.scale)
-    least = least.reshape(weight.scale.shape)
-    if bool((least <= weight.scale).all()):
-        return weight
-    if weight.scheme.power_of_two:
-        least = torch.exp2(torch.ceil(torch.log2(least)))
-    return replace(weight, scale=torch.maximum(weight.scale, least))
-
-
-def _adds_integers(node: Node, graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> bool:
-    """Whether a layer adds a constant bias to sums of integers that have one step a channel."""
-    bias = node.args[2] if len(node.args) > 2 else None
-    if bias is None or bias.name not in graph.constants or not plan.runs_int8(node.name):
-        return False
-    given, weight = (qparams.get(ref.name) for ref in node.args[:2])
-    return given is not None and weight is not None and weight.scheme.group_size is None
-
-
-def _step(node: Node, graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Tensor | None:
-    """One for each channel or for all; ``None`` where the layer's bias stays as it is."""
-    if node.short_op not in _LAYERS or not _adds_integers(node, graph, plan, qparams):
-        return None
-    given, weight = (qparams[ref.name] for ref in node.args[:2])
-    # Integer kernels take eight bits; with fewer a step of the sums is no small thing.
-    narrow = min(given.scheme.integers.bits, weight.scheme.integers.bits) < 8
-    if narrow or bool(weight.zero_point.any()):
-        return None
-    # In float32, as the scale of the int32 bias is written.
-    return weight.scale * given.scale.item()

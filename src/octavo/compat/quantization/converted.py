@@ -32,9 +32,9 @@ from octavo.compat.quantization.stubs import (
     QFunctional,
     QuantStub,
 )
-from octavo.errors import CalibrationError
+from octavo.errors import CalibrationError, OctavoWarning
 from octavo.graph import Graph, Node
-from octavo.model import OctavoWarning, QuantizedModel
+from octavo.model import QuantizedModel
 from octavo.plan import Plan
 from octavo.version import __version__
 from octavo.weighted import WEIGHTED_LAYERS

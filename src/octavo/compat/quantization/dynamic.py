@@ -28,8 +28,8 @@ from octavo.compat.quantization.layers import (
 )
 from octavo.compat.quantization.weights import Weights
 from octavo.convert import insert_qdq
-from octavo.errors import OctavoError
-from octavo.model import OctavoWarning, QuantizedModel
+from octavo.errors import OctavoError, OctavoWarning
+from octavo.model import QuantizedModel
 from octavo.plan import plan
 from octavo.qconfig import QConfig, QConfigMapping
 

@@ -26,8 +26,7 @@ from octavo.compat.quantization.torch_types import (
     name_of,
     scheme_of,
 )
-from octavo.errors import PlanError
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning, PlanError
 from octavo.observers import (
     Bounds,
     FixedRange,

@@ -24,9 +24,8 @@ from octavo.compat.quantization.dynamic import swap_layers
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.rules import Rules, read_by_stubs
 from octavo.convert import insert_qdq
-from octavo.errors import CalibrationError, NothingQuantized
+from octavo.errors import CalibrationError, NothingQuantized, OctavoWarning
 from octavo.graph import Graph
-from octavo.model import OctavoWarning
 from octavo.passes import canonical
 from octavo.plan import Plan, plan
 from octavo.qconfig import QConfigMapping

@@ -42,8 +42,7 @@ from octavo.compat.quantization.observer import (
     default_per_channel_weight_observer,
     default_weight_observer,
 )
-from octavo.errors import PlanError
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning, PlanError
 from octavo.observers import MinMax, MovingAverageMinMax, Observer
 from octavo.qconfig import QSpec
 from octavo.scheme import Scheme

@@ -1,0 +1,48 @@
+"""A layer's weight and bias as they are deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from octavo.qat.fake_quantize import FakeQuantize
+from octavo.qat.rounding import integer_bias
+from octavo.weights import step_of_sums, with_room
+
+
+@dataclass(frozen=True)
+class LayerRounding:
+    """Called with a layer's weight and bias, gives them rounded.
+
+    Attributes:
+        weight: what rounds the weight; ``None`` leaves it in float.
+        given: what rounds the layer's input, if that has fixed scales: the bias is counted in steps
+            of input scale times weight scale, as they are at this moment.
+        integer_bias: whether the bias is a whole number of them.
+    """
+
+    weight: FakeQuantize | None
+    given: FakeQuantize | None = None
+    integer_bias: bool = False
+
+    def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        if self.weight is None:
+            return weight, bias
+        if self.given is None or not (self.given.rounds and self.weight.rounds):
+            return self.weight(weight), bias
+        given = self.given.qparams()
+        qparams = with_room(self.weight.qparams_of(weight), given, bias)
+        if self.integer_bias:
+            bias = integer_bias(bias, step_of_sums(qparams, given))
+        return self.weight.rounded(weight, qparams), bias
+
+    def before(self, operator: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's operator, behind the rounding of its second and third argument."""
+
+        def call(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Any:
+            return operator(x, *self(weight, bias), *rest)
+
+        return call
