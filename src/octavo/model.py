@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,10 @@ from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.runtimes.examples import random_inputs
 from octavo.screening import Watched, run_around
 from octavo.summary import Summary, summarize
+
+# One thread at a time makes a model ready: two that call a new model at once do it once, and the
+# compilers of some runtimes are for one thread.
+_LOWERING = threading.RLock()
 
 
 class QuantizedModel(nn.Module):
@@ -113,15 +118,21 @@ class QuantizedModel(nn.Module):
             RuntimeUnavailable: the runtime cannot run this model here.
             RuntimeDisagrees: it computes something else than the oracle.
         """
-        if self._lowered is None:
-            options = replace(self.options, precision=self.precision)
-            try:
-                lowered = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
-            except AttributeError as error:  # which nn.Module would tell as one of this property
-                raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
-            self._lowered = _as_planned(lowered, self.plan)
-            _warn_of(self._lowered, self.plan)
-        return self._lowered
+        lowered = self._lowered
+        if lowered is None:
+            with _LOWERING:
+                lowered = self._lowered = self._lowered or self._lower()
+        return lowered
+
+    def _lower(self) -> Lowered:
+        options = replace(self.options, precision=self.precision)
+        try:
+            made = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
+        except AttributeError as error:  # which nn.Module would tell as one of this property
+            raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
+        lowered = _as_planned(made, self.plan)
+        _warn_of(lowered, self.plan)
+        return lowered
 
     @property
     def precision(self) -> str | None:
@@ -341,5 +352,5 @@ def _warn_of(lowered: Lowered, plan: Plan) -> None:
             f"{len(layers)} quantized layers run in float on the {lowered.runtime} runtime "
             f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}): {'; '.join(reasons)}",
             OctavoWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
