@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import octavo
+from octavo.errors import PlanError, RuntimeUnavailable
 from octavo.islands import in_float32
 from octavo.qconfig import Precision
+from octavo.runtimes import cpu
 
 BF16 = torch.bfloat16
 
@@ -145,3 +147,91 @@ def test_sensitivity_is_of_the_others(net: nn.Sequential, x: Tensor) -> None:
     mapping = octavo.QConfigMapping().set_module_name("3", BF16)
     found = octavo.sensitivity(net, data=[x], calibration=[x], qconfig=mapping, progress=False)
     assert {layer.layer for layer in found.layers} == {"0", "2", "5"}
+
+
+class Mixed(nn.Module):
+    """Float layers of all kinds: a convolution, a product, a recurrent and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn = nn.Conv1d(8, 8, 3, padding=1), nn.LSTM(8, 8, batch_first=True)
+        self.classes = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).transpose(1, 2)
+        tokens = tokens + (tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens
+        result: Tensor = self.classes(self.rnn(tokens)[0])
+        return result
+
+
+@pytest.fixture
+def mixed() -> octavo.QuantizedModel:
+    """Only its last layer has integers."""
+    torch.manual_seed(0)
+    mapping = octavo.QConfigMapping().set_global(None)
+    mapping.set_module_name("classes", octavo.weight_only_qconfig())
+    x = torch.randn(2, 8, 6)
+    return octavo.quantize(Mixed(), x, mode="weight_only", qconfig=mapping, progress=False)
+
+
+def _db(exact: Tensor, found: Tensor) -> float:
+    return float(10 * torch.log10(exact.square().sum() / (exact - found).square().sum()))
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_what_stays_float_is_float32_unless_asked(
+    mixed: octavo.QuantizedModel, runtime: str
+) -> None:
+    x = torch.randn(3, 8, 6)
+    lowered = mixed.lower(runtime)
+    assert _db(mixed.lower("reference")(x), lowered(x)) > 75  # the last layer has two digits
+    assert lowered.summary().precision == "float32"
+    assert "what stays float computes in float32" in str(lowered.summary())
+
+
+@pytest.mark.parametrize("runtime", ["reference", "torch", "openvino"])
+def test_all_of_it_in_bfloat16(mixed: octavo.QuantizedModel, runtime: str) -> None:
+    """The oracle follows."""
+    if runtime == "openvino" and not cpu.has_bf16():
+        pytest.skip("OpenVINO takes bfloat16 only on a CPU that has instructions for it")
+    x = torch.randn(3, 8, 6)
+    exact, narrow = mixed.lower("reference")(x), mixed.lower(runtime, precision="bfloat16")
+    assert narrow(x).dtype == torch.float32
+    assert 35 < _db(exact, narrow(x)) < 60
+    assert narrow.summary().precision == "bfloat16"
+    assert mixed.lower(runtime, precision="float32").summary().precision == "float32"
+
+
+def test_onnxruntime_has_no_bfloat16(mixed: octavo.QuantizedModel) -> None:
+    with pytest.raises(RuntimeUnavailable, match=r'onnxruntime runtime has no bfloat16.*"auto"'):
+        mixed.lower("onnxruntime", precision="bfloat16")
+    assert mixed.lower("onnxruntime", precision="auto").summary().precision == "float32"
+
+
+@pytest.mark.parametrize("has_it", [False, True])
+def test_auto_is_what_the_cpu_has(
+    mixed: octavo.QuantizedModel, has_it: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "has_bf16", lambda: has_it)
+    found = mixed.lower("torch", precision="auto").summary().precision
+    assert found == ("bfloat16" if has_it else "float32")
+
+
+def test_the_plan_has_a_precision_and_lower_may_ask_for_another(tmp_path: Path) -> None:
+    net, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 4)), torch.randn(4, 8)
+    mapping = octavo.QConfigMapping().set_module_name("0", None)
+    q = octavo.quantize(net, x, qconfig=mapping, precision="bfloat16", progress=False)
+    assert q.plan.precision == "bfloat16"
+    assert str(q.plan).startswith("Plan for x86, dynamic; what stays float is bfloat16")
+    q.save(tmp_path / "m.octavo")
+    loaded = octavo.load(tmp_path / "m.octavo")
+    assert loaded.summary().precision == "bfloat16"
+    assert torch.equal(loaded(x), q(x))
+    assert q.lower("torch", precision="float32").summary().precision == "float32"
+
+
+def test_no_such_precision(mixed: octavo.QuantizedModel) -> None:
+    with pytest.raises(RuntimeUnavailable, match=r"precision='int3'; choose one of 'float32'"):
+        mixed.lower("torch", precision="int3")
+    with pytest.raises(PlanError, match=r"precision is 'half'; one of \['float32'"):
+        octavo.quantize(nn.Linear(4, 4), torch.randn(2, 4), precision="half")

@@ -1,0 +1,239 @@
+"""A runtime against the oracle, end to end: what passes, what does not, and by which bound."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.errors import OctavoError, RuntimeDisagrees, RuntimeUnavailable
+from octavo.program import run_of
+from octavo.runtimes import RUNTIMES, lower, lowering
+from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
+from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.nudged import AT_LEAST, SHARE, nudged
+
+CPU = torch.device("cpu")
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.SiLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def q() -> octavo.QuantizedModel:
+    data = [torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))]
+    target = octavo.host_target()
+    return octavo.quantize(_net(), calibration=data, target=target, progress=False)
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(2))
+
+
+def _lowered(run) -> Lowered:
+    return Lowered("own", run, {}, {})
+
+
+def _by(change):
+    """A runtime that changes the integers of the second convolution's result."""
+
+    def run(graph):
+        steps = []
+        for node in graph.nodes:
+            if node.name == "3.quantized":
+                node = replace(
+                    node, args=(*node.args[:1], *change(*node.args[1:3]), *node.args[3:])
+                )
+            steps.append(node)
+        return run_of(replace(graph, nodes=tuple(steps)))
+
+    return run
+
+
+def test_the_oracle_agrees_with_itself(q, x):
+    found = agreement(q.graph, _lowered(run_of(q.graph)), [(x,)])
+    assert found.agrees
+    assert found.sqnr_db == math.inf
+    assert found.bound_db is None
+    assert str(found) == "equal on 2 samples"
+
+
+@pytest.mark.parametrize(
+    ("change", "agrees"),
+    [
+        (lambda scale, zero: (scale * (1 + 1e-6), zero), True),  # another order of sums
+        (lambda scale, zero: (scale * 1.02, zero), False),
+        (lambda scale, zero: (scale, zero + 1), False),
+    ],
+)
+def test_what_is_more_than_rounding_disagrees(q, x, change, agrees):
+    found = agreement(q.graph, _lowered(_by(change)(q.graph)), [(x,)])
+    assert found.agrees is agrees
+    if not agrees:
+        assert found.sqnr_db < found.bound_db < NEAR_DB
+
+
+def test_the_bound_is_the_oracles_own_distance(q, x):
+    """Four times the noise of the worst of three draws, which are the same each time."""
+    graph = q.graph
+    worse = _lowered(_by(lambda scale, zero: (scale * 1.5, zero))(graph))
+    found = agreement(graph, worse, [(x,)])
+    (want,) = run_of(graph)(x)
+    noises = [(nudged(graph, worse, CPU, seed)(x)[0] - want).square().sum() for seed in range(3)]
+    expected = 10 * torch.log10(want.square().sum() / (4 * max(noises)))
+    assert found.bound_db == pytest.approx(expected.item(), abs=1e-3)
+
+
+def test_nudged_moves_few_integers_by_a_step(q, x):
+    graph = q.graph
+    names = [node.name for node in graph.nodes if node.op == "octavo.quantize.default"]
+    only = replace(graph, outputs=[octavo.graph.Ref(names[0])]).pruned()
+    (exact,), (moved,) = run_of(only)(x), nudged(only, _lowered(None), CPU, 0)(x)
+    difference = (exact.int() - moved.int()).abs()
+    assert difference.max() == 1
+    assert 1 <= difference.sum() <= max(AT_LEAST, round(SHARE * exact.numel()))
+
+
+def test_classes_may_differ_where_a_step_decides(x):
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = _net()
+
+        def forward(self, x):
+            return self.net(x).argmax(1)
+
+    q = octavo.quantize(Classes(), calibration=[x], target=octavo.host_target(), progress=False)
+    many = torch.randn(200, 3, 12, 12)
+    (right,) = run_of(q.graph)(many)
+
+    def off(count):
+        return agreement(
+            q.graph, _lowered(lambda _: (torch.cat([right[:count] + 1, right[count:]]),)), [(many,)]
+        )
+
+    assert off(2).agrees
+    assert not off(100).agrees
+
+
+def test_nan_and_infinity_are_equal_to_themselves():
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return y / 0.0, y.masked_fill(y > 0, -math.inf)
+
+    data = torch.randn(4, 8)
+    q = octavo.quantize(Odd(), data, mode="dynamic", target=octavo.host_target(), progress=False)
+    assert q.lowered.agreement.agrees
+    broken = _lowered(lambda x: tuple(t.nan_to_num() for t in run_of(q.graph)(x)))
+    assert not agreement(q.graph, broken, [(data,)]).agrees
+
+
+def test_another_shape_disagrees(q, x):
+    found = agreement(q.graph, _lowered(lambda x: (run_of(q.graph)(x)[0][:, :4],)), [(x,)])
+    assert not found.agrees
+
+
+def test_what_the_oracle_cannot_run_is_not_compared(q):
+    assert agreement(q.graph, q.lowered, [(torch.randn(2, 4, 12, 12),)]) is None
+
+
+def test_the_layer_is_named(q, x):
+    def lower_wrongly(graph):
+        return _lowered(_by(lambda scale, zero: (scale * 1.5, zero))(graph))
+
+    layer, db = farthest_layer(q.graph, lower_wrongly, (x,))
+    assert layer == "3"
+    assert db < 15
+
+
+class _Wrong:
+    """A runtime's module whose second layer is wrong."""
+
+    @staticmethod
+    def lower(graph, device, options):
+        return _lowered(_by(lambda scale, zero: (scale * 1.5, zero))(graph))
+
+
+@pytest.fixture
+def wrong(monkeypatch):
+    find = lowering.import_module
+    monkeypatch.setattr(lowering, "import_module", lambda n: _Wrong if n == "wrong" else find(n))
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], module="wrong"))
+
+
+@pytest.mark.usefixtures("wrong")
+def test_lowering_to_a_wrong_runtime_says_where(q):
+    with pytest.raises(RuntimeDisagrees, match=r"'3' is farthest off.*check=False") as caught:
+        q.lower("onnxruntime")
+    assert isinstance(caught.value, RuntimeUnavailable)
+    assert isinstance(caught.value, OctavoError)
+    taken = q.lower("onnxruntime", check=False)
+    assert taken.lowered.agreement is None
+    assert "against the oracle: not compared" in str(taken.summary())
+
+
+@pytest.mark.usefixtures("wrong")
+def test_the_fastest_passes_over_what_disagrees(q, monkeypatch):
+    monkeypatch.setattr("octavo.runtimes.fastest.SECONDS", 0.2)
+    fastest = q.lower("fastest").lowered
+    assert fastest.runtime != "own"
+    assert "not onnxruntime: the onnxruntime runtime computes something else" in fastest.note
+
+
+@pytest.mark.usefixtures("wrong")
+def test_loading_to_a_wrong_runtime(q, tmp_path):
+    q.save(tmp_path / "m.octavo")
+    with pytest.raises(RuntimeDisagrees, match="'3' is farthest off"):
+        octavo.load(tmp_path / "m.octavo", "onnxruntime")
+    octavo.load(tmp_path / "m.octavo", "onnxruntime", check=False)
+
+
+def test_a_file_keeps_the_ranges_that_inputs_are_drawn_from(q, tmp_path):
+    q.save(tmp_path / "m.octavo")
+    loaded = octavo.load(tmp_path / "m.octavo")
+    assert loaded.graph.inputs == q.graph.inputs
+    low, high = loaded.graph.inputs[0].seen
+    assert -6 < low < -2 < 2 < high < 6
+    assert loaded.samples is None
+    assert loaded.lowered.agreement.agrees
+    assert loaded.lowered.agreement.samples == 2 + 1 + 7
+
+
+def test_the_summary_says_how_near(q):
+    summary = q.summary()
+    assert summary.agreement == str(q.lowered.agreement)
+    assert "on 10 samples" in summary.agreement
+    assert q.lower("reference").summary().agreement == "it is the oracle"
+
+
+def test_an_attribute_error_in_lowering_is_told_as_it_is(q, monkeypatch):
+    def broken(*args):
+        return None.missing
+
+    monkeypatch.setattr("octavo.model.lower", broken)
+    with pytest.raises(RuntimeError, match="'NoneType' object has no attribute 'missing'"):
+        q.lower("torch")
+
+
+def test_no_options_is_no_comparison(q):
+    assert lower(q.graph, "torch", CPU).agreement is None
