@@ -32,8 +32,9 @@ def export_onnx(
     runtime: str = "onnxruntime",
     check: bool = True,
 ) -> None:
-    """Write the model as ONNX: opset 21, quantize and dequantize nodes around integer weights.
+    """Write the model as ONNX: quantize and dequantize nodes around integer weights.
 
+    Opset 20, or 21 where integers have four or sixteen bits or weights have scales of groups.
     Weights are stored as the integers that they are (int4 two to a byte), batch and other open
     sizes stay open, nodes and tensors have the names of the modules. What is rounded at each call
     (``mode="dynamic"``) becomes ``DynamicQuantizeLinear`` and ``MatMulInteger`` where the runtime
@@ -46,8 +47,8 @@ def export_onnx(
     Args:
         q: the model.
         path: the file; it is there whole or not at all.
-        runtime: for whom, ``"onnxruntime"`` or ``"openvino"``. Both run both files and mean the
-            same by them; each is quicker with its own.
+        runtime: for whom, ``"onnxruntime"`` or ``"openvino"``; each is quicker with its own file.
+            OpenVINO needs its own where activations are int8 with zero points (target "edge").
         check: whether the file is run first.
 
     Raises:

@@ -11,6 +11,9 @@ DIALECTS: Mapping[str, Dialect] = {
     # around them, and it has an operator for an LSTM on integers.
     "onnxruntime": Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True),
     # Its kernels add float biases, its own dynamic quantization starts from float products, and its
-    # recurrent layers want constant weights, which it does not make of integers in every model.
-    "openvino": Dialect(integer_bias=False, integer_products=False, integer_recurrence=False),
+    # recurrent layers want constant weights, which it does not make of integers in every model. It
+    # concatenates int8 tensors with a zero point wrongly.
+    "openvino": Dialect(
+        integer_bias=False, integer_products=False, integer_recurrence=False, unsigned=True
+    ),
 }

@@ -8,6 +8,7 @@ from octavo.errors import ExportError
 from octavo.graph import Graph, Node
 from octavo.islands import in_float32
 from octavo.onnx.operators import CONVERTERS, LAZY
+from octavo.onnx.unsigned import with_unsigned_activations
 from octavo.onnx.writer import Dialect, Writer
 from octavo.version import __version__
 
@@ -23,14 +24,17 @@ def to_onnx(graph: Graph, dialect: Dialect | None = None, name: str = "octavo") 
     Raises:
         ExportError: it has operators that have no ONNX form; all are named.
     """
+    dialect = dialect or Dialect()
     graph = in_float32(graph)
+    if dialect.unsigned:
+        graph = with_unsigned_activations(graph)
     missing = {node.op: node.name for node in graph.nodes if converter_of(node) is None}
     if missing:
         listed = ", ".join(f"{op} (first in {where!r})" for op, where in missing.items())
         raise ExportError(
             f"no ONNX form is known for {listed}; the runtimes 'torch' and 'reference' run it"
         )
-    writer = Writer(graph, dialect or Dialect(), convert_lazily=_convert)
+    writer = Writer(graph, dialect, convert_lazily=_convert)
     for node in graph.nodes:
         if node.op not in LAZY:
             _convert(writer, node)

@@ -8,6 +8,7 @@ import numpy as np
 
 from octavo.graph import Node
 from octavo.onnx import quantization
+from octavo.onnx.sizes import TO_THE_END
 from octavo.onnx.writer import Converter, Writer, arguments
 
 
@@ -22,18 +23,34 @@ def _conv(w: Writer, node: Node) -> Any:
     x, weight_ref = given["input"], given["weight"]
     kernel = [int(size) for size in w.meta(weight_ref).shape[2:] if size is not None]
     dims = len(kernel)
-    dilation = each(given["dilation"], dims)
+    dilation, strides = each(given["dilation"], dims), each(given["stride"], dims)
+    pads = _pads(given["padding"], kernel, dilation)
+    value = w.read(x)
+    if any(pads) and kernel == [1] * dims and strides != kernel:
+        value, pads, strides = _picked(w, x, pads, strides), [0] * (2 * dims), kernel
     return w.op(
         "Conv",
-        w.read(x),
+        value,
         quantization.weight(w, weight_ref),
         quantization.bias(w, x, weight_ref, given["bias"]),
         kernel_shape=kernel,
-        strides=each(given["stride"], dims),
+        strides=strides,
         dilations=dilation,
-        pads=_pads(given["padding"], kernel, dilation),
+        pads=pads,
         group=int(given["groups"]),
     )
+
+
+def _picked(w: Writer, x: Any, pads: list[int], strides: list[int]) -> str:
+    """What a 1x1 convolution with a stride reads, of its padded input.
+
+    OpenVINO moves such a stride in front of the convolution, and leaves the padding behind it.
+    """
+    dims = len(strides)
+    around = quantization.padded(w, x, w.ints([0, 0, *pads[:dims], 0, 0, *pads[dims:]]))
+    starts, ends, axes = [0] * dims, [TO_THE_END] * dims, range(2, 2 + dims)
+    made: str = w.op("Slice", around, *(w.ints(part) for part in (starts, ends, axes, strides)))
+    return made
 
 
 def _pads(padding: Any, kernel: list[int], dilation: list[int]) -> list[int]:
@@ -109,6 +126,8 @@ def _einsum(w: Writer, node: Node) -> Any:
 
 def _batch_norm(w: Writer, node: Node) -> Any:
     given = arguments(node)
+    if given["running_mean"] is None:
+        return _by_batch(w, node)
     return w.op(
         "BatchNormalization",
         w.read(given["input"]),
@@ -117,6 +136,31 @@ def _batch_norm(w: Writer, node: Node) -> Any:
         w.read(given["running_var"]),
         epsilon=float(given["eps"]),
     )
+
+
+def _by_batch(w: Writer, node: Node) -> str:
+    """A batch norm without running statistics: by the mean and variance of the call's batch."""
+    given = arguments(node)
+    x, rank = w.read(given["input"]), w.rank(given["input"])
+    axes = w.ints([axis for axis in range(rank) if axis != 1])
+    centred = w.op("Sub", x, w.op("ReduceMean", x, axes, keepdims=1))
+    variance = w.op("ReduceMean", w.op("Mul", centred, centred), axes, keepdims=1)
+    small = w.constant(float(given["eps"]), w.meta(node).dtype)
+    normed = w.op("Div", centred, w.op("Sqrt", w.op("Add", variance, small)))
+    return _scaled_and_shifted(w, node, normed)
+
+
+def _scaled_and_shifted(w: Writer, node: Node, value: str) -> str:
+    """Times the weight and plus the bias of each channel, where there are any."""
+    given = arguments(node)
+    behind = w.ints(range(1, w.rank(given["input"]) - 1))
+    for kind, ref in (("Mul", given["weight"]), ("Add", given["bias"])):
+        if ref is not None:
+            channels = w.read(ref)
+            if w.rank(given["input"]) > 2:
+                channels = w.op("Unsqueeze", channels, behind)
+            value = w.op(kind, value, channels)
+    return value
 
 
 def _scale_and_shift(w: Writer, node: Node) -> list[str]:
@@ -131,14 +175,17 @@ def _scale_and_shift(w: Writer, node: Node) -> list[str]:
 
 
 def _group_norm(w: Writer, node: Node) -> Any:
+    """ONNX's own GroupNormalization is of a later opset than all else here."""
     given = arguments(node)
-    return w.op(
-        "GroupNormalization",
-        w.read(given["input"]),
-        *_scale_and_shift(w, node),
-        num_groups=int(given["num_groups"]),
+    x, groups, dtype = w.read(given["input"]), int(given["num_groups"]), w.meta(node).dtype
+    normed = w.op(
+        "InstanceNormalization",
+        w.op("Reshape", x, w.ints([0, groups, -1])),
+        w.constant([1.0] * groups, dtype),
+        w.constant([0.0] * groups, dtype),
         epsilon=float(given["eps"]),
     )
+    return _scaled_and_shifted(w, node, w.op("Reshape", normed, w.op("Shape", x)))
 
 
 def _instance_norm(w: Writer, node: Node) -> Any:

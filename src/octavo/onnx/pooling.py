@@ -9,8 +9,9 @@ import numpy as np
 
 from octavo.errors import ExportError
 from octavo.graph import Node
+from octavo.onnx import quantization
 from octavo.onnx.layers import each
-from octavo.onnx.writer import Converter, Writer, arguments
+from octavo.onnx.writer import Converter, Writer, arguments, kept_apart
 
 
 def _max_pool(dims: int) -> Converter:
@@ -42,8 +43,13 @@ def _average_pool(dims: int) -> Converter:
                 f"{node.name}: {node.op} that counts its padding, but not what ceil_mode adds, has "
                 "no ONNX form; pad before it"
             )
-        x = w.read(node.args[0])
-        return w.op("AveragePool", x, count_include_pad=int(counted), **windows)
+        x = node.args[0]
+        if counted and quantization.zero_point_of(w, x):  # OpenVINO pads integers with zeros
+            lead = [0] * (w.rank(x) - dims)
+            pads = w.ints([*lead, *before, *lead, *behind])
+            inner = windows | {"pads": [0] * (2 * dims)}
+            return w.op("AveragePool", quantization.padded(w, x, pads), **inner)
+        return w.op("AveragePool", w.read(x), count_include_pad=int(counted), **windows)
 
     return convert
 
@@ -88,8 +94,7 @@ def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
     dims = len(wanted)
     found = w.meta(node.args[0]).shape[-dims:]
     if all(size == 1 for size in wanted):
-        pooled: str = w.op(f"Global{kind}", x)
-        return pooled
+        return _global(w, kind, x, dims)
     before = [size for size in found if size is not None]
     if len(before) < dims:
         raise ExportError(
@@ -98,11 +103,23 @@ def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
         )
     if all(b % size == 0 for b, size in zip(before, wanted, strict=True)):
         kernel = [b // size for b, size in zip(before, wanted, strict=True)]
-        pooled = w.op(kind, x, kernel_shape=kernel, strides=kernel)
+        pooled: str = w.op(kind, x, kernel_shape=kernel, strides=kernel)
         return pooled
     for axis, b, size in zip(range(-dims, 0), before, wanted, strict=True):
         x = along(w, x, w.rank(node.args[0]) + axis, -axis - 1, _members(b, size))
     return x
+
+
+def _global(w: Writer, kind: str, x: str, dims: int) -> str:
+    """Of images: in one dimension OpenVINO's integers read memory that nobody wrote."""
+    if dims == 1:
+        x = w.op("Unsqueeze", x, w.ints([2]))
+    pooled: str = w.op(f"Global{kind}", x)
+    if kind == "MaxPool":
+        pooled = kept_apart(w, pooled)
+    if dims == 1:
+        pooled = w.op("Squeeze", pooled, w.ints([2]))
+    return pooled
 
 
 def _members(before: int, wanted: int) -> list[list[int]]:
@@ -118,8 +135,7 @@ def _members(before: int, wanted: int) -> list[list[int]]:
 def _largest_of_windows(w: Writer, x: str, axis: int, behind: int, members: Any) -> str:
     places = [[place if place >= 0 else window[0] for place in window] for window in members]
     parts = w.op("Gather", x, w.constant(places, "int64"), axis=axis)
-    made: str = w.op("ReduceMax", parts, w.ints([axis + 1]), keepdims=0)
-    return made
+    return kept_apart(w, w.op("ReduceMax", parts, w.ints([axis + 1]), keepdims=0))
 
 
 def _average_of_windows(w: Writer, x: str, axis: int, behind: int, members: Any) -> str:

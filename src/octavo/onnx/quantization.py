@@ -11,6 +11,7 @@ from octavo import operators, ops
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
 from octavo.onnx.writer import Writer, dtype_name
+from octavo.targets import ROLES, SHARED
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
 _DEQUANTIZE = "octavo.dequantize.default"
@@ -25,6 +26,9 @@ _INT32 = 2**31 - 1
 def _quantize(w: Writer, node: Node) -> Any:
     x, scale, zero_point, qmin, qmax, dtype = node.args
     name = dtype_name(dtype)
+    padded = w.values.get(f"{x.name}.integers", ())
+    if padded[1:] == (scale, zero_point):
+        return padded[0]
     value = w.read(x)
     if (qmin, qmax) != _RANGES[name]:  # ONNX knows the dtype's own range alone
         bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
@@ -46,6 +50,48 @@ def _dequantize(w: Writer, node: Node) -> Any:
         w.constant(scale, "float32"),
         w.constant(zero_point, dtype),
     )
+
+
+def zero_point_of(w: Writer, x: Any) -> int:
+    """The integer that stands for zero in what an activation is read from; 0 for floats."""
+    node = w.producer(x)
+    integers = node is not None and node.op == _DEQUANTIZE and w.tensor_of(node.args[0]) is None
+    return int(node.args[2]) if integers and node is not None else 0
+
+
+def reads_integers(w: Writer, x: Any) -> bool:
+    """Whether a tensor is a quantized activation, read back and perhaps moved."""
+    node = w.producer(x)
+    while node is not None and ROLES.get(node.short_op) == SHARED and isinstance(node.args[0], Ref):
+        node = w.producer(node.args[0])
+    return node is not None and node.op == _DEQUANTIZE
+
+
+def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
+    """A tensor with zeros around it: around its integers, where another one than 0 is zero.
+
+    OpenVINO moves what dequantizes behind a padding of floats, and the zero point is subtracted
+    from its zeros too.
+
+    Args:
+        w: the writer.
+        x: the tensor.
+        pads: the value of ONNX's pads.
+        made_by: the node whose result this is; what quantizes it again reads the integers.
+    """
+    start = zero_point_of(w, x)
+    if start == 0:
+        made: str = w.op("Pad", w.read(x), pads, w.constant(0, w.meta(x).dtype))
+        return made
+    reader = w.producer(x)
+    assert reader is not None
+    q, scale, _ = reader.args
+    zero_point = w.constant(start, w.meta(q).dtype)
+    integers = w.op("Pad", w.read(q), pads, zero_point)
+    if made_by is not None:
+        w.values[f"{made_by.name}.integers"] = (integers, scale, start)
+    made = w.op("DequantizeLinear", integers, w.constant(scale, "float32"), zero_point)
+    return made
 
 
 def _dequantize_constant(w: Writer, node: Node) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
+from octavo.onnx import quantization
 from octavo.onnx.elementwise import as_result
 from octavo.onnx.sizes import axis_of, size
-from octavo.onnx.writer import Converter, Writer, arguments
+from octavo.onnx.writer import Converter, Writer, arguments, kept_apart
 
 _REDUCTIONS = {
     "sum": "ReduceSum",
@@ -18,17 +19,41 @@ _REDUCTIONS = {
     "amin": "ReduceMin",
     "logsumexp": "ReduceLogSumExp",
 }
+_SUMS = frozenset({"ReduceSum", "ReduceMean"})
+_LARGEST = frozenset({"ReduceMax", "ReduceMin"})
 _NORMS = {1: "ReduceL1", 2: "ReduceL2"}
 _EXTREMES = {math.inf: "ReduceMax", -math.inf: "ReduceMin"}
 
 
 def _reduce(kind: str) -> Converter:
     def convert(w: Writer, node: Node) -> Any:
-        given = arguments(node)
+        keep, axes = bool(arguments(node).get("keepdim")), _axes(w, node)
         value = as_result(w, node, node.args[0])
-        return _reduced(w, kind, value, _axes(w, node), bool(given.get("keepdim")))
+        if kind in _SUMS and quantization.reads_integers(w, node.args[0]):
+            return _sum_of_integers(w, kind, value, w.rank(node.args[0]), axes, keep)
+        return _reduced(w, kind, value, axes, keep, w.meta(node).dtype)
 
     return convert
+
+
+def _sum_of_integers(
+    w: Writer, kind: str, value: str, rank: int, axes: list[int], keep: bool
+) -> str:
+    """A sum or mean of a quantized tensor, in a form that OpenVINO's integers are right in.
+
+    Of three axes it reads memory that nobody wrote, once the batch is larger than the channels. In
+    a sum it counts the zero point once.
+    """
+    alone = [1] if rank == 3 else []
+    if alone:
+        value = w.op("Unsqueeze", value, w.ints(alone))
+        axes = [axis + (axis > 0) for axis in axes]
+    made: str = w.op("ReduceMean", value, w.ints(axes), keepdims=1)
+    if kind == "ReduceSum":
+        sizes = w.op("Gather", w.op("Shape", value), w.ints(axes))
+        made = w.op("Mul", made, w.cast(w.op("ReduceProd", sizes, keepdims=0), "int64", "float32"))
+    removed = sorted({*alone, *([] if keep else axes)})
+    return w.op("Squeeze", made, w.ints(removed)) if removed else made
 
 
 def _mean(w: Writer, node: Node) -> Any:
@@ -47,9 +72,13 @@ def _axes(w: Writer, node: Node) -> list[int]:
     return [axis_of(w, x, axis) for axis in axes] if axes else list(range(w.rank(x)))
 
 
-def _reduced(w: Writer, kind: str, value: str, axes: list[int], keep: bool) -> str:
-    made: str = w.op(kind, value, w.ints(axes), keepdims=int(keep)) if axes else value
-    return made
+def _reduced(
+    w: Writer, kind: str, value: str, axes: list[int], keep: bool, dtype: str = "float32"
+) -> str:
+    if not axes:
+        return value
+    reduced: str = w.op(kind, value, w.ints(axes), keepdims=int(keep))
+    return kept_apart(w, reduced) if kind in _LARGEST and dtype == "float32" else reduced
 
 
 def _variance(w: Writer, node: Node) -> tuple[str, str]:
@@ -126,13 +155,14 @@ def _extreme(kind: str) -> Converter:
         return w.op(kind, *(as_result(w, node, arg) for arg in node.args[:2]))
 
     def of_all(w: Writer, node: Node) -> Any:
-        return _reduced(w, f"Reduce{kind}", w.read(node.args[0]), _axes(w, node), False)
+        x, dtype = w.read(node.args[0]), w.meta(node).dtype
+        return _reduced(w, f"Reduce{kind}", x, _axes(w, node), False, dtype)
 
     def along(w: Writer, node: Node) -> Any:
         keep, axes = arguments(node)["keepdim"], _axes(w, node)
-        x = w.read(node.args[0])
+        x, dtype = w.read(node.args[0]), w.meta(node.args[0]).dtype
         places = w.op(f"Arg{kind}", x, axis=axes[0], keepdims=int(keep))
-        return [_reduced(w, f"Reduce{kind}", x, axes, keep), places]
+        return [_reduced(w, f"Reduce{kind}", x, axes, keep, dtype), places]
 
     overloads = {"other": of_two, "default": of_all, "dim": along}
     return lambda w, node: overloads[node.op.split(".")[2]](w, node)
@@ -144,7 +174,8 @@ def _any(kind: str) -> Converter:
     def convert(w: Writer, node: Node) -> Any:
         truth = w.cast(w.read_as(node.args[0], "bool"), "bool", "int32")
         keep = bool(arguments(node).get("keepdim"))
-        return w.cast(_reduced(w, kind, truth, _axes(w, node), keep), "int32", "bool")
+        found = _reduced(w, kind, truth, _axes(w, node), keep, "int32")
+        return w.cast(found, "int32", "bool")
 
     return convert
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
+from octavo.onnx import quantization
 from octavo.onnx.sizes import TO_THE_END, axis_of, sizes
 from octavo.onnx.writer import Converter, Writer, arguments
 
@@ -189,7 +190,9 @@ def _padded(w: Writer, node: Node, mode: str, pads: Any, value: Any) -> str:
     pairs = [(pads[i], pads[i + 1]) for i in range(0, len(pads), 2)][::-1]
     pairs = [(0, 0)] * (w.rank(x) - len(pairs)) + pairs
     ordered = [before for before, _ in pairs] + [after for _, after in pairs]
-    filling = w.constant(value or 0, w.meta(x).dtype) if mode == "constant" else ""
+    if mode == "constant" and not value:
+        return quantization.padded(w, x, sizes(w, ordered), made_by=node)
+    filling = w.constant(value, w.meta(x).dtype) if mode == "constant" else ""
     made: str = w.op("Pad", w.read(x), sizes(w, ordered), filling, mode=mode)
     return made
 

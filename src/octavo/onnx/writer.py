@@ -26,9 +26,12 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("onnx", "onnx", "write ONNX models") from error
 
-# 21: DequantizeLinear in groups, int4 and int16; 20: Gelu.
-OPSET = 21
-IR_VERSION = 10
+# 20: Gelu. ONNX Runtime cannot load some models of signed integers in a later one: it moves their
+# QuantizeLinear, makes them unsigned, and leaves the attribute that it gave them signed.
+OPSET, IR_VERSION = 20, 9
+# DequantizeLinear in groups, int4 and int16.
+LATER_OPSET, LATER_IR_VERSION = 21, 10
+_OF_LATER_OPSET = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.INT16})
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
 BATCH = "N"  # name of the size that is open in the first axis of inputs and outputs
 
@@ -63,6 +66,7 @@ class Dialect:
             of integers; else as products of floats with integer weights.
         integer_recurrence: weights of recurrent layers are integers; else they are written as the
             floats that these stand for.
+        unsigned: activations in int8 with a zero point are uint8 with another.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
             operator, which rounds what goes from step to step as well.
     """
@@ -70,6 +74,7 @@ class Dialect:
     integer_bias: bool = True
     integer_products: bool = True
     integer_recurrence: bool = True
+    unsigned: bool = False
     dynamic_lstm: bool = False
 
 
@@ -266,18 +271,29 @@ class Writer:
         """The ONNX model."""
         inputs = [_described(given.name, given.meta) for given in self.graph.inputs]
         outputs = self._outputs()
-        graph = onnx.helper.make_graph(
-            self._nodes, name, inputs, outputs, list(self._initializers.values())
-        )
-        versions = {"": OPSET} | {node.domain: 1 for node in self._nodes if node.domain}
+        nodes = self._needed({described.name for described in outputs})
+        read = {value for node in nodes for value in node.input}
+        initializers = [tensor for key, tensor in self._initializers.items() if key in read]
+        graph = onnx.helper.make_graph(nodes, name, inputs, outputs, initializers)
+        opset, ir_version = _versions(nodes, initializers)
+        versions = {"": opset} | {node.domain: 1 for node in nodes if node.domain}
         model = onnx.helper.make_model(
             graph,
             opset_imports=[onnx.helper.make_opsetid(*used) for used in versions.items()],
-            ir_version=IR_VERSION,
+            ir_version=ir_version,
             producer_name="octavo",
         )
         onnx.helper.set_model_props(model, dict(metadata))
         return model
+
+    def _needed(self, needed: set[str]) -> list[Any]:
+        """The nodes that the results depend on."""
+        kept = []
+        for node in reversed(self._nodes):
+            if needed & set(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        return kept[::-1]
 
     def _outputs(self) -> list[Any]:
         """The results in order: each has a name of its own, also where two are one tensor."""
@@ -300,6 +316,15 @@ class Writer:
         return name
 
 
+def kept_apart(w: Writer, extreme: str) -> str:
+    """A maximum or minimum of floats, as it is, for what follows.
+
+    OpenVINO takes a QuantizeLinear that follows into the search, and finds another extreme.
+    """
+    made: str = w.op("Max", extreme, w.constant(-np.inf, "float32"))
+    return made
+
+
 # Writes one node: gives its value, or a list of them for a node that gives several tensors.
 Converter = Callable[[Writer, Node], Any]
 
@@ -315,6 +340,14 @@ def arguments(node: Node) -> dict[str, Any]:
             default = argument.default_value if argument.has_default_value() else None
             found[argument.name] = node.kwargs.get(argument.name, default)
     return found
+
+
+def _versions(nodes: Sequence[Any], initializers: Sequence[Any]) -> tuple[int, int]:
+    """The earliest opset that has all that is written, and its version of the format."""
+    grouped = any(attribute.name == "block_size" for node in nodes for attribute in node.attribute)
+    if grouped or any(tensor.data_type in _OF_LATER_OPSET for tensor in initializers):
+        return LATER_OPSET, LATER_IR_VERSION
+    return OPSET, IR_VERSION
 
 
 def _described(name: str, meta: TensorMeta) -> Any:

@@ -1,0 +1,190 @@
+"""Layers whose plain form ONNX Runtime or OpenVINO computes otherwise: they get another.
+
+What goes into a layer has a zero point other than 0, from the values below zero that nothing
+clipped.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from decibel import sqnr_db
+from torch import nn
+from torch.nn import functional as F
+
+import octavo
+
+RUNTIMES = ("onnxruntime", "openvino")
+# Near enough for a few integers that are a step off; a wrong zero point leaves less than 25.
+AGREES_DB = 45.0
+
+
+class Between(nn.Module):
+    """A function between two convolutions, with or without an activation in front."""
+
+    def __init__(self, dims, function, activation, shape):
+        super().__init__()
+        convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+        self.a, self.act = convolution(3, 8, 1), activation
+        self.function = function
+        with torch.no_grad():
+            found = self.function(self.act(self.a(torch.zeros(2, 3, *shape)))).shape
+        self.b = convolution(found[1], 4, [min(3, size) for size in found[2:]])
+
+    def forward(self, x):
+        return self.b(self.function(self.act(self.a(x))))
+
+
+SHAPES = {1: (12,), 2: (12, 9), 3: (6, 5, 7)}
+FUNCTIONS = {
+    "pad before": (1, lambda y: F.pad(y, (2, 0))),
+    "pad both": (1, lambda y: F.pad(y, (1, 1))),
+    "pad width": (2, lambda y: F.pad(y, (2, 0))),
+    "pad height": (2, lambda y: F.pad(y, (0, 0, 0, 3))),
+    "pad unevenly": (2, lambda y: F.pad(y, (1, 2, 3, 0))),
+    "pad and crop": (2, lambda y: F.pad(y, (-1, 2, 0, -2))),
+    "pad channels": (2, lambda y: F.pad(y, (0, 0, 0, 0, 2, 3))),
+    "pad with a value": (2, lambda y: F.pad(y, (1, 1, 1, 1), value=0.5)),
+    "pad in 3-d": (3, lambda y: F.pad(y, (0, 1, 0, 0, 2, 0))),
+    "zero padding module": (2, nn.ZeroPad2d((0, 2, 0, 0))),
+    "reflect": (2, lambda y: F.pad(y, (2, 1, 1, 1), mode="reflect")),
+    "replicate": (2, lambda y: F.pad(y, (2, 1, 1, 1), mode="replicate")),
+    "circular": (2, lambda y: F.pad(y, (2, 1, 1, 1), mode="circular")),
+    "average in 1-d": (1, nn.AvgPool1d(3, 1, 1)),
+    "average": (2, nn.AvgPool2d(3, 2, 1)),
+    "average unevenly": (2, nn.AvgPool2d((3, 2), (2, 1), (1, 0))),
+    "average in 3-d": (3, nn.AvgPool3d(3, 2, 1)),
+    "average without its padding": (2, nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+    "difference to the average": (2, lambda y: y - F.avg_pool2d(y, 3, 1, 1)),
+    "maximum": (2, nn.MaxPool2d(3, 2, 1)),
+    "maximum of uneven windows": (2, nn.AdaptiveMaxPool2d(5)),
+    "concatenation": (2, lambda y: torch.cat([y, y.flip(1)], 1)),
+    "concatenation with a pool": (2, lambda y: torch.cat([y, F.avg_pool2d(y, 3, 1, 1)], 1)),
+    "concatenation of width": (2, lambda y: torch.cat([y, y], 3)),
+    "stack": (2, lambda y: torch.stack([y, y], 2).flatten(1, 2)),
+    "roll": (2, lambda y: y.roll(1, 2)),
+    "residual": (2, lambda y: (y + y.flip(1)).relu()),
+    "1x1 with stride and padding": (2, nn.Conv2d(8, 8, 1, 2, 1)),
+    "1x1 with stride and padding in 1-d": (1, nn.Conv1d(8, 8, 1, 3, 2)),
+    "group norm": (2, nn.GroupNorm(2, 8)),
+}
+ACTIVATIONS = {"none": nn.Identity(), "silu": nn.SiLU()}
+
+
+def check(model, x, target, runtime):
+    q = octavo.quantize(model.eval(), calibration=[x], target=target, progress=False)
+    assert sqnr_db(q.lower("reference")(x), q.lower(runtime)(x)) > AGREES_DB
+    return q
+
+
+@pytest.mark.parametrize(("target", "activation"), [("x86-avx2", "none"), ("edge", "silu")])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_openvino_with_zero_points(name, target, activation):
+    torch.manual_seed(0)
+    dims, function = FUNCTIONS[name]
+    model = Between(dims, function, ACTIVATIONS[activation], SHAPES[dims])
+    check(model, torch.randn(2, 3, *SHAPES[dims]) + 0.3, target, "openvino")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "edge"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_onnxruntime_loads_signed_integers(name, target, tmp_path):
+    """At its default optimization, from a file: it makes them unsigned by itself."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    dims, function = FUNCTIONS[name]
+    x = torch.randn(2, 3, *SHAPES[dims]) + 0.3
+    model = Between(dims, function, nn.ReLU(), SHAPES[dims])
+    q = check(model, x, target, "onnxruntime")
+    octavo.export_onnx(q, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    assert sqnr_db(q.lower("reference")(x), torch.from_numpy(found)) > AGREES_DB
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_padding_that_an_integer_layer_and_a_float_one_read(runtime):
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            y = F.pad(self.a(x), (2, 0))
+            return self.b(y), y.softmax(1)
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8) + 0.3
+    q = octavo.quantize(Both(), calibration=[x], progress=False)
+    for want, have in zip(q.lower("reference")(x), q.lower(runtime)(x), strict=True):
+        assert sqnr_db(want, have) > AGREES_DB
+
+
+class Reduced(nn.Module):
+    def __init__(self, rank, function):
+        super().__init__()
+        self.a, self.function = (nn.Conv1d, nn.Conv2d)[rank - 3](3, 4, 1), function
+        self.b = nn.LazyLinear(5)
+
+    def forward(self, x):
+        return self.b(self.function(self.a(x)).flatten(1))
+
+
+REDUCTIONS = {
+    "mean over time": (3, lambda y: y.mean(2)),
+    "mean over time, kept": (3, lambda y: y.mean(2, keepdim=True)),
+    "mean over channels": (3, lambda y: y.mean(1)),
+    "global average": (3, nn.AdaptiveAvgPool1d(1)),
+    "mean over width": (4, lambda y: y.mean(3)),
+    "mean over pixels": (4, lambda y: y.mean((2, 3))),
+    "sum over time": (3, lambda y: y.sum(2)),
+    "sum over pixels": (4, lambda y: y.sum((2, 3), keepdim=True)),
+    "largest": (3, lambda y: F.silu(y).amax(2)),
+    "smallest": (4, lambda y: F.silu(y).amin((2, 3), keepdim=True)),
+    "largest of all": (3, lambda y: F.silu(y).max(2).values),
+}
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "edge"])
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_batches_larger_than_the_channels(runtime, name, target):
+    torch.manual_seed(0)
+    rank, function = REDUCTIONS[name]
+    x = torch.randn(9, 3, *(12, 7)[: rank - 2]) + 0.3
+    model = Reduced(rank, function)
+    model(x)
+    check(model, x, target, runtime)
+
+
+class BothWays(nn.Module):
+    """A sum of what an integer layer reads too: the sum reads its integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y), self.c(y.sum((2, 3))), self.c(y.flatten(2).sum(2))
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "edge"])
+def test_sums_count_the_zero_point_of_each_value(target):
+    torch.manual_seed(0)
+    x = torch.randn(9, 3, 6, 6) + 0.3
+    q = octavo.quantize(BothWays(), calibration=[x], target=target, progress=False)
+    for want, have in zip(q.lower("reference")(x), q.lower("openvino")(x), strict=True):
+        assert sqnr_db(want, have) > AGREES_DB
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_batch_norm_without_statistics_takes_those_of_the_batch(runtime):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8, track_running_stats=False),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 1),
+    )
+    check(model, torch.rand(4, 3, 8, 8), "x86-avx2", runtime)
