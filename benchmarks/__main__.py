@@ -24,6 +24,8 @@ NAMES = (
     "attention",
     "agreement",
     "parity",
+    "precision",
+    "proof",
     "analysis",
     "search",
     "qat_accuracy",
