@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from octavo.errors import InputError, OctavoError
-from octavo.model import OctavoWarning
+from octavo.errors import InputError, OctavoError, OctavoWarning
 from octavo.shown import plain
 
 

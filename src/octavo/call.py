@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.graph import Graph, Input, Ref, TensorMeta, map_refs
+from octavo.size_guards import Guard
 
 
 def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
@@ -36,7 +37,8 @@ def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         elif tree is not None:
             raise InputError(f"the argument {name!r} is missing; the model takes {names}")
     for expected in graph.inputs:
-        _check(expected, found[expected.name])
+        _check(expected, found[expected.name], graph)
+    check_guards(graph, {name: tuple(tensor.shape) for name, tensor in found.items()})
     return [found[expected.name] for expected in graph.inputs]
 
 
@@ -84,7 +86,7 @@ def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
         )
 
 
-def _check(expected: Input, tensor: Tensor) -> None:
+def _check(expected: Input, tensor: Tensor, graph: Graph) -> None:
     meta, given = expected.meta, TensorMeta.of(tensor)
     if given.fits(meta):
         return
@@ -94,4 +96,28 @@ def _check(expected: Input, tensor: Tensor) -> None:
         if labels
         else "give the dtype and sizes that the model was captured with (N is free)"
     )
+    if given.dtype == meta.dtype and tensor.dim() == len(meta.shape):
+        shapes = {expected.name: tuple(tensor.shape)}
+        own = [guard for guard in graph.guards if guard.inputs() == [expected.name]]
+        hint = next((f"{g} is fixed: {_way_out(g)}" for g in own if not g.holds(shapes)), hint)
     raise InputError(f"input {expected.name!r} is {given}; expected {meta}; {hint}")
+
+
+def check_guards(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Hold inputs of these shapes, by name, to the graph's guards.
+
+    Raises:
+        InputError: one is not satisfied.
+    """
+    broken = graph.broken_guard(shapes)
+    if broken is not None:
+        sizes = ", ".join(f"{name!r} is {list(shapes[name])}" for name in broken.inputs())
+        raise InputError(f"input {sizes}; the model was captured for {broken}: {_way_out(broken)}")
+
+
+def _way_out(guard: Guard) -> str:
+    return (
+        f"{guard.reason}; give such a batch (a DataLoader's last one is often smaller: "
+        "drop_last=True), capture the model with an example of the size that you need, or rewrite "
+        "that line for any size"
+    )

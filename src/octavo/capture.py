@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections import Counter, OrderedDict, namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +21,15 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from octavo import operators
-from octavo.errors import CaptureError, InputError
-from octavo.exporting import export, is_users, refuse_state
+from octavo.errors import CaptureError, InputError, OctavoWarning
+from octavo.exporting import EXPORTING, export, is_users, refuse_state
+from octavo.fidelity import Faithful
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
 from octavo.passes import canonical
 from octavo.passes.functionalize import make_functional
 
-# Checks that export inserts for itself; a graph needs none of them.
+# Checks that export inserts. Those of inputs' sizes are kept as guards; those of dtypes and of
+# sizes that forward computes are what the operators ask for; the user's own are told of.
 _ASSERTIONS = re.compile(r"^(aten\.(_assert|sym_constrain|_check)|_check|_assert)")
 
 # Kernels of models that are quantized, by Octavo or by torch.ao.
@@ -55,7 +59,7 @@ def capture(
         >>> [node.name for node in graph.nodes]
         ['0', '1']
     """
-    return canonical(traced(model, example_inputs, example_kwargs))
+    return _captured(model, example_inputs, example_kwargs, canonical)
 
 
 def traced(
@@ -66,10 +70,26 @@ def traced(
     Raises:
         CaptureError, InputError: as `capture`.
     """
+    return _captured(model, example_inputs, example_kwargs, lambda graph: graph)
+
+
+def _captured(
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None,
+    form: Callable[[Graph], Graph],
+) -> Graph:
+    """The model as a graph of a certain form, compared with the model."""
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     named = bind_arguments(model, args, dict(example_kwargs or {}))
     args, kwargs = _repeated((args, dict(example_kwargs or {})))
-    return _graph_of(export(model, args, kwargs), tuple(named))
+    with EXPORTING:
+        exported = export(model, args, kwargs)
+        _tell_of_checks(exported.program, model)
+        graph = form(_graph_of(exported.program, tuple(named)))
+        faithful = Faithful(replace(graph, guards=exported.sizes.guards), model, args, kwargs)
+        faithful.check()
+        return faithful.settled(exported.sizes.doubtful)
 
 
 def bind_arguments(
@@ -175,9 +195,14 @@ def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
 def _meta_of(node: torch.fx.Node) -> TensorMeta | None:
     value = node.meta.get("val")
     if isinstance(value, Tensor):
-        shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+        shape = tuple(map(_fixed, value.shape))
         return TensorMeta(shape, str(value.dtype).removeprefix("torch."))
     return None
+
+
+def _fixed(size: int | torch.SymInt) -> int | None:
+    """A size, ``None`` if it is open: export may have fixed one that was."""
+    return size if isinstance(size, int) else size.node.maybe_as_int()
 
 
 def _example_of(node: torch.fx.Node) -> tuple[int, ...]:
@@ -213,6 +238,32 @@ def _is_inside(path: str, container: str) -> bool:
 
 def _is_assertion(node: torch.fx.Node) -> bool:
     return bool(_ASSERTIONS.match(operators.name_of(node.target)))
+
+
+def _tell_of_checks(program: ExportedProgram, model: nn.Module) -> None:
+    """Warn of checks on values that the user wrote: a graph does not make them."""
+    for node in program.graph.nodes:
+        if node.op == "call_function" and _is_on_values(node):
+            warnings.warn(
+                f"{type(model).__name__} checks values{_line_of(node)}, which its graph does not: "
+                "inputs that would fail there are computed all the same; check them before the "
+                "call",
+                OctavoWarning,
+                stacklevel=5,
+            )
+
+
+def _is_on_values(node: torch.fx.Node) -> bool:
+    name = operators.name_of(node.target)
+    if name.startswith("aten._assert_async"):
+        return True
+    condition = node.args[0] if name.startswith("aten._assert_scalar") else None
+    value = condition.meta.get("val") if isinstance(condition, torch.fx.Node) else None
+    if not isinstance(value, torch.SymBool):
+        return False
+    expression = value.node.expr
+    is_bound = type(expression).__name__ in ("LessThan", "StrictLessThan", "StrictGreaterThan")
+    return is_bound and any(str(symbol).startswith("u") for symbol in expression.free_symbols)
 
 
 def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:

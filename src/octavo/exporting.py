@@ -4,27 +4,33 @@ without a trace on the model.
 
 from __future__ import annotations
 
+import builtins
 import inspect
-import io
-import logging
+import threading
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import Dim, ExportedProgram, ShapesCollection, _trace
 from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError
 from octavo.evaluation import evaluating
 from octavo.graph import Record
+from octavo.padded_tokens import zero_padded_tokens
 from octavo.passes.functionalize import is_safe
 from octavo.passes.regions import inline_regions
+from octavo.quiet import quiet
+from octavo.specialization import NotedGuards, Specialized, Symbols, specialized
+
+# Held by who exports a model or looks at it as it was exported: its attributes change meanwhile.
+EXPORTING = threading.RLock()
 
 _STANDARD_LIBRARY = f"{Path(inspect.__file__).parent}/"
 _LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
@@ -38,7 +44,15 @@ def is_users(file: str) -> bool:
     return not own and not file.startswith(_LIBRARIES)
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+@dataclass(frozen=True)
+class Exported:
+    """A program, and what it was specialized for."""
+
+    program: ExportedProgram
+    sizes: Specialized
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
     """The model in evaluation mode as a program with a free batch size.
 
     Its in-place operators are such that `octavo.passes.functionalize` can replace them. The model
@@ -58,13 +72,18 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
             shapes[leaf] = {0: Dim.AUTO}
     try:
         dynamic = shapes.dynamic_shapes(model, args, kwargs)
-        with _left_as_it_was(model), _buffers_kept(model), torch.no_grad(), _quiet():
+        with _exporting(), left_as_it_was(model), _buffers_kept(model), torch.no_grad():
             model.register_forward_hook(lambda module, args, result: as_records(result))
+            zero_padded_tokens(model)
+            noted = NotedGuards(is_users)
+            model.register_forward_pre_hook(noted.watch)
             program = torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
             )
-            as_it_stands = inline_regions(program) and is_safe(program)
-            return program if as_it_stands else program.run_decompositions({})
+            symbols = Symbols.of(program)
+            if not (inline_regions(program) and is_safe(program)):
+                program = program.run_decompositions({})
+            return Exported(program, specialized(symbols, noted))
     except CaptureError:
         raise
     except Exception as error:
@@ -99,7 +118,7 @@ def _holds_tensors(tree: Any) -> bool:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module has the attributes that it had before.
 
     What ``forward`` stores in its module would be a tensor without values, left over from export.
@@ -126,16 +145,23 @@ def _containers(attributes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without export's own warnings: what matters of them is in the error that we raise."""
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+def _exporting() -> Iterator[None]:
+    """One thread at a time, since torch.export keeps what it does in globals, and quietly: what
+    matters of its warnings is in the error that we raise.
+    """
+
+    def to_nobody(*values: Any, **options: Any) -> None:
+        """In place of print, which writes half a graph to stderr where export stops."""
+        if threading.get_ident() != here:
+            builtins.print(*values, **options)  # noqa: T201
+
+    here = threading.get_ident()
+    with EXPORTING, quiet():
+        _trace.print = to_nobody  # type: ignore[attr-defined]
+        try:
             yield
-    finally:
-        logging.disable(level)
+        finally:
+            del _trace.print  # type: ignore[attr-defined]
 
 
 @contextmanager

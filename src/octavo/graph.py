@@ -8,7 +8,7 @@ and the same name is used in plans, tables, errors and files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from octavo.errors import OctavoError
+from octavo.size_guards import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ class Graph:
         arguments: how a call's arguments become ``inputs``: a tree per argument name, in the order
             of ``forward``; leaves are `Ref` (a tensor) or a fixed value.
         outputs: the structure that the model returns, a tree with `Ref` leaves.
+        guards: what the sizes of the inputs must satisfy.
     """
 
     inputs: tuple[Input, ...]
@@ -134,11 +136,16 @@ class Graph:
     nodes: tuple[Node, ...]
     arguments: Mapping[str, Any]
     outputs: Any
+    guards: tuple[Guard, ...] = ()
 
     @property
     def device(self) -> torch.device:
         """Where the constants are; the CPU if there are none."""
         return next((t.device for t in self.constants.values()), torch.device("cpu"))
+
+    def broken_guard(self, shapes: Mapping[str, Sequence[int]]) -> Guard | None:
+        """The first guard that inputs of these shapes, by name, do not satisfy."""
+        return next((guard for guard in self.guards if not guard.holds(shapes)), None)
 
     def output_names(self) -> list[str]:
         return list(refs_in(self.outputs))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from octavo.errors import ArtifactError
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
+from octavo.size_guards import Guard, checked
 from octavo.soundness import check
 
 # What torch names in an operator's arguments: kind -> type, looked up by name in torch itself.
@@ -33,6 +35,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
         "nodes": [_encode_node(node) for node in graph.nodes],
         "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],
         "outputs": encode(graph.outputs),
+        "guards": [[guard.condition, guard.reason] for guard in graph.guards],
     }
 
 
@@ -51,10 +54,26 @@ def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
             {_text(name): decode(tree) for name, tree in data["arguments"]},
             decode(data["outputs"]),
         )
+        graph = replace(graph, guards=decode_guards(data, graph.inputs))
+        if broken := graph.broken_guard({given.name: given.sizes for given in graph.inputs}):
+            raise ValueError(f"its example does not satisfy its guard {broken}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ArtifactError(f"its graph is malformed: {type(error).__name__}: {error}") from None
     check(graph)
     return graph
+
+
+def decode_guards(data: Any, inputs: Sequence[Input]) -> tuple[Guard, ...]:
+    """The guards of a graph's JSON; in files of before there were guards there are none.
+
+    Raises:
+        ValueError, TypeError: they are malformed.
+    """
+    ranks = {given.name: len(given.meta.shape) for given in inputs}
+    return tuple(
+        Guard(checked(condition, ranks), _text(reason))
+        for condition, reason in data.get("guards", [])
+    )
 
 
 def encode(value: Any) -> Any:

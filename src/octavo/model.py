@@ -27,7 +27,7 @@ from octavo.graph import Graph
 from octavo.model_state import extra_state, restored
 from octavo.plan import Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
-from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.examples import random_inputs, takes, takes_batch
 from octavo.screening import Watched, run_around
 from octavo.summary import Summary, summarize
 
@@ -148,13 +148,20 @@ class QuantizedModel(nn.Module):
         if not self.check:
             return []
         batch, kept = self.options.batch, self.samples
+        if kept is not None and not takes(self._structure, kept):
+            kept = None
         if kept is None or (batch is not None and any(len(t) != batch for t in kept if t.dim())):
-            kept = random_inputs(self._structure, batch or _SAMPLES)
+            usual = _SAMPLES if takes_batch(self._structure, _SAMPLES) else None
+            kept = random_inputs(self._structure, batch or usual)
         if sum(tensor.numel() for tensor in kept) > _MOST_VALUES:
             return []
         small = sum(buffer.numel() for buffer in self.buffers()) <= _SMALL_MODEL
         # Where it takes no time: some faults show in a batch of one, or in one that is larger.
-        others = _OTHER_BATCHES if small and batch is None else ()
+        others = [
+            size
+            for size in (_OTHER_BATCHES if small and batch is None else ())
+            if takes_batch(self._structure, size)
+        ]
         return [kept, *(random_inputs(self._structure, size, seed=size) for size in others)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

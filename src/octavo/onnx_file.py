@@ -10,10 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from octavo.atomic import replacing
-from octavo.errors import ExportError, InputError, MissingExtra, RuntimeUnavailable
+from octavo.errors import ExportError, InputError, MissingExtra, OctavoWarning, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.islands import in_float32
-from octavo.model import OctavoWarning
 from octavo.runtimes import RUNTIMES, Options, cpu
 from octavo.runtimes.agreement import agreement
 from octavo.runtimes.saturation import overflowing

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,10 @@ from torch.export import Dim
 from octavo.atomic import replacing
 from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, ExportError, InputError
+from octavo.exporting import EXPORTING
 from octavo.graph import Graph, Input, TensorMeta
-from octavo.graph_json import decode, to_json
+from octavo.graph_json import decode, decode_guards, to_json
+from octavo.quiet import quiet
 from octavo.runtimes import torch_int8
 from octavo.runtimes.examples import random_inputs
 from octavo.screening import Watched, refuse_bad_samples
@@ -70,14 +71,14 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder, f"model{_ENDING}")
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of torch about its own compiler
-                program = torch.export.export(
-                    _Flat(run),
-                    random_inputs(graph, 2),  # of a batch of one it would make a constant
-                    dynamic_shapes=[tuple(map(_open_sizes, graph.inputs))],
-                    strict=False,
-                )
+            with quiet(), torch.no_grad():
+                with EXPORTING:
+                    program = torch.export.export(
+                        _Flat(run),
+                        random_inputs(graph),
+                        dynamic_shapes=[tuple(map(_open_sizes, graph.inputs))],
+                        strict=False,
+                    )
                 torch._inductor.aoti_compile_and_package(
                     program,
                     package_path=str(compiled),
@@ -157,9 +158,10 @@ def _open_sizes(given: Input) -> dict[int, Any]:
 
 def _graph_of(call: Any) -> Graph:
     """What is left of the graph: how it is called and what it returns."""
-    inputs = (
+    inputs = [
         Input(name, TensorMeta(tuple(shape), dtype), tuple(sizes))
         for name, shape, dtype, sizes, _ in call["inputs"]
-    )
+    ]
     arguments = {name: decode(tree) for name, tree in call["arguments"]}
-    return Graph(tuple(inputs), {}, (), arguments, decode(call["outputs"]))
+    guards = decode_guards(call, inputs)
+    return Graph(tuple(inputs), {}, (), arguments, decode(call["outputs"]), guards)

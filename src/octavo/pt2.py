@@ -14,7 +14,6 @@ import ast
 import io
 import json
 import re
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import nn
 
 from octavo.errors import InputError
+from octavo.quiet import quiet
 from octavo.source_file import check_file
 
 # All files of a plain export, below the archive's own folder: raw tensors and JSON.
@@ -74,8 +74,7 @@ def load_pt2(path: str | Path) -> nn.Module:
             "as package.module:name that calls torch.export.load"
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             module = torch.export.load(_archive(files)).module(check_guards=False)
     except Exception as error:
         raise InputError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compat.networks import FUSED, Trained, percent_right, train
 from octavo.compat import quantization
 from octavo.demo import Net as ArticlesNet
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 
 
 class QuantizedModel(nn.Module):

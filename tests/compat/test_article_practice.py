@@ -21,7 +21,7 @@ from octavo.compat.quantization.observer import (
     MovingAverageMinMaxObserver,
     MovingAveragePerChannelMinMaxObserver,
 )
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 
 # The tensors that the article prints, to four digits.
 INPUTS = [

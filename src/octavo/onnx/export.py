@@ -7,6 +7,7 @@ from typing import Any
 from octavo.errors import ExportError
 from octavo.graph import Graph, Node
 from octavo.islands import in_float32
+from octavo.onnx.guards import write_guards
 from octavo.onnx.operators import CONVERTERS, LAZY
 from octavo.onnx.unsigned import with_unsigned_activations
 from octavo.onnx.writer import Dialect, Writer
@@ -35,6 +36,7 @@ def to_onnx(graph: Graph, dialect: Dialect | None = None, name: str = "octavo") 
             f"no ONNX form is known for {listed}; the runtimes 'torch' and 'reference' run it"
         )
     writer = Writer(graph, dialect, convert_lazily=_convert)
+    write_guards(writer)
     for node in graph.nodes:
         if node.op not in LAZY:
             _convert(writer, node)

@@ -4,10 +4,14 @@ within the ranges of the data that it has seen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from octavo.call import check_guards
 from octavo.graph import Graph, Input
+from octavo.size_guards import sizes_in
 
 _LARGE = 1e6  # beyond it a range is no range of numbers: a mask holds nothing but its ends
 _SET = 0.9  # share of a mask's elements that are let through
@@ -25,15 +29,41 @@ def random_inputs(graph: Graph, batch: int | None = None, seed: int = 0) -> tupl
         graph: whose inputs.
         batch: size of the first axis where that is open; ``None`` is the example's.
         seed: of the random numbers.
+
+    Raises:
+        InputError: the model was captured for other batches.
     """
+    sizes = _sizes(graph, batch)
+    check_guards(graph, sizes)
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_random(given, batch, generator) for given in graph.inputs)
+    return tuple(_random(given, sizes[given.name], generator) for given in graph.inputs)
 
 
-def _random(given: Input, batch: int | None, generator: torch.Generator) -> Tensor:
-    sizes = list(given.sizes)
-    if batch is not None and given.meta.shape and given.meta.shape[0] is None:
-        sizes[0] = batch
+def takes(graph: Graph, tensors: Sequence[Tensor]) -> bool:
+    """Whether the model was captured for inputs of these sizes."""
+    shapes = {given.name: t.shape for given, t in zip(graph.inputs, tensors, strict=True)}
+    return graph.broken_guard(shapes) is None
+
+
+def takes_batch(graph: Graph, batch: int) -> bool:
+    """Whether the model was captured for batches of this size."""
+    return graph.broken_guard(_sizes(graph, batch)) is None
+
+
+def _sizes(graph: Graph, batch: int | None) -> dict[str, tuple[int, ...]]:
+    """The shapes of the inputs, of which a batch may have been fixed by ``forward``."""
+    if batch is None:
+        return {given.name: given.sizes for given in graph.inputs}
+    fixed = {size for guard in graph.guards for size in sizes_in(guard.condition)}
+    return {
+        given.name: (batch, *given.sizes[1:])
+        if given.meta.shape[:1] == (None,) or (given.name, 0) in fixed
+        else given.sizes
+        for given in graph.inputs
+    }
+
+
+def _random(given: Input, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
     dtype: torch.dtype = getattr(torch, given.meta.dtype)
     if given.seen is None:
         return _unseen(sizes, dtype, generator)
@@ -46,7 +76,7 @@ def _random(given: Input, batch: int | None, generator: torch.Generator) -> Tens
     return torch.randint(int(low), int(high) + 1, sizes, generator=generator).to(dtype)
 
 
-def _unseen(sizes: list[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def _unseen(sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(sizes, generator=generator, dtype=dtype)
     if dtype == torch.uint8:
@@ -60,7 +90,7 @@ def _is_mask(low: float, high: float, dtype: torch.dtype) -> bool:
     return dtype == torch.bool or 0 <= low < high <= 1
 
 
-def _mask(sizes: list[int], low: float, high: float, generator: torch.Generator) -> Tensor:
+def _mask(sizes: Sequence[int], low: float, high: float, generator: torch.Generator) -> Tensor:
     through = torch.rand(sizes, generator=generator) < _SET
     through[..., :1] = True
     return torch.where(through, torch.tensor(high).double(), torch.tensor(low).double())

@@ -8,7 +8,6 @@ PyTorch keeps what it compiled on disk and finds it again.
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable
 from octavo.graph import Graph
+from octavo.quiet import quiet
 from octavo.runtimes import torch_int8
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
@@ -41,8 +41,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     made = torch_int8.lower_to("inductor", torch_int8.COMPILED, graph, device)
     run = _compiled(made.run)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # of torch about its own compiler
+        with quiet(), torch.inference_mode():
             run(*random_inputs(graph, options.batch))
     except Exception as error:  # the compiler's errors share no base
         first_line = next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 
 import octavo
 import octavo.compat.quantization as ours
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 
 
 class Loops(nn.Module):

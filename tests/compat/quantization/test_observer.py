@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.compat.quantization import observer as ours
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 
 TENSOR = ("MinMaxObserver", "MovingAverageMinMaxObserver")
 CHANNEL = ("PerChannelMinMaxObserver", "MovingAveragePerChannelMinMaxObserver")

@@ -16,7 +16,7 @@ from torch.nn.utils import prune
 import octavo
 import octavo.compat.quantization as ours
 from octavo.compat.quantization import quantize_fx
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 
 REGISTER = (
     "register_forward_hook",

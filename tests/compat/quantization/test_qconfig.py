@@ -13,7 +13,7 @@ import octavo
 import octavo.compat.quantization as ours
 from octavo.compat.quantization.backends import BACKENDS
 from octavo.compat.quantization.qconfig import common_target, native
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 from octavo.observers import PairSum
 
 

@@ -14,7 +14,7 @@ from torch.ao.quantization import quantize_fx as their_fx
 import octavo
 import octavo.compat.quantization as ours
 from octavo.compat import quantize_fx
-from octavo.model import OctavoWarning
+from octavo.errors import OctavoWarning
 
 
 def test_static_is_as_right_as_torchs(digits: Trained) -> None:
