@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from octavo.runtimes import cpu, integer_kernels, saturation
 from octavo.runtimes.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.integer_kernels import Integers
 from octavo.runtimes.post_ops import NATIVE, PostOp, is_narrow, output, post_op_of
+from octavo.runtimes.row_counts import with_few_row_counts
 from octavo.weighted import is_depthwise
 
 # Weights are packed for an input of some size. Any will do for all, but without one oneDNN packs
@@ -163,6 +165,19 @@ def _misreads_one_channel(
     return inputs == 1 and (wrong or (context.packaged and groups == 1))
 
 
+def _with_few_row_counts(
+    make: Callable[..., tuple[str, Callable[..., Tensor]]],
+) -> Callable[..., tuple[str, Callable[..., Tensor]]]:
+    """What is made computes at few numbers of rows, see `octavo.runtimes.row_counts`."""
+
+    @wraps(make)
+    def made(context: Context, weight: Tensor, *rest: Any) -> tuple[str, Callable[..., Tensor]]:
+        name, product = make(context, weight, *rest)
+        return name, with_few_row_counts(product, weight.shape[1])
+
+    return made
+
+
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer with activation, weights packed now."""
     x_arg, weight_arg, bias = (*chain.layer.args, None)[:3]
@@ -173,6 +188,7 @@ def linear(context: Context, chain: Chain) -> Call:
     return Call(name, product, (x, source.scale, source.zero_point, bias))
 
 
+@_with_few_row_counts
 def product_kernel(
     context: Context,
     weight: Tensor,
