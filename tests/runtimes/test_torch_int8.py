@@ -290,7 +290,7 @@ def test_a_dynamic_layer_of_four_bits_runs_on_integers():
     x = torch.randn(8, 32)
     q = octavo.quantize(nn.Linear(32, 16), x, qconfig=qconfig)
     assert not q.lowered.fallbacks
-    assert "dynamic" in next(iter(q.lowered.kernels.values()))
+    assert "per token" in next(iter(q.lowered.kernels.values()))
     torch.testing.assert_close(q(x), q.lower("reference")(x), rtol=1e-5, atol=1e-5)
 
 
