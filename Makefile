@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(DEV) ## rewrite the sources in the style that check asks for
 
 bench: $(PEERS) ## measure against the peers; on a machine that does nothing else
 	$(BIN)/python -m benchmarks
+
+fuzz: $(DEV) ## 100,000 foreign calls of operators and as many hostile files; some hours
+	$(BIN)/python tests/fuzzing.py
 
 clean: ## remove what these targets made
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

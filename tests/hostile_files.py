@@ -1,5 +1,5 @@
 """Altered artifacts: bytes flipped, cut and put in, and files whose checksum is right but whose
-content is not."""
+content is not; and the good files that are altered."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+import octavo
 from octavo import artifact
 
 CODE = '__import__("pathlib").Path("canary").touch()'
@@ -172,6 +173,62 @@ def hostile(metadata: Metadata, tensors: Tensors, seed: int) -> tuple[Metadata, 
     else:
         metadata[dice.choice(sorted(metadata))] = dice.choice(TEXTS)
     return metadata, tensors
+
+
+class Images(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2, groups=2)
+        self.up, self.head = nn.ConvTranspose2d(8, 4, 2, 2), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = torch.relu(self.conv(x))
+        y = self.up(torch.cat([self.down(y), self.down(y)], 1)[:, :8].relu())
+        return {"logits": self.head(y.mean((2, 3))), "parts": y[:, 1:3].split(1, 1)[0]}
+
+
+class Text(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, 16), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.table(x))
+        y = y + self.attention(y, y, y, need_weights=False)[0]
+        mask = (x > 3).unsqueeze(-1)
+        return self.head(nn.functional.gelu((y * mask).sum(1) / mask.sum(1).clamp(min=1)))
+
+
+class Series(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(6, 8, batch_first=True, bidirectional=True)
+        self.gru, self.head = nn.GRU(16, 8, batch_first=True), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = self.gru(self.lstm(x)[0])
+        return self.head(y[:, -1]), y.flip(1).cumsum(1)
+
+
+# What is altered: a model, what it is called with, and how it is quantized.
+BASES: dict[str, tuple[type[nn.Module], Callable[[], Tensor], str]] = {
+    "images": (Images, lambda: torch.randn(2, 3, 8, 8), "static"),
+    "text": (Text, lambda: torch.randint(0, 20, (2, 5)), "dynamic"),
+    "series": (Series, lambda: torch.randn(2, 5, 6), "static"),
+    "small weights": (Text, lambda: torch.randint(0, 20, (2, 5)), "weight_only"),
+}
+
+
+def write_bases(folder: Path) -> None:
+    """A good file for each of them."""
+    for name, (make, example, mode) in BASES.items():
+        torch.manual_seed(0)
+        model, x = make().eval(), example()
+        octavo.quantize(model, calibration=[x], mode=mode, target="x86-avx2", progress=False).save(
+            folder / f"{name}.octavo"
+        )
 
 
 def node(graph: dict[str, Any], op: str) -> dict[str, Any]:

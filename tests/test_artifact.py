@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import hostile_files
 import load_files
 import pytest
@@ -324,6 +325,25 @@ def test_hostile_files_are_errors_or_harmless(saved: Path, tmp_path: Path) -> No
     assert sum(how == "error" for how in found.values()) > 200
     ran = {name for name, how in found.items() if name.startswith("attack") and how == "runs"}
     assert ran <= {f"attack-{name.replace(' ', '-')}" for name in hostile_files.MERELY_ODD}
+
+
+def test_hostile_files_of_other_models(tmp_path: Path) -> None:
+    """``make fuzz`` runs more of them."""
+    hostile_files.write_bases(tmp_path)
+    found = fuzzing.run("hostile_loads.py", tmp_path, 0, 400)
+    assert not found.wrong
+    assert min(found.counts[how] for how in ("error", "runs")) > 50
+
+
+def test_a_first_load_imports_no_compiler(saved: Path) -> None:
+    """They take a second and 70 MB."""
+    code = (
+        "import sys, octavo; octavo.load(sys.argv[1])\n"
+        "found = {'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules)\n"
+        "sys.exit(str(found) if found else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_harness_would_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import fuzzing
 import pytest
 import torch
 
+from octavo import shapes
 from octavo.errors import ArtifactError
 from octavo.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.soundness import check
@@ -159,6 +162,26 @@ def test_arguments_that_an_operator_does_not_take(broken: Node) -> None:
             check(graph(replace(broken, meta=made)))
 
 
+def test_the_length_of_sequences_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own answer walks them step by step."""
+    monkeypatch.setattr(shapes, "_on_meta", None)
+    given = Input("x", meta(None, 100_000, 4), (1, 100_000, 4))
+    weights = {"i": torch.ones(12, 4), "h": torch.ones(12, 3), "state": torch.ones(1, 1, 3)}
+    for op, hx, gates in (
+        ("aten.lstm.input", [Ref("state"), Ref("state")], 4),
+        ("aten.gru.input", Ref("state"), 3),
+        ("aten.rnn_tanh.input", Ref("state"), 1),
+    ):
+        constants = weights | {"i": torch.ones(gates * 3, 4), "h": torch.ones(gates * 3, 3)}
+        args = (Ref("x"), hx, [Ref("i"), Ref("h")], False, 1, 0.0, False, False, True)
+        layer = Node("layer", op, args)
+        y = Node("y", "python.getitem", (Ref("layer"), 0), {}, meta(None, 100_000, 3))
+        sound = Graph((given,), constants, (layer, y), {"x": Ref("x")}, Ref("y"))
+        check(sound)
+        with pytest.raises(ArtifactError, match="weights that do not fit"):
+            check(replace(sound, constants=constants | {"h": torch.ones(gates * 3, 4)}))
+
+
 @pytest.mark.parametrize(
     "declared",
     [
@@ -252,3 +275,30 @@ def test_arguments_must_give_each_input_once() -> None:
 def test_inputs_and_constants_have_names_of_their_own() -> None:
     with pytest.raises(ArtifactError, match="its graph gives one name to two tensors"):
         check(graph(x=torch.ones(1)))
+
+
+def test_foreign_calls_do_no_harm(tmp_path: Path) -> None:
+    """``make fuzz`` runs more of them."""
+    found = fuzzing.run("hostile_calls.py", tmp_path, 0, 4000)
+    assert not found.wrong
+    assert found.counts.total() == 4000
+    assert min(found.counts[how] for how in ("refused", "runs", "error")) > 100
+
+
+def test_a_call_that_ends_its_process_is_found(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, sys; sys.path.insert(0, {str(fuzzing.TESTS)!r})\n"
+        "import fuzzing\n"
+        "def outcome(seed):\n"
+        "    if seed == 3: os.abort()\n"
+        "    if seed == 5: bytearray(2**40)\n"
+        "    return 'fine' if seed != 6 else 'odd'\n"
+        "fuzzing.serve(outcome, {'fine'})\n"
+    )
+    found = fuzzing.run(str(script), tmp_path, 0, 8)
+    assert found.wrong == [
+        "3 ended the process: -6 ",
+        "5 ended the process: 1 MemoryError",
+        "6 odd",
+    ]

@@ -36,5 +36,36 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> None:
         raise ValueError(f"a norm of shape {list(g.shape)} where {expected} is due")
 
 
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> None:
+    """The kernels read from where offsets and indices say, and count on a bag."""
+    if weight.dim() != 2 or indices.dim() != 1 or offsets.dim() != 1 or mode not in (0, 1, 2):
+        raise ValueError("a table, indices or offsets of other axes, or another mode")
+    if per_sample_weights is not None and per_sample_weights.shape != indices.shape:
+        raise ValueError("not one weight for each index")
+    if len(offsets) <= include_last_offset:
+        raise ValueError(f"{len(offsets)} offsets make no bag")
+    if weight.is_meta:
+        return
+    places = [0, *offsets.tolist(), len(indices)]
+    if places != sorted(places):
+        raise ValueError("offsets that are not in order, or beyond the indices")
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(weight):
+        raise ValueError(f"indices beyond a table of {len(weight)} rows")
+
+
 # By the names that a graph gives them.
-GUARDS: Mapping[str, Callable[..., None]] = {"aten._weight_norm.default": _weight_norm}
+GUARDS: Mapping[str, Callable[..., None]] = {
+    "aten._weight_norm.default": _weight_norm,
+    "aten.embedding_bag.default": _embedding_bag,
+    "aten.embedding_bag.padding_idx": _embedding_bag,
+}

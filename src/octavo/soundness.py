@@ -34,8 +34,9 @@ def check(graph: Graph) -> None:
     limits = budget.Budget.of(list(values.values()))
     open_sizes: set[str] = set()  # whose sizes depend on values
     for node in graph.nodes:
+        operator = _operator(node)
         is_open = node.short_op in shapes.OPEN or not open_sizes.isdisjoint(node.refs())
-        result, cost = _result(node, values, is_open)
+        result, cost = _result(node, operator, values, is_open)
         if is_open:
             open_sizes.add(node.name)
         try:
@@ -82,12 +83,17 @@ def _check_names(graph: Graph) -> None:
         raise ArtifactError(f"its outputs {missing} are not made by the graph")
 
 
-def _result(node: Node, values: Mapping[str, Any], is_open: bool) -> tuple[Any, tuple[int, int]]:
-    """What a node makes, and what that costs."""
+def _operator(node: Node) -> Any:
     try:
-        operator: Any = operators.resolve(node.op)
+        return operators.resolve(node.op)
     except CaptureError as error:
         raise ArtifactError(f"its node {node.name!r}: {error}") from None
+
+
+def _result(
+    node: Node, operator: Any, values: Mapping[str, Any], is_open: bool
+) -> tuple[Any, tuple[int, int]]:
+    """What a node makes, and what that costs."""
     args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values[ref.name])
     try:
         if node.op == "python.getitem":

@@ -41,6 +41,10 @@ _REDUCING = """
 """.split()
 
 
+# Over no axes where they are given none; over all of them in the other operators.
+_BY_THE_LETTER = frozenset({"aten::all", "aten::any"})
+
+
 def _broadcasting(operator: Any, values: Mapping[str, Any]) -> Any:
     shapes = [value.shape for value in values.values() if isinstance(value, Tensor)]
     return made(broadcast(*shapes), on_sample(operator, values).dtype)
@@ -54,7 +58,9 @@ def _keeping(operator: Any, values: Mapping[str, Any]) -> Any:
 def _reducing(operator: Any, values: Mapping[str, Any]) -> Any:
     shape = list(next(iter(values.values())).shape)
     dims = values.get("dim")
-    dims = [dims] if isinstance(dims, int) else dims or range(len(shape))
+    if dims is None or (dims == [] and operator._schema.name not in _BY_THE_LETTER):
+        dims = range(len(shape))
+    dims = [dims] if isinstance(dims, int) else dims
     gone = {axis_of(dim, len(shape)) for dim in dims}
     sizes = [1 if axis in gone else size for axis, size in enumerate(shape)]
     if not values.get("keepdim"):

@@ -216,6 +216,8 @@ def _attention(operator: Any, values: Values) -> Tensor:
     """scaled_dot_product_attention, and ours."""
     q, k, v, mask = list(values.values())[:4]
     require(min(q.dim(), k.dim(), v.dim()) >= 2, "less than two axes")
+    full = min(q.numel(), k.numel(), v.numel()) > 0
+    require(full or q.shape[:-2] == k.shape[:-2] == v.shape[:-2], "no values, in other batches")
     require(q.is_floating_point(), f"attention of {q.dtype}")
     _check_dtypes(q, k, v)
     require(q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2], "sizes do not fit")

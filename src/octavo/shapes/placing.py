@@ -145,6 +145,12 @@ def _placed(operator: Any, values: Values) -> Tensor:
     return made(values["self"].shape, values["self"].dtype)
 
 
+def _masked_scatter(operator: Any, values: Values) -> Tensor:
+    x, mask = values["self"], values["mask"]
+    require(mask.dtype == torch.bool, f"a mask of {mask.dtype}")
+    return made(broadcast(x.shape, mask.shape), x.dtype)
+
+
 def _topk(operator: Any, values: Values) -> tuple[Tensor, Tensor]:
     shape = list(values["self"].shape)
     axis = axis_of(values["dim"], len(shape))
@@ -216,11 +222,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             "scatter scatter_add scatter_reduce slice_scatter select_scatter diagonal_scatter "
-            "index_put index_copy index_fill index_add masked_scatter"
+            "index_put index_copy index_fill index_add"
         ).split(),
         _placed,
     ),
     "unique_consecutive": _unique,
+    "masked_scatter": _masked_scatter,
     "topk": _topk,
     "one_hot": _one_hot,
     **{
