@@ -6,8 +6,9 @@ the values in tensors are only known when it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +30,52 @@ class Guarded:
         return self.overload._schema
 
 
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+def check_recurrent(
+    name: str,
+    input: Tensor,
+    hx: Any,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> None:
+    """lstm, gru and rnn: oneDNN's kernels look at the first weights only.
+
+    Raises:
+        ValueError: sequences, states and weights do not fit each other.
+    """
+    states = list(hx) if name == "lstm" else [hx]
+    tensors = [input, *states, *params]
+    if len(states) != 1 + (name == "lstm") or any(t.dim() != 3 for t in (input, *states)):
+        raise ValueError("sequences or states of other axes")
+    if any(t.dtype != input.dtype for t in tensors) or not input.is_floating_point():
+        raise ValueError(
+            f"sequences, states and weights of {sorted({str(t.dtype) for t in tensors})}"
+        )
+    batch, steps = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
+    hidden, out, directions = states[-1].shape[2], states[0].shape[2], 1 + bidirectional
+    sizes = {tuple(state.shape[:2]) for state in states}
+    if min(num_layers, steps, hidden, out) < 1 or sizes != {(num_layers * directions, batch)}:
+        raise ValueError("states that do not fit the sequences and layers")
+    rows, expected = _GATES[name] * hidden, []
+    for layer in range(min(num_layers, len(params))):
+        columns = directions * out if layer else input.shape[2]
+        of_one = [(rows, columns), (rows, out), *[(rows,)] * (2 * has_biases)]
+        expected += [*of_one, *[(out, hidden)] * (out != hidden)] * directions
+    if [tuple(weight.shape) for weight in params] != expected:
+        raise ValueError("weights that do not fit")
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> None:
     """The kernel writes a norm for each slice of ``v`` into memory of the size of ``g``."""
+    if not v.numel():
+        raise ValueError("no values")
     expected = [size if axis == dim else 1 for axis, size in enumerate(v.shape)]
     if list(g.shape) != expected or v.dtype != g.dtype:
         raise ValueError(f"a norm of shape {list(g.shape)} where {expected} is due")
@@ -63,9 +108,44 @@ def _embedding_bag(
         raise ValueError(f"indices beyond a table of {len(weight)} rows")
 
 
+def _batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> None:
+    """The kernel reads a value for each channel from all of them."""
+    for values in (weight, bias, running_mean, running_var):
+        if input.dim() < 2 or (values is not None and values.shape != input.shape[1:2]):
+            raise ValueError("not one value for each channel")
+
+
+def _group_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    N: int,
+    C: int,
+    HxW: int,
+    group: int,
+    eps: float,
+) -> None:
+    """The kernel reads as many values as these numbers say."""
+    if min(N, C, HxW, group) < 1 or N * C * HxW != input.numel() or C % group:
+        raise ValueError(f"{N} x {C} x {HxW} values in {group} groups for {list(input.shape)}")
+    if any(values is not None and values.shape != (C,) for values in (weight, bias)):
+        raise ValueError("not one value for each channel")
+
+
 # By the names that a graph gives them.
 GUARDS: Mapping[str, Callable[..., None]] = {
     "aten._weight_norm.default": _weight_norm,
     "aten.embedding_bag.default": _embedding_bag,
     "aten.embedding_bag.padding_idx": _embedding_bag,
+    "aten._native_batch_norm_legit_no_training.default": _batch_norm,
+    "aten.native_group_norm.default": _group_norm,
+    **{f"aten.{name}.input": partial(check_recurrent, name) for name in _GATES},
 }

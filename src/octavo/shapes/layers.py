@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.guards import check_recurrent
 from octavo.shapes.common import Rule, broadcast, each, made, require
 
 Values = Mapping[str, Any]
@@ -232,39 +233,13 @@ def _attention(operator: Any, values: Values) -> Tensor:
     return made([*batch, q.shape[-2], v.shape[-1]], q.dtype)
 
 
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
-
-
 def _recurrent(operator: Any, values: Values) -> Any:
     """lstm, gru and rnn on padded sequences: nothing here depends on how many steps there are."""
     name = operator._schema.name.removeprefix("aten::")
-    x, states, params = values["input"], values["hx"], values["params"]
+    check_recurrent(name, *values.values())
+    x, states = values["input"], values["hx"]
     states = states if name == "lstm" else [states]
-    require(
-        x.dim() == 3 and len(states) == 1 + (name == "lstm"), "an input or states of other axes"
-    )
-    require(all(state.dim() == 3 for state in states), "states of other axes")
-    _check_dtypes(x, *states, *params)
-    require(x.is_floating_point(), f"sequences of {x.dtype}")
-    steps, batch = (x.shape[1], x.shape[0]) if values["batch_first"] else x.shape[:2]
-    directions, layers = 1 + values["bidirectional"], values["num_layers"]
-    hidden, out = states[-1].shape[2], states[0].shape[2]
-    require(layers > 0 and min(steps, hidden, out) > 0, "sizes below one")
-    require(
-        all(tuple(s.shape[:2]) == (layers * directions, batch) for s in states),
-        "states that do not fit layers and batch",
-    )
-    rows = _GATES[name] * hidden
-    expected = []
-    for layer in range(layers):
-        columns = x.shape[2] if layer == 0 else directions * out
-        one = [(rows, columns), (rows, out)] + [(rows,)] * 2 * values["has_biases"]
-        one += [(out, hidden)] if out != hidden else []
-        expected += one * directions
-        require(len(expected) <= len(params), f"{len(params)} weights for {layers} layers")
-    require([tuple(p.shape) for p in params] == expected, "weights that do not fit")
-    order = (batch, steps) if values["batch_first"] else (steps, batch)
-    output = made([*order, directions * out], x.dtype)
+    output = made([*x.shape[:2], (1 + values["bidirectional"]) * states[0].shape[2]], x.dtype)
     return (output, *(made(state.shape, x.dtype) for state in states))
 
 
@@ -291,5 +266,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("batch_norm", "group_norm", "instance_norm"), _channel_norm),
     **dict.fromkeys(("layer_norm", "rms_norm"), _last_axes_norm),
     **dict.fromkeys(("scaled_dot_product_attention", "octavo.attention"), _attention),
-    **dict.fromkeys(_GATES, _recurrent),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
