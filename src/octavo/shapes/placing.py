@@ -27,11 +27,20 @@ def _filled(operator: Any, values: Values) -> Tensor:
 
 def _arange(operator: Any, values: Values) -> Tensor:
     start, end, step = values.get("start", 0), values["end"], values.get("step", 1)
-    require(math.isfinite(start) and math.isfinite(end) and step != 0, "an endless range")
+    require(all(map(math.isfinite, (start, end, step))), "an endless range")
+    if values["dtype"] is torch.int64:
+        start, end, step = int(start), int(end), int(step)
     whole = all(isinstance(value, int) for value in (start, end, step))
+    require(step != 0, "an endless range")
     count = -((start - end) // step) if whole else math.ceil((end - start) / step)
     require(count >= 0, f"a range of {count}")
     return made([count], values["dtype"] or (torch.int64 if whole else torch.float32))
+
+
+def _linspace(operator: Any, values: Values) -> Tensor:
+    for end in (values["start"], values["end"]):
+        require(not isinstance(end, Tensor) or (end.dim() == 0 and not end.is_complex()), "an end")
+    return made([values["steps"]], values["dtype"] or torch.float32)
 
 
 def _scalar(operator: Any, values: Values) -> Tensor:
@@ -208,6 +217,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros", "ones", "empty", "full"), _filled),
     **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), _filled),
     "arange": _arange,
+    "linspace": _linspace,
     "scalar_tensor": _scalar,
     "repeat": _repeat,
     **dict.fromkeys(("view.default", "_unsafe_view", "reshape"), _view),
