@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import octavo
-from octavo import artifact
+from octavo import artifact, tensor_file
 from octavo.errors import ArtifactError
 from octavo.graph import Record
 
@@ -428,3 +428,46 @@ def test_an_existing_file_is_replaced(branching: octavo.QuantizedModel, tmp_path
     branching.save(path)
     octavo.load(path)
     assert [file.name for file in tmp_path.iterdir()] == ["model.octavo"]
+
+
+def test_samples_are_in_the_file_where_the_user_says_so(tmp_path):
+    net = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU())
+    data = torch.randn(5, 8)
+    q = octavo.quantize(net, calibration=[data], target=octavo.host_target(), progress=False)
+    q.save(tmp_path / "without.octavo")
+    assert octavo.load(tmp_path / "without.octavo").samples is None
+    q.save(tmp_path / "with.octavo", samples=True)
+    loaded = octavo.load(tmp_path / "with.octavo")
+    (kept,) = loaded.samples
+    assert torch.equal(kept, data[:2])
+    assert not [name for name in loaded.state_dict() if "samples" in name]
+    assert torch.equal(loaded(data), q(data))
+    loaded.save(tmp_path / "again.octavo", samples=True)
+    (again,) = octavo.load(tmp_path / "again.octavo").samples
+    assert torch.equal(again, kept)
+    with pytest.raises(ArtifactError, match="no samples to write"):
+        octavo.load(tmp_path / "without.octavo").save(tmp_path / "x.octavo", samples=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, meta: meta.update(samples='["y"]'), "malformed: 'samples of y'"),
+        (lambda tensors, meta: meta.update(samples="[]"), "its samples are of"),
+        (lambda tensors, meta: meta.update(samples="3"), "its samples 3 are malformed"),
+        (
+            lambda tensors, meta: tensors.update({"samples of input": torch.zeros(2, 7)}),
+            r"samples of 'input' are float32\[2, 7\]; expected float32\[N, 8\]",
+        ),
+    ],
+)
+def test_damaged_samples(tmp_path, change, message):
+    path = tmp_path / "m.octavo"
+    net = torch.nn.Linear(8, 4)
+    octavo.quantize(net, torch.randn(2, 8), progress=False).save(path, samples=True)
+    metadata, tensors = tensor_file.read(path)
+    change(tensors, metadata)
+    metadata["sha256"] = artifact._digest(metadata, tensors)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ArtifactError, match=message):
+        octavo.load(path)

@@ -9,6 +9,7 @@ metadata              what
 ``plan``              JSON, see `octavo.plan`
 ``signature``         JSON: names of the model's arguments, how many are required
 ``provenance``        JSON: versions, target, number of calibration batches
+``samples``           JSON, if there: inputs of which the file holds samples, see `Artifact`
 ``sha256``            over all of the above and the tensors
 ====================  =============================================================================
 
@@ -22,7 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +36,29 @@ from octavo import graph_json, tensor_file
 from octavo.atomic import replacing
 from octavo.batches import Signature
 from octavo.errors import ArtifactError, OctavoError
-from octavo.graph import Graph
+from octavo.graph import Graph, TensorMeta
 from octavo.plan import Plan
 
 FORMAT, VERSION = "octavo", 1
 _HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
+_SAMPLES, _SAMPLE_OF = "samples", "samples of "  # its key, and what stands before a tensor's name
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """All that a file holds."""
+    """All that a file holds.
+
+    Attributes:
+        graph, plan, signature, provenance: of the model.
+        samples: a batch of calibration data on which lowering compares runtimes with the oracle, a
+            tensor for each input; ``None`` where the file has none.
+    """
 
     graph: Graph
     plan: Plan
     signature: Signature
     provenance: Mapping[str, Any]
+    samples: tuple[Tensor, ...] | None = None
 
 
 def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
@@ -59,9 +68,14 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
         ArtifactError: the folder is missing or cannot be written to.
     """
     metadata = metadata_of(artifact)
+    given = dict(artifact.graph.constants)
+    if artifact.samples is not None:
+        names = [i.name for i in artifact.graph.inputs]
+        metadata[_SAMPLES] = json.dumps(names)
+        given |= {f"{_SAMPLE_OF}{n}": t for n, t in zip(names, artifact.samples, strict=True)}
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in artifact.graph.constants.items()
+        for name, tensor in given.items()
     }
     metadata["sha256"] = _digest(metadata, tensors)
     with replacing(path) as temporary:
@@ -98,7 +112,9 @@ def load(path: str | os.PathLike[str]) -> Artifact:
             raise ArtifactError(
                 "its content does not match its checksum: it was damaged or altered"
             )
-        return from_metadata(metadata, tensors)
+        samples = _samples(metadata, tensors)
+        content = from_metadata(metadata, tensors)
+        return content if samples is None else _with_samples(content, samples)
     except OctavoError as error:
         raise ArtifactError(f"{os.fspath(path)} cannot be loaded: {error}") from None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -119,6 +135,27 @@ def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     if not isinstance(provenance, dict):
         raise ArtifactError("its provenance is malformed")
     return Artifact(graph, plan, signature, provenance)
+
+
+def _samples(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """The samples, by input, taken out of the tensors; ``None`` where there are none."""
+    if _SAMPLES not in metadata:
+        return None
+    names = json.loads(metadata[_SAMPLES])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArtifactError(f"its samples {names!r} are malformed")
+    return {name: tensors.pop(f"{_SAMPLE_OF}{name}") for name in names}
+
+
+def _with_samples(content: Artifact, samples: Mapping[str, Tensor]) -> Artifact:
+    wanted = {given.name: given.meta for given in content.graph.inputs}
+    if samples.keys() != wanted.keys():
+        raise ArtifactError(f"its samples are of {list(samples)}, its inputs {list(wanted)}")
+    for name, tensor in samples.items():
+        found = TensorMeta.of(tensor)
+        if not found.fits(wanted[name]):
+            raise ArtifactError(f"its samples of {name!r} are {found}; expected {wanted[name]}")
+    return replace(content, samples=tuple(samples[name] for name in wanted))
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -154,7 +191,7 @@ def _check_header(metadata: Mapping[str, str], needed: Sequence[str]) -> None:
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for key in _HASHED:
+    for key in (*_HASHED, *([_SAMPLES] if _SAMPLES in metadata else [])):
         digest.update(f"{key}:{len(metadata[key])}:{metadata[key]}".encode())
     for name in sorted(tensors):
         tensor = tensors[name]

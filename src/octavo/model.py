@@ -226,13 +226,24 @@ class QuantizedModel(nn.Module):
         _ = model.lowered
         return model
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, samples: bool = False) -> None:
         """Write the artifact: one file, whole or not at all.
 
+        Args:
+            path: of the file.
+            samples: let the file hold `samples`, some of your calibration data, so that whoever
+                lowers it compares on these, and not on inputs drawn from the data's ranges.
+
         Raises:
-            ArtifactError: the folder cannot be written to.
+            ArtifactError: the folder cannot be written to, or there are no samples.
         """
-        artifact.save(self._content(), path)
+        if samples and self.samples is None:
+            raise ArtifactError(
+                "the model has no samples to write: octavo.quantize keeps two of its example, "
+                "octavo.load those that the file has"
+            )
+        content = self._content()
+        artifact.save(replace(content, samples=self.samples) if samples else content, path)
 
     def summary(self) -> Summary:
         """What runs in int8, what does not, and why. Prints as a table."""
@@ -313,6 +324,7 @@ def load(
             content.signature,
             content.provenance,
             runtime,
+            samples=content.samples,
             check=check,
         )
         _ = model.lowered
