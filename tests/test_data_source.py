@@ -188,5 +188,5 @@ def test_what_is_no_file_of_data(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(InputError, match="holds no images"):
         load_data(str(tmp_path / f"folder{suffix}"), ONE)
     (tmp_path / "data.csv").write_text("1,2")
-    with pytest.raises(InputError, match=r"data\.csv is a file of another kind than \.npz and"):
+    with pytest.raises(InputError, match=r"data\.csv is of another kind than \.npz and"):
         load_data(str(tmp_path / "data.csv"), ONE)

@@ -24,6 +24,7 @@ LAYERS = (
         "version",
         "shown",
         "errors",
+        "source_file",
         "arguments",
         "copying",
         "dtypes",
@@ -90,7 +91,6 @@ LAYERS = (
     ("quantize", "search", "plots", "report", "digits", "replay", "demo"),
     (
         "references",
-        "source_file",
         "pt2",
         "model_source",
         "image_folder",

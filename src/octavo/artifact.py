@@ -38,6 +38,7 @@ from octavo.batches import Signature
 from octavo.errors import ArtifactError, OctavoError
 from octavo.graph import Graph, TensorMeta
 from octavo.plan import Plan
+from octavo.source_file import check_file, reason
 
 FORMAT, VERSION = "octavo", 1
 _HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
@@ -159,11 +160,12 @@ def _with_samples(content: Artifact, samples: Mapping[str, Tensor]) -> Artifact:
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise ArtifactError("it is a folder" if path.is_dir() else "there is no such file")
     try:
+        check_file(path)
         metadata, tensors = tensor_file.read(path)
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except OSError as error:
+        raise ArtifactError(reason(error)) from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
     if metadata.get("format") != FORMAT:
         raise ArtifactError("it is a safetensors file, but not an Octavo artifact")

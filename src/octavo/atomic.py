@@ -56,7 +56,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.chmod(stat.S_IMODE(mode))  # some writers make files of the owner's alone
             os.replace(temporary, target)
     except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot write {path}: {_why(error)}") from error
 
 
 def overwrite(path: str | os.PathLike[str], old: bytes, new: bytes) -> None:
@@ -94,7 +94,7 @@ def require_writable(folder: str | os.PathLike[str]) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ArtifactError(f"cannot write to {folder}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot write to {folder}: {_why(error)}") from error
 
 
 def require_file(path: str | os.PathLike[str]) -> None:
@@ -107,8 +107,14 @@ def require_file(path: str | os.PathLike[str]) -> None:
     try:
         _status_of(target)
     except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror or error}") from error
+        raise ArtifactError(f"cannot write {path}: {_why(error)}") from error
     require_writable(target.parent if os.path.islink(path) else Path(path).parent)
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return "it, or what it should be in, is a file and not a folder"
+    return error.strerror or str(error)
 
 
 def _status_of(target: Path) -> os.stat_result | None:

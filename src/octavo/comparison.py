@@ -178,7 +178,7 @@ class Comparison:
             elif row.agreement is not None:
                 claims.append(f"{row.agreement:.2f} % of the decisions are fp32's")
             parts.append(f"{row.name}: " + ", ".join(filter(None, claims)))
-        return "\n".join(parts)
+        return plain("\n".join(parts), "\n")
 
     def caption(self) -> str:
         machine = ", ".join(self.environment.get(k, "") for k in ("cpu", "isa", "torch"))

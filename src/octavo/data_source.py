@@ -72,11 +72,14 @@ def load_data(
         InputError: the source cannot be read, or does not fit the model.
         MissingExtra: it is a folder of images, and Pillow is not installed.
     """
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         return _folder(source, signature, batch_size, images or ImageOptions())
     if Path(source).suffix not in _READERS:
-        if Path(source).exists() and not is_reference(source):
-            raise InputError(f"{source} is a file of another kind than {' and '.join(_READERS)}")
+        if source and Path(source).exists() and not is_reference(source):
+            raise InputError(
+                f"{source} is of another kind than {' and '.join(_READERS)}: give such a file, or "
+                "package.module:name of batches"
+            )
         found = resolve_reference(source)
         batches = call_reference(source, found) if callable(found) else found
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):

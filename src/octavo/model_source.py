@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from octavo import tensor_file
 from octavo.errors import InputError
 from octavo.pt2 import load_pt2
-from octavo.references import call_reference, resolve_reference
+from octavo.references import call_reference, is_reference, resolve_reference
 from octavo.source_file import check_file, reason
 
 # Where training scripts keep the state dict in their checkpoints.
@@ -35,6 +35,12 @@ def load_model(source: str, weights: str | Path | None = None) -> nn.Module:
         if weights is not None:
             raise InputError(f"{source} has its weights with it: leave --weights {weights} out")
         return load_pt2(source)
+    if source and Path(source).exists() and not is_reference(source):
+        raise InputError(
+            f"{source!r} is neither a file of a known kind nor of the form package.module:name: "
+            "give a .pt2 file of torch.export.save, or a function that builds the model, and its "
+            "weights by --weights"
+        )
     found = resolve_reference(source)
     is_module = isinstance(found, nn.Module)
     if not is_module and not callable(found):

@@ -24,7 +24,7 @@ from torch import nn
 
 from octavo.errors import InputError
 from octavo.quiet import quiet
-from octavo.source_file import check_file
+from octavo.source_file import check_file, reason
 
 # All files of a plain export, below the archive's own folder: raw tensors and JSON.
 _PLAIN_FILES = re.compile(
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
                 content = archive.read(entry)
                 files[name] = json.loads(content) if name.endswith(".json") else content
     except (OSError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot read {path} as a torch.export file: {error}") from error
+        raise InputError(f"cannot read {path} as a torch.export file: {reason(error)}") from error
     if "models/model.json" not in files:
         raise InputError(f"{path} is not a file of torch.export.save, or is cut off")
     return files

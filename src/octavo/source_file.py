@@ -1,4 +1,4 @@
-"""A file that a command line names, before a reader takes it."""
+"""A file that somebody names, before a reader takes it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ def check_file(path: Path) -> None:
     """See that there is a file to read: a pipe may never end, and readers say odd things of others.
 
     Raises:
-        OSError: there is none, it is empty, a folder, a pipe or a device, or may not be read.
+        OSError: there is none, it is a folder, a pipe or a device, or may not be read.
+        ValueError: it is empty.
 
     Example:
         >>> check_file(Path("/"))
         Traceback (most recent call last):
         IsADirectoryError: it is a folder
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError("there is no such file") from None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError("it is a folder")
     if not stat.S_ISREG(status.st_mode):
         raise OSError("it is a pipe or a device, not a file")
     if not status.st_size:
-        raise OSError("it is empty")
+        raise ValueError("it is empty")
     if not os.access(path, os.R_OK):
         raise PermissionError("you may not read it")
 

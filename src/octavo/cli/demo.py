@@ -7,11 +7,14 @@ from typing import Annotated
 import typer
 
 from octavo.cli.app import console, print_json
-from octavo.cli.options import JsonFlag
+from octavo.cli.options import JsonFlag, named
 
 
 def demo(
-    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the results.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", metavar="DIR", callback=named, help="Folder for the results."),
+    ],
     mnist: Annotated[
         str | None,
         typer.Option(

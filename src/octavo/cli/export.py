@@ -29,10 +29,12 @@ def export(
     """
     from pathlib import Path
 
+    from octavo.atomic import require_file
     from octavo.model import load
     from octavo.onnx_file import export_onnx
     from octavo.package import export_package
 
+    require_file(out)
     model = load(file, runtime="reference")
     if Path(out).suffix == ".pt2":
         export_package(model, out)

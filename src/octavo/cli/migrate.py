@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from octavo.cli.app import print_json, print_text
-from octavo.cli.options import JsonFlag
+from octavo.cli.options import JsonFlag, named
 
 
 def migrate(
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A Python file, or a folder of them.")
+        str,
+        typer.Argument(metavar="PATH", callback=named, help="A Python file, or a folder of them."),
     ],
     write: Annotated[
         bool, typer.Option("--write", help="Change the files. Without it they are only shown.")

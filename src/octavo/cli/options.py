@@ -23,6 +23,13 @@ DATA_HELP = (
 )
 
 
+def named(path: str) -> str:
+    """Refuses an empty path, which would mean the current folder."""
+    if not path:
+        raise typer.BadParameter("it is empty; is a variable of your shell not set?")
+    return path
+
+
 class Mode(str, Enum):
     """As `octavo.quantize` takes them."""
 

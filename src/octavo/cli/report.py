@@ -61,6 +61,7 @@ def report(
     **Example:** `octavo report mymodels:build m.octavo --data test.npz -o report.html`
     """
     from octavo.analysis import sensitivity
+    from octavo.atomic import require_file
     from octavo.batches import Signature
     from octavo.data_source import load_data
     from octavo.model import load
@@ -68,6 +69,7 @@ def report(
     from octavo.report import report as report_on
     from octavo.search import SearchResult
 
+    require_file(out)
     network, q = load_model(model, weights), load(file)
     signature = Signature.of(network)
     pixels = takes_pixels(q)

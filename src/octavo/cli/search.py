@@ -21,6 +21,7 @@ from octavo.cli.options import (
     Weights,
     image_options,
     metric_of,
+    named,
 )
 
 
@@ -38,7 +39,11 @@ def search(
     out: Annotated[
         str,
         typer.Option(
-            "--out", "-o", metavar="FOLDER", help="For best.octavo and the trials; go on from it."
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            callback=named,
+            help="For best.octavo and the trials; go on from it.",
         ),
     ],
     weights: Weights = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from octavo.comparison import BASELINES, Comparison, Row
-from octavo.plots.figure import new_figure, panel
+from octavo.plots.figure import new_figure, panel, words
 from octavo.plots.palette import PAPER, Palette
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def comparison(result: Comparison, *, palette: Palette = PAPER) -> Figure:
     panel(size, palette, title="Size in MB", grid="x")
     panel(latency, palette, title=f"Latency in ms, batch {result.batch_size}", grid="x")
     _quality(quality, result, rows, colors, palette)
-    size.set_yticks(range(len(rows)), [row.name for row in rows])
+    size.set_yticks(range(len(rows)), [words(row.name) for row in rows])
     size.invert_yaxis()
     return figure
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from octavo.atomic import replacing
 from octavo.errors import MissingExtra
 from octavo.plots.palette import Palette
+from octavo.shown import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure  # for the other pictures' annotations
@@ -40,10 +41,20 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="none")
 
 
+def words(text: str) -> str:
+    r"""A name as it is shown in a picture, in which two dollar signs would begin a formula.
+
+    Example:
+        >>> words("cost in $")
+        'cost in \\$'
+    """
+    return plain(text, "\n").replace("$", r"\$")
+
+
 def panel(axes: Any, palette: Palette, *, title: str = "", grid: str = "y") -> Any:
     """Axes in the style of all pictures: two spines, a faint grid, the palette's ink."""
     axes.set_facecolor("none")
-    axes.set_title(title, color=palette.ink, fontsize=11, loc="left")
+    axes.set_title(words(title), color=palette.ink, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(palette.faint)
     axes.tick_params(colors=palette.ink, labelsize=9)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from octavo.analysis import LayerErrors, Sensitivity
-from octavo.plots.figure import legend, new_figure, panel, whole_numbers
+from octavo.plots.figure import legend, new_figure, panel, whole_numbers, words
 from octavo.plots.palette import PAPER, Palette
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def sensitivity(found: Sensitivity, *, palette: Palette = PAPER) -> Figure:
         markersize=4.5,
         label="estimated",
     )
-    axes.set_yticks(places, [layer.layer for layer in layers])
+    axes.set_yticks(places, [words(layer.layer) for layer in layers])
     axes.set_ylim(-0.6, len(layers) - 0.4)
     axes.set(xlabel="SQNR of the output in dB, this layer alone quantized (lower hurts more)")
     legend(
@@ -87,7 +87,7 @@ def _name_lowest(axes: Any, rows: list[tuple[str, float]], palette: Palette) -> 
         name, value = rows[place]
         late = place > len(rows) / 2
         axes.annotate(
-            name,
+            words(name),
             (place, value),
             textcoords="offset points",
             xytext=(-6 if late else 6, -10),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from octavo.plots.figure import legend, new_figure, panel
+from octavo.plots.figure import legend, new_figure, panel, words
 from octavo.plots.palette import PAPER, Palette
 from octavo.search import SearchResult
 from octavo.search.trial import Trial
@@ -49,7 +49,7 @@ def search(result: SearchResult, *, palette: Palette = PAPER) -> Figure:
         )
     if result.best is not None and result.best.over_fp32 is not None:
         axes.annotate(
-            result.best.name,
+            words(result.best.name),
             (result.best.over_fp32, result.best.metric),
             textcoords="offset points",
             xytext=(8, 8),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from octavo.plots.figure import legend, new_figure, panel, whole_numbers
+from octavo.plots.figure import legend, new_figure, panel, whole_numbers, words
 from octavo.plots.palette import PAPER, Palette
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def training(history: History, title: str = "", *, palette: Palette = PAPER) -> 
         >>> plots.training(seen, "Digits").savefig("curves.png")  # doctest: +SKIP
     """
     figure = new_figure(10, 4.2)
-    figure.suptitle(title, color=palette.ink)
+    figure.suptitle(words(title), color=palette.ink)
     epochs = range(1, len(history.train_loss) + 1)
     accuracy = (history.train_accuracy, history.validation_accuracy)
     loss = (history.train_loss, history.validation_loss)

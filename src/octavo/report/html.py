@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.analysis import Distribution, LayerErrors, Sensitivity
 from octavo.analysis.repair import Repair
@@ -23,6 +23,7 @@ from octavo.plots.figure import as_svg, require_matplotlib
 from octavo.plots.palette import Palette
 from octavo.report.layout import Layout
 from octavo.search import SearchResult
+from octavo.shown import plain
 from octavo.summary import Summary
 from octavo.version import __version__
 
@@ -67,6 +68,11 @@ def require_packages() -> None:
     require_matplotlib()
 
 
+def _as_shown(value: Any) -> Any:
+    """Text that the page shows; a table or a picture is more than text, and made of shown words."""
+    return plain(value, "\n") if type(value) is str else value
+
+
 def render(
     *,
     title: str,
@@ -91,7 +97,9 @@ def render(
     import jinja2
 
     folder = files("octavo.report")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_as_shown
+    )
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
     levels = [None if row.sqnr_db is None else level_of(row.sqnr_db) for row in layout.rows]
     return template.render(

@@ -15,6 +15,7 @@ from octavo.rich_table import rich_table
 from octavo.search.layer_times import LayerTime
 from octavo.search.records import from_json
 from octavo.search.trial import Trial
+from octavo.source_file import check_file, reason
 from octavo.text_table import text_table
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class SearchResult:
             InputError: the file is missing, or something else.
         """
         try:
+            check_file(Path(path))
             data = json.loads(Path(path).read_text(encoding="utf-8"))
             best, trials = data["best"], (from_json(Trial, trial) for trial in data["trials"])
             times = tuple(from_json(LayerTime, time) for time in data["layer_times"])
@@ -121,7 +123,8 @@ class SearchResult:
             )
         except (OSError, KeyError, TypeError, ValueError, InputError) as error:
             raise InputError(
-                f"{path} is not the result of a search ({error}): octavo search --json prints one"
+                f"{path} is not the result of a search ({reason(error)}): octavo search --json "
+                "prints one"
             ) from None
 
     def to_json(self) -> str:
