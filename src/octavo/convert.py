@@ -2,10 +2,10 @@
 
 Each quantized activation ``x`` becomes ``x -> x.quantized -> x.dequantized``; each quantized weight
 is stored as integers and read through ``<weight>.dequantized``, those of four bits two to a byte
-and read through ``<weight>.unpacked``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by
-its own range. Biases of static layers become whole steps of their sums, and fit into int32.
-Calibration and training end here alike: both give weights and qparams. Layers in bfloat16: see
-`octavo.islands`.
+and read through ``<weight>.unpacked``. A layer in float that shares a weight reads
+``<weight>_float``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by its own range. Biases
+of static layers become whole steps of their sums, and fit into int32. Calibration and training end
+here alike: both give weights and qparams. Layers in bfloat16: see `octavo.islands`.
 """
 
 from __future__ import annotations
@@ -48,6 +48,9 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
     quantized = plan.quantized
     constants = {name: tensor.detach().clone() for name, tensor in graph.constants.items()}
     weight_nodes = {}
+    floats = _floats_of_tied_weights(graph, plan)
+    for name, kept in floats.items():
+        constants[kept] = constants[name]
     for name, tensor in quantized.items():
         if tensor.kind == "weight":
             weight_nodes[name] = _quantized_weight(name, constants, qparams[name])
@@ -64,6 +67,8 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         if given.name in activations:
             nodes += _qdq(given.name, given.meta, qparams[given.name])
     for node in graph.nodes:
+        if not plan.reads_integers(node.name):
+            node = node.renamed(floats)
         for name in node.refs():
             if name in weight_nodes:
                 nodes += weight_nodes.pop(name)
@@ -75,9 +80,20 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         nodes.append(with_rounded_probabilities(read) if runs_int8 else read)
         if node.name in activations:
             nodes += _qdq(node.name, metas[node.name], qparams[node.name])
-    outputs = map_refs(graph.outputs, lambda ref: Ref(by_float.get(ref.name, ref.name)))
+    names = by_float | floats
+    outputs = map_refs(graph.outputs, lambda ref: Ref(names.get(ref.name, ref.name)))
     whole = replace(graph, nodes=tuple(nodes), constants=constants, outputs=outputs).pruned()
     return in_bfloat16(whole, {n for n, t in plan.tensors.items() if t.runs == "bfloat16"})
+
+
+def _floats_of_tied_weights(graph: Graph, plan: Plan) -> dict[str, str]:
+    """Quantized weights that something reads in float as well -> the name of the floats."""
+    weights = {name for name, tensor in plan.quantized.items() if tensor.kind == "weight"}
+    in_float = {
+        name for node in graph.nodes if not plan.reads_integers(node.name) for name in node.refs()
+    }
+    read = in_float | set(graph.output_names())
+    return {name: f"{name}_float" for name in sorted(weights & read)}
 
 
 def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:

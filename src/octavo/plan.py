@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from octavo.errors import NothingQuantized, PlanError
-from octavo.graph import Graph
+from octavo.graph import Graph, Node
 from octavo.html_table import html_table
 from octavo.placement import INTEGERS, Placement, place
 from octavo.qconfig import PRECISIONS, QConfigMapping, QSpec
@@ -100,6 +100,13 @@ class Plan:
     def runs_int8(self, node: str) -> bool:
         """Whether the node of this name runs in static int8."""
         return node in self.tensors and self.tensors[node].runs == "int8"
+
+    def reads_integers(self, node: str) -> bool:
+        """Whether the node of this name reads the integers of its weights.
+
+        One that does not, and is tied to one that does, reads the floats that they were.
+        """
+        return node in self.tensors and self.tensors[node].on_integers
 
     @property
     def needs_calibration(self) -> bool:
@@ -244,17 +251,24 @@ _LAYERS_IN_WORDS = {
 
 def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     plans = []
+    users = graph.users()
     for given in graph.inputs:
         plans.append(_value_plan(given.name, "input", "", placement))
     for node in graph.nodes:
         for weight, spec in placement.weights.get(node.name, {}).items():
             runs = placement.runs(node.name)
-            reason = f"weight of {_LAYERS_IN_WORDS[runs]}"
+            reason = f"weight of {_LAYERS_IN_WORDS[runs]}{_kept_for(weight, users, placement)}"
             plans.append(
                 TensorPlan(weight, "weight", node.short_op, runs, spec, None, None, None, reason)
             )
         plans.append(_value_plan(node.name, "activation", node.short_op, placement))
     return list({t.tensor: t for t in plans}.values())
+
+
+def _kept_for(weight: str, users: Mapping[str, list[Node]], placement: Placement) -> str:
+    """What is said of a weight that is tied to a float layer's."""
+    floats = [user.name for user in users[weight] if not placement.on_integers(user.name)]
+    return f", and kept as floats for {', '.join(floats)}" if floats else ""
 
 
 def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPlan:

@@ -9,6 +9,7 @@ from octavo.placement.context import Context
 from octavo.placement.decided import Placement
 from octavo.placement.fusion import fuse
 from octavo.placement.specs import specify
+from octavo.placement.tied import unify_tied_weights
 from octavo.placement.wanted import is_fusable, qconfig_of
 from octavo.qconfig import QConfig, QConfigMapping
 from octavo.targets import Target
@@ -18,7 +19,8 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
     """Apply the rules that `octavo.placement` states.
 
     Raises:
-        PlanError: a rule asks for a mode that an operator cannot have.
+        PlanError: a rule asks for a mode that an operator cannot have, or rules for different
+            integers of one weight.
     """
     placement = Placement()
     qconfigs: dict[str, QConfig | None] = {}
@@ -43,4 +45,5 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
     kept = between_int8_layers(context, candidates(context, placement), placement)
     fuse(context, kept, placement)
     specify(context, placement)
+    unify_tied_weights(context, placement)
     return placement

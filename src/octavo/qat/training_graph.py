@@ -112,9 +112,11 @@ class _Writer:
         # Weight and bias of some layers are rounded by the step that runs the layer.
         inside = node.name in self.model.norms or node.name in self.sums
         outside = [name for name in node.refs() if not inside or name != node.args[1].name]
-        for name in dict.fromkeys(outside):
+        tied_in_float = not self.plan.reads_integers(node.name)
+        for name in () if tied_in_float else dict.fromkeys(outside):
             yield from self._rounded_weight(name)
-        read = node.renamed(self.names(outside, node.name in self.read_as_integers))
+        values = [n for n in outside if not (tied_in_float and n in self.model.graph.constants)]
+        read = node.renamed(self.names(values, node.name in self.read_as_integers))
         planned = self.plan.tensors.get(node.name)
         if planned is not None and planned.dynamic is not None:
             made, read = self._dynamic_input(read, planned.dynamic)
