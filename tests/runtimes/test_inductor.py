@@ -48,6 +48,64 @@ def test_it_answers_as_the_oracle_at_any_batch_size(mode):
     assert octavo.verify(q, runtimes=["inductor"]).passed
 
 
+@needs_compiler
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_linear_layers_of_a_network_of_convolutions(mode):
+    """Of one channel, strided, and with a linear layer behind: with VNNI that did not compile."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 1, 9, 9)
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 16), nn.Linear(16, 1)
+    ).eval()
+    data = [x] if mode == "static" else None
+    q = octavo.quantize(
+        net, x, calibration=data, mode=mode, target=octavo.host_target(), progress=False
+    )
+    compiled, oracle = q.lower("inductor"), q.lower("reference")
+    assert compiled.lowered.kernels.keys() >= {"3", "4"}
+    for batch in (2, 5):
+        x = torch.randn(batch, 1, 9, 9)
+        assert torch.allclose(compiled(x), oracle(x), atol=0.01)
+
+
+@needs_compiler
+def test_a_shortcut_of_what_the_convolution_reads():
+    """Inductor drops the copy that the kernel with an addition would overwrite."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x):
+            h = self.a(x)
+            return self.c((self.b(h) + h).relu())
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 9, 9)
+    q = octavo.quantize(Residual(), calibration=[x], target=octavo.host_target(), progress=False)
+    compiled = q.lower("inductor", check=False)
+    assert compiled.lowered.fallbacks == {}
+    assert torch.allclose(compiled(x), q.lower("reference")(x), atol=1e-6)
+
+
+@needs_compiler
+def test_an_error_of_the_compiler_is_never_empty(monkeypatch):
+    def compiled(run):
+        def call(*tensors):
+            packed = False
+            assert packed
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    q = octavo.quantize(nn.Linear(4, 4), torch.randn(2, 4), progress=False)
+    with pytest.raises(RuntimeUnavailable) as refused:
+        q.lower("inductor")
+    assert "AssertionError assert packed (test_inductor.py)" in str(refused.value)
+    assert 'use .lower("torch")' in str(refused.value)
+
+
 def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     q = octavo.quantize(nn.Linear(4, 4), torch.randn(2, 4), progress=False)

@@ -109,6 +109,13 @@ def test_mean_and_pooling():
     check(kernels.through_float(pool, A, out)(q), pool(real(q, A)), out)
 
 
+def test_adding_to_floats():
+    out, other = integers(2.0, 7), integers(1.0, 3)
+    sums, q = torch.arange(-300.0, 300.0), random(600)
+    expected = ops.quantize(sums + real(q, other), 2.0, 7, 0, 255, torch.uint8)
+    assert torch.equal(kernels.add_to_float(other, out)(sums, q), expected)
+
+
 @given(zero_point=st.integers(0, 255))
 def test_halves_are_rounded_as_the_oracle_does(zero_point):
     """An odd zero point that is added before the rounding turns them the other way."""

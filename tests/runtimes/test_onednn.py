@@ -144,8 +144,7 @@ def test_halves_are_rounded_to_even_before_the_zero_point(name, odd):
     for part in layers.slices(graph):
         seen = layers.agreement(part, layers.record(graph, set(part.sources), x))
         assert seen.equal == seen.values, seen
-    if name != "residual":  # that kernel cannot, and its addition is left to float
-        assert lower(graph, "torch", torch.device("cpu")).fallbacks == {}
+    assert lower(graph, "torch", torch.device("cpu")).fallbacks == {}
 
 
 def with_zero_points(graph: Graph, odd: int) -> Graph:

@@ -68,10 +68,12 @@ class Context:
 
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
-    rounded. ``packaged``: kernels are called from a compiled library, without Python.
+    rounded. ``compiled``: torch.compile calls the kernels. ``packaged``: a compiled library does,
+    without Python.
     """
 
     graph: Graph
+    compiled: bool = False
     packaged: bool = False
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
@@ -198,8 +200,10 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
     That needs an addition of a quantized tensor of the same shape and type, whose result is
     quantized again.
     """
-    if context.packaged or addition.op != "aten.add.Tensor" or addition.kwargs:
-        return False  # torch.export takes no kernel that overwrites an operand
+    if context.compiled or context.packaged:
+        return False  # compilers take no kernel that overwrites an operand: they drop its copy
+    if addition.op != "aten.add.Tensor" or addition.kwargs:
+        return False
     others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]
     other = others[0].name if len(others) == 1 and isinstance(others[0], Ref) else ""
     after = context.only_user(addition.name)

@@ -8,8 +8,10 @@ PyTorch keeps what it compiled on disk and finds it again.
 from __future__ import annotations
 
 import shutil
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,9 +46,19 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         with quiet(), torch.inference_mode():
             run(*random_inputs(graph, options.batch))
     except Exception as error:  # the compiler's errors share no base
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RuntimeUnavailable(f"torch.compile cannot compile the model: {first_line}") from error
+        raise RuntimeUnavailable(
+            f'torch.compile cannot compile the model: {_first_line(error)}; use .lower("torch")'
+        ) from error
     return replace(made, run=run)
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, or where it was raised if it says nothing."""
+    said = next(iter(str(error).splitlines()), "").strip()
+    if said and not said.endswith(":"):
+        return said
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{said or type(error).__name__} {place.line} ({Path(place.filename).name})"
 
 
 def _compiled(run: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:

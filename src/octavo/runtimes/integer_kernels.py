@@ -120,6 +120,15 @@ def add(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tens
     return kernel
 
 
+def add_to_float(other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:
+    """Sum of a float tensor and one of integers, as integers."""
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return _store(torch.add(a, _centred(b, other), alpha=other.scale).div_(out.scale), out)
+
+    return kernel
+
+
 def subtract(one: Integers, other: Integers, out: Integers) -> Callable[[Tensor, Tensor], Tensor]:
     """Difference of two tensors with scales of their own."""
     return add(one, replace(other, scale=-other.scale), out)

@@ -31,6 +31,17 @@ def elementwise(
     return lower
 
 
+def addition(context: Context, chain: Chain) -> Call:
+    """Addition of two quantized tensors, or of one to the float sums of a layer."""
+    args = chain.layer.args[:2]
+    floats = [arg for arg in args if isinstance(arg, Ref) and arg.name not in context.integers]
+    if len(floats) != 1 or chain.layer.kwargs or not _is_float32(context, floats[0]):
+        return elementwise(kernels.add)(context, chain)
+    b, other = context.source(next(arg for arg in args if arg != floats[0]))
+    out = _clipped(_quantized_out(chain), chain.activation)
+    return Call("octavo.add", kernels.add_to_float(other, out), (floats[0], b))
+
+
 def activation(context: Context, chain: Chain) -> Call:
     """A relu or hardtanh that stands alone."""
     x, source = context.source(chain.layer.args[0])
@@ -121,6 +132,11 @@ def _unscaled_input(context: Context, chain: Chain) -> Ref:
     if _quantized_out(chain) != source:
         raise Unsupported("its result has a scale of its own")
     return x
+
+
+def _is_float32(context: Context, value: Ref) -> bool:
+    meta = context.metas.get(value.name)
+    return meta is not None and meta.dtype == "float32"
 
 
 def _quantized_out(chain: Chain) -> Integers:

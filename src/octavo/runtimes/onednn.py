@@ -201,10 +201,11 @@ def product_kernel(
     ``input_scale`` is the scale of q where it is always the same.
 
     Without VNNI oneDNN's 1x1 convolution computes the same product, on few rows much faster than
-    its matrix product does.
+    its matrix product does. Inductor takes a matrix product only with weights that are parameters
+    of a module, and a convolution with any.
     """
     step = None if input_scale is None else input_scale * scale
-    if cpu.saturates():
+    if cpu.saturates() or context.compiled:
         return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain, step)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
     zero_points = torch.zeros(len(scale), dtype=torch.int32)

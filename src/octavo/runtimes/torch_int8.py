@@ -63,7 +63,7 @@ _STATIC: dict[str, _Lowering] = {
     "conv3d": onednn.conv,
     "conv_transpose2d": transposed.conv_transpose2d,
     "linear": onednn.linear,
-    "add": integer_ops.elementwise(kernels.add),
+    "add": integer_ops.addition,
     "sub": integer_ops.elementwise(kernels.subtract),
     "mul": integer_ops.elementwise(kernels.multiply),
     "relu": integer_ops.activation,
@@ -103,17 +103,19 @@ class Kernels:
     Attributes:
         dynamic: kernels of layers that read one scale for all their input.
         rounding: what rounds that input.
+        compiled: only kernels that torch.compile can call.
         packaged: only kernels that a compiled library can call.
     """
 
     dynamic: Mapping[str, _Lowering]
     rounding: Callable[[Node], Callable[..., object]]
+    compiled: bool = False
     packaged: bool = False
 
 
 EAGER = Kernels(_DYNAMIC, dynamic.quantize_dynamic)
-COMPILED = Kernels(_BY_TENSORS, dynamic.quantize_by_tensors)
-PACKAGED = replace(COMPILED, packaged=True)
+COMPILED = Kernels(_BY_TENSORS, dynamic.quantize_by_tensors, compiled=True)
+PACKAGED = replace(COMPILED, compiled=False, packaged=True)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
             'use .lower("reference") there, or .to("cpu") first'
         )
     graph, joined = join_siblings(graph)
-    context = Context(graph, chosen.packaged)
+    context = Context(graph, chosen.compiled, chosen.packaged)
     placed: list[_Placed] = []
     used: dict[str, str] = {}
     fallbacks: dict[str, str] = {}
@@ -265,28 +267,24 @@ def _pruned(placed: list[_Placed], outputs: frozenset[str]) -> list[_Placed]:
 
 def _with_safe_memory(placed: list[_Placed], context: Context) -> list[Step]:
     """The steps, where a kernel overwrites only memory that nothing reads afterwards."""
-    origin: dict[str, str] = {}
     last_read: dict[str, int] = dict.fromkeys(context.outputs, len(placed))
     for index, item in enumerate(placed):
-        origin[item.step.out] = item.overwrites or item.moves or item.step.out
         for name in refs_in((item.step.args, item.step.kwargs)):
             last_read[name] = max(index, last_read.get(name, 0))
-
-    def root(name: str) -> str:
-        while origin.get(name, name) != name:
-            name = origin[name]
-        return name
-
+    memory: dict[str, str] = {}  # a value -> the first that was where it is
+    read_until: dict[str, int] = {}  # such a first value -> the last step that reads there
     steps = []
     for index, item in enumerate(placed):
         step = item.step
+        shared = item.overwrites or item.moves or step.out
+        first = memory.get(shared, shared)
         if item.overwrites is not None:
-            memory = root(item.overwrites)
-            sharing = [p.step.out for p in placed[:index] if root(p.step.out) == memory]
-            read_later = any(last_read.get(name, 0) > index for name in sharing)
-            read_now = [name for name in refs_in(step.args) if root(name) == memory]
-            if read_later or len(read_now) > 1:
+            read_now = [name for name in refs_in(step.args) if memory.get(name) == first]
+            if read_until[first] > index or len(read_now) > 1:
                 step = replace(step, function=_on_a_copy(step, item.overwrites))
+                first = step.out
+        memory[step.out] = first
+        read_until[first] = max(read_until.get(first, 0), last_read.get(step.out, 0))
         steps.append(step)
     return steps
 
