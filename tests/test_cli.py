@@ -333,6 +333,16 @@ def test_modes_and_bits(prepared: Path, tmp_path: Path) -> None:
     assert sizes["4"] < sizes["8"]
 
 
+def test_the_precision_of_what_stays_float(prepared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.octavo"
+    answer = octavo_command(
+        *("quantize", "my_cli_models:build", "--calibration", "my_cli_models:batches"),
+        *("-o", str(file), "--precision", "auto"),
+    )
+    assert answer.code == 0, answer.err
+    assert octavo.load(file).plan.precision == "auto"
+
+
 def test_bits_are_for_weight_only(prepared: Path, tmp_path: Path) -> None:
     answer = octavo_command(
         *("quantize", "my_cli_models:build", "--calibration", "my_cli_models:batches"),

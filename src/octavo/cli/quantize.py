@@ -50,6 +50,14 @@ def quantize(
         int | None,
         typer.Option("--group-size", help="One scale for so many input channels, for --bits."),
     ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="Of what stays float: float32, bfloat16, or auto, which is bfloat16 on CPUs that "
+            "have instructions for it.",
+        ),
+    ] = "float32",
     input_scale: Annotated[
         float | None,
         typer.Option(
@@ -122,6 +130,7 @@ def quantize(
         mode=mode.value,
         qconfig=weight_only_qconfig(bits, group_size=group_size) if weight_only else None,
         target=target or host_target(),
+        precision=precision,
         input_scale=input_scale,
         input_mean=numbers_of("--input-mean", input_mean),
         input_std=numbers_of("--input-std", input_std),
