@@ -29,6 +29,7 @@ NAMES = (
     "analysis",
     "search",
     "qat_accuracy",
+    "qat_deployed",
     "reach",
     "demo",
 )

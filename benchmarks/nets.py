@@ -117,6 +117,21 @@ class SmallViT(nn.Module):
         return scores
 
 
+class SmallGRU(nn.Module):
+    """Reads an image row by row: float32 ``[N, 1, 32, 32]`` -> class scores ``[N, 10]``."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.rows = nn.Linear(32, width)
+        self.gru = nn.GRU(width, width, 2, batch_first=True)
+        self.hidden, self.fc = nn.Linear(width, width), nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.gru(F.relu(self.rows(x.squeeze(1))))
+        scores: Tensor = self.fc(F.relu(self.hidden(states.mean(1))))
+        return scores
+
+
 def _for_gray_images(net: nn.Module) -> nn.Module:
     """A torchvision network whose first convolution takes one channel."""
     stem = net.get_submodule("features.0")

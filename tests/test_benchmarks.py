@@ -25,6 +25,7 @@ SCRIPTS = (
     "qat_step",
     "articles",
     "qat_accuracy",
+    "qat_deployed",
     "analysis",
     "search",
     "calibration",
