@@ -35,22 +35,16 @@ def test_a_bias_is_a_whole_number_of_steps_and_fits_into_int32(
     learned: bool, training: bool
 ) -> None:
     module = weights(learned).train(training)
-    weight, bias = LayerRounding(module, given(), integer_bias=True)(WEIGHT, BIAS)
+    weight, bias = LayerRounding(module, given())(WEIGHT, BIAS)
     # 0.50001 is 16256.3 steps, of which 16256 are 0.5. Of the second channel a weight scale of
     # 2**-24 / 127 would make 3.0 more steps than an int32 counts: the scale is 3 * 256 / 2**30.
     assert bias.tolist() == pytest.approx([0.5, 3.0], rel=1e-7)
     assert weight.tolist() == [[1.0, pytest.approx(-64 / 127)], [0.0, 0.0]]
 
 
-def test_a_bias_of_fewer_bits_stays_float_and_still_makes_room() -> None:
-    weight, bias = LayerRounding(weights(), given())(WEIGHT, BIAS)
-    assert torch.equal(bias, BIAS)
-    assert weight[1].tolist() == [0.0, 0.0]
-
-
 def test_gradients_pass_the_rounding() -> None:
     weight, bias = WEIGHT.clone().requires_grad_(), BIAS.clone().requires_grad_()
-    for part in LayerRounding(weights(), given(), integer_bias=True)(weight, bias):
+    for part in LayerRounding(weights(), given())(weight, bias):
         part.backward(torch.arange(1.0, part.numel() + 1).reshape(part.shape))
     assert weight.grad is not None
     assert bias.grad is not None
@@ -66,7 +60,7 @@ def test_without_a_scale_the_bias_stays_float(which: str) -> None:
         source.eval()
     else:
         (module if which == "weight" else source).enabled = False
-    weight, bias = LayerRounding(module, source, integer_bias=True)(WEIGHT, BIAS)
+    weight, bias = LayerRounding(module, source)(WEIGHT, BIAS)
     assert torch.equal(bias, BIAS)
     assert torch.equal(weight, WEIGHT) == (which == "weight")
 

@@ -63,18 +63,51 @@ def test_each_layer_gets_multiples_of_its_own_steps() -> None:
     assert len(layers["c"].args) < 3 or layers["c"].args[2] is None
 
 
-def test_weights_with_zero_points_keep_float_biases() -> None:
-    affine = octavo.QSpec(octavo.Scheme("uint8", channel_axis=0), octavo.MinMax())
-    graph, plan, qparams = stages(affine)
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        octavo.Scheme("uint8", channel_axis=0),
+        octavo.Scheme("int4", symmetric=True, channel_axis=0),
+        octavo.Scheme("int2", symmetric=True),
+    ],
+    ids=str,
+)
+def test_so_are_those_beside_all_other_weights(scheme: octavo.Scheme) -> None:
+    """ONNX Runtime makes integers of them whatever the weights are."""
+    graph, plan, qparams = stages(octavo.QSpec(scheme, octavo.MinMax()))
     found = integer_biases(graph, plan, qparams)
-    assert torch.equal(bias_of(found, "a"), bias_of(graph, "a"))
+    step = qparams["x"].scale * qparams["a.weight"].scale
+    counts = bias_of(found, "a").double() / step.double()
+    assert (counts - counts.round()).abs().max() < 1e-2
+    assert (bias_of(graph, "a") / step).frac().abs().max() > 0.1
 
 
-def test_below_eight_bits_they_stay_float() -> None:
-    narrow = octavo.QSpec(octavo.Scheme("int4", symmetric=True, channel_axis=0), octavo.MinMax())
-    graph, plan, qparams = stages(narrow)
-    found = integer_biases(graph, plan, qparams)
-    assert torch.equal(bias_of(found, "a"), bias_of(graph, "a"))
+def test_groups_of_weights_keep_float_biases() -> None:
+    layer = nn.Linear(8, 4).eval()
+    x = torch.rand(4, 8)
+    grouped = octavo.Scheme("int8", symmetric=True, group_size=4)
+    rule = octavo.QConfig(
+        octavo.targets.target("x86").qconfig.activation, octavo.QSpec(grouped, octavo.MinMax())
+    )
+    graph = octavo.capture(layer, x)
+    plan = octavo.plan(graph, octavo.QConfigMapping().set_global(rule))
+    qparams = octavo.calibrate(graph, plan, [x], progress=False).qparams
+    assert integer_biases(graph, plan, qparams).constants["bias"] is graph.constants["bias"]
+
+
+def test_those_of_grouped_transposed_convolutions_count_in_steps_of_their_groups() -> None:
+    x = torch.rand(4, 6, 5, 5)
+    graph = octavo.capture(nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=2), nn.ReLU()), x)
+    plan = octavo.plan(graph)
+    qparams = octavo.calibrate(graph, plan, [x], progress=False).qparams
+    weight = qparams["0.weight"].scale
+    assert weight.shape == (2,)
+    step = qparams["input"].scale * torch.cat([weight, weight])
+    found = integer_biases(graph, plan, qparams).constants["0.bias"]
+    counts = found.double() / step.double()
+    assert (counts - counts.round()).abs().max() < 1e-2
+    assert ((found - graph.constants["0.bias"]).abs() <= 0.51 * step).all()
+    assert not torch.equal(found, graph.constants["0.bias"])
 
 
 def test_convert_does_it() -> None:

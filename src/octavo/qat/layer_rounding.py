@@ -19,14 +19,12 @@ class LayerRounding:
 
     Attributes:
         weight: what rounds the weight; ``None`` leaves it in float.
-        given: what rounds the layer's input, if that has fixed scales: the bias is counted in steps
-            of input scale times weight scale, as they are at this moment.
-        integer_bias: whether the bias is a whole number of them.
+        given: what rounds the layer's input, where the bias becomes a whole number of steps: of
+            input scale times weight scale, as they are at this moment.
     """
 
     weight: FakeQuantize | None
     given: FakeQuantize | None = None
-    integer_bias: bool = False
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if self.weight is None:
@@ -35,9 +33,8 @@ class LayerRounding:
             return self.weight(weight), bias
         given = self.given.qparams()
         qparams = with_room(self.weight.qparams_of(weight), given, bias)
-        if self.integer_bias:
-            bias = integer_bias(bias, step_of_sums(qparams, given))
-        return self.weight.rounded(weight, qparams), bias
+        step = step_of_sums(qparams, given, len(bias))
+        return self.weight.rounded(weight, qparams), integer_bias(bias, step)
 
     def before(self, operator: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's operator, behind the rounding of its second and third argument."""

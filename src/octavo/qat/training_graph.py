@@ -150,7 +150,7 @@ class _Writer:
         if sums is None:
             return LayerRounding(weight)
         source = self.plan.tensors[sums.given].shares or sums.given
-        return LayerRounding(weight, self.fake_quantizers[source], sums.integer_bias)
+        return LayerRounding(weight, self.fake_quantizers[source])
 
     def names(self, values: Iterable[str], as_integers: bool) -> dict[str, str]:
         """What is read instead of values: of those that integers stand for, the rounded one.

@@ -22,8 +22,9 @@ from octavo.graph import Graph, Ref
 from octavo.plan import Plan
 from octavo.weights.bias_correction import own_bias
 
-_LAYERS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
-_TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+_LAYERS = frozenset(
+    """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""".split()
+)
 # Steps that a bias may have: half of int32, whose other half is for the sum of the products.
 LARGEST_BIAS = 2**30
 
@@ -62,9 +63,11 @@ def with_room(weight: QParams, given: QParams, bias: Tensor) -> QParams:
     return replace(weight, scale=torch.maximum(weight.scale, least.reshape(weight.scale.shape)))
 
 
-def step_of_sums(weight: QParams, given: QParams) -> Tensor:
-    """Of each output channel or of all, in float32, as the scale of an int32 bias is written."""
-    return weight.scale * given.scale.to(weight.scale.device)
+def step_of_sums(weight: QParams, given: QParams, outputs: int) -> Tensor:
+    """Of each of so many output channels, or of all, in float32 as an int32 bias's scale is."""
+    step = weight.scale * given.scale.to(weight.scale.device)
+    # Groups of a transposed convolution share their scales.
+    return step.repeat(outputs // len(step)) if step.dim() else step
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,15 @@ class Sums:
 
     Attributes:
         given, weight, bias: its input, and the constants that it is multiplied with and added to.
-        integer_bias: whether kernels take an integer for the bias.
     """
 
     given: str
     weight: str
     bias: str
-    integer_bias: bool
 
 
 def sums_with_biases(graph: Graph, plan: Plan) -> dict[str, Sums]:
     """The layers that add a constant bias to sums of integers which have one step a channel.
-
-    Their biases stay float where their weights have zero points or fewer than eight bits, and those
-    of transposed convolutions: their kernels are others.
 
     Args:
         graph: the canonical float graph.
@@ -95,19 +93,13 @@ def sums_with_biases(graph: Graph, plan: Plan) -> dict[str, Sums]:
     found = {}
     for node in graph.nodes:
         bias = node.args[2] if len(node.args) > 2 else None
-        if node.short_op not in _LAYERS | _TRANSPOSED or not plan.runs_int8(node.name):
+        if node.short_op not in _LAYERS or not plan.runs_int8(node.name) or bias is None:
             continue
-        planned = [plan.quantized.get(ref.name) for ref in node.args[:2]]
-        given, weight = (None if p is None or p.spec is None else p.spec.scheme for p in planned)
-        if given is None or weight is None or weight.group_size is not None:
-            continue
-        if bias is not None and bias.name in graph.constants:
-            # Integer kernels take eight bits; with fewer a step of the sums is no small thing.
-            enough = min(given.integers.bits, weight.integers.bits) >= 8
-            symmetric = weight.symmetric and weight.integers.signed
-            integer = node.short_op in _LAYERS and enough and symmetric
-            names = [ref.name for ref in node.args[:3]]
-            found[node.name] = Sums(names[0], names[1], names[2], integer)
+        sums = Sums(*(ref.name for ref in node.args[:3]))
+        planned = plan.quantized.get(sums.weight)
+        in_groups = planned is None or planned.spec is None or planned.spec.scheme.group_size
+        if sums.given in plan.quantized and sums.bias in graph.constants and not in_groups:
+            found[node.name] = sums
     return found
 
 
@@ -142,9 +134,9 @@ def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> 
     nodes = []
     for node in graph.nodes:
         sums = layers.get(node.name)
-        if sums is not None and sums.integer_bias:
+        if sums is not None:
             bias, own = constants[sums.bias], own_bias(node, users)
-            step = step_of_sums(qparams[sums.weight], qparams[sums.given])
+            step = step_of_sums(qparams[sums.weight], qparams[sums.given], len(bias))
             constants[own] = integer_bias(bias, step.to(bias.device))
             node = replace(node, args=(*node.args[:2], Ref(own), *node.args[3:]))
         nodes.append(node)
