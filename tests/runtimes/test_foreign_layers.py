@@ -102,6 +102,29 @@ def test_onnxruntime_loads_signed_integers(name, target, tmp_path):
     assert sqnr_db(q.lower("reference")(x), torch.from_numpy(found)) > AGREES_DB
 
 
+TRANSPOSED = {
+    "kernel 1, stride 2": (nn.ConvTranspose2d, {"kernel_size": 1, "stride": 2}),
+    "kernel 2, stride 3": (nn.ConvTranspose1d, {"kernel_size": 2, "stride": 3, "padding": 1}),
+    "one axis": (nn.ConvTranspose2d, {"kernel_size": (1, 4), "stride": (2, 2)}),
+    "grouped": (nn.ConvTranspose1d, {"kernel_size": 2, "stride": 3, "groups": 2}),
+    "dilated": (nn.ConvTranspose2d, {"kernel_size": 2, "stride": 3, "dilation": 2}),
+    "in 3-d": (nn.ConvTranspose3d, {"kernel_size": 1, "stride": 2, "output_padding": 1}),
+}
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()])
+@pytest.mark.parametrize("name", TRANSPOSED)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_transposed_convolutions_with_gaps(runtime, name, activation):
+    torch.manual_seed(0)
+    kind, settings = TRANSPOSED[name]
+    dims = int(kind.__name__[-2])
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
+    layer = kind(8, 8, **settings)
+    model = nn.Sequential(convolution(3, 8, 1), activation, layer, nn.ReLU(), convolution(8, 4, 1))
+    check(model, torch.randn(2, 3, *[6] * dims) + 0.2, "x86-avx2", runtime)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_padding_that_an_integer_layer_and_a_float_one_read(runtime):
     class Both(nn.Module):

@@ -12,8 +12,12 @@ DIALECTS: Mapping[str, Dialect] = {
     "onnxruntime": Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True),
     # Its kernels add float biases, its own dynamic quantization starts from float products, and its
     # recurrent layers want constant weights, which it does not make of integers in every model. It
-    # concatenates int8 tensors with a zero point wrongly.
+    # computes concatenations of int8 tensors with a zero point wrongly, and gaps.
     "openvino": Dialect(
-        integer_bias=False, integer_products=False, integer_recurrence=False, unsigned=True
+        integer_bias=False,
+        integer_products=False,
+        integer_recurrence=False,
+        integer_gaps=False,
+        unsigned=True,
     ),
 }

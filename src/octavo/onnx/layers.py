@@ -68,13 +68,19 @@ def _conv_transpose(w: Writer, node: Node) -> Any:
     x, weight_ref = given["input"], given["weight"]
     kernel = [int(size) for size in w.meta(weight_ref).shape[2:] if size is not None]
     dims = len(kernel)
+    strides = each(given["stride"], dims)
+    gaps = any(k < stride for k, stride in zip(kernel, strides, strict=True))
+    plain = gaps and not w.dialect.integer_gaps
+    floats = quantization.floats_of(w, weight_ref) if plain else None
     return w.op(
         "ConvTranspose",
         w.read(x),
-        quantization.weight(w, weight_ref),
+        quantization.weight(w, weight_ref)
+        if floats is None
+        else w.initializer(f"{weight_ref.name}.floats", floats),
         "" if given["bias"] is None else w.read(given["bias"]),
         kernel_shape=kernel,
-        strides=each(given["stride"], dims),
+        strides=strides,
         dilations=each(given["dilation"], dims),
         pads=each(given["padding"], dims) * 2,
         output_padding=each(given["output_padding"], dims),

@@ -66,6 +66,8 @@ class Dialect:
             of integers; else as products of floats with integer weights.
         integer_recurrence: weights of recurrent layers are integers; else they are written as the
             floats that these stand for.
+        integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
+            some results are sums of nothing, have integer weights; else floats.
         unsigned: activations in int8 with a zero point are uint8 with another.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
             operator, which rounds what goes from step to step as well.
@@ -74,6 +76,7 @@ class Dialect:
     integer_bias: bool = True
     integer_products: bool = True
     integer_recurrence: bool = True
+    integer_gaps: bool = True
     unsigned: bool = False
     dynamic_lstm: bool = False
 

@@ -91,7 +91,8 @@ def as_others_load(data: bytes, graph: Graph) -> Lowered:
 
 # What `from_file` sets, in words: without it other numbers come out of some models.
 SETTINGS = (
-    'SessionOptions().add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")'
+    'SessionOptions().add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1") and '
+    'InferenceSession(..., disabled_optimizers=["WeightBiasQuantization"])'
 )
 
 
@@ -111,8 +112,9 @@ def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any
             data,
             settings,
             providers=["CPUExecutionProvider"],
-            # It makes float layers of integer products wherever shapes are known.
-            disabled_optimizers=["MatMulAddFusion"],
+            # One makes float layers of integer products wherever shapes are known, the other makes
+            # integers of float weights and biases between quantized tensors.
+            disabled_optimizers=["MatMulAddFusion", "WeightBiasQuantization"],
         )
     except Exception as error:  # its errors share no base of their own
         raise RuntimeUnavailable(f"ONNX Runtime cannot load the model: {_reason(error)}") from error
