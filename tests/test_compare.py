@@ -233,16 +233,20 @@ class NoCopy(Classifier):
 
 @pytest.mark.parametrize(
     ("kind", "error"),
-    [(NoHalf, "RuntimeError: no bf16 here"), (NoCopy, "TypeError: one of a kind")],
+    [
+        (NoHalf, "RuntimeError: no bf16 here"),
+        (NoCopy, "OctavoError: the NoCopy cannot be copied (one of a kind)"),
+    ],
 )
 def test_a_model_without_bf16_is_a_row_with_its_error(kind, error: str, batches) -> None:
     model = kind()
     q = octavo.quantize(model, calibration=batches, target=octavo.host_target(), progress=False)
     result = compare(model, q, batches, **torch_only)
     bf16 = result["bf16"]
-    assert (bf16.error, bf16.latency_ms, bf16.metric) == (error, None, None)
+    assert bf16.error.startswith(error)
+    assert (bf16.latency_ms, bf16.metric) == (None, None)
     assert result["int8"].latency_ms is not None
-    assert error in str(result)
+    assert error.partition(" (")[0] in str(result).replace("\n", " ")
 
 
 class Overflows(Classifier):

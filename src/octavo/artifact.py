@@ -33,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from octavo import graph_json, tensor_file
+from octavo.arguments import PATH, expect
 from octavo.atomic import replacing
 from octavo.batches import Signature
 from octavo.errors import ArtifactError, OctavoError
@@ -68,6 +69,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     Raises:
         ArtifactError: the folder is missing or cannot be written to.
     """
+    expect(PATH, path=path)
     metadata = metadata_of(artifact)
     given = dict(artifact.graph.constants)
     if artifact.samples is not None:

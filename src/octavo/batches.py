@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from octavo.arguments import of
 from octavo.errors import CalibrationError, InputError
 from octavo.pixels import Pixels
 
@@ -69,6 +70,9 @@ class Signature:
             elif parameter.kind is parameter.KEYWORD_ONLY:
                 names.append(parameter.name)
         return cls(tuple(names), required)
+
+
+SIGNATURE = of(Signature, way_out="give octavo.batches.Signature.of(model)")
 
 
 def split_batch(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
 from octavo.cold_start import ColdStart, cold_start
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.graph import Graph
@@ -34,6 +35,11 @@ BATCHES = (1, 8, 32)
 SECONDS = 10.0  # of timing for each batch size
 
 Run = Callable[..., Any]
+
+_SIZES = Kind(
+    lambda sizes: isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes),
+    "give a list of batch sizes, [1, 8]",
+)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,11 @@ def bench(
     Example:
         >>> print(octavo.bench("model.octavo"))  # doctest: +SKIP
     """
+    expect(FILE, path=path)
+    expect(_SIZES, batches=batches)
+    expect(NUMBER, seconds=seconds)
+    optional(NAMES, runtimes=runtimes)
+    optional(COUNT, threads=threads)
     if not batches or min(batches) < 1:
         raise InputError(f"batches={list(batches)}: give at least one size, all of 1 or more")
     q = load(path, runtime="reference")

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from octavo.affine import QParams, blocks, qparams_of_range
-from octavo.batches import Signature, split_batch
+from octavo.arguments import FUNCTION, expect, optional
+from octavo.batches import SIGNATURE, Signature, split_batch
 from octavo.call import flatten_call, range_of
 from octavo.errors import CalibrationError, OctavoError
-from octavo.graph import Graph, Ref
+from octavo.graph import GRAPH, Graph, Ref
 from octavo.observers import Bounds
-from octavo.plan import Plan, TensorPlan
+from octavo.plan import PLAN, Plan, TensorPlan
 from octavo.program import Step, compile_steps, steps_of
 from octavo.progress import track
 from octavo.qconfig import QSpec
@@ -87,6 +88,8 @@ class Calibration:
     """
 
     def __init__(self, graph: Graph, plan: Plan) -> None:
+        expect(GRAPH, graph=graph)
+        expect(PLAN, plan=plan)
         _check_constants(graph)
         self.graph = graph
         self.plan = plan
@@ -281,6 +284,9 @@ def observed(
     progress: bool = True,
 ) -> Calibration:
     """The observers of `calibrate`, after they have seen the data; arguments as there."""
+    expect(GRAPH, graph=graph)
+    optional(FUNCTION, inputs=inputs)
+    optional(SIGNATURE, signature=signature)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     calibration = Calibration(graph, plan)
     for index, batch in enumerate(track(_iterated(data), "calibrating", progress)):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import require_batches
+from octavo.arguments import BATCHES, COUNT, FUNCTION, NAMES, expect, optional
 from octavo.batches import Batch, Signature, split_batch, with_floats
 from octavo.capture import capture
 from octavo.chance import mcnemar, wilson
@@ -85,7 +85,10 @@ def compare(
     """
     require_float(model, "compare")
     check_model(model)
-    require_batches(data, "data")
+    expect(BATCHES, data=data)
+    optional(FUNCTION, inputs=inputs)
+    optional(NAMES, runtimes=runtimes)
+    optional(COUNT, threads=threads, rounds=rounds)
     new_metric = metric_factory(metric)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from octavo.arguments import require
+from octavo.arguments import expect, of
 from octavo.batches import Batch, with_floats
 from octavo.chance import PairedCounts
 from octavo.comparison import BASELINES
@@ -101,6 +101,9 @@ def _forms(model: nn.Module) -> list[tuple[str, type, torch.dtype]]:
     return [(name, type(tensor), tensor.dtype) for name, tensor in model.named_parameters()]
 
 
+_MODELS = of(nn.Module, way_out="give models, by the names of their rows")
+
+
 def _check_names(others: Mapping[str, nn.Module]) -> None:
     """Refuse what would make two rows of one name, or none."""
     if not others:
@@ -108,9 +111,7 @@ def _check_names(others: Mapping[str, nn.Module]) -> None:
     for name, other in others.items():
         if name in BASELINES:
             raise InputError(f"a model cannot be called {name!r}: that is the float model's row")
-        require(
-            other, nn.Module, repr(name), "give models, by the names that their rows shall have"
-        )
+        expect(_MODELS, **{repr(name): other})
 
 
 def check_model(model: nn.Module) -> None:

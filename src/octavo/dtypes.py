@@ -59,5 +59,5 @@ def qdtype(name: str) -> QDType:
     """
     try:
         return QDTYPES[name]
-    except KeyError:
+    except (KeyError, TypeError):  # the latter of what cannot be a key
         raise PlanError(f"unknown quantized dtype {name!r}; one of {sorted(QDTYPES)}") from None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from octavo.arguments import of
 from octavo.errors import OctavoError
 from octavo.size_guards import Guard
 
@@ -230,6 +231,9 @@ class Record(dict[str, Any]):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+GRAPH = of(Graph, way_out="octavo.capture(model, example) gives one")
 
 
 pytree.register_pytree_node(

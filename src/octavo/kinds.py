@@ -33,7 +33,7 @@ def _way_to_int8(given: object) -> str:
         return f"load the file first, octavo.load({os.fspath(given)!r})"
     if isinstance(given, QATModel):
         return "octavo.convert makes int8 of a model that was trained with rounding"
-    if _of_compat(given):
+    if hasattr(type(given), "octavo_model"):
         return "of a model of octavo.compat, give its octavo_model"
     if isinstance(given, nn.Module):
         return "octavo.quantize makes one of a float model"
@@ -69,4 +69,14 @@ def _way_to_float(given: object) -> str:
 
 
 def _of_compat(given: object) -> bool:
-    return hasattr(type(given), "octavo_model")
+    """Whether it was converted by `octavo.compat`, as a whole or a layer of it."""
+    if not isinstance(given, nn.Module):
+        return False
+    return any(
+        kind.__module__ == _LAYERS or hasattr(kind, "octavo_model")
+        for module in given.modules()
+        for kind in type(module).__mro__
+    )
+
+
+_LAYERS = "octavo.compat.quantization.layers"  # which imports this

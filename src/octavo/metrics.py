@@ -168,8 +168,8 @@ def metric_factory(metric: str | Metric | None) -> Callable[[], TaskMetric]:
     """
     if callable(metric):
         return lambda: WholeSet(metric)
-    name = metric or "top1"
-    if name not in TOP_K:
+    name = "top1" if metric is None else metric
+    if not isinstance(name, str) or name not in TOP_K:
         raise InputError(
             f"metric={metric!r} is not among {sorted(TOP_K)}; or pass a function "
             "(outputs, labels) -> float"

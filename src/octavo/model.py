@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo import artifact
+from octavo.arguments import COUNT, FILE, PATH, TEXT, expect, optional
 from octavo.batches import Signature
 from octavo.call import build_output, flatten_call
 from octavo.errors import (
@@ -23,9 +24,9 @@ from octavo.errors import (
     OctavoWarning,
     RuntimeUnavailable,
 )
-from octavo.graph import Graph
+from octavo.graph import GRAPH, Graph
 from octavo.model_state import extra_state, restored
-from octavo.plan import Plan
+from octavo.plan import PLAN, Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.runtimes.examples import random_inputs, takes, takes_batch
 from octavo.screening import Watched, run_around
@@ -64,6 +65,8 @@ class QuantizedModel(nn.Module):
         samples: Sequence[Tensor] | None = None,
         check: bool = True,
     ) -> None:
+        expect(GRAPH, graph=graph)
+        expect(PLAN, plan=plan)
         super().__init__()
         self.plan = plan
         self.signature = signature
@@ -220,6 +223,9 @@ class QuantizedModel(nn.Module):
             MissingExtra: its package is not installed.
             ExportError: it cannot express an operator of the model.
         """
+        expect(TEXT, runtime=runtime)
+        optional(COUNT, threads=threads, batch=batch)
+        optional(PATH, cache=cache)
         options = Options(threads, batch, None if cache is None else Path(cache), precision)
         parts = (self.graph, self.plan, self.signature, self.provenance)
         model = QuantizedModel(*parts, runtime, options, self.samples, check)
@@ -316,6 +322,8 @@ def load(
     Example:
         >>> model = load("model.octavo")  # doctest: +SKIP
     """
+    expect(FILE, path=path)
+    expect(TEXT, runtime=runtime)
     content = artifact.load(path)
     try:
         model = QuantizedModel(

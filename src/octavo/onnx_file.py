@@ -9,10 +9,12 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from octavo.arguments import PATH, TEXT, expect
 from octavo.atomic import replacing
 from octavo.errors import ExportError, InputError, MissingExtra, OctavoWarning, RuntimeUnavailable
 from octavo.graph import Graph
 from octavo.islands import in_float32
+from octavo.kinds import require_quantized
 from octavo.runtimes import RUNTIMES, Options, cpu
 from octavo.runtimes.agreement import agreement
 from octavo.runtimes.saturation import overflowing
@@ -63,6 +65,9 @@ def export_onnx(
     from octavo.onnx.export import to_onnx
     from octavo.onnx.writer import serialized
 
+    require_quantized(q, "export_onnx")
+    expect(PATH, path=path)
+    expect(TEXT, runtime=runtime)
     if runtime not in DIALECTS:
         raise ExportError(f"no ONNX dialect for runtime {runtime!r}; one of {sorted(DIALECTS)}")
     dialect = DIALECTS[runtime]

@@ -19,12 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from octavo.arguments import FILE, PATH, expect
 from octavo.atomic import replacing
 from octavo.call import build_output, flatten_call
 from octavo.errors import ArtifactError, ExportError, InputError
 from octavo.exporting import EXPORTING
 from octavo.graph import Graph, Input, TensorMeta
 from octavo.graph_json import decode, decode_guards, to_json
+from octavo.kinds import require_quantized
 from octavo.quiet import quiet
 from octavo.runtimes import torch_int8
 from octavo.runtimes.examples import random_inputs
@@ -57,6 +59,8 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
     Example:
         >>> octavo.export_package(q, "model.pt2")  # doctest: +SKIP
     """
+    require_quantized(q, "export_package")
+    expect(PATH, path=path)
     if Path(path).suffix != _ENDING:
         raise ExportError(f"{os.fspath(path)}: the name of a package ends in {_ENDING}")
     graph = q.graph
@@ -109,6 +113,7 @@ def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
     Example:
         >>> model = octavo.load_package("model.pt2")  # doctest: +SKIP
     """
+    expect(FILE, path=path)
     try:
         library = torch._inductor.aoti_load_package(os.fspath(path))
         metadata = library.loader.get_metadata()

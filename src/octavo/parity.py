@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from octavo.arguments import BATCHES, FUNCTION, NAMES, of, optional
 from octavo.batches import split_batch
 from octavo.call import flatten_call
 from octavo.cuts import Cuts
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.graph import Graph
 from octavo.json_numbers import finite
+from octavo.kinds import require_quantized
 from octavo.metrics import Likeness
 from octavo.model import QuantizedModel
 from octavo.program import run_of
@@ -176,6 +178,9 @@ def _verdict(found: RuntimeParity) -> str:
     return "agrees"
 
 
+_THRESHOLD = of(Threshold, way_out="give an octavo.parity.Threshold")
+
+
 def verify(
     q: QuantizedModel,
     data: Iterable[Any] | None = None,
@@ -201,6 +206,11 @@ def verify(
     Example:
         >>> print(octavo.verify(q))  # doctest: +SKIP
     """
+    require_quantized(q, "verify")
+    optional(BATCHES, data=data)
+    optional(FUNCTION, inputs=inputs)
+    optional(NAMES, runtimes=runtimes)
+    optional(_THRESHOLD, threshold=threshold)
     limit = threshold or Threshold()
     batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
     if not batches:

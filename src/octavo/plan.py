@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from octavo.arguments import TEXT, expect, of, optional
 from octavo.errors import NothingQuantized, PlanError
-from octavo.graph import Graph, Node
+from octavo.graph import GRAPH, Graph, Node
 from octavo.html_table import html_table
 from octavo.placement import INTEGERS, Placement, place
 from octavo.qconfig import PRECISIONS, QConfigMapping, QSpec
@@ -168,6 +169,13 @@ class Plan:
 _COLUMNS = ("tensor", "op", "runs", "values", "why")
 
 
+PLAN = of(Plan, way_out="octavo.plan(graph) gives one")
+_MAPPING = of(
+    QConfigMapping,
+    way_out="give an octavo.QConfigMapping; of one QConfig, QConfigMapping().set_global(qconfig)",
+)
+
+
 def plan(
     graph: Graph,
     mapping: QConfigMapping | None = None,
@@ -196,6 +204,9 @@ def plan(
         >>> plan(graph).tensors["0"].reason
         'fused into 1'
     """
+    expect(GRAPH, graph=graph)
+    expect(TEXT, target=target, mode=mode)
+    optional(_MAPPING, mapping=mapping)
     mapping = mapping or QConfigMapping()
     chosen = target_of(target)
     if mode not in MODES:

@@ -9,10 +9,19 @@ from typing import Any
 
 import torch
 
+from octavo.arguments import Kind, described, expect, of, optional
 from octavo.errors import PlanError
 from octavo.graph import Node
 from octavo.observers import Observer, observer_from_dict
 from octavo.scheme import Scheme
+
+_OFFERS = ("update", "merge", "bounds", "to_dict")
+_SCHEME = of(Scheme, way_out="give an octavo.Scheme")
+_OBSERVER = Kind(
+    lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in _OFFERS),
+    "give an observer, octavo.MinMax() for one",
+)
+_PATH = of(str, way_out='give the path of a module, "layer1.0"; of a module, its path in the model')
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class QSpec:
     observer: Observer | None = None
 
     def __post_init__(self) -> None:
+        expect(_SCHEME, scheme=self.scheme)
+        optional(_OBSERVER, observer=self.observer)
         if self.scheme.per_token and self.observer is not None:
             raise PlanError(
                 "a scale per token is found at run time: leave out the observer "
@@ -62,6 +73,9 @@ class QSpec:
         return cls(scheme, None if dynamic else observer_from_dict(rest))
 
 
+_SPEC = of(QSpec, way_out="give an octavo.QSpec(scheme, observer)")
+
+
 @dataclass(frozen=True)
 class QConfig:
     """How an operator's activations and its weight are quantized.
@@ -85,6 +99,8 @@ class QConfig:
     weight: QSpec
 
     def __post_init__(self) -> None:
+        expect(_SPEC, weight=self.weight)
+        optional(_SPEC, activation=self.activation)
         if self.weight.dynamic:
             raise PlanError("a weight does not change at run time: give its QSpec an observer")
         if self.activation is not None and self.activation.scheme.group_size is not None:
@@ -169,18 +185,23 @@ class QConfigMapping:
             pattern = kind
         elif isinstance(kind, type):
             pattern = f"{kind.__module__}.{kind.__qualname__}"
-        elif callable(kind):
+        elif callable(kind) and hasattr(kind, "__name__"):
             pattern = kind.__name__
         else:
-            raise PlanError(f"an object type is a name, a class or a function, not {kind!r}")
+            raise PlanError(
+                f"an object type is a name, a class or a function, not {described(kind)}; of a "
+                "module give its class, or set_module_name its path"
+            )
         return self._add("op type", pattern, qconfig)
 
     def set_module_name(self, name: str, qconfig: Precision) -> QConfigMapping:
         """A rule for a module and all inside it, by its path (``"layer1.0"``)."""
+        expect(_PATH, name=name)
         return self._add("module name", name, qconfig)
 
     def set_module_name_regex(self, pattern: str, qconfig: Precision) -> QConfigMapping:
         """A rule for modules whose whole path matches a regular expression."""
+        expect(_PATH, pattern=pattern)
         try:
             re.compile(pattern)
         except re.error as error:

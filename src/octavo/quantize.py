@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.affine import QParams
-from octavo.batches import Signature, example_call, split_batch, with_floats
+from octavo.arguments import expect, of, optional
+from octavo.batches import SIGNATURE, Signature, example_call, split_batch, with_floats
 from octavo.calibrate import Calibration, calibrate
 from octavo.call import flatten_call, with_seen
 from octavo.capture import capture
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, PlanError
-from octavo.graph import Graph
+from octavo.graph import GRAPH, Graph
 from octavo.model import QuantizedModel
 from octavo.passes import take_pixels
 from octavo.pixels import Pixels
-from octavo.plan import Plan, plan
+from octavo.plan import PLAN, Plan, plan
 from octavo.qat import QATModel
 from octavo.qat.model import prepared_in
 from octavo.qconfig import QConfig, QConfigMapping
@@ -161,6 +162,10 @@ _NO_CALIBRATION = (
 )
 
 
+_QPARAMS = of(Mapping, way_out="give octavo.calibrate(graph, plan, data).qparams")
+_PIXELS = of(Pixels, way_out="give an octavo.Pixels")
+
+
 def convert(
     source: Graph | nn.Module,
     plan: Plan | None = None,
@@ -205,6 +210,11 @@ def convert(
             "from octavo.prepare_qat"
         )
     else:
+        expect(GRAPH, source=source)
+        expect(PLAN, plan=plan)
+        expect(_QPARAMS, qparams=qparams)
+        optional(SIGNATURE, signature=signature)
+        optional(_PIXELS, pixels=pixels)
         graph, made = source, {"calibration_batches": batches}
     quantized = insert_qdq(graph, plan, qparams)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))

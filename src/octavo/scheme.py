@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from octavo.arguments import INTEGER, optional
 from octavo.dtypes import QDType, qdtype
 from octavo.errors import PlanError
 
@@ -45,6 +46,7 @@ class Scheme:
     power_of_two: bool = False
 
     def __post_init__(self) -> None:
+        optional(INTEGER, channel_axis=self.channel_axis, group_size=self.group_size)
         qdtype(self.dtype)
         if self.narrow_range and not self.integers.signed:
             raise PlanError(f"narrow_range needs a signed dtype, not {self.dtype}")

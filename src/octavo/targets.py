@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from octavo.arguments import INTEGER, TEXT, expect
 from octavo.errors import PlanError
 from octavo.observers import FixedRange, MinMax, MovingAverageMinMax, Observer, PairSum
 from octavo.qconfig import QConfig, QSpec
@@ -210,6 +211,7 @@ def target(name: str) -> Target:
     Raises:
         PlanError: there is none.
     """
+    expect(TEXT, target=name)
     try:
         return TARGETS[name]
     except KeyError:
@@ -252,6 +254,7 @@ def qat_qconfig(
     default = target(target_name).qconfig
     assert default.activation is not None
     for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        expect(INTEGER, **{what: bits})
         if bits not in range(2, 9):
             raise PlanError(f"{what} is {bits}; quantization-aware training takes 2 to 8 bits")
     activation, weight = default.activation.scheme, default.weight
@@ -309,6 +312,7 @@ def weight_only_qconfig(
         >>> str(weight_only_qconfig(4, group_size=64, symmetric=False).weight)
         'uint4 per-group-of-64 affine'
     """
+    expect(INTEGER, bits=bits)
     if bits not in (4, 8):
         raise PlanError(f"weight-only quantization takes 8 or 4 bits, not {bits}")
     scheme = Scheme(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import require_batches
+from octavo.arguments import BATCHES, FUNCTION, expect, optional
 from octavo.batches import Batch, split_batch, with_floats
 from octavo.call import flatten_call
 from octavo.capture import capture
@@ -91,7 +91,8 @@ def distributions(
     """
     require_float(model, "distributions")
     require_quantized(q, "distributions")
-    require_batches(data, "data")
+    expect(BATCHES, data=data)
+    optional(FUNCTION, inputs=inputs)
     taps: _Taps | None = None
     for batch in track(data, "counting values", progress):
         call = split_batch(batch, q.signature, inputs)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from octavo.analysis.channels_last import channels_last
 from octavo.analysis.error_sums import ErrorSums, LayerSums, RangeSums
-from octavo.arguments import require_batches
+from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
 from octavo.batches import Batch, split_batch, with_floats
 from octavo.call import flatten_call
 from octavo.capture import capture
@@ -177,7 +177,9 @@ def layer_errors(
     """
     require_float(model, "layer_errors")
     require_quantized(q, "layer_errors")
-    require_batches(data, "data")
+    expect(BATCHES, data=data)
+    optional(FUNCTION, inputs=inputs)
+    optional(TEXT, runtime=runtime)
     measured = None
     for batch in track(data, "comparing layers", progress):
         call = split_batch(batch, q.signature, inputs)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from octavo.analysis.study import Study, Sums
+from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
 from octavo.batches import Batch, Signature, example_call, split_batch
 from octavo.calibrate import observed
 from octavo.capture import capture
@@ -26,6 +27,7 @@ from octavo.errors import CalibrationError, InputError, OctavoError
 from octavo.evaluation import evaluating
 from octavo.html_table import html_table
 from octavo.json_numbers import finite
+from octavo.kinds import require_float
 from octavo.metrics import Metric
 from octavo.plan import plan
 from octavo.progress import track
@@ -166,6 +168,12 @@ def sensitivity(
     Example:
         >>> print(octavo.sensitivity(model, calibration=loader, data=loader))  # doctest: +SKIP
     """
+    require_float(model, "sensitivity")
+    expect(BATCHES, data=data)
+    expect(TEXT, target=target)
+    optional(TEXT, mode=mode)
+    optional(BATCHES, calibration=calibration)
+    optional(FUNCTION, inputs=inputs)
     require(engine)
     signature = Signature.of(model)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 
+from octavo.arguments import TEXT, optional
 from octavo.engines.in_process import InProcess
 from octavo.engines.workers import Item, Result, Workers
 from octavo.errors import InputError
@@ -25,6 +26,7 @@ def require(engine: str | None) -> None:
     Raises:
         InputError: there is none.
     """
+    optional(TEXT, engine=engine)
     if engine is not None and engine not in ENGINES:
         raise InputError(
             f"engine is {engine!r}; one of {sorted(ENGINES)}, or None for this process"

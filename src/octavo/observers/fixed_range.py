@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from octavo.arguments import expect, of
 from octavo.errors import PlanError
 from octavo.observers.base import Bounds
 from octavo.scheme import Scheme
+
+_END = of(int, float, way_out="give a number")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class FixedRange:
     name: ClassVar[str] = "fixed_range"
 
     def __post_init__(self) -> None:
+        expect(_END, low=self.low, high=self.high)
         if not -inf < self.low <= 0.0 <= self.high < inf or self.low == self.high:
             raise PlanError(f"the range [{self.low}, {self.high}] must contain 0 and be finite")
 

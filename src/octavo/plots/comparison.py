@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from octavo.arguments import expect, of
 from octavo.comparison import BASELINES, Comparison, Row
 from octavo.plots.figure import new_figure, panel, words
 from octavo.plots.palette import PAPER, Palette
@@ -20,6 +21,7 @@ def comparison(result: Comparison, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
+    expect(of(Comparison, way_out="octavo.compare returns one"), result=result)
     rows = [row for row in result.rows if row.error is None]
     figure = new_figure(11, 1.0 + 0.38 * len(rows))
     size, latency, quality = figure.subplots(1, 3, sharey=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from octavo.analysis import Distribution
+from octavo.arguments import expect, of
 from octavo.plots.figure import new_figure, panel
 from octavo.plots.palette import PAPER, Palette
 
@@ -26,6 +27,7 @@ def distribution(seen: Distribution, *, palette: Palette = PAPER) -> Figure:
         >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
         >>> plots.distribution(seen["conv1.weight"])  # doctest: +SKIP
     """
+    expect(of(Distribution, way_out="octavo.distributions(...)[name] returns one"), seen=seen)
     figure = new_figure(5.2, 2.6)
     _draw(figure.subplots(), seen, palette)
     return figure

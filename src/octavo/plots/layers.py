@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from octavo.analysis import LayerErrors, Sensitivity
+from octavo.arguments import expect, of
 from octavo.plots.figure import legend, new_figure, panel, whole_numbers, words
 from octavo.plots.palette import PAPER, Palette
 
@@ -21,6 +22,7 @@ def layer_errors(errors: LayerErrors, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
+    expect(of(LayerErrors, way_out="octavo.layer_errors returns one"), errors=errors)
     made = [row for row in errors.rows if row.kind == "activation"]
     weights = [row for row in errors.rows if row.kind == "weight"]
     figure = new_figure(11, 3.4)
@@ -51,6 +53,7 @@ def sensitivity(found: Sensitivity, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
+    expect(of(Sensitivity, way_out="octavo.sensitivity returns one"), found=found)
     layers = found.layers[:_MOST][::-1]
     figure = new_figure(8.5, 1.1 + 0.24 * len(layers))
     axes = panel(figure.subplots(), palette, grid="x")

@@ -20,7 +20,7 @@ from octavo.analysis import (
     layer_errors,
 )
 from octavo.analysis.repair import Repair, repair_code, repairs
-from octavo.arguments import require_batches
+from octavo.arguments import BATCHES, COUNT, TEXT, expect, of, optional
 from octavo.atomic import replacing
 from octavo.compare import compare
 from octavo.comparison import Comparison
@@ -34,7 +34,10 @@ from octavo.report.layout import Layout, layout
 from octavo.search import SearchResult
 from octavo.summary import Summary
 
-BATCHES = 8  # that layers and histograms are measured on
+FEW = 8  # batches that layers and histograms are measured on
+_COMPARISON = of(Comparison, way_out="octavo.compare returns one")
+_SENSITIVITY = of(Sensitivity, way_out="octavo.sensitivity returns one")
+_SEARCH = of(SearchResult, way_out="octavo.search returns one")
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def report(
     metric: str | Metric | None = None,
     inputs: Callable[[Any], Any] | None = None,
     runtimes: Sequence[str] | None = None,
-    batches: int | None = BATCHES,
+    batches: int | None = FEW,
     progress: bool = True,
 ) -> Report:
     """Measure what a report needs, and gather it.
@@ -159,7 +162,12 @@ def report(
     """
     require_float(model, "report")
     require_quantized(q, "report")
-    require_batches(data, "data")
+    expect(BATCHES, data=data)
+    expect(TEXT, title=title)
+    optional(COUNT, batches=batches)
+    optional(_COMPARISON, comparison=comparison)
+    optional(_SENSITIVITY, sensitivity=sensitivity)
+    optional(_SEARCH, search=search)
     if iter(data) is data:
         raise InputError(
             "data can be iterated only once, and a report needs it several times: pass a list or "

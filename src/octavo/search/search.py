@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.arguments import require_batches
+from octavo.arguments import BATCHES, FUNCTION, NUMBER, PATH, TEXT, expect, optional
 from octavo.batches import Signature, example_call
 from octavo.capture import capture
 from octavo.engines import opened, require
@@ -90,6 +90,11 @@ def search(
         >>> print(found.verdict())  # doctest: +SKIP
     """
     require_float(model, "search")
+    expect(NUMBER, max_drop=max_drop)
+    expect(TEXT, target=target, objective=objective)
+    optional(NUMBER, time_budget=time_budget)
+    optional(PATH, checkpoint=checkpoint)
+    optional(FUNCTION, evaluate=evaluate, train=train, inputs=inputs)
     started = time.perf_counter()
     # The last trial's latency is measured after it.
     build_s = None if time_budget is None else time_budget - measuring.LATENCY_S
@@ -167,7 +172,7 @@ def _check_repeatable(**data: Iterable[Any] | None) -> None:
     for name, batches in data.items():
         if batches is None:
             continue
-        require_batches(batches, name)
+        expect(BATCHES, **{name: batches})
         if iter(batches) is batches:
             raise InputError(
                 f"{name} can be iterated only once, and each trial needs it: pass a list or a "

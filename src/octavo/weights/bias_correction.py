@@ -14,7 +14,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from octavo.affine import QParams, fake_quantize
-from octavo.graph import Graph, Node, Ref
+from octavo.arguments import expect, of
+from octavo.graph import GRAPH, Graph, Node, Ref
 from octavo.weighted import WEIGHTED_LAYERS
 
 
@@ -42,6 +43,9 @@ def bias_correction(error: Tensor, input_mean: Tensor, groups: int = 1) -> Tenso
     return (per_input * means).sum(1)
 
 
+_BY_NAME = of(Mapping, way_out="give a dict by names, as octavo.calibrate returns it")
+
+
 def correct_biases(
     graph: Graph, qparams: Mapping[str, QParams], input_means: Mapping[str, Tensor]
 ) -> Graph:
@@ -52,6 +56,8 @@ def correct_biases(
         qparams: of the weights, by name; a layer whose weight has none keeps its bias.
         input_means: node -> mean of each input channel, float ``[in]``, from `octavo.calibrate`.
     """
+    expect(GRAPH, graph=graph)
+    expect(_BY_NAME, qparams=qparams, input_means=input_means)
     users = graph.users()
     constants = dict(graph.constants)
     nodes = []
