@@ -10,13 +10,13 @@ import ast
 import io
 import sys
 import tokenize
-import warnings
 from collections.abc import Mapping, Sequence, Set
 
 from octavo.migrate.finder import Finder
 from octavo.migrate.imports import added_import, moved_from, moved_import
 from octavo.migrate.result import FileMigration, Note
 from octavo.migrate.syntax import MetadataWrapper, cst, respelled
+from octavo.quiet import quiet
 
 _LONGEST_CHAIN = 1000  # of `and` and `or`, which Python's own tree holds side by side
 
@@ -32,8 +32,7 @@ def rewrite(path: str, source: bytes) -> tuple[FileMigration, bytes]:
         The change; a file that cannot be parsed has none, and a note that says so.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what is written there
+        with quiet():  # Python warns about what is written there
             return _rewritten(path, source)
     except (UnicodeDecodeError, LookupError) as error:
         return unread(path, 1, "not readable as text", str(error)), source
