@@ -27,6 +27,7 @@ LAYERS = (
         "source_file",
         "arguments",
         "copying",
+        "tracing",
         "dtypes",
         "scheme",
         "atomic",

@@ -31,6 +31,7 @@ from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.runtimes.examples import random_inputs, takes, takes_batch
 from octavo.screening import Watched, run_around
 from octavo.summary import Summary, summarize
+from octavo.tracing import refuse_scripting, refuse_tracers, uncompiled
 
 # One thread at a time makes a model ready: two that call a new model at once do it once, and the
 # compilers of some runtimes are for one thread.
@@ -176,7 +177,14 @@ class QuantizedModel(nn.Module):
         Raises:
             InputError: the arguments differ in name, structure, shape or dtype from the captured,
                 or NaN or an infinity in them makes a result of integers meaningless.
+            ExportError: ``torch.jit.trace`` or ``torch.onnx.export`` records the call.
         """
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return uncompiled(self._call, args, kwargs)
+        refuse_tracers()
+        return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = flatten_call(self._structure, args, kwargs)
         run = self.lowered.run
         try:
@@ -254,6 +262,9 @@ class QuantizedModel(nn.Module):
     def summary(self) -> Summary:
         """What runs in int8, what does not, and why. Prints as a table."""
         return summarize(self.graph, self.plan, self.lowered, self.provenance)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting()
 
     def extra_repr(self) -> str:
         return f"target={self.target!r}, runtime={self.runtime!r}"
