@@ -2,6 +2,7 @@
 
 from octavo.graph import Graph
 from octavo.passes.attention_masks import masks_to_add
+from octavo.passes.copies import copies_as_values
 from octavo.passes.fold_batch_norm import fold_batch_norm, foldable_norms
 from octavo.passes.fold_constants import fold_constants
 from octavo.passes.linear import products_as_linear
@@ -11,6 +12,7 @@ from octavo.passes.training import in_evaluation, in_training
 
 __all__ = [
     "canonical",
+    "copies_as_values",
     "fold_batch_norm",
     "fold_constants",
     "foldable_norms",
@@ -35,6 +37,7 @@ def canonical(graph: Graph) -> Graph:
 def simplified(graph: Graph) -> Graph:
     """The canonical form but for batch norms, which stand where they stood."""
     for apply in (
+        copies_as_values,
         remove_identities,
         normalise_spelling,
         fold_constants,

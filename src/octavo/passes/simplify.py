@@ -22,7 +22,7 @@ def remove_identities(graph: Graph) -> Graph:
     """Without dropout, clone, contiguous, and casts, expansions, reshapes and slices to what a
     tensor is already.
     """
-    metas = graph.metas()
+    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
     same: dict[str, str] = {}
     nodes = []
     for node in graph.nodes:
