@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench fuzz clean
+.PHONY: help demo test isa check format bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ demo: $(DEV) ## train on real digits, quantize, compare; writes build/demo
 
 test: $(DEV) ## all tests, README's code among them
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+isa: $(DEV) ## tests of kernels, once for each kind of CPU that this one can act out
+	$(BIN)/python tests/instruction_sets.py
 
 check: $(DEV) ## style, types and layers, in seconds
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 import octavo
+from benchmarks import cpu_kinds
 from octavo.machine import describe_machine
 
 # What decides the speed and, without VNNI, the correctness of int8 on x86.
@@ -20,13 +21,19 @@ _PACKAGES = "octavo torch torchvision numpy scikit-learn".split()
 _VARIABLES = "OMP_NUM_THREADS ONEDNN_MAX_CPU_ISA ATEN_CPU_CAPABILITY KMP_AFFINITY".split()
 
 
+def kind() -> str:
+    """The kind of CPU that this process runs on or acts out: the folder of its results."""
+    return cpu_kinds.kind(cpu_flags(), os.environ)
+
+
 def facts() -> dict[str, object]:
     """JSON-able; ``load`` is the number of busy processes in the minute before."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": describe_machine()["cpu"],
-        "isa": [flag for flag in _FLAGS if flag in _cpu_flags()],
+        "kind": kind(),
+        "isa": [flag for flag in _FLAGS if flag in cpu_flags()],
         "torch_isa": describe_machine()["isa"],
         "host_target": octavo.host_target(),
         "cores": cores,
@@ -49,7 +56,8 @@ def in_one_line(facts: dict[str, object]) -> str:
     )
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
+    """What /proc/cpuinfo says of the first CPU; nothing where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

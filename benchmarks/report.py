@@ -87,7 +87,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--threads", type=int, help="of torch; as torch chooses without it")
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON file")
+    made.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / environment.kind(),
+        help="folder for the JSON file; without it, that of this kind of CPU",
+    )
     return made
 
 

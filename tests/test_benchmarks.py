@@ -39,9 +39,43 @@ SCRIPTS = (
 )
 sys.path.append(str(ROOT))
 
-from benchmarks import layers  # noqa: E402
+from benchmarks import cpu_kinds, layers  # noqa: E402
 from benchmarks.ratios import Spread, ratio  # noqa: E402
 from benchmarks.report import Goal, Report, markdown  # noqa: E402
+
+FLAGS = "avx2 avx_vnni avx512bw avx512_vnni avx512_bf16".split()
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "name"),
+    [
+        ([], {}, "other"),
+        (["avx2"], {}, "avx2"),
+        (FLAGS[:2], {}, "avx2-vnni"),
+        (["avx2", "avx512bw"], {}, "avx512"),
+        (["avx2", "avx512bw", "avx512_vnni"], {}, "avx512-vnni"),
+        (FLAGS, {}, "avx512-vnni-bf16"),
+        ([*FLAGS, "amx_int8"], {}, "amx"),
+        (FLAGS, {"ONEDNN_MAX_CPU_ISA": "avx2"}, "avx2-acted-out"),
+        (FLAGS, {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"}, "avx512-acted-out"),
+        (FLAGS, {"ONEDNN_MAX_CPU_ISA": "SSE41"}, "sse41-acted-out"),
+        (FLAGS, {"ONEDNN_MAX_CPU_ISA": "ALL"}, "avx512-vnni-bf16"),
+        (FLAGS, {"ATEN_CPU_CAPABILITY": "default"}, "avx512-vnni-bf16-aten-default"),
+        (FLAGS, {"ATEN_CPU_CAPABILITY": "avx512"}, "avx512-vnni-bf16"),
+    ],
+)
+def test_kinds_of_cpus(flags: list[str], variables: dict[str, str], name: str) -> None:
+    assert cpu_kinds.kind(flags, variables) == name
+
+
+def test_results_lie_with_those_of_the_same_kind_of_cpu() -> None:
+    files = list((ROOT / "benchmarks" / "results").rglob("*.json"))
+    assert len(files) > 20
+    for file in files:
+        machine = json.loads(file.read_text())["machine"]
+        # "avx512f" is what the results name of avx512.
+        flags = {"avx512bw" if flag == "avx512f" else flag for flag in machine["isa"]}
+        assert file.parent.name == cpu_kinds.kind(flags, machine["variables"]), file
 
 
 def test_spread_is_median_and_quartiles() -> None:

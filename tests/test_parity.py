@@ -146,8 +146,9 @@ def test_saturation_is_seen(monkeypatch):
     """OpenVINO on weights that overflow, as if this CPU were trusted not to."""
     if not cpu.saturates():
         pytest.skip("this CPU's kernels do not overflow")
+    q = quantized("residual", "static", "openvino")
     monkeypatch.setattr("octavo.runtimes.saturation.cpu.saturates", lambda: False)
-    found = octavo.verify(quantized("residual", "static", "openvino"), runtimes=["openvino"])
+    found = octavo.verify(q, runtimes=["openvino"])
     assert found.runtimes[0].first == "relu"
     assert found.runtimes[0].layers[1].steps > 10
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import torch
+
+_WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @cache
@@ -30,7 +33,9 @@ def saturates() -> bool:
 
 @cache
 def has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16."""
+    """Whether this CPU has instructions for bf16, and ``ONEDNN_MAX_CPU_ISA`` lets oneDNN use them."""
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
+        return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 

@@ -1,0 +1,70 @@
+"""The tests of kernels, runtimes and parity, once for each kind of CPU that this one can act out.
+
+``make isa`` runs it. A kind is acted out by limits that libraries read when they are loaded:
+``ONEDNN_MAX_CPU_ISA`` limits oneDNN in torch and in OpenVINO, ``ATEN_CPU_CAPABILITY`` torch's own
+kernels. ONNX Runtime reads neither and takes what the CPU has; so does Inductor's C++ code.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT))
+
+from benchmarks.cpu_kinds import KINDS  # noqa: E402
+from benchmarks.environment import cpu_flags  # noqa: E402
+
+# What depends on instructions. Inductor and packages are compiled for some minutes: `make test` has
+# them, on the CPU's own instructions.
+FILES = (
+    "tests/runtimes/test_onednn.py",
+    "tests/runtimes/test_torch_int8.py",
+    "tests/runtimes/test_integer_kernels.py",
+    "tests/runtimes/test_dynamic.py",
+    "tests/runtimes/test_weight_only.py",
+    "tests/runtimes/test_siblings.py",
+    "tests/runtimes/test_foreign_runtimes.py",
+    "tests/test_every_layer.py",
+    "tests/test_islands.py",
+    "tests/test_ops.py",
+    "tests/test_parity.py",
+)
+ACTED_OUT = ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16")
+
+
+def main() -> int:
+    """Run them; the exit status is 1 if any failed."""
+    flags = cpu_flags()
+    results = []
+    for kind in (kind for kind in KINDS if kind.onednn in ACTED_OUT):
+        limits = {"ONEDNN_MAX_CPU_ISA": kind.onednn, "ATEN_CPU_CAPABILITY": kind.aten}
+        has_it = kind.flag in flags
+        results.append((limits, tests_under(limits) if has_it else "this CPU lacks it"))
+    # oneDNN with all that the CPU has, torch's own kernels with none of it.
+    limits = {"ATEN_CPU_CAPABILITY": "default"}
+    results.append((limits, tests_under(limits)))
+    print("\nacted out:")
+    for limits, result in results:
+        print(f"  {' '.join(f'{name}={value}' for name, value in limits.items())}: {result}")
+    return int(any(result == "failed" for _, result in results))
+
+
+def tests_under(limits: dict[str, str]) -> str:
+    """``"passed"`` or ``"failed"``: the tests in a process that has these limits."""
+    print(f"\n{limits}", flush=True)
+    words = ["-m", "pytest", "--quiet", "--numprocesses", "auto", "--maxprocesses", "4"]
+    done = subprocess.run(
+        [sys.executable, *words, "--dist", "worksteal", *FILES],
+        cwd=ROOT,
+        env=os.environ | limits,
+        check=False,
+    )
+    return "passed" if done.returncode == 0 else "failed"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
