@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -306,3 +308,44 @@ def test_preprocessing_that_cannot_be(given, message):
 def test_pixels_need_an_image():
     with pytest.raises(InputError, match=r"no image input.* 'input' float32\[N, 4\]; leave"):
         octavo.quantize(nn.Linear(4, 4), calibration=[torch.randn(2, 4)], input_scale=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({}, "octavo.dynamic_qconfig()"),
+        ({"mode": "weight_only"}, "octavo.weight_only_qconfig()"),
+        ({"qconfig": octavo.weight_only_qconfig(4, group_size=64)}, "octavo.weight_only_qconfig()"),
+    ],
+)
+def test_without_data_convolutions_say_what_to_do(settings: dict, rule: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    images = torch.rand(2, 3, 8, 8)
+    with pytest.raises(octavo.OctavoError) as caught:
+        octavo.quantize(net, images, **settings)
+    code = f'octavo.QConfigMapping().set_object_type("conv2d", {rule})'
+    first = "Pass calibration=, some batches of its data, for static int8; or ask for it by a rule"
+    assert f"{first}: qconfig={code}" in str(caught.value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        q = octavo.quantize(net, images, qconfig=eval(code))  # noqa: S307  what the message says
+    assert {n for n, t in q.plan.tensors.items() if t.on_integers} >= {"0", "2"}
+    assert octavo.quantize(net, calibration=[images]).summary().int8 == 3
+
+
+def test_a_rule_that_matches_nothing_is_a_warning() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    rules = octavo.QConfigMapping().set_object_type("Conv2d", None)
+    message = (
+        "rules that match nothing in this model: op type 'Conv2d'; its operators are conv2d, relu, "
+        "and a class of modules is given as such, torch.nn.Conv2d"
+    )
+    with pytest.warns(octavo.OctavoWarning, match=message):
+        q = octavo.quantize(net, calibration=[torch.rand(2, 3, 8, 8)], qconfig=rules)
+    assert q.plan.unmatched == ("op type 'Conv2d'",)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", octavo.OctavoWarning)
+        rules = octavo.QConfigMapping().set_object_type(nn.Conv2d, octavo.static_qconfig())
+        octavo.quantize(
+            net, calibration=[torch.rand(2, 3, 8, 8)], qconfig=rules, target=octavo.host_target()
+        )

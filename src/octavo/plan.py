@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from octavo.rich_table import rich_table
 from octavo.targets import MODES
 from octavo.targets import target as target_of
 from octavo.text_table import text_table
+from octavo.weighted import WEIGHTED_LAYERS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -218,7 +219,8 @@ def plan(
     tensors = _tensor_plans(graph, placement)
     result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched, precision)
     if not result.quantized:
-        reasons = sorted({t.reason for t in tensors if t.kind == "activation"})
+        layers = [t for t in tensors if t.kind == "activation"]
+        reasons = sorted({t.reason for t in layers})
         floats = {t.dtype for t in graph.constants.values() if t.dtype.is_floating_point}
         if floats and torch.float32 not in floats:
             raise NothingQuantized(
@@ -228,9 +230,32 @@ def plan(
         raise NothingQuantized(
             "nothing would be quantized: no layer can be quantized "
             f"({'; '.join(reasons[:4]) or 'the graph has no operators'}). "
-            "Relax the rules of the mapping, or leave the model as it is"
+            f"{_way_out(layers, mapping, mode)}"
         )
     return result
+
+
+def _way_out(layers: Sequence[TensorPlan], mapping: QConfigMapping, mode: str) -> str:
+    """What to do where nothing would be quantized."""
+    weighted = sorted({layer.op for layer in layers if layer.op in WEIGHTED_LAYERS})
+    asked = any(rule.kind != "global" for rule in mapping.rules)
+    if mode == "static" or asked or not weighted:
+        return "Relax the rules of the mapping, or leave the model as it is"
+    return (
+        "Pass calibration=, some batches of its data, for static int8; or ask for it by a rule: "
+        f'qconfig=octavo.QConfigMapping().set_object_type("{weighted[0]}", octavo.{mode}_qconfig())'
+    )
+
+
+def unmatched_in_words(graph: Graph, plan: Plan) -> str:
+    """The rules that matched nothing, and what they could have matched; ``""`` if all did."""
+    if not plan.unmatched:
+        return ""
+    operators = sorted({node.short_op for node in graph.nodes if node.op.startswith("aten.")})
+    return (
+        f"rules that match nothing in this model: {', '.join(plan.unmatched)}; its operators are "
+        f"{', '.join(operators)}, and a class of modules is given as such, torch.nn.Conv2d"
+    )
 
 
 def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:

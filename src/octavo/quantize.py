@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,12 +18,12 @@ from octavo.calibrate import Calibration, calibrate
 from octavo.call import flatten_call, with_seen
 from octavo.capture import capture
 from octavo.convert import insert_qdq
-from octavo.errors import CalibrationError, PlanError
+from octavo.errors import CalibrationError, OctavoWarning, PlanError
 from octavo.graph import GRAPH, Graph
 from octavo.model import QuantizedModel
 from octavo.passes import take_pixels
 from octavo.pixels import Pixels
-from octavo.plan import PLAN, Plan, plan
+from octavo.plan import PLAN, Plan, plan, unmatched_in_words
 from octavo.qat import QATModel
 from octavo.qat.model import prepared_in
 from octavo.qconfig import QConfig, QConfigMapping
@@ -126,6 +127,8 @@ def quantize(
         take_pixels(graph, pixels)  # what does not fit is said before the long calibration
         inputs = _reading_floats(pixels, signature, inputs)
     decided = plan(graph, mapping, target, mode, precision)
+    if decided.unmatched:
+        warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=2)
     if not decided.needs_calibration:
         found = Calibration(graph, decided).result()
     elif calibration is None:
