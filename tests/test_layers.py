@@ -41,6 +41,7 @@ LAYERS = (
         "pixels",
         "latency",
         "chance",
+        "held",
         "engines",
     ),
     ("affine", "observers", "ops"),

@@ -25,6 +25,7 @@ from octavo.errors import (
     RuntimeUnavailable,
 )
 from octavo.graph import GRAPH, Graph
+from octavo.held import Buffers
 from octavo.model_state import extra_state, restored
 from octavo.plan import PLAN, Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
@@ -43,7 +44,8 @@ class QuantizedModel(nn.Module):
 
     It is made by `octavo.quantize`, `octavo.convert` and `octavo.load`. Its tensors are buffers
     under the float model's own names, so ``to(device)`` and ``copy.deepcopy`` do what they do for
-    any module. A state dict holds the scales and the plan too: see `octavo.model_state`.
+    any module; a weight that a kernel holds in a form of its own is given back as a copy. A state
+    dict holds the scales and the plan too: see `octavo.model_state`.
 
     Attributes:
         plan: every decision with its reason.
@@ -136,7 +138,20 @@ class QuantizedModel(nn.Module):
             raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
         lowered = _as_planned(made, self.plan)
         _warn_of(lowered, self.plan)
+        self._let_go(lowered)
         return lowered
+
+    def _let_go(self, lowered: Lowered) -> None:
+        """Drop the tensors that kernels hold too: they are unpacked whenever they are asked for."""
+        for name, unpack in lowered.held.items():
+            *path, leaf = name.split(".")
+            owner: Any = self
+            for part in path:
+                owner = owner._modules[part]
+            if torch.equal(owner._buffers[leaf], unpack()):
+                if not isinstance(owner._buffers, Buffers):
+                    owner._buffers = Buffers(owner._buffers)
+                owner._buffers.let_go(leaf, unpack)
 
     @property
     def precision(self) -> str | None:

@@ -153,7 +153,7 @@ def test_recurrent_layers_keep_integers_in_the_file_and_compute_in_float():
         model, x = Net(kind).eval(), torch.randn(2, 5, 8)
         q = octavo.quantize(model, x, target=TARGET)
         assert sum(t.dtype == torch.int8 for t in q.graph.constants.values()) == 8
-        assert "has no dynamic kernel for" in next(iter(q.summary().fallbacks.values()))
+        assert "has no per-token kernel for" in next(iter(q.summary().fallbacks.values()))
         for batch in (1, 3):
             y = torch.randn(batch, 5, 8)
             with torch.no_grad():

@@ -64,12 +64,13 @@ class Call:
 
 @dataclass
 class Context:
-    """What is known of the graph while it is walked; ``integers`` and ``dynamic`` grow on the way.
+    """What is known of the graph while it is walked; its dictionaries grow on the way.
 
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
-    rounded. ``compiled``: torch.compile calls the kernels. ``packaged``: a compiled library does,
-    without Python.
+    rounded. ``held``: constant that a kernel holds in its own form -> what gives its integers back.
+    ``compiled``: torch.compile calls the kernels. ``packaged``: a compiled library does, without
+    Python.
     """
 
     graph: Graph
@@ -77,6 +78,7 @@ class Context:
     packaged: bool = False
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
+    held: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.users: Mapping[str, list[Node]] = self.graph.users()
@@ -131,6 +133,16 @@ class Context:
         if not symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
         return weight, scale
+
+    def hold(self, arg: Any, unpack: Callable[[], Tensor]) -> None:
+        """Note that a kernel holds a weight, whose int8 integers ``unpack`` gives back."""
+        read = self.reader_of(arg)
+        assert read is not None
+        name = read.args[0].name
+        if name in self.graph.constants:
+            self.held[name] = unpack
+        else:
+            self.held[self.nodes[name].args[0].name] = lambda: ops.pack_int4(unpack())
 
     def _integers_of(self, read: Node) -> Tensor:
         """The integers that a weight is dequantized from."""

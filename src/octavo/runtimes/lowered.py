@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from octavo.errors import RuntimeUnavailable
 from octavo.qconfig import PRECISIONS
 
@@ -104,6 +106,7 @@ class Lowered:
         float_error: relative error of a float operator's result.
         precision: of what stays float, in words.
         agreement: how near this is to the oracle; ``None`` where it was not checked.
+        held: constant that a kernel holds in a form of its own -> what gives it back.
     """
 
     runtime: str
@@ -115,3 +118,4 @@ class Lowered:
     float_error: float = 2.0**-18
     precision: str = "float32"
     agreement: Agreement | None = None
+    held: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)

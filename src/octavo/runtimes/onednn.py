@@ -117,6 +117,8 @@ class PackedConv:
             *geometry,
             [1, weight.shape[1] * groups, *read],
         )
+        if not doubled:
+            context.hold(weight_arg, lambda: packed.to_dense().contiguous())
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
         return cls((packed, scale, zero_points), bias, geometry, tuple(border), doubled)
 
@@ -208,6 +210,7 @@ def product_kernel(
     if cpu.saturates() or context.compiled:
         return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain, step)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
+    context.hold(chain.layer.args[1], lambda: packed.to_dense().t().contiguous())
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     post_op, out = post_op_of(chain, "linear", step)
     kernel = torch.ops.onednn.qlinear_pointwise.default
@@ -232,6 +235,8 @@ def _by_convolution(
     packed = torch.ops.onednn.qconv_prepack(
         weight.reshape(*weight.shape, 1, 1), scale, 1.0, 0, *geometry, [1, columns, 1, _ROWS]
     )
+    shape = weight.shape
+    context.hold(chain.layer.args[1], lambda: packed.to_dense().reshape(shape))
     sums = weight.sum(1, dtype=torch.float32) * scale
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     whole = chain

@@ -46,6 +46,26 @@ def join_siblings(graph: Graph) -> tuple[Graph, dict[str, str]]:
     return replace(graph, nodes=tuple(result), constants=constants).pruned(), joined
 
 
+def weights_in_joined(graph: Graph, joined: dict[str, str]) -> dict[str, tuple[str, slice]]:
+    """For each weight of a joined layer the weight that it is a part of, with its rows there.
+
+    Args:
+        graph: before layers were joined.
+        joined: from `join_siblings`.
+    """
+    nodes = {node.name: node for node in graph.nodes}
+    found = {}
+    used: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.name in joined:
+            whole = joined[node.name]
+            name = nodes[node.args[1].name].args[0].name
+            start = used.get(whole, 0)
+            used[whole] = start + len(graph.constants[name])
+            found[name] = (f"{whole}.weight", slice(start, used[whole]))
+    return found
+
+
 def _can_join(
     node: Node, nodes: dict[str, Node], users: dict[str, list[Node]], constants: Any
 ) -> bool:

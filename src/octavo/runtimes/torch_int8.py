@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ from octavo.runtimes.chains import (
     integers_of,
 )
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.siblings import join_siblings
+from octavo.runtimes.siblings import join_siblings, weights_in_joined
 
 _SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 _MOVES = """
@@ -147,6 +148,7 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
             f"the {runtime} runtime runs on the CPU, the model is on {device}; "
             'use .lower("reference") there, or .to("cpu") first'
         )
+    apart = graph
     graph, joined = join_siblings(graph)
     context = Context(graph, chosen.compiled, chosen.packaged)
     placed: list[_Placed] = []
@@ -185,7 +187,15 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
     used |= {name: used[whole] for name, whole in joined.items() if whole in used}
     fallbacks |= {name: fallbacks[whole] for name, whole in joined.items() if whole in fallbacks}
     rounds |= {name: rounds[whole] for name, whole in joined.items() if whole in rounds}
-    return Lowered(runtime, run, used, fallbacks, rounds=rounds)
+    held = {name: unpack for name, unpack in context.held.items() if name in apart.constants}
+    for name, (whole, rows) in weights_in_joined(apart, joined).items():
+        if whole in context.held:
+            held[name] = partial(_rows_of, context.held[whole], rows)
+    return Lowered(runtime, run, used, fallbacks, rounds=rounds, held=held)
+
+
+def _rows_of(unpack: Callable[[], Tensor], rows: slice) -> Tensor:
+    return unpack()[rows].clone()
 
 
 def _lowering_of(context: Context, node: Node, chosen: Kernels) -> _Lowering | None:

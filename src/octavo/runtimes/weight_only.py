@@ -71,7 +71,8 @@ class Weight:
         constants = context.graph.constants
         unpack = context.nodes.get(read.args[0].name)
         self.packed = unpack is not None and unpack.op == UNPACK
-        stored = constants[unpack.args[0].name if self.packed and unpack else read.args[0].name]
+        self.name = unpack.args[0].name if self.packed and unpack else read.args[0].name
+        stored = constants[self.name]
         if self.packed:
             assert unpack is not None
             _, self.shape, self.signed = unpack.args
@@ -82,7 +83,7 @@ class Weight:
             self.shape, self.signed = list(stored.shape), stored.dtype == torch.int8
         if len(self.shape) != 2:
             raise Unsupported("its weight is not a matrix")
-        self.stored = stored
+        self.stored: Callable[[], Tensor] = lambda: stored
         rows = self.shape[0]
         if read.op == DEQUANTIZE:
             self.scale = torch.full((rows, 1), read.args[1])
@@ -94,9 +95,9 @@ class Weight:
                 constants[ref.name].reshape(rows, -1) for ref in read.args[1:3]
             )
 
-    def rows(self, which: Any) -> Tensor:
+    def rows(self, which: Any, stored: Tensor | None = None) -> Tensor:
         """Some rows, float32."""
-        part = self.stored[which]
+        part = (self.stored() if stored is None else stored)[which]
         if self.packed:
             part = ops.unpack_int4(part.reshape(-1), [len(part), self.shape[1]], self.signed)
         return ops.dequantize_groups(part, self.scale[which], self.zero_point[which])
@@ -104,13 +105,14 @@ class Weight:
     def integers(self) -> Tensor:
         """All integers, unpacked."""
         if not self.packed:
-            return self.stored
-        return ops.unpack_int4(self.stored.reshape(-1), self.shape, self.signed)
+            return self.stored()
+        return ops.unpack_int4(self.stored().reshape(-1), self.shape, self.signed)
 
     def product_in_parts(self, x: Tensor) -> Tensor:
         """``x @ weight.T``, with one part of the weight in float at a time."""
-        starts = range(0, self.shape[0], _PART)
-        return torch.cat([F.linear(x, self.rows(slice(s, s + _PART))) for s in starts], 1)
+        stored = self.stored()
+        parts = (slice(start, start + _PART) for start in range(0, self.shape[0], _PART))
+        return torch.cat([F.linear(x, self.rows(part, stored)) for part in parts], 1)
 
 
 def _few_rows(
@@ -127,6 +129,7 @@ def _few_rows(
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
+    weight.stored = context.held[weight.name]
     return f"{name}, two digits", _two_digits(product, bits), 2.0 / (2**bits - 2) ** 2
 
 
