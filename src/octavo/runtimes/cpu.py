@@ -33,7 +33,7 @@ def saturates() -> bool:
 
 @cache
 def has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16, and ``ONEDNN_MAX_CPU_ISA`` lets oneDNN use them."""
+    """Whether there are instructions for bf16, and ``ONEDNN_MAX_CPU_ISA`` lets oneDNN use them."""
     if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BF16:
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
