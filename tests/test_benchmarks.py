@@ -36,6 +36,7 @@ SCRIPTS = (
     "agreement",
     "parity",
     "demo",
+    "proof",
 )
 sys.path.append(str(ROOT))
 
