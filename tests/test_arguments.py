@@ -315,3 +315,23 @@ def test_what_a_value_is_called() -> None:
     assert [described(value) for value in values] == words
     with pytest.raises(InputError, match="threads is True: give a whole number of 1 or more"):
         expect(COUNT, threads=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compiled", ["trace", "script"])
+def test_torchscript_is_no_model_to_begin_with(compiled: str) -> None:
+    t = things()
+    model = torch.jit.trace(t.net, t.x) if compiled == "trace" else torch.jit.script(t.net)
+    batches: list[Any] = [t.x]
+    calls: list[Callable[[], Any]] = [
+        lambda: octavo.capture(model, t.x),
+        lambda: octavo.quantize(model, t.x),
+        lambda: octavo.prepare_qat(model, t.x),
+        lambda: octavo.compare(model, t.q, batches),
+        lambda: octavo.layer_errors(model, t.q, batches),
+        lambda: octavo.search(model, calibration=batches, max_drop=1),
+        lambda: octavo.sensitivity(model, t.x, data=batches),
+    ]
+    for call in calls:
+        with pytest.raises(octavo.OctavoError, match=r"the nn\.Module that it was made of"):
+            call()

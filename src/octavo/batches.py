@@ -63,7 +63,7 @@ class Signature:
                 "dict, build the network and load_state_dict it"
             )
         names, required = [], 0
-        for parameter in inspect.signature(model.forward).parameters.values():
+        for parameter in signature_of(model).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.append(parameter.name)
                 required += parameter.default is parameter.empty
@@ -73,6 +73,21 @@ class Signature:
 
 
 SIGNATURE = of(Signature, way_out="give octavo.batches.Signature.of(model)")
+
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """The signature of a module's ``forward``.
+
+    Raises:
+        InputError: it has none, as what ``torch.jit.trace`` returns.
+    """
+    try:
+        return inspect.signature(model.forward)
+    except ValueError:
+        raise InputError(
+            f"the forward of the {type(model).__name__} has no signature: of TorchScript, give the "
+            "nn.Module that it was made of"
+        ) from None
 
 
 def split_batch(

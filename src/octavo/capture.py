@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from octavo import operators
 from octavo.errors import CaptureError, InputError, OctavoWarning
-from octavo.exporting import EXPORTING, export, is_users, refuse_state
+from octavo.exporting import EXPORTING, export, is_users, refuse_state, refuse_torchscript
 from octavo.fidelity import Faithful
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
 from octavo.passes import canonical
@@ -81,6 +81,7 @@ def _captured(
 ) -> Graph:
     """The model as a graph of a certain form, compared with the model."""
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    refuse_torchscript(model)
     named = bind_arguments(model, args, dict(example_kwargs or {}))
     args, kwargs = _repeated((args, dict(example_kwargs or {})))
     with EXPORTING:

@@ -52,6 +52,19 @@ class Exported:
     sizes: Specialized
 
 
+def refuse_torchscript(model: nn.Module) -> None:
+    """Raise for what cannot be captured.
+
+    Raises:
+        CaptureError: it is TorchScript.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
+            "the nn.Module that it was made of"
+        )
+
+
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
     """The model in evaluation mode as a program with a free batch size.
 
@@ -61,11 +74,6 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
     Raises:
         CaptureError: the model cannot be exported; the message names the line and the way out.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
-            "the nn.Module that it was made of"
-        )
     shapes = ShapesCollection()
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor) and leaf.dim():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import torch
 from torch import nn
 
 from octavo.arguments import described
@@ -50,7 +51,8 @@ def require_float(model: object, function: str) -> None:
     Raises:
         InputError: it is quantized, prepared for training, or no module at all.
     """
-    other = isinstance(model, QuantizedModel | QATModel) or _of_compat(model)
+    others = (QuantizedModel, QATModel, torch.jit.ScriptModule)
+    other = isinstance(model, others) or _of_compat(model)
     if other or not isinstance(model, nn.Module):
         raise InputError(
             f"octavo.{function} takes the float model first, but got {described(model)}: "
@@ -61,6 +63,8 @@ def require_float(model: object, function: str) -> None:
 def _way_to_float(given: object) -> str:
     if isinstance(given, QuantizedModel) or _of_compat(given):
         return "give the float model that was quantized, and behind it the quantized one"
+    if isinstance(given, torch.jit.ScriptModule):
+        return "TorchScript cannot be captured, give the nn.Module that it was made of"
     if isinstance(given, QATModel):
         return "give the model that octavo.prepare_qat was called with"
     if isinstance(given, type):
