@@ -168,6 +168,20 @@ def test_so_it_does_for_every_target(name: str, target: str) -> None:
         assert torch.equal(qat(x), octavo.convert(qat).lower("reference")(x))
 
 
+@pytest.mark.parametrize("layer", ["fc", "conv", "stem.0"])
+def test_a_layer_in_bfloat16_trains_and_evaluates_in_it(layer: str) -> None:
+    net, x = _made("residual")
+    mapping = octavo.QConfigMapping().set_module_name(layer, torch.bfloat16)
+    qat = _trained(octavo.prepare_qat(net, x, mapping), x)
+    qat.eval()
+    assert [t.tensor for t in qat.plan.tensors.values() if t.runs == "bfloat16"] == [layer]
+    with torch.no_grad():
+        expected = qat(x)
+        assert torch.equal(expected, octavo.convert(qat).lower("reference")(x))
+        if layer == "fc":
+            assert torch.equal(expected, expected.to(torch.bfloat16).float())
+
+
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
 @pytest.mark.parametrize("name", ["residual", "recurrent", "attention"])
 def test_modes_without_ranges_train_too(name: str, mode: str) -> None:

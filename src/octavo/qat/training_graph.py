@@ -193,6 +193,9 @@ class _Writer:
     def _step(self, node: Node, overwrite: bool) -> Step:
         """One operator: with its norm, with the mode of the moment, or as it stands."""
         plain = step_of(node, self.device)
+        planned = self.plan.tensors.get(node.name)
+        if planned is not None and planned.runs == "bfloat16":
+            plain = replace(plain, function=_in_bfloat16(plain.function))
         if overwrite:
             return replace(plain, function=_IN_PLACE[node.op])
         norm = self.model.norms.get(node.name)
@@ -222,6 +225,16 @@ _IN_PLACE: Mapping[str, Callable[..., Any]] = {
 }
 # The gradients of these do not need their results.
 _OUTPUT_NOT_KEPT = frozenset("add batch_norm linear conv1d conv2d conv3d".split())
+
+
+def _in_bfloat16(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A layer as `octavo.islands` deploys it: its tensors in bfloat16, its result in float32."""
+
+    def call(*args: Any) -> Tensor:
+        narrow = [a.to(torch.bfloat16) if isinstance(a, Tensor) else a for a in args]
+        return function(*narrow).to(torch.float32)
+
+    return call
 
 
 def _norm(node: Node, function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
