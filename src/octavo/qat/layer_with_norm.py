@@ -13,17 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.errors import TrainingError
 from octavo.graph import Node
 from octavo.passes.fold_batch_norm import folded_tensors, scaled
+from octavo.qat.held_norm import momentum_of
 from octavo.qat.layer_rounding import LayerRounding
 
 # A channel that is switched off (gamma 0) still has a weight to round.
 _SMALLEST_FACTOR = 1e-12
-_MOMENTUM = 0.1
 
 
 @dataclass
@@ -38,10 +38,13 @@ class Mode:
     training: bool = True
     norms_frozen: bool = False
 
-    @property
-    def batch_statistics(self) -> bool:
-        """Whether batch norms normalize with the statistics of the batch."""
-        return self.training and not self.norms_frozen
+    def batch_statistics(self, norm: nn.Module | None) -> bool:
+        """Whether a batch norm normalizes with the statistics of the batch.
+
+        Args:
+            norm: the module that holds its tensors, which may be in evaluation mode by itself.
+        """
+        return self.training and not self.norms_frozen and (norm is None or norm.training)
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class LayerWithNorm:
         operator: the layer's.
         rounding: of the folded weight and bias.
         mode: of the model.
+        module: that holds the norm's tensors, if there is one.
     """
 
     layer: Node
@@ -60,6 +64,7 @@ class LayerWithNorm:
     operator: Callable[..., Tensor]
     rounding: LayerRounding
     mode: Mode
+    module: nn.Module | None = None
 
     def __call__(
         self,
@@ -72,11 +77,11 @@ class LayerWithNorm:
         variance: Tensor,
     ) -> Tensor:
         rest = self.layer.args[3:]
-        if self.mode.batch_statistics:
+        if self.mode.batch_statistics(self.module):
             factor = torch.rsqrt(variance + self.norm.args[7])
             factor = factor if gamma is None else factor * gamma
             y: Tensor = self.operator(x, self._rounded(weight, factor.detach()), bias, *rest)
-            return batch_norm(self.norm, y, gamma, beta, mean, variance)
+            return batch_norm(self.norm, self.module, y, gamma, beta, mean, variance)
         tensors = (weight, bias, gamma, beta, mean, variance)
         folded = folded_tensors(self.layer, self.norm, *tensors)
         result: Tensor = self.operator(x, *self.rounding(*folded), *rest)
@@ -96,6 +101,7 @@ class LayerWithNorm:
 
 def batch_norm(
     norm: Node,
+    module: nn.Module | None,
     x: Tensor,
     gamma: Tensor | None,
     beta: Tensor | None,
@@ -113,6 +119,5 @@ def batch_norm(
             "channel has one value; give larger batches (a loader's drop_last=True), or freeze "
             "the batch norms with freeze_batch_norms()"
         )
-    # A cumulative average (momentum=None) is captured as 0, and counts no batches here.
-    momentum = norm.args[6] or _MOMENTUM
+    momentum = momentum_of(norm, module)
     return functional.batch_norm(x, mean, variance, gamma, beta, True, momentum, norm.args[7])

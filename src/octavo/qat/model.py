@@ -24,10 +24,12 @@ from octavo.qat.fake_quantize import (
     ObservedFakeQuantize,
     unknown_range,
 )
+from octavo.qat.held_norm import holder, path_of
 from octavo.qat.layer_with_norm import Mode
 from octavo.qat.training_graph import TrainingGraph, training_program
 
 _OWN = "fake_quantizers"
+_BATCH_NORM = "aten.batch_norm.default"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class QATModel(nn.Module):
         self._model = replace(model, graph=replace(model.graph, constants={}))
         self._mode = Mode()
         constants = model.graph.constants
+        self._norms = self._hold_norms(model.graph, held)
         # Constant of the graph -> the module that holds it, its name there, and whether transposed.
         self._places = {name: self._hold(tensor, held[name]) for name, tensor in constants.items()}
         if _OWN in self._modules:
@@ -85,6 +88,18 @@ class QATModel(nn.Module):
         by_name = {module.name.replace(".", "/"): module for module in fake_quantizers}
         self.add_module(_OWN, nn.ModuleDict(by_name))
         self._run: Callable[..., tuple[Any, ...]] = self._compiled()
+
+    def _hold_norms(self, graph: Graph, held: Mapping[str, Held]) -> dict[str, nn.Module]:
+        """Batch norm -> the module that is to hold its tensors, and nothing else."""
+        names = {name: how.name for name, how in held.items()}
+        found = {}
+        for node in graph.nodes:
+            path = path_of(node, names) if node.op == _BATCH_NORM and node.args[3] else None
+            if path is not None:
+                owner, leaf = self._place_of(path)
+                channels = len(graph.constants[node.args[3].name])
+                found[node.name] = owner._modules.setdefault(leaf, holder(node, channels))
+        return found  # type: ignore[return-value]
 
     def _hold(self, tensor: Tensor, held: Held) -> tuple[nn.Module, str, bool]:
         """Own a tensor, as a parameter or a buffer; where it stands."""
@@ -177,7 +192,7 @@ class QATModel(nn.Module):
         tensors = [
             constants[ref.name]
             for node in self._model.graph.nodes
-            if node.op == "aten.batch_norm.default"
+            if node.op == _BATCH_NORM
             for ref in node.args[3:5]
             if ref is not None
         ]
@@ -206,6 +221,7 @@ class QATModel(nn.Module):
             self.plan,
             self._by_tensor(),
             self._mode,
+            self._norms,
             self.device,
         )
         return compile_steps([*inputs, *self._places], steps, outputs, {})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.convert import with_rounded_probabilities
 from octavo.graph import Graph, Node, Ref
@@ -64,6 +64,7 @@ def training_program(
     plan: Plan,
     fake_quantizers: Mapping[str, FakeQuantize],
     mode: Mode,
+    norm_modules: Mapping[str, nn.Module],
     device: torch.device,
 ) -> tuple[list[Step], list[str]]:
     """The steps in order, and the names of the results.
@@ -73,9 +74,10 @@ def training_program(
         plan: of the deployed graph.
         fake_quantizers: tensor that has a range of its own -> its module.
         mode: what dropout and batch norms ask.
+        norm_modules: batch norm -> the module that holds its tensors.
         device: where tensors are made that an operator makes anew.
     """
-    writer = _Writer(model, plan, fake_quantizers, mode, device)
+    writer = _Writer(model, plan, fake_quantizers, mode, norm_modules, device)
     steps = [step for given in model.graph.inputs for step in writer.rounded(given.name)]
     for node in model.graph.nodes:
         if node.name not in writer.folded:
@@ -94,8 +96,10 @@ class _Writer:
         plan: Plan,
         fake_quantizers: Mapping[str, FakeQuantize],
         mode: Mode,
+        norm_modules: Mapping[str, nn.Module],
         device: torch.device,
     ) -> None:
+        self.norm_modules = norm_modules
         self.model, self.plan, self.mode, self.device = model, plan, mode, device
         self.fake_quantizers = fake_quantizers
         self.folded = {norm.name: layer for layer, norm in model.norms.items()}
@@ -203,7 +207,8 @@ class _Writer:
             x, weight, bias = (*node.args[:3], None)[:3]
             args = (x, weight, bias, *norm.args[1:5])
             inside = self._layer_rounding(node)
-            layer = LayerWithNorm(node, norm, plain.function, inside, self.mode)
+            holds = self.norm_modules.get(norm.name)
+            layer = LayerWithNorm(node, norm, plain.function, inside, self.mode, holds)
             return replace(plain, function=layer, args=args)
         if node.name in self.sums:
             return replace(plain, function=self._layer_rounding(node).before(plain.function))
@@ -215,7 +220,8 @@ class _Writer:
         if position is None:
             return plain
         if node.short_op == "batch_norm":
-            return replace(plain, function=_norm(node, plain.function, self.mode))
+            holds = self.norm_modules.get(node.name)
+            return replace(plain, function=_norm(node, plain.function, self.mode, holds))
         return replace(plain, function=_flagged(plain.function, position, self.mode))
 
 
@@ -237,12 +243,14 @@ def _in_bfloat16(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
-def _norm(node: Node, function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
+def _norm(
+    node: Node, function: Callable[..., Any], mode: Mode, holds: nn.Module | None
+) -> Callable[..., Any]:
     """A batch norm that no layer takes in."""
 
     def call(x: Tensor, *args: Any) -> Any:
-        if mode.batch_statistics:
-            return batch_norm(node, x, *args[:4])
+        if mode.batch_statistics(holds):
+            return batch_norm(node, holds, x, *args[:4])
         return function(x, *args[:4], False, *args[5:])
 
     return call

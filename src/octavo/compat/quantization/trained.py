@@ -190,7 +190,7 @@ def share(qat: QATModel, model: nn.Module) -> None:
     for path, module in qat.named_modules(remove_duplicate=False):
         if path.startswith("fake_quantizers"):
             continue
-        for name in list(module._parameters):
+        for name in [n for n, p in module._parameters.items() if p is not None]:
             full = f"{path}.{name}".lstrip(".")
             if full not in parameters:
                 raise TrainingError(

@@ -1,0 +1,59 @@
+"""Batch norms of a model in training as modules of torch's own kind.
+
+They hold the statistics and are never called. What other code does to batch norms that it finds
+among a model's modules is thereby done: one that is set to evaluation is frozen, one whose momentum
+is taken away averages over all batches (`torch.optim.swa_utils.update_bn`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from octavo.graph import Node
+
+_MOMENTUM = 0.1
+_KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+_OWN = {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"}  # by position of the argument
+
+
+def path_of(norm: Node, held: dict[str, str]) -> str | None:
+    """The path of the module whose tensors a batch norm reads; ``None`` where it is not one.
+
+    Args:
+        norm: a node of the training graph.
+        held: constant of the graph -> name of the tensor in the model.
+    """
+    names = [held[norm.args[at].name] for at in _OWN if norm.args[at] is not None]
+    expected = [leaf for at, leaf in _OWN.items() if norm.args[at] is not None]
+    paths = {name.rpartition(".")[0] for name in names}
+    if [name.rpartition(".")[2] for name in names] != expected or len(paths) != 1:
+        return None
+    return paths.pop() or None
+
+
+def holder(norm: Node, channels: int) -> nn.Module:
+    """A batch norm that holds nothing yet but how many batches it has seen."""
+    assert norm.meta is not None
+    kind: type[_BatchNorm] = _KINDS[len(norm.meta.shape)]
+    # A cumulative average (momentum=None) is captured as 0, and counts no batches here.
+    made = kind(channels, norm.args[7], norm.args[6] or _MOMENTUM, norm.args[1] is not None)
+    if made.affine:
+        made._parameters.clear()
+    for name in ("running_mean", "running_var"):
+        del made._buffers[name]
+    return made
+
+
+def momentum_of(norm: Node, module: nn.Module | None) -> float:
+    """What part of the way to a batch's statistics the running ones go; counts the batch."""
+    if not isinstance(module, _BatchNorm):
+        return norm.args[6] or _MOMENTUM
+    count = module.num_batches_tracked
+    if count is not None:
+        with torch.no_grad():
+            count.add_(1)
+    if module.momentum is None and count is not None:
+        return 1.0 / float(count)
+    return _MOMENTUM if module.momentum is None else module.momentum
