@@ -278,7 +278,6 @@ MERELY_ODD = {
     "a scale that is none",
     "an endless scale",
     "a huge zero point",
-    "a hundred thousand outputs",
     "a batch of no size",
     "a batch of great size",
 }

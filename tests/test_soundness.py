@@ -219,6 +219,13 @@ def test_constants_of_another_shape(weight: torch.Tensor) -> None:
         check(graph(weight=weight))
 
 
+def test_nodes_and_outputs_are_bounded() -> None:
+    many = replace(graph(), outputs=[Ref("conv")] * 10_001)
+    with pytest.raises(ArtifactError, match="more nodes or outputs than a model may"):
+        check(many)
+    check(replace(many, outputs=[Ref("conv")] * 10_000))
+
+
 def test_outputs_must_be_made() -> None:
     with pytest.raises(ArtifactError, match=r"its outputs \['nope'\] are not made"):
         check(graph(output="nope"))

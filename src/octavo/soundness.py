@@ -18,6 +18,8 @@ from octavo.errors import ArtifactError, CaptureError
 from octavo.graph import Graph, Node, TensorMeta, map_refs, refs_in
 from octavo.shapes.common import made
 
+# More than any model has; lowering and calling take time for each.
+_MOST_NODES, _MOST_OUTPUTS = 100_000, 10_000
 # They count the values when they run.
 _RESHAPING = frozenset({"aten.view.default", "aten.reshape.default", "aten._unsafe_view.default"})
 
@@ -67,6 +69,8 @@ def _given(graph: Graph) -> dict[str, Any]:
 
 def _check_names(graph: Graph) -> None:
     """Names are unique and defined before use."""
+    if len(graph.nodes) > _MOST_NODES or len(graph.output_names()) > _MOST_OUTPUTS:
+        raise ArtifactError("its graph has more nodes or outputs than a model may")
     known = {given.name for given in graph.inputs} | set(graph.constants)
     if len(known) != len(graph.inputs) + len(graph.constants):
         raise ArtifactError("its graph gives one name to two tensors")

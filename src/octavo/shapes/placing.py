@@ -160,6 +160,12 @@ def _masked_scatter(operator: Any, values: Values) -> Tensor:
     return made(broadcast(x.shape, mask.shape), x.dtype)
 
 
+def _shuffled(operator: Any, values: Values) -> Any:
+    """Torch's own answer; nothing is moved where there is nothing, and then it is wrong."""
+    require(values["self"].numel() > 0, "no values")
+    return operator(**values)
+
+
 def _topk(operator: Any, values: Values) -> tuple[Tensor, Tensor]:
     shape = list(values["self"].shape)
     axis = axis_of(values["dim"], len(shape))
@@ -238,6 +244,7 @@ RULES: dict[str, Rule] = {
     ),
     "unique_consecutive": _unique,
     "masked_scatter": _masked_scatter,
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _shuffled),
     "topk": _topk,
     "one_hot": _one_hot,
     **{
