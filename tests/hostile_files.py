@@ -279,7 +279,6 @@ MERELY_ODD = {
     "an endless scale",
     "a huge zero point",
     "a batch of no size",
-    "a batch of great size",
 }
 
 

@@ -23,6 +23,8 @@ from octavo.schemas import MOST_DIMENSIONS
 LEAST_BYTES, BYTES_PER_BYTE = 2**28, 2**10
 # Of multiplications and additions, likewise.
 LEAST_WORK, WORK_PER_BYTE = 2**34, 2**16
+MOST_INPUT_BYTES = 2**32  # of the captured example
+_OPEN = 64  # what an open size counts at most
 _CALL = 2**12  # what a kernel takes before it computes anything
 
 
@@ -34,9 +36,22 @@ class Budget:
     work: int
 
     @classmethod
-    def of(cls, given: Sequence[Tensor]) -> Budget:
-        """For a graph with these inputs and constants."""
-        declared = sum(map(_bytes, given))
+    def of(cls, graph: Graph, given: Mapping[str, Tensor]) -> Budget:
+        """For a graph with these inputs (at the sizes of their examples) and constants.
+
+        An open size counts little, whatever the example says: it costs a file nothing to say much.
+
+        Raises:
+            ValueError: the examples themselves are too large.
+        """
+        inputs = [given[one.name] for one in graph.inputs]
+        if sum(map(_bytes, inputs)) > MOST_INPUT_BYTES:
+            raise ValueError(f"was captured with more than {MOST_INPUT_BYTES} bytes of inputs")
+        declared = sum(_bytes(given[name]) for name in graph.constants)
+        for one, tensor in zip(graph.inputs, inputs, strict=True):
+            sizes = zip(one.meta.shape, tensor.shape, strict=True)
+            counted = (min(s, _OPEN) if declared_ is None else s for declared_, s in sizes)
+            declared += math.prod(counted) * tensor.element_size()
         return cls(LEAST_BYTES + BYTES_PER_BYTE * declared, LEAST_WORK + WORK_PER_BYTE * declared)
 
     def spend(self, result: Any, cost: tuple[int, int]) -> None:

@@ -69,7 +69,6 @@ def _import(runtime: str) -> None:
 
     from octavo.runtimes import RUNTIMES
 
-    import_module("torch._dynamo")  # torch's own kernels for meta tensors import it
     if runtime in RUNTIMES:
         import_module(RUNTIMES[runtime].module)
 

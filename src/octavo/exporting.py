@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection, _trace
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils import _pytree as pytree
 
@@ -162,6 +162,8 @@ def _exporting() -> Iterator[None]:
         """In place of print, which writes half a graph to stderr where export stops."""
         if threading.get_ident() != here:
             builtins.print(*values, **options)  # noqa: T201
+
+    from torch.export import _trace  # here, since it imports torch's compiler, for a second
 
     here = threading.get_ident()
     with EXPORTING, quiet():

@@ -33,7 +33,7 @@ def check(graph: Graph) -> None:
     """
     _check_names(graph)
     values = _given(graph)
-    limits = budget.Budget.of(list(values.values()))
+    limits = _budget(graph, values)
     open_sizes: set[str] = set()  # whose sizes depend on values
     for node in graph.nodes:
         operator = _operator(node)
@@ -65,6 +65,13 @@ def _given(graph: Graph) -> dict[str, Any]:
         if len(shape) > schemas.MOST_DIMENSIONS or dtype not in schemas.DTYPES:
             raise ArtifactError(f"its tensor {name!r} is a {dtype} of {len(shape)} axes")
     return values
+
+
+def _budget(graph: Graph, given: Mapping[str, Tensor]) -> budget.Budget:
+    try:
+        return budget.Budget.of(graph, given)
+    except ValueError as error:
+        raise ArtifactError(f"its graph {error}") from None
 
 
 def _check_names(graph: Graph) -> None:
