@@ -54,6 +54,7 @@ LAYERS = (
         "program",
         "call",
         "passes",
+        "example",
         "padded_tokens",
         "specialization",
         "exporting",

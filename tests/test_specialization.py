@@ -103,12 +103,27 @@ def test_a_size_that_takes_another_way_is_refused(
     assert {n for n in ANY if answers(model, graph, n)} == sizes
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_an_example_of_one_is_repeated_and_checked(batch: int) -> None:
-    model, graph = captured(one_is_another, batch=batch)
+def test_one_sample_is_tried_and_refused_where_it_is_special() -> None:
+    model, graph = captured(one_is_another, batch=2)
     assert {n for n in ANY if answers(model, graph, n)} == ANY - {1}
     with pytest.raises(InputError, match=r"for tensors_0\.shape\[0\] != 1: the model takes ano"):
         run_graph(graph, torch.randn(1, 8))
+
+
+@pytest.mark.parametrize("function", [one_is_another, FIXED["len"], FIXED["range"]])
+def test_an_example_of_one_sample_that_is_special_stands_for_one(
+    function: Callable[..., Any],
+) -> None:
+    model, graph = captured(function, batch=1)
+    assert graph.inputs[0].meta.shape == (1, 8)
+    assert {n for n in ANY if answers(model, graph, n)} == {1}
+    with pytest.raises(InputError, match="forward treats one sample in a way of its own"):
+        run_graph(graph, torch.randn(2, 8))
+
+
+def test_an_example_of_one_sample_stands_for_any_number() -> None:
+    model, graph = captured(lambda m, x: m.a(x), batch=1)
+    assert {n for n in ANY if answers(model, graph, n)} == ANY
 
 
 TWO: dict[str, tuple[Callable[..., Any], set[tuple[int, int]]]] = {

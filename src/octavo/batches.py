@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from octavo.arguments import of
 from octavo.errors import CalibrationError, InputError
+from octavo.example import PACKED, arguments_of, module_of
 from octavo.pixels import Pixels
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -57,11 +59,7 @@ class Signature:
         Raises:
             InputError: it is no module.
         """
-        if not isinstance(model, nn.Module):
-            raise InputError(
-                f"the model is a {type(model).__name__}, not a torch.nn.Module: if it is a state "
-                "dict, build the network and load_state_dict it"
-            )
+        model = module_of(model)
         names, required = [], 0
         for parameter in signature_of(model).parameters.values():
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
@@ -104,6 +102,11 @@ def split_batch(
         InputError: the batch is of another type, or has fewer items than the model has arguments.
     """
     if inputs is not None:
+        if not callable(inputs):
+            raise InputError(
+                f"inputs is a {type(inputs).__name__}: give a function from a batch to the model's "
+                "arguments"
+            )
         chosen, labels = inputs(batch), _labels(batch, signature)
         if isinstance(chosen, Mapping):
             return Batch((), dict(chosen), labels)
@@ -119,6 +122,8 @@ def split_batch(
                 f"{list(signature.names)}: none fit; pass inputs=lambda batch: ... to choose"
             )
         return Batch((), kwargs, _labels(batch, signature))
+    if isinstance(batch, PackedSequence):
+        raise InputError(f"a batch is a PackedSequence: {PACKED}")
     if isinstance(batch, tuple | list):
         count = max(1, signature.required)
         if len(batch) < count:
@@ -153,8 +158,7 @@ def example_call(
     if isinstance(example_inputs, Mapping):
         return Batch((), dict(example_inputs)), data
     if example_inputs is not None:
-        many = isinstance(example_inputs, tuple | list)
-        return Batch(tuple(example_inputs) if many else (example_inputs,), {}), data
+        return Batch(arguments_of(example_inputs), {}), data
     if data is None:
         raise CalibrationError(
             "pass example_inputs, a tensor or the model's arguments, to capture the model with"

@@ -26,7 +26,10 @@ def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     given = dict(zip(names, args, strict=False))
     for name, value in kwargs.items():
         if name not in graph.arguments:
-            raise InputError(f"the model has no argument {name!r}; it was captured with {names}")
+            raise InputError(
+                f"the model has no argument {name!r}; it was captured with {names}: leave it out, "
+                "or capture the model with it (example_inputs)"
+            )
         if name in given:
             raise InputError(f"the argument {name!r} is given twice")
         given[name] = value

@@ -21,12 +21,15 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from octavo import operators
+from octavo.call import flatten_call
 from octavo.errors import CaptureError, InputError, OctavoWarning
-from octavo.exporting import EXPORTING, export, is_users, refuse_state, refuse_torchscript
+from octavo.example import arguments_of, check_example, module_of
+from octavo.exporting import EXPORTING, export, is_users, refuse_state
 from octavo.fidelity import Faithful
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
 from octavo.passes import canonical
 from octavo.passes.functionalize import make_functional
+from octavo.size_guards import Guard
 
 # Checks that export inserts. Those of inputs' sizes are kept as guards; those of dtypes and of
 # sizes that forward computes are what the operators ask for; the user's own are told of.
@@ -80,17 +83,48 @@ def _captured(
     form: Callable[[Graph], Graph],
 ) -> Graph:
     """The model as a graph of a certain form, compared with the model."""
-    args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    refuse_torchscript(model)
+    model = module_of(model)
+    args = arguments_of(example_inputs)
+    check_example(args, example_kwargs or {})
     named = bind_arguments(model, args, dict(example_kwargs or {}))
-    args, kwargs = _repeated((args, dict(example_kwargs or {})))
+    names, kwargs = tuple(named), dict(example_kwargs or {})
+    many_args, many_kwargs = _repeated((args, kwargs))
+    graph = _faithful(model, many_args, many_kwargs, names, form)
+    if many_args is args or _takes(graph, args, kwargs):
+        return graph
+    # The model does something of its own with one sample, and one was given.
+    alone = _faithful(model, args, kwargs, names, form)
+    own = (_of_one(given) for given in alone.inputs if given.meta.shape[:1] == (1,))
+    return replace(alone, guards=(*alone.guards, *own))
+
+
+def _faithful(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: tuple[str, ...],
+    form: Callable[[Graph], Graph],
+) -> Graph:
     with EXPORTING:
         exported = export(model, args, kwargs)
         _tell_of_checks(exported.program, model)
-        graph = form(_graph_of(exported.program, tuple(named)))
+        graph = form(_graph_of(exported.program, names))
         faithful = Faithful(replace(graph, guards=exported.sizes.guards), model, args, kwargs)
         faithful.check()
         return faithful.settled(exported.sizes.doubtful)
+
+
+def _takes(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        flatten_call(graph, args, kwargs)
+    except InputError:
+        return False
+    return True
+
+
+def _of_one(given: Input) -> Guard:
+    why = "forward treats one sample in a way of its own, and it was captured with one"
+    return Guard(("==", ("size", given.name, 0), 1), why)
 
 
 def bind_arguments(

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError
 from octavo.evaluation import evaluating
+from octavo.example import PACKED
 from octavo.graph import Record
 from octavo.padded_tokens import zero_padded_tokens
 from octavo.passes.functionalize import is_safe
@@ -52,19 +53,6 @@ class Exported:
     sizes: Specialized
 
 
-def refuse_torchscript(model: nn.Module) -> None:
-    """Raise for what cannot be captured.
-
-    Raises:
-        CaptureError: it is TorchScript.
-    """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
-            "the nn.Module that it was made of"
-        )
-
-
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
     """The model in evaluation mode as a program with a free batch size.
 
@@ -79,9 +67,10 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
         if isinstance(leaf, Tensor) and leaf.dim():
             shapes[leaf] = {0: Dim.AUTO}
     try:
-        dynamic = shapes.dynamic_shapes(model, args, kwargs)
         with _exporting(), left_as_it_was(model), _buffers_kept(model), torch.no_grad():
             model.register_forward_hook(lambda module, args, result: as_records(result))
+            _name_keywords(model, kwargs)
+            dynamic = shapes.dynamic_shapes(model, args, kwargs)
             zero_padded_tokens(model)
             noted = NotedGuards(is_users)
             model.register_forward_pre_hook(noted.watch)
@@ -96,6 +85,25 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
         raise
     except Exception as error:
         raise CaptureError(_explain(model, error)) from error
+
+
+def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Let the signature of ``forward`` name the keywords that ``**kwargs`` takes: torch.export
+    loses them otherwise. The caller takes it away.
+    """
+    forward, signature = model.forward, inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    extra = [name for name in kwargs if name not in signature.parameters]
+    if extra and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+
+        def with_names(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        with_names.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*parameters[:-1], *named]
+        )
+        vars(model)["forward"] = with_names
 
 
 def as_records(result: Any) -> Any:
@@ -206,20 +214,24 @@ def _explain(model: nn.Module, error: Exception) -> str:
     """Why export stopped: the innermost line that is the user's, and the innermost module."""
     paths = {id(module): path or "the model itself" for path, module in model.named_modules()}
     where = module = ""
+    packed = False
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
         owner = frame.f_locals.get((*code.co_varnames, "")[0])
+        packed = packed or frame.f_locals.get("batch_sizes") is not None
         if id(owner) in paths:
             module = f" in module {paths[id(owner)]!r}"
         if is_users(code.co_filename):
             where = f" at {code.co_filename}:{line} ({code.co_name})"
     first_line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
-    way_out = (
-        "A graph has no branches on tensor values: move such a branch out of forward, or replace "
-        "it by torch.where"
-        if "data-dependent" in str(error)
-        else "Check that the model runs on these example inputs"
-    )
+    way_out = "Check that the model runs on these example inputs"
+    if packed:
+        way_out = PACKED.capitalize()
+    elif "data-dependent" in str(error):
+        way_out = (
+            "A graph has no branches on tensor values: move such a branch out of forward, or "
+            "replace it by torch.where"
+        )
     return (
         f"{type(model).__name__} cannot be captured: torch.export stopped{where}{module}: "
         f"{type(error).__name__}: {first_line[:300]}. {way_out}; or quantize the submodules that "

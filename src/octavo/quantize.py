@@ -19,6 +19,7 @@ from octavo.call import flatten_call, with_seen
 from octavo.capture import capture
 from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, OctavoWarning, PlanError
+from octavo.example import module_of
 from octavo.graph import GRAPH, Graph
 from octavo.model import QuantizedModel
 from octavo.passes import take_pixels
@@ -106,6 +107,7 @@ def quantize(
         raise PlanError("the model is prepared for training: octavo.convert makes it int8")
     if isinstance(model, QuantizedModel):
         raise PlanError("the model is quantized already: start from the float model")
+    model = module_of(model)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
         own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"

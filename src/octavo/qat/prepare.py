@@ -15,6 +15,7 @@ from octavo.calibrate import observed
 from octavo.call import flatten_call, with_seen
 from octavo.capture import traced
 from octavo.errors import CalibrationError, PlanError, TrainingError
+from octavo.example import module_of
 from octavo.graph import Graph
 from octavo.observers import Bounds, FixedRange
 from octavo.plan import Plan, plan
@@ -89,6 +90,7 @@ def prepare_qat(
     """
     if isinstance(model, QATModel):
         raise PlanError("the model is prepared already: train it, or prepare the float model again")
+    model = module_of(model)
     signature = Signature.of(model)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,85 @@
+"""What is captured: a module whose values are there, with arguments that a graph can have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset
+
+from octavo.errors import CaptureError, InputError
+
+_PLAIN = (Tensor, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout)
+
+PACKED = (
+    "a graph has no packed sequences, whose sizes depend on values: give the model padded tensors, "
+    "and read each sequence's last step by torch.gather; or quantize the layers around it"
+)
+
+
+def module_of(model: Any) -> nn.Module:
+    """The module itself, taken out of the wrappers that spread it over devices.
+
+    Raises:
+        InputError: it is no module, or its parameters hold no values.
+        CaptureError: it is compiled TorchScript.
+    """
+    while isinstance(model, DataParallel | DistributedDataParallel):
+        model = model.module
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"the model is a {type(model).__name__}, not a torch.nn.Module: if it is a state "
+            "dict, build the network and load_state_dict it"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
+            "the nn.Module that it was made of"
+        )
+    without = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if without:
+        raise InputError(
+            f"the parameter {without[0]!r} is on the meta device, which holds no values: load the "
+            "weights first, with load_state_dict(..., assign=True)"
+        )
+    return model
+
+
+def arguments_of(example: Any) -> tuple[Any, ...]:
+    """Positional arguments: the items of a tuple or list, else the one thing that is given."""
+    many = isinstance(example, tuple | list) and not isinstance(example, PackedSequence)
+    return tuple(example) if many else (example,)
+
+
+def check_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Whether a model can be captured with these arguments.
+
+    Raises:
+        InputError: one is no tensor and no plain value, or there is no sample in them.
+    """
+    leaves = list(_leaves((args, dict(kwargs))))
+    for leaf in leaves:
+        if not isinstance(leaf, _PLAIN):
+            raise InputError(f"the example holds a {type(leaf).__name__}: {_way_out(leaf)}")
+    sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
+    if sizes and not any(sizes):
+        raise InputError("the example has no samples: its batch is of size 0; give one or more")
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    yield from pytree.tree_leaves(tree, is_leaf=lambda part: isinstance(part, PackedSequence))
+
+
+def _way_out(leaf: Any) -> str:
+    if isinstance(leaf, PackedSequence):
+        return PACKED
+    if isinstance(leaf, DataLoader | Dataset | Iterator):
+        return "it is data; pass it as calibration=, an example is taken from that"
+    if type(leaf).__module__ == "numpy":
+        return "give tensors, torch.from_numpy(array)"
+    return "give tensors and numbers, in dicts, lists and tuples"
