@@ -6,6 +6,8 @@ clipped.
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from decibel import sqnr_db
@@ -141,6 +143,29 @@ def test_padding_that_an_integer_layer_and_a_float_one_read(runtime):
     q = octavo.quantize(Both(), calibration=[x], progress=False)
     for want, have in zip(q.lower("reference")(x), q.lower(runtime)(x), strict=True):
         assert sqnr_db(want, have) > AGREES_DB
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1), nn.AvgPool2d(2), nn.Conv2d(5, 4, 3)])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_zeros_around_a_pool_are_numbers(runtime, pool, tmp_path):
+    """ONNX Runtime makes padding of a maximum pool out of them, where all else is negative."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.pool = nn.Conv2d(3, 5, 3), pool
+
+        def forward(self, x):
+            return self.pool(F.pad(-self.a(x).exp(), (1, 1, 1, 1)))
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    q = octavo.quantize(Padded(), calibration=[x], progress=False)
+    assert sqnr_db(q.lower("reference")(x), q.lower(runtime)(x)) > AGREES_DB
+    if runtime == "onnxruntime":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            octavo.export_onnx(q, tmp_path / "m.onnx")  # with its own settings too
 
 
 class Reduced(nn.Module):

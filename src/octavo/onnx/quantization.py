@@ -81,7 +81,10 @@ def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
     """
     start = zero_point_of(w, x)
     if start == 0:
-        made: str = w.op("Pad", w.read(x), pads, w.constant(0, w.meta(x).dtype))
+        # With axes ONNX Runtime leaves it alone: it makes padding of a maximum pool out of it, in
+        # which zeros are no numbers.
+        axes = w.ints(list(range(w.rank(x))))
+        made: str = w.op("Pad", w.read(x), pads, w.constant(0, w.meta(x).dtype), axes)
         return made
     reader = w.producer(x)
     assert reader is not None
