@@ -40,6 +40,16 @@ CASES = {
     "four bits": (lambda: nn.Linear(16, 24), (16,), _four_bits()),
     "dynamic": (lambda: nn.Linear(16, 24), (16,), {"mode": "dynamic"}),
     "weight only": (lambda: nn.Linear(16, 24), (16,), {"mode": "weight_only"}),
+    "weight only, four bits": (
+        lambda: nn.Linear(64, 128),
+        (64,),
+        {"qconfig": octavo.weight_only_qconfig(4, group_size=32)},
+    ),
+    "weight only, unsigned": (
+        lambda: nn.Linear(64, 64),
+        (64,),
+        {"qconfig": octavo.weight_only_qconfig(4, group_size=32, symmetric=False)},
+    ),
     "joined": (Heads, (16,), {"mode": "dynamic"}),
     "conv1d": (lambda: nn.Conv1d(6, 8, 3), (6, 9), {"mode": "static"}),
     "conv2d": (lambda: nn.Conv2d(6, 8, 3, padding=1), (6, 9, 9), {"mode": "static"}),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from octavo import ops
 from octavo.graph import Node
-from octavo.runtimes import cpu
+from octavo.runtimes import cpu, four_bits
 from octavo.runtimes.chains import (
     DEQUANTIZE,
     DEQUANTIZE_CHANNELS,
@@ -38,6 +38,7 @@ from octavo.runtimes.onednn import check_kernel, product_kernel
 _MANY_ROWS = {8: 128, 4: 32}
 _PART = 512  # output channels that are dequantized at a time
 _GROUPS_OF_KERNEL = (32, 64, 128, 256)
+_Rows = Callable[[Any], Tensor]  # which rows -> their integers
 _STEP_OF_BFLOAT16 = 2.0**-7  # of the input and of the scales
 
 
@@ -78,12 +79,14 @@ class Weight:
             _, self.shape, self.signed = unpack.args
             if self.shape[-1] % 2:
                 raise Unsupported("its weight has four bits and an odd number of columns")
-            stored = stored.reshape(self.shape[0], -1)
+            read_rows = _of_nibbles(stored.reshape(self.shape[0], -1), self.signed)
         else:
             self.shape, self.signed = list(stored.shape), stored.dtype == torch.int8
+            read_rows = stored.__getitem__
         if len(self.shape) != 2:
             raise Unsupported("its weight is not a matrix")
-        self.stored: Callable[[], Tensor] = lambda: stored
+        # Opened at each call: a kernel may hold the only copy, and not a part at a time.
+        self.opened: Callable[[], _Rows] = lambda: read_rows
         rows = self.shape[0]
         if read.op == DEQUANTIZE:
             self.scale = torch.full((rows, 1), read.args[1])
@@ -95,24 +98,28 @@ class Weight:
                 constants[ref.name].reshape(rows, -1) for ref in read.args[1:3]
             )
 
-    def rows(self, which: Any, stored: Tensor | None = None) -> Tensor:
+    def rows(self, which: Any, read: _Rows | None = None) -> Tensor:
         """Some rows, float32."""
-        part = (self.stored() if stored is None else stored)[which]
-        if self.packed:
-            part = ops.unpack_int4(part.reshape(-1), [len(part), self.shape[1]], self.signed)
+        part = (read or self.opened())(which)
         return ops.dequantize_groups(part, self.scale[which], self.zero_point[which])
 
     def integers(self) -> Tensor:
         """All integers, unpacked."""
-        if not self.packed:
-            return self.stored()
-        return ops.unpack_int4(self.stored().reshape(-1), self.shape, self.signed)
+        return self.opened()(slice(None))
 
     def product_in_parts(self, x: Tensor) -> Tensor:
         """``x @ weight.T``, with one part of the weight in float at a time."""
-        stored = self.stored()
+        read = self.opened()
         parts = (slice(start, start + _PART) for start in range(0, self.shape[0], _PART))
-        return torch.cat([F.linear(x, self.rows(part, stored)) for part in parts], 1)
+        return torch.cat([F.linear(x, self.rows(part, read)) for part in parts], 1)
+
+
+def _of_nibbles(stored: Tensor, signed: bool) -> _Rows:
+    def read(which: Any) -> Tensor:
+        part = stored[which]
+        return ops.unpack_int4(part.reshape(-1), [len(part), 2 * part.shape[1]], signed)
+
+    return read
 
 
 def _few_rows(
@@ -124,12 +131,14 @@ def _few_rows(
         Unsupported: there is none for this weight or on this CPU.
     """
     if weight.packed:
-        return "aten._weight_int4pack_mm_for_cpu", _four_bits(weight), _STEP_OF_BFLOAT16
+        kernel = _four_bits(weight, context)
+        return "aten._weight_int4pack_mm_for_cpu", kernel, _STEP_OF_BFLOAT16
     integers, scale = context.weight(chain.layer.args[1])
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
-    weight.stored = context.held[weight.name]
+    held = context.held[weight.name]
+    weight.opened = lambda: held().__getitem__
     return f"{name}, two digits", _two_digits(product, bits), 2.0 / (2**bits - 2) ** 2
 
 
@@ -153,7 +162,7 @@ def _two_digits(product: Callable[..., Tensor], bits: int) -> Callable[[Tensor],
     return kernel
 
 
-def _four_bits(weight: Weight) -> Callable[[Tensor], Tensor]:
+def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
     """torch's kernel: ``w = (q - 8) * scale + offset`` with q in 0..15, in bf16."""
     rows, columns = weight.shape
     size = columns // weight.scale.shape[1]
@@ -165,12 +174,20 @@ def _four_bits(weight: Weight) -> Callable[[Tensor], Tensor]:
     )
     shift = 8 if weight.signed else 0
     offset = (8 - (zero_point + shift)) * scale
+    integers = weight.integers() + shift
     try:
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(
-            weight.integers().to(torch.int32) + shift, 1
-        )
+        packed = four_bits.pack(integers)
     except (AttributeError, NotImplementedError, RuntimeError) as error:
         raise Unsupported(f"torch cannot pack four bits here ({error})") from None
+    held = four_bits.reader(packed, integers)
+    if held is not None:
+        signed, name = weight.signed, weight.name
+
+        def read(which: slice) -> Tensor:
+            return held(which).to(torch.int8) - 8 if signed else held(which)
+
+        weight.opened = lambda: read
+        context.held[name] = lambda: ops.pack_int4(read(slice(None)))
     parameters = torch.stack([scale, offset], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
