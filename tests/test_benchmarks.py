@@ -36,6 +36,7 @@ SCRIPTS = (
     "agreement",
     "parity",
     "demo",
+    "precision",
     "proof",
 )
 sys.path.append(str(ROOT))
