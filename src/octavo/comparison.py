@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.chance import LEVEL
 from octavo.html_table import html_table
+from octavo.json_numbers import finite
 from octavo.shown import plain
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Comparison:
         return {row.name: row.to_dict(self.metric) for row in self.rows} | {"settings": settings}
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=2, allow_nan=False)
+        return json.dumps(finite(self.to_dict()), indent=2, allow_nan=False)
 
     def to_markdown(self) -> str:
         """A table in GitHub's Markdown, with how it was measured below."""

@@ -21,6 +21,7 @@ from octavo.compare import compare
 from octavo.comparison import Comparison
 from octavo.digits import Batches, Digits, Loaders, load_digits
 from octavo.errors import ArtifactError, InputError
+from octavo.json_numbers import finite
 from octavo.plots import History, training
 from octavo.plots.figure import save_png
 from octavo.progress import track
@@ -172,7 +173,7 @@ def run_demo(
         digits.name, epochs, time.perf_counter() - started, chosen, comparison, again, folder
     )
     with replacing(folder / "comparison.json") as file:
-        file.write_text(json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
+        file.write_text(json.dumps(finite(result.to_dict()), indent=2, allow_nan=False) + "\n")
     if again.different_predictions:
         raise ArtifactError(
             f"{folder / 'model.octavo'} predicts {again.different_predictions} of {again.samples} "

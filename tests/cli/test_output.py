@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import subprocess
 import sys
@@ -87,6 +89,23 @@ def test_a_wrong_command_line_too(arguments: tuple[str, ...]) -> None:
     assert (code, out) == (2, "")
     assert "\x1b" not in err
     assert r"\x1b]0;owned\x07" in err
+
+
+def test_every_command_has_json() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert "as_json" in inspect.signature(command.callback).parameters, command.callback
+
+
+def test_export_in_json(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.onnx"
+    code, text, _ = octavo_command("export", folder / "m[v1].octavo", "-o", out, "--json")
+    assert (code, json.loads(text)) == (0, {"file": str(out), "size_bytes": out.stat().st_size})
+
+
+def test_a_metric_that_is_no_number_is_null() -> None:
+    result = Comparison((Row("fp32", "eager", 100, 1.0, math.nan),), "mine", 10, 1, 2, 5)
+    assert json.loads(result.to_json())["fp32"]["mine"] is None
 
 
 def test_json_has_no_nan(folder: Path) -> None:

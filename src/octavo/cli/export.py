@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.app import console
+from octavo.cli.app import console, print_json
+from octavo.cli.options import JsonFlag
 
 
 def export(
@@ -22,6 +23,7 @@ def export(
             "with its own.",
         ),
     ] = "onnxruntime",
+    as_json: JsonFlag = False,
 ) -> None:
     """Write a file's model as ONNX, or compiled for this machine: a .pt2 package of torch.
 
@@ -40,4 +42,8 @@ def export(
         export_package(model, out)
     else:
         export_onnx(model, out, runtime=runtime)
-    console().print(f"{out}: {Path(out).stat().st_size / 1e6:.2f} MB", highlight=False)
+    size = Path(out).stat().st_size
+    if as_json:
+        print_json({"file": out, "size_bytes": size})
+        return
+    console().print(f"{out}: {size / 1e6:.2f} MB", highlight=False)

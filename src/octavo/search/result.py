@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.errors import InputError
 from octavo.html_table import html_table
+from octavo.json_numbers import finite
 from octavo.model import QuantizedModel
 from octavo.rich_table import rich_table
 from octavo.search.layer_times import LayerTime
@@ -128,7 +129,7 @@ class SearchResult:
             ) from None
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
+        return json.dumps(finite(self.to_dict()), indent=1)
 
     def __rich__(self) -> Table:
         return rich_table(_COLUMNS, map(self._cells, self.trials), self.verdict(), range(1, 6))
