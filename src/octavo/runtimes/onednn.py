@@ -117,7 +117,7 @@ class PackedConv:
             *geometry,
             [1, weight.shape[1] * groups, *read],
         )
-        if dims == 2 and weight.shape[1] > 1 and not doubled:
+        if (dims == 2 or weight.shape[1] > 1) and not doubled:
             # Of groups of one channel oneDNN unpacks more than there is room for, in 1-d and 3-d.
             context.hold(weight_arg, lambda: packed.to_dense().contiguous())
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
