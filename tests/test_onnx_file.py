@@ -108,3 +108,21 @@ def test_a_file_is_whole_or_not_there(q, tmp_path):
     with pytest.raises(ArtifactError, match="cannot write"):
         octavo.export_onnx(q, blocked / "m.onnx")
     assert list(tmp_path.iterdir()) == [blocked]
+
+
+def test_no_clip_stands_between_a_relu_and_its_integers(tmp_path):
+    """TensorRT fuses a layer and the QuantizeLinear that follows."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 4, 1),
+        nn.Flatten(),
+        nn.Linear(36, 4),
+    )
+    q = octavo.quantize(
+        net, calibration=[torch.rand(2, 3, 8, 8)], target="tensorrt", progress=False
+    )
+    made = {name: n for n in exported(q, tmp_path / "m.onnx").graph.node for name in n.output}
+    clips = [n for n in made.values() if n.op_type == "Clip"]
+    assert [made[n.input[0]].op_type if n.input[0] in made else "" for n in clips] == ["", "Conv"]

@@ -178,7 +178,7 @@ _OPENVINO = Target(
 _TENSORRT = Target(
     name="tensorrt",
     about="TensorRT: symmetric int8 activations, no zero points",
-    qconfigs=_qconfigs(Scheme("int8", symmetric=True), _weight()),
+    qconfigs=_qconfigs(Scheme("int8", symmetric=True, narrow_range=True), _weight()),
     operators=_operators(*_PRODUCTS),
     fused_activations=_CLIPPED,
     fused_addition=frozenset({"conv2d"}),

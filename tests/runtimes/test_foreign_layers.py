@@ -168,6 +168,41 @@ def test_zeros_around_a_pool_are_numbers(runtime, pool, tmp_path):
             octavo.export_onnx(q, tmp_path / "m.onnx")  # with its own settings too
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = self.parts(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "edge"])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_attention_on_integers(runtime, target):
+    torch.manual_seed(0)
+    check(Attention(), torch.randn(2, 7, 16), target, runtime)
+
+
+class Softmax(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(4, 8, 1), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x).softmax(1))
+
+
+@pytest.mark.parametrize("largest", [1e-3, 1.0])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_softmax_of_small_probabilities(runtime, largest):
+    """Its scale is finer than 1 / 256, for which ONNX Runtime's own is made."""
+    torch.manual_seed(0)
+    check(Softmax(), torch.randn(2, 4, 8) * largest, "onnxruntime", runtime)
+
+
 class Reduced(nn.Module):
     def __init__(self, rank, function):
         super().__init__()

@@ -6,6 +6,7 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph import Node
+from octavo.onnx import quantization
 from octavo.onnx.elementwise import as_result, unary
 from octavo.onnx.writer import Converter, Writer, arguments
 
@@ -91,11 +92,18 @@ def _threshold(w: Writer, node: Node) -> Any:
     return w.op("Where", above, w.read(x), w.constant(value, dtype))
 
 
-def _softmax(kind: str) -> Converter:
-    def convert(w: Writer, node: Node) -> Any:
-        return w.op(kind, as_result(w, node, node.args[0]), axis=int(node.args[1]))
+def _softmax(w: Writer, node: Node) -> Any:
+    made = w.op("Softmax", as_result(w, node, node.args[0]), axis=int(node.args[1]))
+    scale = quantization.scale_of_result(w, node)
+    if scale is None or scale >= 1 / 256:
+        return made
+    # ONNX Runtime's softmax on integers is made for results up to 1; the maximum, which changes
+    # nothing, keeps it in float.
+    return w.op("Max", made, w.constant(0.0, w.meta(node).dtype))
 
-    return convert
+
+def _log_softmax(w: Writer, node: Node) -> Any:
+    return w.op("LogSoftmax", as_result(w, node, node.args[0]), axis=int(node.args[1]))
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -114,6 +122,6 @@ CONVERTERS: dict[str, Converter] = {
     "log_sigmoid": _log_sigmoid,
     "prelu": _prelu,
     "threshold": _threshold,
-    **dict.fromkeys(["softmax", "_softmax"], _softmax("Softmax")),
-    **dict.fromkeys(["log_softmax", "_log_softmax"], _softmax("LogSoftmax")),
+    **dict.fromkeys(["softmax", "_softmax"], _softmax),
+    **dict.fromkeys(["log_softmax", "_log_softmax"], _log_softmax),
 }

@@ -12,7 +12,7 @@ DIALECTS: Mapping[str, Dialect] = {
     "onnxruntime": Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True),
     # Its kernels add float biases, its own dynamic quantization starts from float products, and its
     # recurrent layers want constant weights, which it does not make of integers in every model. It
-    # computes concatenations of int8 tensors with a zero point wrongly, and gaps.
+    # computes concatenations and attention of int8 tensors wrongly, and gaps.
     "openvino": Dialect(
         integer_bias=False,
         integer_products=False,

@@ -10,10 +10,11 @@ from torch import Tensor
 from octavo import operators, ops
 from octavo.errors import ExportError
 from octavo.graph import Node, Ref
-from octavo.onnx.writer import Writer, dtype_name
+from octavo.onnx.writer import Writer, arguments, dtype_name
 from octavo.targets import ROLES, SHARED
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
+_QUANTIZE = "octavo.quantize.default"
 _DEQUANTIZE = "octavo.dequantize.default"
 _CHANNELS = "octavo.dequantize_channels.default"
 _GROUPS = "octavo.dequantize_groups.default"
@@ -21,6 +22,7 @@ _UNPACK = "octavo.unpack_int4.default"
 _DYNAMIC = "octavo.fake_quantize_dynamic.default"
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
+_FROM_ZERO = frozenset({"relu", "sigmoid", "hardsigmoid", "softmax"})  # never below it
 
 
 def _quantize(w: Writer, node: Node) -> Any:
@@ -30,10 +32,32 @@ def _quantize(w: Writer, node: Node) -> Any:
     if padded[1:] == (scale, zero_point):
         return padded[0]
     value = w.read(x)
-    if (qmin, qmax) != _RANGES[name]:  # ONNX knows the dtype's own range alone
+    # ONNX knows the dtype's own range alone.
+    if (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
         bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
         value = w.op("Clip", value, *bounds)
     return w.op("QuantizeLinear", value, w.constant(scale, "float32"), w.constant(zero_point, name))
+
+
+def _stays_within(w: Writer, x: Any, node: Node) -> bool:
+    """Whether a value that a node quantizes is nowhere outside of the node's integers.
+
+    Without a clip that does nothing a runtime can fuse the layer in front.
+    """
+    made = w.producer(x)
+    if made is None:
+        return False
+    if ROLES.get(made.short_op) == SHARED and not made.short_op.endswith(("pad", "pad_nd")):
+        return all(_stays_within(w, Ref(name), node) for name in made.refs())
+    _, _, zero_point, qmin, qmax, dtype = node.args
+    if made.op == _DEQUANTIZE:
+        source = w.producer(made.args[0])
+        return source is not None and source.op == _QUANTIZE and source.args[1:] == node.args[1:]
+    largest = qmax == _RANGES[dtype_name(dtype)][1] and qmin <= zero_point
+    return largest and (
+        made.short_op in _FROM_ZERO
+        or (made.short_op == "hardtanh" and arguments(made)["min_val"] >= 0)
+    )
 
 
 def _dequantize(w: Writer, node: Node) -> Any:
@@ -57,6 +81,14 @@ def zero_point_of(w: Writer, x: Any) -> int:
     node = w.producer(x)
     integers = node is not None and node.op == _DEQUANTIZE and w.tensor_of(node.args[0]) is None
     return int(node.args[2]) if integers and node is not None else 0
+
+
+def scale_of_result(w: Writer, node: Node) -> float | None:
+    """The scale at which a node's result is quantized; ``None`` where it is not."""
+    for other in w.graph.nodes:
+        if other.op == _QUANTIZE and other.args[0].name == node.name:
+            return float(other.args[1])
+    return None
 
 
 def reads_integers(w: Writer, x: Any) -> bool:

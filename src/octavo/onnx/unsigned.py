@@ -1,7 +1,7 @@
 """Activations as unsigned integers: the same values, 128 higher, with a zero point 128 higher.
 
 OpenVINO chooses between int8 and uint8 for each tensor by itself and takes the zero point along; at
-a concatenation of int8 tensors with one it does not.
+a concatenation of int8 tensors, and in attention on them, it does not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SHIFT = 128
 
 
 def with_unsigned_activations(graph: Graph) -> Graph:
-    """The graph whose int8 activations with a zero point are uint8; results stay int8.
+    """The graph whose int8 activations are uint8; results stay int8.
 
     Args:
         graph: in canonical QDQ form.
@@ -28,7 +28,6 @@ def with_unsigned_activations(graph: Graph) -> Graph:
         for node in graph.nodes
         if node.op == _QUANTIZE
         and node.args[5] == torch.int8
-        and node.args[2] != 0
         and all(user.op == _DEQUANTIZE for user in users[node.name])
     }
     if not shifted:

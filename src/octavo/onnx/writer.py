@@ -68,7 +68,7 @@ class Dialect:
             floats that these stand for.
         integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
             some results are sums of nothing, have integer weights; else floats.
-        unsigned: activations in int8 with a zero point are uint8 with another.
+        unsigned: activations in int8 are uint8 with another zero point.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
             operator, which rounds what goes from step to step as well.
     """
