@@ -43,14 +43,9 @@ def test_compiled_it_gives_the_same(q: octavo.QuantizedModel, x: Tensor, place: 
         assert torch.equal(compiled(x[:3]), q(x[:3]))
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_exported_it_gives_the_same(q: octavo.QuantizedModel, x: Tensor, place: str) -> None:
-    program = torch.export.export(PLACES[place](q), (x,), strict=False)
-    assert torch.equal(program.module()(x), q(x))
-
-
 REFUSED: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "torch.jit.trace": lambda m, x: torch.jit.trace(m, x),
+    "torch.export": lambda m, x: torch.export.export(m, (x,), strict=False),
     "torch.jit.script": lambda m, x: torch.jit.script(m),
     "torch.onnx.export": lambda m, x: torch.onnx.export(m, (x,), "m.onnx", dynamo=False),
 }
@@ -68,7 +63,7 @@ def test_others_are_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    message = rf"{by} does not take a quantized model: octavo\.export_onnx\(q, path\) writes"
+    message = rf"{by} does not take a model that is quantized already: octavo\.export_onnx\(q"
     with pytest.raises(ExportError, match=message):
         REFUSED[by](PLACES[place](q), x)
     assert torch.equal(q(x), q(x))  # as before
@@ -85,7 +80,7 @@ def test_torchs_new_onnx_export_tells_the_way_out_too(
 
 
 def test_quantized_again_it_is_refused(q: octavo.QuantizedModel, x: Tensor) -> None:
-    with pytest.raises(CaptureError, match="quantized already; start from the float model"):
+    with pytest.raises(CaptureError, match=r"quantized already: .* start from the float model"):
         octavo.quantize(nn.Sequential(q, nn.Linear(4, 4)), calibration=[x], progress=False)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.tracing import refuse_tracers
+
 
 class Buffers(MutableMapping[str, Any]):
     """A module's ``_buffers``: those that a kernel holds are given back when they are read.
@@ -34,6 +36,7 @@ class Buffers(MutableMapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self._unpack:
             return self._values[name]
+        refuse_tracers()  # they would record the unpacking
         with torch.inference_mode(False), torch.no_grad():
             return self._unpack[name]()
 

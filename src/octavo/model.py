@@ -192,7 +192,7 @@ class QuantizedModel(nn.Module):
         Raises:
             InputError: the arguments differ in name, structure, shape or dtype from the captured,
                 or NaN or an infinity in them makes a result of integers meaningless.
-            ExportError: ``torch.jit.trace`` or ``torch.onnx.export`` records the call.
+            ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return uncompiled(self._call, args, kwargs)
@@ -309,6 +309,7 @@ class QuantizedModel(nn.Module):
                 provenance=dict(content.provenance),
                 _structure=replace(content.graph, constants={}),
                 _watched=Watched.of(content.graph),
+                samples=None,  # those were of another calibration
                 _lowered=None,
             )
             for name, tensor in graph.constants.items():

@@ -1,7 +1,7 @@
 """A quantized model inside of what traces, scripts or compiles models.
 
-Its kernels are chosen and packed already. ``torch.compile`` leaves them as they are, and
-``torch.export`` keeps their calls; other tracers cannot hold them.
+Its kernels are chosen and packed for this CPU already. ``torch.compile`` leaves them as they are;
+what records calls cannot hold them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from octavo.errors import ExportError
 
 _WAY_OUT = (
     "octavo.export_onnx(q, path) writes ONNX, octavo.export_package(q, path) compiles it for use "
-    "without Python's model code, and q.save(path) keeps it for octavo.load"
+    "without the model's code, and q.save(path) keeps it for octavo.load; to quantize again, start "
+    "from the float model"
 )
 
 
@@ -24,11 +25,21 @@ def refuse_tracers() -> None:
     """Raise where the call that runs is recorded by what cannot hold its kernels.
 
     Raises:
-        ExportError: it is, by ``torch.jit.trace`` or ``torch.onnx.export``.
+        ExportError: it is, by ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export``.
     """
-    if torch._C._is_tracing() or (torch.compiler.is_exporting() and _for_onnx()):
-        by = "torch.onnx.export" if _for_onnx() else "torch.jit.trace"
-        raise ExportError(f"{by} does not take a quantized model: {_WAY_OUT}")
+    if torch._C._is_tracing():
+        by = "torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.jit.trace"
+    elif torch.compiler.is_exporting() or _without_values():
+        by = "torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.export"
+    else:
+        return
+    raise ExportError(f"{by} does not take a model that is quantized already: {_WAY_OUT}")
+
+
+def _without_values() -> bool:
+    """Whether tensors have no values now, which is how ``torch.export`` looks at a model."""
+    fake = torch._C._TorchDispatchModeKey.FAKE
+    return torch._C._get_dispatch_mode(fake) is not None
 
 
 def refuse_scripting() -> None:
@@ -37,11 +48,9 @@ def refuse_scripting() -> None:
     Raises:
         ExportError: always.
     """
-    raise ExportError(f"torch.jit.script does not take a quantized model: {_WAY_OUT}")
-
-
-def _for_onnx() -> bool:
-    return bool(torch.onnx.is_in_onnx_export())
+    raise ExportError(
+        f"torch.jit.script does not take a model that is quantized already: {_WAY_OUT}"
+    )
 
 
 @_disable_dynamo  # as torch.compiler.disable, which would import the compiler now
