@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import octavo
 from analysis.culprits import planted
-from octavo.analysis.repair import repair_code, repairs
+from octavo.analysis.repair import Repair, repair_code, repairs
+from octavo.plan import Plan
 
 
 @pytest.mark.parametrize("kind", ["weight", "activation"])
@@ -42,6 +47,21 @@ def test_the_code_makes_the_model_better() -> None:
             return float((model(x) - net(x)).norm())
 
     assert noise(repaired) < 0.2 * noise(q)
+
+
+@given(st.text(st.characters()), st.text(st.characters()))
+def test_a_name_is_a_name_whatever_it_holds(name: str, reason: str) -> None:
+    """Names come from files; this code is copied and run."""
+    plan = Plan("x86", "static", {})
+    code = repair_code([Repair("layer", (name,), reason)], plan)
+    assert code.replace("\n", "").isprintable()
+    rules, call = ast.parse(code).body
+    assert ast.unparse(call).startswith("q = octavo.quantize(model, ")
+    assert isinstance(rules, ast.Assign)
+    assert isinstance(rules.value, ast.Call)
+    first, second = map(ast.literal_eval, rules.value.args)
+    assert (first, second) == (name, None)
+    assert ast.unparse(rules.value.func) == "octavo.QConfigMapping().set_module_name"
 
 
 def test_what_is_conspicuous_is_said() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo.analysis.layer_errors import LayerError, LayerErrors
 from octavo.analysis.sensitivity import LayerSensitivity, Sensitivity
 from octavo.plan import Plan, TensorPlan
+from octavo.shown import plain
 
 WORST = 3  # layers to think about first; more would be no advice
 _CLIPPED = 0.001  # share of clipped values from which on it is said
@@ -62,7 +64,7 @@ def repairs(
 def repair_code(wanted: Sequence[Repair], plan: Plan) -> str:
     """Python that quantizes again with these layers in float."""
     rules = [
-        f'    .set_module_name("{part}", None)  # {repair.reason}'
+        f"    .set_module_name({_quoted(part)}, None)  # {plain(repair.reason)}"
         for repair in wanted
         for part in repair.parts
     ]
@@ -74,6 +76,11 @@ def repair_code(wanted: Sequence[Repair], plan: Plan) -> str:
             f'target="{plan.target}")',
         ]
     )
+
+
+def _quoted(name: str) -> str:
+    """As Python reads it: this code is copied and run, and the name may come from a file."""
+    return plain(json.dumps(name, ensure_ascii=False))
 
 
 def _by_themselves(errors: LayerErrors, plan: Plan) -> list[LayerError]:
