@@ -34,6 +34,8 @@ except ImportError as error:
 # Left to itself OpenVINO computes what is float in bfloat16 on CPUs that have it, and rounds the
 # float input of a layer with integer weights to eight bits.
 _EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+# Of a float operator's result: it approximates functions.
+_ERRORS = {None: 2.0**-15, "float32": 2.0**-15, "bfloat16": 2.0**-7}
 _PRECISION = {None: "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
@@ -63,7 +65,7 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
     run = _runner(compiled, graph, options.batch)
     made = Lowered("openvino", run, kernels, fallbacks)
-    return replace(made, float_error=2.0**-7) if options.precision == "bfloat16" else made
+    return replace(made, float_error=_ERRORS[options.precision])
 
 
 def as_others_load(data: bytes, graph: Graph) -> Lowered:
