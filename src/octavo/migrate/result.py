@@ -138,6 +138,6 @@ class Migration:
         kept = sum(len(file.kept) for file in self.files)
         did = "changed" if self.written else "to change"
         return (
-            f"{self.read} files read, {len(changed)} {did} ({lines} lines), {kept} places that "
+            f"{self.read} file{'s' * (self.read != 1)} read, {len(changed)} {did} ({lines} lines), {kept} places that "
             "cannot be moved"
         )
