@@ -59,6 +59,7 @@ LAYERS = (
         "specialization",
         "exporting",
         "fidelity",
+        "fixed_values",
         "capture",
     ),
     ("qconfig", "targets", "placement", "plan"),

@@ -26,6 +26,7 @@ from octavo.errors import CaptureError, InputError, OctavoWarning
 from octavo.example import arguments_of, check_example, module_of
 from octavo.exporting import EXPORTING, export, is_users, refuse_state
 from octavo.fidelity import Faithful
+from octavo.fixed_values import fixed_values
 from octavo.graph import Graph, Input, Node, Record, Ref, TensorMeta
 from octavo.passes import canonical
 from octavo.passes.functionalize import make_functional
@@ -188,7 +189,10 @@ def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Grap
             names[placeholder.name] = placeholder.name
             inputs.append(Input(placeholder.name, meta, _example_of(placeholder)))
             leaves.append(Ref(placeholder.name))
-    nodes = _nodes_of(program.graph, names)
+    tensors = {n: constants[names[n]] for n in names if names[n] in constants}
+    computed = fixed_values(program.graph, tensors, _is_allowed)
+    constants |= _named(computed, program.graph, names)
+    nodes = _nodes_of(program.graph, names, set(computed))
     positional, keyword = _tree(program.call_spec.in_spec, iter(leaves))
     trees = dict(zip(argument_names, positional, strict=False)) | keyword
     results = (
@@ -246,9 +250,26 @@ def _example_of(node: torch.fx.Node) -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) else size.node.hint for size in sizes)
 
 
-def _nodes_of(graph: torch.fx.Graph, names: dict[str, str]) -> list[Node]:
+def _named(
+    computed: Mapping[str, Any], graph: torch.fx.Graph, names: dict[str, str]
+) -> dict[str, Tensor]:
+    """Computed tensors under names as nodes have, which ``names`` learns."""
+    taken, named = set(names.values()), {}
+    for node in graph.nodes:
+        if isinstance(computed.get(node.name), Tensor):
+            kind = operators.name_of(node.target).split(".")[1]
+            names[node.name] = _unique(f"{_call_of(node)[1]}.{kind}".lstrip("."), taken)
+            named[names[node.name]] = computed[node.name].clone()
+    return named
+
+
+def _nodes_of(graph: torch.fx.Graph, names: dict[str, str], without: set[str]) -> list[Node]:
     """Nodes named after the module that made them; ``names`` learns every fx node's new name."""
-    calls = [n for n in graph.nodes if n.op == "call_function" and not _is_assertion(n)]
+    calls = [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and not _is_assertion(node) and node.name not in without
+    ]
     per_call = Counter(_call_of(node)[0] for node in calls)
     containers = {_call_of(node)[1] for node in calls}
     containers = {path for path in containers for other in containers if _is_inside(other, path)}
@@ -312,14 +333,21 @@ def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
         raise CaptureError(
             f"{where} calls {op}: it is quantized already; start from the float model"
         )
-    functional = re.sub(r"(?<=[a-z0-9])_(?=\.)", "", op, count=1)
-    try:
-        operators.resolve(functional)
-    except CaptureError:
+    if not _is_allowed(node):
         raise CaptureError(
             f"{where} calls {op}, which is not among the operators that Octavo runs; rewrite that "
             "part with other operators, or quantize the submodules around it"
-        ) from None
+        )
+
+
+def _is_allowed(node: torch.fx.Node) -> bool:
+    """Whether a graph may have the operator, or what it is without writing in place."""
+    op = operators.name_of(node.target)
+    try:
+        operators.resolve(re.sub(r"(?<=[a-z0-9])_(?=\.)", "", op, count=1))
+    except CaptureError:
+        return False
+    return True
 
 
 def _line_of(node: torch.fx.Node) -> str:
