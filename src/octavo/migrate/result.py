@@ -138,6 +138,6 @@ class Migration:
         kept = sum(len(file.kept) for file in self.files)
         did = "changed" if self.written else "to change"
         return (
-            f"{self.read} file{'s' * (self.read != 1)} read, {len(changed)} {did} ({lines} lines), {kept} places that "
-            "cannot be moved"
+            f"{self.read} file{'s' * (self.read != 1)} read, {len(changed)} {did} ({lines} lines), "
+            f"{kept} places that cannot be moved"
         )
