@@ -238,6 +238,16 @@ def test_broken_weights_and_biases_are_errors(mode, value, name):
         octavo.quantize(net, calibration=[x], mode=mode, target=TARGET, progress=False)
 
 
+def test_a_bias_that_training_broke_is_an_error():
+    x = torch.randn(8, 16)
+    prepared = octavo.prepare_qat(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), x)
+    prepared.train()
+    prepared(x)
+    prepared.get_parameter("0.bias").data[0] = NAN
+    with pytest.raises(CalibrationError, match=r"'0\.bias' of the model has NaN"):
+        octavo.convert(prepared)
+
+
 def test_constant_masks_with_minus_infinity_are_sound():
     class Causal(nn.Module):
         def __init__(self) -> None:

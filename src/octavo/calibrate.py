@@ -90,7 +90,7 @@ class Calibration:
     def __init__(self, graph: Graph, plan: Plan) -> None:
         expect(GRAPH, graph=graph)
         expect(PLAN, plan=plan)
-        _check_constants(graph)
+        check_constants(graph)
         self.graph = graph
         self.plan = plan
         self.batches = 0
@@ -393,10 +393,13 @@ def _leader(plan: Plan, tensor: TensorPlan) -> str:
     return tensor.tensor if tensor.shares is None else tensor.shares
 
 
-def _check_constants(graph: Graph) -> None:
-    """Raise if a weight, a bias or another constant is broken.
+def check_constants(graph: Graph) -> None:
+    """Look at the weights, biases and other constants of a float graph.
 
     Infinities may be meant in a constant that is no layer's own, such as a mask.
+
+    Raises:
+        CalibrationError: one has NaN in it, or a weight or bias has an infinity.
     """
     layers = [node for node in graph.nodes if node.short_op in WEIGHTED_LAYERS]
     own = {name for node in layers for name in node.refs()}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from octavo import ops
 from octavo.affine import QParams
+from octavo.calibrate import check_constants
 from octavo.dtypes import UINT8
 from octavo.errors import PlanError
 from octavo.graph import Graph, Node, Ref, TensorMeta, map_refs
@@ -41,8 +42,10 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
 
     Raises:
         PlanError: the plan names tensors that the graph has not, or qparams are missing.
+        CalibrationError: a constant of the graph has NaN or an infinity in it.
     """
     _check(graph, plan, qparams)
+    check_constants(graph)
     qparams = room_for_biases(graph, plan, qparams)
     graph = integer_biases(graph, plan, qparams)
     quantized = plan.quantized
