@@ -117,8 +117,8 @@ class PackedConv:
             *geometry,
             [1, weight.shape[1] * groups, *read],
         )
-        if (dims == 2 or weight.shape[1] > 1) and not doubled:
-            # Of groups of one channel oneDNN unpacks more than there is room for, in 1-d and 3-d.
+        if groups == 1 and not doubled:
+            # Groups are not asked back: oneDNN unpacks more than there is room for, of some.
             context.hold(weight_arg, lambda: packed.to_dense().contiguous())
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
         return cls((packed, scale, zero_points), bias, geometry, tuple(border), doubled)
