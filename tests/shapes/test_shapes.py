@@ -158,6 +158,11 @@ def test_every_rule_has_an_operator() -> None:
         assert overload in ("", *packet.overloads())
 
 
+def test_every_operator_of_octavo_has_a_rule() -> None:
+    """Of aten's, torch is asked where there is none."""
+    assert {f"octavo.{name}" for name in operators.OCTAVO} <= set(shapes.RULES)
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [
