@@ -217,6 +217,8 @@ REDUCTIONS = {
     "mean over time": (3, lambda y: y.mean(2)),
     "mean over time, kept": (3, lambda y: y.mean(2, keepdim=True)),
     "mean over channels": (3, lambda y: y.mean(1)),
+    "mean of a small multiple": (3, lambda y: (y * 1e-3).mean(2)),
+    "mean of a moved multiple": (3, lambda y: (-0.5 * torch.cat(y.chunk(2, 1), 1)).mean(2)),
     "global average": (3, nn.AdaptiveAvgPool1d(1)),
     "mean over width": (4, lambda y: y.mean(3)),
     "mean over pixels": (4, lambda y: y.mean((2, 3))),

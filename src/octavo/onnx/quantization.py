@@ -22,6 +22,7 @@ _UNPACK = "octavo.unpack_int4.default"
 _DYNAMIC = "octavo.fake_quantize_dynamic.default"
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
+_PASSED = frozenset("mul div neg add sub relu hardtanh leaky_relu prelu".split())
 _FROM_ZERO = frozenset({"relu", "sigmoid", "hardsigmoid", "softmax"})  # never below it
 
 
@@ -92,10 +93,13 @@ def scale_of_result(w: Writer, node: Node) -> float | None:
 
 
 def reads_integers(w: Writer, x: Any) -> bool:
-    """Whether a tensor is a quantized activation, read back and perhaps moved."""
+    """Whether a tensor is a quantized activation, read back and perhaps moved or multiplied.
+
+    OpenVINO dequantizes behind such operators.
+    """
     node = w.producer(x)
-    while node is not None and ROLES.get(node.short_op) == SHARED and isinstance(node.args[0], Ref):
-        node = w.producer(node.args[0])
+    while node is not None and (ROLES.get(node.short_op) == SHARED or node.short_op in _PASSED):
+        node = w.producer(next((Ref(name) for name in node.refs()), None))
     return node is not None and node.op == _DEQUANTIZE
 
 
