@@ -107,7 +107,7 @@ def test_threads_and_batch(q, runtime):
         lowered(torch.randn(3, 3, 16, 16))
     with pytest.raises(RuntimeUnavailable, match=r"threads=4096, but this machine has \d+ cores"):
         q.lower(runtime, threads=4096)
-    with pytest.raises(RuntimeUnavailable, match="batch=0"):
+    with pytest.raises(InputError, match="batch is 0: give a whole number"):
         q.lower(runtime, batch=0)
 
 
