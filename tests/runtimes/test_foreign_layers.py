@@ -242,6 +242,24 @@ def test_batches_larger_than_the_channels(runtime, name, target):
     check(model, x, target, runtime)
 
 
+def test_what_follows_a_mean_over_time_is_of_each_channel():
+    """OpenVINO fuses the batch norm and the rounding behind it."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm = nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4)
+            self.b = nn.Conv1d(4, 5, 1)
+            self.norm.running_mean.normal_()
+            self.norm.running_var.uniform_(0.5, 2)
+
+        def forward(self, x):
+            return self.b(self.norm(self.a(x).sin().mean(2, keepdim=True)))
+
+    torch.manual_seed(0)
+    check(Model(), torch.randn(9, 3, 8), "x86-avx2", "openvino")
+
+
 class BothWays(nn.Module):
     """A sum of what an integer layer reads too: the sum reads its integers."""
 

@@ -29,7 +29,9 @@ def _reduce(kind: str) -> Converter:
     def convert(w: Writer, node: Node) -> Any:
         keep, axes = bool(arguments(node).get("keepdim")), _axes(w, node)
         value = as_result(w, node, node.args[0])
-        if kind in _SUMS and quantization.reads_integers(w, node.args[0]):
+        integers = kind in _SUMS and quantization.reads_integers(w, node.args[0])
+        wider = kind == "ReduceMean" and w.rank(node.args[0]) == 3 and w.dialect.means_of_four
+        if integers or wider:
             return _sum_of_integers(w, kind, value, w.rank(node.args[0]), axes, keep)
         return _reduced(w, kind, value, axes, keep, w.meta(node).dtype)
 

@@ -68,6 +68,7 @@ class Dialect:
             floats that these stand for.
         integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
             some results are sums of nothing, have integer weights; else floats.
+        means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 are uint8 with another zero point.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
             operator, which rounds what goes from step to step as well.
@@ -77,6 +78,7 @@ class Dialect:
     integer_products: bool = True
     integer_recurrence: bool = True
     integer_gaps: bool = True
+    means_of_four: bool = False
     unsigned: bool = False
     dynamic_lstm: bool = False
 
