@@ -81,6 +81,7 @@ class QuantizedModel(nn.Module):
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         self._watched = Watched.of(graph)
+        self._is_small = sum(t.numel() for t in graph.constants.values()) <= _SMALL_MODEL
         for name, tensor in graph.constants.items():
             buffers, leaf = self._place_of(name)
             buffers[leaf] = tensor
@@ -170,15 +171,15 @@ class QuantizedModel(nn.Module):
         if kept is not None and not takes(self._structure, kept):
             kept = None
         if kept is None or (batch is not None and any(len(t) != batch for t in kept if t.dim())):
-            usual = _SAMPLES if takes_batch(self._structure, _SAMPLES) else None
+            sizes = (_SAMPLES,) if self._is_small else (1, _SAMPLES)
+            usual = next((size for size in sizes if takes_batch(self._structure, size)), None)
             kept = random_inputs(self._structure, batch or usual)
         if sum(tensor.numel() for tensor in kept) > _MOST_VALUES:
             return []
-        small = sum(buffer.numel() for buffer in self.buffers()) <= _SMALL_MODEL
         # Where it takes no time: some faults show in a batch of one, or in one that is larger.
         others = [
             size
-            for size in (_OTHER_BATCHES if small and batch is None else ())
+            for size in (_OTHER_BATCHES if self._is_small and batch is None else ())
             if takes_batch(self._structure, size)
         ]
         return [kept, *(random_inputs(self._structure, size, seed=size) for size in others)]

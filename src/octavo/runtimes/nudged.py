@@ -41,6 +41,7 @@ def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> C
     generator = torch.Generator(device).manual_seed(seed)
     # Layers with several results, which are told apart by index.
     several = {node.name: node.short_op for node in graph.nodes if node.meta is None}
+    rounded = _rounded(graph)
     steps: list[Step] = []
     for node in graph.nodes:
         step = step_of(node, device)
@@ -51,12 +52,33 @@ def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> C
             steps.append(Step(f"{node.name}.read", _Rounded(generator, share), (read,)))
             args = [Ref(f"{node.name}.read") if arg is read else arg for arg in args]
         change = _change_of(node, several, lowered, generator)
+        if node.name in rounded:
+            change = None
         exact = node.name if change is None else f"{node.name}.exact"
         steps.append(Step(exact, step.function, args, step.kwargs))
         if change is not None:
             steps.append(Step(node.name, change, (Ref(exact),)))
     inputs = [given.name for given in graph.inputs]
     return compile_steps(inputs, steps, graph.output_names(), graph.constants)
+
+
+def _rounded(graph: Graph) -> set[str]:
+    """Float values that come to integers before anything else than a sum or a function reads them:
+    what is inexact about them is moved there.
+    """
+    users, outputs = graph.users(), frozenset(graph.output_names())
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        readers = users[node.name]
+        if readers and node.name not in outputs and node.op != _QUANTIZE:
+            inner = (r.op == _QUANTIZE or (_is_computed(r) and r.name in found) for r in readers)
+            if all(inner):
+                found.add(node.name)
+    return found
+
+
+def _is_computed(node: Node) -> bool:
+    return ROLES.get(node.short_op) == COMPUTED
 
 
 def _change_of(
@@ -84,10 +106,12 @@ class _Moved:
     high: int
 
     def __call__(self, q: Tensor) -> Tensor:
-        moved = q.flatten().to(torch.int32)
-        where, steps = _some(moved, self.generator)
-        moved[where] = (moved[where] + steps.to(torch.int32)).clamp(self.low, self.high)
-        return moved.to(q.dtype).reshape(q.shape)
+        moved = q.clone(memory_format=torch.contiguous_format)
+        flat = moved.view(-1)
+        where, steps = _some(flat, self.generator)
+        others = flat[where].to(torch.int32) + steps.to(torch.int32)
+        flat[where] = others.clamp(self.low, self.high).to(q.dtype)
+        return moved
 
 
 @dataclass(frozen=True)
