@@ -98,3 +98,28 @@ def test_a_guard_on_two_inputs_and_none(tmp_path: Path) -> None:
             run(torch.randn(2, 8), torch.randn(3, 8))
     free = onnx.load(written(Net(lambda a, x: a(x)), torch.randn(4, 8), tmp_path))
     assert not {"Split", "Shape"} & {node.op_type for node in free.graph.node}
+
+
+class Squeezed(nn.Module):
+    """One score a sample, as ``x.squeeze()`` gives it: of one sample a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).squeeze()
+
+
+def test_squeeze_refuses_a_batch_of_one_or_has_no_form(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    q = octavo.quantize(Squeezed(), torch.randn(4, 8), progress=False)
+    lowered = q.lower("onnxruntime")
+    for batch, shape in ((2, (2,)), (5, (5,))):
+        assert lowered(torch.randn(batch, 8)).shape == shape
+    assert q(torch.randn(1, 8)).shape == ()
+    with pytest.raises(octavo.OctavoError, match="ONNX Runtime cannot run these inputs"):
+        lowered(torch.randn(1, 8))
+    octavo.export_onnx(q, tmp_path / "m.onnx")
+    with pytest.raises(octavo.OctavoError, match=r"'squeeze' has no ONNX form.*x.squeeze\(1\)"):
+        q.lower("openvino")

@@ -7,7 +7,7 @@ from typing import Any
 from octavo.errors import ExportError
 from octavo.graph import Graph, Node
 from octavo.islands import in_float32
-from octavo.onnx.guards import write_guards
+from octavo.onnx.guards import with_squeezing_guarded, write_guards
 from octavo.onnx.operators import CONVERTERS, LAZY
 from octavo.onnx.unsigned import with_unsigned_activations
 from octavo.onnx.writer import Dialect, Writer
@@ -26,7 +26,7 @@ def to_onnx(graph: Graph, dialect: Dialect | None = None, name: str = "octavo") 
         ExportError: it has operators that have no ONNX form; all are named.
     """
     dialect = dialect or Dialect()
-    graph = in_float32(graph)
+    graph = with_squeezing_guarded(in_float32(graph), dialect)
     if dialect.unsigned:
         graph = with_unsigned_activations(graph)
     missing = {node.op: node.name for node in graph.nodes if converter_of(node) is None}

@@ -7,11 +7,13 @@ that, and make what is missing of a gather.)
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import reduce
 
+from octavo.errors import ExportError
 from octavo.graph import Graph, Node
 from octavo.onnx.elementwise import floor_divided
-from octavo.onnx.writer import Writer
+from octavo.onnx.writer import Dialect, Writer
 from octavo.size_guards import Expression, Guard, sizes_in
 
 # Operator of an expression -> ONNX's.
@@ -29,6 +31,28 @@ _OPERATORS = {
     "and": "And",
     "or": "Or",
 }
+
+
+def with_squeezing_guarded(graph: Graph, dialect: Dialect) -> Graph:
+    """The graph that refuses one sample where it squeezes whatever axis has one value.
+
+    ``x.squeeze()`` takes the batch away as well then, and an ONNX model has results of one rank.
+
+    Raises:
+        ExportError: the runtime would not refuse it.
+    """
+    metas = graph.metas()
+    squeezing = [node for node in graph.nodes if node.op == "aten.squeeze.default"]
+    read = {node.name: metas[node.args[0].name] for node in squeezing}
+    open_ones = [name for name, meta in read.items() if meta is None or None in meta.shape]
+    if not open_ones:
+        return graph
+    reason = "squeeze() takes the axis of a batch of one away; name the axis: x.squeeze(1)"
+    if not dialect.squeezes_batches:
+        raise ExportError(f"{open_ones[0]!r} has no ONNX form that is right here: {reason}")
+    sizes = (("size", i.name, 0) for i in graph.inputs if i.meta.shape[:1] == (None,))
+    guards = tuple(Guard((">", size, 1), reason) for size in sizes)
+    return replace(graph, guards=(*graph.guards, *guards))
 
 
 def write_guards(w: Writer) -> None:

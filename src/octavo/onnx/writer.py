@@ -70,6 +70,8 @@ class Dialect:
             some results are sums of nothing, have integer weights; else floats.
         means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 are uint8 with another zero point.
+        squeezes_batches: ``squeeze()`` of no axis in particular is written, and a batch of one is
+            refused, of which it would take an axis more; else it has no ONNX form.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
             operator, which rounds what goes from step to step as well.
     """
@@ -80,6 +82,7 @@ class Dialect:
     integer_gaps: bool = True
     means_of_four: bool = False
     unsigned: bool = False
+    squeezes_batches: bool = True
     dynamic_lstm: bool = False
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.cuts import Cuts
+from octavo.errors import InputError
 from octavo.graph import Graph
 from octavo.program import run_of
 from octavo.runtimes.lowered import Agreement, Lowered
@@ -47,10 +48,12 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
     with torch.inference_mode():
         pairs = [(batch, _results(oracle, batch)) for batch in batches]
         known = [(batch, want) for batch, want in pairs if want is not None]
-        batches, wanted = [batch for batch, _ in known], [want for _, want in known]
         if not known:
             return None
-        errors = _errors(wanted, [lowered.run(*batch) for batch in batches])
+        found = [_runs(lowered, batch, first=index == 0) for index, (batch, _) in enumerate(known)]
+        ran = [index for index, results in enumerate(found) if results is not None]
+        batches, wanted = [known[index][0] for index in ran], [known[index][1] for index in ran]
+        errors = _errors(wanted, [found[index] or () for index in ran])
         bounds = _bounds(graph, lowered, batches, wanted, errors)
     samples = sum(batch[0].shape[0] if batch and batch[0].dim() else 1 for batch in batches)
     if bounds is None:
@@ -68,6 +71,20 @@ def _results(oracle: Callable[..., Any], batch: Batch) -> tuple[Any, ...] | None
     except (RuntimeError, IndexError, ValueError):
         return None
     return results
+
+
+def _runs(lowered: Lowered, batch: Batch, first: bool) -> tuple[Any, ...] | None:
+    """What the runtime makes of a batch; ``None`` for a size that it refuses, but for the first.
+
+    Raises:
+        InputError: it refuses the first.
+    """
+    try:
+        return lowered.run(*batch)
+    except InputError:
+        if first:
+            raise
+        return None
 
 
 def _bounds(
