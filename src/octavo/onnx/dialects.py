@@ -12,8 +12,8 @@ DIALECTS: Mapping[str, Dialect] = {
     "onnxruntime": Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True),
     # Its kernels add float biases, its own dynamic quantization starts from float products, and its
     # recurrent layers want constant weights, which it does not make of integers in every model. It
-    # computes concatenations and attention of int8 tensors wrongly, gaps, and what it fuses behind a
-    # mean of three axes. It does not hold callers to a guard of squeeze().
+    # computes concatenations and attention of int8 tensors wrongly, gaps, and what it fuses behind
+    # a mean of three axes. It does not hold callers to a guard of squeeze().
     "openvino": Dialect(
         integer_bias=False,
         integer_products=False,
