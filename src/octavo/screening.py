@@ -19,6 +19,7 @@ from torch import Tensor
 from octavo.errors import InputError
 from octavo.graph import Graph, Node, Ref, TensorMeta
 from octavo.program import compile_steps, steps_of
+from octavo.tracing import without_values
 from octavo.unrounded import roundings_removed
 
 _Run = Callable[..., tuple[Any, ...]]
@@ -70,7 +71,7 @@ class Watched:
 
         A sum of finite values may overflow: then there is nothing to do after all.
         """
-        if torch.compiler.is_compiling() or any(tensor.is_meta for tensor in tensors):
+        if without_values() or any(tensor.is_meta for tensor in tensors):
             return True  # there are no values to look at
         if self.are_empty(tensors):
             return False

@@ -29,15 +29,18 @@ def refuse_tracers() -> None:
     """
     if torch._C._is_tracing():
         by = "torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.jit.trace"
-    elif torch.compiler.is_exporting() or _without_values():
+    elif without_values():
         by = "torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.export"
     else:
         return
     raise ExportError(f"{by} does not take a model that is quantized already: {_WAY_OUT}")
 
 
-def _without_values() -> bool:
-    """Whether tensors have no values now, which is how ``torch.export`` looks at a model."""
+def without_values() -> bool:
+    """Whether tensors have no values now, which is how ``torch.export`` looks at a model.
+
+    In this thread: torch's own flags are the whole process's, and another thread may export.
+    """
     fake = torch._C._TorchDispatchModeKey.FAKE
     return torch._C._get_dispatch_mode(fake) is not None
 

@@ -25,7 +25,7 @@ from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
 from octavo.runtimes.foreign import as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.saturation import overflowing
+from octavo.runtimes.saturation import overflowing, with_own_weights
 
 try:
     import onnxruntime
@@ -53,8 +53,15 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         MissingExtra: the package onnx is not installed.
     """
     check_device("onnxruntime", device)
-    unguarded = replace(graph, guards=())  # a call's sizes are checked before it comes here
+    # A call's sizes are checked before it comes here. And its exact kernels need weights of another
+    # type, which it makes of each once.
+    written = with_own_weights(graph) if _needs_exact_kernels(graph) else graph
+    unguarded = replace(written, guards=())
     return from_file(serialized(to_onnx(unguarded, DIALECTS["onnxruntime"])), graph, options)
+
+
+def _needs_exact_kernels(graph: Graph) -> bool:
+    return cpu.saturates() and bool(overflowing(graph))
 
 
 def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
@@ -65,8 +72,7 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     """
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder, "optimized.onnx")
-        exact = cpu.saturates() and bool(overflowing(graph))
-        session = _session(data, options, optimized, exact)
+        session = _session(data, options, optimized, _needs_exact_kernels(graph))
         kinds = node_kinds(optimized)
     integer, otherwise = _executed(kinds)
     kernels, fallbacks = account(graph, integer, otherwise, "onnxruntime")

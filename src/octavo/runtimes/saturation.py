@@ -57,6 +57,25 @@ def with_float_weights(graph: Graph) -> tuple[Graph, dict[str, str]]:
     return replace(graph, nodes=kept, constants=constants).pruned(), reasons
 
 
+def with_own_weights(graph: Graph) -> Graph:
+    """The graph in which no two layers read one quantized weight: each has a copy of it."""
+    readers = {node.name: node for node in graph.nodes if _is_weight(node, graph)}
+    taken: set[str] = set()
+    constants = dict(graph.constants)
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        own: dict[str, str] = {}
+        for name in node.refs():
+            if name in readers and name in taken:
+                copies = {ref: f"{ref}.of.{node.name}" for ref in readers[name].refs()}
+                constants |= {copy: constants[ref] for ref, copy in copies.items()}
+                own[name] = f"{name}.of.{node.name}"
+                nodes.append(replace(readers[name].renamed(copies), name=own[name]))
+            taken.add(name)
+        nodes.append(node.renamed(own))
+    return replace(graph, nodes=tuple(nodes), constants=constants)
+
+
 def overflowing(graph: Graph) -> dict[str, Node]:
     """Layers whose products of pairs may not fit, each with the node that reads its weight."""
     nodes = {node.name: node for node in graph.nodes}
