@@ -99,7 +99,10 @@ def _prove(data: bytes, graph: Graph, runtime: str, batches: Sequence[Sequence[T
     except (RuntimeUnavailable, InputError) as error:
         raise ExportError(f"{runtime} cannot run the file: {error}") from error
     if exact is None or plain is None:
-        _warn("the oracle cannot run on inputs drawn from the ranges of the data")
+        _warn(
+            "there are no inputs that the oracle can run on; octavo.verify(q, data) compares the "
+            "runtimes on yours"
+        )
     elif not exact.agrees:
         raise ExportError(
             f"{runtime} computes something else from the file than the model says: its results are "
