@@ -21,7 +21,7 @@ import octavo
 from benchmarks import hard_digits, nets
 from benchmarks.peers import FX_CPUS, fx
 from benchmarks.report import Goal, Report, parsed, parser, problem
-from octavo.metrics import Likeness
+from octavo.measuring.metrics import Likeness
 
 LARGEST_DROP = 0.3  # points
 CPUS = {"x86": "VNNI", "x86-avx2": "AVX2"}  # target -> the CPUs that it suits

@@ -23,7 +23,7 @@ from torch import Tensor
 import octavo
 from benchmarks import hard_digits, nets
 from benchmarks.report import Goal, Report, parsed, parser
-from octavo.analysis.repair import repairs
+from octavo.measuring.layers.repair import repairs
 
 from analysis.culprits import planted  # isort: skip  (nets lets the tests be imported)
 

@@ -22,8 +22,8 @@ from benchmarks.ratios import Spread, ratio
 from benchmarks.report import Goal, Report, parsed, parser
 from octavo.compat import quantization as tq
 from octavo.compat.quantization.quantize_fx import convert_fx, prepare_fx
-from octavo.demo import trained_net
-from octavo.latency import interleave
+from octavo.demo.demo import trained_net
+from octavo.runtimes.timing import interleave
 
 FUSED = [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"]]
 # What the articles print: percent smaller, accuracy before and after, percent faster.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from benchmarks.ratios import Spread, ratio
 from benchmarks.report import problem
-from octavo.latency import Latency, interleave
-from octavo.metrics import Likeness
+from octavo.measuring.metrics import Likeness
+from octavo.runtimes.timing import Latency, interleave
 
 Call = Callable[[], Tensor | None]  # `None` where there is nothing to compare
 Maker = Callable[[], Call]

@@ -12,7 +12,7 @@ import torch
 
 import octavo
 from benchmarks import cpu_kinds
-from octavo.machine import describe_machine
+from octavo.measuring.machine import describe_machine
 
 # What decides the speed and, without VNNI, the correctness of int8 on x86.
 _FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8".split()

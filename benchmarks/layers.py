@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from octavo import ops
-from octavo.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.numerics import octavo_ops
 from octavo.runtimes import lower
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
@@ -101,7 +101,7 @@ def inputs_of(part: Slice, recorded: Mapping[str, Tensor]) -> list[Tensor]:
     for name in part.sources:
         node, value = nodes.get(name), recorded[name]
         if node is not None and node.op == QUANTIZE:
-            value = ops.dequantize(value, *node.args[1:3])
+            value = octavo_ops.dequantize(value, *node.args[1:3])
         given.append(value)
     return given
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 import octavo
 from benchmarks import hard_digits, nets
 from benchmarks.report import Goal, Report, parsed, parser
-from octavo import ops
-from octavo.graph import Graph
-from octavo.metrics import Likeness
-from octavo.parity import LayerParity
-from octavo.program import compile_steps, steps_of
+from octavo.graph.graph import Graph
+from octavo.graph.program import compile_steps, steps_of
+from octavo.measuring.metrics import Likeness
+from octavo.measuring.parity import LayerParity
+from octavo.numerics import octavo_ops
 
 BATCH = 250  # the layers are compared on the first
 NUDGED = (10, 100, 1000)  # per million
@@ -87,7 +87,7 @@ def nudged(graph: Graph, share: float, seed: int = 0) -> Callable[..., tuple[Any
     chance = torch.Generator().manual_seed(seed)
 
     def quantize(x: Tensor, scale: float, start: int, low: int, high: int, dtype: Any) -> Tensor:
-        q = ops.quantize(x, scale, start, low, high, dtype)
+        q = octavo_ops.quantize(x, scale, start, low, high, dtype)
         flat = q.flatten()
         count = int(torch.poisson(torch.tensor(share * len(flat)), generator=chance))
         picked = torch.randint(len(flat), (count,), generator=chance)

@@ -21,10 +21,10 @@ from torch.utils import _pytree as pytree
 
 import octavo
 from benchmarks.report import Goal, Report, parsed, parser, problem
-from octavo.call import flatten_call
-from octavo.exporting import as_records
-from octavo.graph import Graph, Node
-from octavo.metrics import Likeness
+from octavo.graph.calls import flatten_call
+from octavo.graph.capture.torch_export import as_records
+from octavo.graph.graph import Graph, Node
+from octavo.measuring.metrics import Likeness
 
 from benchmarks import layers, nets  # isort: skip  # noqa: F401  (nets finds the zoo)
 import zoo  # isort: skip
@@ -209,7 +209,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Quantize the zoo and report."""
     made = parser(__doc__)
     made.add_argument("--only", nargs="*", choices=list(zoo.BY_NAME), help="these networks")
-    made.add_argument("--modes", nargs="*", default=list(octavo.targets.MODES))
+    made.add_argument("--modes", nargs="*", default=list(octavo.quantization.targets.MODES))
     options = parsed(made, words)
     entries = [zoo.BY_NAME[name] for name in options.only] if options.only else zoo.ENTRIES
     settings = {"networks": len(entries), "target": "x86", "torch": octavo.host_target()}

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 import octavo
 from benchmarks import hard_digits, nets
 from benchmarks.report import Goal, Report, parsed, parser
-from octavo.search import Trial
+from octavo.searching import Trial
 
 NET = "MobileNetV3-small x0.75"
 BLOCKS, CHANNEL, FACTOR = (2, 3), 5, 64.0

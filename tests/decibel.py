@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from octavo.metrics import Likeness
+from octavo.measuring.metrics import Likeness
 
 
 def sqnr_db(expected: Tensor, got: Tensor) -> float:

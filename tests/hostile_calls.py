@@ -16,9 +16,10 @@ import fuzzing
 import torch
 from torch import Tensor
 
-from octavo import operators, schemas, shapes, soundness
 from octavo.errors import ArtifactError, CaptureError
-from octavo.graph import Graph, Input, Node, Ref, TensorMeta, map_refs
+from octavo.graph import operators
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta, map_refs
+from octavo.graph.soundness import schemas, shapes, soundness
 
 DTYPES = [torch.float32] * 12 + [torch.int64] * 4 + sorted(schemas.DTYPES, key=str)
 NUMBERS = [0, 1, 2, 3, 4, -1, -2, 5, 7, 8, 16, 100, -100, 10**4, 2**31, -(2**31), 2**40, -(2**40)]

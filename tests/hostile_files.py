@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import octavo
-from octavo import artifact
+from octavo.model import artifact
 
 CODE = '__import__("pathlib").Path("canary").touch()'
 

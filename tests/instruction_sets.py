@@ -21,17 +21,17 @@ from benchmarks.environment import cpu_flags  # noqa: E402
 # What depends on instructions. Inductor and packages are compiled for some minutes: `make test` has
 # them, on the CPU's own instructions.
 FILES = (
-    "tests/runtimes/test_onednn.py",
-    "tests/runtimes/test_torch_int8.py",
-    "tests/runtimes/test_integer_kernels.py",
-    "tests/runtimes/test_dynamic.py",
-    "tests/runtimes/test_weight_only.py",
-    "tests/runtimes/test_siblings.py",
+    "tests/runtimes/torch/test_onednn.py",
+    "tests/runtimes/torch/test_int8.py",
+    "tests/runtimes/torch/test_integer_kernels.py",
+    "tests/runtimes/torch/test_dynamic.py",
+    "tests/runtimes/torch/test_weight_only.py",
+    "tests/runtimes/torch/test_siblings.py",
     "tests/runtimes/test_foreign_runtimes.py",
     "tests/test_every_layer.py",
-    "tests/test_islands.py",
-    "tests/test_ops.py",
-    "tests/test_parity.py",
+    "tests/quantization/test_bfloat16.py",
+    "tests/numerics/test_octavo_ops.py",
+    "tests/measuring/test_parity.py",
 )
 ACTED_OUT = ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16")
 

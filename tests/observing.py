@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Laplace, StudentT
 
-from octavo.affine import QParams, broadcast, dequantize, qparams_of_range, quantize
-from octavo.observers import Bounds, Observer
-from octavo.scheme import Scheme
+from octavo.numerics.affine import QParams, broadcast, dequantize, qparams_of_range, quantize
+from octavo.numerics.observers import Bounds, Observer
+from octavo.numerics.scheme import Scheme
 
 SCHEMES = [
     Scheme("uint8"),

@@ -18,8 +18,8 @@ from random_nets import BATCHES, Case, case
 
 import octavo
 from octavo.errors import NothingQuantized, OctavoError, RuntimeDisagrees
+from octavo.quantization.targets import TARGETS
 from octavo.runtimes.agreement import agreement
-from octavo.targets import TARGETS
 
 RUNTIMES = ("torch", "onnxruntime", "openvino")
 # What may become of a network on a runtime: it agrees; lowering itself says that it does not, or

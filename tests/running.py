@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from octavo.call import build_output, flatten_call
-from octavo.graph import Graph
-from octavo.program import compile_steps, steps_of
+from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.graph import Graph
+from octavo.graph.program import compile_steps, steps_of
 
 
 def run_graph(graph: Graph, *args: Any, **kwargs: Any) -> Any:

@@ -299,7 +299,11 @@ def test_the_message_names_the_way_out(argument: str, thing: str, message: str) 
 
 
 def test_every_public_function_stands_in_the_table() -> None:
-    own = {"capture", "quantize", "prepare_qat"}  # tests/test_capture.py, test_quantize.py, qat/
+    own = {
+        "capture",
+        "quantize",
+        "prepare_qat",
+    }  # tests/graph/capture/test_capture.py, test_quantize.py, qat/
     functions = {
         name
         for name in octavo.__all__

@@ -1,8 +1,8 @@
 """The house rules of src/octavo that a machine can hold, read off the syntax trees.
 
-A module imports from the layers below it, or from its left in its own line of ``LAYERS``. Imports
-inside functions and under ``TYPE_CHECKING`` count like all others. ``octavo/__init__.py`` stands
-above the table and may import anything; nothing imports it.
+A room (a folder or a file right below ``octavo``) imports only rooms before it in ``ROOMS``.
+Imports inside functions and under ``TYPE_CHECKING`` count like all others. ``octavo/__init__.py``
+stands above the rooms and may import anything; nothing imports it.
 """
 
 from __future__ import annotations
@@ -18,110 +18,28 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
 
-# Lowest first. A folder stands for all modules in it; among themselves they only may not be cyclic.
-LAYERS = (
-    (
-        "version",
-        "shown",
-        "errors",
-        "source_file",
-        "arguments",
-        "copying",
-        "tracing",
-        "dtypes",
-        "scheme",
-        "atomic",
-        "progress",
-        "quiet",
-        "text_table",
-        "rich_table",
-        "html_table",
-        "json_numbers",
-        "evaluation",
-        "pixels",
-        "latency",
-        "chance",
-        "held",
-        "engines",
-    ),
-    ("affine", "observers", "ops"),
-    (
-        "size_guards",
-        "graph",
-        "weighted",
-        "guards",
-        "operators",
-        "program",
-        "call",
-        "passes",
-        "example",
-        "padded_tokens",
-        "specialization",
-        "exporting",
-        "fidelity",
-        "fixed_values",
-        "capture",
-    ),
-    ("qconfig", "targets", "placement", "plan"),
-    ("unrounded", "screening", "batches", "calibrate", "weights"),
-    (
-        "islands",
-        "convert",
-        "cuts",
-        "qat",
-        "schemas",
-        "shapes",
-        "budget",
-        "soundness",
-        "graph_json",
-        "tensor_file",
-        "artifact",
-        "model_state",
-    ),
-    ("onnx", "runtimes"),
-    ("summary", "model", "kinds", "rounded_weights"),
-    (
-        "machine",
-        "metrics",
-        "cold_start",
-        "comparison",
-        "contenders",
-        "footprint",
-        "compare",
-        "parity",
-        "analysis",
-    ),
-    ("bench", "onnx_file", "package"),
-    ("quantize", "search", "plots", "report", "digits", "replay", "demo"),
-    (
-        "references",
-        "pt2",
-        "model_source",
-        "image_folder",
-        "data_source",
-        "compat",
-        "migrate",
-        "cli",
-    ),
-    ("__main__",),
+# Lowest first. Inside of a room modules may import each other, but for cycles.
+ROOMS = tuple(
+    "version display errors arguments numerics graph quantization qat runtimes model flow "
+    "measuring searching reporting compat demo cli __main__".split()
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
 # named modules alone, so that `import octavo` needs none of them.
 CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
 OPTIONAL = {
-    "matplotlib": {"octavo.plots.figure"},
-    "jinja2": {"octavo.report.html"},
-    "sklearn": {"octavo.digits"},
-    "PIL": {"octavo.image_folder"},
-    "onnx": {"octavo.onnx.writer"},
+    "matplotlib": {"octavo.reporting.plots.figure"},
+    "jinja2": {"octavo.reporting.html"},
+    "sklearn": {"octavo.demo.digits"},
+    "PIL": {"octavo.cli.sources.image_folder"},
+    "onnx": {"octavo.runtimes.onnx.writer"},
     "onnxruntime": {"octavo.runtimes.onnxruntime"},
     "openvino": {"octavo.runtimes.openvino"},
-    "ray": {"octavo.engines.ray"},
-    "pandas": {"octavo.analysis.layer_errors"},
+    "ray": {"octavo.measuring.engines.ray"},
+    "pandas": {"octavo.measuring.layers.layer_errors"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {"octavo.qat.transformers"},
-    "libcst": {"octavo.migrate.syntax"},
+    "libcst": {"octavo.compat.migrate.syntax"},
 }
 
 # Dotted names that src neither imports nor spells out, and why.
@@ -134,7 +52,7 @@ FORBIDDEN = {
     "torch.package": "it unpickles",
 } | dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), "it unpickles")
 
-RANKS = {name: (row, column) for row, line in enumerate(LAYERS) for column, name in enumerate(line)}
+RANKS = {name: rank for rank, name in enumerate(ROOMS)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +65,7 @@ class Module:
 
     @property
     def part(self) -> str:
-        """The name that stands for it in ``LAYERS``."""
+        """Its room."""
         return self.name.split(".")[1] if "." in self.name else ""
 
 
@@ -185,7 +103,7 @@ def violations(source: Path) -> list[str]:
     modules = read_modules(source)
     found = [problem for module in modules.values() for problem in _in_module(module, modules)]
     found += [
-        f"LAYERS in tests/test_layers.py names {part!r}, and src/octavo has no such module: "
+        f"ROOMS in tests/test_layers.py names {part!r}, and src/octavo has no such room: "
         "take it out"
         for part in RANKS.keys() - {module.part for module in modules.values()}
     ]
@@ -206,8 +124,8 @@ def _in_module(module: Module, modules: dict[str, Module]) -> Iterator[str]:
         yield f"{module.name}: no file is named utils.py; name it after its subject"
     elif module.part and module.part not in RANKS:
         yield (
-            f"{module.name} has no place in LAYERS: add {module.part!r} to the table at the top of "
-            "tests/test_layers.py, in the lowest layer that its imports allow"
+            f"{module.name} stands in no room: move it into one, or add {module.part!r} to ROOMS, "
+            "at the top of tests/test_layers.py, as early as its imports allow"
         )
     for line, full in imported_names(module):
         place = f"{module.name}:{line}"
@@ -226,10 +144,10 @@ def _upward(module: Module, place: str, target: Module) -> Iterator[str]:
     mine, theirs = RANKS.get(module.part), RANKS.get(target.part)
     if not target.part:
         yield f"{place}: imports octavo itself; import from the module that defines the name"
-    elif mine and theirs and theirs > mine:
+    elif mine is not None and theirs is not None and theirs > mine:
         yield (
-            f"{place}: imports {target.name}, which stands above it or to its right in LAYERS: "
-            f"{module.part} is in layer {mine[0] + 1}, {target.part} in layer {theirs[0] + 1}"
+            f"{place}: imports {target.name}, upwards: {target.part} comes after {module.part} in "
+            "ROOMS (tests/test_layers.py)"
         )
 
 
@@ -295,7 +213,7 @@ def test_the_source_keeps_the_rules() -> None:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
-    """A source tree with one empty file for each entry of LAYERS."""
+    """A source tree with one empty file for each room."""
     (tmp_path / "octavo").mkdir()
     (tmp_path / "octavo" / "__init__.py").touch()
     for part in RANKS:
@@ -305,21 +223,24 @@ def house(tmp_path: Path) -> Path:
 
 def _write(house: Path, name: str, text: str) -> None:
     path = house / "octavo" / name
-    path.parent.mkdir(exist_ok=True)
-    (house / "octavo" / f"{path.parent.name}.py").unlink(missing_ok=True)  # a folder replaces it
+    if len(path.relative_to(house).parts) > 2:  # a folder replaces the file of its name
+        room = house / "octavo" / path.relative_to(house).parts[1]
+        room.with_suffix(".py").unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (room / "__init__.py").touch()
     path.write_text(text, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("plan.py", "from octavo.graph import Graph\nfrom octavo import errors, affine"),
-        ("scheme.py", "from octavo.dtypes import QDType"),
+        ("quantization/plan.py", "from octavo.graph import Graph\nfrom octavo import errors"),
+        ("graph/graph.py", "from octavo.numerics.dtypes import QDType"),
         ("__init__.py", "from octavo.cli import main\nfrom octavo.errors import OctavoError"),
-        ("passes/fold.py", "import octavo.graph\nimport torch.nn as nn, typing"),
+        ("graph/passes/fold.py", "import octavo.graph\nimport torch.nn as nn, typing"),
         ("runtimes/openvino.py", "import openvino"),
-        ("artifact.py", "import torch\ntorch.load('x', weights_only=True)\nx = y.pickle"),
-        ("capture.py", "from . import graph\nfrom .graph import Graph"),
+        ("model/artifact.py", "import torch\ntorch.load('x', weights_only=True)\nx = y.pickle"),
+        ("graph/capture.py", "from . import graph\nfrom .graph import Graph"),
     ],
 )
 def test_what_the_rules_allow(house: Path, name: str, text: str) -> None:
@@ -330,35 +251,47 @@ def test_what_the_rules_allow(house: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("affine.py", "from octavo.graph import Graph", "octavo.affine:1: imports octavo.graph"),
-        ("errors.py", "\nfrom octavo import scheme", "octavo.errors:2: imports octavo.scheme"),
-        ("graph.py", "import octavo.compare", "layer 3, compare in layer"),
-        ("graph.py", "from .plan import Plan", "imports octavo.plan"),
-        ("graph.py", "from . import plan", "imports octavo.plan"),
-        ("passes/a.py", "from ..plan import Plan", "octavo.passes.a:1: imports octavo.plan"),
-        ("graph.py", "def f():\n    from octavo.plan import Plan", "octavo.graph:2"),
+        (
+            "numerics/a.py",
+            "from octavo.graph import Graph",
+            "octavo.numerics.a:1: imports octavo.",
+        ),
+        (
+            "errors.py",
+            "\nfrom octavo import graph",
+            "octavo.errors:2: imports octavo.graph, upwards",
+        ),
+        ("graph.py", "import octavo.compat", "compat comes after graph in ROOMS"),
+        ("graph.py", "from .model import Plan", "imports octavo.model"),
+        ("graph.py", "from . import model", "imports octavo.model"),
+        ("graph/a.py", "from ..model import Plan", "octavo.graph.a:1: imports octavo.model"),
+        ("graph.py", "def f():\n    from octavo.model import Plan", "octavo.graph:2"),
         (
             "graph.py",
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from octavo.plan import Plan",
-            "octavo.graph:3: imports octavo.plan",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from octavo.model import P",
+            "octavo.graph:3: imports octavo.model",
         ),
-        ("graph.py", "import_module('octavo.plan')", "imports octavo.plan"),
+        ("graph.py", "import_module('octavo.model')", "imports octavo.model"),
         ("graph.py", "from octavo import __version__", "imports octavo itself"),
         ("graph.py", "from torch import *", "import *"),
-        ("utils.py", "", "no file is named utils.py"),
-        ("helpers.py", "", "add 'helpers' to the table"),
-        ("plan.py", "import torch.ao.quantization", "torch.ao.quantization is forbidden"),
-        ("plan.py", "from torch import ao", "torch.ao is forbidden"),
-        ("plan.py", "import torchao", "torchao is forbidden"),
-        ("plan.py", "from torch.quantization import QConfig", "is being removed"),
-        ("plan.py", "import torch\nf = torch.ops.quantized.linear", "octavo.plan:2: torch.ops.qu"),
-        ("artifact.py", "import pickle", "pickle is forbidden: it unpickles"),
-        ("artifact.py", "torch.load('x')", "torch.load without weights_only"),
-        ("artifact.py", "torch.load('x', weights_only=False)", "torch.load without weights_only"),
+        ("graph/utils.py", "", "no file is named utils.py"),
+        ("helpers.py", "", "add 'helpers' to ROOMS"),
+        ("model.py", "import torch.ao.quantization", "torch.ao.quantization is forbidden"),
+        ("model.py", "from torch import ao", "torch.ao is forbidden"),
+        ("model.py", "import torchao", "torchao is forbidden"),
+        ("model.py", "from torch.quantization import QConfig", "is being removed"),
+        (
+            "model.py",
+            "import torch\nf = torch.ops.quantized.linear",
+            "octavo.model:2: torch.ops.qu",
+        ),
+        ("model.py", "import pickle", "pickle is forbidden: it unpickles"),
+        ("model.py", "torch.load('x')", "torch.load without weights_only"),
+        ("model.py", "torch.load('x', weights_only=False)", "torch.load without weights_only"),
         ("cli.py", "np.load('x', allow_pickle=True)", "allow_pickle"),
         ("runtimes/torch.py", "import onnxruntime as ort", "onnxruntime is optional"),
-        ("artifact.py", "import_module('openvino')", "openvino is optional"),
-        ("plan.py", "import polars", "polars is no dependency"),
+        ("model.py", "import_module('openvino')", "openvino is optional"),
+        ("model.py", "import polars", "polars is no dependency"),
     ],
 )
 def test_what_the_rules_catch(house: Path, name: str, text: str, message: str) -> None:
@@ -368,12 +301,20 @@ def test_what_the_rules_catch(house: Path, name: str, text: str, message: str) -
     assert message in problems[0]
 
 
-def test_a_cycle_inside_a_folder_is_caught(house: Path) -> None:
-    _write(house, "passes/a.py", "from octavo.passes.b import g")
-    _write(house, "passes/b.py", "from octavo.passes import a")
-    assert any("octavo.passes.a -> octavo.passes.b" in line for line in violations(house))
+def test_a_cycle_inside_a_room_is_caught(house: Path) -> None:
+    _write(house, "graph/a.py", "from octavo.graph.b import g")
+    _write(house, "graph/b.py", "from octavo.graph import a")
+    assert any("octavo.graph.a -> octavo.graph.b" in line for line in violations(house))
 
 
-def test_an_entry_without_a_module_is_caught(house: Path) -> None:
-    (house / "octavo" / "plan.py").unlink()
-    assert any("names 'plan'" in line for line in violations(house))
+def test_a_room_that_is_not_there_is_caught(house: Path) -> None:
+    (house / "octavo" / "model.py").unlink()
+    assert any("names 'model'" in line for line in violations(house))
+
+
+def test_the_listing_is_short() -> None:
+    """A newcomer sees the architecture in the folder's listing."""
+    entries = [path for path in (SOURCE / "octavo").iterdir() if path.name != "__pycache__"]
+    folders = [path for path in entries if path.is_dir()]
+    assert len(folders) <= 12
+    assert len(entries) - len(folders) <= 8

@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from octavo.cli import app
-from octavo.dtypes import QDTYPES
-from octavo.observers import OBSERVERS
-from octavo.scheme import Scheme
-from octavo.targets import TARGETS
+from octavo.numerics.dtypes import QDTYPES
+from octavo.numerics.observers import OBSERVERS
+from octavo.numerics.scheme import Scheme
+from octavo.quantization.targets import TARGETS
 
 README = Path(__file__).parents[1] / "README.md"
 PAGES = (

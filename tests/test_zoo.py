@@ -13,7 +13,7 @@ from torch import Tensor
 
 import octavo
 from benchmarks import reach
-from octavo.graph_json import from_json, to_json
+from octavo.graph.as_json import from_json, to_json
 
 CAPTURED, RUN = 2, (1, 3)  # batch sizes
 # Random weights: rounding noise meets nothing that training made robust, and the noise of deep

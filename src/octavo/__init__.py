@@ -7,9 +7,14 @@
 >>> m = octavo.load("model.octavo")                       # doctest: +SKIP
 """
 
-from octavo import plots
-from octavo.affine import QParams
-from octavo.analysis import (
+from octavo.errors import OctavoError, OctavoWarning
+from octavo.flow import convert, quantize
+from octavo.graph.capture.capture import capture
+from octavo.graph.pixels import Pixels
+from octavo.measuring.bench import Bench, bench
+from octavo.measuring.comparison import compare
+from octavo.measuring.comparison_table import Comparison
+from octavo.measuring.layers import (
     Distribution,
     LayerErrors,
     Sensitivity,
@@ -17,14 +22,12 @@ from octavo.analysis import (
     layer_errors,
     sensitivity,
 )
-from octavo.bench import Bench, bench
-from octavo.calibrate import Calibrated, Calibration, calibrate
-from octavo.capture import capture
-from octavo.compare import compare
-from octavo.comparison import Comparison
-from octavo.errors import OctavoError, OctavoWarning
-from octavo.model import QuantizedModel, load
-from octavo.observers import (
+from octavo.measuring.parity import Parity, verify
+from octavo.model.model import QuantizedModel, load
+from octavo.model.onnx_file import export_onnx
+from octavo.model.package import export_package, load_package
+from octavo.numerics.affine import QParams
+from octavo.numerics.observers import (
     MSE,
     Entropy,
     FixedRange,
@@ -33,21 +36,22 @@ from octavo.observers import (
     MovingAverageMinMax,
     Percentile,
 )
-from octavo.onnx_file import export_onnx
-from octavo.package import export_package, load_package
-from octavo.parity import Parity, verify
-from octavo.pixels import Pixels
-from octavo.plan import Plan, plan
+from octavo.numerics.scheme import Scheme
 from octavo.qat import QATModel, prepare_qat
-from octavo.qconfig import QConfig, QConfigMapping, QSpec
-from octavo.quantize import convert, quantize
-from octavo.report import Report, report
+from octavo.quantization.calibrate import Calibrated, Calibration, calibrate
+from octavo.quantization.plan import Plan, plan
+from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec
+from octavo.quantization.targets import (
+    dynamic_qconfig,
+    qat_qconfig,
+    static_qconfig,
+    weight_only_qconfig,
+)
+from octavo.quantization.weights import correct_biases
+from octavo.reporting import Report, plots, report
 from octavo.runtimes.cpu import host_target
-from octavo.scheme import Scheme
-from octavo.search import SearchResult, search
-from octavo.targets import dynamic_qconfig, qat_qconfig, static_qconfig, weight_only_qconfig
+from octavo.searching import SearchResult, search
 from octavo.version import __version__
-from octavo.weights import correct_biases
 
 __all__ = [
     "MSE",

@@ -19,7 +19,7 @@ works, though not as it might.
 
 from __future__ import annotations
 
-from octavo.shown import plain
+from octavo.display import plain
 
 
 class OctavoError(Exception):

@@ -18,9 +18,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import octavo
-from octavo import artifact
 from octavo.cli import app
-from octavo.comparison import Comparison, Row
+from octavo.measuring.comparison_table import Comparison, Row
+from octavo.model import artifact
 
 ESCAPES = "\x1b]0;owned\x07"
 

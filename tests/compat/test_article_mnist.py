@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compat.networks import FUSED, Trained, percent_right, train
 from octavo.compat import quantization
-from octavo.demo import Net as ArticlesNet
+from octavo.demo.demo import Net as ArticlesNet
 from octavo.errors import OctavoWarning
 
 

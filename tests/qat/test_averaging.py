@@ -88,7 +88,7 @@ def test_the_average_converts_with_its_own_weights_and_ranges(name: str, learned
             low, high = (mean(f"{path}.{end}") / share for end in ("low", "high"))
             if name == "averaged, buffers copied":
                 low, high = states[-1][f"{path}.low"], states[-1][f"{path}.high"]
-            expected = octavo.affine.qparams_of_range(low, high, part.scheme)
+            expected = octavo.numerics.affine.qparams_of_range(low, high, part.scheme)
             torch.testing.assert_close(part.qparams().scale, expected.scale)
     if learned:
         zero_points = {

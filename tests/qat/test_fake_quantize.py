@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import octavo
 from octavo import FixedRange, MinMax, MovingAverageMinMax, QSpec, Scheme
-from octavo.affine import QParams, fake_quantize
 from octavo.errors import CalibrationError, PlanError
-from octavo.observers import Bounds, Observer
+from octavo.numerics.affine import QParams, fake_quantize
+from octavo.numerics.observers import Bounds, Observer
 from octavo.qat import LearnedFakeQuantize, ObservedFakeQuantize, WeightFakeQuantize
 from octavo.qat.fake_quantize import learned_start
 

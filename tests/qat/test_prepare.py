@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import octavo
 from octavo import MinMax, QConfig, QConfigMapping, QSpec, Scheme
 from octavo.errors import CalibrationError, InputError, OctavoError, PlanError, TrainingError
-from octavo.evaluation import evaluating
+from octavo.graph.evaluation import evaluating
 from octavo.qat import QATModel
 
 WEIGHT = QSpec(Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True), MinMax())

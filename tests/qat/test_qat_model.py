@@ -212,7 +212,7 @@ def test_any_bits_from_two_to_eight(bits: int) -> None:
 @pytest.mark.parametrize("learned", [False, True], ids=["observed", "learned"])
 @pytest.mark.parametrize("kind", ["conv2d", "transposed", "transposed, grouped", "linear", "alone"])
 def test_channels_without_weights_are_deployed_as_they_evaluate(kind: str, learned: bool) -> None:
-    """Their scales are raised until the bias is an int32, see `octavo.weights.with_room`."""
+    """Their scales are raised until the bias is an int32 (`octavo.quantization.weights`)."""
     net, x = _made(kind if kind != "alone" else "conv2d")
     if kind == "alone":
         net = nn.Sequential(net[0], net[2])  # type: ignore[index]

@@ -11,7 +11,7 @@ from torch import nn
 
 import octavo
 from octavo.errors import OctavoError, RuntimeDisagrees, RuntimeUnavailable
-from octavo.program import run_of
+from octavo.graph.program import run_of
 from octavo.runtimes import RUNTIMES, lower, lowering
 from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered

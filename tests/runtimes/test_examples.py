@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from octavo.graph import Graph, Input, TensorMeta
+from octavo.graph.graph import Graph, Input, TensorMeta
 from octavo.runtimes.examples import random_inputs
 
 

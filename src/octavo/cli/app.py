@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from octavo.display import finite, plain
 from octavo.errors import OctavoError, OctavoWarning
-from octavo.json_numbers import finite
-from octavo.shown import plain
 from octavo.version import __version__
 
 NARROW_OUTPUT_WIDTH = 120  # of text that goes to a file or a pipe

@@ -31,8 +31,8 @@ def bench(
 
     **Example:** `octavo bench m.octavo --batches 1,16`
     """
-    from octavo.bench import bench as bench_file
     from octavo.errors import InputError
+    from octavo.measuring.bench import bench as bench_file
 
     try:
         sizes = [int(size) for size in batches.split(",")]

@@ -59,11 +59,11 @@ def compare(
 
     **Example:** `octavo compare mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
-    from octavo.batches import Signature
-    from octavo.compare import compare as compare_models
-    from octavo.data_source import load_data
-    from octavo.model import load
-    from octavo.model_source import load_model
+    from octavo.cli.sources.data_source import load_data
+    from octavo.cli.sources.model_source import load_model
+    from octavo.graph.batches import Signature
+    from octavo.measuring.comparison import compare as compare_models
+    from octavo.model.model import load
 
     network = load_model(model, weights)
     names = [name.strip() for name in runtimes.split(",")]

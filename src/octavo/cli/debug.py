@@ -43,12 +43,12 @@ def debug(
 
     **Example:** `octavo debug mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
-    from octavo.analysis.layer_errors import layer_errors
-    from octavo.analysis.repair import repair_code, repairs
-    from octavo.batches import Signature
-    from octavo.data_source import load_data
-    from octavo.model import load
-    from octavo.model_source import load_model
+    from octavo.cli.sources.data_source import load_data
+    from octavo.cli.sources.model_source import load_model
+    from octavo.graph.batches import Signature
+    from octavo.measuring.layers.layer_errors import layer_errors
+    from octavo.measuring.layers.repair import repair_code, repairs
+    from octavo.model.model import load
 
     network = load_model(model, weights)
     q = load(file, runtime="reference")  # rounding is the file's, whatever this CPU runs in float

@@ -38,7 +38,7 @@ def demo(
 
     **Example:** `octavo demo --out build/demo`
     """
-    from octavo.demo import run_demo, silent
+    from octavo.demo.demo import run_demo, silent
 
     screen = console()
     say = silent if as_json else lambda line: screen.print(line, highlight=False)

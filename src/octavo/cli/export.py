@@ -31,10 +31,10 @@ def export(
     """
     from pathlib import Path
 
-    from octavo.atomic import require_file
-    from octavo.model import load
-    from octavo.onnx_file import export_onnx
-    from octavo.package import export_package
+    from octavo.model.files.atomic import require_file
+    from octavo.model.model import load
+    from octavo.model.onnx_file import export_onnx
+    from octavo.model.package import export_package
 
     require_file(out)
     model = load(file, runtime="reference")

@@ -23,7 +23,7 @@ def inspect(
 
     **Example:** `octavo inspect m.octavo --plan`
     """
-    from octavo.model import load
+    from octavo.model.model import load
 
     q = load(file)
     size = Path(file).stat().st_size

@@ -27,7 +27,7 @@ def migrate(
 
     **Example:** `octavo migrate src --write`
     """
-    from octavo.migrate import migrate as migrate_sources
+    from octavo.compat.migrate import migrate as migrate_sources
 
     found = migrate_sources(path, write=write, progress=not as_json)
     if as_json:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from octavo.image_folder import ImageOptions
-    from octavo.model import QuantizedModel
+    from octavo.cli.sources.image_folder import ImageOptions
+    from octavo.model.model import QuantizedModel
 
 MODEL_HELP = (
     "package.module:name of a model or a function that builds one (found from the current folder "
@@ -95,7 +95,7 @@ Gray = Annotated[bool, typer.Option("--gray", help="Read a folder's images with 
 
 def metric_of(text: str | None) -> Any:
     """The function that the text names, else the text."""
-    from octavo.references import is_reference, resolve_reference
+    from octavo.cli.sources.references import is_reference, resolve_reference
 
     return resolve_reference(text) if text and is_reference(text) else text
 
@@ -126,8 +126,8 @@ def image_options(
     Raises:
         InputError: the numbers cannot be used.
     """
+    from octavo.cli.sources.image_folder import ImageOptions
     from octavo.errors import InputError
-    from octavo.image_folder import ImageOptions
 
     if raw and (mean is not None or std is not None):
         raise InputError(

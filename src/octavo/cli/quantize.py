@@ -107,14 +107,14 @@ def quantize(
     `octavo quantize model.pt2 --calibration x.npz --input-mean 0.485,0.456,0.406
     --input-std 0.229,0.224,0.225 -o m.octavo`
     """
-    from octavo.atomic import require_file
-    from octavo.batches import Signature
-    from octavo.data_source import load_data
+    from octavo.cli.sources.data_source import load_data
+    from octavo.cli.sources.model_source import load_model
     from octavo.errors import InputError
-    from octavo.model_source import load_model
-    from octavo.quantize import quantize as quantize_model
+    from octavo.flow import quantize as quantize_model
+    from octavo.graph.batches import Signature
+    from octavo.model.files.atomic import require_file
+    from octavo.quantization.targets import weight_only_qconfig
     from octavo.runtimes.cpu import host_target
-    from octavo.targets import weight_only_qconfig
 
     weight_only = mode is Mode.weight_only
     if not weight_only and (bits != 8 or group_size is not None):

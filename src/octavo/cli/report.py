@@ -60,14 +60,14 @@ def report(
 
     **Example:** `octavo report mymodels:build m.octavo --data test.npz -o report.html`
     """
-    from octavo.analysis import sensitivity
-    from octavo.atomic import require_file
-    from octavo.batches import Signature
-    from octavo.data_source import load_data
-    from octavo.model import load
-    from octavo.model_source import load_model
-    from octavo.report import report as report_on
-    from octavo.search import SearchResult
+    from octavo.cli.sources.data_source import load_data
+    from octavo.cli.sources.model_source import load_model
+    from octavo.graph.batches import Signature
+    from octavo.measuring.layers import sensitivity
+    from octavo.model.files.atomic import require_file
+    from octavo.model.model import load
+    from octavo.reporting import report as report_on
+    from octavo.searching import SearchResult
 
     require_file(out)
     network, q = load_model(model, weights), load(file)

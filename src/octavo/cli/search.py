@@ -75,11 +75,11 @@ def search(
 
     **Example:** `octavo search mymodels:build --calibration x.npz --data y.npz --max-drop 1 -o s`
     """
-    from octavo.batches import Signature
-    from octavo.data_source import load_data
-    from octavo.model_source import load_model
+    from octavo.cli.sources.data_source import load_data
+    from octavo.cli.sources.model_source import load_model
+    from octavo.graph.batches import Signature
     from octavo.runtimes.cpu import host_target
-    from octavo.search.search import search as search_for
+    from octavo.searching.search import search as search_for
 
     network = load_model(model, weights)
     signature = Signature.of(network)

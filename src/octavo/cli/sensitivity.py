@@ -59,10 +59,10 @@ def sensitivity(
 
     **Example:** `octavo sensitivity mymodels:build --calibration x.npz --data test.npz`
     """
-    from octavo.analysis.sensitivity import sensitivity as sensitivity_of
-    from octavo.batches import Signature
-    from octavo.data_source import load_data
-    from octavo.model_source import load_model
+    from octavo.cli.sources.data_source import load_data
+    from octavo.cli.sources.model_source import load_model
+    from octavo.graph.batches import Signature
+    from octavo.measuring.layers.sensitivity import sensitivity as sensitivity_of
     from octavo.runtimes.cpu import host_target
 
     network = load_model(model, weights)

@@ -41,9 +41,9 @@ def verify(
 
     **Example:** `octavo verify m.octavo --data test.npz`
     """
-    from octavo.data_source import load_data
-    from octavo.model import load
-    from octavo.parity import verify as verify_model
+    from octavo.cli.sources.data_source import load_data
+    from octavo.measuring.parity import verify as verify_model
+    from octavo.model.model import load
 
     q = load(file, runtime="reference")
     names = None if runtimes is None else [name.strip() for name in runtimes.split(",")]

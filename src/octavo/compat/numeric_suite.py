@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.affine import broadcast, dequantize
-from octavo.call import flatten_call
-from octavo.capture import capture
 from octavo.compat.quantization.converted import Converted
 from octavo.compat.quantization.layers import QuantizedLayer
 from octavo.compat.quantization.missing import missing
 from octavo.errors import InputError, OctavoError
-from octavo.graph import Graph
-from octavo.program import compile_steps, steps_of
+from octavo.graph.calls import flatten_call
+from octavo.graph.capture.capture import capture
+from octavo.graph.graph import Graph
+from octavo.graph.program import compile_steps, steps_of
+from octavo.numerics.affine import broadcast, dequantize
 
 __all__ = ["compare_model_outputs", "compare_model_stub", "compare_weights"]
 

@@ -17,15 +17,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.atomic import replacing
 from octavo.compat.quantization.changed import as_float
 from octavo.compat.quantization.prepared import Preparation
 from octavo.compat.quantization.quantize import convert, prepared, quantize_dynamic, trained
 from octavo.compat.quantization.trained import Training
 from octavo.compat.tinynn_config import completed, rules_of
-from octavo.copying import copied
 from octavo.errors import OctavoError, PlanError
-from octavo.plan import Plan
+from octavo.graph.copying import copied
+from octavo.model.files.atomic import replacing
+from octavo.quantization.plan import Plan
 
 __all__ = ["DynamicQuantizer", "PostQuantizer", "QATQuantizer"]
 

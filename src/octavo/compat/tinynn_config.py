@@ -15,10 +15,10 @@ from torch import nn
 from octavo.compat.quantization.qconfig import native
 from octavo.compat.quantization.rules import MappingRules
 from octavo.errors import PlanError
-from octavo.observers import Entropy, Histogram, MovingAverageMinMax, Observer
-from octavo.qconfig import QConfig, QConfigMapping, QSpec
-from octavo.scheme import Scheme
-from octavo.targets import dynamic_qconfig, static_qconfig
+from octavo.numerics.observers import Entropy, Histogram, MovingAverageMinMax, Observer
+from octavo.numerics.scheme import Scheme
+from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec
+from octavo.quantization.targets import dynamic_qconfig, static_qconfig
 
 
 @dataclass(frozen=True)

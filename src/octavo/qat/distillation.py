@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.errors import InputError
-from octavo.evaluation import evaluating
+from octavo.graph.evaluation import evaluating
 
 
 class DistillationLoss(nn.Module):

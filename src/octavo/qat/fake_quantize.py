@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from octavo.affine import QParams, blocks, unchecked_qparams
 from octavo.errors import CalibrationError, PlanError
-from octavo.observers import Bounds, FixedRange, MinMax, MovingAverageMinMax, Observer
-from octavo.observers.base import extrema
+from octavo.numerics.affine import QParams, blocks, unchecked_qparams
+from octavo.numerics.observers import Bounds, FixedRange, MinMax, MovingAverageMinMax, Observer
+from octavo.numerics.observers.base import extrema
+from octavo.numerics.scheme import Scheme
 from octavo.qat.rounding import (
     fake_quantize,
     fake_quantize_as_deployed,
     fake_quantize_learned,
 )
-from octavo.qconfig import QSpec
-from octavo.scheme import Scheme
+from octavo.quantization.qconfig import QSpec
 
 # A learned scale may not cross zero.
 _SMALLEST = torch.finfo(torch.float32).tiny ** 0.5

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from octavo.qat.fake_quantize import FakeQuantize
 from octavo.qat.rounding import integer_bias
-from octavo.weights import step_of_sums, with_room
+from octavo.quantization.weights import step_of_sums, with_room
 
 
 @dataclass(frozen=True)

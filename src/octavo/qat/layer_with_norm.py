@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.errors import TrainingError
-from octavo.graph import Node
-from octavo.passes.fold_batch_norm import folded_tensors, scaled
+from octavo.graph.graph import Node
+from octavo.graph.passes.fold_batch_norm import folded_tensors, scaled
 from octavo.qat.held_norm import momentum_of
 from octavo.qat.layer_rounding import LayerRounding
 

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.affine import QParams
-from octavo.batches import Signature
-from octavo.calibrate import qparams_of_weight
-from octavo.call import build_output, flatten_call
 from octavo.errors import CalibrationError, OctavoWarning, PlanError, TrainingError
-from octavo.graph import Graph
-from octavo.plan import Plan
-from octavo.program import compile_steps
+from octavo.graph.batches import Signature
+from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.graph import Graph
+from octavo.graph.program import compile_steps
+from octavo.numerics.affine import QParams
 from octavo.qat.fake_quantize import (
     FakeQuantize,
     LearnedFakeQuantize,
@@ -27,6 +25,8 @@ from octavo.qat.fake_quantize import (
 from octavo.qat.held_norm import holder, path_of
 from octavo.qat.layer_with_norm import Mode
 from octavo.qat.training_graph import TrainingGraph, training_program
+from octavo.quantization.calibrate import qparams_of_weight
+from octavo.quantization.plan import Plan
 
 _OWN = "fake_quantizers"
 _BATCH_NORM = "aten.batch_norm.default"

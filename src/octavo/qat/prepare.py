@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from octavo.affine import qparams_of_range
-from octavo.batches import Signature, example_call
-from octavo.calibrate import observed
-from octavo.call import flatten_call, with_seen
-from octavo.capture import traced
 from octavo.errors import CalibrationError, PlanError, TrainingError
-from octavo.example import module_of
-from octavo.graph import Graph
-from octavo.observers import Bounds, FixedRange
-from octavo.plan import Plan, plan
+from octavo.graph.batches import Signature, example_call
+from octavo.graph.calls import flatten_call, with_seen
+from octavo.graph.capture.capture import traced
+from octavo.graph.capture.example import module_of
+from octavo.graph.graph import Graph
+from octavo.numerics.affine import qparams_of_range
+from octavo.numerics.observers import Bounds, FixedRange
 from octavo.qat.fake_quantize import (
     FakeQuantize,
     LearnedFakeQuantize,
@@ -28,8 +26,10 @@ from octavo.qat.fake_quantize import (
 )
 from octavo.qat.model import Held, QATModel
 from octavo.qat.training_graph import TrainingGraph
-from octavo.qconfig import QConfig, QConfigMapping, QSpec
-from octavo.targets import qat_qconfig
+from octavo.quantization.calibrate import observed
+from octavo.quantization.plan import Plan, plan
+from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec
+from octavo.quantization.targets import qat_qconfig
 
 
 def prepare_qat(
@@ -56,7 +56,7 @@ def prepare_qat(
             model with; the first calibration batch without it.
         qconfig: one `QConfig` for all layers, or a `QConfigMapping`; `octavo.qat_qconfig` of the
             target without.
-        target: where the model will run, see `octavo.targets`.
+        target: where the model will run, see `octavo.quantization.targets`.
         mode: what layers are where ``qconfig`` says nothing else: ``"static"``, ``"dynamic"`` or
             ``"weight_only"``. Without it what ``qconfig`` is, else static.
         calibration: batches to find the first ranges on. Without it they begin with what the first

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo import affine, ops, weights
-from octavo.affine import QParams, blocks, broadcast
+from octavo.numerics import affine, octavo_ops
+from octavo.numerics.affine import QParams, blocks, broadcast
+from octavo.quantization import weights
 
 
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
@@ -49,7 +50,7 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
 
 
 def fake_quantize_as_deployed(x: Tensor, qparams: QParams) -> Tensor:
-    """`octavo.affine.fake_quantize`, to the bit, with the gradient of `fake_quantize`.
+    """`octavo.numerics.affine.fake_quantize`, to the bit, with the gradient of `fake_quantize`.
 
     It takes several passes over memory: for evaluation.
     """
@@ -60,7 +61,7 @@ def fake_quantize_as_deployed(x: Tensor, qparams: QParams) -> Tensor:
 
 
 def integer_bias(bias: Tensor, step: Tensor) -> Tensor:
-    """`octavo.weights.integer_bias`, straight through."""
+    """`octavo.quantization.weights.integer_bias`, straight through."""
     return _straight_through(bias, weights.integer_bias(bias.detach(), step.detach()))
 
 
@@ -94,9 +95,9 @@ def fake_quantize_learned(x: Tensor, qparams: QParams, gradient_scale: float) ->
 def fake_quantize_dynamic(
     x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool
 ) -> Tensor:
-    """`octavo.ops.fake_quantize_dynamic`, straight through: nothing is out of range."""
+    """`octavo.numerics.octavo_ops.fake_quantize_dynamic`, straight through: nothing is out of range."""
     return _straight_through(
-        x, ops.fake_quantize_dynamic(x.detach(), qmin, qmax, symmetric, per_token)
+        x, octavo_ops.fake_quantize_dynamic(x.detach(), qmin, qmax, symmetric, per_token)
     )
 
 
@@ -110,12 +111,12 @@ def attention(
     gqa: bool,
     levels: int,
 ) -> Tensor:
-    """`octavo.ops.attention` with the gradient of attention whose probabilities are not rounded."""
+    """`octavo.numerics.octavo_ops.attention` with the gradient of attention whose probabilities are not rounded."""
     smooth = functional.scaled_dot_product_attention(
         q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa
     )
     with torch.no_grad():
-        rounded = ops.attention(q, k, v, mask, causal, scale, gqa, levels)
+        rounded = octavo_ops.attention(q, k, v, mask, causal, scale, gqa, levels)
     return _straight_through(smooth, rounded)
 
 

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.convert import with_rounded_probabilities
-from octavo.graph import Graph, Node, Ref
-from octavo.passes import (
+from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.passes import (
     fold_batch_norm,
     foldable_norms,
     in_evaluation,
@@ -24,15 +23,16 @@ from octavo.passes import (
     normalise_spelling,
     simplified,
 )
-from octavo.passes.training import training_flag
-from octavo.plan import Plan
-from octavo.program import Step, step_of
+from octavo.graph.passes.training import training_flag
+from octavo.graph.program import Step, step_of
 from octavo.qat import rounding
 from octavo.qat.fake_quantize import FakeQuantize
 from octavo.qat.layer_rounding import LayerRounding
 from octavo.qat.layer_with_norm import LayerWithNorm, Mode, batch_norm
-from octavo.targets import ROLES, SHARED
-from octavo.weights import sums_with_biases
+from octavo.quantization.convert import with_rounded_probabilities
+from octavo.quantization.plan import Plan
+from octavo.quantization.targets import ROLES, SHARED
+from octavo.quantization.weights import sums_with_biases
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ _OUTPUT_NOT_KEPT = frozenset("add batch_norm linear conv1d conv2d conv3d".split(
 
 
 def _in_bfloat16(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A layer as `octavo.islands` deploys it: its tensors in bfloat16, its result in float32."""
+    """A layer as `octavo.quantization.bfloat16` deploys it: bfloat16 tensors, a float32 result."""
 
     def call(*args: Any) -> Tensor:
         narrow = [a.to(torch.bfloat16) if isinstance(a, Tensor) else a for a in args]

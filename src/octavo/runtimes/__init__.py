@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable
-from octavo.graph import Graph
+from octavo.graph.graph import Graph
 from octavo.runtimes.fastest import lower_to_fastest
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.lowering import RUNTIMES, lower_proved

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.cuts import Cuts
 from octavo.errors import InputError
-from octavo.graph import Graph
-from octavo.program import run_of
+from octavo.graph.cuts import Cuts
+from octavo.graph.graph import Graph
+from octavo.graph.program import run_of
 from octavo.runtimes.lowered import Agreement, Lowered
 from octavo.runtimes.nudged import nudged
 

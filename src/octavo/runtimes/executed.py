@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from octavo.graph import Graph, Node
-from octavo.targets import PRODUCT, ROLES, SHARED, WEIGHTED
+from octavo.graph.graph import Graph, Node
+from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED
 
 _DEQUANTIZERS = ("dequantize", "dequantize_channels", "dequantize_groups", "fake_quantize_dynamic")
 

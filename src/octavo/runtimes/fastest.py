@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from octavo.errors import OctavoError, RuntimeUnavailable
-from octavo.graph import Graph
-from octavo.latency import REST_S, interleave
+from octavo.graph.graph import Graph
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.lowering import RUNTIMES, lower_proved
+from octavo.runtimes.timing import REST_S, interleave
 
 CANDIDATES = ("torch", "onnxruntime", "openvino")
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable
-from octavo.graph import Graph
-from octavo.quiet import quiet
-from octavo.runtimes import torch_int8
+from octavo.graph.graph import Graph
+from octavo.graph.quiet import quiet
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.torch import int8
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -40,7 +40,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
         )
-    made = torch_int8.lower_to("inductor", torch_int8.COMPILED, graph, device)
+    made = int8.lower_to("inductor", int8.COMPILED, graph, device)
     run = _compiled(made.run)
     try:
         with quiet(), torch.inference_mode():

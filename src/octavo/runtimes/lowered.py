@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable
-from octavo.qconfig import PRECISIONS
+from octavo.quantization.qconfig import PRECISIONS
 
 
 @dataclass(frozen=True)

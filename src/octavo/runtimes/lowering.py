@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import InputError, OctavoError, RuntimeDisagrees, RuntimeUnavailable
-from octavo.graph import Graph
-from octavo.islands import SUFFIX, in_float32, in_precision
+from octavo.graph.graph import Graph
+from octavo.quantization.bfloat16 import SUFFIX, in_float32, in_precision
 from octavo.runtimes import cpu
 from octavo.runtimes.agreement import agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered, Options
@@ -39,7 +39,7 @@ class Runtime:
 
 RUNTIMES: Mapping[str, Runtime] = {
     "reference": Runtime("octavo.runtimes.reference"),
-    "torch": Runtime("octavo.runtimes.torch_int8"),
+    "torch": Runtime("octavo.runtimes.torch.int8"),
     "inductor": Runtime("octavo.runtimes.inductor", ("batch",)),
     "onnxruntime": Runtime(
         "octavo.runtimes.onnxruntime", ("threads", "batch"), False, False, foreign=True

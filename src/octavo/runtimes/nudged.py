@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.graph import Graph, Node, Ref
-from octavo.program import Step, compile_steps, step_of
+from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.program import Step, compile_steps, step_of
+from octavo.quantization.targets import COMPUTED, PRODUCT, ROLES, WEIGHTED
 from octavo.runtimes.lowered import Lowered
-from octavo.targets import COMPUTED, PRODUCT, ROLES, WEIGHTED
 
 # Of a layer's integers, right runtimes have up to one in ten thousand a step off; here twice that.
 SHARE = 2e-4

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
-from octavo.graph import Graph
-from octavo.onnx.dialects import DIALECTS
-from octavo.onnx.export import to_onnx
-from octavo.onnx.writer import BATCH, layer_of, node_kinds, serialized
+from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
 from octavo.runtimes.foreign import as_array, check_batch, check_device
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.onnx.dialects import DIALECTS
+from octavo.runtimes.onnx.export import to_onnx
+from octavo.runtimes.onnx.writer import BATCH, layer_of, node_kinds, serialized
 from octavo.runtimes.saturation import overflowing, with_own_weights
 
 try:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from octavo.graph import Graph
-from octavo.program import run_of
+from octavo.graph.graph import Graph
+from octavo.graph.program import run_of
 from octavo.runtimes.lowered import Lowered, Options
 
 

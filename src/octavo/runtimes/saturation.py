@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo import operators
-from octavo.graph import Graph, Node, Ref
+from octavo.graph import operators
+from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS, is_depthwise
 from octavo.runtimes import cpu
-from octavo.weighted import WEIGHTED_LAYERS, is_depthwise
 
 REASON = (
     "this CPU has no VNNI, its int8 kernel would saturate on these activations and weights: "

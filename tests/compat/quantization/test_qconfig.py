@@ -14,7 +14,7 @@ import octavo.compat.quantization as ours
 from octavo.compat.quantization.backends import BACKENDS
 from octavo.compat.quantization.qconfig import common_target, native
 from octavo.errors import OctavoWarning
-from octavo.observers import PairSum
+from octavo.numerics.observers import PairSum
 
 
 def as_theirs(qconfig: Any) -> str:

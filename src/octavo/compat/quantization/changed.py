@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from octavo.compat.quantization.parts import close_alike, reopen
-from octavo.copying import copied
 from octavo.errors import OctavoError
+from octavo.graph.copying import copied
 
 
 class Changed(nn.Module):

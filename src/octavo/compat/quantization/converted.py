@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.batches import Signature
 from octavo.compat.quantization.changed import Changed, become
 from octavo.compat.quantization.fuse_modules import FusedModule
 from octavo.compat.quantization.layers import (
@@ -33,11 +32,12 @@ from octavo.compat.quantization.stubs import (
     QuantStub,
 )
 from octavo.errors import CalibrationError, OctavoWarning
-from octavo.graph import Graph, Node
-from octavo.model import QuantizedModel
-from octavo.plan import Plan
+from octavo.graph.batches import Signature
+from octavo.graph.graph import Graph, Node
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.model.model import QuantizedModel
+from octavo.quantization.plan import Plan
 from octavo.version import __version__
-from octavo.weighted import WEIGHTED_LAYERS
 
 _OF_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 _ROUNDED = ("octavo.quantize.default", "octavo.dequantize.default")

@@ -15,11 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from octavo import ops
-from octavo.affine import QParams
-from octavo.batches import Signature
-from octavo.calibrate import qparams_of_weight
-from octavo.capture import capture
 from octavo.compat.quantization.layers import (
     QuantizedLayer,
     about,
@@ -27,11 +22,16 @@ from octavo.compat.quantization.layers import (
     refuse_other_dtypes,
 )
 from octavo.compat.quantization.weights import Weights
-from octavo.convert import insert_qdq
 from octavo.errors import OctavoError, OctavoWarning
-from octavo.model import QuantizedModel
-from octavo.plan import plan
-from octavo.qconfig import QConfig, QConfigMapping
+from octavo.graph.batches import Signature
+from octavo.graph.capture.capture import capture
+from octavo.model.model import QuantizedModel
+from octavo.numerics import octavo_ops
+from octavo.numerics.affine import QParams
+from octavo.quantization.calibrate import qparams_of_weight
+from octavo.quantization.convert import insert_qdq
+from octavo.quantization.plan import plan
+from octavo.quantization.qconfig import QConfig, QConfigMapping
 
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 # Exactly these: what derives from nn.Linear may be used for its weight alone.
@@ -123,13 +123,13 @@ def _integers(weight: Tensor, qparams: QParams) -> Tensor:
     scheme, scale, zero_point = qparams.scheme, qparams.scale, qparams.zero_point
     low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
     if scheme.group_size is not None:
-        integers = ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
+        integers = octavo_ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
     elif scheme.channel_axis is not None:
         axis = scheme.channel_axis
-        integers = ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
+        integers = octavo_ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
     else:
-        integers = ops.quantize(weight, scale.item(), int(zero_point), low, high, dtype)
-    return ops.pack_int4(integers) if scheme.integers.bits <= 4 else integers
+        integers = octavo_ops.quantize(weight, scale.item(), int(zero_point), low, high, dtype)
+    return octavo_ops.pack_int4(integers) if scheme.integers.bits <= 4 else integers
 
 
 def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
@@ -166,7 +166,7 @@ def _recurrent(layer: DynamicLayer) -> Callable[..., Any]:
         if activation is None:
             return x
         scheme = activation.scheme
-        return ops.fake_quantize_dynamic(
+        return octavo_ops.fake_quantize_dynamic(
             x, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token
         )
 

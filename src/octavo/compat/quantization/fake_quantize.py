@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.affine import QParams
 from octavo.compat.quantization.observer import (
     FixedQParamsObserver,
     HistogramObserver,
@@ -26,6 +25,7 @@ from octavo.compat.quantization.torch_types import (
     QUINT4X2,
     QUINT8,
 )
+from octavo.numerics.affine import QParams
 from octavo.qat.rounding import fake_quantize
 
 

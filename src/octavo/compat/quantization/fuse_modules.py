@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from octavo.copying import copied
 from octavo.errors import PlanError
+from octavo.graph.copying import copied
 
 
 class FusedModule(nn.Sequential):

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo import ops
-from octavo.affine import broadcast, dequantize
 from octavo.compat.quantization.fuse_modules import FusedModule
 from octavo.compat.quantization.torch_types import (
     PER_CHANNEL_AFFINE,
@@ -19,7 +17,9 @@ from octavo.compat.quantization.torch_types import (
     QUINT8,
 )
 from octavo.errors import OctavoError
-from octavo.scheme import Scheme
+from octavo.numerics import octavo_ops
+from octavo.numerics.affine import broadcast, dequantize
+from octavo.numerics.scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class QuantizedTensor:
     def dequantize(self) -> Tensor:
         """The floats that the integers stand for."""
         if self.scheme.group_size is not None:
-            return ops.dequantize_groups(self.integers, self.scale, self.zero_point)
+            return octavo_ops.dequantize_groups(self.integers, self.scale, self.zero_point)
         axis, dim = self.scheme.channel_axis, self.integers.dim()
         scale, zero = (broadcast(v, dim, axis) for v in (self.scale, self.zero_point))
         return dequantize(self.integers, scale, zero)
@@ -133,7 +133,7 @@ class QuantizedLayer(nn.Module):
         assert integers is not None and scale is not None and zero_point is not None
         scheme = self.schemes[name]
         if scheme.integers.bits <= 4:
-            integers = ops.unpack_int4(integers, self.shapes[name], scheme.integers.signed)
+            integers = octavo_ops.unpack_int4(integers, self.shapes[name], scheme.integers.signed)
         return QuantizedTensor(integers, scale, zero_point, scheme)
 
     def weight(self) -> QuantizedTensor:

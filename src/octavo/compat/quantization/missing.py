@@ -77,7 +77,7 @@ _MISSING: dict[str, str] = {
     "default_eval_fn": "octavo.compare(model, q, data) measures accuracy",
     "default_activation_only_qconfig": "octavo.quantize rounds weights wherever it rounds inputs",
     "default_quint8_weight_qconfig": "int8 kernels take signed weights: default_qconfig",
-    "backend_config": "targets are data: octavo.quantize(..., target=...), see octavo.targets",
+    "backend_config": "targets are data, see octavo.quantization.targets: octavo.quantize(target=)",
     "quantize_pt2e": "octavo.quantize(model, calibration=loader) captures with torch.export itself",
     "fx": "Octavo's graph is octavo.capture(model, inputs)",
 }

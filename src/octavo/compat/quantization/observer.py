@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.affine import QParams, qparams_of_range
 from octavo.compat.quantization.torch_types import (
     PER_CHANNEL_AFFINE,
     PER_CHANNEL_FLOAT_QPARAMS,
@@ -27,7 +26,8 @@ from octavo.compat.quantization.torch_types import (
     scheme_of,
 )
 from octavo.errors import OctavoWarning, PlanError
-from octavo.observers import (
+from octavo.numerics.affine import QParams, qparams_of_range
+from octavo.numerics.observers import (
     Bounds,
     FixedRange,
     Histogram,
@@ -35,7 +35,7 @@ from octavo.observers import (
     MovingAverageMinMax,
     Observer,
 )
-from octavo.scheme import Scheme
+from octavo.numerics.scheme import Scheme
 
 _EPS = torch.finfo(torch.float32).eps
 

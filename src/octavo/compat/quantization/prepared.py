@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.affine import QParams
-from octavo.batches import Signature
-from octavo.calibrate import Calibrated, Calibration, qparams_of_weight
-from octavo.call import flatten_call
-from octavo.capture import traced
 from octavo.compat.quantization.changed import Changed, as_float, become
 from octavo.compat.quantization.converted import convert_into
 from octavo.compat.quantization.dynamic import swap_layers
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.rules import Rules, read_by_stubs
-from octavo.convert import insert_qdq
 from octavo.errors import CalibrationError, NothingQuantized, OctavoWarning
-from octavo.graph import Graph
-from octavo.passes import canonical
-from octavo.plan import Plan, plan
-from octavo.qconfig import QConfigMapping
-from octavo.weighted import WEIGHTED_LAYERS
-from octavo.weights import correct_biases
+from octavo.graph.batches import Signature
+from octavo.graph.calls import flatten_call
+from octavo.graph.capture.capture import traced
+from octavo.graph.graph import Graph
+from octavo.graph.passes import canonical
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.numerics.affine import QParams
+from octavo.quantization.calibrate import Calibrated, Calibration, qparams_of_weight
+from octavo.quantization.convert import insert_qdq
+from octavo.quantization.plan import Plan, plan
+from octavo.quantization.qconfig import QConfigMapping
+from octavo.quantization.weights import correct_biases
 
 
 class Prepared(Changed):

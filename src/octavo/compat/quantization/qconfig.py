@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-import octavo.qconfig as core
+import octavo.quantization.qconfig as core
 from octavo.compat.quantization.backends import DEFAULT, target_of
 from octavo.compat.quantization.fake_quantize import (
     FakeQuantize,
@@ -43,10 +43,10 @@ from octavo.compat.quantization.observer import (
     default_weight_observer,
 )
 from octavo.errors import OctavoWarning, PlanError
-from octavo.observers import MinMax, MovingAverageMinMax, Observer
-from octavo.qconfig import QSpec
-from octavo.scheme import Scheme
-from octavo.targets import target as target_named
+from octavo.numerics.observers import MinMax, MovingAverageMinMax, Observer
+from octavo.numerics.scheme import Scheme
+from octavo.quantization.qconfig import QSpec
+from octavo.quantization.targets import target as target_named
 
 _EPS = torch.finfo(torch.float32).eps
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.nn import functional
 
-import octavo.qconfig as core
+import octavo.quantization.qconfig as core
 from octavo.compat.quantization.backends import DEFAULT
 from octavo.compat.quantization.qconfig import (
     common_target,

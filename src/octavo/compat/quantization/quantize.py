@@ -20,10 +20,10 @@ from octavo.compat.quantization.qconfig import (
 from octavo.compat.quantization.rules import EagerRules, Rules
 from octavo.compat.quantization.torch_types import name_of
 from octavo.compat.quantization.trained import Trained, Training
-from octavo.copying import copied
 from octavo.errors import PlanError
-from octavo.qconfig import QConfig
-from octavo.targets import dynamic_qconfig
+from octavo.graph.copying import copied
+from octavo.quantization.qconfig import QConfig
+from octavo.quantization.targets import dynamic_qconfig
 
 
 def prepare(

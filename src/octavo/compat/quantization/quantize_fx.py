@@ -18,8 +18,8 @@ from octavo.compat.quantization.quantize import (
     trained,
 )
 from octavo.compat.quantization.rules import MappingRules
-from octavo.copying import copied
 from octavo.errors import PlanError
+from octavo.graph.copying import copied
 
 
 def prepare_fx(

@@ -16,10 +16,10 @@ from octavo.compat.quantization.qconfig import common_target, native
 from octavo.compat.quantization.qconfig_mapping import QConfigMapping
 from octavo.compat.quantization.stubs import DeQuantStub, QuantStub
 from octavo.errors import PlanError
-from octavo.graph import Graph, Node
-from octavo.qconfig import QConfig
-from octavo.qconfig import QConfigMapping as NativeMapping
-from octavo.targets import target as target_named
+from octavo.graph.graph import Graph, Node
+from octavo.quantization.qconfig import QConfig
+from octavo.quantization.qconfig import QConfigMapping as NativeMapping
+from octavo.quantization.targets import target as target_named
 
 
 @dataclass(frozen=True)

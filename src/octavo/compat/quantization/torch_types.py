@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from octavo.dtypes import QDTYPES, qdtype
 from octavo.errors import PlanError
-from octavo.scheme import Scheme
+from octavo.numerics.dtypes import QDTYPES, qdtype
+from octavo.numerics.scheme import Scheme
 
 QUINT8: Any = getattr(torch, "quint8", torch.uint8)
 QINT8: Any = getattr(torch, "qint8", torch.int8)

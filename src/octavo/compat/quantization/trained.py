@@ -12,17 +12,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.affine import QParams
-from octavo.batches import Signature
-from octavo.capture import bind_arguments
 from octavo.compat.quantization.changed import Changed, as_float, become
 from octavo.compat.quantization.converted import convert_into
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.prepared import Awaiting, Waiting, planned, unknown
 from octavo.compat.quantization.rules import Rules
-from octavo.convert import insert_qdq
 from octavo.errors import TrainingError
+from octavo.graph.batches import Signature
+from octavo.graph.capture.capture import bind_arguments
+from octavo.numerics.affine import QParams
 from octavo.qat import ObservedFakeQuantize, QATModel, prepare_qat
+from octavo.quantization.convert import insert_qdq
 
 
 class Trained(Changed):

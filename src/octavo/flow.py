@@ -1,0 +1,261 @@
+"""`quantize`: all stages in one call, and `convert`, the last of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from octavo.arguments import expect, of, optional
+from octavo.errors import CalibrationError, OctavoWarning, PlanError
+from octavo.graph.batches import SIGNATURE, Signature, example_call, split_batch, with_floats
+from octavo.graph.calls import flatten_call, with_seen
+from octavo.graph.capture.capture import capture
+from octavo.graph.capture.example import module_of
+from octavo.graph.graph import GRAPH, Graph
+from octavo.graph.passes import take_pixels
+from octavo.graph.pixels import Pixels
+from octavo.model.model import QuantizedModel
+from octavo.numerics.affine import QParams
+from octavo.qat import QATModel
+from octavo.qat.model import prepared_in
+from octavo.quantization.calibrate import Calibration, calibrate
+from octavo.quantization.convert import insert_qdq
+from octavo.quantization.plan import PLAN, Plan, plan, unmatched_in_words
+from octavo.quantization.qconfig import QConfig, QConfigMapping
+from octavo.quantization.weights import correct_biases
+from octavo.version import __version__
+
+
+def quantize(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    calibration: Iterable[Any] | None = None,
+    mode: str | None = None,
+    qconfig: QConfig | QConfigMapping | None = None,
+    target: str = "x86",
+    inputs: Callable[[Any], Any] | None = None,
+    input_scale: float | None = None,
+    input_mean: float | Sequence[float] | None = None,
+    input_std: float | Sequence[float] | None = None,
+    bias_correction: bool = True,
+    precision: str = "float32",
+    distributed: bool = False,
+    progress: bool = True,
+) -> QuantizedModel:
+    """Quantize a trained model: capture, plan, calibrate, convert.
+
+    Args:
+        model: any ``nn.Module`` that ``torch.export`` takes. It is left as it was.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments to capture the
+            model with; the first calibration batch without it.
+        calibration: any iterable of batches, a ``DataLoader`` as it is; about 100 batches of
+            representative data. Labels in a batch are left out, see `octavo.graph.batches`. Only
+            static quantization needs it.
+        mode: what a layer is where ``qconfig`` says nothing else. ``"static"``: fixed scales, found
+            on calibration data. ``"dynamic"``: linear and recurrent layers find the scale of their
+            input at each call. ``"weight_only"``: only their weights are integers. Without it
+            static if there is calibration data, else what ``qconfig`` is, else dynamic.
+        qconfig: one `QConfig` for all layers, or a `QConfigMapping`; the target's default without.
+        target: where the model will run, see `octavo.quantization.targets`; `host_target` tells
+            which suits the CPU at hand.
+        inputs: maps a batch to the model's arguments, where the default reading does not fit.
+        input_scale, input_mean, input_std: if any is given, the quantized model takes uint8 pixels
+            for its image (the first float input of four dimensions), and computes
+            ``(x * input_scale - input_mean) / input_std`` itself; mean and std are for each
+            channel, or one for all. Without them 1 / 255, 0 and 1. The images of
+            ``example_inputs`` and ``calibration`` may be such pixels, or floats that were
+            preprocessed like that.
+        bias_correction: let biases take back the shift of each layer's mean output that rounding
+            its weights brings, see `octavo.quantization.weights.bias_correction`.
+        precision: what stays float computes in ``"float32"``, in ``"bfloat16"``, or, with
+            ``"auto"``, in bfloat16 where the CPU has instructions for it. bfloat16 is faster there
+            and keeps 8 bits of each value; see `QuantizedModel.lower`.
+        distributed: in ``torchrun``: each process calibrates on its own part of the data, and all
+            get what they have seen together.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
+        the CPU.
+
+    Raises:
+        CaptureError: the model cannot be exported.
+        PlanError: a rule names an unknown module or asks for a mode that a layer cannot have,
+            nothing would be quantized, or the model is no float model.
+        CalibrationError: no data, or data that does not fit.
+        InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model, or it
+            is no module.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> float_model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(),
+        ...                             nn.Linear(288, 10))
+        >>> batches = [torch.rand(16, 3, 8, 8) for _ in range(4)]
+        >>> q = quantize(float_model, calibration=batches, target=octavo.host_target())
+        >>> q(torch.rand(5, 3, 8, 8)).shape
+        torch.Size([5, 10])
+    """
+    if isinstance(model, QATModel):
+        raise PlanError("the model is prepared for training: octavo.convert makes it int8")
+    if isinstance(model, QuantizedModel):
+        raise PlanError("the model is quantized already: start from the float model")
+    model = module_of(model)
+    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+    if mode is None:
+        own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
+        mode = "static" if calibration is not None else own
+    signature = Signature.of(model)
+    pixels = Pixels.given(input_scale, input_mean, input_std)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if mode == "static" and calibration is None and example_inputs is None:
+        raise CalibrationError(_NO_CALIBRATION)
+    example, calibration = example_call(example_inputs, calibration, signature, inputs)
+    example = with_floats(example, pixels)
+    args, kwargs = pytree.tree_map_only(
+        Tensor, lambda t: t.to(device), (example.args, example.kwargs)
+    )
+    graph = capture(model, args, kwargs)
+    example_tensors = flatten_call(graph, args, kwargs)
+    graph = with_seen(graph, example_tensors)
+    if pixels is not None:
+        take_pixels(graph, pixels)  # what does not fit is said before the long calibration
+        inputs = _reading_floats(pixels, signature, inputs)
+    decided = plan(graph, mapping, target, mode, precision)
+    if decided.unmatched:
+        warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=2)
+    if not decided.needs_calibration:
+        found = Calibration(graph, decided).result()
+    elif calibration is None:
+        raise CalibrationError(_NO_CALIBRATION)
+    else:
+        found = calibrate(
+            graph,
+            decided,
+            calibration,
+            signature=signature,
+            inputs=inputs,
+            distributed=distributed,
+            progress=progress,
+        )
+    graph = replace(
+        graph, inputs=tuple(replace(i, seen=found.seen.get(i.name, i.seen)) for i in graph.inputs)
+    )
+    if bias_correction:
+        graph = correct_biases(graph, found.qparams, found.input_means)
+    return convert(
+        graph,
+        decided,
+        found.qparams,
+        signature=signature,
+        batches=found.batches,
+        pixels=pixels,
+        samples=None if pixels is not None else _few(graph, example_tensors),
+    )
+
+
+_NO_CALIBRATION = (
+    "static quantization needs calibration data: pass calibration=loader, an iterable of "
+    'about 100 representative batches; or mode="dynamic" or "weight_only", which need none'
+)
+
+
+_QPARAMS = of(Mapping, way_out="give octavo.calibrate(graph, plan, data).qparams")
+_PIXELS = of(Pixels, way_out="give an octavo.Pixels")
+
+
+def convert(
+    source: Graph | nn.Module,
+    plan: Plan | None = None,
+    qparams: Mapping[str, QParams] | None = None,
+    *,
+    signature: Signature | None = None,
+    batches: int = 0,
+    pixels: Pixels | None = None,
+    samples: Sequence[Tensor] | None = None,
+) -> QuantizedModel:
+    """A quantized model from a trained `QATModel`, or from a float graph, a plan and its qparams.
+
+    Args:
+        source: from `octavo.prepare_qat`, and trained; in `DataParallel`, `AveragedModel`, timm's
+            ``ModelEma`` or what ``torch.compile`` made of it if you like. Or a graph from
+            `octavo.capture`.
+        plan: from `octavo.plan`, for that graph; a `QATModel` has its own.
+        qparams: from `octavo.calibrate`; a `QATModel` has its own.
+        signature: the argument names of the float model's ``forward``; the graph's without it.
+        batches: how many calibration batches there were, for the record.
+        pixels: what makes floats of the uint8 image that the model shall take; it takes what
+            the float model takes without.
+        samples: a batch of inputs, a tensor for each input of the graph, on which lowering compares
+            runtimes with the oracle; without it inputs are drawn from the ranges of the data.
+
+    Raises:
+        PlanError: the plan is another graph's, qparams are missing, or the module is another one.
+        InputError: the graph has no image input that could be ``pixels``.
+        CalibrationError: the `QATModel` was neither trained nor calibrated.
+    """
+    made: dict[str, Any]
+    if isinstance(source, nn.Module):
+        source = prepared_in(source)
+    if isinstance(source, QATModel):
+        if plan is not None or qparams is not None:
+            raise PlanError("a prepared model has its own plan and qparams: convert it alone")
+        signature, plan, qparams = source.signature, source.plan, source.qparams()
+        graph, made = source.deployed(), {"trained": "with rounding"}
+    elif plan is None or qparams is None:
+        raise PlanError(
+            "a graph needs its plan and qparams: convert(graph, plan, qparams); or give a model "
+            "from octavo.prepare_qat"
+        )
+    else:
+        expect(GRAPH, source=source)
+        expect(PLAN, plan=plan)
+        expect(_QPARAMS, qparams=qparams)
+        optional(SIGNATURE, signature=signature)
+        optional(_PIXELS, pixels=pixels)
+        graph, made = source, {"calibration_batches": batches}
+    quantized = insert_qdq(graph, plan, qparams)
+    signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
+    provenance: dict[str, Any] = {
+        "octavo": __version__,
+        "torch": torch.__version__,
+        "target": plan.target,
+        "mode": plan.mode,
+        **made,
+    }
+    if pixels is not None:
+        quantized = take_pixels(quantized, pixels)
+        provenance["pixels"] = pixels.to_dict()
+    model = QuantizedModel(quantized, plan, signature, provenance, samples=samples)
+    _ = model.lowered
+    return model
+
+
+def _few(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The first samples of a batch."""
+    return tuple(
+        tensor[:_SAMPLES].clone() if given.meta.shape[:1] == (None,) else tensor.clone()
+        for given, tensor in zip(graph.inputs, tensors, strict=True)
+    )
+
+
+_SAMPLES = 2  # on which runtimes are compared with the oracle
+
+
+def _reading_floats(
+    pixels: Pixels, signature: Signature, inputs: Callable[[Any], Any] | None
+) -> Callable[[Any], Any]:
+    """From a batch to the float model's arguments."""
+
+    def read(batch: Any) -> Any:
+        call = with_floats(split_batch(batch, signature, inputs), pixels)
+        return call.kwargs or call.args
+
+    return read

@@ -1,0 +1,1 @@
+"""The model as a graph of operator calls: captured, rewritten, checked, run, written as JSON."""

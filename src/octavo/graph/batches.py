@@ -1,0 +1,220 @@
+"""What a batch of a user's data means: the model's arguments, and the labels if there are any.
+
+Calibration and comparison take *any* iterable of batches, a ``DataLoader`` as it is included. This
+module is the one place that says how a batch becomes a call.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+
+from octavo.arguments import of
+from octavo.errors import CalibrationError, InputError
+from octavo.graph.capture.example import PACKED, arguments_of, module_of
+from octavo.graph.pixels import Pixels
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of the model: positional and keyword arguments, and the labels that came along."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Any = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def size(self) -> int:
+        """How many samples; 1 where no tensor has a first axis."""
+        return next((tensor.shape[0] for tensor in self.tensors if tensor.dim()), 1)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The names of a model's arguments, in order; ``required`` of them have no default."""
+
+    names: tuple[str, ...]
+    required: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Signature:
+        """The signature of a module's ``forward``.
+
+        Raises:
+            InputError: it is no module.
+        """
+        model = module_of(model)
+        names, required = [], 0
+        for parameter in signature_of(model).parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.append(parameter.name)
+                required += parameter.default is parameter.empty
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                names.append(parameter.name)
+        return cls(tuple(names), required)
+
+
+SIGNATURE = of(Signature, way_out="give octavo.graph.batches.Signature.of(model)")
+
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """The signature of a module's ``forward``.
+
+    Raises:
+        InputError: it has none, as what ``torch.jit.trace`` returns.
+    """
+    try:
+        return inspect.signature(model.forward)
+    except ValueError:
+        raise InputError(
+            f"the forward of the {type(model).__name__} has no signature: of TorchScript, give the "
+            "nn.Module that it was made of"
+        ) from None
+
+
+def split_batch(
+    batch: Any, signature: Signature, inputs: Callable[[Any], Any] | None = None
+) -> Batch:
+    """Split one batch into the model's arguments and the labels.
+
+    ``inputs`` decides where it is given: it maps the batch to a tensor, a tuple of positional
+    arguments or a dict of keyword arguments. Without it: a tensor is the only argument; a mapping
+    gives keyword arguments, reduced to the names that the model knows; of a tuple or list the first
+    ``signature.required`` items are arguments, and the item behind them is taken for the labels.
+
+    Raises:
+        InputError: the batch is of another type, or has fewer items than the model has arguments.
+    """
+    if inputs is not None:
+        if not callable(inputs):
+            raise InputError(
+                f"inputs is a {type(inputs).__name__}: give a function from a batch to the model's "
+                "arguments"
+            )
+        chosen, labels = inputs(batch), _labels(batch, signature)
+        if isinstance(chosen, Mapping):
+            return Batch((), dict(chosen), labels)
+        args = tuple(chosen) if isinstance(chosen, tuple | list) else (chosen,)
+        return Batch(args, {}, labels)
+    if isinstance(batch, Tensor):
+        return Batch((batch,), {})
+    if isinstance(batch, Mapping):
+        kwargs = {name: batch[name] for name in signature.names if name in batch}
+        if not kwargs:
+            raise InputError(
+                f"the batch has the keys {sorted(map(str, batch))}, the model takes "
+                f"{list(signature.names)}: none fit; pass inputs=lambda batch: ... to choose"
+            )
+        return Batch((), kwargs, _labels(batch, signature))
+    if isinstance(batch, PackedSequence):
+        raise InputError(f"a batch is a PackedSequence: {PACKED}")
+    if isinstance(batch, tuple | list):
+        count = max(1, signature.required)
+        if len(batch) < count:
+            raise InputError(
+                f"the batch has {len(batch)} items, the model needs {count} arguments "
+                f"({', '.join(signature.names[:count])}); pass inputs=lambda batch: ... to choose"
+            )
+        return Batch(tuple(batch[:count]), {}, _labels(batch, signature))
+    raise InputError(
+        f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or list, or a dict of "
+        "tensors; pass inputs=lambda batch: ... to say what the model's arguments are"
+    )
+
+
+def example_call(
+    example_inputs: Any,
+    data: Iterable[Any] | None,
+    signature: Signature,
+    inputs: Callable[[Any], Any] | None = None,
+) -> tuple[Batch, Iterable[Any] | None]:
+    """The call to capture a model with, and the data, none of it used up.
+
+    Args:
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; the first
+            batch of the data without it.
+        data: any iterable of batches.
+        signature, inputs: see `split_batch`.
+
+    Raises:
+        CalibrationError: there is neither, or the data has no batches.
+    """
+    if isinstance(example_inputs, Mapping):
+        return Batch((), dict(example_inputs)), data
+    if example_inputs is not None:
+        return Batch(arguments_of(example_inputs), {}), data
+    if data is None:
+        raise CalibrationError(
+            "pass example_inputs, a tensor or the model's arguments, to capture the model with"
+        )
+    first, data = _peek(data)
+    return split_batch(first, signature, inputs), data
+
+
+def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and an iterable that still begins with it."""
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
+            "DataLoader, or a list such as [images]"
+        )
+    rest = iter(data)
+    try:
+        first = next(rest)
+    except StopIteration:
+        raise CalibrationError(
+            "there was no calibration batch: the iterable is empty; give about 100 batches of "
+            "representative data"
+        ) from None
+    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
+        [first], rest
+    )
+
+
+def with_floats(batch: Batch, pixels: Pixels | None) -> Batch:
+    """The batch as the float model takes it.
+
+    Where its image, the first float or uint8 tensor of four dimensions, is uint8, it is normalized;
+    floats are taken to be so already. Without ``pixels`` the batch is what it was.
+
+    Raises:
+        InputError: mean or std is for another number of channels.
+    """
+    leaves, tree = pytree.tree_flatten((batch.args, batch.kwargs))
+    images = (index for index, leaf in enumerate(leaves) if _is_image(leaf))
+    image = next(images, None)
+    if pixels is None or image is None or leaves[image].dtype != torch.uint8:
+        return batch
+    leaves[image] = pixels.normalized(leaves[image])
+    args, kwargs = pytree.tree_unflatten(leaves, tree)
+    return Batch(args, kwargs, batch.labels)
+
+
+def _is_image(leaf: Any) -> bool:
+    if not isinstance(leaf, Tensor) or leaf.dim() != 4:
+        return False
+    return leaf.is_floating_point() or leaf.dtype == torch.uint8
+
+
+def _labels(batch: Any, signature: Signature) -> Any:
+    """What of a batch is not for the model: under a usual key, or behind the arguments."""
+    if isinstance(batch, Mapping):
+        return next((batch[k] for k in LABEL_KEYS if k in batch and k not in signature.names), None)
+    count = max(1, signature.required)
+    return batch[count] if isinstance(batch, tuple | list) and len(batch) > count else None

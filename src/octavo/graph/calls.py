@@ -1,0 +1,126 @@
+"""Between a Python call and a graph's flat list of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import InputError
+from octavo.graph.graph import Graph, Input, Ref, TensorMeta, map_refs
+from octavo.graph.size_guards import Guard
+
+
+def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The graph's input tensors, in order, out of a call's arguments.
+
+    Raises:
+        InputError: an argument is missing, unknown, of another structure, shape or dtype.
+    """
+    names = list(graph.arguments)
+    if len(args) > len(names):
+        raise InputError(f"the model takes {len(names)} arguments {names}, not {len(args)}")
+    given = dict(zip(names, args, strict=False))
+    for name, value in kwargs.items():
+        if name not in graph.arguments:
+            raise InputError(
+                f"the model has no argument {name!r}; it was captured with {names}: leave it out, "
+                "or capture the model with it (example_inputs)"
+            )
+        if name in given:
+            raise InputError(f"the argument {name!r} is given twice")
+        given[name] = value
+    found: dict[str, Tensor] = {}
+    for name, tree in graph.arguments.items():
+        if name in given:
+            _match(tree, given[name], name, found)
+        elif tree is not None:
+            raise InputError(f"the argument {name!r} is missing; the model takes {names}")
+    for expected in graph.inputs:
+        _check(expected, found[expected.name], graph)
+    check_guards(graph, {name: tuple(tensor.shape) for name, tensor in found.items()})
+    return [found[expected.name] for expected in graph.inputs]
+
+
+def with_seen(graph: Graph, tensors: Sequence[Tensor]) -> Graph:
+    """The graph with the ranges of these tensors at its inputs."""
+    pairs = zip(graph.inputs, tensors, strict=True)
+    return replace(graph, inputs=tuple(replace(i, seen=range_of(t)) for i, t in pairs))
+
+
+def range_of(tensor: Tensor) -> tuple[float, float] | None:
+    """The least and the largest value; ``None`` where there is none, or one is no number."""
+    if not tensor.numel() or tensor.is_complex():
+        return None
+    low, high = (bound.item() for bound in torch.aminmax(tensor.double()))
+    return (float(low), float(high)) if low <= high else None
+
+
+def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:
+    """The structure that the model returns, around the flat results."""
+    results: Iterator[Any] = iter(tensors)
+    return map_refs(graph.outputs, lambda ref: next(results))
+
+
+def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
+    """Collect the tensors of ``value`` that stand where ``tree`` has a `Ref`."""
+    if isinstance(tree, Ref):
+        if not isinstance(value, Tensor):
+            raise InputError(f"{where} is a {type(value).__name__}; expected a tensor")
+        found[tree.name] = value
+    elif isinstance(tree, list | tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(tree):
+            raise InputError(f"{where} has another structure than the captured {len(tree)} items")
+        for index, (part, item) in enumerate(zip(tree, value, strict=True)):
+            _match(part, item, f"{where}[{index}]", found)
+    elif isinstance(tree, Mapping):
+        items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        if {key for key in items if key in tree or items[key] is not None} != set(tree):
+            raise InputError(f"{where} has other keys than the captured {list(tree)}")
+        for key, part in tree.items():
+            _match(part, items[key], f"{where}[{key!r}]", found)
+    elif isinstance(value, Tensor) or type(value) is not type(tree) or value != tree:
+        raise InputError(
+            f"{where} is {value!r}; the model was captured with {tree!r}, which is part of the "
+            "graph: capture it again with the other value"
+        )
+
+
+def _check(expected: Input, tensor: Tensor, graph: Graph) -> None:
+    meta, given = expected.meta, TensorMeta.of(tensor)
+    if given.fits(meta):
+        return
+    labels = not tensor.is_floating_point() and tensor.dim() <= 1 and meta.dtype == "float32"
+    hint = (
+        "these look like labels: pass inputs=lambda batch: ... to choose the model's arguments"
+        if labels
+        else "give the dtype and sizes that the model was captured with (N is free)"
+    )
+    if given.dtype == meta.dtype and tensor.dim() == len(meta.shape):
+        shapes = {expected.name: tuple(tensor.shape)}
+        own = [guard for guard in graph.guards if guard.inputs() == [expected.name]]
+        hint = next((f"{g} is fixed: {_way_out(g)}" for g in own if not g.holds(shapes)), hint)
+    raise InputError(f"input {expected.name!r} is {given}; expected {meta}; {hint}")
+
+
+def check_guards(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Hold inputs of these shapes, by name, to the graph's guards.
+
+    Raises:
+        InputError: one is not satisfied.
+    """
+    broken = graph.broken_guard(shapes)
+    if broken is not None:
+        sizes = ", ".join(f"{name!r} is {list(shapes[name])}" for name in broken.inputs())
+        raise InputError(f"input {sizes}; the model was captured for {broken}: {_way_out(broken)}")
+
+
+def _way_out(guard: Guard) -> str:
+    return (
+        f"{guard.reason}; give such a batch (a DataLoader's last one is often smaller: "
+        "drop_last=True), capture the model with an example of the size that you need, or rewrite "
+        "that line for any size"
+    )

@@ -1,0 +1,1 @@
+"""From an ``nn.Module`` to a graph, and the proof that both are the same model."""

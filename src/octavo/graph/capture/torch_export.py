@@ -1,0 +1,239 @@
+"""Running ``torch.export`` on a user's model: quietly, with errors that say where it stopped, and
+without a trace on the model.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.nn.modules.module import register_module_buffer_registration_hook
+from torch.utils import _pytree as pytree
+
+from octavo.errors import CaptureError
+from octavo.graph.capture.example import PACKED
+from octavo.graph.capture.padded_tokens import zero_padded_tokens
+from octavo.graph.capture.specialization import NotedGuards, Specialized, Symbols, specialized
+from octavo.graph.evaluation import evaluating
+from octavo.graph.graph import Record
+from octavo.graph.passes.functionalize import is_safe
+from octavo.graph.passes.regions import inline_regions
+from octavo.graph.quiet import quiet
+
+# Held by who exports a model or looks at it as it was exported: its attributes change meanwhile.
+EXPORTING = threading.RLock()
+
+_STANDARD_LIBRARY = f"{Path(inspect.__file__).parent}/"
+_LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[2]}/")
+# Objects with attributes that are values in themselves.
+_VALUES = (Tensor, nn.Module, torch.SymInt, torch.SymFloat, torch.SymBool, type)
+
+
+def is_users(file: str) -> bool:
+    """Whether a source file is neither torch's, nor Octavo's, nor Python's own."""
+    own = file.startswith(_STANDARD_LIBRARY) and "site-packages" not in file
+    return not own and not file.startswith(_LIBRARIES)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program, and what it was specialized for."""
+
+    program: ExportedProgram
+    sizes: Specialized
+
+
+def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
+    """The model in evaluation mode as a program with a free batch size.
+
+    Its in-place operators are such that `octavo.graph.passes.functionalize` can replace them. The
+    model is left as it was.
+
+    Raises:
+        CaptureError: the model cannot be exported; the message names the line and the way out.
+    """
+    shapes = ShapesCollection()
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            shapes[leaf] = {0: Dim.AUTO}
+    try:
+        with _exporting(), left_as_it_was(model), _buffers_kept(model), torch.no_grad():
+            model.register_forward_hook(lambda module, args, result: as_records(result))
+            _name_keywords(model, kwargs)
+            dynamic = shapes.dynamic_shapes(model, args, kwargs)
+            zero_padded_tokens(model)
+            noted = NotedGuards(is_users)
+            model.register_forward_pre_hook(noted.watch)
+            program = torch.export.export(
+                model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
+            )
+            symbols = Symbols.of(program)
+            if not (inline_regions(program) and is_safe(program)):
+                program = program.run_decompositions({})
+            return Exported(program, specialized(symbols, noted))
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(_explain(model, error)) from error
+
+
+def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
+    """Let the signature of ``forward`` name the keywords that ``**kwargs`` takes: torch.export
+    loses them otherwise. The caller takes it away.
+    """
+    forward, signature = model.forward, inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    extra = [name for name in kwargs if name not in signature.parameters]
+    if extra and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+
+        def with_names(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs)
+
+        with_names.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*parameters[:-1], *named]
+        )
+        vars(model)["forward"] = with_names
+
+
+def as_records(result: Any) -> Any:
+    """A model's result with each object that pytree does not know as a `Record`.
+
+    Such as the cache of a language model. The record has those attributes that hold tensors: a
+    result is data, and what else an object knows is the model's own.
+    """
+    return _as_records(result, frozenset())
+
+
+def _as_records(tree: Any, around: frozenset[int]) -> Any:
+    """``around`` are the objects that the tree is an attribute of: one may know its owner."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, _VALUES) or not hasattr(leaf, "__dict__") or id(leaf) in around:
+            return leaf
+        inside = around | {id(leaf)}
+        parts = {name: _as_records(value, inside) for name, value in vars(leaf).items()}
+        held = {name: part for name, part in parts.items() if _holds_tensors(part)}
+        return Record(held) if held else leaf
+
+    return pytree.tree_map(convert, tree)
+
+
+def _holds_tensors(tree: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
+
+
+@contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module has the attributes that it had before.
+
+    What ``forward`` stores in its module would be a tensor without values, left over from export.
+    """
+    before = [
+        (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
+    ]
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for namespace, attributes, containers in before:
+            for container, content in containers:
+                container.clear()
+                container.extend(content) if isinstance(content, list) else container.update(
+                    content
+                )
+            namespace.clear()
+            namespace.update(attributes)
+
+
+def _containers(attributes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list)]
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
+    """One thread at a time, since torch.export keeps what it does in globals, and quietly: what
+    matters of its warnings is in the error that we raise.
+    """
+
+    def to_nobody(*values: Any, **options: Any) -> None:
+        """In place of print, which writes half a graph to stderr where export stops."""
+        if threading.get_ident() != here:
+            builtins.print(*values, **options)  # noqa: T201
+
+    from torch.export import _trace  # here, since it imports torch's compiler, for a second
+
+    here = threading.get_ident()
+    with EXPORTING, quiet():
+        _trace.print = to_nobody  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            del _trace.print  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Refuses ``self.buffer = new_value``: torch.export notices it in the outermost module only."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    changed: list[str] = []
+
+    def note(module: nn.Module, name: str, value: Tensor | None) -> None:
+        before = module._buffers.get(name)
+        if id(module) in paths and before is not None and before is not value:
+            changed.append(f"{paths[id(module)]}.{name}".lstrip("."))
+
+    hook = register_module_buffer_registration_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+    refuse_state(changed)
+
+
+def refuse_state(changed: list[str]) -> None:
+    """Raise if there are buffers that ``forward`` changes; ``changed`` are their names."""
+    if changed:
+        raise CaptureError(
+            f"forward changes {changed[0]!r} in evaluation mode; a quantized model keeps no "
+            "state between calls: return the new value instead, or update it outside of forward"
+        )
+
+
+def _explain(model: nn.Module, error: Exception) -> str:
+    """Why export stopped: the innermost line that is the user's, and the innermost module."""
+    paths = {id(module): path or "the model itself" for path, module in model.named_modules()}
+    where = module = ""
+    packed = False
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get((*code.co_varnames, "")[0])
+        packed = packed or frame.f_locals.get("batch_sizes") is not None
+        if id(owner) in paths:
+            module = f" in module {paths[id(owner)]!r}"
+        if is_users(code.co_filename):
+            where = f" at {code.co_filename}:{line} ({code.co_name})"
+    first_line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    way_out = "Check that the model runs on these example inputs"
+    if packed:
+        way_out = PACKED.capitalize()
+    elif "data-dependent" in str(error):
+        way_out = (
+            "A graph has no branches on tensor values: move such a branch out of forward, or "
+            "replace it by torch.where"
+        )
+    return (
+        f"{type(model).__name__} cannot be captured: torch.export stopped{where}{module}: "
+        f"{type(error).__name__}: {first_line[:300]}. {way_out}; or quantize the submodules that "
+        "do the work"
+    )

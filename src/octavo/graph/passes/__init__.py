@@ -1,0 +1,48 @@
+"""Passes: functions from a graph to a graph, one theme a file."""
+
+from octavo.graph.graph import Graph
+from octavo.graph.passes.attention_masks import masks_to_add
+from octavo.graph.passes.copies import copies_as_values
+from octavo.graph.passes.fold_batch_norm import fold_batch_norm, foldable_norms
+from octavo.graph.passes.fold_constants import fold_constants
+from octavo.graph.passes.linear import products_as_linear
+from octavo.graph.passes.pixels import take_pixels
+from octavo.graph.passes.simplify import normalise_spelling, remove_identities
+from octavo.graph.passes.training import in_evaluation, in_training
+
+__all__ = [
+    "canonical",
+    "copies_as_values",
+    "fold_batch_norm",
+    "fold_constants",
+    "foldable_norms",
+    "in_evaluation",
+    "in_training",
+    "masks_to_add",
+    "normalise_spelling",
+    "products_as_linear",
+    "remove_identities",
+    "simplified",
+    "take_pixels",
+]
+
+
+def canonical(graph: Graph) -> Graph:
+    """The form that planning starts from: no identities, one spelling, constants and batch norms
+    folded.
+    """
+    return fold_batch_norm(simplified(graph))
+
+
+def simplified(graph: Graph) -> Graph:
+    """The canonical form but for batch norms, which stand where they stood."""
+    for apply in (
+        copies_as_values,
+        remove_identities,
+        normalise_spelling,
+        fold_constants,
+        masks_to_add,
+        products_as_linear,
+    ):
+        graph = apply(graph)
+    return graph

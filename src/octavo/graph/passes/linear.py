@@ -1,0 +1,58 @@
+"""A matrix product with a constant is a linear layer: so it is planned, quantized and run as one.
+
+``x @ w`` and ``addmm(b, x, w)`` (the "Conv1D" of GPT-2) become ``linear(x, w.T, b)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from octavo.graph.graph import Graph, Node, Ref
+
+# Operator -> positions of bias, input and weight among its arguments.
+_PRODUCTS: Mapping[str, tuple[int | None, int, int]] = {
+    "aten.addmm.default": (0, 1, 2),
+    "aten.mm.default": (None, 0, 1),
+    "aten.matmul.default": (None, 0, 1),
+}
+
+
+def products_as_linear(graph: Graph) -> Graph:
+    """The graph with each product of an activation and a constant matrix as ``aten.linear``.
+
+    The transposed matrix has the name of the constant where nothing else reads that.
+    """
+    users = graph.users()
+    constants = dict(graph.constants)
+    nodes = []
+    for node in graph.nodes:
+        if _is_linear(node, graph.constants):
+            bias, x, weight = _operands(node)
+            shared = len(users[weight.name]) > 1 or weight.name in graph.output_names()
+            name = f"{weight.name}.transposed" if shared else weight.name
+            constants[name] = graph.constants[weight.name].t().contiguous()
+            args = (x, Ref(name), bias) if bias is not None else (x, Ref(name))
+            node = replace(node, op="aten.linear.default", args=args, kwargs={})
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+
+
+def _operands(node: Node) -> tuple[Any, Any, Any]:
+    """Bias (``None`` where there is none), input and weight."""
+    bias, x, weight = _PRODUCTS[node.op]
+    return None if bias is None else node.args[bias], node.args[x], node.args[weight]
+
+
+def _is_linear(node: Node, constants: Mapping[str, Tensor]) -> bool:
+    if node.op not in _PRODUCTS or any(value != 1 for value in node.kwargs.values()):
+        return False
+    bias, x, weight = _operands(node)
+    if not all(isinstance(arg, Ref) for arg in (x, weight)) or x.name in constants:
+        return False
+    if weight.name not in constants or constants[weight.name].dim() != 2:
+        return False
+    return bias is None or (bias.name in constants and constants[bias.name].dim() == 1)

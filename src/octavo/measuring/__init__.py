@@ -1,0 +1,1 @@
+"""What quantization costs and brings: accuracy, speed, size, agreement, layer by layer."""

@@ -1,0 +1,246 @@
+"""`bench`: how fast a quantized model is on each runtime, beside fp32 and bf16.
+
+The float model is the file's own graph without its rounding: the same operators, weights that were
+rounded once, the same speed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
+from octavo.display import plain, rich_table
+from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.graph.graph import Graph
+from octavo.graph.program import compile_steps, steps_of
+from octavo.measuring.cold_start import ColdStart, cold_start
+from octavo.measuring.machine import describe_machine
+from octavo.model.model import QuantizedModel, load
+from octavo.quantization.unrounded import without_rounding
+from octavo.runtimes import FOREIGN, RUNTIMES
+from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.timing import REST_S, interleave, thread_count
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+BATCHES = (1, 8, 32)
+SECONDS = 10.0  # of timing for each batch size
+
+Run = Callable[..., Any]
+
+_SIZES = Kind(
+    lambda sizes: isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes),
+    "give a list of batch sizes, [1, 8]",
+)
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One contender.
+
+    Attributes:
+        name: ``"fp32"``, ``"bf16"`` or ``"int8 <runtime>"``.
+        latency_ms: batch size -> median of a call, in milliseconds.
+        load_s, memory_mb: see `octavo.measuring.cold_start.ColdStart`; ``None`` for float models.
+        integers: layers that run on integers, of how many that are quantized.
+        error: why it has no numbers; ``""`` where it has.
+    """
+
+    name: str
+    latency_ms: Mapping[int, float]
+    load_s: float | None = None
+    memory_mb: float | None = None
+    integers: str = ""
+    error: str = ""
+
+    def throughput(self, batch: int) -> float:
+        """Samples a second."""
+        return 1e3 * batch / self.latency_ms[batch]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The table. Prints as one."""
+
+    file: str
+    threads: int
+    rows: tuple[BenchRow, ...]
+    environment: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready data."""
+        return asdict(self)
+
+    def fastest(self, batch: int) -> str:
+        """Name of the quickest contender at a batch size."""
+        timed = [row for row in self.rows if batch in row.latency_ms]
+        return min(timed, key=lambda row: row.latency_ms[batch]).name
+
+    def __str__(self) -> str:
+        lines = [f"{self.file}, {self.threads} threads"]
+        for row in self.rows:
+            times = ", ".join(f"{ms:.2f} ms at {batch}" for batch, ms in row.latency_ms.items())
+            lines.append(f"  {row.name}: {row.error or times}")
+        return plain("\n".join(lines), "\n")
+
+    def __rich__(self) -> Table:
+        batches = sorted({batch for row in self.rows for batch in row.latency_ms})
+        columns = [
+            "",
+            *(f"ms at {batch}" for batch in batches),
+            *(["samples/s"] if batches else []),
+            *("load s", "memory MB", "on integers"),
+        ]
+        title = f"{self.file}, {self.threads} threads, {self.environment.get('cpu', '')}"
+        return rich_table(columns, (_cells(row, batches) for row in self.rows), title)
+
+
+def _cells(row: BenchRow, batches: Sequence[int]) -> tuple[str, ...]:
+    if row.error:
+        return (row.name, row.error)
+    return (
+        row.name,
+        *(f"{row.latency_ms[batch]:.2f}" for batch in batches),
+        *([f"{max(map(row.throughput, batches)):.0f}"] if batches else []),
+        "-" if row.load_s is None else f"{row.load_s:.2f}",
+        "-" if row.memory_mb is None else f"{row.memory_mb:.0f}",
+        row.integers or "-",
+    )
+
+
+def bench(
+    path: str | os.PathLike[str],
+    *,
+    batches: Sequence[int] = BATCHES,
+    runtimes: Sequence[str] | None = None,
+    threads: int | None = None,
+    seconds: float = SECONDS,
+    progress: bool = True,
+) -> Bench:
+    """Time a file on every runtime, beside fp32 and bf16, in turns.
+
+    Load time and memory are those of a new process each. A contender that cannot run is a row with
+    its reason.
+
+    Args:
+        path: a ``.octavo`` file.
+        batches: batch sizes.
+        runtimes: names; ``None`` is all that are installed.
+        threads: of every contender; ``None`` is torch's own number.
+        seconds: of timing, for each batch size.
+        progress: a bar on a terminal.
+
+    Raises:
+        InputError: no batch size, or one below 1.
+        ArtifactError: the file is missing or damaged.
+
+    Example:
+        >>> print(octavo.bench("model.octavo"))  # doctest: +SKIP
+    """
+    expect(FILE, path=path)
+    expect(_SIZES, batches=batches)
+    expect(NUMBER, seconds=seconds)
+    optional(NAMES, runtimes=runtimes)
+    optional(COUNT, threads=threads)
+    if not batches or min(batches) < 1:
+        raise InputError(f"batches={list(batches)}: give at least one size, all of 1 or more")
+    q = load(path, runtime="reference")
+    graph = q.graph
+    with thread_count(threads) as count, torch.inference_mode():
+        runs, rows = _contenders(q, runtimes, count)
+        times: dict[str, dict[int, float]] = {name: {} for name in runs}
+        for batch in batches:
+            inputs = random_inputs(graph, batch)
+            calls = {name: _call(run, inputs) for name, run in runs.items()}
+            found = interleave(calls, budget_s=seconds, rest_s=REST_S, progress=progress)
+            for name, latency in found.items():
+                times[name][batch] = 1e3 * latency.median_s
+    finished = [
+        replace(row, latency_ms=times.get(name, {}), **_cold(path, row, min(batches), count))
+        for name, row in rows.items()
+    ]
+    return Bench(os.fspath(path), count, tuple(finished), describe_machine())
+
+
+def _call(run: Run, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
+    return lambda: run(*inputs)
+
+
+def _contenders(
+    q: QuantizedModel, runtimes: Sequence[str] | None, threads: int
+) -> tuple[dict[str, Run], dict[str, BenchRow]]:
+    """What can be called, and a row for each contender."""
+    runs: dict[str, Run] = {}
+    rows: dict[str, BenchRow] = {}
+    plain = without_rounding(q.graph)
+    makers: dict[str, Callable[[], tuple[Run, str]]] = {
+        "fp32": lambda: (_float_run(plain), ""),
+        "bf16": lambda: (_bf16_run(plain, random_inputs(plain, 1)), ""),
+    }
+    chosen = [n for n in RUNTIMES if n != "reference"]
+    for runtime in chosen if runtimes is None else runtimes:
+        makers[f"int8 {runtime}"] = lambda name=runtime: _lowered(q, name, threads)  # type: ignore[misc]
+    for name, make in makers.items():
+        try:
+            runs[name], integers = make()
+            rows[name] = BenchRow(name, {}, integers=integers)
+        except MissingExtra as error:
+            if runtimes is not None:
+                rows[name] = BenchRow(name, {}, error=str(error))
+        except (OctavoError, RuntimeError, TypeError) as error:
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            rows[name] = BenchRow(name, {}, error=first_line)
+    return runs, rows
+
+
+def _lowered(q: QuantizedModel, runtime: str, threads: int) -> tuple[Run, str]:
+    own = runtime in FOREIGN  # the others have torch's threads
+    model = q.lower(runtime, threads=threads if own else None)
+    summary = model.summary()
+    return model.lowered.run, f"{summary.int8} of {summary.layers}"
+
+
+def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
+    """Load time and memory of a runtime; nothing for float models and for those that failed."""
+    if row.error or not row.name.startswith("int8 "):
+        return {}
+    try:
+        found: ColdStart = cold_start(
+            path, row.name.removeprefix("int8 "), batch=batch, threads=threads
+        )
+    except OctavoError as error:
+        return {"error": str(error)}
+    return {"load_s": found.load_s, "memory_mb": found.memory_mb}
+
+
+def _float_run(graph: Graph) -> Run:
+    names = [given.name for given in graph.inputs]
+    steps = steps_of(graph, torch.device("cpu"))
+    return compile_steps(names, steps, graph.output_names(), graph.constants)
+
+
+def _bf16_run(graph: Graph, inputs: tuple[Tensor, ...]) -> Run:
+    """All in bf16, or float32 with autocast where some operator does not take bf16."""
+    run = _float_run(replace(graph, constants={n: _half(t) for n, t in graph.constants.items()}))
+    try:
+        run(*map(_half, inputs))
+        return lambda *tensors: run(*map(_half, tensors))
+    except (RuntimeError, TypeError):
+        plain = _float_run(graph)
+
+        def autocast(*tensors: Tensor) -> Any:
+            with torch.autocast("cpu", torch.bfloat16):
+                return plain(*tensors)
+
+        return autocast
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor

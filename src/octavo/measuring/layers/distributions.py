@@ -1,0 +1,203 @@
+"""`distributions`: how the values of each quantized tensor are spread, and where they are clipped.
+
+The picture of Krishnamoorthi 2018 (arXiv:1806.08342, section 2) and of every article since: the
+histogram of a tensor with the range that its integers cover drawn into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.arguments import BATCHES, FUNCTION, expect, optional
+from octavo.display import track
+from octavo.errors import InputError
+from octavo.graph.batches import Batch, split_batch, with_floats
+from octavo.graph.calls import flatten_call
+from octavo.graph.capture.capture import capture
+from octavo.graph.evaluation import evaluating
+from octavo.graph.graph import Graph, Ref
+from octavo.graph.pixels import Pixels
+from octavo.graph.program import compile_steps, steps_of
+from octavo.model.kinds import require_float, require_quantized
+from octavo.model.model import QuantizedModel
+from octavo.model.rounded_weights import check_made_of
+from octavo.numerics.observers.dyadic import DyadicHistogram, dyadic_histogram, merge_histograms
+from octavo.quantization.plan import TensorPlan
+
+BINS = 128  # at most; at least half of them are in use
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The histogram of one tensor's float values.
+
+    Attributes:
+        tensor: its name.
+        kind: ``"weight"``, ``"activation"`` or ``"input"``.
+        values: its integers in words.
+        counts: how many values fell into each bin.
+        start, width: lower end of the first bin, and the width of each.
+        low, high: lowest and highest value.
+        clip_low, clip_high: the range that the integers hold, the widest channel's where there are
+            several; ``None`` where the range is found at run time.
+    """
+
+    tensor: str
+    kind: str
+    values: str
+    counts: tuple[int, ...]
+    start: float
+    width: float
+    low: float
+    high: float
+    clip_low: float | None
+    clip_high: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data."""
+        return asdict(self)
+
+
+def distributions(
+    model: nn.Module,
+    q: QuantizedModel,
+    data: Iterable[Any],
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Distribution]:
+    """The histogram of every quantized tensor, by name, in the order of the graph.
+
+    One pass of the float model; what is kept does not grow with the data.
+
+    Args:
+        model: the float model that ``q`` was made of. It is left as it was.
+        q: the quantized model.
+        data: any iterable of batches, as `quantize` takes for calibration; few are enough.
+        inputs: batch -> the model's arguments, where the defaults do not fit.
+        progress: a bar on a terminal.
+
+    Raises:
+        InputError: no data, or ``q`` was not made of this model.
+
+    Example:
+        >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
+        >>> octavo.plots.distribution(seen["conv1.weight"]).savefig("w.png")  # doctest: +SKIP
+    """
+    require_float(model, "distributions")
+    require_quantized(q, "distributions")
+    expect(BATCHES, data=data)
+    optional(FUNCTION, inputs=inputs)
+    taps: _Taps | None = None
+    for batch in track(data, "counting values", progress):
+        call = split_batch(batch, q.signature, inputs)
+        taps = taps or _Taps(model, q, call)
+        taps.update(call)
+    if taps is None:
+        raise InputError("distributions got no data; give at least one batch")
+    return taps.result()
+
+
+class _Taps:
+    """The float model with its quantized tensors as outputs, and what came out so far."""
+
+    def __init__(self, model: nn.Module, q: QuantizedModel, first: Batch) -> None:
+        self.q = q
+        self.pixels = Pixels.from_dict(q.provenance.get("pixels"))
+        floats = with_floats(first, self.pixels)
+        with evaluating(model):
+            self.graph = capture(model, floats.args, floats.kwargs)
+        known = set(self.graph.metas())
+        quantized = q.plan.quantized.items()
+        self.names = [n for n, t in quantized if t.kind != "weight" and n in known]
+        missing = [n for n, t in quantized if t.kind == "weight" and n not in self.graph.constants]
+        if missing or not (known & set(q.plan.tensors)):
+            raise InputError(
+                f"the model has no {(missing or ['tensor'])[0]!r} that the quantized one has: was "
+                "it made of another model?"
+            )
+        check_made_of(self.graph, q)
+        given = [one.name for one in self.graph.inputs]
+        steps = steps_of(self.graph, q.device)
+        self.run = compile_steps(given, steps, self.names, self.graph.constants)
+        self.seen: dict[str, DyadicHistogram] = {}
+
+    @torch.no_grad()
+    def update(self, call: Batch) -> None:
+        """Add a batch."""
+        floats = with_floats(call, self.pixels)
+        values = self.run(*flatten_call(self.graph, floats.args, floats.kwargs))
+        for name, value in zip(self.names, values, strict=True):
+            new = dyadic_histogram(value, None, BINS)
+            self.seen[name] = merge_histograms(self.seen[name], new) if name in self.seen else new
+
+    def result(self) -> dict[str, Distribution]:
+        """All that was seen, and the weights."""
+        clips = _clips(self.q.graph, self.q.plan.quantized)
+        found = {}
+        for name, planned in self.q.plan.quantized.items():
+            if planned.kind == "weight":
+                histogram = dyadic_histogram(self.graph.constants[name].float(), None, BINS)
+            elif name in self.seen:
+                histogram = self.seen[name]
+            else:
+                continue
+            found[name] = _distribution(name, planned, histogram, clips.get(name, (None, None)))
+        return found
+
+
+def _distribution(
+    name: str,
+    planned: TensorPlan,
+    seen: DyadicHistogram,
+    clip: tuple[float | None, float | None],
+) -> Distribution:
+    counts, start, width = _readable(seen)
+    return Distribution(
+        tensor=name,
+        kind=planned.kind,
+        values=planned.values,
+        counts=counts,
+        start=start,
+        width=width,
+        low=float(seen.low),
+        high=float(seen.high),
+        clip_low=clip[0],
+        clip_high=clip[1],
+    )
+
+
+def _readable(seen: DyadicHistogram) -> tuple[tuple[int, ...], float, float]:
+    """Counts, start and width, of bins wide enough for as many values as there are."""
+    counts, first, width = seen.counts[0], int(seen.grid[1][0]), float(seen.width[0])
+    while len(counts) > max(16, 4 * int(counts.sum()) ** 0.5):
+        before, behind = first % 2, (first + len(counts)) % 2
+        counts = torch.nn.functional.pad(counts, (before, behind)).reshape(-1, 2).sum(1)
+        first, width = first // 2, 2 * width
+    last = int(counts.nonzero().max())
+    return tuple(counts[: last + 1].tolist()), first * width, width
+
+
+def _clips(graph: Graph, quantized: Mapping[str, TensorPlan]) -> dict[str, tuple[float, float]]:
+    """The range that each tensor's integers hold, as far as it is fixed."""
+    readers = {node.name: node for node in graph.nodes}
+    found = {}
+    for name, planned in quantized.items():
+        node = readers.get(f"{name}.dequantized")
+        if node is None or planned.spec is None:
+            continue
+        scale, zero_point = (_tensor(graph, arg).reshape(1, -1) for arg in node.args[1:3])
+        scheme = planned.spec.scheme
+        ends = torch.tensor([[scheme.qmin], [scheme.qmax]], device=scale.device)
+        reach = (ends - zero_point) * scale
+        found[name] = float(reach[0].min()), float(reach[1].max())
+    return found
+
+
+def _tensor(graph: Graph, arg: Any) -> Tensor:
+    return graph.constants[arg.name] if isinstance(arg, Ref) else torch.tensor(arg)

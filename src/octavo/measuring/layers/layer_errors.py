@@ -1,0 +1,360 @@
+"""`layer_errors`: what rounding does to each layer, by itself and on the way to it.
+
+One pass over the data. For each batch the float model gives the exact values; the quantized model
+gives the *accumulated* error, which has all layers before in it; and the quantized model cut into
+layers (`octavo.graph.cuts`), each fed with the float model's values, gives each layer's own error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
+from octavo.display import finite, html_table, rich_table, text_table, track
+from octavo.errors import InputError, MissingExtra
+from octavo.graph.batches import Batch, split_batch, with_floats
+from octavo.graph.calls import flatten_call
+from octavo.graph.capture.capture import capture
+from octavo.graph.cuts import Cuts
+from octavo.graph.evaluation import evaluating
+from octavo.graph.graph import Graph
+from octavo.graph.pixels import Pixels
+from octavo.graph.program import compile_steps, steps_of
+from octavo.measuring.layers.channels_last import channels_last
+from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
+from octavo.model.kinds import require_float, require_quantized
+from octavo.model.model import QuantizedModel
+from octavo.model.rounded_weights import check_made_of, dequantized_weights, steps_of_weight
+from octavo.quantization.plan import Plan
+from octavo.quantization.qconfig import QSpec
+from octavo.quantization.targets import ROLES, SHARED
+from octavo.runtimes import lower
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What rounding does to one tensor.
+
+    Attributes:
+        tensor: its name; an activation is named after the layer that makes it.
+        kind: ``"weight"``, ``"activation"`` or ``"input"``.
+        op: the operator that makes it, or that uses the weight.
+        values: its integers in words, or ``"float"``.
+        sqnr_db: signal over noise of the layer's own rounding: its input, its weights and its
+            result, given what the float model has there. Of a weight: of its rounding.
+        accumulated_sqnr_db: with the error of all layers before; ``None`` for weights.
+        mse: mean squared error of the layer's own rounding.
+        cosine: of the angle between exact and rounded values, own rounding.
+        low, high: the exact values' range.
+        clipped: share of the values beyond what the integers hold.
+        unused: share of the integers beyond the values seen.
+    """
+
+    tensor: str
+    kind: str
+    op: str
+    values: str
+    sqnr_db: float
+    accumulated_sqnr_db: float | None
+    mse: float
+    cosine: float
+    low: float
+    high: float
+    clipped: float
+    unused: float
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """What `layer_errors` found, in the order of the graph. Prints as a table."""
+
+    rows: tuple[LayerError, ...]
+    samples: int
+
+    def worst(self, count: int = 5) -> tuple[LayerError, ...]:
+        """The layers that lose most by themselves, worst first; none that only moves values."""
+        made = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
+        return tuple(sorted(made, key=lambda row: row.sqnr_db)[:count])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data; what is infinite is ``None``."""
+        return {"samples": self.samples, "rows": [finite(asdict(row)) for row in self.rows]}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row for each tensor.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise MissingExtra("pandas", "analysis", "make a DataFrame") from error
+        return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("tensor")
+
+    def __rich__(self) -> Table:
+        numbers = range(3, len(_COLUMNS))
+        return rich_table(_COLUMNS, map(_cells, self.rows), self._title(), numbers)
+
+    def __str__(self) -> str:
+        return f"{self._title()}\n{text_table([_COLUMNS, *map(_cells, self.rows)])}"
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, map(_cells, self.rows), self._title())
+
+    def _title(self) -> str:
+        return f"Rounding errors of {len(self.rows)} tensors, {self.samples} samples"
+
+
+_COLUMNS = (
+    "tensor",
+    "op",
+    "values",
+    "SQNR dB",
+    "accumulated",
+    "cosine",
+    "range",
+    "clipped",
+    "unused",
+)
+
+
+def _cells(row: LayerError) -> tuple[str, ...]:
+    accumulated = row.accumulated_sqnr_db
+    return (
+        row.tensor,
+        row.op,
+        row.values,
+        f"{row.sqnr_db:.1f}",
+        "" if accumulated is None else f"{accumulated:.1f}",
+        f"{row.cosine:.5f}",
+        f"{row.low:.3g} .. {row.high:.3g}",
+        f"{100 * row.clipped:.2f} %",
+        f"{100 * row.unused:.0f} %",
+    )
+
+
+def layer_errors(
+    model: nn.Module,
+    q: QuantizedModel,
+    data: Iterable[Any],
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    runtime: str | None = None,
+    progress: bool = True,
+) -> LayerErrors:
+    """What rounding does to each weight and each activation.
+
+    Args:
+        model: the float model that ``q`` was made of. It is left as it was.
+        q: the quantized model.
+        data: any iterable of batches, as `quantize` takes for calibration.
+        inputs: batch -> the model's arguments, where the defaults do not fit.
+        runtime: ``"torch"`` or ``"reference"``; ``None`` is ``q``'s own of these, else the oracle.
+        progress: a bar on a terminal.
+
+    Raises:
+        InputError: no data, or ``q`` was not made of this model.
+
+    Example:
+        >>> print(octavo.layer_errors(model, q, loader))  # doctest: +SKIP
+    """
+    require_float(model, "layer_errors")
+    require_quantized(q, "layer_errors")
+    expect(BATCHES, data=data)
+    optional(FUNCTION, inputs=inputs)
+    optional(TEXT, runtime=runtime)
+    measured = None
+    for batch in track(data, "comparing layers", progress):
+        call = split_batch(batch, q.signature, inputs)
+        if measured is None:
+            measured = Measurement(model, q, call, runtime)
+        measured.update(call)
+    if measured is None:
+        raise InputError("layer_errors got no data; give at least one batch")
+    return measured.result()
+
+
+class Measurement:
+    """The float model, the quantized one and its pieces side by side; feed it batches.
+
+    Attributes:
+        float_graph: the captured float model.
+        cuts: the quantized graph in pieces.
+        layers: the layers that are compared.
+    """
+
+    def __init__(
+        self, model: nn.Module, q: QuantizedModel, first: Batch, runtime: str | None = None
+    ) -> None:
+        self.q = q
+        self.pixels = Pixels.from_dict(q.provenance.get("pixels"))
+        floats = with_floats(first, self.pixels)
+        with evaluating(model):
+            self.float_graph = capture(model, floats.args, floats.kwargs)
+        if runtime is None:
+            runtime = q.runtime if q.runtime in ("torch", "reference") else "reference"
+        tensors = flatten_call(q.graph, first.args, first.kwargs)
+        self.cuts = Cuts.of(q.graph, _one_sample(q.graph, tensors), _returning_floats(q.plan))
+        known = set(self.float_graph.metas())
+        layers = dict.fromkeys([*self.cuts.layers, *self.cuts.sources])
+        # What a model of pixels has in place of the float image.
+        self.names = {
+            name: name if name in known else name.removesuffix(".normalized").rstrip("_")
+            for name in layers
+        }
+        missing = [name for name, own in self.names.items() if own not in known]
+        if missing:
+            raise InputError(
+                f"the model has no layer {missing[0]!r}, which the quantized one has: was it made "
+                "of another model?"
+            )
+        check_made_of(self.float_graph, q)
+        self.run_float = compile_steps(
+            [given.name for given in self.float_graph.inputs],
+            steps_of(self.float_graph, q.device),
+            list(self.names.values()),
+            self.float_graph.constants,
+        )
+        self.run_whole = lower(self.cuts.whole, runtime, q.device).run
+        self.run_pieces = lower(self.cuts.graph, runtime, q.device).run
+        self.samples = 0
+        self.sums = {name: LayerSums() for name in self.cuts.layers}
+
+    @torch.no_grad()
+    def update(self, call: Batch) -> None:
+        """Add one batch."""
+        tensors = flatten_call(self.q.graph, call.args, call.kwargs)
+        floats = with_floats(call, self.pixels)
+        given = flatten_call(self.float_graph, floats.args, floats.kwargs)
+        exact = dict(zip(self.names, self.run_float(*map(channels_last, given)), strict=True))
+        whole = self.run_whole(*tensors)
+        pieces = self.run_pieces(*tensors, *(exact[name] for name in self.cuts.sources))
+        self.samples += tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+        cuts = self.cuts
+        for layer, scale, zero_point, all_in, alone in zip(
+            cuts.layers, cuts.scales, cuts.zero_points, whole, pieces, strict=True
+        ):
+            want = exact[layer]
+            if not isinstance(want, Tensor) or not want.is_floating_point() or not want.numel():
+                continue
+            ends = self._ends(layer, scale, zero_point)
+            self.sums[layer].update(want, alone, all_in, scale, zero_point, ends)
+
+    def _ends(
+        self, layer: str, scale: float | None, zero_point: int | None
+    ) -> tuple[float, float] | None:
+        spec = self.q.plan.tensors[layer].spec if layer in self.q.plan.tensors else None
+        if scale is None or zero_point is None or spec is None:
+            return None
+        scheme = spec.scheme
+        return (
+            (scheme.qmin - zero_point - 0.5) * scale,
+            (scheme.qmax - zero_point + 0.5) * scale,
+        )
+
+    def result(self) -> LayerErrors:
+        """All that was found."""
+        weights = weight_errors(self.float_graph, self.q)
+        rows = []
+        plans = self.q.plan.tensors
+        for name in plans:
+            if plans[name].kind == "weight":
+                rows.append(weights[name])
+            elif name in self.sums and self.sums[name].own.count:
+                rows.append(self._row(name))
+        return LayerErrors(tuple(rows), self.samples)
+
+    def _row(self, name: str) -> LayerError:
+        planned, sums = self.q.plan.tensors[name], self.sums[name]
+        own, seen = sums.own, sums.seen
+        return LayerError(
+            tensor=name,
+            kind=planned.kind,
+            op=planned.op,
+            values="float" if sums.integers is None else planned.values,
+            sqnr_db=own.sqnr_db,
+            accumulated_sqnr_db=sums.accumulated.sqnr_db,
+            mse=own.mse,
+            cosine=own.cosine,
+            low=seen.low,
+            high=seen.high,
+            clipped=seen.clipped_share,
+            unused=_unused(sums.integers, planned.spec),
+        )
+
+
+def _returning_floats(plan: Plan) -> list[str]:
+    """The layers that read integers, or have them for weights, and whose result is not rounded."""
+    return [
+        name
+        for name, planned in plan.tensors.items()
+        if planned.on_integers
+        and planned.kind == "activation"
+        and planned.spec is None
+        and planned.fused_into is None
+    ]
+
+
+def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
+    """The first sample of a batch, where the graph leaves the batch size free: it is run slowly."""
+    if any(given.meta.shape[:1] != (None,) for given in graph.inputs):
+        return tensors
+    return [tensor[:1] for tensor in tensors]
+
+
+def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:
+    """The errors of the weights alone; no data is needed."""
+    names = [name for name, t in q.plan.quantized.items() if t.kind == "weight"]
+    rounded = dequantized_weights(q, names)
+    found = {}
+    for name in names:
+        planned, exact = q.plan.tensors[name], float_graph.constants[name].float()
+        assert planned.spec is not None
+        sums, seen = ErrorSums(), RangeSums()
+        sums.update(exact, rounded[name])
+        seen.update(exact, None)
+        # What lies beyond the integers is moved by more than rounding moves anything: half a step.
+        step, _ = steps_of_weight(q.graph, name, exact)
+        clipped = ((exact - rounded[name]).abs() > 0.51 * step).float().mean()
+        found[name] = LayerError(
+            tensor=name,
+            kind="weight",
+            op=planned.op,
+            values=planned.values,
+            sqnr_db=sums.sqnr_db,
+            accumulated_sqnr_db=None,
+            mse=sums.mse,
+            cosine=sums.cosine,
+            low=seen.low,
+            high=seen.high,
+            clipped=float(clipped),
+            unused=_unused_of_weight(rounded[name], step, planned.spec),
+        )
+    return found
+
+
+def _unused_of_weight(rounded: Tensor, step: Tensor, spec: QSpec) -> float:
+    integers = torch.round(rounded / step)
+    low, high = map(int, torch.aminmax(integers))
+    return _unused((low, high), spec)
+
+
+def _unused(integers: tuple[int, int] | None, spec: QSpec | None) -> float:
+    """The share of the integers that are beyond those in use."""
+    if integers is None or spec is None:
+        return 0.0
+    levels = spec.scheme.qmax - spec.scheme.qmin
+    return max(0.0, 1.0 - (integers[1] - integers[0]) / levels)

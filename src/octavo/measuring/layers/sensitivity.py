@@ -1,0 +1,278 @@
+"""`sensitivity`: which layers hurt when they are quantized.
+
+Estimated for all layers in one pass: each layer's own error, and how the output answers to it
+(`octavo.measuring.layers.estimate`). Measured exactly, one layer at a time: this layer alone
+quantized, and all but this one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
+from octavo.display import finite, html_table, rich_table, text_table, track
+from octavo.errors import CalibrationError, InputError, OctavoError
+from octavo.graph.batches import Batch, Signature, example_call, split_batch
+from octavo.graph.capture.capture import capture
+from octavo.graph.evaluation import evaluating
+from octavo.measuring.engines import Workers, opened, require
+from octavo.measuring.layers.study import Study, Sums
+from octavo.measuring.metrics import Metric
+from octavo.model.kinds import require_float
+from octavo.quantization.calibrate import observed
+from octavo.quantization.plan import plan
+from octavo.quantization.qconfig import QConfig, QConfigMapping
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """One layer.
+
+    Attributes:
+        layer: its name.
+        estimate_db: SQNR of the output, as estimated, if this layer alone were quantized.
+        alone_db: the same, measured; ``None`` if it was not.
+        alone: the metric with this layer alone quantized.
+        without_db: SQNR of the output with all but this layer quantized, measured.
+        without: the metric with all but this layer quantized.
+    """
+
+    layer: str
+    estimate_db: float
+    alone_db: float | None = None
+    alone: float | None = None
+    without_db: float | None = None
+    without: float | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What `sensitivity` found: the layers, the most sensitive first. Prints as a table.
+
+    Attributes:
+        layers: see `LayerSensitivity`.
+        metric: name of the metric.
+        float_metric, quantized_metric: with nothing and with all quantized; ``None`` where no
+            metric could be had.
+        quantized_db: SQNR of the output with all quantized: on the oracle, or on the runtime that a
+            model of it would have, where only the estimate was asked for.
+        samples: how many were seen.
+        complete: whether the whole of the data was seen, and not interrupted.
+    """
+
+    layers: tuple[LayerSensitivity, ...]
+    metric: str
+    float_metric: float | None
+    quantized_metric: float | None
+    quantized_db: float | None
+    samples: int
+    complete: bool
+
+    def spearman(self) -> float | None:
+        """Rank correlation of the estimate and the measured SQNR of a layer alone."""
+        pairs = [(s.estimate_db, s.alone_db) for s in self.layers if s.alone_db is not None]
+        return _spearman(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data; what is infinite is ``None``."""
+        found: dict[str, Any] = finite(asdict(self))
+        return found
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1)
+
+    def __rich__(self) -> Table:
+        columns = self._columns()
+        rows = map(self._cells, self.layers)
+        return rich_table(columns, rows, self._title(), range(1, len(columns)))
+
+    def __str__(self) -> str:
+        table = text_table([self._columns(), *map(self._cells, self.layers)])
+        return f"{self._title()}\n{table}"
+
+    def _repr_html_(self) -> str:
+        return html_table(self._columns(), map(self._cells, self.layers), self._title())
+
+    def _title(self) -> str:
+        title = f"Sensitivity of {len(self.layers)} layers, {self.samples} samples"
+        if self.float_metric is not None and self.quantized_metric is not None:
+            title += f"; {self.metric} {self.float_metric:.2f} -> {self.quantized_metric:.2f}"
+        return title if self.complete else f"{title} (interrupted)"
+
+    def _columns(self) -> tuple[str, ...]:
+        if all(layer.alone_db is None for layer in self.layers):
+            return ("layer", "estimate dB")
+        return (
+            *("layer", "estimate dB", "alone dB", f"alone {self.metric}"),
+            *("all but dB", f"all but {self.metric}"),
+        )
+
+    def _cells(self, layer: LayerSensitivity) -> tuple[str, ...]:
+        numbers = (layer.estimate_db, layer.alone_db, layer.alone, layer.without_db, layer.without)
+        cells = ("" if number is None else f"{number:.2f}" for number in numbers)
+        return (layer.layer, *cells)[: len(self._columns())]
+
+
+def sensitivity(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    data: Iterable[Any],
+    calibration: Iterable[Any] | None = None,
+    metric: str | Metric | None = None,
+    exact: bool = True,
+    mode: str | None = None,
+    qconfig: QConfig | QConfigMapping | None = None,
+    target: str = "x86",
+    inputs: Callable[[Any], Any] | None = None,
+    bias_correction: bool = True,
+    seed: int = 0,
+    engine: str | None = None,
+    progress: bool = True,
+) -> Sensitivity:
+    """Which layers hurt when they are quantized.
+
+    All is found in one pass over ``data``; stopped with Ctrl-C, what was seen so far is returned.
+
+    Args:
+        model: as for `octavo.quantize`, and so are ``example_inputs``, ``calibration``, ``mode``,
+            ``qconfig``, ``target``, ``inputs`` and ``bias_correction``.
+        data: batches to measure on, with labels if there is a metric.
+        metric: as for `octavo.compare`; top-1 where the labels allow it.
+        exact: measure each layer alone, and all but each, too; else the estimate is all.
+        seed: of the directions that the estimate probes.
+        engine: ``"ray"`` spreads the batches over a Ray cluster, or over one that is started on
+            this machine; the result is the same.
+        progress: bars on a terminal.
+
+    Raises:
+        InputError: no data, or a metric that cannot be had of it.
+        CaptureError, PlanError, CalibrationError: as `octavo.quantize`.
+        MissingExtra: Ray is not installed.
+
+    Example:
+        >>> print(octavo.sensitivity(model, calibration=loader, data=loader))  # doctest: +SKIP
+    """
+    require_float(model, "sensitivity")
+    expect(BATCHES, data=data)
+    expect(TEXT, target=target)
+    optional(TEXT, mode=mode)
+    optional(BATCHES, calibration=calibration)
+    optional(FUNCTION, inputs=inputs)
+    require(engine)
+    signature = Signature.of(model)
+    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+    if mode is None:
+        own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
+        mode = "static" if calibration is not None else own
+    example, calibration = example_call(example_inputs, calibration, signature, inputs)
+    with evaluating(model):
+        graph = capture(model, example.args, example.kwargs)
+    decided = plan(graph, mapping, target, mode)
+    if decided.needs_calibration and calibration is None:
+        raise CalibrationError("static quantization needs calibration data: pass calibration=")
+    found = observed(
+        graph,
+        decided,
+        calibration if calibration is not None and decided.needs_calibration else [],
+        signature=signature,
+        inputs=inputs,
+        progress=progress,
+    )
+    study = Study(graph, decided, found.result(), metric, exact, bias_correction, seed)
+    batches = track(data, "measuring layers", progress)
+    calls = (split_batch(batch, signature, inputs) for batch in batches)
+    with opened(engine, study.opened) as workers:
+        sums, complete = _summed(study, workers, enumerate(calls))
+    if not sums.samples:
+        raise InputError("sensitivity got no data; give at least one batch")
+    return _result(study, sums, complete)
+
+
+def _summed(
+    study: Study,
+    workers: Workers[tuple[int, Batch], Sums],
+    items: Iterable[tuple[int, Batch]],
+) -> tuple[Sums, bool]:
+    """All batches, or those that were measured until an interruption; and whether it was all.
+
+    Whoever measured them, they are added in the order of the data, so that not a bit depends on it.
+    """
+    total, early = study.nothing(), dict[int, Sums]()
+    following, complete = 0, True
+    try:
+        for (index, _), sums in workers.run(items):
+            if isinstance(sums, OctavoError):
+                raise sums
+            early[index] = sums
+            while following in early:
+                total.add(early.pop(following))
+                following += 1
+    except KeyboardInterrupt:
+        if not total.samples and not early:
+            raise
+        complete = False
+    for index in sorted(early):
+        total.add(early[index])
+    return total, complete
+
+
+def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
+    found = []
+    for name in study.layers:
+        estimate = _decibels(sums.signal, sums.noise[name])
+        if not study.exact:
+            found.append(LayerSensitivity(name, estimate))
+            continue
+        alone, without = sums.alone.layers[name], sums.without.layers[name]
+        found.append(
+            LayerSensitivity(
+                name,
+                estimate,
+                alone.likeness.sqnr_db,
+                alone.value(),
+                without.likeness.sqnr_db,
+                without.value(),
+            )
+        )
+    found.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
+    return Sensitivity(
+        tuple(found),
+        sums.alone.base.name,
+        sums.alone.base.value(),
+        sums.without.base.value(),
+        sums.without.base.likeness.sqnr_db,
+        sums.samples,
+        complete,
+    )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return math.inf
+    return 10.0 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _spearman(one: Iterable[float], other: Iterable[float]) -> float:
+    """Rank correlation, of at least two pairs."""
+    ranks = [torch.tensor(_ranks(list(values))) for values in (one, other)]
+    centred = [rank - rank.mean() for rank in ranks]
+    length = centred[0].norm() * centred[1].norm()
+    return float(centred[0] @ centred[1] / length) if length else 0.0
+
+
+def _ranks(values: list[float]) -> list[float]:
+    """The place of each in ascending order; those that are equal share the mean of theirs."""
+    order = sorted(values)
+    return [(bisect_left(order, v) + bisect_right(order, v) - 1) / 2 for v in values]

@@ -1,6 +1,0 @@
-"""From torch.ao.quantization and TinyNeuralNetwork to octavo.compat: sources, rewritten."""
-
-from octavo.migrate.result import FileMigration, Migration, Note
-from octavo.migrate.sources import migrate
-
-__all__ = ["FileMigration", "Migration", "Note", "migrate"]

@@ -1,0 +1,411 @@
+"""`QuantizedModel`: a quantized graph with its plan, as an ``nn.Module`` that runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.arguments import COUNT, FILE, PATH, TEXT, expect, optional
+from octavo.errors import (
+    ArtifactError,
+    InputError,
+    OctavoError,
+    OctavoWarning,
+    RuntimeUnavailable,
+)
+from octavo.graph.batches import Signature
+from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.graph import GRAPH, Graph
+from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
+from octavo.model import artifact
+from octavo.model.held import Buffers
+from octavo.model.state import extra_state, restored
+from octavo.model.summary import Summary, summarize
+from octavo.quantization.plan import PLAN, Plan
+from octavo.quantization.screening import Watched, run_around
+from octavo.runtimes import Lowered, Options, default_runtime, lower
+from octavo.runtimes.examples import random_inputs, takes, takes_batch
+
+# One thread at a time makes a model ready: two that call a new model at once do it once, and the
+# compilers of some runtimes are for one thread.
+_LOWERING = threading.RLock()
+
+
+class QuantizedModel(nn.Module):
+    """A quantized model: call it as the float model was called.
+
+    It is made by `octavo.quantize`, `octavo.convert` and `octavo.load`. Its tensors are buffers
+    under the float model's own names, so ``to(device)`` and ``copy.deepcopy`` do what they do for
+    any module; a weight that a kernel holds in a form of its own is given back as a copy. A state
+    dict holds the scales and the plan too: see `octavo.model.state`.
+
+    Attributes:
+        plan: every decision with its reason.
+        signature: names of the arguments.
+        provenance: versions, target, number of calibration batches.
+        runtime, options: what calls go to, and how it runs; see `lower`.
+        samples: inputs, a tensor for each of the graph's, on which lowering compares a runtime with
+            the oracle. Without any they are drawn from the ranges that calibration has seen.
+        check: whether lowering does so.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        signature: Signature,
+        provenance: Mapping[str, Any],
+        runtime: str | None = None,
+        options: Options | None = None,
+        samples: Sequence[Tensor] | None = None,
+        check: bool = True,
+    ) -> None:
+        expect(GRAPH, graph=graph)
+        expect(PLAN, plan=plan)
+        super().__init__()
+        self.plan = plan
+        self.signature = signature
+        self.provenance = dict(provenance)
+        self.runtime = runtime or default_runtime(graph.device)
+        self.options = options or Options()
+        self.samples = None if samples is None else tuple(samples)
+        self.check = check
+        self._names = tuple(graph.constants)
+        self._structure = replace(graph, constants={})
+        self._watched = Watched.of(graph)
+        self._is_small = sum(t.numel() for t in graph.constants.values()) <= _SMALL_MODEL
+        for name, tensor in graph.constants.items():
+            buffers, leaf = self._place_of(name)
+            buffers[leaf] = tensor
+        self._lowered: Lowered | None = None
+        self.eval()
+
+    @property
+    def graph(self) -> Graph:
+        """The canonical QDQ graph, with the tensors as they are now."""
+        places = {name: self._place_of(name) for name in self._names}
+        constants = {name: buffers[leaf] for name, (buffers, leaf) in places.items()}
+        return replace(self._structure, constants=constants)
+
+    def _place_of(self, name: str) -> tuple[dict[str, Any], str]:
+        """The buffers of the submodule that holds a tensor, which is made if missing.
+
+        Not by attribute: the float model may have a layer called "plan" or "target".
+        """
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        return owner._buffers, leaf
+
+    @property
+    def target(self) -> str:
+        """Name of the target that the plan was made for."""
+        return self.plan.target
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+
+    @property
+    def lowered(self) -> Lowered:
+        """The graph made ready for the runtime: weights packed, kernels chosen, and compared with
+        the oracle.
+
+        Raises:
+            RuntimeUnavailable: the runtime cannot run this model here.
+            RuntimeDisagrees: it computes something else than the oracle.
+        """
+        lowered = self._lowered
+        if lowered is None:
+            with _LOWERING:
+                lowered = self._lowered = self._lowered or self._lower()
+        return lowered
+
+    def _lower(self) -> Lowered:
+        options = replace(self.options, precision=self.precision)
+        try:
+            made = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
+        except AttributeError as error:  # which nn.Module would tell as one of this property
+            raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
+        lowered = _as_planned(made, self.plan)
+        _warn_of(lowered, self.plan)
+        self._let_go(lowered)
+        return lowered
+
+    def _let_go(self, lowered: Lowered) -> None:
+        """Drop the tensors that kernels hold too: they are unpacked whenever they are asked for."""
+        for name, unpack in lowered.held.items():
+            *path, leaf = name.split(".")
+            owner: Any = self
+            for part in path:
+                owner = owner._modules[part]
+            if torch.equal(owner._buffers[leaf], unpack()):
+                if not isinstance(owner._buffers, Buffers):
+                    owner._buffers = Buffers(owner._buffers)
+                owner._buffers.let_go(leaf, unpack)
+
+    @property
+    def precision(self) -> str | None:
+        """Of what stays float: what was asked for, else the plan's; see `lower`.
+
+        ``None`` is float32 but for the layers that rules put in bfloat16.
+        """
+        of_plan = None if self.plan.precision == "float32" else self.plan.precision
+        return self.options.precision or of_plan
+
+    def check_inputs(self) -> list[tuple[Tensor, ...]]:
+        """Batches on which lowering compares results with the oracle; none if it shall not."""
+        if not self.check:
+            return []
+        batch, kept = self.options.batch, self.samples
+        if kept is not None and not takes(self._structure, kept):
+            kept = None
+        if kept is None or (batch is not None and any(len(t) != batch for t in kept if t.dim())):
+            sizes = (_SAMPLES,) if self._is_small else (1, _SAMPLES)
+            usual = next((size for size in sizes if takes_batch(self._structure, size)), None)
+            kept = random_inputs(self._structure, batch or usual)
+        if sum(tensor.numel() for tensor in kept) > _MOST_VALUES:
+            return []
+        # Where it takes no time: some faults show in a batch of one, or in one that is larger.
+        others = [
+            size
+            for size in (_OTHER_BATCHES if self._is_small and batch is None else ())
+            if takes_batch(self._structure, size)
+        ]
+        return [kept, *(random_inputs(self._structure, size, seed=size) for size in others)]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the float model returns, computed in int8.
+
+        Samples with NaN or an infinity in them are computed without rounding: they get what the
+        float model returns, NaN mostly, and other samples what they get without them.
+
+        Raises:
+            InputError: the arguments differ in name, structure, shape or dtype from the captured,
+                or NaN or an infinity in them makes a result of integers meaningless.
+            ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
+        """
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return uncompiled(self._call, args, kwargs)
+        refuse_tracers()
+        return self._call(args, kwargs)
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensors = flatten_call(self._structure, args, kwargs)
+        run = self.lowered.run
+        try:
+            with torch.inference_mode():  # less work for each operator than under no_grad
+                if self._watched.are_fine(tensors):
+                    results = run(*tensors)
+                else:
+                    results = run_around(self.graph, self._watched, run, tensors)
+        except (RuntimeError, ValueError, IndexError) as error:
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"the model cannot run on these inputs: {first_line}") from error
+        return build_output(self._structure, tuple(map(_usable_in_training, results)))
+
+    def lower(
+        self,
+        runtime: str,
+        *,
+        threads: int | None = None,
+        batch: int | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        precision: str | None = None,
+        check: bool = True,
+    ) -> QuantizedModel:
+        """The same model on another runtime, which has to agree with the oracle.
+
+        Args:
+            runtime: ``"torch"`` (the int8 kernels of PyTorch), ``"onnxruntime"``, ``"openvino"``,
+                ``"fastest"`` (the quickest of these here: they are timed), or ``"reference"``
+                (the oracle).
+            threads: of a call; ``None`` is torch's own number. For ``onnxruntime`` and
+                ``openvino``, as are the others.
+            batch: the only batch size that it will be called with; ``None`` for any.
+            cache: folder for what the runtime compiles, which makes the next load quicker
+                (``openvino``).
+            precision: of what stays float, ``"float32"``, ``"bfloat16"``, or ``"auto"``, which is
+                bfloat16 where this CPU has instructions for it; ``None`` is the plan's.
+            check: compare the runtime's results with the oracle's, on samples of the calibration
+                data or inputs drawn from the ranges that it had.
+
+        Raises:
+            RuntimeUnavailable: there is no such runtime, or it cannot run here.
+            RuntimeDisagrees: it computes something else than the oracle, by more than rounding
+                explains; the message names the layer.
+            MissingExtra: its package is not installed.
+            ExportError: it cannot express an operator of the model.
+        """
+        expect(TEXT, runtime=runtime)
+        optional(COUNT, threads=threads, batch=batch)
+        optional(PATH, cache=cache)
+        options = Options(threads, batch, None if cache is None else Path(cache), precision)
+        parts = (self.graph, self.plan, self.signature, self.provenance)
+        model = QuantizedModel(*parts, runtime, options, self.samples, check)
+        _ = model.lowered
+        return model
+
+    def save(self, path: str | os.PathLike[str], *, samples: bool = False) -> None:
+        """Write the artifact: one file, whole or not at all.
+
+        Args:
+            path: of the file.
+            samples: let the file hold `samples`, some of your calibration data, so that whoever
+                lowers it compares on these, and not on inputs drawn from the data's ranges.
+
+        Raises:
+            ArtifactError: the folder cannot be written to, or there are no samples.
+        """
+        if samples and self.samples is None:
+            raise ArtifactError(
+                "the model has no samples to write: octavo.quantize keeps two of its example, "
+                "octavo.load those that the file has"
+            )
+        content = self._content()
+        artifact.save(replace(content, samples=self.samples) if samples else content, path)
+
+    def summary(self) -> Summary:
+        """What runs in int8, what does not, and why. Prints as a table."""
+        return summarize(self.graph, self.plan, self.lowered, self.provenance)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting()
+
+    def extra_repr(self) -> str:
+        return f"target={self.target!r}, runtime={self.runtime!r}"
+
+    def _content(self) -> artifact.Artifact:
+        return artifact.Artifact(self.graph, self.plan, self.signature, self.provenance)
+
+    def get_extra_state(self) -> Tensor:
+        """What a state dict holds besides the tensors: scales, zero points, plan (JSON, uint8)."""
+        return extra_state(self._content())
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is left to do: `load_state_dict` sees it together with the tensors."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        """Become the saved model, or refuse before anything is changed.
+
+        Raises:
+            ArtifactError: it is not the whole state of a model of this form.
+        """
+        if any(key.startswith(prefix) for key in state_dict):
+            graph = self.graph
+            content = restored(state_dict, prefix, graph.constants)
+            self.__dict__.update(  # not by attribute: a layer may be called "plan"
+                plan=content.plan,
+                signature=content.signature,
+                provenance=dict(content.provenance),
+                _structure=replace(content.graph, constants={}),
+                _watched=Watched.of(content.graph),
+                samples=None,  # those were of another calibration
+                _lowered=None,
+            )
+            for name, tensor in graph.constants.items():
+                buffers, leaf = self._place_of(name)
+                buffers[leaf] = torch.empty_like(tensor)  # others may share the old one
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedModel:
+        dtypes = {torch.float32, *(buffer.dtype for buffer in self.buffers())}
+        if any(fn(torch.empty(0, dtype=dtype)).dtype != dtype for dtype in dtypes):
+            raise OctavoError(
+                "a quantized model cannot change its dtype: its scales are float32; "
+                "to keep some layers in another dtype, quantize the float model accordingly"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._lowered = None
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lowered": None}
+
+
+def load(
+    path: str | os.PathLike[str], runtime: str = "torch", *, check: bool = True
+) -> QuantizedModel:
+    """Load an artifact; the float model's code is not needed, and no code in the file is run.
+
+    Args:
+        path: a ``.octavo`` file.
+        runtime, check: as for `QuantizedModel.lower`.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, hostile or of a newer version.
+        RuntimeUnavailable: the runtime cannot run here.
+        RuntimeDisagrees: it computes something else than the oracle.
+
+    Example:
+        >>> model = load("model.octavo")  # doctest: +SKIP
+    """
+    expect(FILE, path=path)
+    expect(TEXT, runtime=runtime)
+    content = artifact.load(path)
+    try:
+        model = QuantizedModel(
+            content.graph,
+            content.plan,
+            content.signature,
+            content.provenance,
+            runtime,
+            samples=content.samples,
+            check=check,
+        )
+        _ = model.lowered
+    except RuntimeUnavailable:
+        raise
+    except Exception as error:  # whatever an altered graph makes torch say
+        first_line = next(iter(str(error).splitlines()), "")
+        raise ArtifactError(
+            f"{os.fspath(path)} holds a graph that cannot run: {first_line}"
+        ) from error
+    return model
+
+
+def _usable_in_training(result: Any) -> Any:
+    """Autograd refuses tensors of inference mode, which a head on top of the model may need."""
+    return result.clone() if isinstance(result, Tensor) and result.is_inference() else result
+
+
+def _as_planned(lowered: Lowered, plan: Plan) -> Lowered:
+    """Without the fallbacks that are none: float operators behind int8 layers."""
+    quantized = {name for name, t in plan.tensors.items() if t.on_integers}
+    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in quantized}
+    return replace(lowered, fallbacks=fallbacks)
+
+
+_SAMPLES = 2
+_OTHER_BATCHES = (1, 7)
+_SMALL_MODEL = 2**20  # values of its tensors
+_MOST_VALUES = 2**26  # of inputs: what a file says of their sizes shall not fill the memory
+
+# Where these run in float, something can be done about it; the summary names the others as well.
+_WITH_KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+
+
+def _warn_of(lowered: Lowered, plan: Plan) -> None:
+    unexpected = {
+        name: why
+        for name, why in lowered.fallbacks.items()
+        if name in plan.tensors and plan.tensors[name].op in _WITH_KERNELS
+    }
+    if unexpected:
+        layers, reasons = list(unexpected), sorted(set(unexpected.values()))
+        warnings.warn(
+            f"{len(layers)} quantized layers run in float on the {lowered.runtime} runtime "
+            f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}): {'; '.join(reasons)}",
+            OctavoWarning,
+            stacklevel=4,
+        )

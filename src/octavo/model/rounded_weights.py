@@ -1,0 +1,114 @@
+"""A quantized model's weights beside those of a float model: were they made of it?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from octavo.errors import InputError
+from octavo.graph.graph import Graph, Ref, refs_in
+from octavo.graph.program import compile_steps, steps_of
+from octavo.model.model import QuantizedModel
+from octavo.quantization.qconfig import QSpec
+
+# Rounding moves a weight by half a step at most. A float model that was stored in 16 bits since
+# then differs by some hundredths of a step more, which changes no table.
+_FARTHEST = 0.6
+
+
+_OTHERS = (
+    "the float model's {!r} has other values than the quantized one's, by more than rounding can "
+    "change: give the model that was quantized, with the weights that it had then"
+)
+_CLOSE = 1e-2  # of its size: bfloat16 keeps as much
+
+
+def dequantized_weights(q: QuantizedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """What the integers of weights stand for, in float32, by name."""
+    names = list(names)
+    read = replace(q.graph, inputs=(), outputs=[Ref(f"{n}.dequantized") for n in names]).pruned()
+    run = compile_steps([], steps_of(read, q.device), read.output_names(), read.constants)
+    return dict(zip(names, run(), strict=True))
+
+
+def steps_of_weight(graph: Graph, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each value of a weight, in shapes that broadcast to it."""
+    node = graph.node(f"{name}.dequantized")
+    if node.op == "octavo.dequantize.default":
+        return torch.tensor(node.args[1]), torch.tensor(node.args[2])
+    scale, zero_point = (graph.constants[arg.name] for arg in node.args[1:3])
+    if node.op == "octavo.dequantize_channels.default":
+        shape = [1] * weight.dim()
+        shape[node.args[3]] = -1
+        return scale.reshape(shape), zero_point.reshape(shape)
+    size = weight.shape[1] // scale.shape[1]
+    return scale.repeat_interleave(size, 1), zero_point.repeat_interleave(size, 1)
+
+
+def check_made_of(graph: Graph, q: QuantizedModel) -> None:
+    """Refuse a float model whose weights do not become the quantized one's by rounding.
+
+    Of a model that was trained with rounding the weights have moved since: there they only have to
+    be nearer to the float ones than zeros would be.
+
+    Args:
+        graph: the float model, captured.
+        q: the quantized model; weights that the float model has under other names are left out.
+
+    Raises:
+        InputError: a weight is another one.
+    """
+    _check_floats(graph, q)
+    specs = {
+        name: planned.spec
+        for name, planned in q.plan.quantized.items()
+        if planned.kind == "weight" and planned.spec is not None and name in graph.constants
+    }
+    trained = "trained" in q.provenance
+    for name, rounded in dequantized_weights(q, specs).items():
+        weight = graph.constants[name].detach().to(rounded)
+        if weight.shape != rounded.shape:
+            raise InputError(
+                f"the float model's {name!r} is {list(weight.shape)}, the quantized one's "
+                f"{list(rounded.shape)}: give the model that was quantized"
+            )
+        if trained:
+            others = (weight - rounded).norm() > weight.norm()
+        else:
+            others = _distance(q.graph, name, weight, rounded, specs[name]) > _FARTHEST
+        if bool(others):
+            raise InputError(_OTHERS.format(name))
+
+
+def _check_floats(graph: Graph, q: QuantizedModel) -> None:
+    """What stayed in float is what it was; biases of quantized layers take back what others do."""
+    if "trained" in q.provenance:
+        return
+    planned = q.plan.tensors
+    own = q.graph
+    biases = {
+        name
+        for node in own.nodes
+        if node.name in planned and planned[node.name].on_integers
+        for name in refs_in((node.args[2:], dict(node.kwargs)))
+    }
+    for name, tensor in own.constants.items():
+        before = graph.constants.get(name)
+        if before is None or name in biases or not tensor.is_floating_point():
+            continue
+        alike = before.shape == tensor.shape and torch.allclose(
+            before.detach().to(tensor), tensor, rtol=_CLOSE, atol=_CLOSE * float(tensor.abs().max())
+        )
+        if not alike:
+            raise InputError(_OTHERS.format(name))
+
+
+def _distance(graph: Graph, name: str, weight: Tensor, rounded: Tensor, spec: QSpec) -> Tensor:
+    """The farthest that a value lies from its integer, in steps; clipping does not count."""
+    scale, zero_point = steps_of_weight(graph, name, weight)
+    scale, zero_point = scale.to(weight), zero_point.to(weight)
+    wanted = (weight / scale + zero_point).clamp(spec.scheme.qmin, spec.scheme.qmax)
+    return (wanted - (rounded / scale + zero_point)).abs().amax()

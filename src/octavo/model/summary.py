@@ -1,0 +1,186 @@
+"""The summary of a quantized model: what runs in int8, what does not, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from octavo.display import html_table, plain, rich_table
+from octavo.graph.graph import Graph, Ref
+from octavo.quantization.plan import Plan
+from octavo.runtimes import Lowered
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+# What the counted layers do, by the mode that is the default in the plan.
+_RUN = {
+    "static": "run in int8",
+    "dynamic": "run in dynamic int8",
+    "weight_only": "have integer weights",
+}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts and reasons.
+
+    Attributes:
+        target, mode, runtime: what it was quantized for, how by default, and what runs it now.
+        layers: layers of the graph; ``int8`` of them run on integers in this runtime, or have
+            integers for weights.
+        float_layers: layer -> why it was left float by the plan.
+        fallbacks: quantized layer -> why this runtime runs it dequantized.
+        size_mb: megabytes (10**6 bytes) of its tensors.
+        float_mb: of the same weights in float32, where there are no scales.
+        unmatched_rules: rules of the mapping that matched nothing.
+        provenance: versions and the number of calibration batches.
+        note: what the runtime says of itself.
+        precision: of what stays float, in words.
+        agreement: how near the runtime is to the oracle, in words.
+    """
+
+    target: str
+    mode: str
+    runtime: str
+    layers: int
+    int8: int
+    float_layers: Mapping[str, str]
+    fallbacks: Mapping[str, str]
+    size_mb: float
+    float_mb: float
+    unmatched_rules: tuple[str, ...]
+    provenance: Mapping[str, Any]
+    note: str = ""
+    precision: str = "float32"
+    agreement: str = "not compared"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.int8} of {self.layers} layers {_RUN[self.mode]} on {self.runtime} "
+            f"(target {self.target})",
+            f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32",
+        ]
+        lines.append(f"what stays float computes in {self.precision}")
+        lines.append(f"against the oracle: {self.agreement}")
+        if self.note:
+            lines.append(self.note)
+        for title, entries in (
+            ("left in float", self.float_layers),
+            (f"quantized, but run in float by {self.runtime}", self.fallbacks),
+        ):
+            if entries:
+                lines.append(f"{title}:")
+                lines += [f"  {names}: {reason}" for names, reason in _grouped(entries)]
+        if self.unmatched_rules:
+            lines.append(f"rules that matched nothing: {', '.join(self.unmatched_rules)}")
+        made = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
+        return plain("\n".join([*lines, f"made with: {made}"]), "\n")
+
+    def _repr_html_(self) -> str:
+        reasons = {**self.float_layers, **self.fallbacks}
+        title = Summary.__str__(_without_lists(self))
+        return html_table(["layer", "why it is not in int8"], _grouped(reasons), title)
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.text import Text
+
+        rows = [(names, "float", why) for names, why in _grouped(self.float_layers)]
+        on_runtime = f"float on {self.runtime}"
+        rows += [(names, on_runtime, why) for names, why in _grouped(self.fallbacks)]
+        table = rich_table(("layer", "runs in", "why"), rows, "Layers not in int8")
+        text = Text(Summary.__str__(_without_lists(self)))
+        return Group(text, table) if rows else Group(text)
+
+
+_MANY = 4  # layers of one reason, from which on they are counted
+
+
+def _grouped(entries: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Layers and their reason, a line each, or a line for many of the same reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in entries.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines = []
+    for reason, names in by_reason.items():
+        if len(names) < _MANY:
+            lines += [(name, reason) for name in names]
+        else:
+            lines.append((f"{len(names)} layers ({', '.join(names[:2])}, ...)", reason))
+    return lines
+
+
+def _without_lists(summary: Summary) -> Summary:
+    return replace(summary, float_layers={}, fallbacks={})
+
+
+def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]) -> Summary:
+    """Count the layers of a quantized graph by how they run."""
+    layers = {
+        name: tensor
+        for name, tensor in plan.tensors.items()
+        if tensor.kind == "activation" and tensor.op not in ("getitem", "sym_size")
+    }
+    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in layers}
+    float_layers = {
+        name: tensor.reason.removeprefix("float: ")
+        for name, tensor in layers.items()
+        if not tensor.on_integers
+    }
+    return Summary(
+        target=plan.target,
+        mode=plan.mode,
+        runtime=lowered.runtime,
+        layers=len(layers),
+        int8=len(layers) - len(float_layers) - len(fallbacks),
+        float_layers=float_layers,
+        fallbacks=fallbacks,
+        size_mb=sum(t.numel() * t.element_size() for t in graph.constants.values()) / 1e6,
+        float_mb=_float_bytes(graph) / 1e6,
+        unmatched_rules=plan.unmatched,
+        provenance=provenance,
+        note=lowered.note,
+        precision=lowered.precision,
+        agreement=_agreement(lowered),
+    )
+
+
+def _float_bytes(graph: Graph) -> int:
+    """Bytes of the constants, had no weight been quantized; integers that are data stay."""
+    found = {
+        name: tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
+        for name, tensor in graph.constants.items()
+    }
+    for node in graph.nodes:
+        if node.op not in _READ_WEIGHTS:
+            continue
+        integers = node.args[0].name
+        if integers in found and node.meta is not None:
+            found[integers] = 4 * math.prod(size or 0 for size in node.meta.shape)
+        scales = (arg.name for arg in node.args[1:3] if isinstance(arg, Ref))
+        found |= dict.fromkeys(scales, 0)
+    return sum(found.values())
+
+
+_READ_WEIGHTS = frozenset(
+    {
+        "octavo.unpack_int4.default",
+        "octavo.dequantize.default",
+        "octavo.dequantize_channels.default",
+        "octavo.dequantize_groups.default",
+    }
+)
+
+
+def _agreement(lowered: Lowered) -> str:
+    if lowered.runtime == "reference":
+        return "it is the oracle"
+    return "not compared" if lowered.agreement is None else str(lowered.agreement)

@@ -1,0 +1,1 @@
+"""What an integer means: types, schemes, affine maths, the ``octavo::`` operators, observers."""

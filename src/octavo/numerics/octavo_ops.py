@@ -1,0 +1,330 @@
+"""The ``octavo::`` operators: quantize and dequantize as graph nodes.
+
+They are the oracle: they run wherever torch does, and every runtime is tested against them.
+
+- ``octavo::quantize(x, scale, zero_point, qmin, qmax, dtype)``: float to integers, one scale.
+- ``octavo::dequantize(q, scale, zero_point)``: back to float32, one scale.
+- ``octavo::quantize_channels(x, scale, zero_point, axis, qmin, qmax, dtype)``: scale float32
+  ``[channels]`` and zero point int32 ``[channels]``.
+- ``octavo::dequantize_channels(q, scale, zero_point, axis)``.
+- ``octavo::quantize_groups(x, scale, zero_point, qmin, qmax, dtype)``: scale float32 and zero
+  point int32 ``[rows, groups]``, for ``x`` ``[rows, columns]``.
+- ``octavo::dequantize_groups(q, scale, zero_point)``.
+- ``octavo::pack_int4(q)`` and ``octavo::unpack_int4(packed, shape, signed)``: integers of four
+  bits, two to a byte.
+- ``octavo::fake_quantize_dynamic(x, qmin, qmax, symmetric, per_token)``: quantized and dequantized
+  with the range that ``x`` itself has.
+- ``octavo::attention(q, k, v, mask, causal, scale, gqa, levels)``: scaled dot product attention
+  whose probabilities are rounded to ``levels`` steps.
+
+The range is an argument of its own, since seven bits may be kept in a uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.numerics import affine
+
+_LIBRARY = torch.library.Library("octavo", "DEF")
+
+
+def quantize(
+    x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype
+) -> Tensor:
+    """Float tensor to integers of ``dtype`` in ``[qmin, qmax]``, one scale for the tensor."""
+    return affine.quantize(x, scale, zero_point, qmin, qmax).to(dtype)
+
+
+def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Integers back to float32, one scale for the tensor."""
+    return affine.dequantize(q, scale, zero_point)
+
+
+def quantize_channels(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    axis: int,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Float tensor to integers, one scale for each index of ``axis``."""
+    return affine.quantize(x, *_along(axis, x, scale, zero_point), qmin, qmax).to(dtype)
+
+
+def dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+    """Integers back to float32, one scale for each index of ``axis``."""
+    return affine.dequantize(q, *_along(axis, q, scale, zero_point))
+
+
+def quantize_groups(
+    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype
+) -> Tensor:
+    """Float ``[rows, columns]`` to integers, one scale for each group of neighbours in a row."""
+    groups, scale, zero_point = _in_groups(x, scale, zero_point)
+    return affine.quantize(groups, scale, zero_point, qmin, qmax).to(dtype).reshape(x.shape)
+
+
+def dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Integers ``[rows, columns]`` back to float32, one scale for each group."""
+    groups, scale, zero_point = _in_groups(q, scale, zero_point)
+    return affine.dequantize(groups, scale, zero_point).reshape(q.shape)
+
+
+def pack_int4(q: Tensor) -> Tensor:
+    """Integers of four bits, each in a byte, to uint8 ``[ceil(n / 2)]``: the first of two in the
+    lower half.
+    """
+    nibbles = q.reshape(-1).to(torch.uint8) & 0xF
+    if len(nibbles) % 2:
+        nibbles = torch.cat([nibbles, nibbles.new_zeros(1)])
+    return nibbles[::2] | (nibbles[1::2] << 4)
+
+
+def unpack_int4(packed: Tensor, shape: list[int], signed: bool) -> Tensor:
+    """What `pack_int4` packed, as int8 (``signed``) or uint8 of that shape."""
+    _check_packed(packed, shape)
+    nibbles = torch.stack([packed & 0xF, packed >> 4], 1).reshape(-1)
+    values = nibbles[: _product(shape)].reshape(shape)
+    if not signed:
+        return values
+    return values.to(torch.int8) - ((values & 8) << 1).to(torch.int8)
+
+
+def fake_quantize_dynamic(
+    x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool
+) -> Tensor:
+    """``x`` rounded to integers whose scale is found from ``x`` itself, back in float32.
+
+    Args:
+        x: float.
+        qmin, qmax: the range of the integers; the zero point is 0 if ``symmetric``.
+        symmetric: the range is centred on zero.
+        per_token: one scale for each row (all axes but the last), else one for the tensor.
+    """
+    scale, zero_point = dynamic_qparams(x, qmin, qmax, symmetric, per_token)
+    return affine.dequantize(affine.quantize(x, scale, zero_point, qmin, qmax), scale, zero_point)
+
+
+def dynamic_qparams(
+    x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, both float32, ``[]`` or ``[*rows, 1]``: of the range that ``x`` has."""
+    if per_token:
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)  # faster than aminmax here
+    elif x.numel() == 0:
+        low = high = x.new_zeros(())
+    else:
+        low, high = torch.aminmax(x)
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    smallest = torch.finfo(torch.float32).tiny ** 0.5
+    if symmetric:
+        scale = torch.maximum(-low, high).div(min(qmax, -qmin)).clamp(min=smallest)
+        return scale, torch.zeros_like(scale)
+    scale = (high - low).div(qmax - qmin).clamp(min=smallest)
+    return scale, (qmin - torch.round(low / scale)).clamp(qmin, qmax)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    causal: bool,
+    scale: float | None,
+    gqa: bool,
+    levels: int,
+) -> Tensor:
+    """Scaled dot product attention with rounded probabilities.
+
+    What is rounded is ``exp(score - largest score of the row)``, in (0, 1], before the division by
+    its sum, so that long rows keep their small probabilities (Zhang et al. 2024, SageAttention,
+    arXiv:2410.02367, section 4.3).
+
+    Args:
+        q: float ``[..., heads, targets, channels]``; k and v ``[..., heads, sources, channels]``.
+        mask: boolean (True takes part) or float (added to the scores), broadcast to the scores.
+        causal: target i sees sources 0..i.
+        scale: of the scores; ``1 / sqrt(channels)`` without.
+        gqa: k and v have fewer heads, each used by several heads of q.
+        levels: number of steps between 0 and 1, 255 for uint8.
+    """
+    if gqa:
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    scores = (q @ k.transpose(-2, -1)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~visible, float("-inf"))
+    if mask is not None:
+        scores = (
+            scores.masked_fill(~mask, float("-inf"))
+            if mask.dtype == torch.bool
+            else (scores + mask)
+        )
+    largest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
+    rounded = torch.round(torch.exp(scores - largest) * levels)
+    return (rounded @ v) / rounded.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+def _along(axis: int, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and zero point shaped so that they broadcast along ``axis``."""
+    for values, dtype in ((scale, torch.float32), (zero_point, torch.int32)):
+        if values.shape != (x.shape[axis],) or values.dtype != dtype:
+            raise ValueError(
+                f"{values.dtype}{list(values.shape)} for axis {axis} of a tensor of shape "
+                f"{list(x.shape)}; expected {dtype}[{x.shape[axis]}]"
+            )
+    dim = x.dim()
+    return affine.broadcast(scale, dim, axis), affine.broadcast(zero_point, dim, axis)
+
+
+def _in_groups(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` as ``[rows, groups, group_size]``, scale and zero point as ``[rows, groups, 1]``."""
+    for values, dtype in ((scale, torch.float32), (zero_point, torch.int32)):
+        fits = values.dim() == x.dim() == 2 and values.shape[0] == x.shape[0]
+        if not fits or values.dtype != dtype or x.shape[1] % max(1, values.shape[1]):
+            raise ValueError(
+                f"{values.dtype}{list(values.shape)} for groups of a tensor of shape "
+                f"{list(x.shape)}; expected {dtype}[{x.shape[0]}, groups]"
+            )
+    if scale.shape != zero_point.shape:
+        raise ValueError(
+            f"scale {list(scale.shape)} and zero point {list(zero_point.shape)} differ"
+        )
+    groups = x.reshape(*scale.shape, x.shape[1] // max(1, scale.shape[1]))
+    return groups, scale.unsqueeze(2), zero_point.unsqueeze(2)
+
+
+def _check_packed(packed: Tensor, shape: list[int]) -> None:
+    count = _product(shape)
+    if (
+        packed.dtype != torch.uint8
+        or packed.shape != ((count + 1) // 2,)
+        or min(shape, default=1) < 1
+    ):
+        raise ValueError(
+            f"{packed.dtype}{list(packed.shape)} does not hold {shape} integers of four bits"
+        )
+
+
+def _product(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+# Shapes and dtypes alone, which is quicker than the arithmetic on tensors without values.
+def _meta_quantize(x: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(x, dtype=arguments[-1])
+
+
+def _meta_dequantize(q: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(q, dtype=torch.float32)
+
+
+def _meta_quantize_channels(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, *arguments: Any
+) -> Tensor:
+    _along(axis, x, scale, zero_point)
+    return _meta_quantize(x, *arguments)
+
+
+def _meta_dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
+    _along(axis, q, scale, zero_point)
+    return _meta_dequantize(q)
+
+
+def _meta_quantize_groups(x: Tensor, scale: Tensor, zero_point: Tensor, *arguments: Any) -> Tensor:
+    _in_groups(x, scale, zero_point)
+    return _meta_quantize(x, *arguments)
+
+
+def _meta_dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    _in_groups(q, scale, zero_point)
+    return _meta_dequantize(q)
+
+
+def _meta_pack_int4(q: Tensor) -> Tensor:
+    return q.new_empty((q.numel() + 1) // 2, dtype=torch.uint8)
+
+
+def _meta_unpack_int4(packed: Tensor, shape: list[int], signed: bool) -> Tensor:
+    _check_packed(packed, shape)
+    return packed.new_empty(shape, dtype=torch.int8 if signed else torch.uint8)
+
+
+def _meta_fake_quantize_dynamic(x: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(x, dtype=torch.float32)
+
+
+def _meta_attention(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, arguments[0], 0.0, arguments[1], scale=arguments[2], enable_gqa=arguments[3]
+    )
+
+
+_OPERATORS: tuple[tuple[str, Callable[..., Tensor], Callable[..., Tensor]], ...] = (
+    (
+        "quantize(Tensor x, float scale, int zero_point, int qmin, int qmax, ScalarType dtype)"
+        " -> Tensor",
+        quantize,
+        _meta_quantize,
+    ),
+    (
+        "dequantize(Tensor q, float scale, int zero_point) -> Tensor",
+        dequantize,
+        _meta_dequantize,
+    ),
+    (
+        "quantize_channels(Tensor x, Tensor scale, Tensor zero_point, int axis, int qmin, int qmax,"
+        " ScalarType dtype) -> Tensor",
+        quantize_channels,
+        _meta_quantize_channels,
+    ),
+    (
+        "dequantize_channels(Tensor q, Tensor scale, Tensor zero_point, int axis) -> Tensor",
+        dequantize_channels,
+        _meta_dequantize_channels,
+    ),
+    (
+        "quantize_groups(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax,"
+        " ScalarType dtype) -> Tensor",
+        quantize_groups,
+        _meta_quantize_groups,
+    ),
+    (
+        "dequantize_groups(Tensor q, Tensor scale, Tensor zero_point) -> Tensor",
+        dequantize_groups,
+        _meta_dequantize_groups,
+    ),
+    ("pack_int4(Tensor q) -> Tensor", pack_int4, _meta_pack_int4),
+    (
+        "unpack_int4(Tensor packed, int[] shape, bool signed) -> Tensor",
+        unpack_int4,
+        _meta_unpack_int4,
+    ),
+    (
+        "fake_quantize_dynamic(Tensor x, int qmin, int qmax, bool symmetric, bool per_token)"
+        " -> Tensor",
+        fake_quantize_dynamic,
+        _meta_fake_quantize_dynamic,
+    ),
+    (
+        "attention(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float? scale, bool gqa,"
+        " int levels) -> Tensor",
+        attention,
+        _meta_attention,
+    ),
+)
+NAMES = frozenset(function.__name__ for _, function, _ in _OPERATORS)
+for _schema, _function, _meta_function in _OPERATORS:
+    _LIBRARY.define(_schema)
+    _LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_function.__name__, _meta_function, "Meta")

@@ -1,0 +1,133 @@
+"""Float layers of a quantized graph that compute in bfloat16.
+
+Such a layer reads ``x.bfloat16``, has weights of two bytes, and makes ``<layer>.bfloat16``, which
+others read in float32, under the layer's own name. Layers in a row hand on bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.quantization.targets import PRODUCT, ROLES, WEIGHTED
+
+CAST = "aten.to.dtype"
+SUFFIX = ".bfloat16"
+_GETITEM = "python.getitem"
+
+
+def in_precision(graph: Graph, precision: str) -> Graph:
+    """The graph with all that stays float in one precision.
+
+    Args:
+        graph: a quantized graph.
+        precision: ``"float32"``, or ``"bfloat16"``: float convolutions, linear layers and products
+            of activations compute in it, and so do recurrent layers, whose integers are read as
+            floats. All else (sums, normalizations, functions) is float32 in both.
+    """
+    wide = in_float32(graph)
+    return wide if precision == "float32" else in_bfloat16(wide, float_layers(wide))
+
+
+def float_layers(graph: Graph) -> set[str]:
+    """Names of the layers and products that read and make float32, and no integers."""
+    nodes = {node.name: node for node in graph.nodes}
+    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
+
+    def is_float(name: str) -> bool:
+        meta = metas[name]
+        return meta is not None and meta.dtype == "float32"
+
+    found = set()
+    for node in graph.nodes:
+        role, layer = ROLES.get(node.short_op), WEIGHTED_LAYERS.get(node.short_op)
+        if role == WEIGHTED and layer is not None:
+            recurrent = layer.input_axis is None
+            computes_in_float = recurrent or bool(layer.weights_of(node, graph.constants))
+        else:
+            recurrent = False
+            of_integers = any(nodes[n].op.startswith("octavo.") for n in node.refs() if n in nodes)
+            computes_in_float = role == PRODUCT and not of_integers
+        in_float = all(map(is_float, (*node.refs(), *(() if recurrent else (node.name,)))))
+        if computes_in_float and in_float and not node.op.startswith("octavo."):
+            found.add(node.name)
+    return found
+
+
+def in_bfloat16(graph: Graph, layers: Collection[str]) -> Graph:
+    """The graph with some of its layers in bfloat16.
+
+    Args:
+        graph: a quantized graph.
+        layers: names of `float_layers`. The results of one that has several are read by their
+            index, each in float32.
+    """
+    users = graph.users()
+    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
+    layers = set(layers)
+    layers |= {
+        node.name for node in graph.nodes if node.op == _GETITEM and node.args[0].name in layers
+    }
+    constants = dict(graph.constants)
+    nodes: list[Node] = []
+    narrow: dict[str, str] = {}  # value -> where it is in bfloat16
+
+    def cast(name: str, source: str, dtype: torch.dtype) -> Node:
+        meta = metas[name.removesuffix(SUFFIX)]
+        assert meta is not None
+        own = replace(meta, dtype=str(dtype).removeprefix("torch."))
+        return Node(name, CAST, (Ref(source), dtype), meta=own)
+
+    for node in graph.nodes:
+        if node.name not in layers:
+            nodes.append(node)
+            continue
+        for name in node.refs():
+            if name in narrow:
+                continue
+            if name in constants and all(user.name in layers for user in users[name]):
+                constants[name] = constants[name].to(torch.bfloat16)
+                narrow[name] = name
+            else:
+                narrow[name] = f"{name}{SUFFIX}"
+                nodes.append(cast(narrow[name], name, torch.bfloat16))
+        result = f"{node.name}{SUFFIX}"
+        meta = None if node.meta is None else replace(node.meta, dtype="bfloat16")
+        nodes.append(replace(node.renamed(narrow), name=result, meta=meta))
+        if meta is not None:
+            nodes.append(cast(node.name, result, torch.float32))
+        narrow[node.name] = result
+    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+
+
+def in_float32(graph: Graph) -> Graph:
+    """The graph with such layers in float32, for runtimes that have no bfloat16.
+
+    Weights keep the values that two bytes have; what is read and made is not rounded to them.
+    """
+    wide = {
+        node.name: node.name.removesuffix(SUFFIX)
+        for node in graph.nodes
+        if node.name.endswith(SUFFIX) and (node.meta is None or node.meta.dtype == "bfloat16")
+    }
+    constants = dict(graph.constants)
+    nodes = []
+    for node in graph.nodes:
+        meta = node.meta
+        if node.name in wide:
+            meta = None if meta is None else replace(meta, dtype="float32")
+            weights = {name: constants[name] for name in node.refs() if name in constants}
+            constants |= {
+                name: tensor.to(torch.float32)
+                for name, tensor in weights.items()
+                if tensor.dtype == torch.bfloat16
+            }
+        name = wide.get(node.name, node.name)
+        widened = replace(node.renamed(wide), name=name, meta=meta)
+        if node.op != CAST or widened.args[0] != Ref(name):
+            nodes.append(widened)
+    return replace(graph, nodes=tuple(nodes), constants=constants)

@@ -1,0 +1,428 @@
+"""Calibration: run the float graph over the data and observe the tensors that will be quantized.
+
+Batches stream through; what is kept is one observer state per tensor, whose size does not depend
+on the number of batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.arguments import FUNCTION, expect, optional
+from octavo.display import track
+from octavo.errors import CalibrationError, OctavoError
+from octavo.graph.batches import SIGNATURE, Signature, split_batch
+from octavo.graph.calls import flatten_call, range_of
+from octavo.graph.graph import GRAPH, Graph, Ref
+from octavo.graph.program import Step, compile_steps, steps_of
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.numerics.affine import QParams, blocks, qparams_of_range
+from octavo.numerics.observers import Bounds
+from octavo.quantization.plan import PLAN, Plan, TensorPlan
+from octavo.quantization.qconfig import QSpec
+from octavo.quantization.screening import masks_of
+from octavo.quantization.targets import ROLES, SHARED
+
+_SLAB = 4096
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration found.
+
+    Attributes:
+        qparams: scale and zero point of every quantized tensor, by name.
+        input_means: int8 layer with a weight -> mean of each input channel, float32 ``[in]``.
+        batches: how many were seen.
+        seen: input of the model -> the least and the largest value in all batches.
+    """
+
+    qparams: Mapping[str, QParams]
+    input_means: Mapping[str, Tensor]
+    batches: int
+    seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A running mean over batches, float32 ``[channels]``; ``values`` is how many each is of."""
+
+    mean: Tensor
+    values: int
+
+    def merged(self, other: _Mean) -> _Mean:
+        values = self.values + other.values
+        return _Mean(torch.lerp(self.mean, other.mean, other.values / values), values)
+
+    @classmethod
+    def of(cls, x: Tensor, axis: int) -> _Mean:
+        others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
+        mean = x.mean(others) if others else x
+        return cls(mean.to(torch.float32), x.numel() // x.shape[axis])
+
+
+class Calibration:
+    """The observers of a plan at work on a graph; feed it batches, then read the parameters.
+
+    Args:
+        graph: the canonical float graph that ``plan`` was made for.
+        plan: what to observe.
+
+    Raises:
+        CalibrationError: a constant of the graph has a NaN or an infinity in it.
+
+    Example:
+        >>> from torch import nn, rand
+        >>> import octavo
+        >>> graph = octavo.capture(nn.Linear(4, 4), rand(2, 4))
+        >>> calibration = Calibration(graph, octavo.plan(graph))
+        >>> calibration.observe([rand(8, 4)])
+        >>> calibration.batches
+        1
+    """
+
+    def __init__(self, graph: Graph, plan: Plan) -> None:
+        expect(GRAPH, graph=graph)
+        expect(PLAN, plan=plan)
+        check_constants(graph)
+        self.graph = graph
+        self.plan = plan
+        self.batches = 0
+        self.states: dict[str, Any] = {}
+        self.means: dict[tuple[str, int], _Mean] = {}
+        self.seen: dict[str, tuple[float, float]] = {}
+        self._read = _inputs_of_layers(graph, plan)
+        self._masks = masks_of(graph)
+        self._device = graph.device
+        self._run = compile_steps(
+            [given.name for given in graph.inputs],
+            list(_with_taps(graph, self._device, self._taps())),
+            [],
+            graph.constants,
+        )
+        self._leaders = {name: _leader(plan, t) for name, t in plan.quantized.items()}
+
+    def observe(self, tensors: list[Tensor]) -> None:
+        """Observe one batch, given as the graph's input tensors in order.
+
+        Raises:
+            CalibrationError: an input is empty, or has a NaN or an infinity in it.
+        """
+        for given, tensor in zip(self.graph.inputs, tensors, strict=True):
+            _check_values(given.name, tensor, given.name in self._masks)
+            self._widen(given.name, range_of(tensor))
+        with torch.no_grad():
+            self._run(*(tensor.to(self._device) for tensor in tensors))
+        self.batches += 1
+
+    def merge(self, other: Calibration) -> None:
+        """Take in what another calibration of the same plan (another shard) has seen."""
+        self._take_in(other.states, other.means, other.seen, other.batches)
+
+    def _widen(self, name: str, bounds: tuple[float, float] | None) -> None:
+        if bounds is not None:
+            low, high = self.seen.get(name, bounds)
+            self.seen[name] = min(low, bounds[0]), max(high, bounds[1])
+
+    def _take_in(
+        self,
+        states: Mapping[str, Any],
+        means: Mapping[tuple[str, int], _Mean],
+        seen: Mapping[str, tuple[float, float]],
+        batches: int,
+    ) -> None:
+        for name, bounds in seen.items():
+            self._widen(name, bounds)
+        for name, state in states.items():
+            spec = self.plan.tensors[name].spec
+            if spec is not None and spec.observer is not None and name in self.states:
+                state = spec.observer.merge(self.states[name], state)
+            self.states[name] = state
+        for key, mean in means.items():
+            self.means[key] = self.means[key].merged(mean) if key in self.means else mean
+        self.batches += batches
+
+    def result(self) -> Calibrated:
+        """All that was found.
+
+        Raises:
+            CalibrationError: no batch was observed, or a tensor's range is not finite.
+        """
+        qparams = self.qparams()
+        means = {node: self.means[read].mean for node, read in self._read.items()}
+        return Calibrated(qparams, means, self.batches, self.seen)
+
+    def bounds(self) -> dict[str, Bounds]:
+        """The range of every quantized activation that has one of its own, by name.
+
+        Raises:
+            CalibrationError: no batch was observed.
+        """
+        if self.batches == 0 and self.plan.needs_calibration:
+            raise CalibrationError(
+                "there was no calibration batch: the iterable is empty; give about 100 batches of "
+                "representative data"
+            )
+        found = {}
+        for name, tensor in self.plan.quantized.items():
+            if tensor.kind != "weight" and tensor.shares is None:
+                assert tensor.spec is not None and tensor.spec.observer is not None
+                with _named(name, tensor.op):
+                    found[name] = tensor.spec.observer.bounds(self.states[name], tensor.spec.scheme)
+        return found
+
+    def qparams(self) -> dict[str, QParams]:
+        """Scale and zero point of every quantized tensor of the plan, by name.
+
+        Raises:
+            CalibrationError: no batch was observed, or a tensor's range is not finite.
+        """
+        found = {}
+        for name, bounds in self.bounds().items():
+            tensor = self.plan.tensors[name]
+            assert tensor.spec is not None
+            with _named(name, tensor.op):
+                found[name] = qparams_of_range(bounds.low, bounds.high, tensor.spec.scheme)
+        for name, tensor in self.plan.quantized.items():
+            if tensor.kind == "weight":
+                assert tensor.spec is not None
+                with _named(name, tensor.op):
+                    found[name] = qparams_of_weight(self.graph.constants[name], tensor.spec)
+        return {name: found[self._leaders[name]] for name in self.plan.quantized}
+
+    def _taps(self) -> dict[str, Callable[[Tensor], None]]:
+        """For each tensor to look at, what to call with its value.
+
+        Of tensors that share a scale, those that only move another's integers add nothing to see.
+        """
+        moved = {n.name for n in self.graph.nodes if ROLES.get(n.short_op) == SHARED}
+        observing = {
+            name: self._observe_range(tensor)
+            for name, tensor in self.plan.quantized.items()
+            if tensor.kind != "weight" and not (tensor.shares is not None and name in moved)
+        }
+        taps: dict[str, list[Callable[[Tensor], None]]] = {n: [tap] for n, tap in observing.items()}
+        for name, axis in dict.fromkeys(self._read.values()):
+            taps.setdefault(name, []).append(self._observe_mean(name, axis))
+        return {name: _in_turn(calls) for name, calls in taps.items()}
+
+    def _observe_range(self, tensor: TensorPlan) -> Callable[[Tensor], None]:
+        leader = _leader(self.plan, tensor)
+        spec = self.plan.tensors[leader].spec
+        assert spec is not None and spec.observer is not None
+        update, axis, states = spec.observer.update, spec.scheme.channel_axis, self.states
+
+        def tap(value: Tensor) -> None:
+            with _named(tensor.tensor, tensor.op):
+                states[leader] = update(states.get(leader), value, axis)
+
+        return tap
+
+    def _observe_mean(self, name: str, axis: int) -> Callable[[Tensor], None]:
+        means, key = self.means, (name, axis)
+
+        def tap(value: Tensor) -> None:
+            new = _Mean.of(value, axis)
+            means[key] = means[key].merged(new) if key in means else new
+
+        return tap
+
+
+def calibrate(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any],
+    *,
+    signature: Signature | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
+    progress: bool = True,
+) -> Calibrated:
+    """Run ``data`` through the float graph.
+
+    Args:
+        graph: the canonical float graph.
+        plan: from `octavo.plan`.
+        data: any iterable of batches, see `octavo.graph.batches.split_batch`.
+        signature: the argument names of the model's ``forward``; the graph's without it.
+        inputs: maps a batch to the model's arguments.
+        distributed: in ``torchrun``: each process has a part of the data, and all of them get what
+            all together have seen.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        Scale and zero point of every quantized tensor, and what else was measured.
+
+    Raises:
+        CalibrationError: no batches, or one that does not fit the model; it names the batch.
+    """
+    return observed(
+        graph,
+        plan,
+        data,
+        signature=signature,
+        inputs=inputs,
+        distributed=distributed,
+        progress=progress,
+    ).result()
+
+
+def observed(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any],
+    *,
+    signature: Signature | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
+    progress: bool = True,
+) -> Calibration:
+    """The observers of `calibrate`, after they have seen the data; arguments as there."""
+    expect(GRAPH, graph=graph)
+    optional(FUNCTION, inputs=inputs)
+    optional(SIGNATURE, signature=signature)
+    signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
+    calibration = Calibration(graph, plan)
+    for index, batch in enumerate(track(_iterated(data), "calibrating", progress)):
+        try:
+            call = split_batch(batch, signature, inputs)
+            calibration.observe(flatten_call(graph, call.args, call.kwargs))
+        except OctavoError as error:
+            raise CalibrationError(f"calibration batch {index}: {error}") from error
+    return _of_all_processes(calibration) if distributed else calibration
+
+
+def _of_all_processes(calibration: Calibration) -> Calibration:
+    """What the processes of ``torch.distributed`` have seen together; the same in each of them.
+
+    Raises:
+        CalibrationError: there is no process group.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        raise CalibrationError(
+            "distributed=True needs a process group: start the script with torchrun, and call "
+            "torch.distributed.init_process_group() before"
+        )
+    mine = (calibration.states, calibration.means, calibration.seen, calibration.batches)
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, mine)
+    merged = Calibration(calibration.graph, calibration.plan)
+    for states, means, seen, batches in every:
+        merged._take_in(states, means, seen, batches)
+    return merged
+
+
+def _iterated(data: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
+            "DataLoader, or a list such as [images]"
+        )
+    return data
+
+
+def _with_taps(
+    graph: Graph, device: torch.device, taps: dict[str, Callable[[Tensor], None]]
+) -> Iterator[Step]:
+    for given in graph.inputs:
+        if given.name in taps:
+            yield Step(f"{given.name} seen", taps[given.name], (Ref(given.name),))
+    for step in steps_of(graph, device):
+        yield step
+        if step.out in taps:
+            yield Step(f"{step.out} seen", taps[step.out], (Ref(step.out),))
+
+
+@contextmanager
+def _named(name: str, op: str) -> Iterator[None]:
+    """Errors inside say which tensor they are about."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"tensor {name!r} ({op}): {error}") from None
+
+
+def qparams_of_weight(weight: Tensor, spec: QSpec) -> QParams:
+    """Those of a constant; a slab of channels at a time, since an observer keeps much of each.
+
+    Raises:
+        CalibrationError: its range is not finite.
+    """
+    scheme, observer = spec.scheme, spec.observer
+    assert observer is not None
+    rows, axis = blocks(weight.detach(), scheme)
+    if axis is None:
+        bounds = [observer.bounds(observer.update(None, rows, None), scheme)]
+        low, high = bounds[0].low, bounds[0].high
+    else:
+        slabs = rows.movedim(axis, 0).split(_SLAB)
+        bounds = [observer.bounds(observer.update(None, slab, 0), scheme) for slab in slabs]
+        low, high = torch.cat([b.low for b in bounds]), torch.cat([b.high for b in bounds])
+    qparams = qparams_of_range(low, high, scheme)
+    if scheme.group_size is None:
+        return qparams
+    shape = (weight.shape[0], -1)
+    return QParams(qparams.scale.reshape(shape), qparams.zero_point.reshape(shape), scheme)
+
+
+def _inputs_of_layers(graph: Graph, plan: Plan) -> dict[str, tuple[str, int]]:
+    """Int8 layer with one weight -> the tensor it reads, and the axis of its channels."""
+    found = {}
+    for node in graph.nodes:
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None and layer.input_axis is not None and plan.runs_int8(node.name):
+            found[node.name] = (node.args[0].name, layer.input_axis)
+    return found
+
+
+def _in_turn(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
+    def tap(value: Tensor) -> None:
+        for call in calls:
+            call(value)
+
+    return tap
+
+
+def _leader(plan: Plan, tensor: TensorPlan) -> str:
+    return tensor.tensor if tensor.shares is None else tensor.shares
+
+
+def check_constants(graph: Graph) -> None:
+    """Look at the weights, biases and other constants of a float graph.
+
+    Infinities may be meant in a constant that is no layer's own, such as a mask.
+
+    Raises:
+        CalibrationError: one has NaN in it, or a weight or bias has an infinity.
+    """
+    layers = [node for node in graph.nodes if node.short_op in WEIGHTED_LAYERS]
+    own = {name for node in layers for name in node.refs()}
+    for name, tensor in graph.constants.items():
+        # A sum of finite values may overflow: only then every value is looked at.
+        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+            continue
+        nan, infinite = bool(tensor.isnan().any()), bool(tensor.isinf().any())
+        if nan or (infinite and name in own):
+            raise CalibrationError(
+                f"{name!r} of the model has {'NaN' if nan else 'an infinity'} in it: the training "
+                "went wrong, or a checkpoint is damaged; quantize sound weights"
+            )
+
+
+def _check_values(name: str, tensor: Tensor, is_mask: bool) -> None:
+    if tensor.numel() == 0:
+        raise CalibrationError(f"input {name!r} is empty: its shape is {list(tensor.shape)}")
+    if not tensor.is_floating_point():
+        return
+    extrema = torch.stack(torch.aminmax(tensor))  # NaN and infinities both show, in one quick pass
+    if is_mask:
+        extrema = extrema[1:]  # minus infinity hides a score
+    if not bool(torch.isfinite(extrema).all()):
+        kind = "NaN" if bool(torch.isnan(extrema).any()) else "an infinity"
+        raise CalibrationError(f"input {name!r} has {kind} in it; clean the data or leave it out")

@@ -1,0 +1,193 @@
+"""From a float graph, a plan and qparams to the quantized graph, in canonical QDQ form.
+
+Each quantized activation ``x`` becomes ``x -> x.quantized -> x.dequantized``; each quantized weight
+is stored as integers and read through ``<weight>.dequantized``, those of four bits two to a byte
+and read through ``<weight>.unpacked``. A layer in float that shares a weight reads
+``<weight>_float``. A dynamic layer reads ``x.dynamic``, which rounds ``x`` by its own range. Biases
+of static layers become whole steps of their sums, and fit into int32. Calibration and training end
+here alike: both give weights and qparams. Layers in bfloat16: see `octavo.quantization.bfloat16`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from octavo.errors import PlanError
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.numerics import octavo_ops
+from octavo.numerics.affine import QParams
+from octavo.numerics.dtypes import UINT8
+from octavo.numerics.scheme import Scheme
+from octavo.quantization.bfloat16 import in_bfloat16
+from octavo.quantization.calibrate import check_constants
+from octavo.quantization.plan import Plan
+from octavo.quantization.qconfig import QSpec
+from octavo.quantization.weights import integer_biases, room_for_biases
+
+
+def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
+    """The quantized graph. Its constants are tensors of its own, none of the user's.
+
+    A node that runs in int8 reads dequantized values. One that runs in float reads the dequantized
+    value of what an int8 kernel made, and the original of what was made in float.
+
+    Args:
+        graph: the canonical float graph.
+        plan: made for that graph.
+        qparams: for every tensor that the plan quantizes.
+
+    Raises:
+        PlanError: the plan names tensors that the graph has not, or qparams are missing.
+        CalibrationError: a constant of the graph has NaN or an infinity in it.
+    """
+    _check(graph, plan, qparams)
+    check_constants(graph)
+    qparams = room_for_biases(graph, plan, qparams)
+    graph = integer_biases(graph, plan, qparams)
+    quantized = plan.quantized
+    constants = {name: tensor.detach().clone() for name, tensor in graph.constants.items()}
+    weight_nodes = {}
+    floats = _floats_of_tied_weights(graph, plan)
+    for name, kept in floats.items():
+        constants[kept] = constants[name]
+    for name, tensor in quantized.items():
+        if tensor.kind == "weight":
+            weight_nodes[name] = _quantized_weight(name, constants, qparams[name])
+    dynamic = _DynamicInputs(plan)
+    activations = {name for name, tensor in quantized.items() if tensor.kind != "weight"}
+    made_in_int8 = {name for name in activations if plan.runs_int8(name)}
+    dequantized = {name: f"{name}.dequantized" for name in quantized}
+    by_int8 = dequantized
+    by_float = {n: d for n, d in dequantized.items() if n in made_in_int8 or n in weight_nodes}
+
+    nodes: list[Node] = []
+    metas = graph.metas()
+    for given in graph.inputs:
+        if given.name in activations:
+            nodes += _qdq(given.name, given.meta, qparams[given.name])
+    for node in graph.nodes:
+        if not plan.reads_integers(node.name):
+            node = node.renamed(floats)
+        for name in node.refs():
+            if name in weight_nodes:
+                nodes += weight_nodes.pop(name)
+        runs_int8 = plan.runs_int8(node.name)
+        read = node.renamed(by_int8 if runs_int8 else by_float)
+        if node.name in dynamic.specs:
+            made, read = dynamic.read_by(read, metas[node.args[0].name])
+            nodes += made
+        nodes.append(with_rounded_probabilities(read) if runs_int8 else read)
+        if node.name in activations:
+            nodes += _qdq(node.name, metas[node.name], qparams[node.name])
+    names = by_float | floats
+    outputs = map_refs(graph.outputs, lambda ref: Ref(names.get(ref.name, ref.name)))
+    whole = replace(graph, nodes=tuple(nodes), constants=constants, outputs=outputs).pruned()
+    return in_bfloat16(whole, {n for n, t in plan.tensors.items() if t.runs == "bfloat16"})
+
+
+def _floats_of_tied_weights(graph: Graph, plan: Plan) -> dict[str, str]:
+    """Quantized weights that something reads in float as well -> the name of the floats."""
+    weights = {name for name, tensor in plan.quantized.items() if tensor.kind == "weight"}
+    in_float = {
+        name for node in graph.nodes if not plan.reads_integers(node.name) for name in node.refs()
+    }
+    read = in_float | set(graph.output_names())
+    return {name: f"{name}_float" for name in sorted(weights & read)}
+
+
+def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
+    known = set(graph.metas()) | set(graph.constants)
+    unknown = sorted(set(plan.tensors) - known)
+    if unknown:
+        raise PlanError(f"the plan names {unknown[:5]}, which the graph has not: plan it again")
+    missing = sorted(set(plan.quantized) - set(qparams))
+    if missing:
+        raise PlanError(f"there are no qparams for {missing[:5]}: calibrate with this plan")
+
+
+def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> list[Node]:
+    """Replace the constant by integers; the nodes that read them back."""
+    scheme, weight = qparams.scheme, constants[name]
+    scale, zero_point = qparams.scale.to(weight.device), qparams.zero_point.to(weight.device)
+    low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
+    tensors = (Ref(f"{name}_scale"), Ref(f"{name}_zero_point"))
+    read: tuple[Any, ...]
+    if scheme.group_size is not None:
+        integers = octavo_ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
+        op, read = "octavo.dequantize_groups.default", tensors
+    elif scheme.channel_axis is not None:
+        axis = scheme.channel_axis
+        integers = octavo_ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
+        op, read = "octavo.dequantize_channels.default", (*tensors, axis)
+    else:
+        single = scale.item(), int(zero_point.item())
+        integers = octavo_ops.quantize(weight, *single, low, high, dtype)
+        op, read = "octavo.dequantize.default", single
+    if scale.dim():
+        constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
+    constants[name] = integers
+    stored = [_unpacking(name, constants, scheme)] if scheme.integers.bits <= 4 else []
+    source = Ref(stored[0].name if stored else name)
+    meta = TensorMeta(tuple(weight.shape), "float32")
+    return [*stored, Node(f"{name}.dequantized", op, (source, *read), meta=meta)]
+
+
+def _unpacking(name: str, constants: dict[str, Tensor], scheme: Scheme) -> Node:
+    """Pack the constant two to a byte; the node that unpacks it."""
+    shape = list(constants[name].shape)
+    constants[name] = octavo_ops.pack_int4(constants[name])
+    signed = scheme.integers.signed
+    meta = TensorMeta(tuple(shape), "int8" if signed else "uint8")
+    args = (Ref(name), shape, signed)
+    return Node(f"{name}.unpacked", "octavo.unpack_int4.default", args, meta=meta)
+
+
+class _DynamicInputs:
+    """The rounded inputs of dynamic layers; those that read one tensor alike share its rounding."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.specs = {n: t.dynamic for n, t in plan.tensors.items() if t.dynamic is not None}
+        self._made: dict[tuple[str, QSpec], str] = {}
+
+    def read_by(self, node: Node, meta: TensorMeta | None) -> tuple[list[Node], Node]:
+        """The node reading its rounded input, after the node that rounds it if that is new."""
+        spec, source = self.specs[node.name], node.args[0]
+        scheme = spec.scheme
+        name = self._made.get((source.name, spec))
+        made = []
+        if name is None:
+            taken = any(other == source.name for other, _ in self._made)
+            name = f"{node.name}.input" if taken else f"{source.name}.dynamic"
+            self._made[source.name, spec] = name
+            args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+            made.append(Node(name, "octavo.fake_quantize_dynamic.default", args, meta=meta))
+        return made, replace(node, args=(Ref(name), *node.args[1:]))
+
+
+def with_rounded_probabilities(node: Node) -> Node:
+    """Attention with int8 products: its probabilities are integers too."""
+    if node.op != "aten.scaled_dot_product_attention.default":
+        return node
+    defaults = (None, 0.0, False)
+    mask, _, causal = node.args[3:] + defaults[len(node.args) - 3 :]
+    scale, gqa = node.kwargs.get("scale"), node.kwargs.get("enable_gqa", False)
+    args = (*node.args[:3], mask, causal, scale, gqa, UINT8.qmax)
+    return replace(node, op="octavo.attention.default", args=args, kwargs={})
+
+
+def _qdq(name: str, meta: TensorMeta | None, qparams: QParams) -> list[Node]:
+    assert meta is not None
+    scheme = qparams.scheme
+    single = (qparams.scale.item(), int(qparams.zero_point.item()))
+    integers = (scheme.qmin, scheme.qmax, scheme.integers.storage)
+    storage = str(scheme.integers.storage).removeprefix("torch.")
+    stored = TensorMeta(meta.shape, storage)
+    q, dq = f"{name}.quantized", f"{name}.dequantized"
+    return [
+        Node(q, "octavo.quantize.default", (Ref(name), *single, *integers), meta=stored),
+        Node(dq, "octavo.dequantize.default", (Ref(q), *single), meta=meta),
+    ]

@@ -1,0 +1,142 @@
+"""Which nodes can be quantized at all, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from octavo.graph.graph import Node, Ref
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer
+from octavo.quantization.placement.context import Context
+from octavo.quantization.placement.decided import Placement
+from octavo.quantization.qconfig import QSpec, Rule
+from octavo.quantization.targets import LOOKUP, ROLES, SHARED, WEIGHTED
+
+_ELEMENTWISE = ("add", "sub", "mul")
+
+
+def place_without_ranges(context: Context, placement: Placement) -> None:
+    """Tables, and layers that are dynamic or weight-only: nothing else is decided with them."""
+    for node in context.graph.nodes:
+        qconfig = context.qconfigs[node.name]
+        role = ROLES.get(node.short_op)
+        if qconfig is None or role not in (WEIGHTED, LOOKUP):
+            continue
+        if role == WEIGHTED and qconfig.mode == "static":
+            continue
+        obstacle = _obstacle(context, node)
+        if obstacle is not None:
+            placement.reasons[node.name] = f"float: {obstacle}"
+        elif role == WEIGHTED and qconfig.mode == "dynamic":
+            assert qconfig.activation is not None
+            placement.dynamic[node.name] = _range_of_input(node, qconfig.activation)
+            placement.reasons[node.name] = "float: its kernel quantizes its input at each call"
+        else:
+            placement.weight_only.add(node.name)
+            placement.reasons[node.name] = "float: its weights are dequantized where they are used"
+
+
+def _range_of_input(node: Node, given: QSpec) -> QSpec:
+    """Per token where the layer sums over the last axis; a convolution sums over others."""
+    sums_last_axis = WEIGHTED_LAYERS[node.short_op].input_axis in (-1, None)
+    per_token = given.scheme.per_token and sums_last_axis
+    return replace(given, scheme=replace(given.scheme, per_token=per_token))
+
+
+def place_in_bfloat16(
+    context: Context, rules: Mapping[str, Rule | None], placement: Placement
+) -> None:
+    """Layers that rules ask to compute in bfloat16, where that can be."""
+    for node in context.graph.nodes:
+        rule = rules[node.name]
+        if rule is None or rule.precision != torch.bfloat16:
+            continue
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is None or layer.input_axis is None:
+            obstacle: str | None = f"{node.short_op} is no convolution or linear layer"
+        else:
+            obstacle = _obstacle_of_tensors(context, node, layer)
+        if obstacle is None:
+            placement.bfloat16.add(node.name)
+            placement.reasons[node.name] = f"float: in bfloat16, the rule {rule}"
+        else:
+            placement.reasons[node.name] = f"float: the rule {rule}, but {obstacle}"
+
+
+def candidates(context: Context, placement: Placement) -> set[str]:
+    """Nodes that can run in static int8, and that the user or the target's default wants so."""
+    candidates = set()
+    for node in context.graph.nodes:
+        if node.name in placement.reasons:
+            continue
+        obstacle = _obstacle(context, node)
+        if obstacle is None:
+            candidates.add(node.name)
+        else:
+            placement.reasons[node.name] = f"float: {obstacle}"
+    return candidates
+
+
+def _obstacle(context: Context, node: Node) -> str | None:
+    """Why a node cannot be quantized; ``None`` where it can."""
+    role = ROLES.get(node.short_op)
+    if role in (WEIGHTED, LOOKUP):
+        return _obstacle_of_layer(context, node)
+    if node.meta is None and role != SHARED:
+        return "its result is not a tensor"
+    reads = context.reads(node)
+    if not reads:
+        return "nothing that it reads is quantized"
+    if not all(context.is_float(name) for name in (*reads, node.name)):
+        return "its tensors are not float32"
+    if node.short_op in _ELEMENTWISE:
+        tensors = [arg for arg in node.args[:2] if isinstance(arg, Ref)]
+        if len(tensors) != 2 or any(t.name in context.graph.constants for t in tensors):
+            return "one of its operands is a constant"
+        if node.kwargs.get("alpha", 1) != 1:
+            return f"its alpha is {node.kwargs['alpha']}"
+    if node.short_op in ("pad", "constant_pad_nd") and _pads_with_something(node):
+        return "it pads with another value than zero"
+    return None
+
+
+def _obstacle_of_layer(context: Context, node: Node) -> str | None:
+    layer = WEIGHTED_LAYERS[node.short_op]
+    obstacle = _obstacle_of_tensors(context, node, layer)
+    if obstacle is not None:
+        return obstacle
+    if not context.reads(node) and layer.input is not None:
+        return "its input is a constant"
+    if node.op.endswith(".padding"):
+        return 'its padding="same" differs between the sides'
+    qconfig = context.qconfigs[node.name]
+    group_size = None if qconfig is None else qconfig.weight.scheme.group_size
+    for name in layer.weights_of(node, context.graph.constants):
+        shape = list(context.graph.constants[name].shape)
+        if group_size is not None and (len(shape) != 2 or shape[1] % group_size):
+            return f"group_size {group_size} does not divide its weight {name} of shape {shape}"
+    return None
+
+
+def _obstacle_of_tensors(context: Context, node: Node, layer: WeightedLayer) -> str | None:
+    """Why a layer's numbers cannot be other ones."""
+    weights = layer.weights_of(node, context.graph.constants)
+    if not weights:
+        return "its weight is not a constant"
+    if not all(context.graph.constants[name].dtype.is_floating_point for name in weights):
+        return "its weights are not float"
+    if not all(context.is_float(name) for name in (*context.reads(node), node.name)):
+        return "its tensors are not float32"
+    return None
+
+
+def _pads_with_something(node: Node) -> bool:
+    """Zero is exact in every scheme, and what reflects or repeats makes no new value."""
+    if node.short_op == "pad":
+        mode, value = (
+            (*node.args[2:], "constant", None)[:2] if len(node.args) < 4 else node.args[2:]
+        )
+        return mode == "constant" and bool(value)
+    return bool(node.args[2]) if len(node.args) > 2 else False

@@ -1,0 +1,76 @@
+"""What the rules look at: the graph, the target, and what is wanted of each node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.quantization.qconfig import QConfig
+from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED, Target
+
+# What a computed operator reads in int8 where that is not all of its tensors: the first so many.
+_READS = {
+    "scaled_dot_product_attention": 3,
+    **dict.fromkeys("prelu batch_norm layer_norm group_norm instance_norm rms_norm".split(), 1),
+}
+
+
+@dataclass(frozen=True)
+class Context:
+    """One graph, the target, and what the user or the target's default wants of each node.
+
+    Attributes:
+        graph: canonical, float.
+        target: where it will run.
+        qconfigs: node -> how it is wanted; ``None`` in float.
+        users: value -> the nodes that read it.
+        metas: value -> its shape and dtype; ``None`` for what is no tensor.
+        producers: node by name.
+        outputs: values that leave the model.
+    """
+
+    graph: Graph
+    target: Target
+    qconfigs: Mapping[str, QConfig | None]
+    users: Mapping[str, list[Node]]
+    metas: Mapping[str, TensorMeta | None]
+    producers: Mapping[str, Node]
+    outputs: frozenset[str]
+
+    def reads(self, node: Node) -> list[str]:
+        """The tensors (or lists of them) that a node would read in int8."""
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None:
+            source = None if layer.input is None else node.args[layer.input]
+            is_read = isinstance(source, Ref) and source.name not in self.graph.constants
+            return [source.name] if is_read else []  # type: ignore[union-attr]
+        names = [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]
+        return names[: _READS.get(node.short_op)]
+
+    def _is_activation(self, name: str) -> bool:
+        if name in self.graph.constants:
+            return False
+        producer = self.producers.get(name)
+        if producer is None or producer.meta is not None:
+            return True
+        return ROLES.get(producer.short_op) == SHARED  # a list of tensors, not a size
+
+    def is_layer(self, name: str) -> bool:
+        """Whether int8 saves so much that a node runs in it whatever stands around it."""
+        return ROLES.get(self.producers[name].short_op) in (WEIGHTED, PRODUCT)
+
+    def only_user(self, name: str) -> Node | None:
+        """The one node that reads a value which does not leave the model."""
+        users = self.users[name]
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def is_float(self, name: str) -> bool:
+        """Whether a value is float32, or no tensor."""
+        meta = self.metas.get(name)
+        return meta is None or meta.dtype == "float32"
+
+    def runs_alone(self, node: Node) -> bool:
+        """Whether the user or the target's default wants a kernel of its own for this operator."""
+        return node.short_op in ROLES and self.qconfigs[node.name] is not None

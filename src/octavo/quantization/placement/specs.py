@@ -1,0 +1,102 @@
+"""Which values are quantized, with which scheme, and which of them share one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from octavo.graph.graph import Node
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer, is_depthwise
+from octavo.quantization.placement.context import Context
+from octavo.quantization.placement.decided import Placement
+from octavo.quantization.qconfig import QSpec
+from octavo.quantization.targets import ROLES, SHARED
+
+
+def specify(context: Context, placement: Placement) -> None:
+    """Which values are quantized, with which scheme, and which of them share one."""
+    for node in context.graph.nodes:
+        qconfig = context.qconfigs[node.name]
+        layer = WEIGHTED_LAYERS.get(node.short_op)
+        if layer is not None and qconfig is not None and placement.on_integers(node.name):
+            names = layer.weights_of(node, context.graph.constants)
+            spec = _weight_of(context, node, layer, qconfig.weight)
+            placement.weights[node.name] = dict.fromkeys(names, spec)
+    values = [i.name for i in context.graph.inputs] + [n.name for n in context.graph.nodes]
+    for name in values:
+        readers = [
+            user.name
+            for user in context.users[name]
+            if user.name in placement.int8 and name in context.reads(user)
+        ]
+        producer = context.producers.get(name)
+        is_tensor = producer is None or producer.meta is not None
+        made_in_float = placement.reasons.get(name, "")
+        if readers and is_tensor and name not in placement.fused_into:
+            placement.specs[name] = _activation_of(context, name, readers)
+            reason = f"{readers[0]} reads it in int8"
+            placement.reasons[name] = f"{made_in_float}; {reason}" if made_in_float else reason
+        elif not made_in_float:
+            leaves = name in context.outputs
+            reason = "float: leaves the model" if leaves else "float: nothing int8 reads it"
+            placement.reasons[name] = reason if is_tensor else "a size, or a list of tensors"
+    _share(context, placement, values)
+
+
+def _activation_of(context: Context, name: str, readers: list[str]) -> QSpec:
+    """The spec of a value: its maker's if that is static, else that of the first who reads it."""
+    producer = context.producers.get(name)
+    makers = [name, *readers] if producer is not None else readers
+    for node in makers:
+        qconfig = context.qconfigs[node]
+        if qconfig is not None and qconfig.mode == "static":
+            assert qconfig.activation is not None
+            fixed = context.target.fixed_outputs.get(producer.short_op if producer else "")
+            default = context.target.qconfig.activation
+            assert default is not None
+            by_default = qconfig.activation.scheme == default.scheme
+            return fixed if fixed is not None and by_default else qconfig.activation
+    # A fused activation that no rule names: the layer's before it, which is the target's default.
+    default_spec = context.target.qconfig.activation
+    assert default_spec is not None
+    return default_spec
+
+
+def _weight_of(context: Context, node: Node, layer: WeightedLayer, given: QSpec) -> QSpec:
+    """The spec of a layer's weights, with one scale for each of its output channels if for any."""
+    default = context.target.qconfig.weight
+    without_pairs = context.target.weight_without_pairs
+    if without_pairs is not None and given == default and not _sums_pairs(context, node, layer):
+        given = without_pairs
+    if given.scheme.channel_axis is None:
+        return given
+    return replace(given, scheme=replace(given.scheme, channel_axis=layer.output_axis))
+
+
+def _sums_pairs(context: Context, node: Node, layer: WeightedLayer) -> bool:
+    """Whether an int8 kernel sums products of several inputs; depthwise convolution does not."""
+    if layer.input_axis is None:
+        return False
+    return not is_depthwise(node, context.graph.constants[node.args[1].name])
+
+
+def _share(context: Context, placement: Placement, values: list[str]) -> None:
+    """Join the inputs and the output of every shared operator to one scale, the first one's."""
+    leader: dict[str, str] = {}
+
+    def lead(name: str) -> str:
+        while name in leader:
+            name = leader[name]
+        return name
+
+    order = {name: index for index, name in enumerate(values)}
+    for node in context.graph.nodes:
+        if node.name in placement.int8 and ROLES.get(node.short_op) == SHARED:
+            for name in context.reads(node):
+                first, second = sorted((lead(name), lead(node.name)), key=order.__getitem__)
+                if first != second:
+                    leader[second] = first
+    for name in values:
+        first = lead(name)
+        if first != name and name in placement.specs:
+            placement.shares[name] = first
+            placement.specs[name] = placement.specs.get(first, placement.specs[name])

@@ -1,0 +1,333 @@
+"""The plan: for every tensor, is it quantized, how, and why.
+
+`plan` resolves what the user asked for (a `QConfigMapping`) against what the target can do (a
+`Target`) on one graph. The result is data: it prints as a table, is stored in the file, and is all
+that calibration and conversion look at.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from octavo.arguments import TEXT, expect, of, optional
+from octavo.display import html_table, rich_table, text_table
+from octavo.errors import NothingQuantized, PlanError
+from octavo.graph.graph import GRAPH, Graph, Node
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.quantization.placement import INTEGERS, Placement, place
+from octavo.quantization.qconfig import PRECISIONS, QConfigMapping, QSpec
+from octavo.quantization.targets import MODES
+from octavo.quantization.targets import target as target_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class TensorPlan:
+    """The decision about one tensor.
+
+    Attributes:
+        tensor: its name: an input, a node or a constant of the graph.
+        kind: ``"input"``, ``"activation"`` or ``"weight"``.
+        op: the operator that makes it, or that uses the weight.
+        runs: how that operator runs; empty for inputs. ``"int8"`` (its inputs have fixed scales),
+            ``"dynamic"`` (it quantizes its input at each call), ``"weight-only"``,
+            ``"bfloat16"`` or ``"float"``.
+        spec: scheme and observer; ``None`` keeps the tensor float.
+        dynamic: how a dynamic operator quantizes its input.
+        shares: the tensor whose scale and zero point this one has as well.
+        fused_into: the tensor that the kernel which makes this one returns instead of it.
+        reason: why, in words.
+    """
+
+    tensor: str
+    kind: str
+    op: str
+    runs: str
+    spec: QSpec | None
+    dynamic: QSpec | None
+    shares: str | None
+    fused_into: str | None
+    reason: str
+
+    @property
+    def values(self) -> str:
+        """The integers of the tensor in words, or ``"float"``."""
+        return "float" if self.spec is None else str(self.spec)
+
+    @property
+    def on_integers(self) -> bool:
+        """Whether the operator reads integers, be they only its weights."""
+        return self.runs in INTEGERS
+
+    def to_dict(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        specs = {"spec": self.spec, "dynamic": self.dynamic}
+        return values | {key: None if s is None else s.to_dict() for key, s in specs.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All decisions about one graph, in the order in which the tensors are made.
+
+    Attributes:
+        target: name of the `Target` it was made for.
+        mode: what layers are by default: ``"static"``, ``"dynamic"`` or ``"weight_only"``.
+        tensors: a `TensorPlan` for each input, node and quantized weight, by name.
+        unmatched: the rules of the mapping that matched nothing.
+        precision: of what stays float where no rule says otherwise: ``"float32"``,
+            ``"bfloat16"``, or ``"auto"``, which is bfloat16 on CPUs that have instructions for it.
+    """
+
+    target: str
+    mode: str
+    tensors: Mapping[str, TensorPlan]
+    unmatched: tuple[str, ...] = ()
+    precision: str = "float32"
+
+    @property
+    def quantized(self) -> dict[str, TensorPlan]:
+        """The tensors that are quantized, by name."""
+        return {name: t for name, t in self.tensors.items() if t.spec is not None}
+
+    def runs_int8(self, node: str) -> bool:
+        """Whether the node of this name runs in static int8."""
+        return node in self.tensors and self.tensors[node].runs == "int8"
+
+    def reads_integers(self, node: str) -> bool:
+        """Whether the node of this name reads the integers of its weights.
+
+        One that does not, and is tied to one that does, reads the floats that they were.
+        """
+        return node in self.tensors and self.tensors[node].on_integers
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the range of some activation has to be observed on data."""
+        return any(t.kind != "weight" for t in self.quantized.values())
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` reads it back."""
+        tensors = [tensor.to_dict() for tensor in self.tensors.values()]
+        return json.dumps(
+            {
+                "target": self.target,
+                "mode": self.mode,
+                "unmatched": list(self.unmatched),
+                "precision": self.precision,
+                "tensors": tensors,
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            PlanError: the text is not such a plan.
+        """
+        try:
+            data = json.loads(text)
+            target_of(data["target"])
+            if data["mode"] not in MODES:
+                raise ValueError(f"its mode is {data['mode']!r}")
+            tensors = [_tensor_plan(item) for item in data["tensors"]]
+            unmatched = tuple(str(rule) for rule in data["unmatched"])
+            precision = data.get("precision", "float32")  # files of Octavo 0.1 have none
+            if precision not in PRECISIONS:
+                raise ValueError(f"its precision is {precision!r}")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"not the JSON of a plan: {type(error).__name__}: {error}") from None
+        by_name = {t.tensor: t for t in tensors}
+        return cls(data["target"], data["mode"], by_name, unmatched, precision)
+
+    def __rich__(self) -> Table:
+        return rich_table(_COLUMNS, self._rows(), self._title())
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, self._rows(), self._title())
+
+    def _title(self) -> str:
+        return f"Plan for {self.target}, {self.mode}; what stays float is {self.precision}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
+
+    def __str__(self) -> str:
+        return f"{self._title()}\n{text_table(self._rows())}"
+
+
+_COLUMNS = ("tensor", "op", "runs", "values", "why")
+
+
+PLAN = of(Plan, way_out="octavo.plan(graph) gives one")
+_MAPPING = of(
+    QConfigMapping,
+    way_out="give an octavo.QConfigMapping; of one QConfig, QConfigMapping().set_global(qconfig)",
+)
+
+
+def plan(
+    graph: Graph,
+    mapping: QConfigMapping | None = None,
+    target: str = "x86",
+    mode: str = "static",
+    precision: str = "float32",
+) -> Plan:
+    """Decide about every tensor of a graph.
+
+    Args:
+        graph: from `octavo.capture`.
+        mapping: the user's rules; without any, the target's default.
+        target: name of a `Target`.
+        mode: what a layer is where no rule says otherwise: ``"static"``, ``"dynamic"`` or
+            ``"weight_only"``.
+        precision: of what stays float: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
+
+    Raises:
+        PlanError: a rule names a module that the model has not, or asks for a mode that an operator
+            cannot have, or nothing would be quantized.
+
+    Example:
+        >>> from torch import nn, rand
+        >>> from octavo import capture
+        >>> graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), rand(2, 4))
+        >>> plan(graph).tensors["0"].reason
+        'fused into 1'
+    """
+    expect(GRAPH, graph=graph)
+    expect(TEXT, target=target, mode=mode)
+    optional(_MAPPING, mapping=mapping)
+    mapping = mapping or QConfigMapping()
+    chosen = target_of(target)
+    if mode not in MODES:
+        raise PlanError(f"mode is {mode!r}; one of {list(MODES)}")
+    if precision not in PRECISIONS:
+        raise PlanError(f"precision is {precision!r}; one of {list(PRECISIONS)}")
+    unmatched = _unmatched(graph, mapping)
+    placement = place(graph, mapping, chosen, mode)
+    tensors = _tensor_plans(graph, placement)
+    result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched, precision)
+    if not result.quantized:
+        layers = [t for t in tensors if t.kind == "activation"]
+        reasons = sorted({t.reason for t in layers})
+        floats = {t.dtype for t in graph.constants.values() if t.dtype.is_floating_point}
+        if floats and torch.float32 not in floats:
+            raise NothingQuantized(
+                f"nothing would be quantized: the model computes in {', '.join(map(str, floats))}; "
+                "quantize model.float(), on float32 data"
+            )
+        raise NothingQuantized(
+            "nothing would be quantized: no layer can be quantized "
+            f"({'; '.join(reasons[:4]) or 'the graph has no operators'}). "
+            f"{_way_out(layers, mapping, mode)}"
+        )
+    return result
+
+
+def _way_out(layers: Sequence[TensorPlan], mapping: QConfigMapping, mode: str) -> str:
+    """What to do where nothing would be quantized."""
+    weighted = sorted({layer.op for layer in layers if layer.op in WEIGHTED_LAYERS})
+    asked = any(rule.kind != "global" for rule in mapping.rules)
+    if mode == "static" or asked or not weighted:
+        return "Relax the rules of the mapping, or leave the model as it is"
+    return (
+        "Pass calibration=, some batches of its data, for static int8; or ask for it by a rule: "
+        f'qconfig=octavo.QConfigMapping().set_object_type("{weighted[0]}", octavo.{mode}_qconfig())'
+    )
+
+
+def unmatched_in_words(graph: Graph, plan: Plan) -> str:
+    """The rules that matched nothing, and what they could have matched; ``""`` if all did."""
+    if not plan.unmatched:
+        return ""
+    operators = sorted({node.short_op for node in graph.nodes if node.op.startswith("aten.")})
+    return (
+        f"rules that match nothing in this model: {', '.join(plan.unmatched)}; its operators are "
+        f"{', '.join(operators)}, and a class of modules is given as such, torch.nn.Conv2d"
+    )
+
+
+def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:
+    """The rules that match no node; a module name that does not exist is an error."""
+    missing = [
+        rule
+        for rule in mapping.rules
+        if rule.kind != "global" and not any(rule.matches(node) for node in graph.nodes)
+    ]
+    paths = sorted({node.module for node in graph.nodes if node.module})
+    for rule in missing:
+        if rule.kind == "module name":
+            close = difflib.get_close_matches(rule.pattern, paths, n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
+            )
+            raise PlanError(
+                f"a rule names the module {rule.pattern!r}, which the model has not; {hint}"
+            )
+    return tuple(str(rule) for rule in missing)
+
+
+_LAYERS_IN_WORDS = {
+    "int8": "an int8 layer",
+    "dynamic": "a dynamic layer",
+    "weight-only": "a layer of which only the weights are quantized",
+}
+
+
+def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
+    plans = []
+    users = graph.users()
+    for given in graph.inputs:
+        plans.append(_value_plan(given.name, "input", "", placement))
+    for node in graph.nodes:
+        for weight, spec in placement.weights.get(node.name, {}).items():
+            runs = placement.runs(node.name)
+            reason = f"weight of {_LAYERS_IN_WORDS[runs]}{_kept_for(weight, users, placement)}"
+            plans.append(
+                TensorPlan(weight, "weight", node.short_op, runs, spec, None, None, None, reason)
+            )
+        plans.append(_value_plan(node.name, "activation", node.short_op, placement))
+    return list({t.tensor: t for t in plans}.values())
+
+
+def _kept_for(weight: str, users: Mapping[str, list[Node]], placement: Placement) -> str:
+    """What is said of a weight that is tied to a float layer's."""
+    floats = [user.name for user in users[weight] if not placement.on_integers(user.name)]
+    return f", and kept as floats for {', '.join(floats)}" if floats else ""
+
+
+def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPlan:
+    runs = "" if kind == "input" else placement.runs(name)
+    fused_into = placement.fused_into.get(name)
+    spec = placement.specs.get(name)
+    shares = placement.shares.get(name)
+    reason = placement.reasons[name]
+    if fused_into is not None:
+        reason = f"fused into {fused_into}"
+    elif shares is not None:
+        reason = f"shares the scale of {shares}: {op or 'read together'}"
+    dynamic = placement.dynamic.get(name)
+    return TensorPlan(name, kind, op, runs, spec, dynamic, shares, fused_into, reason)
+
+
+def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
+    for key in ("tensor", "kind", "op", "runs", "reason"):
+        if not isinstance(data[key], str):
+            raise TypeError(f"its {key} is {data[key]!r}, not text")
+    for key in ("shares", "fused_into"):
+        if not isinstance(data[key], str | None):
+            raise TypeError(f"its {key} is {data[key]!r}, not text or null")
+    specs = {
+        key: None if data[key] is None else QSpec.from_dict(data[key])
+        for key in ("spec", "dynamic")
+    }
+    return TensorPlan(**{**data, **specs})

@@ -1,0 +1,325 @@
+"""Targets: what the place where a model will run can do, as data.
+
+A target says which operators have an int8 kernel there, what can be fused, and which integers its
+kernels compute rightly with. Planning reads these tables and branches on nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from octavo.arguments import INTEGER, TEXT, expect
+from octavo.errors import PlanError
+from octavo.numerics.observers import FixedRange, MinMax, MovingAverageMinMax, Observer, PairSum
+from octavo.numerics.scheme import Scheme
+from octavo.quantization.qconfig import QConfig, QSpec
+
+MODES = ("static", "dynamic", "weight_only")
+
+# Roles: what it means for an operator to be quantized.
+WEIGHTED = "weighted"  # quantized input, constant quantized weights
+LOOKUP = "lookup"  # a constant quantized table, read by index
+PRODUCT = "product"  # of two activations: quantized inputs, wherever they come from
+COMPUTED = "computed"  # quantized inputs, an output scale of its own
+SHARED = "shared"  # moves or picks integers: input and output have the same scale
+
+_LAYERS = """
+    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
+""".split()
+_RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()
+_ARITHMETIC = """
+    add sub mul mean relu hardtanh avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d
+    upsample_bicubic2d upsample_trilinear3d
+""".split()
+_PRODUCTS = "matmul bmm scaled_dot_product_attention".split()
+_FUNCTIONS = """
+    hardswish hardsigmoid silu gelu sigmoid tanh leaky_relu prelu elu softmax
+""".split()
+_NORMS = "batch_norm layer_norm group_norm instance_norm rms_norm".split()
+_MOVES = """
+    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    amax upsample_nearest1d upsample_nearest2d upsample_nearest3d
+    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes
+    expand repeat flip roll narrow slice select chunk split split_with_sizes unbind getitem
+    cat stack pad constant_pad_nd pixel_shuffle pixel_unshuffle channel_shuffle
+""".split()
+
+ROLES: Mapping[str, str] = {
+    **dict.fromkeys([*_LAYERS, *_RECURRENT], WEIGHTED),
+    "embedding": LOOKUP,
+    **dict.fromkeys(_PRODUCTS, PRODUCT),
+    **dict.fromkeys([*_ARITHMETIC, *_FUNCTIONS, *_NORMS], COMPUTED),
+    **dict.fromkeys(_MOVES, SHARED),
+}
+
+# What is quantized unless a rule says otherwise, by mode. A rule can ask for what else is in ROLES.
+_DYNAMIC = frozenset([*_RECURRENT, "linear", "embedding"])
+_STATIC = frozenset([*_LAYERS, *_RECURRENT, *_ARITHMETIC, *_MOVES, "embedding"])
+
+
+@dataclass(frozen=True)
+class Target:
+    """A place to run: its default schemes, its int8 operators and its fusions.
+
+    Attributes:
+        name: what a user writes.
+        about: one line for tables.
+        qconfigs: mode -> the default schemes and observers.
+        operators: mode -> operators that are quantized by default. Others in `ROLES` are where a
+            rule names them: int8 gains no speed with them there.
+        fused_activations: operator before -> activations that its kernel applies itself.
+        fused_addition: operators whose kernel adds another quantized tensor to its result.
+        weight_without_pairs: where kernels that sum pairs of u8 x s8 products in int16 limit the
+            default weights, those of layers that sum none.
+        fixed_outputs: operator -> the range that its result always has, as kernels there want it.
+    """
+
+    name: str
+    about: str
+    qconfigs: Mapping[str, QConfig]
+    operators: Mapping[str, frozenset[str]]
+    fused_activations: Mapping[str, frozenset[str]]
+    fused_addition: frozenset[str] = frozenset()
+    weight_without_pairs: QSpec | None = None
+    fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
+
+    @property
+    def qconfig(self) -> QConfig:
+        """The default for static quantization."""
+        return self.qconfigs["static"]
+
+
+def _weight(per_channel: bool = True) -> QSpec:
+    axis = 0 if per_channel else None
+    return QSpec(Scheme("int8", symmetric=True, channel_axis=axis, narrow_range=True), MinMax())
+
+
+def _qconfigs(activation: Scheme, weight: QSpec, per_token: bool = True) -> dict[str, QConfig]:
+    """Dynamic ranges are of each token by default, so that no result depends on its neighbours."""
+    return {
+        "static": QConfig(QSpec(activation, MinMax()), weight),
+        "dynamic": QConfig(QSpec(replace(activation, per_token=per_token)), weight),
+        "weight_only": QConfig(None, weight),
+    }
+
+
+def _operators(*static: str) -> dict[str, frozenset[str]]:
+    return {
+        "static": _STATIC | frozenset(static),
+        "dynamic": _DYNAMIC,
+        "weight_only": _DYNAMIC,
+    }
+
+
+_CLIPS = frozenset({"relu", "hardtanh"})
+_CLIPPED = dict.fromkeys([*_LAYERS[:4], "add"], _CLIPS)
+
+_X86 = Target(
+    name="x86",
+    about="x86 CPUs with VNNI, AVX-VNNI or AMX",
+    qconfigs=_qconfigs(Scheme("uint8"), _weight()),
+    operators=_operators(),
+    fused_activations={
+        "conv1d": frozenset({"relu", "hardtanh"}),
+        "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
+        "conv3d": frozenset({"relu", "hardtanh"}),
+        "conv_transpose2d": frozenset({"relu", "hardtanh"}),
+        "linear": frozenset(
+            {"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}
+        ),
+        "add": frozenset({"relu"}),
+    },
+    fused_addition=frozenset({"conv2d"}),
+)
+
+_X86_AVX2 = replace(
+    _X86,
+    name="x86-avx2",
+    about="x86 CPUs without VNNI: weights whose pairs of products fit into int16",
+    qconfigs={
+        **_qconfigs(Scheme("uint8"), replace(_weight(), observer=PairSum())),
+        "weight_only": QConfig(None, _weight()),
+    },
+    weight_without_pairs=_weight(),
+)
+
+_ARM = Target(
+    name="arm",
+    about="Arm CPUs, qnnpack's conventions: uint8 activations, one scale per weight",
+    qconfigs=_qconfigs(Scheme("uint8"), _weight(per_channel=False)),
+    operators=_operators("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu"),
+    fused_activations=_CLIPPED,
+)
+
+_ONNXRUNTIME = Target(
+    name="onnxruntime",
+    about="ONNX Runtime: QDQ around what it has integer kernels for",
+    # Its one kernel for dynamic layers finds one range for all rows, and is twice as fast as what
+    # it makes of ranges of rows.
+    qconfigs=_qconfigs(Scheme("uint8"), _weight(), per_token=False),
+    operators=_operators(*_PRODUCTS, "sigmoid", "leaky_relu", "softmax"),
+    fused_activations=_CLIPPED,
+)
+
+_OPENVINO = Target(
+    name="openvino",
+    about="OpenVINO: QDQ before convolutions and matrix products, the rest is fused there",
+    qconfigs=_qconfigs(Scheme("uint8"), _weight()),
+    operators=_operators(*_PRODUCTS),
+    fused_activations=dict.fromkeys(
+        [*_LAYERS, "add"],
+        frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu"}),
+    ),
+    fused_addition=frozenset({"conv2d"}),
+)
+
+_TENSORRT = Target(
+    name="tensorrt",
+    about="TensorRT: symmetric int8 activations, no zero points",
+    qconfigs=_qconfigs(Scheme("int8", symmetric=True, narrow_range=True), _weight()),
+    operators=_operators(*_PRODUCTS),
+    fused_activations=_CLIPPED,
+    fused_addition=frozenset({"conv2d"}),
+)
+
+_ZERO_TO_ONE = QSpec(Scheme("int8"), FixedRange(0.0, 255 / 256))
+
+_EDGE = Target(
+    name="edge",
+    about="microcontrollers and NPUs, TFLite's int8 conventions: no operator in float",
+    qconfigs=_qconfigs(Scheme("int8"), _weight()),
+    operators=_operators(*_PRODUCTS, *_FUNCTIONS, *_NORMS),
+    fused_activations=_CLIPPED,
+    fixed_outputs={
+        "softmax": _ZERO_TO_ONE,
+        "sigmoid": _ZERO_TO_ONE,
+        "tanh": QSpec(Scheme("int8"), FixedRange(-1.0, 127 / 128)),
+    },
+)
+
+TARGETS = {
+    target.name: target
+    for target in (_X86, _X86_AVX2, _ARM, _ONNXRUNTIME, _OPENVINO, _TENSORRT, _EDGE)
+}
+
+
+def target(name: str) -> Target:
+    """The target of this name.
+
+    Raises:
+        PlanError: there is none.
+    """
+    expect(TEXT, target=name)
+    try:
+        return TARGETS[name]
+    except KeyError:
+        raise PlanError(f"unknown target {name!r}; one of {sorted(TARGETS)}") from None
+
+
+def static_qconfig(target_name: str = "x86", *, observer: Observer | None = None) -> QConfig:
+    """The target's static default, with another observer for activations if given.
+
+    Example:
+        >>> static_qconfig("x86").activation.scheme.dtype
+        'uint8'
+    """
+    default = target(target_name).qconfig
+    if observer is None or default.activation is None:
+        return default
+    return replace(default, activation=replace(default.activation, observer=observer))
+
+
+def qat_qconfig(
+    target_name: str = "x86", *, weight_bits: int = 8, activation_bits: int = 8
+) -> QConfig:
+    """The target's static default for training: activations by a moving average of extrema.
+
+    Fewer bits than eight save memory, in the file and in what is sent: the ``torch`` runtime
+    unpacks such weights when it is loaded, and runs them on its int8 kernels.
+
+    Args:
+        target_name: name of a `Target`.
+        weight_bits: 2 to 8.
+        activation_bits: 2 to 8.
+
+    Raises:
+        PlanError: no such target, or other bits.
+
+    Example:
+        >>> str(qat_qconfig(weight_bits=4).weight)
+        'int4 per-channel symmetric'
+    """
+    default = target(target_name).qconfig
+    assert default.activation is not None
+    for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
+        expect(INTEGER, **{what: bits})
+        if bits not in range(2, 9):
+            raise PlanError(f"{what} is {bits}; quantization-aware training takes 2 to 8 bits")
+    activation, weight = default.activation.scheme, default.weight
+    if activation_bits < 8:
+        activation = replace(activation, dtype=_narrower(activation.dtype, activation_bits))
+    if weight_bits < 8:
+        scheme = replace(weight.scheme, dtype=_narrower(weight.scheme.dtype, weight_bits))
+        weight = QSpec(scheme, MinMax())  # pairs of such products fit into int16
+    return QConfig(QSpec(activation, MovingAverageMinMax()), weight)
+
+
+def _narrower(dtype: str, bits: int) -> str:
+    return f"{dtype.rstrip('0123456789')}{bits}"
+
+
+def dynamic_qconfig(target_name: str = "x86", *, per_token: bool | None = None) -> QConfig:
+    """The target's dynamic default: each call's own range.
+
+    Args:
+        target_name: name of a `Target`.
+        per_token: one range for each row (all axes but the last), so that a sample's result does
+            not depend on the others in its batch; or one for all rows. ``None`` is the target's
+            default: for each row, but on ``"onnxruntime"``. Convolutions have one for all.
+
+    Raises:
+        PlanError: no such target.
+
+    Example:
+        >>> str(dynamic_qconfig().activation)
+        'uint8 per-token affine, dynamic'
+    """
+    default = target(target_name).qconfigs["dynamic"]
+    assert default.activation is not None
+    if per_token is None:
+        return default
+    scheme = replace(default.activation.scheme, per_token=per_token)
+    return replace(default, activation=QSpec(scheme))
+
+
+def weight_only_qconfig(
+    bits: int = 8, *, group_size: int | None = None, symmetric: bool = True
+) -> QConfig:
+    """Weights in 8 or 4 bits, activations in float.
+
+    Args:
+        bits: 8 or 4.
+        group_size: one scale for so many input channels, within each output channel; one for each
+            output channel without.
+        symmetric: zero point 0, else affine.
+
+    Raises:
+        PlanError: other bits, or a group size below 1.
+
+    Example:
+        >>> str(weight_only_qconfig(4, group_size=64, symmetric=False).weight)
+        'uint4 per-group-of-64 affine'
+    """
+    expect(INTEGER, bits=bits)
+    if bits not in (4, 8):
+        raise PlanError(f"weight-only quantization takes 8 or 4 bits, not {bits}")
+    scheme = Scheme(
+        f"int{bits}" if symmetric else f"uint{bits}",
+        symmetric=symmetric,
+        channel_axis=0 if group_size is None else None,
+        group_size=group_size,
+        narrow_range=symmetric and bits == 8,
+    )
+    return QConfig(None, QSpec(scheme, MinMax()))

@@ -1,5 +1,0 @@
-"""The report: all that is known of a quantized model, on one page."""
-
-from octavo.report.report import Report, report
-
-__all__ = ["Report", "report"]

@@ -1,0 +1,192 @@
+"""`report`: the comparison, the layers, the histograms, the advice, gathered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from html import escape
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from octavo.arguments import BATCHES, COUNT, TEXT, expect, of, optional
+from octavo.errors import InputError
+from octavo.measuring.comparison import compare
+from octavo.measuring.comparison_table import Comparison
+from octavo.measuring.layers import (
+    Distribution,
+    LayerErrors,
+    Sensitivity,
+    distributions,
+    layer_errors,
+)
+from octavo.measuring.layers.repair import Repair, repair_code, repairs
+from octavo.measuring.metrics import Metric
+from octavo.model.files.atomic import replacing
+from octavo.model.kinds import require_float, require_quantized
+from octavo.model.model import QuantizedModel
+from octavo.model.summary import Summary
+from octavo.quantization.plan import Plan
+from octavo.reporting.html import render
+from octavo.reporting.layout import Layout, layout
+from octavo.searching import SearchResult
+
+FEW = 8  # batches that layers and histograms are measured on
+_COMPARISON = of(Comparison, way_out="octavo.compare returns one")
+_SENSITIVITY = of(Sensitivity, way_out="octavo.sensitivity returns one")
+_SEARCH = of(SearchResult, way_out="octavo.search returns one")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of a quantized model.
+
+    Attributes:
+        title: of the page.
+        summary: what runs in int8.
+        plan: every decision with its reason.
+        comparison: size, accuracy and speed beside fp32 and bf16.
+        errors: what rounding does to each layer.
+        distributions: histograms with the range of the integers, by tensor.
+        layout: the graph as rows.
+        sensitivity: what each layer does to the output; ``None`` if it was not asked for.
+        search: what a search tried; ``None`` if there was none.
+    """
+
+    title: str
+    summary: Summary
+    plan: Plan
+    comparison: Comparison
+    errors: LayerErrors
+    distributions: Mapping[str, Distribution]
+    layout: Layout
+    sensitivity: Sensitivity | None = None
+    search: SearchResult | None = None
+
+    @cached_property
+    def repairs(self) -> tuple[Repair, ...]:
+        """The layers to leave in float if the loss is too large, the worst first."""
+        return repairs(self.errors, self.plan, self.sensitivity)
+
+    @property
+    def repair_code(self) -> str:
+        """Python that does so."""
+        return repair_code(self.repairs, self.plan)
+
+    def verdict(self) -> str:
+        """The outcome, a sentence for each quantized model."""
+        return self.comparison.verdict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data: all but the plan and the layout."""
+        return {
+            "title": self.title,
+            "verdict": self.verdict(),
+            "summary": self.summary.to_dict(),
+            "comparison": self.comparison.to_dict(),
+            "layers": self.errors.to_dict(),
+            "sensitivity": None if self.sensitivity is None else self.sensitivity.to_dict(),
+            "search": None if self.search is None else self.search.to_dict(),
+            "repairs": [vars(repair) for repair in self.repairs],
+        }
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """One page that needs nothing else: no network, no other file.
+
+        Args:
+            path: a file to write it to, whole or not at all.
+
+        Raises:
+            MissingExtra: jinja2 or matplotlib is not installed.
+            ArtifactError: the file cannot be written.
+        """
+        page = render(
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            verdict=self.verdict(),
+            repairs=self.repairs,
+            repair_code=self.repair_code,
+        )
+        if path is not None:
+            with replacing(path) as file:
+                file.write_text(page, encoding="utf-8")
+        return page
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the page in a frame of its own."""
+        return (
+            f'<iframe srcdoc="{escape(self.to_html())}" title="{escape(self.title)}" '
+            'style="width: 100%; height: 48rem; border: 0"></iframe>'
+        )
+
+
+def report(
+    model: nn.Module,
+    q: QuantizedModel,
+    data: Iterable[Any],
+    *,
+    title: str = "Quantization report",
+    comparison: Comparison | None = None,
+    sensitivity: Sensitivity | None = None,
+    search: SearchResult | None = None,
+    metric: str | Metric | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    runtimes: Sequence[str] | None = None,
+    batches: int | None = FEW,
+    progress: bool = True,
+) -> Report:
+    """Measure what a report needs, and gather it.
+
+    Args:
+        model: the float model that ``q`` was made of.
+        q: the quantized model.
+        data: batches, with labels if there is a metric; a list or a DataLoader, as it is iterated
+            several times.
+        title: of the page.
+        comparison: from `octavo.compare`; measured here without.
+        sensitivity: from `octavo.sensitivity`; that section is left out without.
+        search: from `octavo.search`; that section is left out without.
+        metric, runtimes: as for `octavo.compare`.
+        inputs: batch -> the model's arguments, where the defaults do not fit.
+        batches: that layers and histograms are measured on; ``None`` is all.
+        progress: bars on a terminal.
+
+    Raises:
+        InputError: no data, data that can be iterated only once, or ``q`` was not made of this
+            model.
+
+    Example:
+        >>> octavo.report(model, q, test_loader).to_html("report.html")  # doctest: +SKIP
+    """
+    require_float(model, "report")
+    require_quantized(q, "report")
+    expect(BATCHES, data=data)
+    expect(TEXT, title=title)
+    optional(COUNT, batches=batches)
+    optional(_COMPARISON, comparison=comparison)
+    optional(_SENSITIVITY, sensitivity=sensitivity)
+    optional(_SEARCH, search=search)
+    if iter(data) is data:
+        raise InputError(
+            "data can be iterated only once, and a report needs it several times: pass a list or "
+            "a DataLoader"
+        )
+    if comparison is None:
+        comparison = compare(
+            model, q, data, metric=metric, inputs=inputs, runtimes=runtimes, progress=progress
+        )
+    errors = layer_errors(model, q, islice(data, batches), inputs=inputs, progress=progress)
+    seen = distributions(model, q, islice(data, batches), inputs=inputs, progress=progress)
+    return Report(
+        title=title,
+        summary=q.summary(),
+        plan=q.plan,
+        comparison=comparison,
+        errors=errors,
+        distributions=seen,
+        layout=layout(q.graph, q.plan, errors),
+        sensitivity=sensitivity,
+        search=search,
+    )

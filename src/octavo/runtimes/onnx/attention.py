@@ -1,0 +1,112 @@
+"""Attention as products, softmax and what stands between them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from octavo.graph.graph import Node
+from octavo.runtimes.onnx.writer import Writer, arguments
+
+
+def _scores(w: Writer, q: Any, k: Any, scale: float | None, gqa: bool) -> str:
+    """``q k^T`` times the scale."""
+    width = w.meta(q).shape[-1]
+    factor = (width or 1) ** -0.5 if scale is None else float(scale)
+    keys = _repeated(w, q, k, gqa)
+    order = list(range(w.rank(k)))
+    order[-2:] = order[:-3:-1]
+    product = w.op("MatMul", w.read(q), w.op("Transpose", keys, perm=order))
+    scaled: str = w.op("Mul", product, w.constant(factor, w.meta(q).dtype))
+    return scaled
+
+
+def _repeated(w: Writer, q: Any, k: Any, gqa: bool) -> str:
+    """Keys or values with a head for each head of the queries."""
+    heads, found = w.meta(q).shape[-3], w.meta(k).shape[-3]
+    value = w.read(k)
+    if not gqa or heads == found or heads is None or found is None:
+        return value
+    rank, sizes = w.rank(k), w.meta(k).shape
+    spread = w.op("Unsqueeze", value, w.ints([rank - 2]))
+    repeats = [1] * (rank + 1)
+    repeats[rank - 2] = heads // found
+    tiled = w.op("Tile", spread, w.ints(repeats))
+    shape = [-1 if size is None else size for size in sizes]
+    shape[-3] = heads
+    if shape.count(-1) > 1:
+        shape = [0 if size == -1 and axis < rank - 3 else size for axis, size in enumerate(shape)]
+    repeated: str = w.op("Reshape", tiled, w.ints(shape))
+    return repeated
+
+
+def _masked(w: Writer, scores: str, q: Any, k: Any, mask: Any, causal: bool) -> str:
+    dtype = w.meta(q).dtype
+    if causal:
+        scores = w.op("Add", scores, _causal_mask(w, q, k))
+    if mask is None:
+        return scores
+    if w.meta(mask).dtype == "bool":
+        minus = w.constant(-math.inf, dtype)
+        added = w.op("Where", w.read(mask), w.constant(0.0, dtype), minus)
+    else:
+        added = w.read(mask)
+    masked: str = w.op("Add", scores, added)
+    return masked
+
+
+def _causal_mask(w: Writer, q: Any, k: Any) -> str:
+    targets, sources = w.meta(q).shape[-2], w.meta(k).shape[-2]
+    if targets is not None and sources is not None:
+        hidden = torch.full((targets, sources), -math.inf).triu(1)
+        return w.initializer(f"causal mask of {targets} and {sources}", hidden)
+    sizes = [w.op("Shape", w.read(ref), start=-2, end=w.rank(ref) - 1) for ref in (q, k)]
+    ones = w.op("Expand", w.constant(-math.inf, "float32"), w.op("Concat", *sizes, axis=0))
+    hidden_value: str = w.op("Trilu", ones, w.constant(1, "int64"), upper=1)
+    return hidden_value
+
+
+def _sdpa(w: Writer, node: Node) -> Any:
+    given = arguments(node)
+    q, k, v = (given[name] for name in ("query", "key", "value"))
+    gqa = bool(given["enable_gqa"])
+    scores = _scores(w, q, k, given["scale"], gqa)
+    scores = _masked(w, scores, q, k, given["attn_mask"], given["is_causal"])
+    result = w.op("MatMul", w.op("Softmax", scores, axis=-1), _repeated(w, q, v, gqa))
+    if not _may_hide_all(w, given["attn_mask"]):
+        return result
+    # torch gives zeros where there is nothing to see. Not between softmax and product, which
+    # runtimes know as one.
+    zero = w.constant(0.0, w.meta(q).dtype)
+    return w.op("Where", w.op("IsNaN", result), zero, result)
+
+
+def _may_hide_all(w: Writer, mask: Any) -> bool:
+    """Whether a mask may leave a target without any source."""
+    if mask is None:
+        return False
+    tensor = w.tensor_of(mask)
+    if tensor is None:
+        return True
+    hidden = ~tensor if tensor.dtype == torch.bool else tensor == -math.inf
+    return bool(hidden.all(-1).any())
+
+
+def _rounded_attention(w: Writer, node: Node) -> Any:
+    """`octavo.numerics.octavo_ops.attention`: rounded are the exponentials, before their sum divides."""
+    q, k, v, mask, causal, scale, gqa, levels = node.args
+    scores = _masked(w, _scores(w, q, k, scale, gqa), q, k, mask, causal)
+    largest = w.op("ReduceMax", scores, w.ints([-1]), keepdims=1)
+    least = w.constant(torch.finfo(torch.float32).min, "float32")
+    shifted = w.op("Exp", w.op("Sub", scores, w.op("Max", largest, least)))
+    step = w.constant(1 / levels, "float32")
+    integers = w.op("QuantizeLinear", shifted, step, w.constant(0, "uint8"))
+    rounded = w.op("DequantizeLinear", integers, step, w.constant(0, "uint8"))
+    total = w.op("ReduceSum", rounded, w.ints([-1]), keepdims=1)
+    total = w.op("Max", total, w.constant(1 / levels, "float32"))
+    return w.op("Div", w.op("MatMul", rounded, _repeated(w, q, v, gqa)), total)
+
+
+CONVERTERS = {"scaled_dot_product_attention": _sdpa, "attention": _rounded_attention}

@@ -1,0 +1,50 @@
+"""Which converter writes which operator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from octavo.runtimes.onnx import (
+    activations,
+    attention,
+    creation,
+    elementwise,
+    indexing,
+    layers,
+    pooling,
+    quantization,
+    recurrent,
+    reductions,
+    shapes,
+    sizes,
+)
+from octavo.runtimes.onnx.writer import Converter
+
+CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
+    "aten": {
+        **elementwise.CONVERTERS,
+        **activations.CONVERTERS,
+        **shapes.CONVERTERS,
+        **indexing.CONVERTERS,
+        **reductions.CONVERTERS,
+        **creation.CONVERTERS,
+        **sizes.CONVERTERS,
+        **layers.CONVERTERS,
+        **pooling.CONVERTERS,
+        **recurrent.CONVERTERS,
+        "linear": quantization.linear,
+        "scaled_dot_product_attention": attention.CONVERTERS["scaled_dot_product_attention"],
+    },
+    "octavo": {**quantization.CONVERTERS, "attention": attention.CONVERTERS["attention"]},
+    "python": {**sizes.PYTHON, "getitem": indexing.getitem},
+}
+
+# Written where they are read: by the layer that reads them, in the form that it wants.
+LAZY = frozenset(
+    {
+        "octavo.dequantize_channels.default",
+        "octavo.dequantize_groups.default",
+        "octavo.unpack_int4.default",
+        "octavo.fake_quantize_dynamic.default",
+    }
+)

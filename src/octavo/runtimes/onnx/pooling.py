@@ -1,0 +1,217 @@
+"""Pooling and resizing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from octavo.errors import ExportError
+from octavo.graph.graph import Node
+from octavo.runtimes.onnx import quantization
+from octavo.runtimes.onnx.layers import each
+from octavo.runtimes.onnx.writer import Converter, Writer, arguments, kept_apart
+
+
+def _max_pool(dims: int) -> Converter:
+    def convert(w: Writer, node: Node) -> Any:
+        dilations = each(arguments(node)["dilation"], dims)
+        windows = _windows(w, node, dilations)
+        return w.op("MaxPool", w.read(node.args[0]), dilations=dilations, **windows)
+
+    return convert
+
+
+def _max_pool_with_places(w: Writer, node: Node) -> Any:
+    """Only the values: ONNX counts places otherwise."""
+    return [_max_pool(2)(w, node), ""]
+
+
+def _average_pool(dims: int) -> Converter:
+    def convert(w: Writer, node: Node) -> Any:
+        given, windows = arguments(node), _windows(w, node, [1] * dims)
+        if given.get("divisor_override"):
+            raise ExportError(
+                f"{node.name}: {node.op} with a divisor of its own has no ONNX form; multiply "
+                "behind it"
+            )
+        before, behind = windows["pads"][:dims], windows["pads"][dims:]
+        counted = bool(given["count_include_pad"] and any(before))
+        if counted and before != behind:
+            raise ExportError(
+                f"{node.name}: {node.op} that counts its padding, but not what ceil_mode adds, has "
+                "no ONNX form; pad before it"
+            )
+        x = node.args[0]
+        if counted and quantization.zero_point_of(w, x):  # OpenVINO pads integers with zeros
+            lead = [0] * (w.rank(x) - dims)
+            pads = w.ints([*lead, *before, *lead, *behind])
+            inner = windows | {"pads": [0] * (2 * dims)}
+            return w.op("AveragePool", quantization.padded(w, x, pads), **inner)
+        return w.op("AveragePool", w.read(x), count_include_pad=int(counted), **windows)
+
+    return convert
+
+
+def _windows(w: Writer, node: Node, dilations: list[int]) -> dict[str, Any]:
+    """ONNX's attributes of where windows lie.
+
+    ``ceil_mode`` is written as padding behind: runtimes and onnx's own shape inference do not agree
+    on whether a window may begin in the padding.
+    """
+    given, dims = arguments(node), len(dilations)
+    kernel, before = each(given["kernel_size"], dims), each(given["padding"], dims)
+    strides = each(given["stride"], dims) if given["stride"] else kernel
+    behind = before
+    if given["ceil_mode"]:
+        found, wanted = (w.meta(ref).shape[-dims:] for ref in (node.args[0], node))
+        if None in found:
+            raise ExportError(
+                f"{node.name}: {node.op} with ceil_mode needs sizes that do not depend on the "
+                "batch; do without it"
+            )
+        reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        behind = [
+            max(p, ((after or 0) - 1) * stride + r - (size or 0) - p)
+            for p, after, stride, r, size in zip(before, wanted, strides, reach, found, strict=True)
+        ]
+    return {"kernel_shape": kernel, "strides": strides, "pads": before + behind}
+
+
+def _adaptive_average(w: Writer, node: Node) -> Any:
+    return _adaptive(w, node, "AveragePool", _average_of_windows)
+
+
+def _adaptive_max(w: Writer, node: Node) -> Any:
+    """Only the values: ONNX counts places otherwise."""
+    return [_adaptive(w, node, "MaxPool", _largest_of_windows), ""]
+
+
+def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
+    """Over everything, in equal windows, or axis by axis in windows of several sizes."""
+    x, wanted = w.read(node.args[0]), [int(size) for size in node.args[1]]
+    dims = len(wanted)
+    found = w.meta(node.args[0]).shape[-dims:]
+    if all(size == 1 for size in wanted):
+        return _global(w, kind, x, dims)
+    before = [size for size in found if size is not None]
+    if len(before) < dims:
+        raise ExportError(
+            f"{node.name}: {node.op} of an axis whose size depends on the batch has no ONNX form; "
+            "pool to a size of 1"
+        )
+    if all(b % size == 0 for b, size in zip(before, wanted, strict=True)):
+        kernel = [b // size for b, size in zip(before, wanted, strict=True)]
+        pooled: str = w.op(kind, x, kernel_shape=kernel, strides=kernel)
+        return pooled
+    for axis, b, size in zip(range(-dims, 0), before, wanted, strict=True):
+        x = along(w, x, w.rank(node.args[0]) + axis, -axis - 1, _members(b, size))
+    return x
+
+
+def _global(w: Writer, kind: str, x: str, dims: int) -> str:
+    """Of images: in one dimension OpenVINO's integers read memory that nobody wrote."""
+    if dims == 1:
+        x = w.op("Unsqueeze", x, w.ints([2]))
+    pooled: str = w.op(f"Global{kind}", x)
+    if kind == "MaxPool":
+        pooled = kept_apart(w, pooled)
+    if dims == 1:
+        pooled = w.op("Squeeze", pooled, w.ints([2]))
+    return pooled
+
+
+def _members(before: int, wanted: int) -> list[list[int]]:
+    """For each window of an axis, what it holds; all are filled up with -1 to one length."""
+    windows = [
+        list(range(i * before // wanted, math.ceil((i + 1) * before / wanted)))
+        for i in range(wanted)
+    ]
+    longest = max(map(len, windows))
+    return [window + [-1] * (longest - len(window)) for window in windows]
+
+
+def _largest_of_windows(w: Writer, x: str, axis: int, behind: int, members: Any) -> str:
+    places = [[place if place >= 0 else window[0] for place in window] for window in members]
+    parts = w.op("Gather", x, w.constant(places, "int64"), axis=axis)
+    return kept_apart(w, w.op("ReduceMax", parts, w.ints([axis + 1]), keepdims=0))
+
+
+def _average_of_windows(w: Writer, x: str, axis: int, behind: int, members: Any) -> str:
+    places = np.array(members)
+    held = places >= 0
+    weights = (held / held.sum(1, keepdims=True)).reshape(*places.shape, *[1] * behind)
+    parts = w.op("Gather", x, w.constant(places * held, "int64"), axis=axis)
+    weighted = w.op("Mul", parts, w.constant(weights, "float32"))
+    made: str = w.op("ReduceSum", weighted, w.ints([axis + 1]), keepdims=0)
+    return made
+
+
+# Which place of the input a place of the result reads, as torch has it.
+_NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+_NEAREST_EXACT = {
+    "coordinate_transformation_mode": "half_pixel",
+    "nearest_mode": "round_prefer_ceil",
+}
+_HALF_PIXEL = {"coordinate_transformation_mode": "half_pixel"}
+_ALIGNED = {"coordinate_transformation_mode": "align_corners"}
+
+
+def _nearest(w: Writer, node: Node) -> Any:
+    return _resized(w, node, mode="nearest", **_NEAREST)
+
+
+def _nearest_exact(w: Writer, node: Node) -> Any:
+    return _resized(w, node, mode="nearest", **_NEAREST_EXACT)
+
+
+def _linear(w: Writer, node: Node) -> Any:
+    return _resized(w, node, mode="linear", **_corners(node))
+
+
+def _cubic(w: Writer, node: Node) -> Any:
+    return _resized(w, node, mode="cubic", cubic_coeff_a=-0.75, **_corners(node))
+
+
+def _corners(node: Node) -> dict[str, str]:
+    return _ALIGNED if arguments(node)["align_corners"] else _HALF_PIXEL
+
+
+def _resized(w: Writer, node: Node, **how: Any) -> str:
+    """By factors where they are given, since torch uses those, else to a size."""
+    x, given = node.args[0], arguments(node)
+    factors = given.get("scale_factors") or [
+        given[name] for name in ("scales_d", "scales_h", "scales_w", "scales") if given.get(name)
+    ]
+    dims = w.rank(x) - 2
+    if len(factors) == dims:
+        scales = w.constant([1.0, 1.0, *factors], "float32")
+        resized: str = w.op("Resize", w.read(x), "", scales, **how)
+        return resized
+    sizes = [size for size in w.meta(node).shape[2:] if size is not None]
+    if len(sizes) < dims:
+        raise ExportError(
+            f"{node.name}: {node.op} to a computed size has no ONNX form; give a factor or a fixed "
+            "size"
+        )
+    # All sizes, since not every runtime knows `axes` here.
+    batch = w.op("Shape", w.read(x), start=0, end=2)
+    wanted = w.op("Concat", batch, w.ints(sizes), axis=0)
+    resized = w.op("Resize", w.read(x), "", "", wanted, **how)
+    return resized
+
+
+CONVERTERS: dict[str, Converter] = {
+    **{f"max_pool{dims}d": _max_pool(dims) for dims in (1, 2, 3)},
+    "max_pool2d_with_indices": _max_pool_with_places,
+    **{f"avg_pool{dims}d": _average_pool(dims) for dims in (1, 2, 3)},
+    **{f"adaptive_avg_pool{dims}d": _adaptive_average for dims in (1, 2, 3)},
+    **{f"adaptive_max_pool{dims}d": _adaptive_max for dims in (1, 2, 3)},
+    **{f"upsample_nearest{dims}d": _nearest for dims in (1, 2, 3)},
+    "_upsample_nearest_exact2d": _nearest_exact,
+    "upsample_linear1d": _linear,
+    "upsample_bilinear2d": _linear,
+    "upsample_trilinear3d": _linear,
+    "upsample_bicubic2d": _cubic,
+}

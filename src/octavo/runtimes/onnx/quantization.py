@@ -1,0 +1,386 @@
+"""Quantize, dequantize, and the layers that read integers: what makes the model one of int8."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import ExportError
+from octavo.graph import operators
+from octavo.graph.graph import Node, Ref
+from octavo.numerics import octavo_ops
+from octavo.quantization.targets import ROLES, SHARED
+from octavo.runtimes.onnx.writer import Writer, arguments, dtype_name
+
+_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
+_QUANTIZE = "octavo.quantize.default"
+_DEQUANTIZE = "octavo.dequantize.default"
+_CHANNELS = "octavo.dequantize_channels.default"
+_GROUPS = "octavo.dequantize_groups.default"
+_UNPACK = "octavo.unpack_int4.default"
+_DYNAMIC = "octavo.fake_quantize_dynamic.default"
+_PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
+_INT32 = 2**31 - 1
+_PASSED = frozenset("mul div neg add sub relu hardtanh leaky_relu prelu".split())
+_FROM_ZERO = frozenset({"relu", "sigmoid", "hardsigmoid", "softmax"})  # never below it
+
+
+def _quantize(w: Writer, node: Node) -> Any:
+    x, scale, zero_point, qmin, qmax, dtype = node.args
+    name = dtype_name(dtype)
+    padded = w.values.get(f"{x.name}.integers", ())
+    if padded[1:] == (scale, zero_point):
+        return padded[0]
+    value = w.read(x)
+    # ONNX knows the dtype's own range alone.
+    if (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
+        bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
+        value = w.op("Clip", value, *bounds)
+    return w.op("QuantizeLinear", value, w.constant(scale, "float32"), w.constant(zero_point, name))
+
+
+def _stays_within(w: Writer, x: Any, node: Node) -> bool:
+    """Whether a value that a node quantizes is nowhere outside of the node's integers.
+
+    Without a clip that does nothing a runtime can fuse the layer in front.
+    """
+    made = w.producer(x)
+    if made is None:
+        return False
+    if ROLES.get(made.short_op) == SHARED and not made.short_op.endswith(("pad", "pad_nd")):
+        return all(_stays_within(w, Ref(name), node) for name in made.refs())
+    _, _, zero_point, qmin, qmax, dtype = node.args
+    if made.op == _DEQUANTIZE:
+        source = w.producer(made.args[0])
+        return source is not None and source.op == _QUANTIZE and source.args[1:] == node.args[1:]
+    largest = qmax == _RANGES[dtype_name(dtype)][1] and qmin <= zero_point
+    return largest and (
+        made.short_op in _FROM_ZERO
+        or (made.short_op == "hardtanh" and arguments(made)["min_val"] >= 0)
+    )
+
+
+def _dequantize(w: Writer, node: Node) -> Any:
+    q, scale, zero_point = node.args
+    dtype, tensor = w.meta(q).dtype, w.tensor_of(q)
+    if tensor is not None:
+        # A zero point of its own: ONNX Runtime rewrites that of a weight, and fails on shared ones.
+        start = torch.tensor(zero_point, dtype=tensor.dtype)
+        own = w.initializer(f"{q.name}.zero_point", start)
+        return w.op("DequantizeLinear", w.read(q), w.constant(scale, "float32"), own)
+    return w.op(
+        "DequantizeLinear",
+        w.read(q),
+        w.constant(scale, "float32"),
+        w.constant(zero_point, dtype),
+    )
+
+
+def zero_point_of(w: Writer, x: Any) -> int:
+    """The integer that stands for zero in what an activation is read from; 0 for floats."""
+    node = w.producer(x)
+    integers = node is not None and node.op == _DEQUANTIZE and w.tensor_of(node.args[0]) is None
+    return int(node.args[2]) if integers and node is not None else 0
+
+
+def scale_of_result(w: Writer, node: Node) -> float | None:
+    """The scale at which a node's result is quantized; ``None`` where it is not."""
+    for other in w.graph.nodes:
+        if other.op == _QUANTIZE and other.args[0].name == node.name:
+            return float(other.args[1])
+    return None
+
+
+def reads_integers(w: Writer, x: Any) -> bool:
+    """Whether a tensor is a quantized activation, read back and perhaps moved or multiplied.
+
+    OpenVINO dequantizes behind such operators.
+    """
+    node = w.producer(x)
+    while node is not None and (ROLES.get(node.short_op) == SHARED or node.short_op in _PASSED):
+        node = w.producer(next((Ref(name) for name in node.refs()), None))
+    return node is not None and node.op == _DEQUANTIZE
+
+
+def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
+    """A tensor with zeros around it: around its integers, where another one than 0 is zero.
+
+    OpenVINO moves what dequantizes behind a padding of floats, and the zero point is subtracted
+    from its zeros too.
+
+    Args:
+        w: the writer.
+        x: the tensor.
+        pads: the value of ONNX's pads.
+        made_by: the node whose result this is; what quantizes it again reads the integers.
+    """
+    start = zero_point_of(w, x)
+    if start == 0:
+        # With axes ONNX Runtime leaves it alone: it makes padding of a maximum pool out of it, in
+        # which zeros are no numbers.
+        axes = w.ints(list(range(w.rank(x))))
+        made: str = w.op("Pad", w.read(x), pads, w.constant(0, w.meta(x).dtype), axes)
+        return made
+    reader = w.producer(x)
+    assert reader is not None
+    q, scale, _ = reader.args
+    zero_point = w.constant(start, w.meta(q).dtype)
+    integers = w.op("Pad", w.read(q), pads, zero_point)
+    if made_by is not None:
+        w.values[f"{made_by.name}.integers"] = (integers, scale, start)
+    made = w.op("DequantizeLinear", integers, w.constant(scale, "float32"), zero_point)
+    return made
+
+
+def _dequantize_constant(w: Writer, node: Node) -> Any:
+    return weight(w, Ref(node.name))
+
+
+def _unpack(w: Writer, node: Node) -> Any:
+    """Only its reader writes it: as an initializer of four bits."""
+    return f"{node.name} is not read by itself"
+
+
+def _fake_quantize_dynamic(w: Writer, node: Node) -> Any:
+    """In float: quantized and dequantized, for layers that are not written on integers."""
+    q, scale, zero_point = _rounded(w, node)
+    return w.op("Mul", w.op("Sub", _float(w, q), _float(w, zero_point)), scale)
+
+
+def _float(w: Writer, value: str) -> str:
+    made: str = w.op("Cast", value, to=1)
+    return made
+
+
+def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
+    """The integers of a tensor with the range that it has, their scale and zero point."""
+    key = f"{node.name}.integers"
+    if key not in w.values:
+        source = rounded_from(w, Ref(node.name))
+        if source is not None:
+            w.values[key] = tuple(w.op("DynamicQuantizeLinear", w.read(source), outputs=3))
+        else:
+            w.values[key] = _rounded_by_hand(w, node)
+    found: tuple[str, str, str] = w.values[key]
+    return found
+
+
+def rounded_from(w: Writer, ref: Any) -> Ref | None:
+    """What a tensor is rounded from as ``DynamicQuantizeLinear`` does; ``None`` where it is not."""
+    node = w.producer(ref)
+    if node is None or node.op != _DYNAMIC or node.args[1:] != _PLAIN_ROUNDING:
+        return None
+    source: Ref = node.args[0]
+    return source
+
+
+def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:
+    """What ``DynamicQuantizeLinear`` does, for other ranges, symmetric, or row by row."""
+    x, low, high, symmetric, per_token = node.args
+    value, axes = w.read(x), w.ints([-1]) if per_token else ""
+    zero = w.constant(0.0, "float32")
+    lowest = w.op("Min", w.op("ReduceMin", value, axes, keepdims=int(per_token)), zero)
+    highest = w.op("Max", w.op("ReduceMax", value, axes, keepdims=int(per_token)), zero)
+    if symmetric:
+        width = w.op("Max", w.op("Neg", lowest), highest)
+        steps = min(high, -low)
+    else:
+        width, steps = w.op("Sub", highest, lowest), high - low
+    smallest = w.constant(torch.finfo(torch.float32).tiny ** 0.5, "float32")
+    scale = w.op("Max", w.op("Div", width, w.constant(float(steps), "float32")), smallest)
+    bounds = [w.constant(float(bound), "float32") for bound in (low, high)]
+    dtype = "int8" if low < 0 else "uint8"
+    code = 3 if low < 0 else 2
+    if symmetric:
+        moved = w.op("Round", w.op("Div", value, scale))
+        zero_point = w.constant(0, dtype)
+    else:
+        start = w.op("Sub", bounds[0], w.op("Round", w.op("Div", lowest, scale)))
+        start = w.op("Clip", start, *bounds)
+        moved = w.op("Add", w.op("Round", w.op("Div", value, scale)), start)
+        zero_point = w.op("Cast", start, to=code)
+    return w.op("Cast", w.op("Clip", moved, *bounds), to=code), scale, zero_point
+
+
+def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
+    """A layer's weight as a float value: of integers that are kept as such, or plain.
+
+    Args:
+        w: the writer.
+        ref: a constant, or a node that dequantizes one.
+        transposed: swap the two axes of a matrix, in the stored tensor itself.
+    """
+    node = w.producer(ref)
+    suffix = ".transposed" if transposed else ""
+    known = f"{ref.name}{suffix}.value"
+    if known not in w.values:
+        if node is not None and node.op in (_CHANNELS, _GROUPS):
+            w.values[known] = _dequantized(w, node, transposed)
+        elif w.tensor_of(ref) is not None:
+            tensor = w.tensor_of(ref)
+            assert tensor is not None
+            turned = tensor.t() if transposed else tensor
+            w.values[known] = w.initializer(f"{ref.name}{suffix}", turned)
+        else:
+            value = w.read(ref)
+            w.values[known] = w.op("Transpose", value, perm=[1, 0]) if transposed else value
+    found: str = w.values[known]
+    return found
+
+
+def integers_of(w: Writer, ref: Any) -> tuple[Tensor, Tensor, Tensor, int] | None:
+    """Integers, scale, zero point and axis of a constant weight with one scale a channel."""
+    node = w.producer(ref)
+    if node is None or node.op != _CHANNELS:
+        return None
+    tensors = [w.tensor_of(arg) for arg in node.args[:3]]
+    if any(tensor is None for tensor in tensors):
+        return None
+    q, scale, zero_point = (tensor for tensor in tensors if tensor is not None)
+    return q, scale, zero_point, node.args[3]
+
+
+def floats_of(w: Writer, ref: Any) -> Tensor | None:
+    """The floats that a constant is, or stands for as integers; ``None`` for what is computed."""
+    node = w.producer(ref)
+    if node is None:
+        return w.tensor_of(ref)
+    if node.op not in (_DEQUANTIZE, _CHANNELS, _GROUPS, _UNPACK):
+        return None
+    read = [floats_of(w, arg) if isinstance(arg, Ref) else arg for arg in node.args]
+    if any(arg is None for arg in read):
+        return None
+    value: Tensor = operators.resolve(node.op)(*read)
+    return value
+
+
+def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
+    q, scale, zero_point = node.args[:3]
+    tensors = [w.tensor_of(arg) for arg in (scale, zero_point)]
+    unpack = w.producer(q)
+    integers = w.tensor_of(q if unpack is None else unpack.args[0])
+    if integers is None or any(tensor is None for tensor in tensors):
+        raise ExportError(f"{node.name}: its integers are not constant, which ONNX asks for")
+    scales, zeros = (tensor for tensor in tensors if tensor is not None)
+    suffix = ".transposed" if transposed else ""
+    stored = q.name if unpack is None else unpack.args[0].name
+    attributes: dict[str, Any] = {}
+    if node.op == _CHANNELS:
+        attributes["axis"] = 1 - node.args[3] if transposed else node.args[3]
+    else:
+        columns = (unpack.args[1] if unpack else list(integers.shape))[1]
+        attributes = {"axis": 0 if transposed else 1, "block_size": columns // scales.shape[1]}
+        if transposed:
+            scales, zeros = scales.t(), zeros.t()
+    name, starts = f"{stored}{suffix}", f"{zero_point.name}{suffix}"
+    # ONNX Runtime wants zero points for its integer Gemm and convolution; in a product of matrices
+    # a list of them, even of zeros, makes it choose slow kernels.
+    affine = not transposed or bool(zeros.any())
+    if unpack is None:
+        turned = integers.t() if transposed else integers
+        value = w.initializer(name, turned)
+        start = w.initializer(starts, zeros.to(integers.dtype)) if affine else ""
+    else:
+        shape, signed = unpack.args[1:3]
+        dtype = "int4" if signed else "uint4"
+        if transposed:
+            integers = octavo_ops.pack_int4(
+                octavo_ops.unpack_int4(integers, shape, signed).t().contiguous()
+            )
+            shape = shape[::-1]
+        value = w.packed_initializer(name, integers, list(shape), dtype)
+        packed = octavo_ops.pack_int4(zeros.contiguous())
+        shape = list(zeros.shape)
+        start = w.packed_initializer(starts, packed, shape, dtype) if affine else ""
+    scale_value = w.initializer(f"{scale.name}{suffix}", scales)
+    made: str = w.op("DequantizeLinear", value, scale_value, start, **attributes)
+    return made
+
+
+def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
+    """A layer's bias: int32 with the scale of its sums where the dialect asks for it.
+
+    The rounding is at most half a step of the sums themselves.
+    """
+    if ref is None:
+        return ""
+    tensor, integers, source = w.tensor_of(ref), integers_of(w, weight_ref), w.producer(x)
+    if (
+        not w.dialect.integer_bias
+        or tensor is None
+        or integers is None
+        or source is None
+        or source.op != _DEQUANTIZE
+        or bool(integers[2].any())
+    ):
+        return w.read(ref)
+    scale = integers[1] * source.args[1]
+    rounded = torch.round(tensor.double() / scale.double())
+    if len(scale) != len(tensor):
+        return w.read(ref)
+    if not bool((rounded.abs() <= _INT32).all()):  # runtimes would cut a float bias to it
+        raise ExportError(
+            f"{ref.name}: the bias is no int32 in steps of {x.name}'s scale times the weight's; "
+            "quantize the model again: convert makes room for it"
+        )
+    name = f"{ref.name}.of.{x.name}"
+    stored = w.initializer(f"{name}.int32", rounded.to(torch.int32))
+    made: str = w.op("DequantizeLinear", stored, w.initializer(f"{name}.scale", scale), axis=0)
+    return made
+
+
+def linear(w: Writer, node: Node) -> Any:
+    """``x @ weight.T + bias``."""
+    x, weight_ref, bias_ref = (*node.args, None)[:3]
+    source = w.producer(x)
+    integers = integers_of(w, weight_ref)
+    if (
+        w.dialect.integer_products
+        and source is not None
+        and source.op == _DYNAMIC
+        and integers is not None
+        and integers[3] == 0
+        and not bool(integers[2].any())
+    ):
+        return _integer_product(w, node, source, integers)
+    if w.rank(x) == 2:
+        matrix = weight(w, weight_ref)
+        return w.op("Gemm", w.read(x), matrix, bias(w, x, weight_ref, bias_ref), transB=1)
+    product = w.op("MatMul", w.read(x), weight(w, weight_ref, transposed=True))
+    return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+
+
+def _integer_product(
+    w: Writer, node: Node, source: Node, integers: tuple[Tensor, Tensor, Tensor, int]
+) -> Any:
+    """A product of integers and the scales behind it, as runtimes fuse them."""
+    _, weight_ref, bias_ref = (*node.args, None)[:3]
+    q, scale, zero_point = _rounded(w, source)
+    per_token = source.args[4]
+    weights, weight_scale, _, _ = integers
+    reader = w.producer(weight_ref)
+    assert reader is not None
+    name = reader.args[0].name
+    matrix = w.initializer(f"{name}.transposed", weights.t())
+    scales = w.initializer(reader.args[1].name, weight_scale)
+    if per_token:  # the runtimes know one zero point for all rows alone
+        product = _float(w, w.op("MatMulInteger", q, matrix))
+        sums = w.initializer(f"{name}.sums", weights.sum(1, dtype=torch.float32))
+        product = w.op("Sub", product, w.op("Mul", _float(w, zero_point), sums))
+    else:
+        product = _float(w, w.op("MatMulInteger", q, matrix, zero_point))
+    product = w.op("Mul", product, w.op("Mul", scale, scales))
+    return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+
+
+CONVERTERS = {
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "dequantize_channels": _dequantize_constant,
+    "dequantize_groups": _dequantize_constant,
+    "unpack_int4": _unpack,
+    "fake_quantize_dynamic": _fake_quantize_dynamic,
+    "linear": linear,
+}

@@ -1,0 +1,79 @@
+"""Sizes and arithmetic on them: a size that is computed is a vector of one int64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from octavo.graph.graph import Node, Ref
+from octavo.runtimes.onnx.elementwise import floor_divided
+from octavo.runtimes.onnx.writer import Converter, Writer
+
+TO_THE_END = 2**63 - 1
+_ARITHMETIC = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "mod": "Mod",
+    "sym_max": "Max",
+    "sym_min": "Min",
+}
+
+
+def axis_of(w: Writer, ref: Ref, axis: int) -> int:
+    """An axis of a tensor counted from its first one."""
+    return int(axis) % max(1, w.rank(ref))
+
+
+def size(w: Writer, arg: Any) -> str:
+    """A size as a vector of one: computed, or a number."""
+    if not isinstance(arg, Ref):
+        return w.ints([arg])
+    value = w.read(arg)
+    if w.is_tensor(arg):  # a number that a tensor holds
+        value = w.op("Reshape", w.cast(value, w.meta(arg).dtype, "int64"), w.ints([1]))
+    return value
+
+
+def sizes(w: Writer, args: Sequence[Any]) -> str:
+    """A shape of sizes and numbers."""
+    if not any(isinstance(arg, Ref) for arg in args):
+        return w.ints(args)
+    value: str = w.op("Concat", *(size(w, arg) for arg in args), axis=0)
+    return value
+
+
+def scalar(w: Writer, arg: Any, dtype: str) -> str:
+    """A number without dimensions."""
+    if not isinstance(arg, Ref):
+        return w.constant(arg, dtype)
+    found = w.meta(arg).dtype if w.is_tensor(arg) else "int64"
+    return w.cast(w.op("Reshape", w.read(arg), w.ints([])), found, dtype)
+
+
+def _sym_size(w: Writer, node: Node) -> Any:
+    x, axis = node.args
+    place = axis_of(w, x, axis)
+    return w.op("Shape", w.read(x), start=place, end=place + 1)
+
+
+def _sym_numel(w: Writer, node: Node) -> Any:
+    return w.op("Reshape", w.op("Size", w.read(node.args[0])), w.ints([1]))
+
+
+def _arithmetic(kind: str) -> Converter:
+    return lambda w, node: w.op(kind, *(size(w, arg) for arg in node.args))
+
+
+def _floordiv(w: Writer, node: Node) -> Any:
+    """Also of negative numbers: ``-(-n // k)`` is a quotient rounded up."""
+    return floor_divided(w, *(size(w, arg) for arg in node.args))
+
+
+CONVERTERS: dict[str, Converter] = {"sym_size": _sym_size, "sym_numel": _sym_numel}
+
+PYTHON: dict[str, Converter] = {
+    **{name: _arithmetic(kind) for name, kind in _ARITHMETIC.items()},
+    "neg": _arithmetic("Neg"),
+    "floordiv": _floordiv,
+}

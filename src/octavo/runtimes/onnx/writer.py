@@ -1,0 +1,390 @@
+"""`Writer`: an ONNX model under construction.
+
+A value of the model is known by its name. Nodes of the graph keep their names as the names of what
+they give; what a converter makes on the way is called ``<node>/<operator>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.errors import ExportError, MissingExtra
+from octavo.graph import operators
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+
+try:
+    import onnx
+    from onnx import TensorProto
+except ModuleNotFoundError as error:
+    raise MissingExtra("onnx", "onnx", "write ONNX models") from error
+
+# 20: Gelu. ONNX Runtime cannot load some models of signed integers in a later one: it moves their
+# QuantizeLinear, makes them unsigned, and leaves the attribute that it gave them signed.
+OPSET, IR_VERSION = 20, 9
+# DequantizeLinear in groups, int4 and int16.
+LATER_OPSET, LATER_IR_VERSION = 21, 10
+_OF_LATER_OPSET = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.INT16})
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+BATCH = "N"  # name of the size that is open in the first axis of inputs and outputs
+
+DTYPES: Mapping[str, int] = {
+    "float32": TensorProto.FLOAT,
+    "float64": TensorProto.DOUBLE,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+    "int16": TensorProto.INT16,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+    "bool": TensorProto.BOOL,
+    "int4": TensorProto.INT4,
+    "uint4": TensorProto.UINT4,
+}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"float32"`` of ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a runtime wants to read; all dialects mean the same.
+
+    Attributes:
+        integer_bias: biases of quantized layers are int32 with the scale of the layer's sums.
+        integer_products: linear layers that round their input at each call are written as products
+            of integers; else as products of floats with integer weights.
+        integer_recurrence: weights of recurrent layers are integers; else they are written as the
+            floats that these stand for.
+        integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
+            some results are sums of nothing, have integer weights; else floats.
+        means_of_four: a mean of three axes is written as one of four.
+        unsigned: activations in int8 are uint8 with another zero point.
+        squeezes_batches: ``squeeze()`` of no axis in particular is written, and a batch of one is
+            refused, of which it would take an axis more; else it has no ONNX form.
+        dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
+            operator, which rounds what goes from step to step as well.
+    """
+
+    integer_bias: bool = True
+    integer_products: bool = True
+    integer_recurrence: bool = True
+    integer_gaps: bool = True
+    means_of_four: bool = False
+    unsigned: bool = False
+    squeezes_batches: bool = True
+    dynamic_lstm: bool = False
+
+
+@dataclass
+class Writer:
+    """Collects nodes and initializers.
+
+    Attributes:
+        graph: what is being written.
+        dialect: how.
+        convert_lazily: converts a node that was left until something reads it.
+        values: name in the graph -> value of the model, or a list of them for a node that gives
+            several tensors.
+    """
+
+    graph: Graph
+    dialect: Dialect
+    convert_lazily: Callable[[Writer, Node], None]
+    values: dict[str, Any] = field(default_factory=dict)
+    _nodes: list[Any] = field(default_factory=list)
+    _initializers: dict[str, Any] = field(default_factory=dict)
+    _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _used: set[str] = field(default_factory=set)
+    _current: Node | None = None
+    _metas: dict[str, TensorMeta | None] = field(default_factory=dict)
+    _producers: dict[str, Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._metas = self.graph.metas()
+        self._producers = {node.name: node for node in self.graph.nodes}
+        self._used = {given.name for given in self.graph.inputs} | set(self._producers)
+        self.values = {given.name: given.name for given in self.graph.inputs}
+
+    # What converters ask
+
+    def meta(self, ref: Ref | Node) -> TensorMeta:
+        """Shape and dtype of a tensor of the graph.
+
+        Raises:
+            ExportError: they are not known.
+        """
+        name = ref.name
+        if name in self.graph.constants:
+            return TensorMeta.of(self.graph.constants[name])
+        meta = self._metas.get(name)
+        if meta is None:
+            raise ExportError(f"the shape of {name!r} is not known, which its ONNX form depends on")
+        return meta
+
+    def is_tensor(self, arg: Any) -> bool:
+        """Whether an argument is a tensor of known shape, and not a size."""
+        return isinstance(arg, Ref) and (
+            arg.name in self.graph.constants or self._metas.get(arg.name) is not None
+        )
+
+    def rank(self, ref: Ref | Node) -> int:
+        """Number of dimensions of a tensor."""
+        return len(self.meta(ref).shape)
+
+    def producer(self, ref: Any) -> Node | None:
+        """The node that makes a value; ``None`` for inputs, constants and what is no reference."""
+        return self._producers.get(ref.name) if isinstance(ref, Ref) else None
+
+    def tensor_of(self, ref: Any) -> Tensor | None:
+        """The tensor of a constant."""
+        return self.graph.constants.get(ref.name) if isinstance(ref, Ref) else None
+
+    # What converters write
+
+    def op(
+        self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> Any:
+        """Add a node.
+
+        Args:
+            kind: ONNX's name, for example ``"Conv"``.
+            inputs: values; ``""`` for one that is left out.
+            outputs: number of results.
+            domain: of operators that are not ONNX's own.
+            attributes: ONNX's, those that are ``None`` are left out.
+
+        Returns:
+            The value's name, or a list where there are several.
+        """
+        assert self._current is not None
+        base = f"{self._current.name}/{kind}"
+        names = [self._unused(base) for _ in range(outputs)]
+        given = {key: value for key, value in attributes.items() if value is not None}
+        while inputs and inputs[-1] == "":
+            inputs = inputs[:-1]
+        node = onnx.helper.make_node(kind, list(inputs), names, names[0], domain=domain, **given)
+        self._nodes.append(node)
+        return names[0] if outputs == 1 else names
+
+    def read(self, arg: Any) -> str:
+        """The value of a reference.
+
+        Raises:
+            ExportError: it stands for several tensors.
+        """
+        if arg.name not in self.values:
+            if arg.name in self.graph.constants:
+                self.values[arg.name] = self.initializer(arg.name, self.graph.constants[arg.name])
+            else:
+                self.convert_lazily(self, self._producers[arg.name])
+        value = self.values[arg.name]
+        if not isinstance(value, str):
+            raise ExportError(f"{arg.name!r} is a list of tensors where one tensor is read")
+        return value
+
+    def read_as(self, arg: Any, dtype: str) -> str:
+        """A tensor, size or number as a value of a dtype."""
+        if not isinstance(arg, Ref):
+            return self.constant(arg, dtype)
+        found = self.meta(arg).dtype if self.is_tensor(arg) else "int64"
+        return self.cast(self.read(arg), found, dtype)
+
+    def cast(self, value: str, found: str, wanted: str) -> str:
+        """A value in another dtype."""
+        return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])
+
+    def constant(self, numbers: Any, dtype: str) -> str:
+        """A small tensor, kept once however often it is asked for."""
+        array = np.asarray(numbers, dtype=np.dtype(dtype))
+        key = (array.tobytes(), array.shape, dtype)
+        if key not in self._known:
+            name = self._unused(f"constant.{len(self._known)}")
+            self._initializers[name] = onnx.numpy_helper.from_array(array, name)
+            self._known[key] = name
+        return self._known[key]
+
+    def ints(self, numbers: Sequence[int]) -> str:
+        """A vector of int64."""
+        return self.constant([int(number) for number in numbers], "int64")
+
+    def initializer(self, name: str, tensor: Tensor) -> str:
+        """A tensor under its own name."""
+        if name in self._initializers:
+            return name
+        tensor = tensor.detach().contiguous().cpu()
+        if tensor.dtype == torch.bfloat16:
+            made = onnx.helper.make_tensor(
+                name,
+                TensorProto.BFLOAT16,
+                list(tensor.shape),
+                tensor.view(torch.int16).numpy().tobytes(),
+                raw=True,
+            )
+        else:
+            made = onnx.numpy_helper.from_array(tensor.numpy(), name)
+        self._initializers[name] = made
+        self._used.add(name)
+        return name
+
+    def packed_initializer(self, name: str, packed: Tensor, shape: list[int], dtype: str) -> str:
+        """Integers of four bits, two to a byte: the first of two in the lower half."""
+        raw = packed.contiguous().cpu().numpy().tobytes()
+        made = onnx.helper.make_tensor(name, DTYPES[dtype], shape, raw, raw=True)
+        self._initializers[name] = made
+        self._used.add(name)
+        return name
+
+    @contextmanager
+    def writing(self, node: Node) -> Iterator[Callable[[Any], None]]:
+        """What is written inside belongs to a node; the function that is given takes its value.
+
+        The value gets the node's name where it is new.
+        """
+        outer, self._current, since = self._current, node, len(self._nodes)
+        try:
+            yield lambda value: self._finish(node, value, since)
+        finally:
+            self._current = outer
+
+    def _finish(self, node: Node, value: Any, since: int) -> None:
+        self.values[node.name] = value
+        made = self._nodes[since:]
+        producer = next((n for n in made if isinstance(value, str) and value in n.output), None)
+        if producer is None:
+            return
+        if len(producer.output) == 1:
+            producer.name = node.name
+        for other in made:
+            for names in (other.input, other.output):
+                for index, name in enumerate(names):
+                    if name == value:
+                        names[index] = node.name
+        self.values = {
+            key: node.name if isinstance(known, str) and known == value else known
+            for key, known in self.values.items()
+        }
+
+    def model(self, name: str, metadata: Mapping[str, str]) -> Any:
+        """The ONNX model."""
+        inputs = [_described(given.name, given.meta) for given in self.graph.inputs]
+        outputs = self._outputs()
+        nodes = self._needed({described.name for described in outputs})
+        read = {value for node in nodes for value in node.input}
+        initializers = [tensor for key, tensor in self._initializers.items() if key in read]
+        graph = onnx.helper.make_graph(nodes, name, inputs, outputs, initializers)
+        opset, ir_version = _versions(nodes, initializers)
+        versions = {"": opset} | {node.domain: 1 for node in nodes if node.domain}
+        model = onnx.helper.make_model(
+            graph,
+            opset_imports=[onnx.helper.make_opsetid(*used) for used in versions.items()],
+            ir_version=ir_version,
+            producer_name="octavo",
+        )
+        onnx.helper.set_model_props(model, dict(metadata))
+        return model
+
+    def _needed(self, needed: set[str]) -> list[Any]:
+        """The nodes that the results depend on."""
+        kept = []
+        for node in reversed(self._nodes):
+            if needed & set(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        return kept[::-1]
+
+    def _outputs(self) -> list[Any]:
+        """The results in order: each has a name of its own, also where two are one tensor."""
+        described, seen = [], {given.name for given in self.graph.inputs}
+        for name in self.graph.output_names():
+            value = self.read(Ref(name))
+            if value in seen or value in self._initializers or value != name:
+                unique = self._unused(name if name not in self._used else f"{name}.output")
+                self._nodes.append(onnx.helper.make_node("Identity", [value], [unique], unique))
+                value = unique
+            seen.add(value)
+            described.append(_described(value, self.meta(Ref(name))))
+        return described
+
+    def _unused(self, base: str) -> str:
+        name, count = base, 1
+        while name in self._used or name in self._initializers:
+            name, count = f"{base}.{count}", count + 1
+        self._used.add(name)
+        return name
+
+
+def kept_apart(w: Writer, extreme: str) -> str:
+    """A maximum or minimum of floats, as it is, for what follows.
+
+    OpenVINO takes a QuantizeLinear that follows into the search, and finds another extreme.
+    """
+    made: str = w.op("Max", extreme, w.constant(-np.inf, "float32"))
+    return made
+
+
+# Writes one node: gives its value, or a list of them for a node that gives several tensors.
+Converter = Callable[[Writer, Node], Any]
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """A node's arguments by name, with the operator's defaults for those that it leaves out."""
+    schema = operators.resolve(node.op)._schema  # type: ignore[attr-defined]
+    found = {}
+    for index, argument in enumerate(schema.arguments):
+        if index < len(node.args):
+            found[argument.name] = node.args[index]
+        else:
+            default = argument.default_value if argument.has_default_value() else None
+            found[argument.name] = node.kwargs.get(argument.name, default)
+    return found
+
+
+def _versions(nodes: Sequence[Any], initializers: Sequence[Any]) -> tuple[int, int]:
+    """The earliest opset that has all that is written, and its version of the format."""
+    grouped = any(attribute.name == "block_size" for node in nodes for attribute in node.attribute)
+    if grouped or any(tensor.data_type in _OF_LATER_OPSET for tensor in initializers):
+        return LATER_OPSET, LATER_IR_VERSION
+    return OPSET, IR_VERSION
+
+
+def _described(name: str, meta: TensorMeta) -> Any:
+    """An input or output of the model; sizes that are open get names: all first ones are "N"."""
+    shape = [
+        (BATCH if axis == 0 else f"{name}_{axis}") if size is None else size
+        for axis, size in enumerate(meta.shape)
+    ]
+    return onnx.helper.make_tensor_value_info(name, DTYPES[meta.dtype], shape)
+
+
+def serialized(model: Any) -> bytes:
+    """The bytes of a model.
+
+    Raises:
+        ExportError: it is larger than the 2 GB that one ONNX file can hold.
+    """
+    size = model.ByteSize()
+    if size >= 2**31:
+        raise ExportError(f"the model has {size / 2**30:.1f} GB, an ONNX file at most 2")
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def layer_of(name: str) -> str:
+    """The node of the graph that an operator of the model is a part of."""
+    return name.split("/")[0]
+
+
+def node_kinds(path: Path) -> list[tuple[str, str]]:
+    """Name and operator of each node of an ONNX file."""
+    return [(node.name, node.op_type) for node in onnx.load(str(path)).graph.node]

@@ -1,0 +1,231 @@
+"""Chains: a layer of a QDQ graph with what one int8 kernel can run along with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.graph.graph import Graph, Node, Ref
+from octavo.numerics import octavo_ops
+from octavo.quantization.bfloat16 import CAST, SUFFIX
+from octavo.runtimes.torch.integer_kernels import Integers, meets_halves
+
+QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
+DEQUANTIZE_CHANNELS = "octavo.dequantize_channels.default"
+DEQUANTIZE_GROUPS = "octavo.dequantize_groups.default"
+DYNAMIC = "octavo.fake_quantize_dynamic.default"
+ATTENTION = "octavo.attention.default"
+UNPACK = "octavo.unpack_int4.default"
+
+
+class Unsupported(Exception):
+    """There is no int8 kernel for a chain; the message says why, as a clause."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A layer, then an addition, an activation and the quantization of the result, if there."""
+
+    layer: Node
+    addition: Node | None = None
+    activation: Node | None = None
+    quantize: Node | None = None
+
+    @property
+    def nodes(self) -> list[Node]:
+        members = (self.layer, self.addition, self.activation, self.quantize)
+        return [node for node in members if node is not None]
+
+    @property
+    def out(self) -> Integers | None:
+        """The integers that the chain ends in; ``None`` where its result is float."""
+        return None if self.quantize is None else integers_of(self.quantize)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A kernel call that takes the place of a chain.
+
+    ``overwrites`` names an argument whose memory the result takes over; ``moves`` one whose memory
+    it may share. ``rounds``: see `octavo.runtimes.lowered.Lowered`.
+    """
+
+    kernel: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    overwrites: str | None = None
+    moves: str | None = None
+    rounds: float = 0.0
+
+
+@dataclass
+class Context:
+    """What is known of the graph while it is walked; its dictionaries grow on the way.
+
+    ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
+    value rounded by its own range -> the integers with their scale and zero point, and how it was
+    rounded. ``held``: constant that a kernel holds in its own form -> what gives its integers back.
+    ``compiled``: torch.compile calls the kernels. ``packaged``: a compiled library does, without
+    Python.
+    """
+
+    graph: Graph
+    compiled: bool = False
+    packaged: bool = False
+    integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
+    dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
+    held: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.users: Mapping[str, list[Node]] = self.graph.users()
+        self.nodes: Mapping[str, Node] = {node.name: node for node in self.graph.nodes}
+        self.metas = self.graph.metas()
+        self.outputs = frozenset(self.graph.output_names())
+
+    def before_cast(self, name: str) -> str:
+        """What a layer in bfloat16 reads in float32; of other values itself."""
+        node = self.nodes.get(name)
+        is_cast = node is not None and node.op == CAST and name.endswith(SUFFIX)
+        return node.args[0].name if node is not None and is_cast else name
+
+    def only_user(self, name: str) -> Node | None:
+        """The node that alone reads a value, unless the value leaves the model."""
+        users = self.users[name]
+        return users[0] if len(users) == 1 and name not in self.outputs else None
+
+    def source(self, arg: Any) -> tuple[Ref, Integers]:
+        """The integers behind a dequantized argument.
+
+        Raises:
+            Unsupported: the argument is float.
+        """
+        if isinstance(arg, Ref) and arg.name in self.integers:
+            name, integers = self.integers[arg.name]
+            return Ref(name), integers
+        raise Unsupported("an input of it is float")
+
+    def weight(self, arg: Any, output_axis: int = 0) -> tuple[Tensor, Tensor]:
+        """The int8 integers of a weight, and their scale for each output channel.
+
+        Fewer bits than eight are int8 too: those of four are unpacked here, once.
+
+        Raises:
+            Unsupported: the weight is float, of another type, or not symmetric.
+        """
+        read = self.reader_of(arg)
+        if read is None:
+            raise Unsupported("its weight is float")
+        if read.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+            raise Unsupported("its weight is quantized in groups")
+        weight = self._integers_of(read)
+        if weight.dtype != torch.int8:
+            raise Unsupported(f"its weight is {weight.dtype}, the kernel takes int8")
+        if read.op == DEQUANTIZE:
+            scale, zero_point = torch.full((weight.shape[output_axis],), read.args[1]), read.args[2]
+            symmetric = zero_point == 0
+        else:
+            scale, zero_points = (self.graph.constants[ref.name] for ref in read.args[1:3])
+            symmetric = read.args[3] == output_axis and not bool(zero_points.any())
+        if not symmetric:
+            raise Unsupported("its weight is not symmetric over output channels")
+        return weight, scale
+
+    def hold(self, arg: Any, unpack: Callable[[], Tensor]) -> None:
+        """Note that a kernel holds a weight, whose int8 integers ``unpack`` gives back."""
+        read = self.reader_of(arg)
+        assert read is not None
+        name = read.args[0].name
+        if name in self.graph.constants:
+            self.held[name] = unpack
+        else:
+            self.held[self.nodes[name].args[0].name] = lambda: octavo_ops.pack_int4(unpack())
+
+    def _integers_of(self, read: Node) -> Tensor:
+        """The integers that a weight is dequantized from."""
+        stored = self.nodes.get(read.args[0].name)
+        if stored is None:
+            return self.graph.constants[read.args[0].name]
+        packed, shape, signed = stored.args
+        return octavo_ops.unpack_int4(self.graph.constants[packed.name], shape, signed)
+
+    def reader_of(self, arg: Any) -> Node | None:
+        """The node that dequantizes a constant weight; ``None`` where the argument is none."""
+        node = self.nodes.get(arg.name) if isinstance(arg, Ref) else None
+        if node is None or node.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS):
+            return None
+        source = node.args[0].name
+        unpack = self.nodes.get(source)
+        constant = source in self.graph.constants or (unpack is not None and unpack.op == UNPACK)
+        return node if constant else None
+
+
+def integers_of(quantize: Node) -> Integers:
+    """What a quantize node's result means.
+
+    The kernels take uint8: int8 is stored from 0 on, its zero point moved along, which means the
+    same.
+    """
+    _, scale, zero_point, low, high, dtype = quantize.args
+    if dtype == torch.int8:
+        return Integers(scale, zero_point - low, 0, high - low, torch.uint8)
+    return Integers(scale, zero_point, low, high, dtype)
+
+
+# Layer -> the activations that its kernel can apply to its result.
+CLIPPING_ACTIVATIONS = frozenset({"relu", "hardtanh"})
+_ACTIVATIONS_AFTER = {
+    "conv1d": CLIPPING_ACTIVATIONS,
+    "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
+    "conv3d": CLIPPING_ACTIVATIONS,
+    "conv_transpose2d": CLIPPING_ACTIVATIONS,
+    "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
+    "add": CLIPPING_ACTIVATIONS,
+    "sub": CLIPPING_ACTIVATIONS,
+    "mul": CLIPPING_ACTIVATIONS,
+}
+
+
+def chain_from(context: Context, layer: Node) -> Chain:
+    """The longest chain that starts at a layer."""
+    addition = activation = quantize = None
+    fusable = _ACTIVATIONS_AFTER.get(layer.short_op, frozenset())
+    after = context.only_user(layer.name)
+    if layer.short_op == "conv2d" and after is not None and _joins(context, layer, after):
+        addition = after
+        after = context.only_user(addition.name)
+        fusable = frozenset({"relu"})
+    if after is not None and after.short_op in fusable:
+        activation = after
+        after = context.only_user(activation.name)
+    if after is not None and after.op == QUANTIZE:
+        quantize = after
+    return Chain(layer, addition, activation, quantize)
+
+
+def _joins(context: Context, layer: Node, addition: Node) -> bool:
+    """Whether the kernel can sum into the other operand's memory.
+
+    That needs an addition of a quantized tensor of the same shape and type, whose result is
+    quantized again.
+    """
+    if context.compiled or context.packaged:
+        return False  # compilers take no kernel that overwrites an operand: they drop its copy
+    if addition.op != "aten.add.Tensor" or addition.kwargs:
+        return False
+    others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]
+    other = others[0].name if len(others) == 1 and isinstance(others[0], Ref) else ""
+    after = context.only_user(addition.name)
+    if after is not None and after.short_op == "relu":
+        after = context.only_user(after.name)
+    read = layer.args[0].name
+    if not {read, other} <= context.integers.keys() or after is None or after.op != QUANTIZE:
+        return False
+    out = integers_of(after)
+    step = context.integers[read][1].scale * context.weight(layer.args[1])[1]
+    same_type = context.integers[other][1].dtype == out.dtype
+    same_shape = context.metas[other] == context.metas[layer.name]
+    return same_type and same_shape and not meets_halves(step, out)

@@ -1,0 +1,214 @@
+"""Layers of which only the weights are integers: linear layers and tables.
+
+The weights are read once for each call, which is what a linear layer on few rows waits for. There
+are two ways to make use of it, and a third for many rows:
+
+- Weights of eight bits: each row of the input is written as the sum of two rows of integers, a
+  coarse one and the remainder that it leaves, and both go through the int8 kernel. The weights are
+  read once, as bytes, and 14 to 16 bits of the input are kept, more than bf16 has.
+- Weights of four bits: torch's kernel for them, which computes in bf16.
+- Many rows: a part of the weights after the other is dequantized and multiplied in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from octavo.graph.graph import Node
+from octavo.numerics import octavo_ops
+from octavo.runtimes import cpu
+from octavo.runtimes.torch import four_bits
+from octavo.runtimes.torch.chains import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    UNPACK,
+    Call,
+    Chain,
+    Context,
+    Unsupported,
+)
+from octavo.runtimes.torch.integer_kernels import Integers
+from octavo.runtimes.torch.onednn import check_kernel, product_kernel
+
+# From so many rows on, the float product of dequantized parts is the faster: by bits of the weight.
+_MANY_ROWS = {8: 128, 4: 32}
+_PART = 512  # output channels that are dequantized at a time
+_GROUPS_OF_KERNEL = (32, 64, 128, 256)
+_Rows = Callable[[Any], Tensor]  # which rows -> their integers
+_STEP_OF_BFLOAT16 = 2.0**-7  # of the input and of the scales
+
+
+def linear(context: Context, chain: Chain) -> Call:
+    """A linear layer on a float input."""
+    x, weight_arg, bias = (*chain.layer.args, None)[:3]
+    read = context.reader_of(weight_arg)
+    if read is None:
+        raise Unsupported("its weight is float")
+    weight = Weight(context, read)
+    try:
+        name, few_rows, rounds = _few_rows(weight, context, chain)
+    except Unsupported:
+        name, few_rows, rounds = "octavo.linear, dequantized in parts", weight.product_in_parts, 0.0
+
+    limit, columns = _MANY_ROWS[4 if weight.packed else 8], weight.shape[1]
+
+    def kernel(x: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(x.numel() // columns, columns)
+        product = few_rows if len(rows) < limit else weight.product_in_parts
+        result = product(rows).reshape(*x.shape[:-1], weight.shape[0])
+        return result if bias is None else result.add_(bias)
+
+    return Call(name, kernel, (x, bias), rounds=rounds)
+
+
+class Weight:
+    """A quantized constant ``[rows, columns]`` that is dequantized in parts, by rows."""
+
+    def __init__(self, context: Context, read: Node) -> None:
+        constants = context.graph.constants
+        unpack = context.nodes.get(read.args[0].name)
+        self.packed = unpack is not None and unpack.op == UNPACK
+        self.name = unpack.args[0].name if self.packed and unpack else read.args[0].name
+        stored = constants[self.name]
+        if self.packed:
+            assert unpack is not None
+            _, self.shape, self.signed = unpack.args
+            if self.shape[-1] % 2:
+                raise Unsupported("its weight has four bits and an odd number of columns")
+            read_rows = _of_nibbles(stored.reshape(self.shape[0], -1), self.signed)
+        else:
+            self.shape, self.signed = list(stored.shape), stored.dtype == torch.int8
+            read_rows = stored.__getitem__
+        if len(self.shape) != 2:
+            raise Unsupported("its weight is not a matrix")
+        # Opened at each call: a kernel may hold the only copy, and not a part at a time.
+        self.opened: Callable[[], _Rows] = lambda: read_rows
+        rows = self.shape[0]
+        if read.op == DEQUANTIZE:
+            self.scale = torch.full((rows, 1), read.args[1])
+            self.zero_point = torch.full((rows, 1), read.args[2], dtype=torch.int32)
+        else:
+            if read.op == DEQUANTIZE_CHANNELS and read.args[3] != 0:
+                raise Unsupported("its scales are not those of output channels")
+            self.scale, self.zero_point = (
+                constants[ref.name].reshape(rows, -1) for ref in read.args[1:3]
+            )
+
+    def rows(self, which: Any, read: _Rows | None = None) -> Tensor:
+        """Some rows, float32."""
+        part = (read or self.opened())(which)
+        return octavo_ops.dequantize_groups(part, self.scale[which], self.zero_point[which])
+
+    def integers(self) -> Tensor:
+        """All integers, unpacked."""
+        return self.opened()(slice(None))
+
+    def product_in_parts(self, x: Tensor) -> Tensor:
+        """``x @ weight.T``, with one part of the weight in float at a time."""
+        read = self.opened()
+        parts = (slice(start, start + _PART) for start in range(0, self.shape[0], _PART))
+        return torch.cat([F.linear(x, self.rows(part, read)) for part in parts], 1)
+
+
+def _of_nibbles(stored: Tensor, signed: bool) -> _Rows:
+    def read(which: Any) -> Tensor:
+        part = stored[which]
+        return octavo_ops.unpack_int4(part.reshape(-1), [len(part), 2 * part.shape[1]], signed)
+
+    return read
+
+
+def _few_rows(
+    weight: Weight, context: Context, chain: Chain
+) -> tuple[str, Callable[[Tensor], Tensor], float]:
+    """The kernel that reads the weights as they are stored, and how it rounds, see `Lowered`.
+
+    Raises:
+        Unsupported: there is none for this weight or on this CPU.
+    """
+    if weight.packed:
+        kernel = _four_bits(weight, context)
+        return "aten._weight_int4pack_mm_for_cpu", kernel, _STEP_OF_BFLOAT16
+    integers, scale = context.weight(chain.layer.args[1])
+    bits = 7 if cpu.saturates() else 8
+    check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
+    name, product = product_kernel(context, integers, scale, Chain(chain.layer))
+    held = context.held[weight.name]
+    weight.opened = lambda: held().__getitem__
+    return f"{name}, two digits", _two_digits(product, bits), 2.0 / (2**bits - 2) ** 2
+
+
+def _two_digits(product: Callable[..., Tensor], bits: int) -> Callable[[Tensor], Tensor]:
+    """A float product out of an integer one: ``x = coarse * s + fine * s / 2**bits``, per row.
+
+    Both digits are unsigned, with zero points in their middle.
+    """
+    levels, middle = 2**bits - 1, 2 ** (bits - 1)
+    smallest = torch.finfo(torch.float32).tiny ** 0.5
+
+    def kernel(x: Tensor) -> Tensor:
+        step = x.abs().amax(1, keepdim=True).mul_(2.0 / (levels - 1)).clamp_(min=smallest)
+        scaled = x / step
+        coarse = scaled.round()
+        fine = scaled.sub_(coarse).mul_(levels - 1).round_()
+        digits = torch.cat([coarse, fine]).add_(middle).to(torch.int16).to(torch.uint8)
+        high, low = product(digits, 1.0, middle, None).chunk(2)
+        return high.add_(low, alpha=1.0 / (levels - 1)).mul_(step)
+
+    return kernel
+
+
+def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
+    """torch's kernel: ``w = (q - 8) * scale + offset`` with q in 0..15, in bf16."""
+    rows, columns = weight.shape
+    size = columns // weight.scale.shape[1]
+    smaller = next((g for g in reversed(_GROUPS_OF_KERNEL) if size % g == 0), None)
+    if smaller is None or rows % 16:
+        raise Unsupported(f"there is no kernel for {rows} rows in groups of {size}")
+    scale, zero_point = (
+        t.repeat_interleave(size // smaller, 1) for t in (weight.scale, weight.zero_point)
+    )
+    shift = 8 if weight.signed else 0
+    offset = (8 - (zero_point + shift)) * scale
+    integers = weight.integers() + shift
+    try:
+        packed = four_bits.pack(integers)
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        raise Unsupported(f"torch cannot pack four bits here ({error})") from None
+    held = four_bits.reader(packed, integers)
+    if held is not None:
+        signed, name = weight.signed, weight.name
+
+        def read(which: slice) -> Tensor:
+            return held(which).to(torch.int8) - 8 if signed else held(which)
+
+        weight.opened = lambda: read
+        context.held[name] = lambda: octavo_ops.pack_int4(read(slice(None)))
+    parameters = torch.stack([scale, offset], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
+    product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
+
+    def kernel(x: Tensor) -> Tensor:
+        result: Tensor = product(x.to(torch.bfloat16), packed, smaller, parameters)
+        return result.to(torch.float32)
+
+    return kernel
+
+
+def embedding(context: Context, chain: Chain) -> Call:
+    """Rows of a quantized table, picked as integers."""
+    table, indices = chain.layer.args[:2]
+    read = context.reader_of(table)
+    if read is None:
+        raise Unsupported("its table is float")
+    weight = Weight(context, read)
+
+    def kernel(indices: Tensor) -> Tensor:
+        picked = weight.rows(indices.reshape(-1))
+        return picked.reshape(*indices.shape, weight.shape[1])
+
+    return Call("octavo.embedding", kernel, (indices,))

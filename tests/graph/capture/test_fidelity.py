@@ -1,0 +1,146 @@
+"""A captured graph is compared with its model: what is another function is told."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import octavo
+from octavo.errors import CaptureError
+from octavo.graph.capture.capture import capture
+from octavo.graph.capture.fidelity import difference
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+
+class Exporting(Net):
+    """Takes another way while it is exported."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x)
+        return y if torch.compiler.is_compiling() else y * (1 + self.share)
+
+
+class Pooling(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.a(x)
+        return y if torch.compiler.is_compiling() else y.sum(1)
+
+
+class Drawing(Net):
+    """Chance that no graph has: Python's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        import random
+
+        return self.a(x) * random.random()
+
+
+class Dropping(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.a(x), 0.5)  # in evaluation too
+
+
+class Dividing(Net):
+    """NaN in model and graph alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) / (x > 100).float() + F.relu(x).log()
+
+
+class Counting(Net):
+    calls = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return self.a(x).argmax(1), self.a(x).double()
+
+
+def row() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(2, 8)
+
+
+def test_another_function_is_an_error() -> None:
+    with pytest.raises(CaptureError, match=r"of Exporting is not what .* to 6\.0 dB.*is_comp"):
+        capture(Exporting(1.0), row())
+    with pytest.raises(CaptureError, match=r"output 0 is float32\[2, 8\], not float32\[2\]"):
+        capture(Pooling(), row())
+    with pytest.raises(CaptureError, match="graph of Exporting is not what"):
+        octavo.prepare_qat(Exporting(1.0), row())
+
+
+def test_a_small_difference_is_a_warning() -> None:
+    with pytest.warns(octavo.OctavoWarning, match=r"agrees with it to 40\.1 dB"):
+        capture(Exporting(0.01), row())
+
+
+def test_chance_is_told_unless_it_is_in_the_graph() -> None:
+    with pytest.warns(octavo.OctavoWarning, match="Drawing returns something else each time"):
+        capture(Drawing(), row())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", octavo.OctavoWarning)
+        capture(Dropping(), row())
+
+
+@pytest.mark.parametrize("kind", [Dividing, Counting])
+def test_what_is_the_same_is_taken(kind: type[Net]) -> None:
+    model = kind()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", octavo.OctavoWarning)
+        capture(model, row())
+    assert "calls" not in vars(model)
+
+
+ONE = torch.ones(1000)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "error"),
+    [
+        (ONE, ONE, None),
+        (ONE * 1.0009, ONE, None),
+        (ONE * 1.01, ONE, 0.01),
+        (ONE * 0, ONE, 1.0),
+        (ONE * 1e-12, ONE * 0, None),
+        (ONE, ONE.double(), math.inf),
+        (ONE, ONE[:5], math.inf),
+        (ONE * math.nan, ONE * math.nan, None),
+        (ONE * math.inf, ONE * math.inf, None),
+        (ONE * math.nan, ONE, 1.0),
+        (ONE.int(), ONE.int(), None),
+        (ONE.int(), (torch.arange(1000) > 99).int(), 0.1),
+        (ONE.bool(), torch.arange(1000) > 4, None),  # a few that a rounding turned
+        (ONE * 1j, ONE * 1j, None),
+        (ONE[:0], ONE[:0], None),
+        (3, 3, None),
+        (3, 4, math.inf),
+        (3, ONE, math.inf),
+    ],
+)
+def test_differences(found: Any, expected: Any, error: float | None) -> None:
+    told = difference([ONE, found], [ONE, expected], rounding=1e-3)
+    if error is None:
+        assert told is None
+    else:
+        assert told is not None
+        assert told[0] == pytest.approx(error, rel=1e-3)
+        assert told[1].startswith("output 1 ")
+
+
+def test_another_number_of_results() -> None:
+    assert difference([ONE], [ONE, ONE], 1e-3) == (math.inf, "it returns 1 values, and the model 2")

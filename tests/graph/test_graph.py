@@ -1,0 +1,120 @@
+"""Graphs as values."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from octavo.errors import OctavoError
+from octavo.graph.graph import Graph, Input, Node, Record, Ref, TensorMeta, map_refs, refs_in
+
+Pair = namedtuple("Pair", "first second")
+META = TensorMeta((None, 4), "float32")
+
+
+@pytest.fixture
+def graph() -> Graph:
+    nodes = (
+        Node("fc", "aten.linear.default", (Ref("x"), Ref("weight")), meta=META),
+        Node("unused", "aten.relu.default", (Ref("fc"),), meta=META),
+        Node("parts", "aten.split.Tensor", (Ref("fc"), 2)),
+        Node("sum", "aten.add.Tensor", (Ref("fc"), Ref("fc")), {"alpha": Ref("scale")}, META),
+    )
+    constants = {"weight": torch.ones(4, 4), "scale": torch.ones(()), "dead": torch.ones(1)}
+    given = Input("x", META, (5, 4))
+    return Graph((given,), constants, nodes, {"x": Ref("x")}, [Ref("sum"), {"y": Ref("parts")}])
+
+
+def test_nodes_are_found_by_name(graph: Graph) -> None:
+    assert graph.node("sum").short_op == "add"
+    with pytest.raises(OctavoError, match="the graph has no node 'sun'"):
+        graph.node("sun")
+
+
+def test_users_are_listed_once_each_and_in_order(graph: Graph) -> None:
+    users = {name: [node.name for node in nodes] for name, nodes in graph.users().items()}
+    assert users == {
+        "x": ["fc"],
+        "weight": ["fc"],
+        "scale": ["sum"],
+        "dead": [],
+        "fc": ["unused", "parts", "sum"],
+        "unused": [],
+        "parts": [],
+        "sum": [],
+    }
+
+
+def test_pruning_drops_what_no_output_needs(graph: Graph) -> None:
+    pruned = graph.pruned()
+    assert [node.name for node in pruned.nodes] == ["fc", "parts", "sum"]
+    assert set(pruned.constants) == {"weight", "scale"}
+    assert pruned.inputs == graph.inputs
+    assert [node.name for node in graph.nodes] == ["fc", "unused", "parts", "sum"]
+
+
+def test_renaming_a_node_reads_other_values(graph: Graph) -> None:
+    renamed = graph.node("sum").renamed({"fc": "relu", "scale": "s"})
+    assert renamed.args == (Ref("relu"), Ref("relu"))
+    assert renamed.kwargs == {"alpha": Ref("s")}
+    assert renamed.name == "sum"
+    assert list(graph.node("sum").refs()) == ["fc", "fc", "scale"]
+
+
+def test_metas_are_those_of_inputs_and_nodes(graph: Graph) -> None:
+    assert graph.metas() == {"x": META, "fc": META, "unused": META, "parts": None, "sum": META}
+
+
+def test_output_names_and_text(graph: Graph) -> None:
+    assert graph.output_names() == ["sum", "parts"]
+    assert str(graph) == "Graph(4 nodes: 1 linear, 1 relu, 1 split, 1 add)"
+
+
+def test_refs_are_mapped_inside_any_structure() -> None:
+    tree = [Ref("a"), (Ref("b"), 1), Pair(Ref("c"), None), {"k": Ref("a")}, Record(r=Ref("b"))]
+    assert list(refs_in(tree)) == ["a", "b", "c", "a", "b"]
+    mapped = map_refs(tree, lambda ref: ref.name.upper())
+    assert mapped == ["A", ("B", 1), Pair("C", None), {"k": "A"}, {"r": "B"}]
+    assert [type(item) for item in mapped[1:]] == [tuple, Pair, dict, Record]
+    assert list(refs_in(tree)) == ["a", "b", "c", "a", "b"]
+
+
+def test_a_record_has_entries_and_attributes() -> None:
+    record = Record(logits=torch.ones(1), hidden=(torch.zeros(1),))
+    assert record.logits is record["logits"]
+    with pytest.raises(AttributeError, match="loss"):
+        record.loss  # noqa: B018
+    leaves, spec = pytree.tree_flatten(record)
+    assert len(leaves) == 2
+    assert isinstance(pytree.tree_unflatten(leaves, spec), Record)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "fits"),
+    [
+        ((7, 4), "float32", True),
+        ((1, 4), "float32", True),
+        ((7, 5), "float32", False),
+        ((7, 4), "float64", False),
+        ((4,), "float32", False),
+        ((7, 4, 1), "float32", False),
+    ],
+)
+def test_a_tensor_fits_what_is_declared(shape: tuple[int, ...], dtype: str, fits: bool) -> None:
+    tensor = torch.zeros(shape, dtype=getattr(torch, dtype))
+    assert TensorMeta.of(tensor) == TensorMeta(shape, dtype)
+    assert TensorMeta.of(tensor).fits(META) == fits
+
+
+def test_a_meta_reads_as_a_type() -> None:
+    assert str(META) == "float32[N, 4]"
+    assert str(TensorMeta((), "int64")) == "int64[]"
+
+
+def test_an_input_knows_sizes_to_run_with() -> None:
+    assert Input("x", META, (5, 4)).sizes == (5, 4)
+    assert Input("x", META).sizes == (2, 4)
+    assert Input("x", TensorMeta((), "float32")).sizes == ()

@@ -1,0 +1,147 @@
+"""Targets are data; these are the rules that the data keeps, and what each table means."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.errors import PlanError
+from octavo.quantization.targets import MODES, ROLES, TARGETS, target
+
+
+class Attention(nn.Module):
+    """A block with what targets differ in: attention products, softmax, norms, activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = torch.matmul(q, k.transpose(1, 2)).softmax(-1)
+        y = self.out(torch.matmul(scores, v))
+        y = self.head(self.norm(y))
+        return self.out(torch.sigmoid(y) + torch.tanh(y))
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(0)
+    return octavo.capture(Attention().eval(), torch.randn(2, 5, 16))
+
+
+@pytest.fixture(scope="module")
+def batches():
+    return [torch.randn(8, 5, 16) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_tables_fit_together(name):
+    table = target(name)
+    assert set(table.qconfigs) == set(table.operators) == set(MODES)
+    for mode in MODES:
+        assert table.qconfigs[mode].mode == mode
+        assert table.operators[mode] <= set(ROLES)
+    assert set(table.fixed_outputs) <= set(ROLES)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_quantizes_a_cnn_and_attention(name):
+    cnn = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 1), nn.Flatten())
+    for model, shape in ((cnn, (8, 3, 8, 8)), (Attention().eval(), (8, 5, 16))):
+        x = torch.randn(shape)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", octavo.OctavoWarning)
+            q = octavo.quantize(model, calibration=[x], target=name)
+        with torch.no_grad():
+            expected = model(x)
+        error = (q.lower("reference")(x) - expected).norm() / expected.norm()
+        assert error < 0.05
+        agreement = (q.lower("reference")(x) - q(x)).norm() / expected.norm()
+        assert agreement < 0.02
+
+
+def runs(graph, name: str) -> dict[str, str]:
+    plan = octavo.plan(graph, target=name)
+    return {t.op: t.runs for t in plan.tensors.values() if t.kind == "activation"}
+
+
+def test_attention_products_are_float_on_x86_and_int8_elsewhere(graph):
+    assert runs(graph, "x86")["matmul"] == "float"
+    for name in ("onnxruntime", "openvino", "tensorrt", "edge"):
+        assert runs(graph, name)["matmul"] == "int8"
+
+
+def test_nothing_between_layers_is_float_on_the_edge(graph):
+    assert set(runs(graph, "edge").values()) == {"int8"}
+
+
+def qparams_of(graph, batches, name: str):
+    plan = octavo.plan(graph, target=name)
+    return plan, octavo.calibrate(graph, plan, batches, progress=False).qparams
+
+
+def test_the_edge_has_fixed_output_scales(graph, batches):
+    plan, qparams = qparams_of(graph, batches, "edge")
+    for op, scale, zero_point in (
+        ("softmax", 1 / 256, -128),
+        ("sigmoid", 1 / 256, -128),
+        ("tanh", 1 / 128, 0),
+    ):
+        (name,) = (t.tensor for t in plan.tensors.values() if t.op == op)
+        assert qparams[name].scale.item() == scale
+        assert qparams[name].zero_point.item() == zero_point
+
+
+def test_tensorrt_has_no_zero_points(graph, batches):
+    _, qparams = qparams_of(graph, batches, "tensorrt")
+    assert all(not p.zero_point.any() for p in qparams.values())
+
+
+def test_arm_has_one_scale_for_a_weight(graph, batches):
+    plan, qparams = qparams_of(graph, batches, "arm")
+    weights = [name for name, t in plan.quantized.items() if t.kind == "weight"]
+    assert weights
+    assert all(qparams[name].scale.dim() == 0 for name in weights)
+
+
+def test_a_rule_asks_for_what_is_float_by_default(graph):
+    mapping = octavo.QConfigMapping().set_object_type("matmul", octavo.static_qconfig("x86"))
+    plan = octavo.plan(graph, mapping, "x86")
+    assert {t.runs for t in plan.tensors.values() if t.op == "matmul"} == {"int8"}
+
+
+def test_the_reason_of_a_float_operator_says_that_a_rule_can_ask(graph):
+    (softmax,) = (t for t in octavo.plan(graph).tensors.values() if t.op == "softmax")
+    assert softmax.reason.startswith(
+        "float: softmax is not quantized by default (static on x86); a rule can ask for it"
+    )
+
+
+def test_a_mode_that_an_operator_cannot_have_is_an_error(graph):
+    mapping = octavo.QConfigMapping().set_object_type("softmax", octavo.dynamic_qconfig())
+    with pytest.raises(PlanError, match="dynamic quantization, which softmax cannot have"):
+        octavo.plan(graph, mapping)
+
+
+def test_an_unknown_target_lists_the_known():
+    with pytest.raises(PlanError, match=r"unknown target 'gpu'; one of \['arm', 'edge'"):
+        target("gpu")
+
+
+def test_default_qconfigs():
+    assert octavo.static_qconfig("tensorrt").activation.scheme.symmetric
+    observer = octavo.Histogram()
+    assert octavo.static_qconfig("x86", observer=observer).activation.observer is observer
+    assert octavo.dynamic_qconfig("x86-avx2").activation.scheme.qmax == 255
+    assert octavo.dynamic_qconfig(per_token=True).activation.scheme.per_token
+    assert octavo.weight_only_qconfig().weight.scheme.qmin == -127
+    with pytest.raises(PlanError, match="8 or 4 bits, not 3"):
+        octavo.weight_only_qconfig(3)
+    with pytest.raises(PlanError, match="group_size is 0"):
+        octavo.weight_only_qconfig(4, group_size=0)

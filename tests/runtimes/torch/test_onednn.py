@@ -1,0 +1,161 @@
+"""oneDNN's kernels where they are at their ends: windows beside the image, groups of one channel,
+halves of steps. All against the oracle, on whatever instructions this process runs with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import octavo
+from benchmarks import layers
+from octavo import MinMax, QConfig, QSpec, Scheme
+from octavo.graph.graph import Graph, Node
+from octavo.measuring.parity import LayerParity
+from octavo.numerics.observers import PairSum
+from octavo.runtimes import lower
+from octavo.runtimes.torch import onednn
+
+
+def quantized(layer: nn.Module, x: Tensor, **kwargs: object) -> octavo.QuantizedModel:
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.7)
+    target = octavo.host_target()
+    return octavo.quantize(layer.eval(), calibration=[x], target=target, progress=False, **kwargs)
+
+
+def against_the_oracle(q: octavo.QuantizedModel, *batches: Tensor) -> list[LayerParity]:
+    """Each layer, on batches of all sizes, in memory that holds something else before."""
+    found = []
+    for batch in batches:
+        junk = [torch.full((size,), 1e30) for size in (100, 1_000, 10_000, 100_000)]
+        del junk
+        (runtime,) = octavo.verify(q, [batch], runtimes=["torch"]).runtimes
+        assert runtime.error == ""
+        found += list(runtime.layers)
+    return found
+
+
+# Input channels, the convolution, the image.
+GEOMETRIES = {
+    "padding of a kernel": (5, nn.Conv2d(5, 10, 2, padding=2, groups=5), (6, 6)),
+    "padding of a kernel, no groups": (3, nn.Conv2d(3, 8, (2, 2), (3, 2), (0, 3)), (3, 1)),
+    "wide padding, strided": (3, nn.Conv2d(3, 12, (3, 2), (3, 1), (3, 5), groups=3), (7, 5)),
+    "image between two taps": (4, nn.Conv2d(4, 8, 2, padding=3, dilation=6), (3, 4)),
+    "depthwise, padding of a kernel": (6, nn.Conv2d(6, 6, 3, padding=3, groups=6), (5, 5)),
+    "1-d, padding of a kernel": (4, nn.Conv1d(4, 8, 2, padding=3, groups=4), (5,)),
+    "3-d, padding of a kernel": (2, nn.Conv3d(2, 4, 2, padding=2), (3, 3, 3)),
+    "several outputs of a channel": (5, nn.Conv2d(5, 40, (3, 3), (1, 3), (2, 1), groups=5), (2, 2)),
+    "several outputs of one channel": (1, nn.Conv2d(1, 6, 5, (1, 2), 2), (11, 2)),
+    "3-d, several outputs of one channel": (1, nn.Conv3d(1, 6, 3, padding=1), (1, 7, 5)),
+    "3-d depthwise": (8, nn.Conv3d(8, 8, 3, padding=1, groups=8), (4, 5, 5)),
+    "1-d depthwise": (8, nn.Conv1d(8, 8, 3, padding=1, groups=8), (9,)),
+    "one to one": (1, nn.Conv2d(1, 1, 3, padding=1), (8, 8)),
+    "one to one, 1-d": (1, nn.Conv1d(1, 1, 5), (16,)),
+}
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_convolutions_of_any_geometry(name, mode):
+    channels, layer, image = GEOMETRIES[name]
+    last = type(layer)(layer.out_channels, 3, 1)
+    x = torch.randn(2, channels, *image) + 0.3
+    rules = octavo.QConfigMapping()
+    if mode == "dynamic":
+        rules.set_module_name("0", octavo.dynamic_qconfig(octavo.host_target()))
+    q = quantized(nn.Sequential(layer, nn.ReLU(), last), x, qconfig=rules)
+    assert q.lowered.fallbacks == {}
+    for layer_parity in against_the_oracle(q, x, x[:1], x.repeat(4, *[1] * (x.dim() - 1))[:7]):
+        assert (layer_parity.steps or 0) <= 1
+        assert layer_parity.unequal < 0.01
+        assert layer_parity.sqnr_db > 40
+
+
+SIZES = st.integers(1, 5)
+
+
+@given(size=SIZES, taps=SIZES, padding=st.integers(0, 6), dilation=SIZES, stride=SIZES)
+def test_windows_that_miss_the_image_are_found(size, taps, padding, dilation, stride):
+    positions = range(-padding, size + padding - dilation * (taps - 1), stride)
+    windows = [range(start, start + dilation * (taps - 1) + 1, dilation) for start in positions]
+    missing = any(all(not 0 <= place < size for place in window) for window in windows)
+    if missing:
+        assert onednn._windows_miss([size], [taps], [padding], [dilation])
+        assert onednn._windows_miss([None], [taps], [padding], [dilation])
+    if padding < taps and dilation == 1:  # the usual ones are left to the kernel
+        assert not onednn._windows_miss([None], [taps], [padding], [dilation])
+
+
+def powers_of_two() -> QConfig:
+    """Scales whose ratios are powers of two: sums then often lie between two steps."""
+    weight = Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True, power_of_two=True)
+    activation = Scheme("uint8", power_of_two=True)
+    return QConfig(QSpec(activation, MinMax()), QSpec(weight, PairSum()))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h) + h
+
+
+HALVES = {
+    "linear": (lambda: nn.Linear(8, 16), lambda: nn.Linear(16, 4), (8,)),
+    "linear relu": (
+        lambda: nn.Sequential(nn.Linear(8, 16), nn.Hardtanh(-0.5, 3)),
+        lambda: nn.Linear(16, 4),
+        (8,),
+    ),
+    "conv": (lambda: nn.Conv2d(8, 16, 1), lambda: nn.Conv2d(16, 4, 1), (8, 6, 6)),
+    "conv1d": (lambda: nn.Conv1d(8, 16, 1), lambda: nn.Conv1d(16, 4, 1), (8, 6)),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(8, 16, 2, 2),
+        lambda: nn.Conv2d(16, 4, 1),
+        (8, 4, 4),
+    ),
+    "residual": (Residual, lambda: nn.Conv2d(8, 4, 1), (8, 6, 6)),
+    "average": (
+        lambda: nn.Sequential(nn.Conv2d(8, 16, 1), nn.AvgPool2d(2)),
+        lambda: nn.Conv2d(16, 4, 1),
+        (8, 6, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+@pytest.mark.parametrize("name", HALVES)
+def test_halves_are_rounded_to_even_before_the_zero_point(name, odd):
+    """One meaning, the oracle's and ONNX's: with powers of two no float arithmetic hides it."""
+    layer, last, shape = HALVES[name]
+    x = torch.randn(64, *shape)
+    rules = octavo.QConfigMapping().set_global(powers_of_two())
+    q = quantized(nn.Sequential(layer(), last()), x, qconfig=rules)
+    graph = with_zero_points(q.graph, odd)
+    for part in layers.slices(graph):
+        seen = layers.agreement(part, layers.record(graph, set(part.sources), x))
+        assert seen.equal == seen.values, seen
+    assert lower(graph, "torch", torch.device("cpu")).fallbacks == {}
+
+
+def with_zero_points(graph: Graph, odd: int) -> Graph:
+    """The same with all zero points of activations odd, or all even."""
+
+    def moved(node: Node) -> Node:
+        if node.op not in ("octavo.quantize.default", "octavo.dequantize.default"):
+            return node
+        zero_point = node.args[2]
+        zero_point += zero_point % 2 != odd
+        return replace(node, args=(*node.args[:2], zero_point, *node.args[3:]))
+
+    return replace(graph, nodes=tuple(map(moved, graph.nodes)))
