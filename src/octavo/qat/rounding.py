@@ -95,7 +95,7 @@ def fake_quantize_learned(x: Tensor, qparams: QParams, gradient_scale: float) ->
 def fake_quantize_dynamic(
     x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool
 ) -> Tensor:
-    """`octavo.numerics.octavo_ops.fake_quantize_dynamic`, straight through: nothing is out of range."""
+    """`fake_quantize_dynamic` of `octavo.numerics.octavo_ops`, straight through: all is in range."""
     return _straight_through(
         x, octavo_ops.fake_quantize_dynamic(x.detach(), qmin, qmax, symmetric, per_token)
     )
