@@ -95,7 +95,7 @@ def fake_quantize_learned(x: Tensor, qparams: QParams, gradient_scale: float) ->
 def fake_quantize_dynamic(
     x: Tensor, qmin: int, qmax: int, symmetric: bool, per_token: bool
 ) -> Tensor:
-    """`fake_quantize_dynamic` of `octavo.numerics.octavo_ops`, straight through: all is in range."""
+    """``octavo::fake_quantize_dynamic``, straight through: nothing is out of range."""
     return _straight_through(
         x, octavo_ops.fake_quantize_dynamic(x.detach(), qmin, qmax, symmetric, per_token)
     )
@@ -111,7 +111,7 @@ def attention(
     gqa: bool,
     levels: int,
 ) -> Tensor:
-    """`octavo.numerics.octavo_ops.attention` with the gradient of attention whose probabilities are not rounded."""
+    """``octavo::attention`` with the gradient of attention whose probabilities are not rounded."""
     smooth = functional.scaled_dot_product_attention(
         q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa
     )

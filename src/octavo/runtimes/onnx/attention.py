@@ -95,7 +95,7 @@ def _may_hide_all(w: Writer, mask: Any) -> bool:
 
 
 def _rounded_attention(w: Writer, node: Node) -> Any:
-    """`octavo.numerics.octavo_ops.attention`: rounded are the exponentials, before their sum divides."""
+    """``octavo::attention``: rounded are the exponentials, before their sum divides."""
     q, k, v, mask, causal, scale, gqa, levels = node.args
     scores = _masked(w, _scores(w, q, k, scale, gqa), q, k, mask, causal)
     largest = w.op("ReduceMax", scores, w.ints([-1]), keepdims=1)
