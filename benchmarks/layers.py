@@ -130,7 +130,7 @@ def agreement(part: Slice, recorded: Mapping[str, Tensor], runtime: str = "torch
 
 
 def _slice(graph: Graph, end: str, inside: set[str], reads: Mapping[str, str]) -> Slice:
-    metas = graph.metas()
+    metas = graph.metas
     given = [_input(name, meta) for name in reads if (meta := metas[name]) is not None]
     picked = tuple(n for n in graph.nodes if n.name in inside and n.name not in reads)
     made = replace(

@@ -91,7 +91,7 @@ def multiply_accumulates(graph: Graph, args: Sequence[Tensor]) -> dict[str, int]
     names = {node.name for node in heavy}
     for node in (*heavy, *lists):
         names |= {name for name in node.refs() if name not in graph.constants}
-    names = {name for name in names if graph.metas().get(name) is not None}
+    names = {name for name in names if graph.metas.get(name) is not None}
     values = dict(graph.constants) | layers.record(graph, names, *args)
     return {node.name: _COUNTS[node.short_op](node, values) for node in (*heavy, *lists)}
 

@@ -35,7 +35,7 @@ def test_nodes_are_found_by_name(graph: Graph) -> None:
 
 
 def test_users_are_listed_once_each_and_in_order(graph: Graph) -> None:
-    users = {name: [node.name for node in nodes] for name, nodes in graph.users().items()}
+    users = {name: [node.name for node in nodes] for name, nodes in graph.users.items()}
     assert users == {
         "x": ["fc"],
         "weight": ["fc"],
@@ -65,7 +65,7 @@ def test_renaming_a_node_reads_other_values(graph: Graph) -> None:
 
 
 def test_metas_are_those_of_inputs_and_nodes(graph: Graph) -> None:
-    assert graph.metas() == {"x": META, "fc": META, "unused": META, "parts": None, "sum": META}
+    assert graph.metas == {"x": META, "fc": META, "unused": META, "parts": None, "sum": META}
 
 
 def test_output_names_and_text(graph: Graph) -> None:

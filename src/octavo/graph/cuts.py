@@ -57,7 +57,7 @@ class Cuts:
             batch: its inputs.
             also: values that shall be outputs too; nothing is cut there.
         """
-        producers = {node.name: node for node in graph.nodes}
+        producers = graph.by_name
         cut = _cut_values(graph, producers)
         names = tuple(dict.fromkeys([*cut, *also, *graph.output_names()]))
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()

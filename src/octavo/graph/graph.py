@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -151,30 +152,41 @@ class Graph:
     def output_names(self) -> list[str]:
         return list(refs_in(self.outputs))
 
+    @cached_property
+    def by_name(self) -> Mapping[str, Node]:
+        """The nodes by their names."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def users(self) -> Mapping[str, Sequence[Node]]:
+        """For each value's name, the nodes that read it (once each), in order."""
+        users: dict[str, list[Node]] = {i.name: [] for i in self.inputs}
+        users |= {name: [] for name in (*self.constants, *self.by_name)}
+        for node in self.nodes:
+            for name in dict.fromkeys(node.refs()):
+                users[name].append(node)
+        return users
+
+    @cached_property
+    def metas(self) -> Mapping[str, TensorMeta | None]:
+        """Shape and dtype of inputs and nodes, by name."""
+        metas: dict[str, TensorMeta | None] = {i.name: i.meta for i in self.inputs}
+        return metas | {node.name: node.meta for node in self.nodes}
+
+    def meta(self, name: str) -> TensorMeta | None:
+        """Shape and dtype of any value; ``None`` where it is not one tensor."""
+        constant = self.constants.get(name)
+        return self.metas[name] if constant is None else TensorMeta.of(constant)
+
     def node(self, name: str) -> Node:
         """The node of this name.
 
         Raises:
             OctavoError: there is none.
         """
-        for node in self.nodes:
-            if node.name == name:
-                return node
-        raise OctavoError(f"the graph has no node {name!r}")
-
-    def users(self) -> dict[str, list[Node]]:
-        """For each value's name, the nodes that read it (once each), in order."""
-        users: dict[str, list[Node]] = {i.name: [] for i in self.inputs}
-        users |= {name: [] for name in self.constants} | {node.name: [] for node in self.nodes}
-        for node in self.nodes:
-            for name in dict.fromkeys(node.refs()):
-                users[name].append(node)
-        return users
-
-    def metas(self) -> dict[str, TensorMeta | None]:
-        """Shape and dtype of inputs and nodes, by name."""
-        metas: dict[str, TensorMeta | None] = {i.name: i.meta for i in self.inputs}
-        return metas | {node.name: node.meta for node in self.nodes}
+        if name not in self.by_name:
+            raise OctavoError(f"the graph has no node {name!r}")
+        return self.by_name[name]
 
     def pruned(self) -> Graph:
         """The graph without nodes and constants that no output needs."""

@@ -106,8 +106,6 @@ class _Writer:
         self.roundings: dict[str, str] = {}
         self.dynamic: dict[tuple[str, Any], str] = {}
         self.read_as_integers = _read_as_integers(model.graph, plan)
-        self.users = model.graph.users()
-        self.producers = {node.name: node for node in model.graph.nodes}
         self.outputs = set(model.graph.output_names())
         self.sums = sums_with_biases(model.deployed(), plan)
 
@@ -188,9 +186,9 @@ class _Writer:
         if node.op not in _IN_PLACE:
             return False
         name = node.args[0].name
-        producer = self.producers.get(name)
+        producer = self.model.graph.by_name.get(name)
         source = self.folded.get(name, name)
-        alone = self.users[name] == [node] and name not in self.outputs
+        alone = self.model.graph.users[name] == [node] and name not in self.outputs
         kept = producer is None or producer.short_op not in _OUTPUT_NOT_KEPT
         return alone and not kept and source not in self.roundings
 
@@ -269,10 +267,9 @@ def _read_as_integers(graph: Graph, plan: Plan) -> set[str]:
     """The nodes that read rounded values: those in int8, and what stands only in training (a
     dropout) before one of them.
     """
-    users = graph.users()
     found = {node.name for node in graph.nodes if plan.runs_int8(node.name)}
     for node in reversed(graph.nodes):
         only_in_training = node.name not in plan.tensors
-        if only_in_training and any(user.name in found for user in users[node.name]):
+        if only_in_training and any(user.name in found for user in graph.users[node.name]):
             found.add(node.name)
     return found

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.quantization.targets import PRODUCT, ROLES, WEIGHTED
 
@@ -35,11 +35,9 @@ def in_precision(graph: Graph, precision: str) -> Graph:
 
 def float_layers(graph: Graph) -> set[str]:
     """Names of the layers and products that read and make float32, and no integers."""
-    nodes = {node.name: node for node in graph.nodes}
-    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
 
     def is_float(name: str) -> bool:
-        meta = metas[name]
+        meta = graph.meta(name)
         return meta is not None and meta.dtype == "float32"
 
     found = set()
@@ -50,7 +48,9 @@ def float_layers(graph: Graph) -> set[str]:
             computes_in_float = recurrent or bool(layer.weights_of(node, graph.constants))
         else:
             recurrent = False
-            of_integers = any(nodes[n].op.startswith("octavo.") for n in node.refs() if n in nodes)
+            of_integers = any(
+                graph.by_name[n].op.startswith("octavo.") for n in node.refs() if n in graph.by_name
+            )
             computes_in_float = role == PRODUCT and not of_integers
         in_float = all(map(is_float, (*node.refs(), *(() if recurrent else (node.name,)))))
         if computes_in_float and in_float and not node.op.startswith("octavo."):
@@ -66,8 +66,7 @@ def in_bfloat16(graph: Graph, layers: Collection[str]) -> Graph:
         layers: names of `float_layers`. The results of one that has several are read by their
             index, each in float32.
     """
-    users = graph.users()
-    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
+    users = graph.users
     layers = set(layers)
     layers |= {
         node.name for node in graph.nodes if node.op == _GETITEM and node.args[0].name in layers
@@ -77,7 +76,7 @@ def in_bfloat16(graph: Graph, layers: Collection[str]) -> Graph:
     narrow: dict[str, str] = {}  # value -> where it is in bfloat16
 
     def cast(name: str, source: str, dtype: torch.dtype) -> Node:
-        meta = metas[name.removesuffix(SUFFIX)]
+        meta = graph.meta(name.removesuffix(SUFFIX))
         assert meta is not None
         own = replace(meta, dtype=str(dtype).removeprefix("torch."))
         return Node(name, CAST, (Ref(source), dtype), meta=own)

@@ -65,7 +65,7 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
     by_float = {n: d for n, d in dequantized.items() if n in made_in_int8 or n in weight_nodes}
 
     nodes: list[Node] = []
-    metas = graph.metas()
+    metas = graph.metas
     for given in graph.inputs:
         if given.name in activations:
             nodes += _qdq(given.name, given.meta, qparams[given.name])
@@ -100,7 +100,7 @@ def _floats_of_tied_weights(graph: Graph, plan: Plan) -> dict[str, str]:
 
 
 def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
-    known = set(graph.metas()) | set(graph.constants)
+    known = set(graph.metas) | set(graph.constants)
     unknown = sorted(set(plan.tensors) - known)
     if unknown:
         raise PlanError(f"the plan names {unknown[:5]}, which the graph has not: plan it again")

@@ -285,7 +285,7 @@ _LAYERS_IN_WORDS = {
 
 def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     plans = []
-    users = graph.users()
+    users = graph.users
     for given in graph.inputs:
         plans.append(_value_plan(given.name, "input", "", placement))
     for node in graph.nodes:
@@ -299,7 +299,7 @@ def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     return list({t.tensor: t for t in plans}.values())
 
 
-def _kept_for(weight: str, users: Mapping[str, list[Node]], placement: Placement) -> str:
+def _kept_for(weight: str, users: Mapping[str, Sequence[Node]], placement: Placement) -> str:
     """What is said of a weight that is tied to a float layer's."""
     floats = [user.name for user in users[weight] if not placement.on_integers(user.name)]
     return f", and kept as floats for {', '.join(floats)}" if floats else ""

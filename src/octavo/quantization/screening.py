@@ -91,15 +91,15 @@ class Watched:
 
 def masks_of(graph: Graph) -> frozenset[str]:
     """The float inputs in which minus infinity means that a score is hidden."""
-    users = graph.users()
+    users = graph.users
     return frozenset(g.name for g in graph.inputs if _is_float(g.meta) and _is_mask(g.name, users))
 
 
-def _is_mask(name: str, users: Mapping[str, list[Node]]) -> bool:
+def _is_mask(name: str, users: Mapping[str, Sequence[Node]]) -> bool:
     return bool(users[name]) and all(_reads_mask(user, name, users) for user in users[name])
 
 
-def _reads_mask(user: Node, name: str, users: Mapping[str, list[Node]]) -> bool:
+def _reads_mask(user: Node, name: str, users: Mapping[str, Sequence[Node]]) -> bool:
     op = user.short_op
     if op in _MASKED:
         return [i for i, arg in enumerate(user.args) if arg == Ref(name)] == [_MASKED[op]]
@@ -120,7 +120,7 @@ def run_around(
     Raises:
         InputError: a result of integers is computed from NaN.
     """
-    names, metas = graph.output_names(), graph.metas()
+    names = graph.output_names()
     if watched.are_empty(tensors):
         exact = _without_rounding(graph, tensors)
         return tuple(exact[name] for name in names)
@@ -131,15 +131,15 @@ def run_around(
     for name in names:
         if any(bool(exact[value].isnan().any()) for value in _floats_behind(graph, name)):
             raise InputError(
-                f"{_account(graph, bad)}; the result {name!r} is {metas[name]}, which has no NaN "
-                "to say so: leave these samples out"
+                f"{_account(graph, bad)}; the result {name!r} is {graph.metas[name]}, "
+                "which has no NaN to say so: leave these samples out"
             )
     if bool(bad.all()):
         return tuple(exact[name] for name in names)
     pairs = zip(graph.inputs, tensors, strict=True)
     results = run(*(_emptied(tensor, given.meta, bad) for given, tensor in pairs))
     return tuple(
-        _merged(result, exact[name], metas.get(name), bad)
+        _merged(result, exact[name], graph.metas.get(name), bad)
         for name, result in zip(names, results, strict=True)
     )
 
@@ -187,18 +187,17 @@ def _without_rounding(graph: Graph, tensors: Sequence[Tensor]) -> dict[str, Any]
 
 def _floats_behind(graph: Graph, name: str) -> Iterator[str]:
     """The last floats that a result which is none is computed from."""
-    nodes, metas = {node.name: node for node in graph.nodes}, graph.metas()
     to_see, seen = [name], set()
     while to_see:
         current = to_see.pop()
         if current in seen or current in graph.constants:
             continue
         seen.add(current)
-        if _is_float(metas[current]):
+        if _is_float(graph.metas[current]):
             if current != name:
                 yield current
-        elif current in nodes:
-            to_see += nodes[current].refs()
+        elif current in graph.by_name:
+            to_see += graph.by_name[current].refs()
 
 
 def _emptied(tensor: Tensor, meta: TensorMeta, bad: Tensor) -> Tensor:

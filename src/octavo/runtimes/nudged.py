@@ -66,7 +66,7 @@ def _rounded(graph: Graph) -> set[str]:
     """Float values that come to integers before anything else than a sum or a function reads them:
     what is inexact about them is moved there.
     """
-    users, outputs = graph.users(), frozenset(graph.output_names())
+    users, outputs = graph.users, frozenset(graph.output_names())
     found: set[str] = set()
     for node in reversed(graph.nodes):
         readers = users[node.name]

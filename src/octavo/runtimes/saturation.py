@@ -78,15 +78,14 @@ def with_own_weights(graph: Graph) -> Graph:
 
 def overflowing(graph: Graph) -> dict[str, Node]:
     """Layers whose products of pairs may not fit, each with the node that reads its weight."""
-    nodes = {node.name: node for node in graph.nodes}
-    found = {node.name: _overflowing_weight(node, nodes, graph) for node in graph.nodes}
+    found = {node.name: _overflowing_weight(node, graph) for node in graph.nodes}
     return {name: weight for name, weight in found.items() if weight is not None}
 
 
-def _overflowing_weight(node: Node, nodes: dict[str, Node], graph: Graph) -> Node | None:
-    read = [nodes[name] for name in node.refs() if name in nodes]
+def _overflowing_weight(node: Node, graph: Graph) -> Node | None:
+    read = [graph.by_name[name] for name in node.refs() if name in graph.by_name]
     weights = [other for other in read if _is_weight(other, graph)]  # recurrent layers have several
-    bounds = next((_bounds(other, nodes) for other in read if other not in weights), None)
+    bounds = next((_bounds(other, graph) for other in read if other not in weights), None)
     if bounds is None or node.op.startswith("octavo."):
         return None
     low, high = bounds
@@ -104,11 +103,11 @@ def _too_large(node: Node, weight: Node, graph: Graph, highest: int) -> bool:
     return overflows(integers.transpose(0, axis), highest)
 
 
-def _bounds(node: Node, nodes: dict[str, Node]) -> tuple[int, int] | None:
+def _bounds(node: Node, graph: Graph) -> tuple[int, int] | None:
     """The lowest and highest integer that a rounded activation has."""
     if node.op == _DYNAMIC:
         return node.args[1], node.args[2]
-    rounding = nodes.get(node.args[0].name) if node.op == _DEQUANTIZE else None
+    rounding = graph.by_name.get(node.args[0].name) if node.op == _DEQUANTIZE else None
     if rounding is None or rounding.op != _QUANTIZE:
         return None
     return rounding.args[3], rounding.args[4]

@@ -95,14 +95,13 @@ class _Piece:
 
 def _pieces(graph: Graph) -> Iterator[_Piece]:
     """Those that have layers with weights and read integers."""
-    producers = {node.name: node for node in graph.nodes}
     made = [node.name for node in graph.nodes if node.op == _QUANTIZE]
     for end in dict.fromkeys([*made, *graph.output_names()]):
         reads: dict[str, None] = {}
         inside, todo = set[str](), [end]
         while todo:
             name = todo.pop()
-            node = producers.get(name)
+            node = graph.by_name.get(name)
             if name in inside or name in graph.constants:
                 continue
             if node is None or (node.op == _QUANTIZE and name != end):
@@ -112,7 +111,7 @@ def _pieces(graph: Graph) -> Iterator[_Piece]:
                 todo += node.refs()
         nodes = tuple(node for node in graph.nodes if node.name in inside)
         layers = tuple(n.name for n in nodes if n.short_op in WEIGHTED_LAYERS)
-        if layers and any(name in producers for name in reads):
+        if layers and any(name in graph.by_name for name in reads):
             yield _Piece(layers, tuple(reads), nodes, end)
 
 
@@ -152,7 +151,7 @@ def _times(piece: _Piece, found: Mapping[str, Latency]) -> Iterator[LayerTime]:
 
 def _graph_of(piece: _Piece, graph: Graph, values: Mapping[str, Any]) -> tuple[Graph, list[Tensor]]:
     """The piece, with the floats that it quantizes again first, and these."""
-    entries = {node.name: node for node in graph.nodes if node.name in piece.reads}
+    entries = {n: graph.by_name[n] for n in piece.reads if n in graph.by_name}
     given: dict[str, Tensor] = {}
     for name in piece.reads:
         entry = entries.get(name)

@@ -148,7 +148,7 @@ def test_mobilenet_v3_small() -> None:
     assert not ops & {"batch_norm", "dropout"}
     assert {"hardswish", "hardsigmoid", "mul", "adaptive_avg_pool2d"} <= ops
     assert graph.node("features.1.block.1.fc1").module_type == "torch.nn.modules.conv.Conv2d"
-    assert not [name for name in graph.metas() if name.endswith("_")]
+    assert not [name for name in graph.metas if name.endswith("_")]
 
 
 # Arguments

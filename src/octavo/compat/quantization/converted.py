@@ -215,18 +215,17 @@ def convert_into(
 def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[QuantizedLayer, str]]:
     """Path -> the quantized layer that now stands there, and the tensor that it returns."""
     found: dict[str, tuple[QuantizedLayer, str]] = {}
-    nodes = {node.name: node for node in graph.nodes}
     for name, planned in plan.tensors.items():
         if planned.op not in WEIGHTED_LAYERS or planned.kind != "activation":
             continue
-        node = nodes.get(name)
+        node = graph.by_name.get(name)
         path = None if node is None else _path_of_layer(root, node.module)
         if node is None or path is None or not planned.on_integers or path in found:
             continue
         module = root.get_submodule(path)
         output = planned.fused_into or name
         kind = name_of_kind(module, planned.runs, plan.tensors[output].op == "relu")
-        weights = _weights(node, nodes, graph, plan)
+        weights = _weights(node, graph, plan)
         found[path] = (QuantizedLayer(kind, about(module), weights), output)
     for path, (layer, _) in found.items():
         _put(root, path, layer)
@@ -246,15 +245,13 @@ def _path_of_layer(root: nn.Module, path: str) -> str | None:
     return None
 
 
-def _weights(
-    node: Node, nodes: Mapping[str, Node], graph: Graph, plan: Plan
-) -> dict[str, tuple[Any, list[int]]]:
+def _weights(node: Node, graph: Graph, plan: Plan) -> dict[str, tuple[Any, list[int]]]:
     found = {}
     for name in node.refs():
         source = name.removesuffix(".dequantized")
         planned = plan.quantized.get(source)
         if planned is not None and planned.kind == "weight" and planned.spec is not None:
-            meta = nodes[name].meta
+            meta = graph.by_name[name].meta
             shape = [size or 0 for size in meta.shape] if meta else []
             found[source.rpartition(".")[2]] = (planned.spec.scheme, shape)
     return found

@@ -63,7 +63,7 @@ class Faithful:
             graph.output_names(),
             graph.constants,
         )
-        metas = [meta for meta in graph.metas().values() if meta is not None]
+        metas = [meta for meta in graph.metas.values() if meta is not None]
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
         self.rounding = _ROUNDING_OF_HALVES if halves else _ROUNDING
 

@@ -16,7 +16,7 @@ _MASK = 3  # position of the mask among the arguments
 
 def masks_to_add(graph: Graph) -> Graph:
     """The graph with ``where(mask, 0, -inf)`` behind each boolean mask that is computed."""
-    metas = {name: meta for name, meta in graph.metas().items() if meta is not None}
+    metas = {name: meta for name, meta in graph.metas.items() if meta is not None}
     made: set[str] = set()
     nodes = []
     for node in graph.nodes:

@@ -9,19 +9,18 @@ from dataclasses import replace
 
 import torch
 
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.graph import Graph, Node, Ref
 
 
 def copies_as_values(graph: Graph) -> Graph:
     """The graph with what is copied, in the dtype and sizes of what it is copied over."""
-    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
     nodes: list[Node] = []
     for node in graph.nodes:
         if node.op != "aten.copy.default" or node.meta is None:
             nodes.append(node)
             continue
         target, source = node.args[:2]
-        found = metas[source.name]
+        found = graph.meta(source.name)
         if found is None or found.dtype != node.meta.dtype:
             cast = replace(
                 node,

@@ -26,12 +26,11 @@ def fold_batch_norm(graph: Graph) -> Graph:
     norm stays where something else reads the layer's output or its weights, and where it runs over
     another axis than the layer's output channels.
     """
-    layers = {node.name: node for node in graph.nodes}
     constants = dict(graph.constants)
     folded: dict[str, Node] = {}
     same: dict[str, str] = {}
     for name, norm in foldable_norms(graph).items():
-        layer = layers[name]
+        layer = graph.by_name[name]
         own = (*layer.args[1:3], None)[:2]
         tensors = [None if ref is None else constants[ref.name] for ref in (*own, *norm.args[1:5])]
         weight, bias = folded_tensors(layer, norm, *tensors)  # type: ignore[arg-type]
@@ -49,12 +48,10 @@ def fold_batch_norm(graph: Graph) -> Graph:
 
 def foldable_norms(graph: Graph) -> dict[str, Node]:
     """For each layer that a batch norm can be folded into, that batch norm."""
-    users = graph.users()
-    producers = {node.name: node for node in graph.nodes}
     found = {}
     for norm in graph.nodes:
-        layer = producers.get(norm.args[0].name) if _is_inference_norm(norm) else None
-        if layer is not None and _can_fold(layer, graph, users):
+        layer = graph.by_name.get(norm.args[0].name) if _is_inference_norm(norm) else None
+        if layer is not None and _can_fold(layer, graph):
             found[layer.name] = norm
     return found
 
@@ -103,7 +100,7 @@ def _is_inference_norm(node: Node) -> bool:
     return node.op == "aten.batch_norm.default" and node.args[3] is not None and not node.args[5]
 
 
-def _can_fold(layer: Node, graph: Graph, users: dict[str, list[Node]]) -> bool:
+def _can_fold(layer: Node, graph: Graph) -> bool:
     if layer.short_op not in _LAYERS or layer.op.endswith(".padding"):
         return False
     weight, bias = (*layer.args[1:3], None)[:2]
@@ -115,5 +112,7 @@ def _can_fold(layer: Node, graph: Graph, users: dict[str, list[Node]]) -> bool:
         len(layer.meta.shape) == graph.constants[weight.name].dim()
     )
     leaving = set(graph.output_names())
-    alone = all(len(users[name]) == 1 and name not in leaving for name in (layer.name, *own))
-    return over_channels and alone and (bias_name(layer) in own or bias_name(layer) not in users)
+    alone = all(len(graph.users[name]) == 1 and name not in leaving for name in (layer.name, *own))
+    return (
+        over_channels and alone and (bias_name(layer) in own or bias_name(layer) not in graph.users)
+    )

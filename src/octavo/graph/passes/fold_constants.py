@@ -6,7 +6,7 @@ So such a weight is a constant like any other, and can be quantized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ def fold_constants(graph: Graph) -> Graph:
     A constant has the name of the node that made it. A node stays where its result is much larger
     than what it is made of.
     """
-    users = graph.users()
+    users = graph.users
     known: dict[str, Any] = dict(graph.constants)
     kept = []
     for node in graph.nodes:
@@ -46,7 +46,7 @@ def _is_fixed(node: Node, known: Mapping[str, Any]) -> bool:
     return node.short_op not in DROPOUTS and all(name in known for name in node.refs())
 
 
-def _gives_tensors(node: Node, users: Mapping[str, list[Node]]) -> bool:
+def _gives_tensors(node: Node, users: Mapping[str, Sequence[Node]]) -> bool:
     """Whether a node's result is a tensor, or several of which each reader takes one."""
     takes_one = [user.op == "python.getitem" for user in users[node.name]]
     return node.meta is not None or (bool(takes_one) and all(takes_one))

@@ -26,7 +26,7 @@ def products_as_linear(graph: Graph) -> Graph:
 
     The transposed matrix has the name of the constant where nothing else reads that.
     """
-    users = graph.users()
+    users = graph.users
     constants = dict(graph.constants)
     nodes = []
     for node in graph.nodes:

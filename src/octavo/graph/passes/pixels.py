@@ -54,7 +54,7 @@ def _image_input(graph: Graph) -> Input:
 
 def _new_names(graph: Graph, stem: str) -> list[str]:
     """Names behind the input's; a module of the model may have the same name."""
-    taken = {*graph.constants, *graph.metas()}
+    taken = {*graph.constants, *graph.metas}
     while True:
         parts = ("float", "factor", "scaled", "offset", "normalized")
         names = [f"{stem}.{part}" for part in parts]

@@ -22,13 +22,12 @@ def remove_identities(graph: Graph) -> Graph:
     """Without dropout, clone, contiguous, and casts, expansions, reshapes and slices to what a
     tensor is already.
     """
-    metas = {name: TensorMeta.of(t) for name, t in graph.constants.items()} | graph.metas()
     same: dict[str, str] = {}
     nodes = []
     for node in graph.nodes:
         node = node.renamed(same)
         source = node.args[0].name if node.args and isinstance(node.args[0], Ref) else ""
-        if source and _is_identity(node, metas.get(source)):
+        if source and _is_identity(node, graph.meta(source)):
             same[node.name] = source
         else:
             nodes.append(node)

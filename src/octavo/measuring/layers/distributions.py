@@ -112,7 +112,7 @@ class _Taps:
         floats = with_floats(first, self.pixels)
         with evaluating(model):
             self.graph = capture(model, floats.args, floats.kwargs)
-        known = set(self.graph.metas())
+        known = set(self.graph.metas)
         quantized = q.plan.quantized.items()
         self.names = [n for n, t in quantized if t.kind != "weight" and n in known]
         missing = [n for n, t in quantized if t.kind == "weight" and n not in self.graph.constants]
@@ -185,10 +185,9 @@ def _readable(seen: DyadicHistogram) -> tuple[tuple[int, ...], float, float]:
 
 def _clips(graph: Graph, quantized: Mapping[str, TensorPlan]) -> dict[str, tuple[float, float]]:
     """The range that each tensor's integers hold, as far as it is fixed."""
-    readers = {node.name: node for node in graph.nodes}
     found = {}
     for name, planned in quantized.items():
-        node = readers.get(f"{name}.dequantized")
+        node = graph.by_name.get(f"{name}.dequantized")
         if node is None or planned.spec is None:
             continue
         scale, zero_point = (_tensor(graph, arg).reshape(1, -1) for arg in node.args[1:3])

@@ -208,7 +208,7 @@ class Measurement:
             runtime = q.runtime if q.runtime in ("torch", "reference") else "reference"
         tensors = flatten_call(q.graph, first.args, first.kwargs)
         self.cuts = Cuts.of(q.graph, _one_sample(q.graph, tensors), _returning_floats(q.plan))
-        known = set(self.float_graph.metas())
+        known = set(self.float_graph.metas)
         layers = dict.fromkeys([*self.cuts.layers, *self.cuts.sources])
         # What a model of pixels has in place of the float image.
         self.names = {

@@ -147,7 +147,7 @@ class Study:
         """The QDQ graph of one layer, which reads what float gives."""
         graph = by_itself(self.graph, layer)
         chosen = only(self.graph, self.plan, layer)
-        known = {*graph.metas(), *graph.constants}
+        known = {*graph.metas, *graph.constants}
         tensors = {name: t for name, t in chosen.tensors.items() if name in known}
         return self.quantized(replace(chosen, tensors=tensors), graph)
 

@@ -50,7 +50,7 @@ def by_itself(graph: Graph, layer: str) -> Graph:
     """The graph of one layer: what it reads are inputs."""
     own = [layer, *(user.name for user in _parts(graph, layer))]
     nodes = tuple(node for node in graph.nodes if node.name in own)
-    metas = graph.metas()
+    metas = graph.metas
     read = dict.fromkeys(name for node in nodes for name in node.refs() if name not in own)
     inputs = []
     for name in read:
@@ -71,24 +71,23 @@ def values_of(graph: Graph, layer: str) -> list[str]:
 def _parts(graph: Graph, layer: str) -> list[Node]:
     if graph.node(layer).meta is not None:
         return []
-    return [user for user in graph.users()[layer] if user.op == "python.getitem"]
+    return [user for user in graph.users[layer] if user.op == "python.getitem"]
 
 
 def all_but(graph: Graph, plan: Plan, layer: str) -> Plan:
     """The plan with this layer in float, and with it its weights, what no other layer reads as
     integers, and what only moves that.
     """
-    producers = {node.name: node for node in graph.nodes}
-    users = graph.users()
+    users = graph.users
     freed = {layer}
-    todo = list(producers[layer].refs())
+    todo = list(graph.by_name[layer].refs())
     while todo:
         name = todo.pop()
         if name not in plan.quantized:
             continue
         if all(user.name in freed or not _reads_integers(plan, user.name) for user in users[name]):
             freed.add(name)
-            producer = producers.get(name)
+            producer = graph.by_name.get(name)
             if producer is not None and ROLES.get(producer.short_op) == SHARED:
                 todo += producer.refs()
 
@@ -171,7 +170,6 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _fresh(base: Graph, graph: Graph) -> list[Node]:
     """The nodes that compute something else than the base's node of that name."""
-    before = {node.name: node for node in base.nodes}
     changed: set[str] = {
         name
         for name, tensor in graph.constants.items()
@@ -179,7 +177,7 @@ def _fresh(base: Graph, graph: Graph) -> list[Node]:
     }
     fresh = []
     for node in graph.nodes:
-        same = before.get(node.name) == node and not changed.intersection(
+        same = base.by_name.get(node.name) == node and not changed.intersection(
             refs_in((node.args, dict(node.kwargs)))
         )
         if not same:

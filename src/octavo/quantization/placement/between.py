@@ -40,7 +40,7 @@ def between_int8_layers(context: Context, candidates: set[str], placement: Place
             elif read_in_float[name] is not None:
                 reason = f"{read_in_float[name]} reads it in float"
             else:
-                op = context.producers[name].short_op
+                op = context.graph.by_name[name].short_op
                 reason = f"{op} runs in int8 only fused behind another layer, unless a rule asks"
             placement.reasons[name] = f"float: {reason}"
         kept = new
@@ -48,7 +48,7 @@ def between_int8_layers(context: Context, candidates: set[str], placement: Place
 
 def _float_reader(context: Context, name: str, kept: set[str]) -> str | None:
     """A float operator that reads a value, and not only its sizes."""
-    for user in context.users[name]:
+    for user in context.graph.users[name]:
         sizes_only = user.meta is None and ROLES.get(user.short_op) != SHARED
         if user.name not in kept and not sizes_only:
             return user.name
@@ -56,8 +56,8 @@ def _float_reader(context: Context, name: str, kept: set[str]) -> str | None:
 
 
 def _runs_alone_or_is_fused(context: Context, name: str, kept: set[str]) -> bool:
-    node = context.producers[name]
+    node = context.graph.by_name[name]
     if context.runs_alone(node):
         return True
-    before = context.producers.get(context.reads(node)[0])
+    before = context.graph.by_name.get(context.reads(node)[0])
     return before is not None and takes_activation(context, before, node, kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.quantization.qconfig import QConfig
 from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED, Target
@@ -25,18 +25,12 @@ class Context:
         graph: canonical, float.
         target: where it will run.
         qconfigs: node -> how it is wanted; ``None`` in float.
-        users: value -> the nodes that read it.
-        metas: value -> its shape and dtype; ``None`` for what is no tensor.
-        producers: node by name.
         outputs: values that leave the model.
     """
 
     graph: Graph
     target: Target
     qconfigs: Mapping[str, QConfig | None]
-    users: Mapping[str, list[Node]]
-    metas: Mapping[str, TensorMeta | None]
-    producers: Mapping[str, Node]
     outputs: frozenset[str]
 
     def reads(self, node: Node) -> list[str]:
@@ -52,23 +46,23 @@ class Context:
     def _is_activation(self, name: str) -> bool:
         if name in self.graph.constants:
             return False
-        producer = self.producers.get(name)
+        producer = self.graph.by_name.get(name)
         if producer is None or producer.meta is not None:
             return True
         return ROLES.get(producer.short_op) == SHARED  # a list of tensors, not a size
 
     def is_layer(self, name: str) -> bool:
         """Whether int8 saves so much that a node runs in it whatever stands around it."""
-        return ROLES.get(self.producers[name].short_op) in (WEIGHTED, PRODUCT)
+        return ROLES.get(self.graph.by_name[name].short_op) in (WEIGHTED, PRODUCT)
 
     def only_user(self, name: str) -> Node | None:
         """The one node that reads a value which does not leave the model."""
-        users = self.users[name]
+        users = self.graph.users[name]
         return users[0] if len(users) == 1 and name not in self.outputs else None
 
     def is_float(self, name: str) -> bool:
         """Whether a value is float32, or no tensor."""
-        meta = self.metas.get(name)
+        meta = self.graph.metas.get(name)
         return meta is None or meta.dtype == "float32"
 
     def runs_alone(self, node: Node) -> bool:

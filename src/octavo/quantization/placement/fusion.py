@@ -33,7 +33,7 @@ def _float_tail(context: Context, kept: set[str], placement: Placement) -> set[s
     """Activations that a kernel applies itself though nothing int8 follows: its result is float."""
     tail = set()
     for name in kept:
-        node = context.producers[name]
+        node = context.graph.by_name[name]
         after = context.only_user(name)
         fusable = context.target.fused_activations.get(node.short_op, frozenset())
         if after is None or placement.reasons.get(after.name, "").startswith("float: the rule"):
@@ -57,7 +57,7 @@ def _takes_addition(
     if addition.name not in kept or addition.name in claimed:
         return False
     operands = context.reads(addition)
-    metas = [context.metas[name] for name in operands]
+    metas = [context.graph.metas[name] for name in operands]
     return len(metas) == 2 and metas[0] == metas[1] and metas[0] is not None
 
 

@@ -35,15 +35,7 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
         qconfigs[node.name] = qconfig
         if reason and not is_fusable(node, rule, target, mode):
             placement.reasons[node.name] = f"float: {reason}"
-    context = Context(
-        graph,
-        target,
-        qconfigs,
-        graph.users(),
-        graph.metas(),
-        {node.name: node for node in graph.nodes},
-        frozenset(graph.output_names()),
-    )
+    context = Context(graph, target, qconfigs, frozenset(graph.output_names()))
     place_in_bfloat16(context, rules, placement)
     place_without_ranges(context, placement)
     kept = between_int8_layers(context, candidates(context, placement), placement)

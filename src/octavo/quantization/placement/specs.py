@@ -25,10 +25,10 @@ def specify(context: Context, placement: Placement) -> None:
     for name in values:
         readers = [
             user.name
-            for user in context.users[name]
+            for user in context.graph.users[name]
             if user.name in placement.int8 and name in context.reads(user)
         ]
-        producer = context.producers.get(name)
+        producer = context.graph.by_name.get(name)
         is_tensor = producer is None or producer.meta is not None
         made_in_float = placement.reasons.get(name, "")
         if readers and is_tensor and name not in placement.fused_into:
@@ -44,7 +44,7 @@ def specify(context: Context, placement: Placement) -> None:
 
 def _activation_of(context: Context, name: str, readers: list[str]) -> QSpec:
     """The spec of a value: its maker's if that is static, else that of the first who reads it."""
-    producer = context.producers.get(name)
+    producer = context.graph.by_name.get(name)
     makers = [name, *readers] if producer is not None else readers
     for node in makers:
         qconfig = context.qconfigs[node]

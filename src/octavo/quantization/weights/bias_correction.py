@@ -8,7 +8,7 @@ With ``w' = w + e`` the rounded weight, ``E[w'x] - E[wx] = e E[x]``: subtract it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -58,7 +58,7 @@ def correct_biases(
     """
     expect(GRAPH, graph=graph)
     expect(_BY_NAME, qparams=qparams, input_means=input_means)
-    users = graph.users()
+    users = graph.users
     constants = dict(graph.constants)
     nodes = []
     for node in graph.nodes:
@@ -97,7 +97,7 @@ def _has_constant_bias(node: Node, graph: Graph) -> bool:
     return bias is None or bias.name in graph.constants
 
 
-def own_bias(node: Node, users: Mapping[str, list[Node]]) -> str:
+def own_bias(node: Node, users: Mapping[str, Sequence[Node]]) -> str:
     """The name of a bias that no other layer reads: its present one, or a new one."""
     bias = node.args[2] if len(node.args) > 2 else None
     if bias is not None and len(users[bias.name]) == 1:

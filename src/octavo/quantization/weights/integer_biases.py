@@ -128,7 +128,7 @@ def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> 
         plan: made for that graph.
         qparams: of its activations and weights, by name.
     """
-    users = graph.users()
+    users = graph.users
     constants = dict(graph.constants)
     layers = sums_with_biases(graph, plan)
     nodes = []

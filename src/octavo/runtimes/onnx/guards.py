@@ -41,7 +41,7 @@ def with_squeezing_guarded(graph: Graph, dialect: Dialect) -> Graph:
     Raises:
         ExportError: the runtime would not refuse it.
     """
-    metas = graph.metas()
+    metas = graph.metas
     squeezing = [node for node in graph.nodes if node.op == "aten.squeeze.default"]
     read = {node.name: metas[node.args[0].name] for node in squeezing}
     open_ones = [name for name, meta in read.items() if meta is None or None in meta.shape]
@@ -61,7 +61,7 @@ def write_guards(w: Writer) -> None:
     Sizes that the graph declares need no nodes: runtimes hold callers to these.
     """
     guards = [guard for guard in w.graph.guards if _is_about_open_sizes(guard, w.graph)]
-    users = w.graph.users()
+    users = w.graph.users
     read = [given for given in w.graph.inputs if users[given.name] and given.meta.shape]
     if not guards or not read:
         return

@@ -22,7 +22,7 @@ def with_unsigned_activations(graph: Graph) -> Graph:
     Args:
         graph: in canonical QDQ form.
     """
-    users = graph.users()
+    users = graph.users
     shifted = {
         node.name
         for node in graph.nodes
@@ -33,7 +33,7 @@ def with_unsigned_activations(graph: Graph) -> Graph:
     if not shifted:
         return graph
     nodes = [_shifted(node, shifted) for node in graph.nodes]
-    metas = graph.metas()
+    metas = graph.metas
     results = [name for name in dict.fromkeys(graph.output_names()) if name in shifted]
     for name in results:
         nodes += _signed(name, metas[name])

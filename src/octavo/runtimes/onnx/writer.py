@@ -107,13 +107,9 @@ class Writer:
     _known: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _used: set[str] = field(default_factory=set)
     _current: Node | None = None
-    _metas: dict[str, TensorMeta | None] = field(default_factory=dict)
-    _producers: dict[str, Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._metas = self.graph.metas()
-        self._producers = {node.name: node for node in self.graph.nodes}
-        self._used = {given.name for given in self.graph.inputs} | set(self._producers)
+        self._used = {given.name for given in self.graph.inputs} | set(self.graph.by_name)
         self.values = {given.name: given.name for given in self.graph.inputs}
 
     # What converters ask
@@ -127,7 +123,7 @@ class Writer:
         name = ref.name
         if name in self.graph.constants:
             return TensorMeta.of(self.graph.constants[name])
-        meta = self._metas.get(name)
+        meta = self.graph.metas.get(name)
         if meta is None:
             raise ExportError(f"the shape of {name!r} is not known, which its ONNX form depends on")
         return meta
@@ -135,7 +131,7 @@ class Writer:
     def is_tensor(self, arg: Any) -> bool:
         """Whether an argument is a tensor of known shape, and not a size."""
         return isinstance(arg, Ref) and (
-            arg.name in self.graph.constants or self._metas.get(arg.name) is not None
+            arg.name in self.graph.constants or self.graph.metas.get(arg.name) is not None
         )
 
     def rank(self, ref: Ref | Node) -> int:
@@ -144,7 +140,7 @@ class Writer:
 
     def producer(self, ref: Any) -> Node | None:
         """The node that makes a value; ``None`` for inputs, constants and what is no reference."""
-        return self._producers.get(ref.name) if isinstance(ref, Ref) else None
+        return self.graph.by_name.get(ref.name) if isinstance(ref, Ref) else None
 
     def tensor_of(self, ref: Any) -> Tensor | None:
         """The tensor of a constant."""
@@ -187,7 +183,7 @@ class Writer:
             if arg.name in self.graph.constants:
                 self.values[arg.name] = self.initializer(arg.name, self.graph.constants[arg.name])
             else:
-                self.convert_lazily(self, self._producers[arg.name])
+                self.convert_lazily(self, self.graph.by_name[arg.name])
         value = self.values[arg.name]
         if not isinstance(value, str):
             raise ExportError(f"{arg.name!r} is a list of tensors where one tensor is read")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,9 +81,7 @@ class Context:
     held: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.users: Mapping[str, list[Node]] = self.graph.users()
-        self.nodes: Mapping[str, Node] = {node.name: node for node in self.graph.nodes}
-        self.metas = self.graph.metas()
+        self.users, self.nodes, self.metas = self.graph.users, self.graph.by_name, self.graph.metas
         self.outputs = frozenset(self.graph.output_names())
 
     def before_cast(self, name: str) -> str:

@@ -7,7 +7,6 @@ layers with float results are joined, since integers have scales of their own.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +22,9 @@ def join_siblings(graph: Graph) -> tuple[Graph, dict[str, str]]:
 
     A joined layer's name is that of the part of the result that was its own.
     """
-    nodes = {node.name: node for node in graph.nodes}
-    users = graph.users()
     families: dict[str, list[Node]] = {}
     for node in graph.nodes:
-        if _can_join(node, nodes, users, graph.constants):
+        if _can_join(node, graph):
             families.setdefault(node.args[0].name, []).append(node)
     joined: dict[str, str] = {}
     constants = dict(graph.constants)
@@ -35,7 +32,7 @@ def join_siblings(graph: Graph) -> tuple[Graph, dict[str, str]]:
     for source, family in families.items():
         if len(family) > 1:
             name = f"{source}.joined"
-            made[family[0].name] = _joined(name, family, nodes, constants)
+            made[family[0].name] = _joined(name, family, graph, constants)
             joined |= {node.name: name for node in family}
     result = []
     for node in graph.nodes:
@@ -53,25 +50,22 @@ def weights_in_joined(graph: Graph, joined: dict[str, str]) -> dict[str, tuple[s
         graph: before layers were joined.
         joined: from `join_siblings`.
     """
-    nodes = {node.name: node for node in graph.nodes}
     found = {}
     used: dict[str, int] = {}
     for node in graph.nodes:
         if node.name in joined:
             whole = joined[node.name]
-            name = nodes[node.args[1].name].args[0].name
+            name = graph.by_name[node.args[1].name].args[0].name
             start = used.get(whole, 0)
             used[whole] = start + len(graph.constants[name])
             found[name] = (f"{whole}.weight", slice(start, used[whole]))
     return found
 
 
-def _can_join(
-    node: Node, nodes: dict[str, Node], users: dict[str, list[Node]], constants: Any
-) -> bool:
+def _can_join(node: Node, graph: Graph) -> bool:
     if node.short_op != "linear" or not all(isinstance(arg, Ref) for arg in node.args[:2]):
         return False
-    source, weight = (nodes.get(arg.name) for arg in node.args[:2])
+    source, weight = (graph.by_name.get(arg.name) for arg in node.args[:2])
     bias = node.args[2] if len(node.args) > 2 else None
     return (
         source is not None
@@ -79,18 +73,18 @@ def _can_join(
         and weight is not None
         and weight.op == DEQUANTIZE_CHANNELS
         and weight.args[3] == 0
-        and weight.args[0].name in constants
-        and (bias is None or bias.name in constants)
-        and not any(user.op == QUANTIZE for user in users[node.name])
+        and weight.args[0].name in graph.constants
+        and (bias is None or bias.name in graph.constants)
+        and not any(user.op == QUANTIZE for user in graph.users[node.name])
         and node.meta is not None
     )
 
 
 def _joined(
-    name: str, family: list[Node], nodes: dict[str, Node], constants: dict[str, Tensor]
+    name: str, family: list[Node], graph: Graph, constants: dict[str, Tensor]
 ) -> list[Node]:
     """The nodes of one large layer; its constants are added."""
-    weights = [nodes[node.args[1].name] for node in family]
+    weights = [graph.by_name[node.args[1].name] for node in family]
     parts = [[constants[ref.name] for ref in weight.args[:3]] for weight in weights]
     sizes = [len(part[0]) for part in parts]
     biases = [node.args[2] if len(node.args) > 2 else None for node in family]
