@@ -10,6 +10,8 @@ import torch
 
 from octavo.errors import CaptureError
 from octavo.graph import operators
+from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments, with_arguments
 
 
 def overloads(name: str) -> list[Any]:
@@ -118,3 +120,61 @@ def test_operators_of_python_have_one_name_with_torchs_functions() -> None:
 def test_what_has_no_name_here_is_named_for_the_error() -> None:
     assert operators.name_of(torch.sym_sqrt if hasattr(torch, "sym_sqrt") else pow)
     assert operators.name_of(pow) == "pow"
+
+
+X, W, B = Ref("x"), Ref("w"), Ref("b")
+
+
+def test_arguments_have_names_and_defaults() -> None:
+    conv = Node("y", "aten.conv2d.default", (X, W, None, [2, 2]), {"groups": 4})
+    assert arguments(conv) == {
+        "input": X,
+        "weight": W,
+        "bias": None,
+        "stride": [2, 2],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 4,
+    }
+    lstm = Node("y", "aten.lstm.input", (X, [X], [W], True, 1, 0.0, True, False, False))
+    assert arguments(lstm)["train"] is True  # an operator whose arguments are checked at each call
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "changed", "wanted"),
+    [
+        ((X, W), {}, {"bias": B}, ((X, W, B), {})),
+        ((X, W, None, [2]), {}, {"bias": B}, ((X, W, B, [2]), {})),
+        ((X, W), {"bias": None}, {"bias": B}, ((X, W, B), {})),
+        (
+            (X, W),
+            {},
+            {"padding": [1]},
+            ((X, W, None, [1, 1], [1]), {}),
+        ),  # what is before has a place
+        ((X, W), {"stride": [2]}, {"padding": [1]}, ((X, W, None, [2], [1]), {})),
+        ((X, W), {"groups": 2}, {"input": B}, ((B, W), {"groups": 2})),
+        ((X, W), {"groups": 2}, {}, ((X, W), {"groups": 2})),
+    ],
+)
+def test_arguments_are_replaced_in_their_places(
+    args: Any, kwargs: Any, changed: Any, wanted: Any
+) -> None:
+    node = Node("y", "aten.conv2d.default", args, kwargs)
+    found = with_arguments(node, **changed)
+    assert (found.args, found.kwargs) == wanted
+    assert arguments(found) == arguments(node) | changed
+    assert node.args == args
+
+
+def test_arguments_that_have_no_place_stay_keywords() -> None:
+    attention = Node("y", "aten.scaled_dot_product_attention.default", (X, X, X))
+    assert with_arguments(attention, scale=2.0).kwargs == {"scale": 2.0}
+    masked = with_arguments(attention, attn_mask=B, scale=2.0)
+    assert (masked.args, masked.kwargs) == ((X, X, X, B), {"scale": 2.0})
+    assert with_arguments(masked, scale=3.0).kwargs == {"scale": 3.0}
+
+
+def test_arguments_that_an_operator_has_not_are_refused() -> None:
+    with pytest.raises(AssertionError, match="no argument of \\['wait'\\]"):
+        with_arguments(Node("y", "aten.relu.default", (X,)), wait=B)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from octavo.errors import CaptureError
 from octavo.graph.checked_operators import GUARDS, Guarded
+from octavo.graph.graph import Node
 from octavo.numerics import octavo_ops
 
 # In the order of torch's own documentation: convolution, pooling, activation, normalization, ...
@@ -123,6 +125,45 @@ def resolve(name: str) -> Callable[..., Any]:
             if not overload._schema.is_mutable and _is_on_tensors(overload._schema):
                 return Guarded(overload, GUARDS[name]) if name in GUARDS else overload
     raise CaptureError(f"the operator {name!r} is not one that Octavo runs")
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """A node's arguments by name, in the operator's order, with its defaults for those left out.
+
+    Example:
+        >>> arguments(Node("y", "aten.softplus.default", ("x",)))
+        {'self': 'x', 'beta': 1, 'threshold': 20}
+    """
+    defaults, _ = _parameters(node.op)
+    return {**defaults, **dict(zip(defaults, node.args, strict=False)), **node.kwargs}
+
+
+def with_arguments(node: Node, **changed: Any) -> Node:
+    """The node with other values for some of its arguments, by name.
+
+    Example:
+        >>> with_arguments(Node("y", "aten.softplus.default", ("x",)), threshold=30).args
+        ('x', 1, 30)
+    """
+    defaults, positional = _parameters(node.op)
+    assert changed.keys() <= defaults.keys(), f"{node.op} has no argument of {list(changed)}"
+    names = list(defaults)[:positional]
+    behind = 1 + max((names.index(name) for name in changed if name in names), default=-1)
+    count, known = max(behind, len(node.args)), arguments(node) | changed
+    keywords = {**node.kwargs, **changed}
+    return replace(
+        node,
+        args=tuple(known[name] for name in names[:count]),
+        kwargs={name: value for name, value in keywords.items() if name not in names[:count]},
+    )
+
+
+@cache
+def _parameters(name: str) -> tuple[Mapping[str, Any], int]:
+    """The default of each argument, ``None`` where there is none, and how many have a place."""
+    declared = resolve(name)._schema.arguments  # type: ignore[attr-defined]
+    defaults = {a.name: a.default_value if a.has_default_value() else None for a in declared}
+    return defaults, sum(not argument.kwarg_only for argument in declared)
 
 
 def _is_on_tensors(schema: Any) -> bool:

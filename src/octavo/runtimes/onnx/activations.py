@@ -6,9 +6,10 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.elementwise import as_result, unary
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments
+from octavo.runtimes.onnx.writer import Converter, Writer
 
 _UNARY = {
     "relu": "Relu",

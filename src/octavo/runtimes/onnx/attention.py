@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from octavo.graph.graph import Node
-from octavo.runtimes.onnx.writer import Writer, arguments
+from octavo.graph.operators import arguments
+from octavo.runtimes.onnx.writer import Writer
 
 
 def _scores(w: Writer, q: Any, k: Any, scale: float | None, gqa: bool) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx.sizes import scalar, sizes
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments
+from octavo.runtimes.onnx.writer import Converter, Writer
 
 
 def _filled(value: Any = None) -> Converter:

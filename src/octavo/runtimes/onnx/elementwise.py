@@ -9,7 +9,8 @@ import torch
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments, dtype_name
+from octavo.graph.operators import arguments
+from octavo.runtimes.onnx.writer import Converter, Writer, dtype_name
 
 # One input, computed in the result's dtype: functions of integers are float.
 _UNARY = {

@@ -7,8 +7,9 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx.sizes import TO_THE_END, axis_of, scalar, size, sizes
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments
+from octavo.runtimes.onnx.writer import Converter, Writer
 
 
 def _slice(w: Writer, node: Node) -> Any:

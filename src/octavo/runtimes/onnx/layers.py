@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.sizes import TO_THE_END
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments
+from octavo.runtimes.onnx.writer import Converter, Writer
 
 
 def each(value: Any, dims: int) -> list[int]:

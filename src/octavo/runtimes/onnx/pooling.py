@@ -9,9 +9,10 @@ import numpy as np
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.layers import each
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments, kept_apart
+from octavo.runtimes.onnx.writer import Converter, Writer, kept_apart
 
 
 def _max_pool(dims: int) -> Converter:

@@ -10,9 +10,10 @@ from torch import Tensor
 from octavo.errors import ExportError
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.numerics import octavo_ops
 from octavo.quantization.targets import ROLES, SHARED
-from octavo.runtimes.onnx.writer import Writer, arguments, dtype_name
+from octavo.runtimes.onnx.writer import Writer, dtype_name
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
 _QUANTIZE = "octavo.quantize.default"

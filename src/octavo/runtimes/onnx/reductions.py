@@ -7,10 +7,11 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.elementwise import as_result
 from octavo.runtimes.onnx.sizes import axis_of, size
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments, kept_apart
+from octavo.runtimes.onnx.writer import Converter, Writer, kept_apart
 
 _REDUCTIONS = {
     "sum": "ReduceSum",

@@ -6,9 +6,10 @@ from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.sizes import TO_THE_END, axis_of, sizes
-from octavo.runtimes.onnx.writer import Converter, Writer, arguments
+from octavo.runtimes.onnx.writer import Converter, Writer
 
 # torch's modes -> ONNX's.
 _PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}

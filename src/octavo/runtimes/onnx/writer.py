@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ExportError, MissingExtra
-from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 
 try:
@@ -331,19 +330,6 @@ def kept_apart(w: Writer, extreme: str) -> str:
 
 # Writes one node: gives its value, or a list of them for a node that gives several tensors.
 Converter = Callable[[Writer, Node], Any]
-
-
-def arguments(node: Node) -> dict[str, Any]:
-    """A node's arguments by name, with the operator's defaults for those that it leaves out."""
-    schema = operators.resolve(node.op)._schema  # type: ignore[attr-defined]
-    found = {}
-    for index, argument in enumerate(schema.arguments):
-        if index < len(node.args):
-            found[argument.name] = node.args[index]
-        else:
-            default = argument.default_value if argument.has_default_value() else None
-            found[argument.name] = node.kwargs.get(argument.name, default)
-    return found
 
 
 def _versions(nodes: Sequence[Any], initializers: Sequence[Any]) -> tuple[int, int]:
