@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ArtifactError
-from octavo.graph.graph import Record
+from octavo.graph.graph import Graph, Record, Ref
 from octavo.model import artifact
 from octavo.model.files import tensor_file
 
@@ -145,8 +145,8 @@ def test_any_layout_of_tensors_can_be_saved(tmp_path: Path) -> None:
         "complex": torch.randn(3).to(torch.complex64),
     }
     q = quantized("one layer")
-    outputs = Record({name: octavo.graph.Ref(name) for name in tensors})
-    graph = octavo.graph.Graph(q.graph.inputs, tensors, (), q.graph.arguments, outputs)
+    outputs = Record({name: Ref(name) for name in tensors})
+    graph = Graph(q.graph.inputs, tensors, (), q.graph.arguments, outputs)
     path = tmp_path / "model.octavo"
     artifact.save(artifact.Artifact(graph, q.plan, q.signature, {"a": [1, None]}), path)
     back = artifact.load(path)
@@ -157,7 +157,7 @@ def test_any_layout_of_tensors_can_be_saved(tmp_path: Path) -> None:
 
 def test_the_file_is_a_safetensors_file_that_says_what_it_is(saved: Path) -> None:
     metadata, tensors = hostile_files.read(saved)
-    assert (metadata["format"], metadata["version"]) == ("octavo", "1")
+    assert (metadata["format"], metadata["version"]) == ("octavo", "2")
     assert tensors["stem.0.weight"].dtype == torch.int8
     assert tensors["stem.0.weight_scale"].shape == (8,)
     assert json.loads(metadata["signature"]) == {"names": ["x"], "required": 1}
@@ -233,7 +233,7 @@ def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        ("2", "it has version 2 of the format, this Octavo reads up to 1: upgrade octavo"),
+        ("3", "it has version 3 of the format, this Octavo reads up to 2: upgrade octavo"),
         ("99", "it has version 99"),
         ("0", "it has version 0"),
         ("-1", "it has version -1"),

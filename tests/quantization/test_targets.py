@@ -118,7 +118,7 @@ def test_a_rule_asks_for_what_is_float_by_default(graph):
 
 def test_the_reason_of_a_float_operator_says_that_a_rule_can_ask(graph):
     (softmax,) = (t for t in octavo.plan(graph).tensors.values() if t.op == "softmax")
-    assert softmax.reason.startswith(
+    assert str(softmax.reason).startswith(
         "float: softmax is not quantized by default (static on x86); a rule can ask for it"
     )
 

@@ -11,6 +11,7 @@ from torch import nn
 
 import octavo
 from octavo.errors import OctavoError, RuntimeDisagrees, RuntimeUnavailable
+from octavo.graph.graph import Ref
 from octavo.graph.program import run_of
 from octavo.runtimes import RUNTIMES, lower, lowering
 from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
@@ -102,7 +103,7 @@ def test_the_bound_is_the_oracles_own_distance(q, x):
 def test_nudged_moves_few_integers_by_a_step(q, x):
     graph = q.graph
     names = [node.name for node in graph.nodes if node.op == "octavo.quantize.default"]
-    only = replace(graph, outputs=[octavo.graph.Ref(names[0])]).pruned()
+    only = replace(graph, outputs=[Ref(names[0])]).pruned()
     (exact,), (moved,) = run_of(only)(x), nudged(only, _lowered(None), CPU, 0)(x)
     difference = (exact.int() - moved.int()).abs()
     assert difference.max() == 1
@@ -230,7 +231,7 @@ def test_an_attribute_error_in_lowering_is_told_as_it_is(q, monkeypatch):
     def broken(*args):
         return None.missing
 
-    monkeypatch.setattr("octavo.model.lower", broken)
+    monkeypatch.setattr("octavo.model.model.lower", broken)
     with pytest.raises(RuntimeError, match="'NoneType' object has no attribute 'missing'"):
         q.lower("torch")
 

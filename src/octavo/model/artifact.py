@@ -42,7 +42,7 @@ from octavo.model.files.atomic import replacing
 from octavo.model.files.source_file import check_file, reason
 from octavo.quantization.plan import Plan
 
-FORMAT, VERSION = "octavo", 1
+FORMAT, VERSION = "octavo", 2
 _HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
 _SAMPLES, _SAMPLE_OF = "samples", "samples of "  # its key, and what stands before a tensor's name
 

@@ -131,9 +131,7 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
     }
     fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in layers}
     float_layers = {
-        name: tensor.reason.removeprefix("float: ")
-        for name, tensor in layers.items()
-        if not tensor.on_integers
+        name: tensor.reason.words for name, tensor in layers.items() if not tensor.on_integers
     }
     return Summary(
         target=plan.target,

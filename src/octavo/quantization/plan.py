@@ -22,6 +22,7 @@ from octavo.graph.graph import GRAPH, Graph, Node
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.quantization.placement import INTEGERS, Placement, place
 from octavo.quantization.qconfig import PRECISIONS, QConfigMapping, QSpec
+from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import MODES
 from octavo.quantization.targets import target as target_of
 
@@ -44,7 +45,7 @@ class TensorPlan:
         dynamic: how a dynamic operator quantizes its input.
         shares: the tensor whose scale and zero point this one has as well.
         fused_into: the tensor that the kernel which makes this one returns instead of it.
-        reason: why, in words.
+        reason: why; prints as words.
     """
 
     tensor: str
@@ -55,7 +56,7 @@ class TensorPlan:
     dynamic: QSpec | None
     shares: str | None
     fused_into: str | None
-    reason: str
+    reason: Reason
 
     @property
     def values(self) -> str:
@@ -69,8 +70,8 @@ class TensorPlan:
 
     def to_dict(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        specs = {"spec": self.spec, "dynamic": self.dynamic}
-        return values | {key: None if s is None else s.to_dict() for key, s in specs.items()}
+        parts = {"spec": self.spec, "dynamic": self.dynamic, "reason": self.reason}
+        return values | {key: None if p is None else p.to_dict() for key, p in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Plan:
         return f"Plan for {self.target}, {self.mode}; what stays float is {self.precision}"
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [(t.tensor, t.op, t.runs, t.values, t.reason) for t in self.tensors.values()]
+        return [(t.tensor, t.op, t.runs, t.values, str(t.reason)) for t in self.tensors.values()]
 
     def __str__(self) -> str:
         return f"{self._title()}\n{text_table(self._rows())}"
@@ -200,8 +201,8 @@ def plan(
         >>> from torch import nn, rand
         >>> from octavo import capture
         >>> graph = capture(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), rand(2, 4))
-        >>> plan(graph).tensors["0"].reason
-        'fused into 1'
+        >>> print(plan(graph).tensors["0"].reason)
+        fused into 1
     """
     expect(GRAPH, graph=graph)
     expect(TEXT, target=target, mode=mode)
@@ -218,7 +219,7 @@ def plan(
     result = Plan(target, mode, {t.tensor: t for t in tensors}, unmatched, precision)
     if not result.quantized:
         layers = [t for t in tensors if t.kind == "activation"]
-        reasons = sorted({t.reason for t in layers})
+        reasons = sorted({str(t.reason) for t in layers})
         floats = {t.dtype for t in graph.constants.values() if t.dtype.is_floating_point}
         if floats and torch.float32 not in floats:
             raise NothingQuantized(
@@ -291,7 +292,8 @@ def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     for node in graph.nodes:
         for weight, spec in placement.weights.get(node.name, {}).items():
             runs = placement.runs(node.name)
-            reason = f"weight of {_LAYERS_IN_WORDS[runs]}{_kept_for(weight, users, placement)}"
+            words = f"weight of {_LAYERS_IN_WORDS[runs]}{_kept_for(weight, users, placement)}"
+            reason = Reason(ReasonKind.WEIGHT, words)
             plans.append(
                 TensorPlan(weight, "weight", node.short_op, runs, spec, None, None, None, reason)
             )
@@ -312,15 +314,16 @@ def _value_plan(name: str, kind: str, op: str, placement: Placement) -> TensorPl
     shares = placement.shares.get(name)
     reason = placement.reasons[name]
     if fused_into is not None:
-        reason = f"fused into {fused_into}"
+        reason = Reason(ReasonKind.FUSED, f"fused into {fused_into}")
     elif shares is not None:
-        reason = f"shares the scale of {shares}: {op or 'read together'}"
+        words = f"shares the scale of {shares}: {op or 'read together'}"
+        reason = Reason(ReasonKind.SHARED, words)
     dynamic = placement.dynamic.get(name)
     return TensorPlan(name, kind, op, runs, spec, dynamic, shares, fused_into, reason)
 
 
 def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
-    for key in ("tensor", "kind", "op", "runs", "reason"):
+    for key in ("tensor", "kind", "op", "runs"):
         if not isinstance(data[key], str):
             raise TypeError(f"its {key} is {data[key]!r}, not text")
     for key in ("shares", "fused_into"):
@@ -330,4 +333,4 @@ def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
         key: None if data[key] is None else QSpec.from_dict(data[key])
         for key in ("spec", "dynamic")
     }
-    return TensorPlan(**{**data, **specs})
+    return TensorPlan(**{**data, **specs, "reason": Reason.from_json(data["reason"])})

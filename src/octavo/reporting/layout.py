@@ -24,7 +24,7 @@ class Row:
             ``"input"``.
         sqnr_db: of the error that it makes by itself; ``None`` where it was not measured.
         accumulated_db: with the error of all before it.
-        reason: the plan's.
+        reason: the plan's, in words.
     """
 
     name: str
@@ -78,7 +78,7 @@ def layout(graph: Graph, plan: Plan, errors: LayerErrors) -> Layout:
                 runs=planned.runs or "input",
                 sqnr_db=None if error is None else error.sqnr_db,
                 accumulated_db=None if error is None else error.accumulated_sqnr_db,
-                reason=planned.reason,
+                reason=str(planned.reason),
             )
         )
     return Layout(tuple(rows), _laned(ends))

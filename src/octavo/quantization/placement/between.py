@@ -5,6 +5,7 @@ from __future__ import annotations
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.decided import Placement
 from octavo.quantization.placement.fusion import takes_activation
+from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import ROLES, SHARED
 
 
@@ -34,15 +35,15 @@ def between_int8_layers(context: Context, candidates: set[str], placement: Place
             return kept
         for name in kept - new:
             if name not in wanted:
-                reason = "nothing after it runs in int8"
+                words = "nothing after it runs in int8"
             elif name not in made:
-                reason = "its input is float"
+                words = "its input is float"
             elif read_in_float[name] is not None:
-                reason = f"{read_in_float[name]} reads it in float"
+                words = f"{read_in_float[name]} reads it in float"
             else:
                 op = context.graph.by_name[name].short_op
-                reason = f"{op} runs in int8 only fused behind another layer, unless a rule asks"
-            placement.reasons[name] = f"float: {reason}"
+                words = f"{op} runs in int8 only fused behind another layer, unless a rule asks"
+            placement.reasons[name] = Reason(ReasonKind.SURROUNDINGS, words)
         kept = new
 
 

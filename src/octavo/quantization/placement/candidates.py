@@ -12,9 +12,16 @@ from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.decided import Placement
 from octavo.quantization.qconfig import QSpec, Rule
+from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import LOOKUP, ROLES, SHARED, WEIGHTED
 
 _ELEMENTWISE = ("add", "sub", "mul")
+_QUANTIZES_AT_EACH_CALL = Reason(
+    ReasonKind.RETURNS_FLOAT, "its kernel quantizes its input at each call"
+)
+_DEQUANTIZES_WEIGHTS = Reason(
+    ReasonKind.RETURNS_FLOAT, "its weights are dequantized where they are used"
+)
 
 
 def place_without_ranges(context: Context, placement: Placement) -> None:
@@ -28,14 +35,14 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
             continue
         obstacle = _obstacle(context, node)
         if obstacle is not None:
-            placement.reasons[node.name] = f"float: {obstacle}"
+            placement.reasons[node.name] = Reason(ReasonKind.TENSORS, obstacle)
         elif role == WEIGHTED and qconfig.mode == "dynamic":
             assert qconfig.activation is not None
             placement.dynamic[node.name] = _range_of_input(node, qconfig.activation)
-            placement.reasons[node.name] = "float: its kernel quantizes its input at each call"
+            placement.reasons[node.name] = _QUANTIZES_AT_EACH_CALL
         else:
             placement.weight_only.add(node.name)
-            placement.reasons[node.name] = "float: its weights are dequantized where they are used"
+            placement.reasons[node.name] = _DEQUANTIZES_WEIGHTS
 
 
 def _range_of_input(node: Node, given: QSpec) -> QSpec:
@@ -58,11 +65,12 @@ def place_in_bfloat16(
             obstacle: str | None = f"{node.short_op} is no convolution or linear layer"
         else:
             obstacle = _obstacle_of_tensors(context, node, layer)
+        words = f"in bfloat16, the rule {rule}"
         if obstacle is None:
             placement.bfloat16.add(node.name)
-            placement.reasons[node.name] = f"float: in bfloat16, the rule {rule}"
         else:
-            placement.reasons[node.name] = f"float: the rule {rule}, but {obstacle}"
+            words = f"the rule {rule}, but {obstacle}"
+        placement.reasons[node.name] = Reason(ReasonKind.RULE, words)
 
 
 def candidates(context: Context, placement: Placement) -> set[str]:
@@ -75,7 +83,7 @@ def candidates(context: Context, placement: Placement) -> set[str]:
         if obstacle is None:
             candidates.add(node.name)
         else:
-            placement.reasons[node.name] = f"float: {obstacle}"
+            placement.reasons[node.name] = Reason(ReasonKind.TENSORS, obstacle)
     return candidates
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from octavo.quantization.qconfig import QSpec
+from octavo.quantization.reasons import Reason
 
 # How a node runs that reads integers, be they only its weights.
 INTEGERS = frozenset({"int8", "dynamic", "weight-only"})
@@ -34,7 +35,7 @@ class Placement:
     specs: dict[str, QSpec] = field(default_factory=dict)
     weights: dict[str, dict[str, QSpec]] = field(default_factory=dict)
     shares: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
 
     def on_integers(self, node: str) -> bool:
         """Whether a node reads integers, be they only its weights."""

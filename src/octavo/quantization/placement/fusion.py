@@ -5,6 +5,7 @@ from __future__ import annotations
 from octavo.graph.graph import Node
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.decided import Placement
+from octavo.quantization.reasons import ReasonKind
 
 
 def fuse(context: Context, kept: set[str], placement: Placement) -> None:
@@ -36,7 +37,10 @@ def _float_tail(context: Context, kept: set[str], placement: Placement) -> set[s
         node = context.graph.by_name[name]
         after = context.only_user(name)
         fusable = context.target.fused_activations.get(node.short_op, frozenset())
-        if after is None or placement.reasons.get(after.name, "").startswith("float: the rule"):
+        if after is None:
+            continue
+        reason = placement.reasons.get(after.name)
+        if reason is not None and reason.kind is ReasonKind.RULE:
             continue
         if context.is_layer(name) and after.short_op in fusable:
             tail.add(after.name)

@@ -33,8 +33,8 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
         rule = rules[node.name]
         qconfig, reason = qconfig_of(node, rule, target, mode)
         qconfigs[node.name] = qconfig
-        if reason and not is_fusable(node, rule, target, mode):
-            placement.reasons[node.name] = f"float: {reason}"
+        if reason is not None and not is_fusable(node, rule, target, mode):
+            placement.reasons[node.name] = reason
     context = Context(graph, target, qconfigs, frozenset(graph.output_names()))
     place_in_bfloat16(context, rules, placement)
     place_without_ranges(context, placement)

@@ -9,6 +9,7 @@ from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer, is_dept
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.decided import Placement
 from octavo.quantization.qconfig import QSpec
+from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import ROLES, SHARED
 
 
@@ -30,16 +31,21 @@ def specify(context: Context, placement: Placement) -> None:
         ]
         producer = context.graph.by_name.get(name)
         is_tensor = producer is None or producer.meta is not None
-        made_in_float = placement.reasons.get(name, "")
+        made_in_float = placement.reasons.get(name)
         if readers and is_tensor and name not in placement.fused_into:
             placement.specs[name] = _activation_of(context, name, readers)
-            reason = f"{readers[0]} reads it in int8"
-            placement.reasons[name] = f"{made_in_float}; {reason}" if made_in_float else reason
-        elif not made_in_float:
-            leaves = name in context.outputs
-            reason = "float: leaves the model" if leaves else "float: nothing int8 reads it"
-            placement.reasons[name] = reason if is_tensor else "a size, or a list of tensors"
+            read = Reason(ReasonKind.READ, f"{readers[0]} reads it in int8")
+            placement.reasons[name] = made_in_float.and_also(read.words) if made_in_float else read
+        elif made_in_float is None:
+            placement.reasons[name] = _unread(name in context.outputs) if is_tensor else _NO_TENSOR
     _share(context, placement, values)
+
+
+_NO_TENSOR = Reason(ReasonKind.NO_TENSOR, "a size, or a list of tensors")
+
+
+def _unread(leaves: bool) -> Reason:
+    return Reason(ReasonKind.UNREAD, "leaves the model" if leaves else "nothing int8 reads it")
 
 
 def _activation_of(context: Context, name: str, readers: list[str]) -> QSpec:
