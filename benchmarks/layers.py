@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.qdq import QUANTIZE, is_own
 from octavo.numerics import octavo_ops
 from octavo.runtimes import lower
 
-QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 FLOAT_STEPS = 255  # a float result is measured in steps as if it were quantized to 8 bits
 
 
@@ -140,7 +140,7 @@ def _slice(graph: Graph, end: str, inside: set[str], reads: Mapping[str, str]) -
         arguments={name: Ref(name) for name in reads},
         outputs=(Ref(end),),
     ).pruned()
-    layers = tuple(n for n in made.nodes if not n.op.startswith("octavo."))
+    layers = tuple(n for n in made.nodes if not is_own(n))
     return Slice(end, made, tuple(reads.values()), layers)
 
 

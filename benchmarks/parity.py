@@ -23,6 +23,7 @@ from benchmarks import hard_digits, nets
 from benchmarks.report import Goal, Report, parsed, parser
 from octavo.graph.graph import Graph
 from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.qdq import QUANTIZE
 from octavo.measuring.metrics import Likeness
 from octavo.measuring.parity import LayerParity
 from octavo.numerics import octavo_ops
@@ -95,7 +96,7 @@ def nudged(graph: Graph, share: float, seed: int = 0) -> Callable[..., tuple[Any
         flat[picked] = (flat[picked].to(torch.int32) + moves).clamp(low, high).to(dtype)
         return flat.view_as(q)
 
-    rounding = {node.name for node in graph.nodes if node.op == "octavo.quantize.default"}
+    rounding = {node.name for node in graph.nodes if node.op == QUANTIZE}
     steps = [
         replace(step, function=quantize) if step.out in rounding else step
         for step in steps_of(graph)

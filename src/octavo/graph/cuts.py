@@ -15,11 +15,18 @@ from torch import Tensor
 
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.program import run_of
+from octavo.graph.qdq import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    DEQUANTIZE_GROUPS,
+    DEQUANTIZED,
+    DYNAMIC,
+    QUANTIZE,
+    UNPACK,
+    is_own,
+)
 
-_QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
-_DYNAMIC = "octavo.fake_quantize_dynamic.default"
-_UNPACK = "octavo.unpack_int4.default"
-_WEIGHTS = frozenset({"octavo.dequantize_channels.default", "octavo.dequantize_groups.default"})
+_WEIGHTS = frozenset({DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS})
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Cuts:
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()
         values = run_of(whole, _device_of(batch))(*batch)
         oracle = dict(zip(names, values, strict=True))
-        integers = {n: producers[n] for n in names if _is(producers.get(n), _QUANTIZE)}
+        integers = {n: producers[n] for n in names if _is(producers.get(n), QUANTIZE)}
         given = [
             (oracle[name].to(torch.float32) - integers[name].args[2]) * integers[name].args[1]
             if name in integers
@@ -96,7 +103,7 @@ class Cuts:
 def _cut_values(graph: Graph, producers: Mapping[str, Node]) -> list[str]:
     """The values that are given: all that integers begin with, but for inputs and constants."""
     known = {given.name for given in graph.inputs} | set(graph.constants)
-    known |= {node.name for node in graph.nodes if node.op == _UNPACK}  # weights, as constants are
+    known |= {node.name for node in graph.nodes if node.op == UNPACK}  # weights, as constants are
     read = dict.fromkeys(name for node in graph.nodes for name in _cut_inputs(node, producers))
     return [name for name in read if name not in known]
 
@@ -109,7 +116,7 @@ def _cut_nodes(
     for node in graph.nodes:
         names = {n: _given(n) for n in _cut_inputs(node, producers) if n in cut}
         source = producers[next(iter(names))] if names else None
-        if source is not None and node.op == _DEQUANTIZE and source.op == _QUANTIZE:
+        if source is not None and node.op == DEQUANTIZE and source.op == QUANTIZE:
             again = f"{node.name}.again"
             args = (Ref(_given(source.name)), *source.args[1:])
             nodes.append(replace(source, name=again, args=args))
@@ -121,13 +128,12 @@ def _cut_nodes(
 
 def _cut_inputs(node: Node, producers: Mapping[str, Node]) -> list[str]:
     """The values at which a node's own reading of integers begins."""
-    if node.op in (_DEQUANTIZE, _DYNAMIC):
+    if node.op in (DEQUANTIZE, DYNAMIC):
         return [node.args[0].name]
     names = list(node.refs())
-    weighted = any(producers[name].op in _WEIGHTS for name in names if name in producers)
-    if weighted and not node.op.startswith("octavo."):
-        quantized = (_DEQUANTIZE, _DYNAMIC, *_WEIGHTS)
-        return [n for n in names[:1] if n in producers and producers[n].op not in quantized]
+    made_by = {name: producers[name].op for name in names if name in producers}
+    if any(op in _WEIGHTS for op in made_by.values()) and not is_own(node):
+        return [name for name in names[:1] if made_by.get(name, DEQUANTIZE) not in DEQUANTIZED]
     return []
 
 
@@ -142,7 +148,7 @@ def _is(node: Node | None, op: str) -> bool:
 def _layer_of(name: str, producers: Mapping[str, Node]) -> str:
     """The layer behind a quantize node."""
     node = producers.get(name)
-    return node.args[0].name if node is not None and node.op == _QUANTIZE else name
+    return node.args[0].name if node is not None and node.op == QUANTIZE else name
 
 
 def _device_of(batch: Sequence[Tensor]) -> torch.device:

@@ -11,6 +11,7 @@ from torch import Tensor
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Ref, refs_in
 from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS
 from octavo.model.model import QuantizedModel
 from octavo.quantization.qconfig import QSpec
 
@@ -37,10 +38,10 @@ def dequantized_weights(q: QuantizedModel, names: Iterable[str]) -> dict[str, Te
 def steps_of_weight(graph: Graph, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each value of a weight, in shapes that broadcast to it."""
     node = graph.node(f"{name}.dequantized")
-    if node.op == "octavo.dequantize.default":
+    if node.op == DEQUANTIZE:
         return torch.tensor(node.args[1]), torch.tensor(node.args[2])
     scale, zero_point = (graph.constants[arg.name] for arg in node.args[1:3])
-    if node.op == "octavo.dequantize_channels.default":
+    if node.op == DEQUANTIZE_CHANNELS:
         shape = [1] * weight.dim()
         shape[node.args[3]] = -1
         return scale.reshape(shape), zero_point.reshape(shape)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.display import html_table, plain, rich_table
 from octavo.graph.graph import Graph, Ref
+from octavo.graph.qdq import UNPACK, WEIGHT_READERS
 from octavo.quantization.plan import Plan
 from octavo.runtimes import Lowered
 
@@ -158,7 +159,7 @@ def _float_bytes(graph: Graph) -> int:
         for name, tensor in graph.constants.items()
     }
     for node in graph.nodes:
-        if node.op not in _READ_WEIGHTS:
+        if node.op not in (UNPACK, *WEIGHT_READERS):
             continue
         integers = node.args[0].name
         if integers in found and node.meta is not None:
@@ -166,16 +167,6 @@ def _float_bytes(graph: Graph) -> int:
         scales = (arg.name for arg in node.args[1:3] if isinstance(arg, Ref))
         found |= dict.fromkeys(scales, 0)
     return sum(found.values())
-
-
-_READ_WEIGHTS = frozenset(
-    {
-        "octavo.unpack_int4.default",
-        "octavo.dequantize.default",
-        "octavo.dequantize_channels.default",
-        "octavo.dequantize_groups.default",
-    }
-)
 
 
 def _agreement(lowered: Lowered) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.qdq import is_own
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.quantization.targets import PRODUCT, ROLES, WEIGHTED
 
@@ -48,12 +49,10 @@ def float_layers(graph: Graph) -> set[str]:
             computes_in_float = recurrent or bool(layer.weights_of(node, graph.constants))
         else:
             recurrent = False
-            of_integers = any(
-                graph.by_name[n].op.startswith("octavo.") for n in node.refs() if n in graph.by_name
-            )
+            of_integers = any(is_own(graph.by_name[n]) for n in node.refs() if n in graph.by_name)
             computes_in_float = role == PRODUCT and not of_integers
         in_float = all(map(is_float, (*node.refs(), *(() if recurrent else (node.name,)))))
-        if computes_in_float and in_float and not node.op.startswith("octavo."):
+        if computes_in_float and in_float and not is_own(node):
             found.add(node.name)
     return found
 

@@ -18,6 +18,15 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.graph.qdq import (
+    ATTENTION,
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    DEQUANTIZE_GROUPS,
+    DYNAMIC,
+    QUANTIZE,
+    UNPACK,
+)
 from octavo.numerics import octavo_ops
 from octavo.numerics.affine import QParams
 from octavo.numerics.dtypes import UINT8
@@ -118,15 +127,15 @@ def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams)
     read: tuple[Any, ...]
     if scheme.group_size is not None:
         integers = octavo_ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
-        op, read = "octavo.dequantize_groups.default", tensors
+        op, read = DEQUANTIZE_GROUPS, tensors
     elif scheme.channel_axis is not None:
         axis = scheme.channel_axis
         integers = octavo_ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
-        op, read = "octavo.dequantize_channels.default", (*tensors, axis)
+        op, read = DEQUANTIZE_CHANNELS, (*tensors, axis)
     else:
         single = scale.item(), int(zero_point.item())
         integers = octavo_ops.quantize(weight, *single, low, high, dtype)
-        op, read = "octavo.dequantize.default", single
+        op, read = DEQUANTIZE, single
     if scale.dim():
         constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
     constants[name] = integers
@@ -143,7 +152,7 @@ def _unpacking(name: str, constants: dict[str, Tensor], scheme: Scheme) -> Node:
     signed = scheme.integers.signed
     meta = TensorMeta(tuple(shape), "int8" if signed else "uint8")
     args = (Ref(name), shape, signed)
-    return Node(f"{name}.unpacked", "octavo.unpack_int4.default", args, meta=meta)
+    return Node(f"{name}.unpacked", UNPACK, args, meta=meta)
 
 
 class _DynamicInputs:
@@ -164,7 +173,7 @@ class _DynamicInputs:
             name = f"{node.name}.input" if taken else f"{source.name}.dynamic"
             self._made[source.name, spec] = name
             args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-            made.append(Node(name, "octavo.fake_quantize_dynamic.default", args, meta=meta))
+            made.append(Node(name, DYNAMIC, args, meta=meta))
         return made, replace(node, args=(Ref(name), *node.args[1:]))
 
 
@@ -176,7 +185,7 @@ def with_rounded_probabilities(node: Node) -> Node:
     mask, _, causal = node.args[3:] + defaults[len(node.args) - 3 :]
     scale, gqa = node.kwargs.get("scale"), node.kwargs.get("enable_gqa", False)
     args = (*node.args[:3], mask, causal, scale, gqa, UINT8.qmax)
-    return replace(node, op="octavo.attention.default", args=args, kwargs={})
+    return replace(node, op=ATTENTION, args=args, kwargs={})
 
 
 def _qdq(name: str, meta: TensorMeta | None, qparams: QParams) -> list[Node]:
@@ -188,6 +197,6 @@ def _qdq(name: str, meta: TensorMeta | None, qparams: QParams) -> list[Node]:
     stored = TensorMeta(meta.shape, storage)
     q, dq = f"{name}.quantized", f"{name}.dequantized"
     return [
-        Node(q, "octavo.quantize.default", (Ref(name), *single, *integers), meta=stored),
-        Node(dq, "octavo.dequantize.default", (Ref(q), *single), meta=meta),
+        Node(q, QUANTIZE, (Ref(name), *single, *integers), meta=stored),
+        Node(dq, DEQUANTIZE, (Ref(q), *single), meta=meta),
     ]

@@ -8,6 +8,7 @@ import torch
 
 from octavo.graph.graph import Graph, Ref, map_refs
 from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.qdq import DEQUANTIZE, DYNAMIC, QUANTIZE, is_own
 
 
 def without_rounding(graph: Graph) -> Graph:
@@ -16,7 +17,7 @@ def without_rounding(graph: Graph) -> Graph:
     constants = dict(graph.constants)
     nodes = []
     for node in graph.nodes:
-        if node.op.startswith("octavo.") and all(name in constants for name in node.refs()):
+        if is_own(node) and all(name in constants for name in node.refs()):
             run = compile_steps(
                 [],
                 steps_of(replace(graph, nodes=(node,)), torch.device("cpu")),
@@ -35,9 +36,9 @@ def roundings_removed(graph: Graph) -> Graph:
     quantized: set[str] = set()
     nodes = []
     for node in graph.nodes:
-        if node.short_op in ("quantize", "fake_quantize_dynamic"):
+        if node.op in (QUANTIZE, DYNAMIC):
             quantized.add(node.name)
-        elif node.short_op != "dequantize" or node.args[0].name not in quantized:
+        elif node.op != DEQUANTIZE or node.args[0].name not in quantized:
             nodes.append(node.renamed(same))
             continue
         source = node.args[0].name

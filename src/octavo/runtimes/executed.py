@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from octavo.graph.graph import Graph, Node
+from octavo.graph.qdq import DEQUANTIZED, is_own
 from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED
-
-_DEQUANTIZERS = ("dequantize", "dequantize_channels", "dequantize_groups", "fake_quantize_dynamic")
 
 
 def account(
@@ -36,8 +35,8 @@ def account(
 
 def _reading_integers(graph: Graph) -> Iterator[Node]:
     """Nodes that compute with integers in QDQ form; not those that only move them."""
-    dequantized = {node.name for node in graph.nodes if node.short_op in _DEQUANTIZERS}
+    dequantized = {node.name for node in graph.nodes if node.op in DEQUANTIZED}
     for node in graph.nodes:
         moves = ROLES.get(node.short_op) == SHARED or node.op.startswith("python.")
-        if not moves and not node.op.startswith("octavo.") and dequantized & set(node.refs()):
+        if not moves and not is_own(node) and dequantized & set(node.refs()):
             yield node

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.program import Step, compile_steps, step_of
+from octavo.graph.qdq import DYNAMIC, QUANTIZE
 from octavo.quantization.targets import COMPUTED, PRODUCT, ROLES, WEIGHTED
 from octavo.runtimes.lowered import Lowered
 
@@ -23,8 +24,6 @@ from octavo.runtimes.lowered import Lowered
 SHARE = 2e-4
 AT_LEAST = 2
 
-_QUANTIZE = "octavo.quantize.default"
-_DYNAMIC = "octavo.fake_quantize_dynamic.default"
 _GETITEM = "python.getitem"
 _ERROR_OF_BFLOAT16 = 2.0**-8
 
@@ -70,8 +69,8 @@ def _rounded(graph: Graph) -> set[str]:
     found: set[str] = set()
     for node in reversed(graph.nodes):
         readers = users[node.name]
-        if readers and node.name not in outputs and node.op != _QUANTIZE:
-            inner = (r.op == _QUANTIZE or (_is_computed(r) and r.name in found) for r in readers)
+        if readers and node.name not in outputs and node.op != QUANTIZE:
+            inner = (r.op == QUANTIZE or (_is_computed(r) and r.name in found) for r in readers)
             if all(inner):
                 found.add(node.name)
     return found
@@ -85,9 +84,9 @@ def _change_of(
     node: Node, several: Mapping[str, str], lowered: Lowered, generator: torch.Generator
 ) -> Callable[[Tensor], Tensor] | None:
     """What becomes of a node's result; ``None`` where all runtimes have the same."""
-    if node.op == _QUANTIZE:
+    if node.op == QUANTIZE:
         return _Moved(generator, *node.args[3:5])
-    if node.op == _DYNAMIC:
+    if node.op == DYNAMIC:
         return _MovedFloats(generator, node.args[2] - node.args[1])
     op = several.get(node.args[0].name) if node.op == _GETITEM else node.short_op
     inexact = ROLES.get(op or "") in (WEIGHTED, PRODUCT, COMPUTED)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, DYNAMIC, QUANTIZE, is_own
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS, is_depthwise
 from octavo.runtimes import cpu
 
@@ -20,9 +21,6 @@ REASON = (
     "this CPU has no VNNI, its int8 kernel would saturate on these activations and weights: "
     'quantize with target="x86-avx2" and its default weights'
 )
-_QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
-_CHANNELS = "octavo.dequantize_channels.default"
-_DYNAMIC = "octavo.fake_quantize_dynamic.default"
 
 
 def overflows(weight: Tensor, highest: int) -> bool:
@@ -86,7 +84,7 @@ def _overflowing_weight(node: Node, graph: Graph) -> Node | None:
     read = [graph.by_name[name] for name in node.refs() if name in graph.by_name]
     weights = [other for other in read if _is_weight(other, graph)]  # recurrent layers have several
     bounds = next((_bounds(other, graph) for other in read if other not in weights), None)
-    if bounds is None or node.op.startswith("octavo."):
+    if bounds is None or is_own(node):
         return None
     low, high = bounds
     return next((w for w in weights if _too_large(node, w, graph, high - min(low, 0))), None)
@@ -99,20 +97,20 @@ def _too_large(node: Node, weight: Node, graph: Graph, highest: int) -> bool:
         return False
     if node.short_op in WEIGHTED_LAYERS and is_depthwise(node, integers):
         return False
-    axis = weight.args[3] if weight.op == _CHANNELS else 0
+    axis = weight.args[3] if weight.op == DEQUANTIZE_CHANNELS else 0
     return overflows(integers.transpose(0, axis), highest)
 
 
 def _bounds(node: Node, graph: Graph) -> tuple[int, int] | None:
     """The lowest and highest integer that a rounded activation has."""
-    if node.op == _DYNAMIC:
+    if node.op == DYNAMIC:
         return node.args[1], node.args[2]
-    rounding = graph.by_name.get(node.args[0].name) if node.op == _DEQUANTIZE else None
-    if rounding is None or rounding.op != _QUANTIZE:
+    rounding = graph.by_name.get(node.args[0].name) if node.op == DEQUANTIZE else None
+    if rounding is None or rounding.op != QUANTIZE:
         return None
     return rounding.args[3], rounding.args[4]
 
 
 def _is_weight(node: Node, graph: Graph) -> bool:
     constant = all(name in graph.constants for name in node.refs())
-    return node.op in (_DEQUANTIZE, _CHANNELS) and constant
+    return node.op in (DEQUANTIZE, DEQUANTIZE_CHANNELS) and constant

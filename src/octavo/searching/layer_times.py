@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.qdq import QUANTIZE
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.model.model import QuantizedModel
 from octavo.numerics.octavo_ops import dequantize
@@ -28,8 +29,6 @@ from octavo.runtimes.timing import Latency, interleave
 
 BUDGET_S = 4.0  # for all layers together; each has five rounds at least
 SLOWER = 1.1  # times float: what counts as slower, and not as chance
-
-_QUANTIZE = "octavo.quantize.default"
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class _Piece:
 
 def _pieces(graph: Graph) -> Iterator[_Piece]:
     """Those that have layers with weights and read integers."""
-    made = [node.name for node in graph.nodes if node.op == _QUANTIZE]
+    made = [node.name for node in graph.nodes if node.op == QUANTIZE]
     for end in dict.fromkeys([*made, *graph.output_names()]):
         reads: dict[str, None] = {}
         inside, todo = set[str](), [end]
@@ -104,7 +103,7 @@ def _pieces(graph: Graph) -> Iterator[_Piece]:
             node = graph.by_name.get(name)
             if name in inside or name in graph.constants:
                 continue
-            if node is None or (node.op == _QUANTIZE and name != end):
+            if node is None or (node.op == QUANTIZE and name != end):
                 reads[name] = None
             else:
                 inside.add(name)

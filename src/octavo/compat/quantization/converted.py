@@ -34,13 +34,14 @@ from octavo.compat.quantization.stubs import (
 from octavo.errors import CalibrationError, OctavoWarning
 from octavo.graph.batches import Signature
 from octavo.graph.graph import Graph, Node
+from octavo.graph.qdq import DEQUANTIZE, QUANTIZE
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.model.model import QuantizedModel
 from octavo.quantization.plan import Plan
 from octavo.version import __version__
 
 _OF_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-_ROUNDED = ("octavo.quantize.default", "octavo.dequantize.default")
+_ROUNDED = (QUANTIZE, DEQUANTIZE)
 
 
 class Quantize(nn.Module):

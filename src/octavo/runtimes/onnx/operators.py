@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from octavo.graph.qdq import DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, DYNAMIC, UNPACK
 from octavo.runtimes.onnx import (
     activations,
     attention,
@@ -40,11 +41,4 @@ CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
 }
 
 # Written where they are read: by the layer that reads them, in the form that it wants.
-LAZY = frozenset(
-    {
-        "octavo.dequantize_channels.default",
-        "octavo.dequantize_groups.default",
-        "octavo.unpack_int4.default",
-        "octavo.fake_quantize_dynamic.default",
-    }
-)
+LAZY = frozenset({DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, UNPACK, DYNAMIC})

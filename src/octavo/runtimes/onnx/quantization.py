@@ -11,17 +11,20 @@ from octavo.errors import ExportError
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
+from octavo.graph.qdq import (
+    DEQUANTIZE,
+    DEQUANTIZE_CHANNELS,
+    DEQUANTIZE_GROUPS,
+    DYNAMIC,
+    QUANTIZE,
+    UNPACK,
+    WEIGHT_READERS,
+)
 from octavo.numerics import octavo_ops
 from octavo.quantization.targets import ROLES, SHARED
 from octavo.runtimes.onnx.writer import Writer, dtype_name
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
-_QUANTIZE = "octavo.quantize.default"
-_DEQUANTIZE = "octavo.dequantize.default"
-_CHANNELS = "octavo.dequantize_channels.default"
-_GROUPS = "octavo.dequantize_groups.default"
-_UNPACK = "octavo.unpack_int4.default"
-_DYNAMIC = "octavo.fake_quantize_dynamic.default"
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
 _PASSED = frozenset("mul div neg add sub relu hardtanh leaky_relu prelu".split())
@@ -53,9 +56,9 @@ def _stays_within(w: Writer, x: Any, node: Node) -> bool:
     if ROLES.get(made.short_op) == SHARED and not made.short_op.endswith(("pad", "pad_nd")):
         return all(_stays_within(w, Ref(name), node) for name in made.refs())
     _, _, zero_point, qmin, qmax, dtype = node.args
-    if made.op == _DEQUANTIZE:
+    if made.op == DEQUANTIZE:
         source = w.producer(made.args[0])
-        return source is not None and source.op == _QUANTIZE and source.args[1:] == node.args[1:]
+        return source is not None and source.op == QUANTIZE and source.args[1:] == node.args[1:]
     largest = qmax == _RANGES[dtype_name(dtype)][1] and qmin <= zero_point
     return largest and (
         made.short_op in _FROM_ZERO
@@ -82,14 +85,14 @@ def _dequantize(w: Writer, node: Node) -> Any:
 def zero_point_of(w: Writer, x: Any) -> int:
     """The integer that stands for zero in what an activation is read from; 0 for floats."""
     node = w.producer(x)
-    integers = node is not None and node.op == _DEQUANTIZE and w.tensor_of(node.args[0]) is None
+    integers = node is not None and node.op == DEQUANTIZE and w.tensor_of(node.args[0]) is None
     return int(node.args[2]) if integers and node is not None else 0
 
 
 def scale_of_result(w: Writer, node: Node) -> float | None:
     """The scale at which a node's result is quantized; ``None`` where it is not."""
     for other in w.graph.nodes:
-        if other.op == _QUANTIZE and other.args[0].name == node.name:
+        if other.op == QUANTIZE and other.args[0].name == node.name:
             return float(other.args[1])
     return None
 
@@ -102,7 +105,7 @@ def reads_integers(w: Writer, x: Any) -> bool:
     node = w.producer(x)
     while node is not None and (ROLES.get(node.short_op) == SHARED or node.short_op in _PASSED):
         node = w.producer(next((Ref(name) for name in node.refs()), None))
-    return node is not None and node.op == _DEQUANTIZE
+    return node is not None and node.op == DEQUANTIZE
 
 
 def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
@@ -171,7 +174,7 @@ def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
 def rounded_from(w: Writer, ref: Any) -> Ref | None:
     """What a tensor is rounded from as ``DynamicQuantizeLinear`` does; ``None`` where it is not."""
     node = w.producer(ref)
-    if node is None or node.op != _DYNAMIC or node.args[1:] != _PLAIN_ROUNDING:
+    if node is None or node.op != DYNAMIC or node.args[1:] != _PLAIN_ROUNDING:
         return None
     source: Ref = node.args[0]
     return source
@@ -217,7 +220,7 @@ def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
     suffix = ".transposed" if transposed else ""
     known = f"{ref.name}{suffix}.value"
     if known not in w.values:
-        if node is not None and node.op in (_CHANNELS, _GROUPS):
+        if node is not None and node.op in (DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS):
             w.values[known] = _dequantized(w, node, transposed)
         elif w.tensor_of(ref) is not None:
             tensor = w.tensor_of(ref)
@@ -234,7 +237,7 @@ def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
 def integers_of(w: Writer, ref: Any) -> tuple[Tensor, Tensor, Tensor, int] | None:
     """Integers, scale, zero point and axis of a constant weight with one scale a channel."""
     node = w.producer(ref)
-    if node is None or node.op != _CHANNELS:
+    if node is None or node.op != DEQUANTIZE_CHANNELS:
         return None
     tensors = [w.tensor_of(arg) for arg in node.args[:3]]
     if any(tensor is None for tensor in tensors):
@@ -248,7 +251,7 @@ def floats_of(w: Writer, ref: Any) -> Tensor | None:
     node = w.producer(ref)
     if node is None:
         return w.tensor_of(ref)
-    if node.op not in (_DEQUANTIZE, _CHANNELS, _GROUPS, _UNPACK):
+    if node.op not in (*WEIGHT_READERS, UNPACK):
         return None
     read = [floats_of(w, arg) if isinstance(arg, Ref) else arg for arg in node.args]
     if any(arg is None for arg in read):
@@ -268,7 +271,7 @@ def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
     suffix = ".transposed" if transposed else ""
     stored = q.name if unpack is None else unpack.args[0].name
     attributes: dict[str, Any] = {}
-    if node.op == _CHANNELS:
+    if node.op == DEQUANTIZE_CHANNELS:
         attributes["axis"] = 1 - node.args[3] if transposed else node.args[3]
     else:
         columns = (unpack.args[1] if unpack else list(integers.shape))[1]
@@ -313,7 +316,7 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
         or tensor is None
         or integers is None
         or source is None
-        or source.op != _DEQUANTIZE
+        or source.op != DEQUANTIZE
         or bool(integers[2].any())
     ):
         return w.read(ref)
@@ -340,7 +343,7 @@ def linear(w: Writer, node: Node) -> Any:
     if (
         w.dialect.integer_products
         and source is not None
-        and source.op == _DYNAMIC
+        and source.op == DYNAMIC
         and integers is not None
         and integers[3] == 0
         and not bool(integers[2].any())

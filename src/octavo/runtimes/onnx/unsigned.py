@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.graph.qdq import DEQUANTIZE, QUANTIZE
 
-_QUANTIZE, _DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 _SHIFT = 128
 
 
@@ -26,9 +26,9 @@ def with_unsigned_activations(graph: Graph) -> Graph:
     shifted = {
         node.name
         for node in graph.nodes
-        if node.op == _QUANTIZE
+        if node.op == QUANTIZE
         and node.args[5] == torch.int8
-        and all(user.op == _DEQUANTIZE for user in users[node.name])
+        and all(user.op == DEQUANTIZE for user in users[node.name])
     }
     if not shifted:
         return graph
@@ -49,7 +49,7 @@ def _shifted(node: Node, shifted: set[str]) -> Node:
         args = (x, scale, *(q + _SHIFT for q in (zero_point, low, high)), torch.uint8)
         assert node.meta is not None
         return replace(node, args=args, meta=replace(node.meta, dtype="uint8"))
-    if node.op == _DEQUANTIZE and node.args[0].name in shifted:
+    if node.op == DEQUANTIZE and node.args[0].name in shifted:
         q, scale, zero_point = node.args
         return replace(node, args=(q, scale, zero_point + _SHIFT))
     return node

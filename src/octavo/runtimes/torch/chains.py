@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, UNPACK, WEIGHT_READERS
 from octavo.numerics import octavo_ops
 from octavo.quantization.bfloat16 import CAST, SUFFIX
 from octavo.runtimes.torch.integer_kernels import Integers, meets_halves
-
-QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
-DEQUANTIZE_CHANNELS = "octavo.dequantize_channels.default"
-DEQUANTIZE_GROUPS = "octavo.dequantize_groups.default"
-DYNAMIC = "octavo.fake_quantize_dynamic.default"
-ATTENTION = "octavo.attention.default"
-UNPACK = "octavo.unpack_int4.default"
 
 
 class Unsupported(Exception):
@@ -153,7 +147,7 @@ class Context:
     def reader_of(self, arg: Any) -> Node | None:
         """The node that dequantizes a constant weight; ``None`` where the argument is none."""
         node = self.nodes.get(arg.name) if isinstance(arg, Ref) else None
-        if node is None or node.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS):
+        if node is None or node.op not in WEIGHT_READERS:
             return None
         source = node.args[0].name
         unpack = self.nodes.get(source)

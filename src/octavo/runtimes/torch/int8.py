@@ -18,6 +18,15 @@ from octavo.errors import RuntimeUnavailable
 from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref, refs_in
 from octavo.graph.program import Step, compile_steps
+from octavo.graph.qdq import (
+    ATTENTION,
+    DEQUANTIZE,
+    DYNAMIC,
+    QUANTIZE,
+    UNPACK,
+    WEIGHT_READERS,
+    is_own,
+)
 from octavo.quantization.bfloat16 import CAST
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.torch import (
@@ -30,13 +39,6 @@ from octavo.runtimes.torch import (
 )
 from octavo.runtimes.torch import integer_kernels as kernels
 from octavo.runtimes.torch.chains import (
-    ATTENTION,
-    DEQUANTIZE,
-    DEQUANTIZE_CHANNELS,
-    DEQUANTIZE_GROUPS,
-    DYNAMIC,
-    QUANTIZE,
-    UNPACK,
     Call,
     Chain,
     Context,
@@ -94,7 +96,6 @@ _WEIGHT_ONLY: dict[str, _Lowering] = {
 }
 # These leave the activation behind a layer to itself.
 _ALONE = (*_BY_TENSORS.values(), *_WEIGHT_ONLY.values())
-_READERS = frozenset({DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, UNPACK})
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _lowering_of(context: Context, node: Node, chosen: Kernels) -> _Lowering | N
     Raises:
         Unsupported: it is quantized, and there is no kernel for it.
     """
-    if node.short_op in _SPLITS or (node.op.startswith("octavo.") and node.op != ATTENTION):
+    if node.short_op in _SPLITS or (is_own(node) and node.op != ATTENTION):
         return None
     read = [context.before_cast(name) for name in node.refs()]
     rounded = [context.dynamic[name][1] for name in read if name in context.dynamic]
@@ -320,7 +321,7 @@ def _with_folded_constants(
     """Weights that are read as floats are dequantized, and cast, now, once."""
     known = dict(constants)
     kept = []
-    readers = [operators.resolve(name) for name in (*_READERS, CAST)]
+    readers = [operators.resolve(name) for name in (*WEIGHT_READERS, UNPACK, CAST)]
     for step in steps:
         names = list(refs_in(step.args))
         if step.function in readers and names and all(name in known for name in names):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
-from octavo.runtimes.torch.chains import DEQUANTIZE, DEQUANTIZE_CHANNELS, DYNAMIC, QUANTIZE
+from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, DYNAMIC, QUANTIZE
 
 _SPLIT = "aten.split_with_sizes.default"
 

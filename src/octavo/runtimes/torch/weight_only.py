@@ -20,13 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.graph.graph import Node
+from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, UNPACK
 from octavo.numerics import octavo_ops
 from octavo.runtimes import cpu
 from octavo.runtimes.torch import four_bits
 from octavo.runtimes.torch.chains import (
-    DEQUANTIZE,
-    DEQUANTIZE_CHANNELS,
-    UNPACK,
     Call,
     Chain,
     Context,
