@@ -33,7 +33,7 @@ from benchmarks.contest import Call, Contest, Maker, contest
 from benchmarks.peers import Answer, Batch
 from benchmarks.report import Goal, Report, parsed, parser
 from benchmarks.workloads import MODELS, Model, Workload
-from octavo.runtimes import FOREIGN, RUNTIMES
+from octavo.runtimes import RUNTIMES, has_own_threads
 from octavo.runtimes.cpu import saturates
 
 FP32, BF16 = "torch fp32", ("torch bf16", "torch bf16, compiled")
@@ -157,19 +157,19 @@ def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Cal
             qconfig=qconfig_of(mode),
             progress=False,
         )
-        if runtime in FOREIGN:
+        if has_own_threads(runtime):
             q = q.lower(runtime, threads=torch.get_num_threads(), batch=batch)
         elif runtime != q.runtime:
             q = q.lower(runtime, batch=batch)
     summary = q.summary()
     column["int8"] = f"{summary.int8} of {summary.layers}"
     column["not in int8"] = {**summary.float_layers, **summary.fallbacks}
-    return bound(q, work.args if runtime in FOREIGN else tuple(map(channels_last, work.args)))
+    return bound(q, work.args if has_own_threads(runtime) else tuple(map(channels_last, work.args)))
 
 
 def target_of(runtime: str) -> str:
     """A runtime's own target; that of the CPU where OpenVINO's kernels would overflow."""
-    own = runtime == "onnxruntime" or (runtime in FOREIGN and not saturates())
+    own = runtime == "onnxruntime" or (has_own_threads(runtime) and not saturates())
     return runtime if own else octavo.host_target()
 
 

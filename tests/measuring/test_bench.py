@@ -54,7 +54,6 @@ def test_every_contender_at_every_batch_size(file):
 def test_what_cannot_run_is_a_row(file, monkeypatch):
     import sys
 
-    monkeypatch.delitem(sys.modules, "octavo.runtimes.openvino", raising=False)
     monkeypatch.setitem(sys.modules, "openvino", None)
     start = ColdStart(0.5, 10.0)  # the test above measures real ones
     module = import_module("octavo.measuring.bench")  # octavo.bench itself is the function

@@ -13,7 +13,7 @@ import octavo
 from octavo.errors import OctavoError, RuntimeDisagrees, RuntimeUnavailable
 from octavo.graph.graph import Ref
 from octavo.graph.program import run_of
-from octavo.runtimes import RUNTIMES, lower, lowering
+from octavo.runtimes import RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.nudged import AT_LEAST, SHARE, nudged
@@ -47,7 +47,7 @@ def x() -> torch.Tensor:
 
 
 def _lowered(run) -> Lowered:
-    return Lowered("own", run, {}, {})
+    return Lowered(run, {}, {})
 
 
 def _by(change):
@@ -167,19 +167,15 @@ def test_the_layer_is_named(q, x):
     assert db < 15
 
 
-class _Wrong:
-    """A runtime's module whose second layer is wrong."""
-
-    @staticmethod
-    def lower(graph, device, options):
-        return _lowered(_by(lambda scale, zero: (scale * 1.5, zero))(graph))
+def _lower_wrong(graph, device, options):
+    """To a runtime whose second layer is wrong."""
+    return _lowered(_by(lambda scale, zero: (scale * 1.5, zero))(graph))
 
 
 @pytest.fixture
 def wrong(monkeypatch):
-    find = lowering.import_module
-    monkeypatch.setattr(lowering, "import_module", lambda n: _Wrong if n == "wrong" else find(n))
-    monkeypatch.setitem(RUNTIMES, "onnxruntime", replace(RUNTIMES["onnxruntime"], module="wrong"))
+    record = replace(RUNTIMES["onnxruntime"], lower=_lower_wrong)
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", record)
 
 
 @pytest.mark.usefixtures("wrong")
@@ -197,7 +193,7 @@ def test_lowering_to_a_wrong_runtime_says_where(q):
 def test_the_fastest_passes_over_what_disagrees(q, monkeypatch):
     monkeypatch.setattr("octavo.runtimes.fastest.SECONDS", 0.2)
     fastest = q.lower("fastest").lowered
-    assert fastest.runtime != "own"
+    assert fastest.runtime != "onnxruntime"
     assert "not onnxruntime: the onnxruntime runtime computes something else" in fastest.note
 
 

@@ -23,7 +23,7 @@ from octavo.measuring.cold_start import ColdStart, cold_start
 from octavo.measuring.machine import describe_machine
 from octavo.model.model import QuantizedModel, load
 from octavo.quantization.unrounded import without_rounding
-from octavo.runtimes import FOREIGN, RUNTIMES
+from octavo.runtimes import ORACLE, RUNTIMES, has_own_threads
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.timing import REST_S, interleave, thread_count
 
@@ -184,7 +184,7 @@ def _contenders(
         "fp32": lambda: (_float_run(plain), ""),
         "bf16": lambda: (_bf16_run(plain, random_inputs(plain, 1)), ""),
     }
-    chosen = [n for n in RUNTIMES if n != "reference"]
+    chosen = [n for n in RUNTIMES if n != ORACLE]
     for runtime in chosen if runtimes is None else runtimes:
         makers[f"int8 {runtime}"] = lambda name=runtime: _lowered(q, name, threads)  # type: ignore[misc]
     for name, make in makers.items():
@@ -201,8 +201,8 @@ def _contenders(
 
 
 def _lowered(q: QuantizedModel, runtime: str, threads: int) -> tuple[Run, str]:
-    own = runtime in FOREIGN  # the others have torch's threads
-    model = q.lower(runtime, threads=threads if own else None)
+    # The others have torch's threads.
+    model = q.lower(runtime, threads=threads if has_own_threads(runtime) else None)
     summary = model.summary()
     return model.lowered.run, f"{summary.int8} of {summary.layers}"
 

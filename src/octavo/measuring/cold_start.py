@@ -1,7 +1,7 @@
 """What a runtime costs beside its speed: seconds to load, and memory, in a process of its own.
 
-``python -m octavo.measuring.cold_start MODEL.octavo RUNTIME BATCH THREADS`` loads the file, runs
-one call on random inputs and prints JSON.
+``python -m octavo.measuring.cold_start MODEL.octavo RUNTIME MODULE BATCH THREADS`` loads the file,
+runs one call on random inputs and prints JSON. The module is what makes the runtime known.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 from octavo.errors import OctavoError, RuntimeUnavailable
 from octavo.model.model import load
+from octavo.runtimes import RUNTIMES
 from octavo.runtimes.examples import random_inputs
 
 
@@ -41,11 +43,16 @@ def cold_start(path: str | Path, runtime: str, *, batch: int = 1, threads: int =
     """Load a file and call it once, in a new process.
 
     Raises:
-        RuntimeUnavailable: that process failed; the message is its last line.
+        RuntimeUnavailable: that process failed, the message is its last line; or it cannot know
+            the runtime.
     """
     command = [sys.executable, "-m", "octavo.measuring.cold_start", os.fspath(path), runtime]
     done = subprocess.run(
-        [*command, str(batch), str(threads)], capture_output=True, text=True, check=False
+        [*command, _module_of(runtime), str(batch), str(threads)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     if done.returncode:
         last = next(iter(done.stderr.strip().splitlines()[::-1]), "no message")
@@ -53,9 +60,27 @@ def cold_start(path: str | Path, runtime: str, *, batch: int = 1, threads: int =
     return ColdStart(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def _measure(path: str, runtime: str, batch: int, threads: int) -> ColdStart:
+def _module_of(runtime: str) -> str:
+    """What a new process imports to know the runtime.
+
+    Raises:
+        RuntimeUnavailable: it is a script, which cannot be imported.
+    """
+    if runtime not in RUNTIMES:
+        return "octavo.runtimes"
+    module = RUNTIMES[runtime].lower.__module__
+    if module == "__main__":
+        raise RuntimeUnavailable(
+            f"the runtime {runtime!r} is made known by a script, so that a new process, in which "
+            "load time and memory are measured, does not know it: move it to a module that the "
+            "script imports"
+        )
+    return module
+
+
+def _measure(path: str, runtime: str, module: str, batch: int, threads: int) -> ColdStart:
     torch.set_num_threads(threads)
-    _import(runtime)
+    _import(runtime, module)
     before = _start_of_peak_mb()
     started = time.perf_counter()
     q = load(path, runtime=runtime)
@@ -64,13 +89,12 @@ def _measure(path: str, runtime: str, batch: int, threads: int) -> ColdStart:
     return ColdStart(time.perf_counter() - started, _peak_mb() - before)
 
 
-def _import(runtime: str) -> None:
-    from importlib import import_module
-
-    from octavo.runtimes import RUNTIMES
-
-    if runtime in RUNTIMES:
-        import_module(RUNTIMES[runtime].module)
+def _import(runtime: str, module: str) -> None:
+    """What the runtime is made of, with the Python package that it needs."""
+    import_module(module)
+    package = RUNTIMES[runtime].package if runtime in RUNTIMES else None
+    if package is not None:
+        package()
 
 
 def _start_of_peak_mb() -> float:
@@ -92,9 +116,9 @@ def _peak_mb() -> float:
 
 def main(words: list[str]) -> int:
     """Measure and print; 1 where the runtime cannot run the file."""
-    path, runtime, batch, threads = words
+    path, runtime, module, batch, threads = words
     try:
-        found = _measure(path, runtime, int(batch), int(threads))
+        found = _measure(path, runtime, module, int(batch), int(threads))
     except OctavoError as error:
         sys.stderr.write(f"{error}\n")
         return 1

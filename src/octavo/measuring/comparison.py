@@ -32,7 +32,7 @@ from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
 from octavo.model.model import QuantizedModel
 from octavo.model.rounded_weights import check_made_of
-from octavo.runtimes import FOREIGN
+from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
 
 
@@ -98,7 +98,7 @@ def compare(
             stack.enter_context(evaluating(contender.model))
         batches = _batches(model, track(data, "comparing", progress), inputs)
         first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
-        rest_s = REST_S if any(c.runtime in FOREIGN for c in contenders) else 0.0
+        rest_s = REST_S if any(has_own_threads(c.runtime) for c in contenders) else 0.0
         calls = _calls(contenders, first)
         times = interleave(calls, rounds=rounds, rest_s=rest_s, progress=progress)
         with tempfile.TemporaryDirectory(prefix="octavo-") as folder:

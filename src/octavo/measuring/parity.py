@@ -27,7 +27,7 @@ from octavo.graph.program import run_of
 from octavo.measuring.metrics import Likeness
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.runtimes import RUNTIMES, lower
+from octavo.runtimes import ORACLE, RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Agreement, Options
@@ -213,7 +213,7 @@ def verify(
     batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
     if not batches:
         raise InputError("verify got no data; give at least one batch, or None for random ones")
-    names = [name for name in RUNTIMES if name != "reference"] if runtimes is None else runtimes
+    names = [name for name in RUNTIMES if name != ORACLE] if runtimes is None else runtimes
     graph = q.graph
     with torch.no_grad():
         found = [

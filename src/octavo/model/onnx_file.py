@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from octavo.arguments import PATH, TEXT, expect
@@ -15,10 +14,9 @@ from octavo.graph.graph import Graph
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_quantized
 from octavo.quantization.bfloat16 import in_float32
-from octavo.quantization.targets import TARGETS
-from octavo.runtimes import RUNTIMES, Options, cpu
+from octavo.quantization.targets import target
+from octavo.runtimes import RUNTIMES, OnnxReader, Options
 from octavo.runtimes.agreement import agreement
-from octavo.runtimes.saturation import overflowing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,38 +59,45 @@ def export_onnx(
     Example:
         >>> octavo.export_onnx(q, "model.onnx")  # doctest: +SKIP
     """
-    from octavo.runtimes.onnx.dialects import DIALECTS
     from octavo.runtimes.onnx.export import to_onnx
     from octavo.runtimes.onnx.writer import serialized
 
     require_quantized(q, "export_onnx")
     expect(PATH, path=path)
     expect(TEXT, runtime=runtime)
-    if runtime not in DIALECTS:
-        raise ExportError(f"no ONNX dialect for runtime {runtime!r}; one of {sorted(DIALECTS)}")
-    dialect = DIALECTS[runtime]
-    if TARGETS[q.target].weight_without_pairs is not None:
+    reader = RUNTIMES[runtime].onnx if runtime in RUNTIMES else None
+    if reader is None:
+        known = sorted(name for name, record in RUNTIMES.items() if record.onnx is not None)
+        raise ExportError(f"no ONNX dialect for runtime {runtime!r}; one of {known}")
+    dialect = reader.dialect
+    if target(q.target).weight_without_pairs is not None:
         dialect = replace(dialect, dynamic_lstm=False)
     data = serialized(to_onnx(q.graph, dialect))
     if check:
-        _prove(data, in_float32(q.graph), runtime, q.check_inputs())
+        _prove(data, in_float32(q.graph), runtime, reader, q.check_inputs())
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
-def _prove(data: bytes, graph: Graph, runtime: str, batches: Sequence[Sequence[Tensor]]) -> None:
+def _prove(
+    data: bytes,
+    graph: Graph,
+    runtime: str,
+    reader: OnnxReader,
+    batches: Sequence[Sequence[Tensor]],
+) -> None:
     """Compare a file with the oracle, as Octavo loads it and as others do.
 
     Raises:
         ExportError: it computes something else as Octavo loads it.
     """
-    if runtime == "openvino" and cpu.saturates() and overflowing(graph):
-        _warn("this CPU has no VNNI, on which OpenVINO's kernels overflow on some of its weights")
+    obstacle = reader.obstacle(graph)
+    if obstacle:
+        _warn(obstacle)
         return
     try:
-        module = import_module(RUNTIMES[runtime].module)
-        exact = agreement(graph, module.from_file(data, graph, Options()), batches)
-        plain = agreement(graph, module.as_others_load(data, graph), batches)
+        exact = agreement(graph, reader.load(data, graph, Options()), batches)
+        plain = agreement(graph, reader.load_plainly(data, graph), batches)
     except MissingExtra as error:
         _warn(str(error))
         return
@@ -113,7 +118,7 @@ def _prove(data: bytes, graph: Graph, runtime: str, batches: Sequence[Sequence[T
     elif not plain.agrees:
         warnings.warn(
             f"with its own settings {runtime} computes something else from this file here "
-            f"({plain.sqnr_db:.1f} dB from the oracle); load it with {module.SETTINGS}, under "
+            f"({plain.sqnr_db:.1f} dB from the oracle); load it with {reader.settings}, under "
             f"which it agrees ({exact})",
             OctavoWarning,
             stacklevel=3,

@@ -30,6 +30,7 @@ from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_quantized
 from octavo.quantization.screening import Watched, refuse_bad_samples
 from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.runtime import check_device
 from octavo.runtimes.torch import int8
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
     if Path(path).suffix != _ENDING:
         raise ExportError(f"{os.fspath(path)}: the name of a package ends in {_ENDING}")
     graph = q.graph
-    run = int8.lower_to("package", int8.PACKAGED, graph, q.device).run
+    check_device("package", q.device)
+    run = int8.lower_to(int8.PACKAGED, graph).run
     call = to_json(replace(graph, nodes=(), constants={}))
     watched = Watched.of(graph)
     metadata = {

@@ -11,7 +11,7 @@ from octavo.display import html_table, plain, rich_table
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.qdq import UNPACK, WEIGHT_READERS
 from octavo.quantization.plan import Plan
-from octavo.runtimes import Lowered
+from octavo.runtimes import ORACLE, Lowered
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -170,6 +170,6 @@ def _float_bytes(graph: Graph) -> int:
 
 
 def _agreement(lowered: Lowered) -> str:
-    if lowered.runtime == "reference":
+    if lowered.runtime == ORACLE:
         return "it is the oracle"
     return "not compared" if lowered.agreement is None else str(lowered.agreement)

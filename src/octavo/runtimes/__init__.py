@@ -10,23 +10,38 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from octavo.errors import RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes.fastest import lower_to_fastest
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.lowering import RUNTIMES, lower_proved
+from octavo.runtimes.lowering import lower_proved
+from octavo.runtimes.runtime import (
+    ORACLE,
+    RUNTIMES,
+    OnnxReader,
+    Runtime,
+    has_own_threads,
+    runtime_of,
+)
 
 FASTEST = "fastest"
 
-# These have threads of their own.
-FOREIGN = frozenset(name for name, runtime in RUNTIMES.items() if runtime.foreign)
-
-__all__ = ["FASTEST", "FOREIGN", "RUNTIMES", "Lowered", "Options", "default_runtime", "lower"]
+__all__ = [
+    "FASTEST",
+    "ORACLE",
+    "RUNTIMES",
+    "Lowered",
+    "OnnxReader",
+    "Options",
+    "Runtime",
+    "default_runtime",
+    "has_own_threads",
+    "lower",
+]
 
 
 def default_runtime(device: torch.device) -> str:
     """What runs a model there unless another runtime is asked for."""
-    return "torch" if device.type == "cpu" else "reference"
+    return "torch" if device.type == "cpu" else ORACLE
 
 
 def lower(
@@ -55,7 +70,5 @@ def lower(
     options = options or Options()
     if runtime == FASTEST:
         return lower_to_fastest(graph, device, options, samples)
-    if runtime not in RUNTIMES:
-        names = ", ".join(map(repr, (*RUNTIMES, FASTEST)))
-        raise RuntimeUnavailable(f"there is no runtime {runtime!r}; choose one of {names}")
+    runtime_of(runtime, FASTEST)
     return lower_proved(graph, runtime, device, options, samples)

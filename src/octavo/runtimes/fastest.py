@@ -17,10 +17,9 @@ from octavo.errors import OctavoError, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.lowering import RUNTIMES, lower_proved
+from octavo.runtimes.lowering import lower_proved
+from octavo.runtimes.runtime import RUNTIMES
 from octavo.runtimes.timing import REST_S, interleave
-
-CANDIDATES = ("torch", "onnxruntime", "openvino")
 
 SECONDS = 3.0  # of timing, for all candidates together
 
@@ -35,10 +34,11 @@ def lower_to_fastest(
     """
     lowered: dict[str, Lowered] = {}
     refused: dict[str, str] = {}
-    for name in CANDIDATES:
-        own = options.only(*RUNTIMES[name].options, "precision")
+    for name in RUNTIMES:
         try:
-            lowered[name] = lower_proved(graph, name, device, own, samples)
+            if RUNTIMES[name].candidate:
+                own = options.only(*RUNTIMES[name].options, "precision")
+                lowered[name] = lower_proved(graph, name, device, own, samples)
         except OctavoError as error:
             refused[name] = str(error)
     if not lowered:

@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from octavo.errors import InputError, RuntimeUnavailable
-
-
-def check_device(runtime: str, device: torch.device) -> None:
-    """Refuse models that are not on the CPU.
-
-    Raises:
-        RuntimeUnavailable: it is elsewhere.
-    """
-    if device.type != "cpu":
-        raise RuntimeUnavailable(
-            f"the {runtime} runtime runs on the CPU, the model is on {device}; "
-            'use .lower("reference") there, or .to("cpu") first'
-        )
+from octavo.errors import InputError
 
 
 def check_batch(tensors: Sequence[Tensor], batch: int | None) -> None:

@@ -22,6 +22,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.runtime import Runtime
 from octavo.runtimes.torch import int8
 
 _COMPILERS = ("g++", "clang++", "c++")
@@ -33,14 +34,13 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     Another batch size is compiled when it first comes, from then on for any size.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, there is no compiler, or it does not
-            compile.
+        RuntimeUnavailable: there is no compiler, or it does not compile.
     """
     if not any(shutil.which(name) for name in _COMPILERS):
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
         )
-    made = int8.lower_to("inductor", int8.COMPILED, graph, device)
+    made = int8.lower_to(int8.COMPILED, graph)
     run = _compiled(made.run)
     try:
         with quiet(), torch.inference_mode():
@@ -69,3 +69,6 @@ def _compiled(run: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         return results
 
     return call
+
+
+RUNTIME = Runtime(lower, options=("batch",), candidate=False)

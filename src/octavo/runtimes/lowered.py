@@ -96,7 +96,6 @@ class Lowered:
     """A quantized graph made ready for one runtime.
 
     Attributes:
-        runtime: its name.
         run: from the graph's input tensors, in order, to its flat results.
         kernels: node of the graph -> the int8 kernel that runs it, alone or with its neighbours.
         fallbacks: node that reads integers but runs dequantized here -> why.
@@ -107,9 +106,9 @@ class Lowered:
         precision: of what stays float, in words.
         agreement: how near this is to the oracle; ``None`` where it was not checked.
         held: constant that a kernel holds in a form of its own -> what gives it back.
+        runtime: its name, which lowering fills in.
     """
 
-    runtime: str
     run: Callable[..., tuple[Any, ...]]
     kernels: Mapping[str, str]
     fallbacks: Mapping[str, str]
@@ -119,3 +118,4 @@ class Lowered:
     precision: str = "float32"
     agreement: Agreement | None = None
     held: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    runtime: str = ""

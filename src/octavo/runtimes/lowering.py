@@ -1,11 +1,10 @@
-"""The runtimes as data, and lowering to one of them, which proves itself on samples."""
+"""Lowering to one runtime, which proves itself on samples."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -16,38 +15,7 @@ from octavo.quantization.bfloat16 import SUFFIX, in_float32, in_precision
 from octavo.runtimes import cpu
 from octavo.runtimes.agreement import agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered, Options
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """What is known of a runtime before its module is imported.
-
-    Attributes:
-        module: with a function ``lower(graph, device, options)``.
-        options: those of `Options` that it has, besides the precision.
-        bfloat16: whether it has kernels for it.
-        islands: whether some layers may be in bfloat16 and others in float32.
-        foreign: whether it is another library, with threads of its own.
-    """
-
-    module: str
-    options: tuple[str, ...] = ()
-    bfloat16: bool = True
-    islands: bool = True
-    foreign: bool = False
-
-
-RUNTIMES: Mapping[str, Runtime] = {
-    "reference": Runtime("octavo.runtimes.reference"),
-    "torch": Runtime("octavo.runtimes.torch.int8"),
-    "inductor": Runtime("octavo.runtimes.inductor", ("batch",)),
-    "onnxruntime": Runtime(
-        "octavo.runtimes.onnxruntime", ("threads", "batch"), False, False, foreign=True
-    ),
-    "openvino": Runtime(
-        "octavo.runtimes.openvino", ("threads", "batch", "cache"), islands=False, foreign=True
-    ),
-}
+from octavo.runtimes.runtime import ORACLE, Runtime, check_device, runtime_of
 
 
 def lower_proved(
@@ -63,24 +31,11 @@ def lower_proved(
         RuntimeUnavailable, RuntimeDisagrees, MissingExtra, ExportError: see
             `octavo.runtimes.lower`.
     """
-    made, meant = lower_as_meant(graph, runtime, device, options)
-    if not samples or runtime == "reference":
-        return made
-    try:
-        found = agreement(meant, made, samples)
-    except InputError as error:  # of the runtime, on what the oracle can run
-        raise RuntimeDisagrees(f"{runtime} cannot run what the oracle can: {error}") from error
-    if found is None:
-        return replace(made, note=_joined(made.note, _NOT_COMPARED))
-    if not found.agrees:
-        where = _where(meant, runtime, device, options, samples)
-        raise RuntimeDisagrees(
-            f"the {runtime} runtime computes something else than the model says here: its results "
-            f"are {found.sqnr_db:.1f} dB from the oracle's, where rounding explains "
-            f'{found.bound_db:.1f} dB{where}. Lower it to another runtime, or to "reference", '
-            "which is the oracle; check=False takes it as it is"
-        )
-    return replace(made, agreement=found)
+    lowered, meant = lower_as_meant(graph, runtime, device, options)
+    if not samples or runtime == ORACLE:
+        return lowered
+    blame = partial(_where, meant, runtime, device, options, samples)
+    return _proved(lowered, meant, samples, blame)
 
 
 def lower_as_meant(
@@ -91,48 +46,75 @@ def lower_as_meant(
     Raises:
         RuntimeUnavailable, MissingExtra, ExportError: see `octavo.runtimes.lower`.
     """
-    known = RUNTIMES.get(runtime)
-    if known is None:
-        names = ", ".join(map(repr, RUNTIMES))
-        raise RuntimeUnavailable(f"there is no runtime {runtime!r}; choose one of {names}")
-    options.refuse(runtime, *known.options, "precision")
-    options = replace(options, precision=_resolved(options.precision, runtime))
+    known = runtime_of(runtime)
+    options = _settled(options, runtime, known)
+    if known.cpu_only:
+        check_device(runtime, device)
     meant = _in_its_precision(graph, options.precision, known)
-    made: Lowered = import_module(known.module).lower(meant, device, options)
-    return _under_its_names(made, meant, options.precision), meant
+    lowered = replace(known.lower(meant, device, options), runtime=runtime)
+    return _under_its_names(lowered, meant, options.precision), meant
 
 
-def _under_its_names(made: Lowered, meant: Graph, precision: str | None) -> Lowered:
-    """Layers in bfloat16 under the names that they have in the plan."""
-    kernels = {name.removesuffix(SUFFIX): kernel for name, kernel in made.kernels.items()}
-    fallbacks = {name.removesuffix(SUFFIX): why for name, why in made.fallbacks.items()}
-    narrow = any(n.meta is not None and n.meta.dtype == "bfloat16" for n in meant.nodes)
-    words = "float32, and bfloat16 where rules say so" if narrow else "float32"
-    return replace(made, kernels=kernels, fallbacks=fallbacks, precision=precision or words)
-
-
-def _resolved(precision: str | None, runtime: str) -> str | None:
-    """``"auto"`` as what it means here.
+def _settled(options: Options, runtime: str, known: Runtime) -> Options:
+    """The options, with ``"auto"`` as the precision that it means here.
 
     Raises:
-        RuntimeUnavailable: the runtime has no bfloat16.
+        RuntimeUnavailable: the runtime has no such option, or no bfloat16.
     """
-    bfloat16 = RUNTIMES[runtime].bfloat16
-    if precision == "auto":
-        return "bfloat16" if bfloat16 and cpu.has_bf16() else "float32"
-    if precision == "bfloat16" and not bfloat16:
+    options.refuse(runtime, *known.options, "precision")
+    if options.precision == "auto":
+        narrow = known.bfloat16 and cpu.has_bf16()
+        return replace(options, precision="bfloat16" if narrow else "float32")
+    if options.precision == "bfloat16" and not known.bfloat16:
         raise RuntimeUnavailable(
             f'the {runtime} runtime has no bfloat16 kernels for the CPU: leave precision="bfloat16"'
             ' out, or say precision="auto", which is float32 there'
         )
-    return precision
+    return options
 
 
-def _in_its_precision(graph: Graph, precision: str | None, runtime: Runtime) -> Graph:
+def _in_its_precision(graph: Graph, precision: str | None, known: Runtime) -> Graph:
     """The graph that the runtime is asked to compute, and that it is judged by."""
     if precision is not None:
         return in_precision(graph, precision)
-    return graph if runtime.islands else in_float32(graph)
+    return graph if known.islands else in_float32(graph)
+
+
+def _under_its_names(lowered: Lowered, meant: Graph, precision: str | None) -> Lowered:
+    """Layers in bfloat16 under the names that they have in the plan."""
+    kernels = {name.removesuffix(SUFFIX): kernel for name, kernel in lowered.kernels.items()}
+    fallbacks = {name.removesuffix(SUFFIX): why for name, why in lowered.fallbacks.items()}
+    narrow = any(n.meta is not None and n.meta.dtype == "bfloat16" for n in meant.nodes)
+    words = "float32, and bfloat16 where rules say so" if narrow else "float32"
+    return replace(lowered, kernels=kernels, fallbacks=fallbacks, precision=precision or words)
+
+
+def _proved(
+    lowered: Lowered,
+    meant: Graph,
+    samples: Sequence[Sequence[Tensor]],
+    blame: Callable[[], str],
+) -> Lowered:
+    """With how near it is to the oracle.
+
+    Raises:
+        RuntimeDisagrees: it is farther off than rounding explains; ``blame`` tells where.
+    """
+    runtime = lowered.runtime
+    try:
+        near = agreement(meant, lowered, samples)
+    except InputError as error:  # of the runtime, on what the oracle can run
+        raise RuntimeDisagrees(f"{runtime} cannot run what the oracle can: {error}") from error
+    if near is None:
+        return replace(lowered, note=_joined(lowered.note, _NOT_COMPARED))
+    if not near.agrees:
+        raise RuntimeDisagrees(
+            f"the {runtime} runtime computes something else than the model says here: its results "
+            f"are {near.sqnr_db:.1f} dB from the oracle's, where rounding explains "
+            f'{near.bound_db:.1f} dB{blame()}. Lower it to another runtime, or to "reference", '
+            "which is the oracle; check=False takes it as it is"
+        )
+    return replace(lowered, agreement=near)
 
 
 _NOT_COMPARED = (

@@ -20,18 +20,17 @@ from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
-from octavo.runtimes.foreign import as_array, check_batch, check_device
+from octavo.runtimes.foreign import as_array, check_batch
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.onnx.dialects import DIALECTS
+from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.export import to_onnx
 from octavo.runtimes.onnx.writer import BATCH, layer_of, node_kinds, serialized
+from octavo.runtimes.runtime import OnnxReader, Runtime
 from octavo.runtimes.saturation import overflowing, with_own_weights
 
-try:
-    import onnxruntime
-except ImportError as error:
-    raise MissingExtra("onnxruntime", "onnxruntime", "run models with ONNX Runtime") from error
-
+# Its kernels for integers take int32 biases, it fuses products of integers with what stands around
+# them, and it has an operator for an LSTM on integers.
+_DIALECT = Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True)
 _ERRORS_ONLY = 3
 # Operators on integers, besides those called QLinear...
 _INTEGER = frozenset(
@@ -44,20 +43,32 @@ _INTEGER = frozenset(
 _ADDED = re.compile(r"(_token_\d+|_quant)+$")
 
 
+def package() -> Any:
+    """ONNX Runtime.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "onnxruntime", "run models with ONNX Runtime") from error
+    return onnxruntime
+
+
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Load a QDQ graph.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, or ONNX Runtime cannot load it.
+        RuntimeUnavailable: ONNX Runtime cannot load it.
         ExportError: an operator has no ONNX form.
-        MissingExtra: the package onnx is not installed.
+        MissingExtra: ONNX Runtime is not installed.
     """
-    check_device("onnxruntime", device)
     # A call's sizes are checked before it comes here. And its exact kernels need weights of another
     # type, which it makes of each once.
     written = with_own_weights(graph) if _needs_exact_kernels(graph) else graph
     unguarded = replace(written, guards=())
-    return from_file(serialized(to_onnx(unguarded, DIALECTS["onnxruntime"])), graph, options)
+    return from_file(serialized(to_onnx(unguarded, _DIALECT)), graph, options)
 
 
 def _needs_exact_kernels(graph: Graph) -> bool:
@@ -77,7 +88,7 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     integer, otherwise = _executed(kinds)
     kernels, fallbacks = account(graph, integer, otherwise, "onnxruntime")
     run = _runner(session, graph, options.batch)
-    return Lowered("onnxruntime", run, kernels, fallbacks, rounds=_rounding(kernels))
+    return Lowered(run, kernels, fallbacks, rounds=_rounding(kernels))
 
 
 def as_others_load(data: bytes, graph: Graph) -> Lowered:
@@ -86,23 +97,25 @@ def as_others_load(data: bytes, graph: Graph) -> Lowered:
     Raises:
         RuntimeUnavailable: ONNX Runtime cannot load it.
     """
+    onnxruntime = package()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = _ERRORS_ONLY
     try:
         session = onnxruntime.InferenceSession(data, settings, ["CPUExecutionProvider"])
     except Exception as error:  # its errors share no base of their own
         raise RuntimeUnavailable(f"ONNX Runtime cannot load the model: {_reason(error)}") from error
-    return Lowered("onnxruntime", _runner(session, graph, None), {}, {})
+    return Lowered(_runner(session, graph, None), {}, {})
 
 
-# What `from_file` sets, in words: without it other numbers come out of some models.
-SETTINGS = (
+# What `from_file` sets, in words.
+_SETTINGS = (
     'SessionOptions().add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1") and '
     'InferenceSession(..., disabled_optimizers=["WeightBiasQuantization"])'
 )
 
 
 def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any:
+    onnxruntime = package()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.log_severity_level = _ERRORS_ONLY
@@ -162,3 +175,13 @@ def _reason(error: Exception) -> str:
     """The first line, without the library's codes in front."""
     line = next(iter(str(error).splitlines()), type(error).__name__)
     return line.rsplit(" : ", 1)[-1]
+
+
+RUNTIME = Runtime(
+    lower,
+    options=("threads", "batch"),
+    bfloat16=False,
+    islands=False,
+    package=package,
+    onnx=OnnxReader(_DIALECT, from_file, as_others_load, _SETTINGS),
+)

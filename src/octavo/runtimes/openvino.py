@@ -17,20 +17,29 @@ from torch import Tensor
 
 from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
+from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
-from octavo.runtimes.foreign import as_array, check_batch, check_device
+from octavo.runtimes.foreign import as_array, check_batch
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.onnx.dialects import DIALECTS
+from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.export import to_onnx
 from octavo.runtimes.onnx.writer import layer_of, serialized
-from octavo.runtimes.saturation import with_float_weights
+from octavo.runtimes.runtime import OnnxReader, Runtime
+from octavo.runtimes.saturation import overflowing, with_float_weights
 
-try:
-    import openvino
-except ImportError as error:
-    raise MissingExtra("openvino", "openvino", "run models with OpenVINO") from error
-
-
+# Its kernels add float biases, its own dynamic quantization starts from float products, and its
+# recurrent layers want constant weights, which it does not make of integers in every model. It
+# computes concatenations and attention of int8 tensors wrongly, gaps, and what it fuses behind a
+# mean of three axes. It does not hold callers to a guard of squeeze().
+_DIALECT = Dialect(
+    integer_bias=False,
+    integer_products=False,
+    integer_recurrence=False,
+    integer_gaps=False,
+    means_of_four=True,
+    unsigned=True,
+    squeezes_batches=False,
+)
 # Left to itself OpenVINO computes what is float in bfloat16 on CPUs that have it, and rounds the
 # float input of a layer with integer weights to eight bits.
 _EXACT = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
@@ -39,18 +48,30 @@ _ERRORS = {None: 2.0**-15, "float32": 2.0**-15, "bfloat16": 2.0**-7}
 _PRECISION = {None: "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
+def package() -> Any:
+    """OpenVINO.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra("openvino", "openvino", "run models with OpenVINO") from error
+    return openvino
+
+
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Compile a QDQ graph.
 
     Raises:
-        RuntimeUnavailable: the model is not on the CPU, or OpenVINO cannot compile it.
+        RuntimeUnavailable: OpenVINO cannot compile it.
         ExportError: an operator has no ONNX form.
-        MissingExtra: the package onnx is not installed.
+        MissingExtra: OpenVINO is not installed.
     """
-    check_device("openvino", device)
     exact, reasons = with_float_weights(graph)
     unguarded = replace(exact, guards=())  # a call's sizes are checked before it comes here
-    made = from_file(serialized(to_onnx(unguarded, DIALECTS["openvino"])), graph, options)
+    made = from_file(serialized(to_onnx(unguarded, _DIALECT)), graph, options)
     return replace(made, fallbacks={**made.fallbacks, **reasons})
 
 
@@ -64,7 +85,7 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
     run = _runner(compiled, graph, options.batch)
-    made = Lowered("openvino", run, kernels, fallbacks)
+    made = Lowered(run, kernels, fallbacks)
     return replace(made, float_error=_ERRORS[options.precision])
 
 
@@ -74,23 +95,23 @@ def as_others_load(data: bytes, graph: Graph) -> Lowered:
     Raises:
         RuntimeUnavailable: OpenVINO cannot compile it.
     """
-    core = openvino.Core()
+    core = package().Core()
     try:
         compiled = core.compile_model(core.read_model(data), "CPU")
     except RuntimeError as error:
         raise RuntimeUnavailable(f"OpenVINO cannot compile the model: {_reason(error)}") from error
-    return Lowered("openvino", _runner(compiled, graph, None), {}, {})
+    return Lowered(_runner(compiled, graph, None), {}, {})
 
 
-# What `from_file` sets, in words: without it other numbers come out of some models.
-SETTINGS = (
+# What `from_file` sets, in words.
+_SETTINGS = (
     'core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", '
     '"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0})'
 )
 
 
 def _compiled(data: bytes, options: Options) -> Any:
-    core = openvino.Core()
+    core = package().Core()
     settings: dict[str, Any] = {
         **_EXACT,
         "INFERENCE_PRECISION_HINT": _PRECISION[options.precision],
@@ -110,7 +131,7 @@ def _compiled(data: bytes, options: Options) -> Any:
 
 def _with_batch(model: Any, batch: int) -> dict[str, Any]:
     """The inputs' shapes with a number for the batch, where it is open."""
-    shapes = {}
+    openvino, shapes = package(), {}
     for given in model.inputs:
         first, *rest = list(given.get_partial_shape())
         shapes[given.get_any_name()] = openvino.PartialShape(
@@ -183,3 +204,18 @@ def _reason(error: Exception) -> str:
     """The last line that says something: OpenVINO's first ones name its source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+def _obstacle(graph: Graph) -> str:
+    if cpu.saturates() and overflowing(graph):
+        return "this CPU has no VNNI, on which OpenVINO's kernels overflow on some of its weights"
+    return ""
+
+
+RUNTIME = Runtime(
+    lower,
+    options=("threads", "batch", "cache"),
+    islands=False,
+    package=package,
+    onnx=OnnxReader(_DIALECT, from_file, as_others_load, _SETTINGS, _obstacle),
+)

@@ -10,8 +10,12 @@ import torch
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.runtime import Runtime
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Run every node as it is written."""
-    return Lowered("reference", run_of(graph, device), {}, {})
+    return Lowered(run_of(graph, device), {}, {})
+
+
+RUNTIME = Runtime(lower, cpu_only=False, candidate=False)

@@ -106,10 +106,10 @@ class LSTMCell(nn.Module):
 
 
 def _operators(q, dialect):
-    from octavo.runtimes.onnx.dialects import DIALECTS
+    from octavo.runtimes import RUNTIMES
     from octavo.runtimes.onnx.export import to_onnx
 
-    written = to_onnx(q.graph, DIALECTS[dialect])
+    written = to_onnx(q.graph, RUNTIMES[dialect].onnx.dialect)
     return written, [node.op_type for node in written.graph.node]
 
 

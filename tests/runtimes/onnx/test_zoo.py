@@ -29,8 +29,8 @@ def deviation(found: list[Tensor], expected: object) -> float:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_runs_as_onnx(name, run_onnx):
+    from octavo.runtimes.onnx.dialect import Dialect
     from octavo.runtimes.onnx.export import to_onnx
-    from octavo.runtimes.onnx.writer import Dialect
 
     entry = zoo.BY_NAME[name]
     pytest.importorskip(entry.family)

@@ -13,8 +13,9 @@ from functools import reduce
 from octavo.errors import ExportError
 from octavo.graph.graph import Graph, Node
 from octavo.graph.size_guards import Expression, Guard, sizes_in
+from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.elementwise import floor_divided
-from octavo.runtimes.onnx.writer import Dialect, Writer
+from octavo.runtimes.onnx.writer import Writer
 
 # Operator of an expression -> ONNX's.
 _OPERATORS = {

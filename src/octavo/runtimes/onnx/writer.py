@@ -18,6 +18,7 @@ from torch import Tensor
 
 from octavo.errors import ExportError, MissingExtra
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.runtimes.onnx.dialect import Dialect
 
 try:
     import onnx
@@ -53,36 +54,6 @@ DTYPES: Mapping[str, int] = {
 def dtype_name(dtype: torch.dtype) -> str:
     """``"float32"`` of ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """What a runtime wants to read; all dialects mean the same.
-
-    Attributes:
-        integer_bias: biases of quantized layers are int32 with the scale of the layer's sums.
-        integer_products: linear layers that round their input at each call are written as products
-            of integers; else as products of floats with integer weights.
-        integer_recurrence: weights of recurrent layers are integers; else they are written as the
-            floats that these stand for.
-        integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
-            some results are sums of nothing, have integer weights; else floats.
-        means_of_four: a mean of three axes is written as one of four.
-        unsigned: activations in int8 are uint8 with another zero point.
-        squeezes_batches: ``squeeze()`` of no axis in particular is written, and a batch of one is
-            refused, of which it would take an axis more; else it has no ONNX form.
-        dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
-            operator, which rounds what goes from step to step as well.
-    """
-
-    integer_bias: bool = True
-    integer_products: bool = True
-    integer_recurrence: bool = True
-    integer_gaps: bool = True
-    means_of_four: bool = False
-    unsigned: bool = False
-    squeezes_batches: bool = True
-    dynamic_lstm: bool = False
 
 
 @dataclass

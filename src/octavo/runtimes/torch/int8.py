@@ -14,7 +14,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from octavo.errors import RuntimeUnavailable
 from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref, refs_in
 from octavo.graph.program import Step, compile_steps
@@ -130,25 +129,12 @@ class _Placed:
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
-    """Lower a QDQ graph to int8 kernels.
-
-    Raises:
-        RuntimeUnavailable: the model is not on the CPU.
-    """
-    return lower_to("torch", EAGER, graph, device)
+    """Lower a QDQ graph to int8 kernels."""
+    return lower_to(EAGER, graph)
 
 
-def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) -> Lowered:
-    """Lower to a set of kernels, for a runtime of that name.
-
-    Raises:
-        RuntimeUnavailable: the model is not on the CPU.
-    """
-    if device.type != "cpu":
-        raise RuntimeUnavailable(
-            f"the {runtime} runtime runs on the CPU, the model is on {device}; "
-            'use .lower("reference") there, or .to("cpu") first'
-        )
+def lower_to(chosen: Kernels, graph: Graph) -> Lowered:
+    """Lower to a set of kernels."""
     apart = graph
     graph, joined = join_siblings(graph)
     context = Context(graph, chosen.compiled, chosen.packaged)
@@ -192,7 +178,7 @@ def lower_to(runtime: str, chosen: Kernels, graph: Graph, device: torch.device) 
     for name, (whole, rows) in weights_in_joined(apart, joined).items():
         if whole in context.held:
             held[name] = partial(_rows_of, context.held[whole], rows)
-    return Lowered(runtime, run, used, fallbacks, rounds=rounds, held=held)
+    return Lowered(run, used, fallbacks, rounds=rounds, held=held)
 
 
 def _rows_of(unpack: Callable[[], Tensor], rows: slice) -> Tensor:

@@ -1,0 +1,146 @@
+"""What is known of a runtime, as one record, and the table of all.
+
+The rest of Octavo asks the record, and knows no runtime by its name but the oracle's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from octavo.errors import RuntimeUnavailable
+from octavo.graph.graph import Graph
+from octavo.runtimes.lowered import Lowered, Options
+
+if TYPE_CHECKING:
+    from octavo.runtimes.onnx.dialect import Dialect
+
+ORACLE = "reference"
+
+
+@dataclass(frozen=True)
+class OnnxReader:
+    """How a runtime that reads ONNX files does so.
+
+    Attributes:
+        dialect: what it wants to read.
+        load: the content of a file that was made of a graph, run as Octavo runs it.
+        load_plainly: the same under the runtime's own settings, as others load it.
+        settings: what ``load`` sets, in words: without it other numbers come out of some models.
+        obstacle: why it cannot run a graph's file rightly on this CPU, as a clause; ``""`` where it
+            can.
+    """
+
+    dialect: Dialect
+    load: Callable[[bytes, Graph, Options], Lowered]
+    load_plainly: Callable[[bytes, Graph], Lowered]
+    settings: str
+    obstacle: Callable[[Graph], str] = lambda graph: ""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime: what makes a quantized graph ready for it, and what can be asked of it.
+
+    A runtime's file ends in its record, ``RUNTIME``. Any other becomes known by an entry in
+    `RUNTIMES`.
+
+    Attributes:
+        lower: from a graph in canonical QDQ form, the device that its tensors are on and the
+            options that are asked for.
+        options: those of `Options` that it has, besides the precision. One that has ``"threads"``
+            has threads of its own, beside torch's.
+        cpu_only: whether it runs nowhere else.
+        bfloat16: whether it has kernels for it.
+        islands: whether some layers may be in bfloat16 and others in float32.
+        candidate: whether ``"fastest"`` tries it.
+        package: imports the Python package that it needs, or raises `MissingExtra`.
+        onnx: how it reads ONNX files, if it does.
+
+    Example:
+        >>> from octavo.runtimes import RUNTIMES, Runtime
+        >>> RUNTIMES["mine"] = Runtime(RUNTIMES["reference"].lower)
+        >>> "mine" in RUNTIMES
+        True
+        >>> del RUNTIMES["mine"]
+    """
+
+    lower: Callable[[Graph, torch.device, Options], Lowered]
+    options: tuple[str, ...] = ()
+    cpu_only: bool = True
+    bfloat16: bool = True
+    islands: bool = True
+    candidate: bool = True
+    package: Callable[[], Any] | None = None
+    onnx: OnnxReader | None = None
+
+
+class _Runtimes(MutableMapping[str, Runtime]):
+    """Records by name; Octavo's own are imported when they are first asked for."""
+
+    def __init__(self, own: str) -> None:
+        self._records: dict[str, Runtime | None] = dict.fromkeys(own.split())
+
+    def __getitem__(self, name: str) -> Runtime:
+        record = self._records[name]
+        if record is None:
+            record = self._records[name] = import_module(f"octavo.runtimes.{name}").RUNTIME
+        return record
+
+    def __setitem__(self, name: str, runtime: Runtime) -> None:
+        self._records[name] = runtime
+
+    def __delitem__(self, name: str) -> None:
+        del self._records[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._records  # nothing is imported for that
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+
+# A name is that of the module (or folder) beside this one that has the record.
+RUNTIMES = _Runtimes("reference torch inductor onnxruntime openvino")
+
+
+def runtime_of(name: str, *others: str) -> Runtime:
+    """The record of that name.
+
+    Args:
+        name: of the runtime.
+        others: what else could have been asked for.
+
+    Raises:
+        RuntimeUnavailable: there is none.
+        MissingExtra: a package that it cannot be imported without is not installed.
+    """
+    if name not in RUNTIMES:
+        names = ", ".join(map(repr, (*RUNTIMES, *others)))
+        raise RuntimeUnavailable(f"there is no runtime {name!r}; choose one of {names}")
+    return RUNTIMES[name]
+
+
+def has_own_threads(name: str) -> bool:
+    """Whether what runs under that name has threads beside torch's."""
+    return name in RUNTIMES and "threads" in RUNTIMES[name].options
+
+
+def check_device(runtime: str, device: torch.device) -> None:
+    """Refuse models that are not on the CPU.
+
+    Raises:
+        RuntimeUnavailable: it is elsewhere.
+    """
+    if device.type != "cpu":
+        raise RuntimeUnavailable(
+            f"the {runtime} runtime runs on the CPU, the model is on {device}; "
+            'use .lower("reference") there, or .to("cpu") first'
+        )
