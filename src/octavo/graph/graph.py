@@ -113,6 +113,8 @@ class Node:
 
     def renamed(self, names: Mapping[str, str]) -> Node:
         """The node reading ``names[x]`` wherever it read ``x``."""
+        if names.keys().isdisjoint(self.refs()):
+            return self
         args, kwargs = map_refs(
             (self.args, dict(self.kwargs)), lambda r: Ref(names.get(r.name, r.name))
         )
@@ -187,6 +189,11 @@ class Graph:
         if name not in self.by_name:
             raise OctavoError(f"the graph has no node {name!r}")
         return self.by_name[name]
+
+    def returning(self, names: Mapping[str, str]) -> Graph:
+        """The graph returning ``names[x]`` wherever it returned ``x``."""
+        outputs = map_refs(self.outputs, lambda ref: Ref(names.get(ref.name, ref.name)))
+        return replace(self, outputs=outputs)
 
     def pruned(self) -> Graph:
         """The graph without nodes and constants that no output needs."""

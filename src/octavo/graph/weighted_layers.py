@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from octavo.graph.graph import Node, refs_in
+from octavo.graph.operators import arguments
 
 
 @dataclass(frozen=True)
@@ -16,35 +17,34 @@ class WeightedLayer:
 
     Attributes:
         output_axis: the axis of a weight that runs over output channels, or rows of a table.
-        input: position of the tensor that the weights are applied to; ``None`` for a table, which
-            is only looked up.
-        weights: position of the weight, or of the first of several.
+        input: the argument that the weights are applied to; ``None`` for a table, which is only
+            looked up.
+        weights: the arguments that are weights, or lists of them.
         input_axis: the axis of the input that runs over input channels, where it is one weight
             that is applied to it.
-        groups: position of the number of groups, ``None`` where there is none.
     """
 
     output_axis: int = 0
-    input: int | None = 0
-    weights: int = 1
+    input: str | None = "input"
+    weights: tuple[str, ...] = ("weight",)
     input_axis: int | None = None
-    groups: int | None = None
 
     def weights_of(self, node: Node, constants: Mapping[str, Tensor]) -> list[str]:
         """The names of the constant weights (not biases) of a node."""
-        following = node.args[self.weights :] if self.input_axis is None else node.args[1:2]
-        names = list(dict.fromkeys(refs_in(following)))
+        given = arguments(node)
+        names = dict.fromkeys(refs_in([given[name] for name in self.weights]))
         return [name for name in names if name in constants and constants[name].dim() > 1]
 
-    def groups_of(self, node: Node) -> int:
-        """The number of groups of a convolution, 1 for other layers."""
-        given = self.groups is not None and len(node.args) > self.groups
-        return int(node.args[self.groups]) if given else 1  # type: ignore[index]
+
+_CONV = WeightedLayer(input_axis=1)
+_TRANSPOSED = WeightedLayer(output_axis=1, input_axis=1)
+_RECURRENT = WeightedLayer(weights=("params",))
+_CELL = WeightedLayer(weights=("w_ih", "w_hh"))
 
 
-_CONV = WeightedLayer(input_axis=1, groups=6)
-_TRANSPOSED = WeightedLayer(output_axis=1, input_axis=1, groups=6)
-_RECURRENT = WeightedLayer(weights=2)
+def groups_of(node: Node) -> int:
+    """The number of groups of a convolution, 1 for other layers."""
+    return int(arguments(node).get("groups", 1))
 
 
 def is_depthwise(node: Node, weight: Tensor) -> bool:
@@ -52,9 +52,7 @@ def is_depthwise(node: Node, weight: Tensor) -> bool:
 
     In 3-d, and for one channel in all, oneDNN takes kernels that sum pairs.
     """
-    layer = WEIGHTED_LAYERS[node.short_op]
-    groups = layer.groups_of(node)
-    return weight.dim() < 5 and groups == weight.shape[0] > 1 == weight.shape[1]
+    return weight.dim() < 5 and groups_of(node) == weight.shape[0] > 1 == weight.shape[1]
 
 
 # By short name of the operator.
@@ -70,9 +68,9 @@ WEIGHTED_LAYERS = {
     "gru": _RECURRENT,
     "rnn_tanh": _RECURRENT,
     "rnn_relu": _RECURRENT,
-    "lstm_cell": _RECURRENT,
-    "gru_cell": _RECURRENT,
-    "rnn_tanh_cell": _RECURRENT,
-    "rnn_relu_cell": _RECURRENT,
-    "embedding": WeightedLayer(input=None, weights=0),
+    "lstm_cell": _CELL,
+    "gru_cell": _CELL,
+    "rnn_tanh_cell": _CELL,
+    "rnn_relu_cell": _CELL,
+    "embedding": WeightedLayer(input=None),
 }

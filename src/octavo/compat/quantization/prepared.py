@@ -24,7 +24,7 @@ from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import traced
 from octavo.graph.graph import Graph
 from octavo.graph.passes import canonical
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weighted_layers import WEIGHTED_LAYERS, groups_of
 from octavo.numerics.affine import QParams
 from octavo.quantization.calibrate import Calibrated, Calibration, qparams_of_weight
 from octavo.quantization.convert import insert_qdq
@@ -204,7 +204,7 @@ def unknown(graph: Graph, plan: Plan) -> Calibrated:
         if layer is not None and layer.input_axis is not None and plan.runs_int8(node.name):
             weight = graph.constants[node.args[1].name]
             transposed = node.short_op.startswith("conv_transpose")
-            inputs = weight.shape[0] if transposed else weight.shape[1] * layer.groups_of(node)
+            inputs = weight.shape[0] if transposed else weight.shape[1] * groups_of(node)
             means[node.name] = torch.zeros(inputs)
     return Calibrated(qparams, means, 0)
 

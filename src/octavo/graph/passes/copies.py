@@ -5,32 +5,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.rewrite import rewrite
 
 
 def copies_as_values(graph: Graph) -> Graph:
     """The graph with what is copied, in the dtype and sizes of what it is copied over."""
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if node.op != "aten.copy.default" or node.meta is None:
-            nodes.append(node)
-            continue
-        target, source = node.args[:2]
-        found = graph.meta(source.name)
-        if found is None or found.dtype != node.meta.dtype:
-            cast = replace(
-                node,
-                name=f"{node.name}.cast",
-                op="aten.to.dtype",
-                args=(source, getattr(torch, node.meta.dtype)),
-                meta=None if found is None else replace(node.meta, shape=found.shape),
-                kwargs={},
-            )
-            nodes.append(cast)
-            source = Ref(cast.name)
-        nodes.append(replace(node, op="aten.expand_as.default", args=(source, target), kwargs={}))
-    return replace(graph, nodes=tuple(nodes))
+    return rewrite(graph, lambda node: _as_value(node, graph))
+
+
+def _as_value(node: Node, graph: Graph) -> Iterator[Node]:
+    if node.op != "aten.copy.default" or node.meta is None:
+        yield node
+        return
+    target, source = node.args[:2]
+    found = graph.meta(source.name)
+    if found is None or found.dtype != node.meta.dtype:
+        name, dtype = f"{node.name}.cast", getattr(torch, node.meta.dtype)
+        meta = None if found is None else replace(node.meta, shape=found.shape)
+        args = (source, dtype)
+        cast = replace(node, name=name, op="aten.to.dtype", args=args, kwargs={}, meta=meta)
+        yield cast
+        source = Ref(cast.name)
+    yield replace(node, op="aten.expand_as.default", args=(source, target), kwargs={})

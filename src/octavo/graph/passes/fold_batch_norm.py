@@ -4,15 +4,18 @@ the convolution or linear layer before it (Jacob et al. 2018, arXiv:1712.05877, 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Graph, Node, Ref, map_refs
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments, with_arguments
+from octavo.graph.rewrite import Constant, Part, rewrite
+from octavo.graph.weighted_layers import groups_of
 from octavo.numerics.affine import broadcast
 
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 # Layers that a batch norm can be folded into.
 _LAYERS = frozenset(
     """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""".split()
@@ -26,24 +29,24 @@ def fold_batch_norm(graph: Graph) -> Graph:
     norm stays where something else reads the layer's output or its weights, and where it runs over
     another axis than the layer's output channels.
     """
-    constants = dict(graph.constants)
-    folded: dict[str, Node] = {}
-    same: dict[str, str] = {}
-    for name, norm in foldable_norms(graph).items():
-        layer = graph.by_name[name]
-        own = (*layer.args[1:3], None)[:2]
-        tensors = [None if ref is None else constants[ref.name] for ref in (*own, *norm.args[1:5])]
-        weight, bias = folded_tensors(layer, norm, *tensors)  # type: ignore[arg-type]
-        constants[layer.args[1].name] = weight
-        constants[bias_name(layer)] = bias
-        args = (layer.args[0], layer.args[1], Ref(bias_name(layer)), *layer.args[3:])
-        folded[name] = replace(layer, args=args)
-        same[norm.name] = name
-    nodes = tuple(
-        folded.get(node.name, node).renamed(same) for node in graph.nodes if node.name not in same
-    )
-    outputs = map_refs(graph.outputs, lambda ref: Ref(same.get(ref.name, ref.name)))
-    return replace(graph, nodes=nodes, constants=constants, outputs=outputs).pruned()
+    norms = foldable_norms(graph)
+    layers = {norm.name: Ref(name) for name, norm in norms.items()}
+
+    def folded(node: Node) -> Part | Iterator[Part]:
+        norm = norms.get(node.name)
+        return layers.get(node.name, node) if norm is None else _folded(node, norm, graph)
+
+    return rewrite(graph, folded)
+
+
+def _folded(layer: Node, norm: Node, graph: Graph) -> Iterator[Part]:
+    given = arguments(layer)
+    refs = (given["weight"], given["bias"], *tensors_of(norm))
+    tensors = [None if ref is None else graph.constants[ref.name] for ref in refs]
+    weight, bias = folded_tensors(layer, norm, *tensors)  # type: ignore[arg-type]
+    yield Constant(given["weight"].name, weight)
+    yield Constant(bias_name(layer), bias)
+    yield with_arguments(layer, bias=Ref(bias_name(layer)))
 
 
 def foldable_norms(graph: Graph) -> dict[str, Node]:
@@ -70,12 +73,18 @@ def folded_tensors(
 
     ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``.
     """
-    factor = torch.rsqrt(variance.double() + norm.args[7])
+    factor = torch.rsqrt(variance.double() + arguments(norm)["eps"])
     if gamma is not None:
         factor = factor * gamma.double()
     shift = -mean.double() if bias is None else bias.double() - mean.double()
     shift = shift * factor + (0.0 if beta is None else beta.double())
     return scaled(weight.double(), factor, layer).to(weight.dtype), shift.to(weight.dtype)
+
+
+def tensors_of(norm: Node) -> list[Ref | None]:
+    """Weight, bias and running statistics of a batch norm."""
+    given = arguments(norm)
+    return [given[name] for name in NORM_TENSORS]
 
 
 def bias_name(layer: Node) -> str:
@@ -90,20 +99,24 @@ def scaled(weight: Tensor, factor: Tensor, layer: Node) -> Tensor:
     """
     if not layer.short_op.startswith("conv_transpose"):
         return weight * broadcast(factor, weight.dim(), 0)
-    groups = WEIGHTED_LAYERS[layer.short_op].groups_of(layer)
+    groups = groups_of(layer)
     split = weight.reshape(groups, -1, *weight.shape[1:])
     factors = factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
     return (split * factors).reshape(weight.shape)
 
 
 def _is_inference_norm(node: Node) -> bool:
-    return node.op == "aten.batch_norm.default" and node.args[3] is not None and not node.args[5]
+    if node.op != "aten.batch_norm.default":
+        return False
+    given = arguments(node)
+    return given["running_mean"] is not None and not given["training"]
 
 
 def _can_fold(layer: Node, graph: Graph) -> bool:
     if layer.short_op not in _LAYERS or layer.op.endswith(".padding"):
         return False
-    weight, bias = (*layer.args[1:3], None)[:2]
+    given = arguments(layer)
+    weight, bias = given["weight"], given["bias"]
     own = [ref.name for ref in (weight, bias) if ref is not None]
     if not all(name in graph.constants for name in own):
         return False

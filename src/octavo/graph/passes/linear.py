@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
+from octavo.graph.rewrite import Constant, Part, rewrite
 
-# Operator -> positions of bias, input and weight among its arguments.
-_PRODUCTS: Mapping[str, tuple[int | None, int, int]] = {
-    "aten.addmm.default": (0, 1, 2),
-    "aten.mm.default": (None, 0, 1),
-    "aten.matmul.default": (None, 0, 1),
+# Operator -> its arguments that are bias, input and weight; ``""`` where it has none.
+_PRODUCTS: Mapping[str, tuple[str, str, str]] = {
+    "aten.addmm.default": ("self", "mat1", "mat2"),
+    "aten.mm.default": ("", "self", "mat2"),
+    "aten.matmul.default": ("", "self", "other"),
 }
 
 
@@ -26,25 +28,24 @@ def products_as_linear(graph: Graph) -> Graph:
 
     The transposed matrix has the name of the constant where nothing else reads that.
     """
-    users = graph.users
-    constants = dict(graph.constants)
-    nodes = []
-    for node in graph.nodes:
+
+    def linear(node: Node) -> Iterator[Part]:
         if _is_linear(node, graph.constants):
             bias, x, weight = _operands(node)
-            shared = len(users[weight.name]) > 1 or weight.name in graph.output_names()
+            shared = len(graph.users[weight.name]) > 1 or weight.name in graph.output_names()
             name = f"{weight.name}.transposed" if shared else weight.name
-            constants[name] = graph.constants[weight.name].t().contiguous()
+            yield Constant(name, graph.constants[weight.name].t().contiguous())
             args = (x, Ref(name), bias) if bias is not None else (x, Ref(name))
             node = replace(node, op="aten.linear.default", args=args, kwargs={})
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+        yield node
+
+    return rewrite(graph, linear)
 
 
-def _operands(node: Node) -> tuple[Any, Any, Any]:
+def _operands(node: Node) -> list[Any]:
     """Bias (``None`` where there is none), input and weight."""
-    bias, x, weight = _PRODUCTS[node.op]
-    return None if bias is None else node.args[bias], node.args[x], node.args[weight]
+    given = arguments(node)
+    return [given.get(name) for name in _PRODUCTS[node.op]]
 
 
 def _is_linear(node: Node, constants: Mapping[str, Tensor]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from octavo.errors import InputError
-from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta, map_refs
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.pixels import Pixels
 
 
@@ -36,8 +36,7 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
         inputs=tuple(given if one is image else one for one in graph.inputs),
         constants={**graph.constants, factor: constants[0], offset: constants[1]},
         nodes=(*nodes, *(node.renamed(names) for node in graph.nodes)),
-        outputs=map_refs(graph.outputs, lambda ref: Ref(names.get(ref.name, ref.name))),
-    )
+    ).returning(names)
 
 
 def _image_input(graph: Graph) -> Input:

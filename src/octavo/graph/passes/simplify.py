@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.passes.training import DROPOUTS
+from octavo.graph.rewrite import rewrite
 
 # In evaluation mode, on values that nothing writes to, these return their argument.
 _IDENTITIES = frozenset({"clone", "alias", "detach", "lift_fresh_copy", "contiguous"})
@@ -22,22 +24,18 @@ def remove_identities(graph: Graph) -> Graph:
     """Without dropout, clone, contiguous, and casts, expansions, reshapes and slices to what a
     tensor is already.
     """
-    same: dict[str, str] = {}
-    nodes = []
-    for node in graph.nodes:
-        node = node.renamed(same)
-        source = node.args[0].name if node.args and isinstance(node.args[0], Ref) else ""
-        if source and _is_identity(node, graph.meta(source)):
-            same[node.name] = source
-        else:
-            nodes.append(node)
-    outputs = map_refs(graph.outputs, lambda ref: Ref(same.get(ref.name, ref.name)))
-    return replace(graph, nodes=tuple(nodes), outputs=outputs).pruned()
+
+    def without_identity(node: Node) -> Node | Ref:
+        source = node.args[0] if node.args else None
+        is_read = isinstance(source, Ref) and _is_identity(node, graph.meta(source.name))
+        return source if is_read else node  # type: ignore[return-value]
+
+    return rewrite(graph, without_identity)
 
 
 def _is_identity(node: Node, source: TensorMeta | None) -> bool:
     if node.short_op in DROPOUTS:
-        return not node.args[2]
+        return not arguments(node)["train"]
     if node.short_op in _IDENTITIES:
         return True
     if source is None or node.meta != source:
@@ -51,61 +49,48 @@ def _is_identity(node: Node, source: TensorMeta | None) -> bool:
 
 def _is_whole(node: Node, source: TensorMeta) -> bool:
     """Whether a slice that is as long as its source, for all that is known, is all of it."""
-    defaults = (0, None, None, 1)
-    axis, start, end, step = node.args[1:] + defaults[len(node.args) - 1 :]
+    _, axis, start, end, step = arguments(node).values()
     is_open = source.shape[axis] is None
     return not is_open or (start in (None, 0) and end in (None, _TO_THE_END) and step == 1)
 
 
-def _relu6(node: Node) -> Node:
+def normalise_spelling(graph: Graph) -> Graph:
+    """One operator for one meaning, so that later stages know fewer."""
+    return rewrite(graph, lambda node: _SPELLINGS.get(node.op, _as_it_is)(node, graph))
+
+
+def _as_it_is(node: Node, graph: Graph) -> Node:
+    return node
+
+
+def _relu6(node: Node, graph: Graph) -> Node:
     return replace(node, op="aten.hardtanh.default", args=(node.args[0], 0.0, 6.0))
 
 
-def _inference_batch_norm(node: Node) -> Node:
-    x, weight, bias, mean, variance, momentum, eps = node.args
+def _inference_batch_norm(node: Node, graph: Graph) -> Node:
+    x, weight, bias, mean, variance, momentum, eps = arguments(node).values()
     args = (x, weight, bias, mean, variance, False, momentum, eps, False)
-    return replace(node, op="aten.batch_norm.default", args=args)
+    meta = next((item.meta for item in graph.users[node.name]), node.meta)
+    return replace(node, op="aten.batch_norm.default", args=args, meta=meta)
 
 
-def _view(node: Node) -> Node:
+def _item(node: Node, graph: Graph) -> Node | Ref:
+    """What takes the result out of such a batch norm's three is that result."""
+    source: Ref = node.args[0]
+    made = graph.by_name.get(source.name)
+    return source if made is not None and made.op == _INFERENCE_BATCH_NORM else node
+
+
+def _view(node: Node, graph: Graph) -> Node:
     return replace(node, op="aten.reshape.default")
-
-
-_SPELLINGS: dict[str, Callable[[Node], Node]] = {
-    "aten.relu6.default": _relu6,
-    "aten._native_batch_norm_legit_no_training.default": _inference_batch_norm,
-    # A view may fail on another memory format than the captured one; a reshape does not.
-    "aten.view.default": _view,
-    "aten._unsafe_view.default": _view,
-}
-
-
-def normalise_spelling(graph: Graph) -> Graph:
-    """One operator for one meaning, so that later stages know fewer."""
-    nodes = [_SPELLINGS.get(node.op, replace)(node) for node in graph.nodes]
-    single = {n.name for n in nodes if n.op == "aten.batch_norm.default"}
-    same: dict[str, str] = {}
-    kept = []
-    for node in nodes:
-        if node.op == "python.getitem" and node.args[0].name in single:
-            same[node.name] = node.args[0].name
-            continue
-        kept.append(_explicit_padding(node.renamed(same), graph))
-    metas = {n.name: n.meta for n in nodes}
-    named = {old: name for name, old in same.items()}
-    kept = [replace(n, meta=metas[named[n.name]]) if n.name in named else n for n in kept]
-    outputs = map_refs(graph.outputs, lambda ref: Ref(same.get(ref.name, ref.name)))
-    return replace(graph, nodes=tuple(kept), outputs=outputs)
 
 
 def _explicit_padding(node: Node, graph: Graph) -> Node:
     """A convolution with ``padding="same"`` or ``"valid"`` given as numbers, where both sides are
     equal.
     """
-    if not (node.short_op in ("conv1d", "conv2d", "conv3d") and node.op.endswith(".padding")):
-        return node
-    defaults = (None, None, None, [1], "valid", [1], 1)
-    x, weight, bias, stride, padding, dilation, groups = node.args + defaults[len(node.args) :]
+    given = arguments(node)
+    weight, padding, dilation = (given[name] for name in ("weight", "padding", "dilation"))
     if not isinstance(weight, Ref) or weight.name not in graph.constants:
         return node
     kernel = graph.constants[weight.name].shape[2:]
@@ -115,6 +100,17 @@ def _explicit_padding(node: Node, graph: Graph) -> Node:
     ]
     if any(total % 2 for total in totals):
         return node
-    sides = [total // 2 for total in totals]
-    args = (x, weight, bias, stride, sides, dilation, groups)
-    return replace(node, op=f"aten.{node.short_op}.default", args=args)
+    explicit = with_arguments(node, padding=[total // 2 for total in totals])
+    return replace(explicit, op=f"aten.{node.short_op}.default")
+
+
+_INFERENCE_BATCH_NORM = "aten._native_batch_norm_legit_no_training.default"
+_SPELLINGS: dict[str, Callable[[Node, Graph], Node | Ref]] = {
+    "aten.relu6.default": _relu6,
+    _INFERENCE_BATCH_NORM: _inference_batch_norm,
+    "python.getitem": _item,
+    # A view may fail on another memory format than the captured one; a reshape does not.
+    "aten.view.default": _view,
+    "aten._unsafe_view.default": _view,
+    **{f"aten.conv{n}d.padding": _explicit_padding for n in (1, 2, 3)},
+}

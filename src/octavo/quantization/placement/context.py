@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.quantization.qconfig import QConfig
 from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED, Target
@@ -37,7 +38,7 @@ class Context:
         """The tensors (or lists of them) that a node would read in int8."""
         layer = WEIGHTED_LAYERS.get(node.short_op)
         if layer is not None:
-            source = None if layer.input is None else node.args[layer.input]
+            source = None if layer.input is None else arguments(node)[layer.input]
             is_read = isinstance(source, Ref) and source.name not in self.graph.constants
             return [source.name] if is_read else []  # type: ignore[union-attr]
         names = [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]

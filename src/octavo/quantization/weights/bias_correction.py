@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo.arguments import expect, of
 from octavo.graph.graph import GRAPH, Graph, Node, Ref
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weighted_layers import groups_of
 from octavo.numerics.affine import QParams, fake_quantize
 
 
@@ -66,7 +66,7 @@ def correct_biases(
         if weight_name in qparams and _has_constant_bias(node, graph):
             weight = graph.constants[weight_name]
             error = _error(node, fake_quantize(weight, qparams[weight_name]) - weight)
-            groups = WEIGHTED_LAYERS[node.short_op].groups_of(node)
+            groups = groups_of(node)
             shift = bias_correction(error, input_means[node.name].to(error), groups)
             own = own_bias(node, users)
             bias = node.args[2] if len(node.args) > 2 else None
@@ -84,7 +84,7 @@ def _error(node: Node, error: Tensor) -> Tensor:
     """
     if not node.short_op.startswith("conv_transpose"):
         return error
-    groups = WEIGHTED_LAYERS[node.short_op].groups_of(node)
+    groups = groups_of(node)
     stride = node.args[3] if len(node.args) > 3 else [1]
     met = math.prod(stride) if len(stride) > 1 else stride[0] ** (error.dim() - 2)
     split = error.reshape(groups, -1, *error.shape[1:]).transpose(1, 2)
