@@ -19,6 +19,8 @@ class Dialect:
             some results are sums of nothing, have integer weights; else floats.
         means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 are uint8 with another zero point.
+        fenced_summands: between a layer and the rounding of its result, which a sum reads, stands
+            an activation that changes nothing.
         squeezes_batches: ``squeeze()`` of no axis in particular is written, and a batch of one is
             refused, of which it would take an axis more; else it has no ONNX form.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
@@ -32,4 +34,5 @@ class Dialect:
     means_of_four: bool = False
     unsigned: bool = False
     squeezes_batches: bool = True
+    fenced_summands: bool = False
     dynamic_lstm: bool = False

@@ -21,7 +21,7 @@ from octavo.graph.qdq import (
     WEIGHT_READERS,
 )
 from octavo.numerics import octavo_ops
-from octavo.quantization.targets import ROLES, SHARED
+from octavo.quantization.targets import ROLES, SHARED, WEIGHTED
 from octavo.runtimes.onnx.writer import Writer, dtype_name
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
@@ -38,11 +38,22 @@ def _quantize(w: Writer, node: Node) -> Any:
     if padded[1:] == (scale, zero_point):
         return padded[0]
     value = w.read(x)
+    if w.dialect.fenced_summands and _is_summand(w, node):
+        value = w.op("LeakyRelu", value, alpha=1.0)
     # ONNX knows the dtype's own range alone.
     if (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
         bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
         value = w.op("Clip", value, *bounds)
     return w.op("QuantizeLinear", value, w.constant(scale, "float32"), w.constant(zero_point, name))
+
+
+def _is_summand(w: Writer, node: Node) -> bool:
+    """Whether a node rounds what a layer gives, and a sum reads the integers."""
+    made, users = w.producer(node.args[0]), w.graph.users
+    if made is None or ROLES.get(made.short_op) != WEIGHTED:
+        return False
+    readers = [reader for user in users[node.name] for reader in users[user.name]]
+    return any(reader.short_op == "add" for reader in readers)
 
 
 def _stays_within(w: Writer, x: Any, node: Node) -> bool:
