@@ -31,7 +31,7 @@ from octavo.model.kinds import require_quantized
 from octavo.quantization.screening import Watched, refuse_bad_samples
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.runtime import check_device
-from octavo.runtimes.torch import int8
+from octavo.runtimes.torch.int8 import lower_to
 
 if TYPE_CHECKING:
     from octavo.model.model import QuantizedModel
@@ -66,7 +66,7 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
         raise ExportError(f"{os.fspath(path)}: the name of a package ends in {_ENDING}")
     graph = q.graph
     check_device("package", q.device)
-    run = int8.lower_to(int8.PACKAGED, graph).run
+    run = lower_to(graph, "package").run
     call = to_json(replace(graph, nodes=(), constants={}))
     watched = Watched.of(graph)
     metadata = {

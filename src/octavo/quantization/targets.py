@@ -13,6 +13,7 @@ from octavo.arguments import INTEGER, TEXT, expect
 from octavo.errors import PlanError
 from octavo.numerics.observers import FixedRange, MinMax, MovingAverageMinMax, Observer, PairSum
 from octavo.numerics.scheme import Scheme
+from octavo.quantization.fusions import CLIPS, ONEDNN, Fusion
 from octavo.quantization.qconfig import QConfig, QSpec
 
 MODES = ("static", "dynamic", "weight_only")
@@ -69,8 +70,7 @@ class Target:
         qconfigs: mode -> the default schemes and observers.
         operators: mode -> operators that are quantized by default. Others in `ROLES` are where a
             rule names them: int8 gains no speed with them there.
-        fused_activations: operator before -> activations that its kernel applies itself.
-        fused_addition: operators whose kernel adds another quantized tensor to its result.
+        fusions: operator -> what its kernel takes in behind it.
         weight_without_pairs: where kernels that sum pairs of u8 x s8 products in int16 limit the
             default weights, those of layers that sum none.
         fixed_outputs: operator -> the range that its result always has, as kernels there want it.
@@ -80,8 +80,7 @@ class Target:
     about: str
     qconfigs: Mapping[str, QConfig]
     operators: Mapping[str, frozenset[str]]
-    fused_activations: Mapping[str, frozenset[str]]
-    fused_addition: frozenset[str] = frozenset()
+    fusions: Mapping[str, Fusion]
     weight_without_pairs: QSpec | None = None
     fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
 
@@ -113,25 +112,14 @@ def _operators(*static: str) -> dict[str, frozenset[str]]:
     }
 
 
-_CLIPS = frozenset({"relu", "hardtanh"})
-_CLIPPED = dict.fromkeys([*_LAYERS[:4], "add"], _CLIPS)
+_CLIPPED = dict.fromkeys([*_LAYERS[:4], "add"], Fusion(CLIPS))
 
 _X86 = Target(
     name="x86",
     about="x86 CPUs with VNNI, AVX-VNNI or AMX",
     qconfigs=_qconfigs(Scheme("uint8"), _weight()),
     operators=_operators(),
-    fused_activations={
-        "conv1d": frozenset({"relu", "hardtanh"}),
-        "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
-        "conv3d": frozenset({"relu", "hardtanh"}),
-        "conv_transpose2d": frozenset({"relu", "hardtanh"}),
-        "linear": frozenset(
-            {"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}
-        ),
-        "add": frozenset({"relu"}),
-    },
-    fused_addition=frozenset({"conv2d"}),
+    fusions={**ONEDNN, "add": Fusion(frozenset({"relu"}))},
 )
 
 _X86_AVX2 = replace(
@@ -150,7 +138,7 @@ _ARM = Target(
     about="Arm CPUs, qnnpack's conventions: uint8 activations, one scale per weight",
     qconfigs=_qconfigs(Scheme("uint8"), _weight(per_channel=False)),
     operators=_operators("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu"),
-    fused_activations=_CLIPPED,
+    fusions=_CLIPPED,
 )
 
 _ONNXRUNTIME = Target(
@@ -160,19 +148,20 @@ _ONNXRUNTIME = Target(
     # it makes of ranges of rows.
     qconfigs=_qconfigs(Scheme("uint8"), _weight(), per_token=False),
     operators=_operators(*_PRODUCTS, "sigmoid", "leaky_relu", "softmax"),
-    fused_activations=_CLIPPED,
+    fusions=_CLIPPED,
 )
+
+_ACTIVATIONS = CLIPS | {"hardswish", "silu", "gelu", "leaky_relu"}
 
 _OPENVINO = Target(
     name="openvino",
     about="OpenVINO: QDQ before convolutions and matrix products, the rest is fused there",
     qconfigs=_qconfigs(Scheme("uint8"), _weight()),
     operators=_operators(*_PRODUCTS),
-    fused_activations=dict.fromkeys(
-        [*_LAYERS, "add"],
-        frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu"}),
-    ),
-    fused_addition=frozenset({"conv2d"}),
+    fusions={
+        **dict.fromkeys([*_LAYERS, "add"], Fusion(_ACTIVATIONS)),
+        "conv2d": Fusion(_ACTIVATIONS, addition=True),
+    },
 )
 
 _TENSORRT = Target(
@@ -180,8 +169,7 @@ _TENSORRT = Target(
     about="TensorRT: symmetric int8 activations, no zero points",
     qconfigs=_qconfigs(Scheme("int8", symmetric=True, narrow_range=True), _weight()),
     operators=_operators(*_PRODUCTS),
-    fused_activations=_CLIPPED,
-    fused_addition=frozenset({"conv2d"}),
+    fusions={**_CLIPPED, "conv2d": Fusion(CLIPS, addition=True)},
 )
 
 _ZERO_TO_ONE = QSpec(Scheme("int8"), FixedRange(0.0, 255 / 256))
@@ -191,7 +179,7 @@ _EDGE = Target(
     about="microcontrollers and NPUs, TFLite's int8 conventions: no operator in float",
     qconfigs=_qconfigs(Scheme("int8"), _weight()),
     operators=_operators(*_PRODUCTS, *_FUNCTIONS, *_NORMS),
-    fused_activations=_CLIPPED,
+    fusions=_CLIPPED,
     fixed_outputs={
         "softmax": _ZERO_TO_ONE,
         "sigmoid": _ZERO_TO_ONE,

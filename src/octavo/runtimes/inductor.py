@@ -23,7 +23,7 @@ from octavo.graph.quiet import quiet
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.runtime import Runtime
-from octavo.runtimes.torch import int8
+from octavo.runtimes.torch.int8 import lower_to
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -40,7 +40,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
         )
-    made = int8.lower_to(int8.COMPILED, graph)
+    made = lower_to(graph, "compiler")
     run = _compiled(made.run)
     try:
         with quiet(), torch.inference_mode():

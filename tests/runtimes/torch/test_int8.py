@@ -15,10 +15,7 @@ from torch import Tensor, nn
 import octavo
 from benchmarks import layers
 from octavo.graph.graph import Graph, Ref
-from octavo.graph.program import Step
 from octavo.runtimes import cpu, lower
-from octavo.runtimes.torch import int8
-from octavo.runtimes.torch.chains import Context
 
 CPU = torch.device("cpu")
 
@@ -330,31 +327,3 @@ def test_an_old_cpu_computes_rightly():
         check=True,
     )
     assert done.stdout.split("\n")[:2] == ["x86 3 True", "x86-avx2 0 True"]
-
-
-def test_lowering_takes_time_in_proportion_to_the_additions():
-    """Counted in lines that run: twice the additions, twice the lines."""
-
-    def lines_for(additions: int) -> int:
-        steps = [Step("0", torch.relu, (Ref("x"),))]
-        steps += [Step(f"{n + 1}", torch.add, (Ref(f"{n}"),)) for n in range(additions)]
-        placed = [int8._Placed(steps[0])]
-        placed += [int8._Placed(step, overwrites=step.args[0].name) for step in steps[1:]]
-        seen = 0
-
-        def count(frame: object, event: str, arg: object) -> Callable[..., object]:
-            nonlocal seen
-            seen += event == "line"
-            return count
-
-        before = sys.gettrace()
-        sys.settrace(count)
-        try:
-            kept = int8._with_safe_memory(placed, Context(Graph((), {}, (), {}, None)))
-        finally:
-            sys.settrace(before)
-        assert kept == steps, "nothing reads what is overwritten: no copies"
-        return seen
-
-    few, twice, four_times = (lines_for(count) for count in (100, 200, 400))
-    assert four_times - twice < 2.2 * (twice - few)

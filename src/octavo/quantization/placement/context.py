@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.quantization.fusions import NOTHING, Fusion
 from octavo.quantization.qconfig import QConfig
 from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED, Target
 
@@ -65,6 +66,10 @@ class Context:
         """Whether a value is float32, or no tensor."""
         meta = self.graph.metas.get(name)
         return meta is None or meta.dtype == "float32"
+
+    def fusion(self, node: Node) -> Fusion:
+        """What the kernel of a node takes in behind it."""
+        return self.target.fusions.get(node.short_op, NOTHING)
 
     def runs_alone(self, node: Node) -> bool:
         """Whether the user or the target's default wants a kernel of its own for this operator."""

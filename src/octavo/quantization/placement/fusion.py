@@ -24,7 +24,7 @@ def fuse(context: Context, kept: set[str], placement: Placement) -> None:
         _extend_by_activation(context, chain, placement.int8)
         placement.fused_into |= {inner.name: chain[-1].name for inner in chain[:-1]}
     for node in context.graph.nodes:
-        if node.name in kept and node.short_op == "add" and node.name not in claimed:
+        if node.name in kept and node.name not in claimed and not context.is_layer(node.name):
             chain = [node]
             _extend_by_activation(context, chain, placement.int8)
             placement.fused_into |= {inner.name: chain[-1].name for inner in chain[:-1]}
@@ -36,13 +36,12 @@ def _float_tail(context: Context, kept: set[str], placement: Placement) -> set[s
     for name in kept:
         node = context.graph.by_name[name]
         after = context.only_user(name)
-        fusable = context.target.fused_activations.get(node.short_op, frozenset())
         if after is None:
             continue
         reason = placement.reasons.get(after.name)
         if reason is not None and reason.kind is ReasonKind.RULE:
             continue
-        if context.is_layer(name) and after.short_op in fusable:
+        if context.is_layer(name) and after.short_op in context.fusion(node).activations:
             tail.add(after.name)
     return tail
 
@@ -56,7 +55,7 @@ def _extend_by_activation(context: Context, chain: list[Node], int8: set[str]) -
 def _takes_addition(
     context: Context, layer: Node, addition: Node, kept: set[str], claimed: set[str]
 ) -> bool:
-    if addition.short_op != "add" or layer.short_op not in context.target.fused_addition:
+    if addition.short_op != "add" or not context.fusion(layer).addition:
         return False
     if addition.name not in kept or addition.name in claimed:
         return False
@@ -67,6 +66,5 @@ def _takes_addition(
 
 def takes_activation(context: Context, before: Node, node: Node, kept: set[str]) -> bool:
     """Whether the kernel of the node before applies an activation itself."""
-    fusable = context.target.fused_activations.get(before.short_op, frozenset())
     alone = context.only_user(before.name) is node
-    return before.name in kept and alone and node.short_op in fusable
+    return before.name in kept and alone and node.short_op in context.fusion(before).activations

@@ -43,4 +43,4 @@ def is_fusable(node: Node, rule: Rule | None, target: Target, mode: str) -> bool
     """Whether another kernel may take a node in, though none runs it alone."""
     qconfig = target.qconfigs[mode] if rule is None else rule.precision
     static = isinstance(qconfig, QConfig) and qconfig.mode == "static"
-    return static and any(node.short_op in ops for ops in target.fused_activations.values())
+    return static and any(node.short_op in f.activations for f in target.fusions.values())

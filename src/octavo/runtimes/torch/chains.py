@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,11 @@ from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, UNPACK, WEIGHT_READERS
 from octavo.numerics import octavo_ops
 from octavo.quantization.bfloat16 import CAST, SUFFIX
+from octavo.quantization.fusions import Fusion
 from octavo.runtimes.torch.integer_kernels import Integers, meets_halves
+
+# Who calls the kernels: Python; what torch.compile makes; or a compiled library, without Python.
+Caller = Literal["python", "compiler", "package"]
 
 
 class Unsupported(Exception):
@@ -63,13 +67,10 @@ class Context:
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
     rounded. ``held``: constant that a kernel holds in its own form -> what gives its integers back.
-    ``compiled``: torch.compile calls the kernels. ``packaged``: a compiled library does, without
-    Python.
     """
 
     graph: Graph
-    compiled: bool = False
-    packaged: bool = False
+    caller: Caller = "python"
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
     held: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
@@ -167,29 +168,18 @@ def integers_of(quantize: Node) -> Integers:
     return Integers(scale, zero_point, low, high, dtype)
 
 
-# Layer -> the activations that its kernel can apply to its result.
-CLIPPING_ACTIVATIONS = frozenset({"relu", "hardtanh"})
-_ACTIVATIONS_AFTER = {
-    "conv1d": CLIPPING_ACTIVATIONS,
-    "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
-    "conv3d": CLIPPING_ACTIVATIONS,
-    "conv_transpose2d": CLIPPING_ACTIVATIONS,
-    "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
-    "add": CLIPPING_ACTIVATIONS,
-    "sub": CLIPPING_ACTIVATIONS,
-    "mul": CLIPPING_ACTIVATIONS,
-}
+_BEHIND_AN_ADDITION = frozenset({"relu"})
 
 
-def chain_from(context: Context, layer: Node) -> Chain:
-    """The longest chain that starts at a layer."""
+def chain_from(context: Context, layer: Node, fusion: Fusion) -> Chain:
+    """The longest chain that starts at a layer, of what its kernel takes in."""
     addition = activation = quantize = None
-    fusable = _ACTIVATIONS_AFTER.get(layer.short_op, frozenset())
+    fusable = fusion.activations
     after = context.only_user(layer.name)
-    if layer.short_op == "conv2d" and after is not None and _joins(context, layer, after):
+    if fusion.addition and after is not None and _joins(context, layer, after):
         addition = after
         after = context.only_user(addition.name)
-        fusable = frozenset({"relu"})
+        fusable = _BEHIND_AN_ADDITION
     if after is not None and after.short_op in fusable:
         activation = after
         after = context.only_user(activation.name)
@@ -204,14 +194,14 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
     That needs an addition of a quantized tensor of the same shape and type, whose result is
     quantized again.
     """
-    if context.compiled or context.packaged:
+    if context.caller != "python":
         return False  # compilers take no kernel that overwrites an operand: they drop its copy
     if addition.op != "aten.add.Tensor" or addition.kwargs:
         return False
     others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]
     other = others[0].name if len(others) == 1 and isinstance(others[0], Ref) else ""
     after = context.only_user(addition.name)
-    if after is not None and after.short_op == "relu":
+    if after is not None and after.short_op in _BEHIND_AN_ADDITION:
         after = context.only_user(after.name)
     read = layer.args[0].name
     if not {read, other} <= context.integers.keys() or after is None or after.op != QUANTIZE:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Node, Ref
+from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes.torch.chains import Call, Chain, Context
 from octavo.runtimes.torch.integer_kernels import Integers
+from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.onednn import (
     PackedConv,
     check_kernel,
@@ -137,3 +139,10 @@ def _source(context: Context, x: Ref) -> tuple[Ref, Integers]:
     _, low, high, *_ = rounding.args
     shift = max(0, -low)
     return Ref(parts), Integers(1.0, shift, low + shift, high + shift, torch.uint8)
+
+
+KERNELS = (
+    *(Kernel((op,), conv, Reads.OWN_RANGE, ONEDNN[op]) for op in ("conv1d", "conv2d", "conv3d")),
+    Kernel(("linear",), linear, Reads.OWN_RANGE, ONEDNN["linear"]),
+    Kernel(("linear",), linear_by_tensors, Reads.TENSOR_SCALES, fusion=None),
+)

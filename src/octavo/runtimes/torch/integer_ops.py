@@ -9,9 +9,11 @@ from torch import Tensor
 
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref, refs_in
+from octavo.quantization.fusions import CLIPS, Fusion
 from octavo.runtimes.torch import integer_kernels as kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.integer_kernels import Integers
+from octavo.runtimes.torch.kernel import Kernel
 from octavo.runtimes.torch.onednn import sized
 from octavo.runtimes.torch.post_ops import clip_bounds
 
@@ -148,3 +150,27 @@ def _quantized_out(chain: Chain) -> Integers:
 def _clipped(out: Integers, activation: Node | None) -> Integers:
     """The integers that a relu or hardtanh (or nothing) leaves."""
     return out if activation is None else out.clipped(*clip_bounds(activation))
+
+
+_MOVES = """
+    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes expand repeat
+    flip roll narrow slice select getitem pixel_shuffle pixel_unshuffle channel_shuffle
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d amax
+""".split()
+_AVERAGES = """
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    upsample_linear1d upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d
+""".split()
+
+KERNELS = (
+    Kernel(("add",), addition, fusion=Fusion(CLIPS)),
+    Kernel(("sub",), elementwise(kernels.subtract), fusion=Fusion(CLIPS)),
+    Kernel(("mul",), elementwise(kernels.multiply), fusion=Fusion(CLIPS)),
+    Kernel(("relu", "hardtanh"), activation),
+    Kernel(("mean",), mean),
+    Kernel(tuple(_AVERAGES), average),
+    Kernel(("max_pool2d",), max_pool2d),
+    Kernel(("cat", "stack"), cat),
+    Kernel(("pad", "constant_pad_nd"), pad),
+    Kernel(tuple(_MOVES), move),
+)

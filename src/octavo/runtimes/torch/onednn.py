@@ -14,10 +14,12 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
 from octavo.graph.weighted_layers import is_depthwise
+from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes import cpu, saturation
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.integer_kernels import Integers
+from octavo.runtimes.torch.kernel import Kernel
 from octavo.runtimes.torch.post_ops import NATIVE, PostOp, is_narrow, output, post_op_of
 from octavo.runtimes.torch.row_counts import with_few_row_counts
 
@@ -59,7 +61,7 @@ def convolution(context: Context, op: str) -> Callable[..., Tensor]:
     Raises:
         Unsupported: a package has none.
     """
-    if not context.packaged:
+    if context.caller != "package":
         kernel: Callable[..., Tensor] = getattr(torch.ops.onednn, f"q{op}_pointwise").default
         return kernel
     if op != "conv2d":
@@ -166,7 +168,7 @@ def _misreads_one_channel(
     """
     outputs, inputs = weight.shape[:2]
     wrong = outputs > groups and (weight.dim() == 5 or strides[-1] > 1)
-    return inputs == 1 and (wrong or (context.packaged and groups == 1))
+    return inputs == 1 and (wrong or (context.caller == "package" and groups == 1))
 
 
 def _with_few_row_counts(
@@ -209,7 +211,7 @@ def product_kernel(
     of a module, and a convolution with any.
     """
     step = None if input_scale is None else input_scale * scale
-    if cpu.saturates() or context.compiled:
+    if cpu.saturates() or context.caller == "compiler":
         return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain, step)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
     context.hold(chain.layer.args[1], lambda: packed.to_dense().t().contiguous())
@@ -231,7 +233,7 @@ def _by_convolution(
 ) -> Callable[..., Tensor]:
     """Rows are the width of an image of height one, columns its channels, channels last."""
     columns = weight.shape[1]
-    if context.packaged and columns == 1:
+    if context.caller == "package" and columns == 1:
         raise Unsupported("a package has no integer kernel for one input")
     geometry = ([1, 1], [0, 0], [1, 1], 1)
     packed = torch.ops.onednn.qconv_prepack(
@@ -246,7 +248,7 @@ def _by_convolution(
         chain = Chain(chain.layer)
     post_op, out = post_op_of(chain, "conv2d", step)
     kernel = getattr(
-        torch.ops.onednn, "qconv_pointwise" if context.packaged else "qconv2d_pointwise"
+        torch.ops.onednn, "qconv_pointwise" if context.caller == "package" else "qconv2d_pointwise"
     ).default
 
     def product(q: Tensor, x_scale: float, zero_point: int, bias: Tensor | None) -> Tensor:
@@ -312,3 +314,9 @@ def _on_channels_last(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function(*args[:6], ordered, *args[7:])
 
     return call
+
+
+KERNELS = (
+    *(Kernel((op,), conv, fusion=ONEDNN[op]) for op in ("conv1d", "conv2d", "conv3d")),
+    Kernel(("linear",), linear, fusion=ONEDNN["linear"]),
+)

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Node
+from octavo.quantization.fusions import CLIPS, ONEDNN
 from octavo.runtimes.torch import integer_kernels
-from octavo.runtimes.torch.chains import CLIPPING_ACTIVATIONS, Chain, Unsupported
+from octavo.runtimes.torch.chains import Chain, Unsupported
 from octavo.runtimes.torch.integer_kernels import Integers
 
 # Kernel -> the activations that it applies itself.
 NATIVE = {
     "conv1d": frozenset({"relu"}),
-    "conv2d": frozenset({"relu", "hardtanh", "hardswish", "silu"}),
+    "conv2d": ONEDNN["conv2d"].activations,
     "conv3d": frozenset[str](),
-    "linear": frozenset({"relu", "hardtanh", "hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
+    "linear": ONEDNN["linear"].activations,
 }
 # Activation -> oneDNN's name of it.
 _NAMES = {"silu": "swish"}
@@ -86,7 +87,7 @@ def _post_op(chain: Chain, kernel: str) -> PostOp:
     kind = None if chain.activation is None else chain.activation.short_op
     narrow = chain.out is not None and is_narrow(chain.out)
     native = NATIVE[kernel]
-    if chain.activation is not None and kind not in CLIPPING_ACTIVATIONS:
+    if chain.activation is not None and kind not in CLIPS:
         clip = (chain.out.low, chain.out.high) if chain.out is not None and narrow else None
         return PostOp(_native_post_op(chain.activation), clip)
     if kind is None and not narrow:

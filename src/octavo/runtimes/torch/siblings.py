@@ -6,6 +6,7 @@ layers with float results are joined, since integers have scales of their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -43,7 +44,7 @@ def join_siblings(graph: Graph) -> tuple[Graph, dict[str, str]]:
     return replace(graph, nodes=tuple(result), constants=constants).pruned(), joined
 
 
-def weights_in_joined(graph: Graph, joined: dict[str, str]) -> dict[str, tuple[str, slice]]:
+def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tuple[str, slice]]:
     """For each weight of a joined layer the weight that it is a part of, with its rows there.
 
     Args:

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
+from octavo.runtimes.torch.kernel import Kernel
 from octavo.runtimes.torch.onednn import check_kernel, sized
 from octavo.runtimes.torch.post_ops import post_op_of
 
@@ -27,7 +29,7 @@ def conv_transpose2d(context: Context, chain: Chain) -> Call:
         raise Unsupported(
             "torch has no int8 kernel for a grouped or dilated transposed convolution"
         )
-    if context.packaged:
+    if context.caller == "package":
         raise Unsupported("a package has no integer kernel for conv_transpose2d")
     stride = strides[0]
     if strides[1] != stride or any(e > p for e, p in zip(extras, paddings, strict=True)):
@@ -75,3 +77,6 @@ def phase_weights(weight: Tensor, stride: int) -> Tensor:
     taps = padded.reshape(inputs, outputs, height // stride, stride, width // stride, stride)
     phases = taps.permute(1, 3, 5, 0, 2, 4).flip(4, 5)
     return phases.reshape(-1, inputs, height // stride, width // stride).contiguous()
+
+
+KERNELS = (Kernel(("conv_transpose2d",), conv_transpose2d, fusion=ONEDNN["conv_transpose2d"]),)

@@ -31,6 +31,7 @@ from octavo.runtimes.torch.chains import (
     Unsupported,
 )
 from octavo.runtimes.torch.integer_kernels import Integers
+from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.onednn import check_kernel, product_kernel
 
 # From so many rows on, the float product of dequantized parts is the faster: by bits of the weight.
@@ -210,3 +211,9 @@ def embedding(context: Context, chain: Chain) -> Call:
         return picked.reshape(*indices.shape, weight.shape[1])
 
     return Call("octavo.embedding", kernel, (indices,))
+
+
+KERNELS = (
+    Kernel(("linear",), linear, Reads.FLOATS, fusion=None),
+    Kernel(("embedding",), embedding, Reads.FLOATS, fusion=None),
+)
