@@ -17,7 +17,7 @@ from torch import Tensor
 
 from octavo.errors import OctavoError
 from octavo.graph import operators
-from octavo.graph.graph import Graph, Node, Ref, refs_in
+from octavo.graph.graph import Graph, Node, Ref, map_refs, refs_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,13 @@ def step_of(node: Node, device: torch.device) -> Step:
 
     kwargs = {key: placed(value) for key, value in node.kwargs.items()}
     return Step(node.name, operators.resolve(node.op), placed(node.args), kwargs)
+
+
+@torch.no_grad()
+def computed(node: Node, values: Mapping[str, Any]) -> Any:
+    """What a node makes of values, by their names."""
+    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: values[ref.name])
+    return operators.resolve(node.op)(*args, **kwargs)
 
 
 def compile_steps(

@@ -6,13 +6,14 @@ others read in float32, under the layer's own name. Layers in a row hand on bflo
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import torch
 
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.qdq import is_own
+from octavo.graph.rewrite import Constant, Part, rewrite
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.quantization.targets import PRODUCT, ROLES, WEIGHTED
 
@@ -65,13 +66,10 @@ def in_bfloat16(graph: Graph, layers: Collection[str]) -> Graph:
         layers: names of `float_layers`. The results of one that has several are read by their
             index, each in float32.
     """
-    users = graph.users
     layers = set(layers)
     layers |= {
         node.name for node in graph.nodes if node.op == _GETITEM and node.args[0].name in layers
     }
-    constants = dict(graph.constants)
-    nodes: list[Node] = []
     narrow: dict[str, str] = {}  # value -> where it is in bfloat16
 
     def cast(name: str, source: str, dtype: torch.dtype) -> Node:
@@ -80,26 +78,28 @@ def in_bfloat16(graph: Graph, layers: Collection[str]) -> Graph:
         own = replace(meta, dtype=str(dtype).removeprefix("torch."))
         return Node(name, CAST, (Ref(source), dtype), meta=own)
 
-    for node in graph.nodes:
+    def narrowed(node: Node) -> Iterator[Part]:
         if node.name not in layers:
-            nodes.append(node)
-            continue
-        for name in node.refs():
+            yield node
+            return
+        for name in dict.fromkeys(node.refs()):
             if name in narrow:
                 continue
-            if name in constants and all(user.name in layers for user in users[name]):
-                constants[name] = constants[name].to(torch.bfloat16)
+            constant = graph.constants.get(name)
+            if constant is not None and all(u.name in layers for u in graph.users[name]):
+                yield Constant(name, constant.to(torch.bfloat16))
                 narrow[name] = name
             else:
                 narrow[name] = f"{name}{SUFFIX}"
-                nodes.append(cast(narrow[name], name, torch.bfloat16))
+                yield cast(narrow[name], name, torch.bfloat16)
         result = f"{node.name}{SUFFIX}"
         meta = None if node.meta is None else replace(node.meta, dtype="bfloat16")
-        nodes.append(replace(node.renamed(narrow), name=result, meta=meta))
+        yield replace(node.renamed(narrow), name=result, meta=meta)
         if meta is not None:
-            nodes.append(cast(node.name, result, torch.float32))
+            yield cast(node.name, result, torch.float32)
         narrow[node.name] = result
-    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+
+    return rewrite(graph, narrowed)
 
 
 def in_float32(graph: Graph) -> Graph:
@@ -112,20 +112,16 @@ def in_float32(graph: Graph) -> Graph:
         for node in graph.nodes
         if node.name.endswith(SUFFIX) and (node.meta is None or node.meta.dtype == "bfloat16")
     }
-    constants = dict(graph.constants)
-    nodes = []
-    for node in graph.nodes:
-        meta = node.meta
+
+    def widened(node: Node) -> Iterator[Part]:
         if node.name in wide:
-            meta = None if meta is None else replace(meta, dtype="float32")
-            weights = {name: constants[name] for name in node.refs() if name in constants}
-            constants |= {
-                name: tensor.to(torch.float32)
-                for name, tensor in weights.items()
-                if tensor.dtype == torch.bfloat16
-            }
-        name = wide.get(node.name, node.name)
-        widened = replace(node.renamed(wide), name=name, meta=meta)
-        if node.op != CAST or widened.args[0] != Ref(name):
-            nodes.append(widened)
-    return replace(graph, nodes=tuple(nodes), constants=constants)
+            yield Ref(wide[node.name])
+            for name in node.refs():
+                if name in graph.constants and graph.constants[name].dtype == torch.bfloat16:
+                    yield Constant(name, graph.constants[name].to(torch.float32))
+            meta = None if node.meta is None else replace(node.meta, dtype="float32")
+            node = replace(node, name=wide[node.name], meta=meta)
+        if node.op != CAST or node.args[0] != Ref(node.name):
+            yield node
+
+    return rewrite(graph, widened)

@@ -6,16 +6,16 @@ So such a weight is a constant like any other, and can be quantized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.graph import operators
-from octavo.graph.graph import Graph, Node, map_refs
+from octavo.graph.graph import Graph, Node
 from octavo.graph.passes.training import DROPOUTS
+from octavo.graph.program import computed
 
 # A view that repeats its source takes no memory in the model, and would in a file.
 _SMALL = 2**16
@@ -27,12 +27,11 @@ def fold_constants(graph: Graph) -> Graph:
     A constant has the name of the node that made it. A node stays where its result is much larger
     than what it is made of.
     """
-    users = graph.users
     known: dict[str, Any] = dict(graph.constants)
     kept = []
     for node in graph.nodes:
-        if _is_fixed(node, known) and _gives_tensors(node, users):
-            result = _computed(node, known)
+        if _is_fixed(node, known) and _gives_tensors(node, graph):
+            result = computed(node, known)
             if _size(result) <= max([_SMALL, *(_size(known[name]) for name in node.refs())]):
                 known[node.name] = result
                 continue
@@ -46,16 +45,10 @@ def _is_fixed(node: Node, known: Mapping[str, Any]) -> bool:
     return node.short_op not in DROPOUTS and all(name in known for name in node.refs())
 
 
-def _gives_tensors(node: Node, users: Mapping[str, Sequence[Node]]) -> bool:
+def _gives_tensors(node: Node, graph: Graph) -> bool:
     """Whether a node's result is a tensor, or several of which each reader takes one."""
-    takes_one = [user.op == "python.getitem" for user in users[node.name]]
+    takes_one = [user.op == "python.getitem" for user in graph.users[node.name]]
     return node.meta is not None or (bool(takes_one) and all(takes_one))
-
-
-@torch.no_grad()
-def _computed(node: Node, known: Mapping[str, Any]) -> Any:
-    args, kwargs = map_refs((node.args, dict(node.kwargs)), lambda ref: known[ref.name])
-    return operators.resolve(node.op)(*args, **kwargs)
 
 
 def _size(value: Any) -> int:

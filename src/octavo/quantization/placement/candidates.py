@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.decided import Placement
@@ -103,8 +104,9 @@ def _obstacle(context: Context, node: Node) -> str | None:
         tensors = [arg for arg in node.args[:2] if isinstance(arg, Ref)]
         if len(tensors) != 2 or any(t.name in context.graph.constants for t in tensors):
             return "one of its operands is a constant"
-        if node.kwargs.get("alpha", 1) != 1:
-            return f"its alpha is {node.kwargs['alpha']}"
+        alpha = arguments(node).get("alpha", 1)
+        if alpha != 1:
+            return f"its alpha is {alpha}"
     if node.short_op in ("pad", "constant_pad_nd") and _pads_with_something(node):
         return "it pads with another value than zero"
     return None
@@ -142,9 +144,5 @@ def _obstacle_of_tensors(context: Context, node: Node, layer: WeightedLayer) -> 
 
 def _pads_with_something(node: Node) -> bool:
     """Zero is exact in every scheme, and what reflects or repeats makes no new value."""
-    if node.short_op == "pad":
-        mode, value = (
-            (*node.args[2:], "constant", None)[:2] if len(node.args) < 4 else node.args[2:]
-        )
-        return mode == "constant" and bool(value)
-    return bool(node.args[2]) if len(node.args) > 2 else False
+    given = arguments(node)
+    return given.get("mode", "constant") == "constant" and bool(given["value"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer, is_depthwise
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.decided import Placement
@@ -82,7 +83,7 @@ def _sums_pairs(context: Context, node: Node, layer: WeightedLayer) -> bool:
     """Whether an int8 kernel sums products of several inputs; depthwise convolution does not."""
     if layer.input_axis is None:
         return False
-    return not is_depthwise(node, context.graph.constants[node.args[1].name])
+    return not is_depthwise(node, context.graph.constants[arguments(node)["weight"].name])
 
 
 def _share(context: Context, placement: Placement, values: list[str]) -> None:

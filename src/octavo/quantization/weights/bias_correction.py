@@ -8,13 +8,14 @@ With ``w' = w + e`` the rounded weight, ``E[w'x] - E[wx] = e E[x]``: subtract it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
 from octavo.arguments import expect, of
 from octavo.graph.graph import GRAPH, Graph, Node, Ref
+from octavo.graph.operators import arguments, with_arguments
+from octavo.graph.rewrite import Constant, Part, rewrite
 from octavo.graph.weighted_layers import groups_of
 from octavo.numerics.affine import QParams, fake_quantize
 
@@ -58,22 +59,20 @@ def correct_biases(
     """
     expect(GRAPH, graph=graph)
     expect(_BY_NAME, qparams=qparams, input_means=input_means)
-    users = graph.users
-    constants = dict(graph.constants)
-    nodes = []
-    for node in graph.nodes:
-        weight_name = node.args[1].name if node.name in input_means else ""
-        if weight_name in qparams and _has_constant_bias(node, graph):
-            weight = graph.constants[weight_name]
-            error = _error(node, fake_quantize(weight, qparams[weight_name]) - weight)
-            groups = groups_of(node)
-            shift = bias_correction(error, input_means[node.name].to(error), groups)
-            own = own_bias(node, users)
-            bias = node.args[2] if len(node.args) > 2 else None
-            constants[own] = (0.0 if bias is None else graph.constants[bias.name]) - shift
-            node = replace(node, args=(*node.args[:2], Ref(own), *node.args[3:]))
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+
+    def corrected(node: Node) -> Iterator[Part]:
+        given = arguments(node) if node.name in input_means else {}
+        if given and given["weight"].name in qparams and _is_constant(given["bias"], graph):
+            name, bias = given["weight"].name, given["bias"]
+            weight = graph.constants[name]
+            error = _error(node, fake_quantize(weight, qparams[name]) - weight)
+            shift = bias_correction(error, input_means[node.name].to(error), groups_of(node))
+            own = own_bias(node, graph)
+            yield Constant(own, (0.0 if bias is None else graph.constants[bias.name]) - shift)
+            node = with_arguments(node, bias=Ref(own))
+        yield node
+
+    return rewrite(graph, corrected)
 
 
 def _error(node: Node, error: Tensor) -> Tensor:
@@ -85,22 +84,21 @@ def _error(node: Node, error: Tensor) -> Tensor:
     if not node.short_op.startswith("conv_transpose"):
         return error
     groups = groups_of(node)
-    stride = node.args[3] if len(node.args) > 3 else [1]
+    stride: list[int] = arguments(node)["stride"]
     met = math.prod(stride) if len(stride) > 1 else stride[0] ** (error.dim() - 2)
     split = error.reshape(groups, -1, *error.shape[1:]).transpose(1, 2)
     return split.flatten(0, 1) / met
 
 
-def _has_constant_bias(node: Node, graph: Graph) -> bool:
+def _is_constant(bias: Ref | None, graph: Graph) -> bool:
     """No bias is a constant too: zero."""
-    bias = node.args[2] if len(node.args) > 2 else None
     return bias is None or bias.name in graph.constants
 
 
-def own_bias(node: Node, users: Mapping[str, Sequence[Node]]) -> str:
+def own_bias(node: Node, graph: Graph) -> str:
     """The name of a bias that no other layer reads: its present one, or a new one."""
-    bias = node.args[2] if len(node.args) > 2 else None
-    if bias is not None and len(users[bias.name]) == 1:
+    bias = arguments(node)["bias"]
+    if bias is not None and len(graph.users[bias.name]) == 1:
         return str(bias.name)
     name = f"{node.name}.bias"
-    return name if name not in users else f"{node.name}.corrected_bias"
+    return name if name not in graph.users else f"{node.name}.corrected_bias"

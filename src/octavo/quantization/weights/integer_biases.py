@@ -11,13 +11,15 @@ int32 counts: such a channel gets a larger scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Graph, Ref
+from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments, with_arguments
+from octavo.graph.rewrite import Constant, Part, rewrite
 from octavo.numerics.affine import QParams
 from octavo.quantization.plan import Plan
 from octavo.quantization.weights.bias_correction import own_bias
@@ -92,10 +94,12 @@ def sums_with_biases(graph: Graph, plan: Plan) -> dict[str, Sums]:
     """
     found = {}
     for node in graph.nodes:
-        bias = node.args[2] if len(node.args) > 2 else None
-        if node.short_op not in _LAYERS or not plan.runs_int8(node.name) or bias is None:
+        if node.short_op not in _LAYERS or not plan.runs_int8(node.name):
             continue
-        sums = Sums(*(ref.name for ref in node.args[:3]))
+        given = arguments(node)
+        if given["bias"] is None:
+            continue
+        sums = Sums(*(given[name].name for name in ("input", "weight", "bias")))
         planned = plan.quantized.get(sums.weight)
         in_groups = planned is None or planned.spec is None or planned.spec.scheme.group_size
         if sums.given in plan.quantized and sums.bias in graph.constants and not in_groups:
@@ -128,16 +132,15 @@ def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> 
         plan: made for that graph.
         qparams: of its activations and weights, by name.
     """
-    users = graph.users
-    constants = dict(graph.constants)
     layers = sums_with_biases(graph, plan)
-    nodes = []
-    for node in graph.nodes:
+
+    def with_integers(node: Node) -> Iterator[Part]:
         sums = layers.get(node.name)
         if sums is not None:
-            bias, own = constants[sums.bias], own_bias(node, users)
+            bias, own = graph.constants[sums.bias], own_bias(node, graph)
             step = step_of_sums(qparams[sums.weight], qparams[sums.given], len(bias))
-            constants[own] = integer_bias(bias, step.to(bias.device))
-            node = replace(node, args=(*node.args[:2], Ref(own), *node.args[3:]))
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), constants=constants).pruned()
+            yield Constant(own, integer_bias(bias, step.to(bias.device)))
+            node = with_arguments(node, bias=Ref(own))
+        yield node
+
+    return rewrite(graph, with_integers)
