@@ -196,7 +196,7 @@ def test_all_weights_of_an_lstm_are_looked_at():
         layer.weight_hh_l0.fill_(1.0)
     q = octavo.quantize(layer, x, mode="dynamic", target="onnxruntime", progress=False)
     found = saturation.overflowing(q.graph)
-    assert [weight.args[0].name for weight in found.values()] == ["weight_hh_l0"]
+    assert [weight.name for weight in found.values()] == ["weight_hh_l0"]
 
 
 def test_the_fastest_says_how_fast_the_others_are(q):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Ref, refs_in
-from octavo.graph.program import compile_steps, steps_of
-from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS
+from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.model.model import QuantizedModel
 from octavo.quantization.qconfig import QSpec
 
@@ -27,26 +23,11 @@ _OTHERS = (
 _CLOSE = 1e-2  # of its size: bfloat16 keeps as much
 
 
-def dequantized_weights(q: QuantizedModel, names: Iterable[str]) -> dict[str, Tensor]:
-    """What the integers of weights stand for, in float32, by name."""
-    names = list(names)
-    read = replace(q.graph, inputs=(), outputs=[Ref(f"{n}.dequantized") for n in names]).pruned()
-    run = compile_steps([], steps_of(read, q.device), read.output_names(), read.constants)
-    return dict(zip(names, run(), strict=True))
-
-
-def steps_of_weight(graph: Graph, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of each value of a weight, in shapes that broadcast to it."""
-    node = graph.node(f"{name}.dequantized")
-    if node.op == DEQUANTIZE:
-        return torch.tensor(node.args[1]), torch.tensor(node.args[2])
-    scale, zero_point = (graph.constants[arg.name] for arg in node.args[1:3])
-    if node.op == DEQUANTIZE_CHANNELS:
-        shape = [1] * weight.dim()
-        shape[node.args[3]] = -1
-        return scale.reshape(shape), zero_point.reshape(shape)
-    size = weight.shape[1] // scale.shape[1]
-    return scale.repeat_interleave(size, 1), zero_point.repeat_interleave(size, 1)
+def rounded_weight(q: QuantizedModel, name: str) -> QuantizedWeight:
+    """A weight that the plan quantizes, as the integers that the model has."""
+    weight = weight_behind(q.graph, Ref(f"{name}.dequantized"))
+    assert weight is not None
+    return weight
 
 
 def check_made_of(graph: Graph, q: QuantizedModel) -> None:
@@ -69,7 +50,9 @@ def check_made_of(graph: Graph, q: QuantizedModel) -> None:
         if planned.kind == "weight" and planned.spec is not None and name in graph.constants
     }
     trained = "trained" in q.provenance
-    for name, rounded in dequantized_weights(q, specs).items():
+    for name, spec in specs.items():
+        stored = rounded_weight(q, name)
+        rounded = stored.floats()
         weight = graph.constants[name].detach().to(rounded)
         if weight.shape != rounded.shape:
             raise InputError(
@@ -79,7 +62,7 @@ def check_made_of(graph: Graph, q: QuantizedModel) -> None:
         if trained:
             others = (weight - rounded).norm() > weight.norm()
         else:
-            others = _distance(q.graph, name, weight, rounded, specs[name]) > _FARTHEST
+            others = _distance(weight, stored, spec) > _FARTHEST
         if bool(others):
             raise InputError(_OTHERS.format(name))
 
@@ -107,9 +90,8 @@ def _check_floats(graph: Graph, q: QuantizedModel) -> None:
             raise InputError(_OTHERS.format(name))
 
 
-def _distance(graph: Graph, name: str, weight: Tensor, rounded: Tensor, spec: QSpec) -> Tensor:
+def _distance(weight: Tensor, stored: QuantizedWeight, spec: QSpec) -> Tensor:
     """The farthest that a value lies from its integer, in steps; clipping does not count."""
-    scale, zero_point = steps_of_weight(graph, name, weight)
-    scale, zero_point = scale.to(weight), zero_point.to(weight)
+    scale, zero_point = stored.parameters()
     wanted = (weight / scale + zero_point).clamp(spec.scheme.qmin, spec.scheme.qmax)
-    return (wanted - (rounded / scale + zero_point)).abs().amax()
+    return (wanted - stored.integers).abs().amax()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.display import html_table, plain, rich_table
 from octavo.graph.graph import Graph, Ref
-from octavo.graph.qdq import UNPACK, WEIGHT_READERS
+from octavo.graph.qdq import weight_behind
 from octavo.quantization.plan import Plan
 from octavo.runtimes import ORACLE, Lowered
 
@@ -159,13 +159,10 @@ def _float_bytes(graph: Graph) -> int:
         for name, tensor in graph.constants.items()
     }
     for node in graph.nodes:
-        if node.op not in (UNPACK, *WEIGHT_READERS):
-            continue
-        integers = node.args[0].name
-        if integers in found and node.meta is not None:
-            found[integers] = 4 * math.prod(size or 0 for size in node.meta.shape)
-        scales = (arg.name for arg in node.args[1:3] if isinstance(arg, Ref))
-        found |= dict.fromkeys(scales, 0)
+        weight = weight_behind(graph, Ref(node.name))
+        if weight is not None:
+            found |= {name: 0 for name in weight.reader.refs() if name in found}
+            found[weight.name] = 4 * math.prod(weight.shape)
     return sum(found.values())
 
 

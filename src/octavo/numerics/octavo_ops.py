@@ -40,9 +40,18 @@ def quantize(
     return affine.quantize(x, scale, zero_point, qmin, qmax).to(dtype)
 
 
-def dequantize(q: Tensor, scale: float, zero_point: int) -> Tensor:
-    """Integers back to float32, one scale for the tensor."""
-    return affine.dequantize(q, scale, zero_point)
+def dequantize(q: Tensor, scale: float | Tensor, zero_point: int | Tensor) -> Tensor:
+    """Integers back to float32.
+
+    Args:
+        q: integers.
+        scale: a number, or float32 of ``q``'s rank: each size is ``q``'s own, or 1 where all share
+            a scale, or a divisor where so many groups of neighbours have one each.
+        zero_point: a number, or int32 of the same shape.
+    """
+    if not isinstance(scale, Tensor) or not isinstance(zero_point, Tensor):
+        return affine.dequantize(q, scale, zero_point)
+    return affine.dequantize(*_in_blocks(q, scale, zero_point)).reshape(q.shape)
 
 
 def quantize_channels(
@@ -170,6 +179,30 @@ def attention(
     largest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)
     rounded = torch.round(torch.exp(scores - largest) * levels)
     return (rounded @ v) / rounded.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+def _in_blocks(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``x`` with each axis that is quantized in groups as two, and scale and zero point likewise,
+    so that they broadcast.
+    """
+    expected = ((scale, torch.float32), (zero_point, torch.int32))
+    fits = all(values.shape == scale.shape and values.dtype == dtype for values, dtype in expected)
+    sizes = list(zip(scale.shape, x.shape, strict=False))
+    if (
+        not fits
+        or scale.dim() != x.dim()
+        or any(own != size and (own < 1 or size % own) for own, size in sizes)
+    ):
+        raise ValueError(
+            f"a scale {scale.dtype}{list(scale.shape)} and a zero point {zero_point.dtype}"
+            f"{list(zero_point.shape)} for a tensor of shape {list(x.shape)}; expected float32 and "
+            "int32 of its rank, each size 1, the tensor's or a divisor of it"
+        )
+    for axis, (own, size) in reversed(list(enumerate(sizes))):
+        if own not in (1, size):
+            x = x.unflatten(axis, (own, size // own))
+            scale, zero_point = scale.unsqueeze(axis + 1), zero_point.unsqueeze(axis + 1)
+    return x, scale, zero_point
 
 
 def _along(axis: int, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref
-from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, DYNAMIC, QUANTIZE, is_own
+from octavo.graph.qdq import DYNAMIC, QuantizedWeight, is_own, rounding_behind, weight_behind
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS, is_depthwise
 from octavo.runtimes import cpu
 
@@ -47,9 +46,8 @@ def with_float_weights(graph: Graph) -> tuple[Graph, dict[str, str]]:
     weights = overflowing(graph)
     constants = dict(graph.constants)
     for weight in weights.values():
-        read = (graph.constants[a.name] if isinstance(a, Ref) else a for a in weight.args)
-        constants[weight.name] = operators.resolve(weight.op)(*read)
-    replaced = {weight.name for weight in weights.values()}
+        constants[weight.reader.name] = weight.floats()
+    replaced = {weight.reader.name for weight in weights.values()}
     kept = tuple(node for node in graph.nodes if node.name not in replaced)
     reasons = dict.fromkeys(weights, REASON)
     return replace(graph, nodes=kept, constants=constants).pruned(), reasons
@@ -57,7 +55,8 @@ def with_float_weights(graph: Graph) -> tuple[Graph, dict[str, str]]:
 
 def with_own_weights(graph: Graph) -> Graph:
     """The graph in which no two layers read one quantized weight: each has a copy of it."""
-    readers = {node.name: node for node in graph.nodes if _is_weight(node, graph)}
+    weights = {node.name: _weight(graph, node.name) for node in graph.nodes}
+    readers = {name: weight.reader for name, weight in weights.items() if weight is not None}
     taken: set[str] = set()
     constants = dict(graph.constants)
     nodes: list[Node] = []
@@ -74,43 +73,45 @@ def with_own_weights(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes), constants=constants)
 
 
-def overflowing(graph: Graph) -> dict[str, Node]:
-    """Layers whose products of pairs may not fit, each with the node that reads its weight."""
+def overflowing(graph: Graph) -> dict[str, QuantizedWeight]:
+    """Layers whose products of pairs may not fit, each with its weight."""
     found = {node.name: _overflowing_weight(node, graph) for node in graph.nodes}
     return {name: weight for name, weight in found.items() if weight is not None}
 
 
-def _overflowing_weight(node: Node, graph: Graph) -> Node | None:
-    read = [graph.by_name[name] for name in node.refs() if name in graph.by_name]
-    weights = [other for other in read if _is_weight(other, graph)]  # recurrent layers have several
-    bounds = next((_bounds(other, graph) for other in read if other not in weights), None)
-    if bounds is None or is_own(node):
+def _overflowing_weight(node: Node, graph: Graph) -> QuantizedWeight | None:
+    if is_own(node):
+        return None
+    read = [(name, _weight(graph, name)) for name in node.refs()]
+    weights = [weight for _, weight in read if weight is not None]  # recurrent layers have several
+    rounded = (_bounds(name, graph) for name, weight in read if weight is None)
+    bounds = next(filter(None, rounded), None)
+    if bounds is None:
         return None
     low, high = bounds
-    return next((w for w in weights if _too_large(node, w, graph, high - min(low, 0))), None)
+    return next((w for w in weights if _too_large(node, w, high - min(low, 0))), None)
 
 
-def _too_large(node: Node, weight: Node, graph: Graph, highest: int) -> bool:
+def _too_large(node: Node, weight: QuantizedWeight, highest: int) -> bool:
     """Whether this weight's products with activations from zero on may not fit."""
-    integers = graph.constants[weight.args[0].name]
+    integers = weight.integers
     if integers.dtype != torch.int8:
         return False
     if node.short_op in WEIGHTED_LAYERS and is_depthwise(node, integers):
         return False
-    axis = weight.args[3] if weight.op == DEQUANTIZE_CHANNELS else 0
-    return overflows(integers.transpose(0, axis), highest)
+    return overflows(integers.transpose(0, weight.axis or 0), highest)
 
 
-def _bounds(node: Node, graph: Graph) -> tuple[int, int] | None:
+def _bounds(name: str, graph: Graph) -> tuple[int, int] | None:
     """The lowest and highest integer that a rounded activation has."""
-    if node.op == DYNAMIC:
+    node = graph.by_name.get(name)
+    if node is not None and node.op == DYNAMIC:
         return node.args[1], node.args[2]
-    rounding = graph.by_name.get(node.args[0].name) if node.op == DEQUANTIZE else None
-    if rounding is None or rounding.op != QUANTIZE:
-        return None
-    return rounding.args[3], rounding.args[4]
+    rounding = rounding_behind(graph, Ref(name))
+    return None if rounding is None else (rounding.args[3], rounding.args[4])
 
 
-def _is_weight(node: Node, graph: Graph) -> bool:
-    constant = all(name in graph.constants for name in node.refs())
-    return node.op in (DEQUANTIZE, DEQUANTIZE_CHANNELS) and constant
+def _weight(graph: Graph, name: str) -> QuantizedWeight | None:
+    """Not of groups, nor of four bits, of which no two products overflow."""
+    weight = weight_behind(graph, Ref(name))
+    return None if weight is None or weight.grouped or weight.unpack is not None else weight

@@ -30,7 +30,7 @@ from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.model.rounded_weights import check_made_of, dequantized_weights, steps_of_weight
+from octavo.model.rounded_weights import check_made_of, rounded_weight
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.targets import ROLES, SHARED
@@ -318,17 +318,18 @@ def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
 def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:
     """The errors of the weights alone; no data is needed."""
     names = [name for name, t in q.plan.quantized.items() if t.kind == "weight"]
-    rounded = dequantized_weights(q, names)
     found = {}
     for name in names:
         planned, exact = q.plan.tensors[name], float_graph.constants[name].float()
         assert planned.spec is not None
-        sums, seen = ErrorSums(), RangeSums()
-        sums.update(exact, rounded[name])
+        stored, sums, seen = rounded_weight(q, name), ErrorSums(), RangeSums()
+        rounded = stored.floats()
+        sums.update(exact, rounded)
         seen.update(exact, None)
         # What lies beyond the integers is moved by more than rounding moves anything: half a step.
-        step, _ = steps_of_weight(q.graph, name, exact)
-        clipped = ((exact - rounded[name]).abs() > 0.51 * step).float().mean()
+        step, zero_point = stored.parameters()
+        clipped = ((exact - rounded).abs() > 0.51 * step).float().mean()
+        low, high = torch.aminmax(stored.integers - zero_point)
         found[name] = LayerError(
             tensor=name,
             kind="weight",
@@ -341,15 +342,9 @@ def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError
             low=seen.low,
             high=seen.high,
             clipped=float(clipped),
-            unused=_unused_of_weight(rounded[name], step, planned.spec),
+            unused=_unused((int(low), int(high)), planned.spec),
         )
     return found
-
-
-def _unused_of_weight(rounded: Tensor, step: Tensor, spec: QSpec) -> float:
-    integers = torch.round(rounded / step)
-    low, high = map(int, torch.aminmax(integers))
-    return _unused((low, high), spec)
 
 
 def _unused(integers: tuple[int, int] | None, spec: QSpec | None) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
-from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, QUANTIZE, UNPACK, WEIGHT_READERS
+from octavo.graph.qdq import QUANTIZE, weight_behind
 from octavo.numerics import octavo_ops
 from octavo.quantization.bfloat16 import CAST, SUFFIX
 from octavo.quantization.fusions import Fusion
@@ -109,51 +109,24 @@ class Context:
         Raises:
             Unsupported: the weight is float, of another type, or not symmetric.
         """
-        read = self.reader_of(arg)
-        if read is None:
+        found = weight_behind(self.graph, arg)
+        if found is None:
             raise Unsupported("its weight is float")
-        if read.op not in (DEQUANTIZE, DEQUANTIZE_CHANNELS):
+        if found.grouped:
             raise Unsupported("its weight is quantized in groups")
-        weight = self._integers_of(read)
-        if weight.dtype != torch.int8:
-            raise Unsupported(f"its weight is {weight.dtype}, the kernel takes int8")
-        if read.op == DEQUANTIZE:
-            scale, zero_point = torch.full((weight.shape[output_axis],), read.args[1]), read.args[2]
-            symmetric = zero_point == 0
-        else:
-            scale, zero_points = (self.graph.constants[ref.name] for ref in read.args[1:3])
-            symmetric = read.args[3] == output_axis and not bool(zero_points.any())
-        if not symmetric:
+        integers, scale = found.integers, found.channel_scale(output_axis)
+        if integers.dtype != torch.int8:
+            raise Unsupported(f"its weight is {integers.dtype}, the kernel takes int8")
+        if scale is None or not found.symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
-        return weight, scale
+        return integers, scale
 
     def hold(self, arg: Any, unpack: Callable[[], Tensor]) -> None:
         """Note that a kernel holds a weight, whose int8 integers ``unpack`` gives back."""
-        read = self.reader_of(arg)
-        assert read is not None
-        name = read.args[0].name
-        if name in self.graph.constants:
-            self.held[name] = unpack
-        else:
-            self.held[self.nodes[name].args[0].name] = lambda: octavo_ops.pack_int4(unpack())
-
-    def _integers_of(self, read: Node) -> Tensor:
-        """The integers that a weight is dequantized from."""
-        stored = self.nodes.get(read.args[0].name)
-        if stored is None:
-            return self.graph.constants[read.args[0].name]
-        packed, shape, signed = stored.args
-        return octavo_ops.unpack_int4(self.graph.constants[packed.name], shape, signed)
-
-    def reader_of(self, arg: Any) -> Node | None:
-        """The node that dequantizes a constant weight; ``None`` where the argument is none."""
-        node = self.nodes.get(arg.name) if isinstance(arg, Ref) else None
-        if node is None or node.op not in WEIGHT_READERS:
-            return None
-        source = node.args[0].name
-        unpack = self.nodes.get(source)
-        constant = source in self.graph.constants or (unpack is not None and unpack.op == UNPACK)
-        return node if constant else None
+        found = weight_behind(self.graph, arg)
+        assert found is not None
+        packed = found.unpack is not None
+        self.held[found.name] = (lambda: octavo_ops.pack_int4(unpack())) if packed else unpack
 
 
 def integers_of(quantize: Node) -> Integers:

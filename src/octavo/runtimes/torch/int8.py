@@ -18,7 +18,15 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.program import Step, compile_steps
-from octavo.graph.qdq import ATTENTION, DEQUANTIZE, DYNAMIC, QUANTIZE, is_own
+from octavo.graph.qdq import (
+    ATTENTION,
+    DEQUANTIZE,
+    DYNAMIC,
+    QUANTIZE,
+    is_own,
+    rounding_behind,
+    weight_behind,
+)
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.torch import dynamic, integer_kernels, pixels
 from octavo.runtimes.torch.chains import (
@@ -121,7 +129,7 @@ def _kernel_for(context: Context, node: Node) -> Kernel | None:
         words = "per-token" if _is_per_token(rounded[0]) else "dynamic"
     elif any(name in context.integers for name in read):
         reads, words = Reads.INTEGERS, "int8"
-    elif any(context.reader_of(Ref(name)) is not None for name in read):
+    elif any(weight_behind(context.graph, Ref(name)) is not None for name in read):
         reads, words = Reads.FLOATS, "weight-only"
     else:
         return None
@@ -155,8 +163,8 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
             return [Placed(from_pixels)]
         return [Placed(Step(node.name, integer_kernels.quantize(integers_of(node)), node.args[:1]))]
     if node.op == DEQUANTIZE:
-        source = context.nodes.get(node.args[0].name)
-        if source is None or source.op != QUANTIZE:
+        source = rounding_behind(context.graph, Ref(node.name))
+        if source is None:
             return [plain]
         integers = integers_of(source)
         context.integers[node.name] = (source.name, integers)

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.graph.graph import Node
-from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, UNPACK
+from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_ops
 from octavo.runtimes import cpu
 from octavo.runtimes.torch import four_bits
@@ -45,10 +44,10 @@ _STEP_OF_BFLOAT16 = 2.0**-7  # of the input and of the scales
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer on a float input."""
     x, weight_arg, bias = (*chain.layer.args, None)[:3]
-    read = context.reader_of(weight_arg)
-    if read is None:
+    found = weight_behind(context.graph, weight_arg)
+    if found is None:
         raise Unsupported("its weight is float")
-    weight = Weight(context, read)
+    weight = Weight(found)
     try:
         name, few_rows, rounds = _few_rows(weight, context, chain)
     except Unsupported:
@@ -68,40 +67,28 @@ def linear(context: Context, chain: Chain) -> Call:
 class Weight:
     """A quantized constant ``[rows, columns]`` that is dequantized in parts, by rows."""
 
-    def __init__(self, context: Context, read: Node) -> None:
-        constants = context.graph.constants
-        unpack = context.nodes.get(read.args[0].name)
-        self.packed = unpack is not None and unpack.op == UNPACK
-        self.name = unpack.args[0].name if self.packed and unpack else read.args[0].name
-        stored = constants[self.name]
-        if self.packed:
-            assert unpack is not None
-            _, self.shape, self.signed = unpack.args
-            if self.shape[-1] % 2:
-                raise Unsupported("its weight has four bits and an odd number of columns")
-            read_rows = _of_nibbles(stored.reshape(self.shape[0], -1), self.signed)
-        else:
-            self.shape, self.signed = list(stored.shape), stored.dtype == torch.int8
-            read_rows = stored.__getitem__
+    def __init__(self, weight: QuantizedWeight) -> None:
+        self.name, self.shape, self.signed = weight.name, weight.shape, weight.signed
+        self.packed = weight.unpack is not None
         if len(self.shape) != 2:
             raise Unsupported("its weight is not a matrix")
+        rows, columns = self.shape
+        if self.packed and columns % 2:
+            raise Unsupported("its weight has four bits and an odd number of columns")
+        read_rows = weight.stored.__getitem__
+        if self.packed:
+            read_rows = _of_nibbles(weight.stored.reshape(rows, -1), self.signed)
         # Opened at each call: a kernel may hold the only copy, and not a part at a time.
         self.opened: Callable[[], _Rows] = lambda: read_rows
-        rows = self.shape[0]
-        if read.op == DEQUANTIZE:
-            self.scale = torch.full((rows, 1), read.args[1])
-            self.zero_point = torch.full((rows, 1), read.args[2], dtype=torch.int32)
-        else:
-            if read.op == DEQUANTIZE_CHANNELS and read.args[3] != 0:
-                raise Unsupported("its scales are not those of output channels")
-            self.scale, self.zero_point = (
-                constants[ref.name].reshape(rows, -1) for ref in read.args[1:3]
-            )
+        self.scale, self.zero_point = (
+            weight.scale.expand(rows, -1),
+            weight.zero_point.expand(rows, -1),
+        )
 
     def rows(self, which: Any, read: _Rows | None = None) -> Tensor:
         """Some rows, float32."""
         part = (read or self.opened())(which)
-        return octavo_ops.dequantize_groups(part, self.scale[which], self.zero_point[which])
+        return octavo_ops.dequantize(part, self.scale[which], self.zero_point[which])
 
     def integers(self) -> Tensor:
         """All integers, unpacked."""
@@ -201,10 +188,10 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
 def embedding(context: Context, chain: Chain) -> Call:
     """Rows of a quantized table, picked as integers."""
     table, indices = chain.layer.args[:2]
-    read = context.reader_of(table)
-    if read is None:
+    found = weight_behind(context.graph, table)
+    if found is None:
         raise Unsupported("its table is float")
-    weight = Weight(context, read)
+    weight = Weight(found)
 
     def kernel(indices: Tensor) -> Tensor:
         picked = weight.rows(indices.reshape(-1))
