@@ -110,6 +110,25 @@ def test_nudged_moves_few_integers_by_a_step(q, x):
     assert 1 <= difference.sum() <= max(AT_LEAST, round(SHARE * exact.numel()))
 
 
+def test_nudged_moves_what_lies_between_two_integers(q):
+    """A mean of two neighbours does, and not every runtime rounds it to the even one."""
+    (node, *_) = (node for node in q.graph.nodes if node.op == "octavo.quantize.default")
+    only = replace(q.graph, outputs=[Ref(node.name)]).pruned()
+    scale, zero_point = node.args[1:3]
+    steps = torch.arange(3 * 12 * 12).reshape(1, 3, 12, 12) % 60
+
+    def both(part):
+        x = (steps + part) * scale
+        return [
+            f(x)[0].int() - zero_point for f in (run_of(only), nudged(only, _lowered(None), CPU, 0))
+        ]
+
+    exact, moved = both(0.5)
+    assert ((exact + moved) / 2 == steps + 0.5).sum() >= steps.numel() - AT_LEAST
+    exact, moved = both(0.499)
+    assert (exact == moved).sum() >= steps.numel() - AT_LEAST
+
+
 def test_classes_may_differ_where_a_step_decides(x):
     class Classes(nn.Module):
         def __init__(self) -> None:

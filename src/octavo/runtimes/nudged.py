@@ -1,8 +1,9 @@
 """The oracle with small changes: what another right runtime might compute.
 
-Sums of floats have an order, and a value that lies between two integers goes to either. So some of
-the integers are moved by a step, and results in float by their error. How far that takes the
-model's results from the oracle's is how far a right runtime may be from them.
+Sums of floats have an order, and a value that lies between two integers goes to either. So the
+integers of such values and some others are moved by a step, and results in float by their error.
+How far that takes the model's results from the oracle's is how far a right runtime may be from
+them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from octavo.runtimes.lowered import Lowered
 # Of a layer's integers, right runtimes have up to one in ten thousand a step off; here twice that.
 SHARE = 2e-4
 AT_LEAST = 2
+# Of a step: nearer to halves than that is what a product with 1 / scale puts on the other side.
+TIE = 2.0**-15
 
 _GETITEM = "python.getitem"
 _ERROR_OF_BFLOAT16 = 2.0**-8
@@ -56,7 +59,8 @@ def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> C
         exact = node.name if change is None else f"{node.name}.exact"
         steps.append(Step(exact, step.function, args, step.kwargs))
         if change is not None:
-            steps.append(Step(node.name, change, (Ref(exact),)))
+            also = node.args[:1] if isinstance(change, _Moved) else ()
+            steps.append(Step(node.name, change, (Ref(exact), *also)))
     inputs = [given.name for given in graph.inputs]
     return compile_steps(inputs, steps, graph.output_names(), graph.constants)
 
@@ -82,10 +86,10 @@ def _is_computed(node: Node) -> bool:
 
 def _change_of(
     node: Node, several: Mapping[str, str], lowered: Lowered, generator: torch.Generator
-) -> Callable[[Tensor], Tensor] | None:
+) -> Callable[..., Tensor] | None:
     """What becomes of a node's result; ``None`` where all runtimes have the same."""
     if node.op == QUANTIZE:
-        return _Moved(generator, *node.args[3:5])
+        return _Moved(generator, *node.args[1:5])
     if node.op == DYNAMIC:
         return _MovedFloats(generator, node.args[2] - node.args[1])
     op = several.get(node.args[0].name) if node.op == _GETITEM else node.short_op
@@ -98,19 +102,27 @@ def _change_of(
 
 @dataclass(frozen=True)
 class _Moved:
-    """Some integers a step up or down, within their range."""
+    """Integers of halves, and some others, a step up or down, within their range."""
 
     generator: torch.Generator
+    scale: float
+    zero_point: int
     low: int
     high: int
 
-    def __call__(self, q: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, x: Tensor) -> Tensor:
         moved = q.clone(memory_format=torch.contiguous_format)
         flat = moved.view(-1)
-        where, steps = _some(flat, self.generator)
-        others = flat[where].to(torch.int32) + steps.to(torch.int32)
-        flat[where] = others.clamp(self.low, self.high).to(q.dtype)
+        for where, steps in (self._halves(flat, x.reshape(-1)), _some(flat, self.generator)):
+            others = flat[where].to(torch.int32) + steps.to(torch.int32)
+            flat[where] = others.clamp(self.low, self.high).to(q.dtype)
         return moved
+
+    def _halves(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Places of what lies between two integers, and for each the step to the other one."""
+        rest = x.div(self.scale).add_(self.zero_point).sub_(q)
+        where = rest.abs().sub_(0.5).abs_().lt(TIE).nonzero().flatten()
+        return where, rest[where].sign()
 
 
 @dataclass(frozen=True)
