@@ -60,6 +60,7 @@ FUNCTIONS = {
     "average": (2, nn.AvgPool2d(3, 2, 1)),
     "average unevenly": (2, nn.AvgPool2d((3, 2), (2, 1), (1, 0))),
     "average in 3-d": (3, nn.AvgPool3d(3, 2, 1)),
+    "average with windows beyond": (2, nn.AvgPool2d(3, 2, 1, ceil_mode=True)),
     "average without its padding": (2, nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
     "difference to the average": (2, lambda y: y - F.avg_pool2d(y, 3, 1, 1)),
     "maximum": (2, nn.MaxPool2d(3, 2, 1)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ CASES = {
         {"kernel_size": 2, "dilation": 2},
         {"kernel_size": 3, "ceil_mode": True},
     ),
-    "average": ([2], [3, 2, 1], [3, 2, 1, False, False], [3, 2, 1, True, False]),
+    "average": ([2], [3, 2, 1], *([3, 2, 1, *both] for both in product((False, True), repeat=2))),
     "adaptive average": ([1], [3], [4], [11]),
     "adaptive max": ([1], [3], [4]),
 }

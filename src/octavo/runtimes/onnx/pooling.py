@@ -39,16 +39,13 @@ def _average_pool(dims: int) -> Converter:
             )
         before, behind = windows["pads"][:dims], windows["pads"][dims:]
         counted = bool(given["count_include_pad"] and any(before))
-        if counted and before != behind:
-            raise ExportError(
-                f"{node.name}: {node.op} that counts its padding, but not what ceil_mode adds, has "
-                "no ONNX form; pad before it"
-            )
         x = node.args[0]
-        if counted and quantization.zero_point_of(w, x):  # OpenVINO pads integers with zeros
+        # OpenVINO pads integers with zeros; and what ceil_mode adds behind is never counted.
+        if counted and (before != behind or quantization.zero_point_of(w, x)):
             lead = [0] * (w.rank(x) - dims)
-            pads = w.ints([*lead, *before, *lead, *behind])
-            inner = windows | {"pads": [0] * (2 * dims)}
+            pads = w.ints([*lead, *before, *lead, *before])
+            added = [b - a for a, b in zip(before, behind, strict=True)]
+            inner = windows | {"pads": [0] * dims + added}
             return w.op("AveragePool", quantization.padded(w, x, pads), **inner)
         return w.op("AveragePool", w.read(x), count_include_pad=int(counted), **windows)
 
