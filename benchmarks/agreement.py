@@ -48,10 +48,7 @@ def cases(names: Sequence[str]) -> Iterator[Case]:
 
 def layer_agreements(q: octavo.QuantizedModel, images: Tensor) -> list[layers.Agreement]:
     """Every layer of a quantized model alone."""
-    parts = list(layers.slices(q.graph))
-    wanted = {source for part in parts for source in part.sources}
-    recorded = layers.record(q.graph, wanted, images)
-    return [layers.agreement(part, recorded) for part in parts]
+    return list(layers.agreements(q.graph, images))
 
 
 def end_to_end(q: octavo.QuantizedModel, images: Tensor) -> Likeness:

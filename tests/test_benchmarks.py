@@ -138,21 +138,18 @@ class Residual(nn.Module):
         return self.fc(torch.max_pool2d(y, 2).flatten(1))
 
 
-def test_slices_hold_every_node_and_give_the_recorded_integers() -> None:
+def test_every_layer_agrees_alone() -> None:
     images = torch.rand(4, 3, 8, 8)
     q = octavo.quantize(
         Residual(), calibration=[images], target=octavo.host_target(), progress=False
     )
-    parts = list(layers.slices(q.graph))
-    assert {n.name for part in parts for n in part.graph.nodes} == {n.name for n in q.graph.nodes}
-    names = {part.name for part in parts} | {s for part in parts for s in part.sources}
-    recorded = layers.record(q.graph, names, images)
-    for part in parts:
-        again = layers.record(part.graph, {part.name}, *layers.inputs_of(part, recorded))
-        assert torch.equal(again[part.name], recorded[part.name]), part.name
-        found = layers.agreement(part, recorded)
-        assert found.max_step <= 1
-        assert found.equal_percent > 99.0
+    found = list(layers.agreements(q.graph, images))
+    assert [seen.ops for seen in found] == [
+        *("quantize", "conv2d+relu", "conv2d+add+sigmoid+max_pool2d+flatten", "linear")
+    ]
+    for seen in found:
+        assert seen.max_step <= 1
+        assert seen.equal_percent > 99.0
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -7,6 +7,8 @@ from torch import nn
 
 import octavo
 from octavo.graph.cuts import Cuts
+from octavo.graph.graph import Graph
+from octavo.graph.qdq import QUANTIZE
 from octavo.runtimes import lower
 
 
@@ -49,3 +51,24 @@ def test_integers_of_four_bits_are_weights_and_no_layer() -> None:
     assert [row.tensor for row in octavo.layer_errors(net, q, [x]).rows] == [
         *("input", "0.weight", "1", "2.weight", "2"),
     ]
+
+
+def test_pieces_hold_every_node_and_make_the_oracles_values() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    graph = octavo.quantize(net, calibration=[x], target="x86").graph
+    cuts = Cuts.of(graph, [x])
+    pieces = list(cuts.pieces())
+    known = {node.name for piece in pieces for node in piece.graph.nodes}
+    assert {name for name in known if not name.endswith(".again")} == {n.name for n in graph.nodes}
+    assert [piece.end for piece in pieces] == list(graph_ends(graph))
+    for piece, want in zip(pieces, cuts.outputs, strict=True):
+        assert len(piece.inputs) == 1
+        (have,) = lower(piece.graph, "reference", x.device).run(*piece.inputs)
+        assert torch.equal(have, want)
+    assert [len(piece.entries) for piece in pieces] == [0, *[1] * (len(pieces) - 1)]
+
+
+def graph_ends(graph: Graph) -> list[str]:
+    return [*(n.name for n in graph.nodes if n.op == QUANTIZE), *graph.output_names()]

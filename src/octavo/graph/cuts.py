@@ -7,7 +7,7 @@ so that one run shows what every layer does by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +98,44 @@ class Cuts:
             tuple(integers[n].args[1] if n in integers else None for n in names),
             tuple(integers[n].args[2] if n in integers else None for n in names),
         )
+
+    def pieces(self) -> Iterator[Piece]:
+        """The cut graph's layers one by one, each with what goes into it."""
+        names = [given.name for given in self.graph.inputs]
+        values = dict(zip(names, (*self.inputs, *self.given), strict=True))
+        for end in self.graph.output_names():
+            whole = replace(self.graph, outputs=Ref(end), guards=()).pruned()
+            read = {name for node in whole.nodes for name in node.refs()} | {end}
+            inputs = tuple(given for given in whole.inputs if given.name in read)
+            arguments = {given.name: Ref(given.name) for given in inputs}
+            graph = replace(whole, inputs=inputs, arguments=arguments)
+            yield Piece(end, graph, tuple(values[given.name] for given in inputs))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What stands between two cuts: what one int8 kernel runs, or a layer without a kernel.
+
+    Attributes:
+        end: the value that it makes.
+        graph: from the floats that it quantizes again first, or inputs of the model, to that value.
+        inputs: these, as the oracle has them.
+    """
+
+    end: str
+    graph: Graph
+    inputs: tuple[Tensor, ...]
+
+    @property
+    def layers(self) -> tuple[Node, ...]:
+        """The model's own operators in it, in order."""
+        return tuple(node for node in self.graph.nodes if not is_own(node))
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The integers that it reads."""
+        quantized = [node.name for node in self.graph.nodes if node.op == QUANTIZE]
+        return tuple(name for name in quantized if name != self.end)
 
 
 def _cut_values(graph: Graph, producers: Mapping[str, Node]) -> list[str]:

@@ -121,12 +121,8 @@ def run(graph: Graph, runtime: str, x: Tensor) -> tuple[Tensor, ...]:
 def compare_each_layer(q: octavo.QuantizedModel, x: Tensor) -> dict[str, tuple[int, float]]:
     """For every quantized tensor, made from the oracle's own integers before it: the largest
     difference in steps, and the share of values that are equal."""
-    found = {}
-    for part in layers.slices(q.graph):
-        recorded = layers.record(q.graph, set(part.sources), x)
-        seen = layers.agreement(part, recorded)
-        found[part.name] = (seen.max_step, seen.equal / seen.values)
-    return found
+    found = layers.agreements(q.graph, x)
+    return {seen.name: (seen.max_step, seen.equal / seen.values) for seen in found}
 
 
 @pytest.mark.parametrize(("make", "channels", "inputs"), cases())

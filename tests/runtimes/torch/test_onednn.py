@@ -142,8 +142,7 @@ def test_halves_are_rounded_to_even_before_the_zero_point(name, odd):
     rules = octavo.QConfigMapping().set_global(powers_of_two())
     q = quantized(nn.Sequential(layer(), last()), x, qconfig=rules)
     graph = with_zero_points(q.graph, odd)
-    for part in layers.slices(graph):
-        seen = layers.agreement(part, layers.record(graph, set(part.sources), x))
+    for seen in layers.agreements(graph, x):
         assert seen.equal == seen.values, seen
     assert lower(graph, "torch", torch.device("cpu")).fallbacks == {}
 
