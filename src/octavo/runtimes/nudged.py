@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.program import Step, compile_steps, step_of
 from octavo.graph.qdq import DYNAMIC, QUANTIZE
 from octavo.quantization.targets import COMPUTED, PRODUCT, ROLES, WEIGHTED
@@ -69,10 +70,10 @@ def _rounded(graph: Graph) -> set[str]:
     """Float values that come to integers before anything else than a sum or a function reads them:
     what is inexact about them is moved there.
     """
-    users, outputs = graph.users, frozenset(graph.output_names())
+    outputs = frozenset(graph.output_names())
     found: set[str] = set()
     for node in reversed(graph.nodes):
-        readers = users[node.name]
+        readers = graph.users[node.name]
         if readers and node.name not in outputs and node.op != QUANTIZE:
             inner = (r.op == QUANTIZE or (_is_computed(r) and r.name in found) for r in readers)
             if all(inner):
@@ -88,10 +89,11 @@ def _change_of(
     node: Node, several: Mapping[str, str], lowered: Lowered, generator: torch.Generator
 ) -> Callable[..., Tensor] | None:
     """What becomes of a node's result; ``None`` where all runtimes have the same."""
+    given = arguments(node) if node.op in (QUANTIZE, DYNAMIC) else {}
     if node.op == QUANTIZE:
-        return _Moved(generator, *node.args[1:5])
+        return _Moved(generator, *(given[name] for name in ("scale", "zero_point", "qmin", "qmax")))
     if node.op == DYNAMIC:
-        return _MovedFloats(generator, node.args[2] - node.args[1])
+        return _MovedFloats(generator, given["qmax"] - given["qmin"])
     op = several.get(node.args[0].name) if node.op == _GETITEM else node.short_op
     inexact = ROLES.get(op or "") in (WEIGHTED, PRODUCT, COMPUTED)
     if node.meta is None or node.meta.dtype not in ("float32", "bfloat16") or not inexact:

@@ -6,13 +6,16 @@ weights of one sign does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.qdq import DYNAMIC, QuantizedWeight, is_own, rounding_behind, weight_behind
+from octavo.graph.rewrite import Constant, Part, rewrite
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS, is_depthwise
 from octavo.runtimes import cpu
 
@@ -44,13 +47,13 @@ def with_float_weights(graph: Graph) -> tuple[Graph, dict[str, str]]:
     if not cpu.saturates():
         return graph, {}
     weights = overflowing(graph)
-    constants = dict(graph.constants)
-    for weight in weights.values():
-        constants[weight.reader.name] = weight.floats()
-    replaced = {weight.reader.name for weight in weights.values()}
-    kept = tuple(node for node in graph.nodes if node.name not in replaced)
-    reasons = dict.fromkeys(weights, REASON)
-    return replace(graph, nodes=kept, constants=constants).pruned(), reasons
+    floats = {weight.reader.name: weight for weight in weights.values()}
+
+    def with_floats(node: Node) -> Part:
+        weight = floats.get(node.name)
+        return node if weight is None else Constant(node.name, weight.floats())
+
+    return rewrite(graph, with_floats), dict.fromkeys(weights, REASON)
 
 
 def with_own_weights(graph: Graph) -> Graph:
@@ -58,19 +61,20 @@ def with_own_weights(graph: Graph) -> Graph:
     weights = {node.name: _weight(graph, node.name) for node in graph.nodes}
     readers = {name: weight.reader for name, weight in weights.items() if weight is not None}
     taken: set[str] = set()
-    constants = dict(graph.constants)
-    nodes: list[Node] = []
-    for node in graph.nodes:
+
+    def with_copies(node: Node) -> Iterator[Part]:
         own: dict[str, str] = {}
         for name in node.refs():
             if name in readers and name in taken:
                 copies = {ref: f"{ref}.of.{node.name}" for ref in readers[name].refs()}
-                constants |= {copy: constants[ref] for ref, copy in copies.items()}
+                for ref, copy in copies.items():
+                    yield Constant(copy, graph.constants[ref])
                 own[name] = f"{name}.of.{node.name}"
-                nodes.append(replace(readers[name].renamed(copies), name=own[name]))
+                yield replace(readers[name].renamed(copies), name=own[name])
             taken.add(name)
-        nodes.append(node.renamed(own))
-    return replace(graph, nodes=tuple(nodes), constants=constants)
+        yield node.renamed(own)
+
+    return rewrite(graph, with_copies)
 
 
 def overflowing(graph: Graph) -> dict[str, QuantizedWeight]:
@@ -105,10 +109,12 @@ def _too_large(node: Node, weight: QuantizedWeight, highest: int) -> bool:
 def _bounds(name: str, graph: Graph) -> tuple[int, int] | None:
     """The lowest and highest integer that a rounded activation has."""
     node = graph.by_name.get(name)
-    if node is not None and node.op == DYNAMIC:
-        return node.args[1], node.args[2]
-    rounding = rounding_behind(graph, Ref(name))
-    return None if rounding is None else (rounding.args[3], rounding.args[4])
+    is_dynamic = node is not None and node.op == DYNAMIC
+    rounding = node if is_dynamic else rounding_behind(graph, Ref(name))
+    if rounding is None:
+        return None
+    given = arguments(rounding)
+    return given["qmin"], given["qmax"]
 
 
 def _weight(graph: Graph, name: str) -> QuantizedWeight | None:

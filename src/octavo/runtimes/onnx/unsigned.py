@@ -6,12 +6,15 @@ a concatenation of int8 tensors, and in attention on them, it does not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import DEQUANTIZE, QUANTIZE
+from octavo.graph.rewrite import rewrite
 
 _SHIFT = 128
 
@@ -22,37 +25,36 @@ def with_unsigned_activations(graph: Graph) -> Graph:
     Args:
         graph: in canonical QDQ form.
     """
-    users = graph.users
-    shifted = {
-        node.name
-        for node in graph.nodes
-        if node.op == QUANTIZE
-        and node.args[5] == torch.int8
-        and all(user.op == DEQUANTIZE for user in users[node.name])
-    }
+    shifted = {node.name for node in graph.nodes if _is_shifted(node, graph)}
     if not shifted:
         return graph
-    nodes = [_shifted(node, shifted) for node in graph.nodes]
-    metas = graph.metas
-    results = [name for name in dict.fromkeys(graph.output_names()) if name in shifted]
-    for name in results:
-        nodes += _signed(name, metas[name])
-    outputs = map_refs(
-        graph.outputs, lambda ref: Ref(f"{ref.name}.int8" if ref.name in results else ref.name)
-    )
-    return replace(graph, nodes=tuple(nodes), outputs=outputs)
+    results = {name: f"{name}.int8" for name in graph.output_names() if name in shifted}
+
+    def unsigned(node: Node) -> Iterator[Node]:
+        if node.name in shifted:
+            yield _shifted(node)
+            if node.name in results:
+                yield from _signed(node.name, node.meta)
+        elif node.op == DEQUANTIZE and node.args[0].name in shifted:
+            yield with_arguments(node, zero_point=arguments(node)["zero_point"] + _SHIFT)
+        else:
+            yield node
+
+    return rewrite(graph.returning(results), unsigned)
 
 
-def _shifted(node: Node, shifted: set[str]) -> Node:
-    if node.name in shifted:
-        x, scale, zero_point, low, high, _ = node.args
-        args = (x, scale, *(q + _SHIFT for q in (zero_point, low, high)), torch.uint8)
-        assert node.meta is not None
-        return replace(node, args=args, meta=replace(node.meta, dtype="uint8"))
-    if node.op == DEQUANTIZE and node.args[0].name in shifted:
-        q, scale, zero_point = node.args
-        return replace(node, args=(q, scale, zero_point + _SHIFT))
-    return node
+def _is_shifted(node: Node, graph: Graph) -> bool:
+    if node.op != QUANTIZE or arguments(node)["dtype"] != torch.int8:
+        return False
+    return all(user.op == DEQUANTIZE for user in graph.users[node.name])
+
+
+def _shifted(node: Node) -> Node:
+    given = arguments(node)
+    moved = {name: given[name] + _SHIFT for name in ("zero_point", "qmin", "qmax")}
+    assert node.meta is not None
+    meta = replace(node.meta, dtype="uint8")
+    return replace(with_arguments(node, **moved, dtype=torch.uint8), meta=meta)
 
 
 def _signed(name: str, meta: TensorMeta | None) -> list[Node]:

@@ -6,14 +6,15 @@ layers with float results are joined, since integers have scales of their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, DYNAMIC, QUANTIZE
+from octavo.graph.rewrite import Constant, Part, rewrite
 
 _SPLIT = "aten.split_with_sizes.default"
 
@@ -27,21 +28,17 @@ def join_siblings(graph: Graph) -> tuple[Graph, dict[str, str]]:
     for node in graph.nodes:
         if _can_join(node, graph):
             families.setdefault(node.args[0].name, []).append(node)
-    joined: dict[str, str] = {}
-    constants = dict(graph.constants)
-    made: dict[str, list[Node]] = {}
-    for source, family in families.items():
-        if len(family) > 1:
-            name = f"{source}.joined"
-            made[family[0].name] = _joined(name, family, graph, constants)
-            joined |= {node.name: name for node in family}
-    result = []
-    for node in graph.nodes:
-        if node.name in made:
-            result += made[node.name]
-        elif node.name not in joined:
-            result.append(node)
-    return replace(graph, nodes=tuple(result), constants=constants).pruned(), joined
+    several = {f"{source}.joined": f for source, f in families.items() if len(f) > 1}
+    joined = {node.name: name for name, family in several.items() for node in family}
+
+    def with_joined(node: Node) -> Part | Iterable[Part]:
+        name = joined.get(node.name)
+        if name is None:
+            return node
+        family = several[name]
+        return _joined(name, family, graph) if node.name == family[0].name else ()
+
+    return rewrite(graph, with_joined), joined
 
 
 def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tuple[str, slice]]:
@@ -56,7 +53,7 @@ def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tupl
     for node in graph.nodes:
         if node.name in joined:
             whole = joined[node.name]
-            name = graph.by_name[node.args[1].name].args[0].name
+            name = graph.by_name[arguments(node)["weight"].name].args[0].name
             start = used.get(whole, 0)
             used[whole] = start + len(graph.constants[name])
             found[name] = (f"{whole}.weight", slice(start, used[whole]))
@@ -64,53 +61,40 @@ def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tupl
 
 
 def _can_join(node: Node, graph: Graph) -> bool:
-    if node.short_op != "linear" or not all(isinstance(arg, Ref) for arg in node.args[:2]):
+    if node.short_op != "linear" or node.meta is None:
         return False
-    source, weight = (graph.by_name.get(arg.name) for arg in node.args[:2])
-    bias = node.args[2] if len(node.args) > 2 else None
+    x, weight, bias = arguments(node).values()
+    source, read = (graph.by_name.get(a.name) if isinstance(a, Ref) else None for a in (x, weight))
     return (
         source is not None
         and source.op in (DEQUANTIZE, DYNAMIC)
-        and weight is not None
-        and weight.op == DEQUANTIZE_CHANNELS
-        and weight.args[3] == 0
-        and weight.args[0].name in graph.constants
-        and (bias is None or bias.name in graph.constants)
+        and read is not None
+        and read.op == DEQUANTIZE_CHANNELS
+        and arguments(read)["axis"] == 0
+        and all(ref.name in graph.constants for ref in (read.args[0], bias) if ref is not None)
         and not any(user.op == QUANTIZE for user in graph.users[node.name])
-        and node.meta is not None
     )
 
 
-def _joined(
-    name: str, family: list[Node], graph: Graph, constants: dict[str, Tensor]
-) -> list[Node]:
-    """The nodes of one large layer; its constants are added."""
-    weights = [graph.by_name[node.args[1].name] for node in family]
-    parts = [[constants[ref.name] for ref in weight.args[:3]] for weight in weights]
-    sizes = [len(part[0]) for part in parts]
-    biases = [node.args[2] if len(node.args) > 2 else None for node in family]
+def _joined(name: str, family: list[Node], graph: Graph) -> Iterator[Part]:
+    """One large layer, its constants, and the part of each."""
+    first, given = family[0], [arguments(node) for node in family]
+    reads = [graph.by_name[layer["weight"].name] for layer in given]
+    tensors = [[graph.constants[ref] for ref in read.refs()] for read in reads]
+    sizes = [len(integers) for integers, *_ in tensors]
+    for own, values, size in zip(tensors, given, sizes, strict=True):
+        bias = values["bias"]
+        own.append(torch.zeros(size) if bias is None else graph.constants[bias.name])
     names = [f"{name}.{part}" for part in ("weight", "weight_scale", "weight_zero_point", "bias")]
-    for key, tensors in zip(names, zip(*parts, strict=True), strict=False):
-        constants[key] = torch.cat(tensors)
-    constants[names[3]] = torch.cat(
-        [
-            torch.zeros(size) if bias is None else constants[bias.name]
-            for size, bias in zip(sizes, biases, strict=True)
-        ]
-    )
-    meta = family[0].meta
-    assert meta is not None
-    whole = TensorMeta((*meta.shape[:-1], sum(sizes)), meta.dtype)
-    matrix = TensorMeta((sum(sizes), constants[names[0]].shape[1]), "float32")
-    read = (*map(Ref, names[:3]), 0)
-    layer = (family[0].args[0], Ref(f"{name}.weight.dequantized"), Ref(names[3]))
-    split = f"{name}.split"
-    return [
-        Node(f"{name}.weight.dequantized", DEQUANTIZE_CHANNELS, read, meta=matrix),
-        replace(family[0], name=name, args=layer, meta=whole),
-        Node(split, _SPLIT, (Ref(name), sizes, -1)),
-        *(
-            replace(node, op="python.getitem", args=(Ref(split), index), kwargs={})
-            for index, node in enumerate(family)
-        ),
-    ]
+    for key, parts in zip(names, zip(*tensors, strict=True), strict=True):
+        yield Constant(key, torch.cat(parts))
+    assert first.meta is not None
+    dequantized, split = f"{name}.weight.dequantized", f"{name}.split"
+    matrix = TensorMeta((sum(sizes), tensors[0][0].shape[1]), "float32")
+    yield Node(dequantized, DEQUANTIZE_CHANNELS, (*map(Ref, names[:3]), 0), meta=matrix)
+    whole = replace(first.meta, shape=(*first.meta.shape[:-1], sum(sizes)))
+    layer = with_arguments(first, weight=Ref(dequantized), bias=Ref(names[3]))
+    yield replace(layer, name=name, meta=whole)
+    yield Node(split, _SPLIT, (Ref(name), sizes, -1))
+    for index, node in enumerate(family):
+        yield replace(node, op="python.getitem", args=(Ref(split), index), kwargs={})
