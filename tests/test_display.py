@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from octavo.display import html_table, plain, rich_table
+from octavo.display import Table, Tabular, plain
 from octavo.errors import InputError, OctavoError, OctavoWarning
 
 
@@ -41,29 +41,96 @@ def test_errors_and_warnings_are_plain() -> None:
         assert str(kind("no layer \x1b[2J\nat all")) == "no layer \\x1b[2J\nat all"
 
 
-def printed(*arguments: object, width: int = 200) -> str:
+def printed(table: Table, width: int = 200) -> str:
     buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None).print(rich_table(*arguments))
+    Console(file=buffer, width=width, color_system=None).print(table)
     return buffer.getvalue()
+
+
+TABLE = Table(
+    ("layer", "dB", "p"),
+    (("1", "41.0", "-"), ("user[id]|x", "-3", ""), ("c", "inf", "-")),
+    "a < b",
+    ("one note", "another"),
+)
+
+
+def test_as_text() -> None:
+    assert str(TABLE).splitlines() == [
+        "a < b",
+        "layer       dB    p",
+        "1           41.0  -",
+        "user[id]|x  -3",
+        "c           inf   -",
+        "one note",
+        "another",
+    ]
+
+
+def test_in_a_terminal() -> None:
+    lines = printed(TABLE).splitlines()
+    assert (lines[0], lines[-2:]) == ("a < b", ["one note", "another"])
+    assert "│ user[id]|x │   -3 │   │" in lines
+
+
+def test_in_markdown() -> None:
+    assert TABLE.to_markdown().splitlines() == [
+        "a < b",
+        "",
+        "| layer | dB | p |",
+        "|---|---:|---|",
+        "| 1 | 41.0 | - |",
+        r"| user[id]\|x | -3 |  |",
+        "| c | inf | - |",
+        "",
+        "one note",
+        "",
+        "another",
+    ]
+
+
+def test_in_a_notebook() -> None:
+    html = TABLE._repr_html_()
+    assert html.startswith('<table class="octavo">\n<caption>a &lt; b</caption>\n<thead>')
+    assert html.count('class="number"') == 4  # the heading of dB and its three cells
+    assert html.endswith('</table>\n<p class="note">one note</p>\n<p class="note">another</p>')
+
+
+def test_as_dicts() -> None:
+    assert TABLE.to_dicts()[1] == {"layer": "user[id]|x", "dB": "-3", "p": ""}
+
+
+def test_what_is_tabular_shows_its_table() -> None:
+    class Result(Tabular):
+        def table(self) -> Table:
+            return TABLE
+
+    result = Result()
+    assert (str(result), result._repr_html_()) == (str(TABLE), TABLE._repr_html_())
+    assert (printed(result), result.to_markdown()) == (printed(TABLE), TABLE.to_markdown())
+
+
+def test_without_rows_a_terminal_shows_the_title() -> None:
+    assert printed(Table(("layer",), (), "nothing")) == "nothing\n"
 
 
 @given(st.text(st.characters(), min_size=1, max_size=8))
 def test_no_word_is_markup(word: str) -> None:
-    text = printed(["name", word], [[word, "1"]], f"of {word}")
+    text = printed(Table(("name", word), ((word, "1"),), f"of {word}"))
     for line in text.splitlines():
         assert line.isprintable()
     assert plain(word).strip() in text
     marked = f"[red]{word}[/]"
-    assert plain(marked) in printed(["name"], [[marked]])
+    assert plain(marked) in printed(Table(("name",), ((marked,),)))
 
 
 def test_long_words_are_folded() -> None:
-    text = printed(["name"], [["a" * 50]], "", width=30)
-    assert text.count("a") == 50 + 1  # and the title's
+    text = printed(Table(("name",), (("a" * 50,),)), width=30)
+    assert text.count("a") == 50 + 1  # and the heading's
 
 
-def test_numbers_stand_to_the_right() -> None:
-    assert "│    1 │" in printed(["name", "long"], [["a", "1"]], "", [1])
+def test_names_that_are_numbers_stand_to_the_left() -> None:
+    assert Table(("layer", "dB"), (("0", "41.0"), ("1", "40.0"))).right == {1}
 
 
 class Cells(HTMLParser):
@@ -90,17 +157,6 @@ _WORDS = st.text(st.characters(), max_size=12)
 @given(st.lists(st.tuples(_WORDS, _WORDS), min_size=1, max_size=4))
 def test_whatever_the_words_are_they_stay_words(rows: list[tuple[str, str]]) -> None:
     parser = Cells()
-    parser.feed(html_table(["a", "b"], rows))
+    parser.feed(Table(("a", "b"), tuple(rows))._repr_html_())
     assert parser.cells == ["a", "b", *(plain(word) for row in rows for word in row)]
     assert set(parser.tags) == {"table", "thead", "tr", "th", "tbody", "td"}
-
-
-def test_columns_of_numbers_are_on_the_right() -> None:
-    text = html_table(
-        ["layer", "dB", "p"], [["a", "41.0", "-"], ["b", "-3", ""], ["c", "inf", "-"]]
-    )
-    assert text.count('class="number"') == 4  # the header of dB and its three cells
-
-
-def test_a_caption_is_escaped() -> None:
-    assert "<caption>a &lt; b</caption>" in html_table(["x"], [["1"]], "a < b")

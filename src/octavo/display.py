@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group, JustifyMethod, RenderableType
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[-+]?[\d.]")
@@ -41,87 +43,119 @@ def _spelled(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as text, two spaces between columns.
+@dataclass(frozen=True)
+class Table:
+    """What a result shows: as text, in rich's terminals, in notebooks, in Markdown, as dicts.
+
+    No word is markup to any of them, and none is cut off.
+
+    Attributes:
+        columns: the headings.
+        rows: the cells of each row; the first one names it.
+        title: above the table, of any number of lines.
+        notes: below it.
 
     Example:
-        >>> print(text_table([("layer", "dB"), ("conv1", "41.0")]))
+        >>> print(Table(("layer", "dB"), (("conv1", "41.0"),), "SQNR"))
+        SQNR
         layer  dB
         conv1  41.0
     """
-    words = [[plain(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*words, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in words
-    )
-    return "\n".join(lines)
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> frozenset[int]:
+        """The columns of numbers, which are aligned to the right."""
+        cells = enumerate(zip(*self.rows, strict=True))
+        return frozenset(index for index, column in cells if index and _are_numbers(column))
+
+    def to_dicts(self) -> list[dict[str, str]]:
+        """A dict for each row, by the headings."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def __str__(self) -> str:
+        words = [[plain(cell) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*words, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in words
+        )
+        return "\n".join([*self._title(), *lines, *self._notes()])
+
+    def __rich__(self) -> Group:
+        from rich.console import Group
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        grid = Grid()
+        for index, column in enumerate(self.columns):
+            justify: JustifyMethod = "right" if index in self.right else "left"
+            grid.add_column(Text(plain(column)), justify=justify, overflow="fold")
+        for row in self.rows:
+            grid.add_row(*(Text(plain(cell)) for cell in row))
+        title = (Text(line, style="table.title") for line in self._title())
+        notes = (Text(line, style="dim") for line in self._notes())
+        return Group(*title, *([grid] if self.rows else []), *notes)
+
+    def _repr_html_(self) -> str:
+        lines = ['<table class="octavo">']
+        lines += [f"<caption>{escape(title)}</caption>" for title in self._title()]
+        head = "".join(self._html("th", self.columns, ' scope="col"'))
+        lines += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
+        lines += [f"<tr>{''.join(self._html('td', row))}</tr>" for row in self.rows]
+        notes = (f'<p class="note">{escape(note)}</p>' for note in self._notes())
+        return "\n".join([*lines, "</tbody>", "</table>", *notes])
+
+    def _html(self, tag: str, cells: Iterable[str], attributes: str = "") -> Iterator[str]:
+        for index, cell in enumerate(cells):
+            # Notebooks have no style sheet of ours.
+            shape = ' class="number"' if index in self.right else ""
+            yield f"<{tag}{attributes}{shape}>{escape(plain(cell))}</{tag}>"
+
+    def to_markdown(self) -> str:
+        """In GitHub's Markdown."""
+        rules = ("---:" if index in self.right else "---" for index in range(len(self.columns)))
+        rows = (self._markdown(row) for row in self.rows)
+        table = "\n".join([self._markdown(self.columns), f"|{'|'.join(rules)}|", *rows])
+        title = (line.replace("\n", "  \n") for line in self._title())  # which keeps line ends
+        return "\n\n".join([*title, table, *self._notes()])
+
+    def _markdown(self, cells: Iterable[str]) -> str:
+        return f"| {' | '.join(plain(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+    def _title(self) -> list[str]:
+        return [plain(self.title, "\n")] if self.title else []
+
+    def _notes(self) -> list[str]:
+        return [plain(note, "\n") for note in self.notes]
 
 
-def rich_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    title: str = "",
-    right: Collection[int] = (),
-) -> Table:
-    """A table of rich's. No word is markup to it, and long ones are folded, not cut off.
+class Tabular(ABC):
+    """A result that shows itself as a table, wherever it is shown."""
 
-    Args:
-        columns: the titles.
-        rows: a row may have fewer cells.
-        title: above the table.
-        right: numbers of the columns that are aligned to the right.
+    @abstractmethod
+    def table(self) -> Table:
+        """What is shown."""
 
-    Example:
-        >>> rich_table(["layer", "dB"], [["user[id]", "41.0"]], right=[1]).row_count
-        1
-    """
-    from rich.table import Table
-    from rich.text import Text
+    def to_markdown(self) -> str:
+        """The table in GitHub's Markdown."""
+        return self.table().to_markdown()
 
-    above = Text(plain(title, "\n"), style="table.title") if title else None
-    table = Table(title=above, title_justify="left")
-    for index, column in enumerate(columns):
-        heading = Text(plain(column))
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
-    return table
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def __rich__(self) -> RenderableType:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
-def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
-    """A table; columns of numbers are aligned to the right. All text is escaped.
-
-    Example:
-        >>> print(html_table(["layer", "dB"], [["conv<1>", "41.0"]]))
-        <table class="octavo">
-        <thead><tr><th scope="col">layer</th><th scope="col" class="number">dB</th></tr></thead>
-        <tbody>
-        <tr><td>conv&lt;1&gt;</td><td class="number">41.0</td></tr>
-        </tbody>
-        </table>
-    """
-    body = [list(row) for row in rows]
-    numeric = [_is_number(row[index] for row in body) for index in range(len(columns))]
-    lines = ['<table class="octavo">']
-    if caption:
-        words = escape(plain(caption, "\n"))
-        lines.append(f"<caption>{words}</caption>")
-    head = (_cell("th", ' scope="col"', *pair) for pair in zip(columns, numeric, strict=True))
-    lines += [f"<thead><tr>{''.join(head)}</tr></thead>", "<tbody>"]
-    for row in body:
-        cells = (_cell("td", "", *pair) for pair in zip(row, numeric, strict=True))
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return "\n".join([*lines, "</tbody>", "</table>"])
-
-
-def _cell(tag: str, attributes: str, text: str, number: bool) -> str:
-    # Notebooks have no style sheet of ours.
-    shape = ' class="number"' if number else ""
-    return f"<{tag}{attributes}{shape}>{escape(plain(text))}</{tag}>"
-
-
-def _is_number(cells: Iterable[str]) -> bool:
+def _are_numbers(cells: Iterable[str]) -> bool:
     words = [cell for cell in cells if cell not in ("", "-", "equal", "inf", "nan")]
     return bool(words) and all(_NUMBER.match(word) for word in words)
 

@@ -153,7 +153,7 @@ def test_compare_as_table_and_markdown(artifact: str) -> None:
     table, markdown = octavo_command(*arguments), octavo_command(*arguments, "--markdown")
     for name in ("fp32", "bf16", "int8", "top-1 %", "SQNR dB", "20 samples"):
         assert name in table.out
-    assert markdown.out.startswith("| | size MB |")
+    assert markdown.out.startswith("| contender | size MB |")
 
 
 def test_compare_with_runtimes_and_a_metric_of_the_users_own(artifact: str) -> None:

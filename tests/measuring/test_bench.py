@@ -65,7 +65,11 @@ def test_what_cannot_run_is_a_row(file, monkeypatch):
     assert errors["int8 torch"] == ""
     assert "octavo[openvino]" in errors["int8 openvino"]
     assert "there is no runtime 'nope'" in errors["int8 nope"]
-    assert "there is no runtime" in str(found)
+    for shown in (str(found), found._repr_html_(), found.to_markdown()):
+        assert "int8 nope could not run: there is no runtime" in shown
+    rows = {row["contender"]: row for row in found.table().to_dicts()}
+    assert rows["int8 torch"]["ms at 1"] == f"{found.rows[2].latency_ms[1]:.2f}"
+    assert (rows["int8 torch"]["load s"], rows["int8 nope"]["ms at 1"]) == ("0.50", "-")
 
 
 @pytest.mark.parametrize("batches", [[], [0], [4, -1]])

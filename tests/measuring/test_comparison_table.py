@@ -68,7 +68,7 @@ def test_a_row_is_found_by_its_name(comparison: Comparison) -> None:
 
 def test_markdown(comparison: Comparison) -> None:
     lines = comparison.to_markdown().splitlines()
-    assert lines[0].startswith("| | size MB | of fp32 | top-1 % | 95 % range | p |")
+    assert lines[0].startswith("| contender | size MB | of fp32 | top-1 % | 95 % range | p |")
     assert lines[2].startswith("| fp32 | 4.00 | 1.000 | 98.00 | - | - |")
     assert lines[4] == (
         "| int8 | 1.00 | 0.250 | 97.80 | 96.1-98.8 | 1 | 99.50 | 41.2 | 2.00 | 2.50 | 32,000 "

@@ -127,6 +127,7 @@ def test_a_wrong_kernel_is_named_by_its_layer(monkeypatch):
     off = [layer.layer for layer in runtime.layers if not layer.within(Threshold())]
     assert off == ["relu_1"]
     assert "disagrees first at 'relu_1'" in str(found)
+    assert "<td>disagrees first at &#x27;relu_1&#x27;" in found._repr_html_()
     assert runtime.whole.sqnr_db < runtime.whole.bound_db
 
 

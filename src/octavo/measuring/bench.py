@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
-from octavo.display import plain, rich_table
+from octavo.display import Table, Tabular
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.graph.graph import Graph
 from octavo.graph.program import compile_steps, steps_of
@@ -26,9 +26,6 @@ from octavo.quantization.unrounded import without_rounding
 from octavo.runtimes import ORACLE, RUNTIMES, has_own_threads
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.timing import REST_S, interleave, thread_count
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 BATCHES = (1, 8, 32)
 SECONDS = 10.0  # of timing for each batch size
@@ -66,8 +63,8 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The table. Prints as one."""
+class Bench(Tabular):
+    """What `bench` found. Prints as a table."""
 
     file: str
     threads: int
@@ -83,32 +80,22 @@ class Bench:
         timed = [row for row in self.rows if batch in row.latency_ms]
         return min(timed, key=lambda row: row.latency_ms[batch]).name
 
-    def __str__(self) -> str:
-        lines = [f"{self.file}, {self.threads} threads"]
-        for row in self.rows:
-            times = ", ".join(f"{ms:.2f} ms at {batch}" for batch, ms in row.latency_ms.items())
-            lines.append(f"  {row.name}: {row.error or times}")
-        return plain("\n".join(lines), "\n")
-
-    def __rich__(self) -> Table:
+    def table(self) -> Table:
         batches = sorted({batch for row in self.rows for batch in row.latency_ms})
-        columns = [
-            "",
-            *(f"ms at {batch}" for batch in batches),
-            *(["samples/s"] if batches else []),
-            *("load s", "memory MB", "on integers"),
-        ]
+        times = (f"ms at {batch}" for batch in batches)
+        columns = ("contender", *times, "samples/s", "load s", "memory MB", "on integers")
         title = f"{self.file}, {self.threads} threads, {self.environment.get('cpu', '')}"
-        return rich_table(columns, (_cells(row, batches) for row in self.rows), title)
+        failures = (f"{row.name} could not run: {row.error}" for row in self.rows if row.error)
+        rows = (_cells(row, batches) for row in self.rows)
+        return Table(columns, tuple(rows), title, tuple(failures))
 
 
 def _cells(row: BenchRow, batches: Sequence[int]) -> tuple[str, ...]:
-    if row.error:
-        return (row.name, row.error)
+    times = row.latency_ms
     return (
         row.name,
-        *(f"{row.latency_ms[batch]:.2f}" for batch in batches),
-        *([f"{max(map(row.throughput, batches)):.0f}"] if batches else []),
+        *(f"{times[batch]:.2f}" if batch in times else "-" for batch in batches),
+        f"{max(map(row.throughput, times)):.0f}" if times else "-",
         "-" if row.load_s is None else f"{row.load_s:.2f}",
         "-" if row.memory_mb is None else f"{row.memory_mb:.0f}",
         row.integers or "-",

@@ -1,19 +1,20 @@
-"""The result of `octavo.compare`: a row for each contender; a table, a dict, JSON, Markdown."""
+"""The result of `octavo.compare`: a row for each contender; a table, a dict, JSON."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from octavo.display import finite, html_table, plain
+from octavo.display import Table, Tabular, finite, plain
 from octavo.measuring.significance import LEVEL
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Group
+    from rich.table import Table as Grid
 
 MEGABYTE = 1_000_000
 BASELINES = ("fp32", "bf16")  # names of the rows that all others are judged by
@@ -93,7 +94,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Tabular):
     """Size, accuracy and speed, side by side; the first row is fp32.
 
     Attributes:
@@ -144,19 +145,13 @@ class Comparison:
     def to_json(self) -> str:
         return json.dumps(finite(self.to_dict()), indent=2, allow_nan=False)
 
-    def to_markdown(self) -> str:
-        """A table in GitHub's Markdown, with how it was measured below."""
+    def table(self) -> Table:
+        """A row for each contender, with how it was measured below."""
         measures = self._measures()
-        lines = [
-            "| | " + " | ".join(measure.title for measure in measures) + " |",
-            "|---|" + "---:|" * len(measures),
-        ]
-        for row in self.rows:
-            cells = [measure.cell(row) for measure in measures]
-            name = row.name.replace("|", r"\|")
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        lines += ["", self.caption(), *(f"\n{note}" for note in self._remarks())]
-        return plain("\n".join(lines), "\n")
+        rows = ((row.name, *(measure.cell(row) for measure in measures)) for row in self.rows)
+        columns = ("contender", *(measure.title for measure in measures))
+        failures = (f"{row.name} could not run: {row.error}" for row in self.rows if row.error)
+        return Table(columns, tuple(rows), notes=(self.caption(), *failures, *self.notes))
 
     def verdict(self) -> str:
         """A line for each row beside fp32 and bf16: is it worth it here?"""
@@ -196,33 +191,31 @@ class Comparison:
         Console(file=buffer, width=80, color_system=None).print(self)
         return buffer.getvalue().rstrip("\n")
 
-    def __rich__(self) -> RenderableType:
-        from rich import box
+    def __rich__(self) -> Group:
+        """Contenders side by side, a line for each measure: that fits a terminal of 80 columns."""
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        # Contenders side by side, a line for each measure: that fits a terminal of 80 columns.
-        tables = []
-        for start in range(0, len(self.rows), COLUMNS):
-            rows = self.rows[start : start + COLUMNS]
-            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-            table.add_column("")
-            for row in rows:
-                style = "red" if row.error else "" if row.name in BASELINES else "green"
-                name = plain(row.name)
-                width = max(8, *map(len, name.split()))  # a runtime's name is not cut
-                table.add_column(Text(name), justify="right", style=style, min_width=width)
-            for measure in self._measures():
-                table.add_row(Text(plain(measure.title)), *(measure.cell(row) for row in rows))
-            tables.append(table)
-        notes = plain("\n".join([self.caption(), *self._remarks()]), "\n")
-        return Group(*tables, Text(notes, style="dim"))
+        starts = range(0, len(self.rows), COLUMNS)
+        grids = (self._side_by_side(self.rows[start : start + COLUMNS]) for start in starts)
+        notes = plain("\n".join(self.table().notes), "\n")
+        return Group(*grids, Text(notes, style="dim"))
 
-    def _repr_html_(self) -> str:
-        measures = self._measures()
-        rows = ([row.name, *(measure.cell(row) for measure in measures)] for row in self.rows)
-        return html_table(["contender", *(measure.title for measure in measures)], rows)
+    def _side_by_side(self, rows: Sequence[Row]) -> Grid:
+        from rich import box
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        grid = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+        grid.add_column("")
+        for row in rows:
+            style = "red" if row.error else "" if row.name in BASELINES else "green"
+            name = plain(row.name)
+            width = max(8, *map(len, name.split()))  # a runtime's name is not cut
+            grid.add_column(Text(name), justify="right", style=style, min_width=width)
+        for measure in self._measures():
+            grid.add_row(Text(plain(measure.title)), *(measure.cell(row) for row in rows))
+        return grid
 
     def _measures(self) -> list[_Measure]:
         """Measures that no row has a value for (no labels, no classes) are left out."""
@@ -247,10 +240,6 @@ class Comparison:
             _Measure("memory MB", lambda row: row.memory_mb, "{:.0f}"),
         ]
         return [m for m in known if any(m.value(row) is not None for row in self.rows)]
-
-    def _remarks(self) -> list[str]:
-        failures = [f"{row.name} could not run: {row.error}" for row in self.rows if row.error]
-        return [*failures, *self.notes]
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.arguments import BATCHES, FUNCTION, NAMES, of, optional
-from octavo.display import finite, plain, rich_table
+from octavo.display import Table, Tabular, finite
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.graph.batches import split_batch
 from octavo.graph.calls import flatten_call
@@ -32,9 +32,6 @@ from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Agreement, Options
 from octavo.runtimes.lowering import lower_as_meant
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 RANDOM_BATCHES = 4
 
@@ -114,7 +111,7 @@ class RuntimeParity:
 
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Tabular):
     """What `verify` found: a runtime each. Prints as a table."""
 
     target: str
@@ -130,14 +127,9 @@ class Parity:
         """The same as JSON-ready data; an infinite SQNR is ``None``."""
         return {**finite(asdict(self)), "passed": self.passed}
 
-    def __str__(self) -> str:
-        lines = [f"against the oracle, {self.samples} samples, target {self.target}:"]
-        lines += [f"  {runtime.runtime}: {_verdict(runtime)}" for runtime in self.runtimes]
-        return plain("\n".join(lines), "\n")
-
-    def __rich__(self) -> Table:
+    def table(self) -> Table:
         title = f"Runtimes against the oracle, {self.samples} samples, target {self.target}"
-        return rich_table(_COLUMNS, map(_cells, self.runtimes), title)
+        return Table(_COLUMNS, tuple(map(_cells, self.runtimes)), title)
 
 
 _COLUMNS = ("runtime", "agreement", "SQNR dB", "needed", "layers", "largest step", "verdict")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from octavo.display import html_table, plain, rich_table
+from octavo.display import Table, Tabular, plain
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.qdq import weight_behind
 from octavo.quantization.plan import Plan
 from octavo.runtimes import ORACLE, Lowered
-
-if TYPE_CHECKING:
-    from rich.console import Group
-
 
 # What the counted layers do, by the mode that is the default in the plan.
 _RUN = {
@@ -26,7 +22,7 @@ _RUN = {
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Tabular):
     """Counts and reasons.
 
     Attributes:
@@ -63,16 +59,15 @@ class Summary:
         """The same as JSON-ready data."""
         return asdict(self)
 
+    def table(self) -> Table:
+        rows = [(layers, "float", why) for layers, why in _grouped(self.float_layers)]
+        on_runtime = f"float on {self.runtime}"
+        rows += [(layers, on_runtime, why) for layers, why in _grouped(self.fallbacks)]
+        title = "\n".join(self._counts())
+        return Table(("layer", "runs in", "why"), tuple(rows), title, tuple(self._origin()))
+
     def __str__(self) -> str:
-        lines = [
-            f"{self.int8} of {self.layers} layers {_RUN[self.mode]} on {self.runtime} "
-            f"(target {self.target})",
-            f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32",
-        ]
-        lines.append(f"what stays float computes in {self.precision}")
-        lines.append(f"against the oracle: {self.agreement}")
-        if self.note:
-            lines.append(self.note)
+        lines = list(self._counts())
         for title, entries in (
             ("left in float", self.float_layers),
             (f"quantized, but run in float by {self.runtime}", self.fallbacks),
@@ -80,26 +75,23 @@ class Summary:
             if entries:
                 lines.append(f"{title}:")
                 lines += [f"  {names}: {reason}" for names, reason in _grouped(entries)]
+        return plain("\n".join([*lines, *self._origin()]), "\n")
+
+    def _counts(self) -> Iterator[str]:
+        yield (
+            f"{self.int8} of {self.layers} layers {_RUN[self.mode]} on {self.runtime} "
+            f"(target {self.target})"
+        )
+        yield f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32"
+        yield f"what stays float computes in {self.precision}"
+        yield f"against the oracle: {self.agreement}"
+        if self.note:
+            yield self.note
+
+    def _origin(self) -> Iterator[str]:
         if self.unmatched_rules:
-            lines.append(f"rules that matched nothing: {', '.join(self.unmatched_rules)}")
-        made = ", ".join(f"{key} {value}" for key, value in self.provenance.items())
-        return plain("\n".join([*lines, f"made with: {made}"]), "\n")
-
-    def _repr_html_(self) -> str:
-        reasons = {**self.float_layers, **self.fallbacks}
-        title = Summary.__str__(_without_lists(self))
-        return html_table(["layer", "why it is not in int8"], _grouped(reasons), title)
-
-    def __rich__(self) -> Group:
-        from rich.console import Group
-        from rich.text import Text
-
-        rows = [(names, "float", why) for names, why in _grouped(self.float_layers)]
-        on_runtime = f"float on {self.runtime}"
-        rows += [(names, on_runtime, why) for names, why in _grouped(self.fallbacks)]
-        table = rich_table(("layer", "runs in", "why"), rows, "Layers not in int8")
-        text = Text(Summary.__str__(_without_lists(self)))
-        return Group(text, table) if rows else Group(text)
+            yield f"rules that matched nothing: {', '.join(self.unmatched_rules)}"
+        yield f"made with: {', '.join(f'{key} {value}' for key, value in self.provenance.items())}"
 
 
 _MANY = 4  # layers of one reason, from which on they are counted
@@ -117,10 +109,6 @@ def _grouped(entries: Mapping[str, str]) -> list[tuple[str, str]]:
         else:
             lines.append((f"{len(names)} layers ({', '.join(names[:2])}, ...)", reason))
     return lines
-
-
-def _without_lists(summary: Summary) -> Summary:
-    return replace(summary, float_layers={}, fallbacks={})
 
 
 def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]) -> Summary:

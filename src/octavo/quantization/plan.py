@@ -11,12 +11,12 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from octavo.arguments import TEXT, expect, of, optional
-from octavo.display import html_table, rich_table, text_table
+from octavo.display import Table, Tabular
 from octavo.errors import NothingQuantized, PlanError
 from octavo.graph.graph import GRAPH, Graph, Node
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
@@ -25,9 +25,6 @@ from octavo.quantization.qconfig import PRECISIONS, QConfigMapping, QSpec
 from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import MODES
 from octavo.quantization.targets import target as target_of
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class TensorPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Tabular):
     """All decisions about one graph, in the order in which the tensors are made.
 
     Attributes:
@@ -150,23 +147,10 @@ class Plan:
         by_name = {t.tensor: t for t in tensors}
         return cls(data["target"], data["mode"], by_name, unmatched, precision)
 
-    def __rich__(self) -> Table:
-        return rich_table(_COLUMNS, self._rows(), self._title())
-
-    def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, self._rows(), self._title())
-
-    def _title(self) -> str:
-        return f"Plan for {self.target}, {self.mode}; what stays float is {self.precision}"
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [(t.tensor, t.op, t.runs, t.values, str(t.reason)) for t in self.tensors.values()]
-
-    def __str__(self) -> str:
-        return f"{self._title()}\n{text_table(self._rows())}"
-
-
-_COLUMNS = ("tensor", "op", "runs", "values", "why")
+    def table(self) -> Table:
+        rows = ((t.tensor, t.op, t.runs, t.values, str(t.reason)) for t in self.tensors.values())
+        title = f"Plan for {self.target}, {self.mode}; what stays float is {self.precision}"
+        return Table(("tensor", "op", "runs", "values", "why"), tuple(rows), title)
 
 
 PLAN = of(Plan, way_out="octavo.plan(graph) gives one")

@@ -110,7 +110,6 @@ def render(
         script=(folder / "page.js").read_text(encoding="utf-8"),
         cards=list(_cards(comparison, summary)),
         summary=summary,
-        comparison=comparison,
         comparison_table=comparison._repr_html_(),
         comparison_picture=picture(
             comparison_plot(comparison, palette=_MARKS), "Size, latency and quality as bars"

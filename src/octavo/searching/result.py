@@ -6,9 +6,9 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from octavo.display import finite, html_table, rich_table, text_table
+from octavo.display import Table, Tabular, finite
 from octavo.errors import InputError
 from octavo.model.files.source_file import check_file, reason
 from octavo.model.model import QuantizedModel
@@ -16,12 +16,9 @@ from octavo.searching.layer_times import LayerTime
 from octavo.searching.records import from_json
 from octavo.searching.trial import Trial
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 
 @dataclass(frozen=True)
-class SearchResult:
+class SearchResult(Tabular):
     """What a search found. Prints as a table.
 
     Attributes:
@@ -128,15 +125,8 @@ class SearchResult:
     def to_json(self) -> str:
         return json.dumps(finite(self.to_dict()), indent=1)
 
-    def __rich__(self) -> Table:
-        return rich_table(_COLUMNS, map(self._cells, self.trials), self.verdict(), range(1, 6))
-
-    def __str__(self) -> str:
-        table = text_table([_COLUMNS, *map(self._cells, self.trials)])
-        return f"{self.verdict()}\n{table}"
-
-    def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, map(self._cells, self.trials), self.verdict())
+    def table(self) -> Table:
+        return Table(_COLUMNS, tuple(map(self._cells, self.trials)), self.verdict())
 
     def _cells(self, trial: Trial) -> tuple[str, ...]:
         if trial.error:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
-from octavo.display import finite, html_table, rich_table, text_table, track
+from octavo.display import Table, Tabular, finite, track
 from octavo.errors import InputError, MissingExtra
 from octavo.graph.batches import Batch, split_batch, with_floats
 from octavo.graph.calls import flatten_call
@@ -35,9 +35,6 @@ from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.targets import ROLES, SHARED
 from octavo.runtimes import lower
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class LayerError:
 
 
 @dataclass(frozen=True)
-class LayerErrors:
+class LayerErrors(Tabular):
     """What `layer_errors` found, in the order of the graph. Prints as a table."""
 
     rows: tuple[LayerError, ...]
@@ -104,18 +101,9 @@ class LayerErrors:
             raise MissingExtra("pandas", "analysis", "make a DataFrame") from error
         return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("tensor")
 
-    def __rich__(self) -> Table:
-        numbers = range(3, len(_COLUMNS))
-        return rich_table(_COLUMNS, map(_cells, self.rows), self._title(), numbers)
-
-    def __str__(self) -> str:
-        return f"{self._title()}\n{text_table([_COLUMNS, *map(_cells, self.rows)])}"
-
-    def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, map(_cells, self.rows), self._title())
-
-    def _title(self) -> str:
-        return f"Rounding errors of {len(self.rows)} tensors, {self.samples} samples"
+    def table(self) -> Table:
+        title = f"Rounding errors of {len(self.rows)} tensors, {self.samples} samples"
+        return Table(_COLUMNS, tuple(map(_cells, self.rows)), title)
 
 
 _COLUMNS = (

@@ -12,13 +12,13 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
-from octavo.display import finite, html_table, rich_table, text_table, track
+from octavo.display import Table, Tabular, finite, track
 from octavo.errors import CalibrationError, InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, example_call, split_batch
 from octavo.graph.capture.capture import capture
@@ -30,9 +30,6 @@ from octavo.model.kinds import require_float
 from octavo.quantization.calibrate import observed
 from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Tabular):
     """What `sensitivity` found: the layers, the most sensitive first. Prints as a table.
 
     Attributes:
@@ -92,17 +89,8 @@ class Sensitivity:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
 
-    def __rich__(self) -> Table:
-        columns = self._columns()
-        rows = map(self._cells, self.layers)
-        return rich_table(columns, rows, self._title(), range(1, len(columns)))
-
-    def __str__(self) -> str:
-        table = text_table([self._columns(), *map(self._cells, self.layers)])
-        return f"{self._title()}\n{table}"
-
-    def _repr_html_(self) -> str:
-        return html_table(self._columns(), map(self._cells, self.layers), self._title())
+    def table(self) -> Table:
+        return Table(self._columns(), tuple(map(self._cells, self.layers)), self._title())
 
     def _title(self) -> str:
         title = f"Sensitivity of {len(self.layers)} layers, {self.samples} samples"
