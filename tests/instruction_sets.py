@@ -2,7 +2,8 @@
 
 ``make isa`` runs it. A kind is acted out by limits that libraries read when they are loaded:
 ``ONEDNN_MAX_CPU_ISA`` limits oneDNN in torch and in OpenVINO, ``ATEN_CPU_CAPABILITY`` torch's own
-kernels. ONNX Runtime reads neither and takes what the CPU has; so does Inductor's C++ code.
+kernels. ONNX Runtime reads neither and takes what the CPU has; so does Inductor's C++ code, and so
+do some kernels of OpenVINO's own.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """Random networks, quantized, on every runtime, against the oracle: one line of JSON for each.
 
-``python tests/random_nets_run.py START STOP`` takes the networks of these seeds. It is a program of
+``python tests/random_nets_run.py SEED ...`` takes the networks of these seeds. It is a program of
 its own since a runtime may end the process: `findings` starts it again behind such a network.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,31 +22,35 @@ from octavo.errors import NothingQuantized, OctavoError, RuntimeDisagrees
 from octavo.quantization.targets import TARGETS
 from octavo.runtimes.agreement import agreement
 
-RUNTIMES = ("torch", "onnxruntime", "openvino")
+RUNTIMES: tuple[str, ...] = ("torch", "onnxruntime", "openvino")
+# Where a CPU with AVX-512 acts out one without, OpenVINO writes kernels for AVX-512 all the same,
+# and counts their registers as if it did not: norms of what 16 does not divide end the process.
+if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in ("SSE41", "AVX", "AVX2", "AVX2_VNNI"):
+    RUNTIMES = ("torch", "onnxruntime")
 # What may become of a network on a runtime: it agrees; lowering itself says that it does not, or
 # that it cannot be; or calls are wrong though lowering has said nothing.
 AGREES, REPORTED, UNREPORTED, CRASHED = "agrees", "reported", "unreported", "crashed"
 
 
-def findings(start: int, stop: int) -> Iterator[dict[str, Any]]:
+def findings(seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What was found for the seeds, each in a child process or behind others in one."""
-    while start < stop:
-        command = [sys.executable, __file__, str(start), str(stop)]
+    while seeds:
+        command = [sys.executable, __file__, *map(str, seeds)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         yield from (row for row in rows if "found" in row)
         if not done.returncode:
             return
-        last = rows[-1] if rows else {"seed": start, "runtime": "start"}
+        last = rows[-1] if rows else {"seed": seeds[0], "runtime": "start"}
         crash = {"seed": last["seed"], "runtime": last["runtime"], "found": CRASHED}
         yield crash | {"why": f"exit code {done.returncode}: {done.stderr[-300:]}"}
-        start = last["seed"] + 1
+        seeds = seeds[seeds.index(last["seed"]) + 1 :]
 
 
-def _main(start: int, stop: int) -> None:
+def _main(seeds: Sequence[int]) -> None:
     warnings.simplefilter("ignore", octavo.OctavoWarning)
     torch.set_num_threads(1)
-    for seed in range(start, stop):
+    for seed in seeds:
         _say(seed=seed, runtime="quantize")
         made = case(seed, tuple(sorted(TARGETS)))
         try:
@@ -102,4 +107,4 @@ def _say(**row: Any) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), int(sys.argv[2]))
+    _main([int(seed) for seed in sys.argv[1:]])

@@ -47,7 +47,8 @@ def export_onnx(
         q: the model.
         path: the file; it is there whole or not at all.
         runtime: for whom, ``"onnxruntime"`` or ``"openvino"``; each is quicker with its own file.
-            OpenVINO needs its own where activations are int8 with zero points (target "edge").
+            OpenVINO needs its own where activations are int8 with zero points (target "edge"), and
+            where something is concatenated, at which its compiler may end the process otherwise.
         check: whether the file is run first.
 
     Raises:

@@ -30,8 +30,9 @@ from octavo.runtimes.saturation import overflowing, with_float_weights
 # Its kernels add float biases, its own dynamic quantization starts from float products, and its
 # recurrent layers want constant weights, which it does not make of integers in every model. It
 # computes concatenations and attention of int8 tensors wrongly, gaps, and what it fuses behind a
-# mean of three axes. A convolution that adds to its result does not round it before. It does not
-# hold callers to a guard of squeeze().
+# mean of three axes. A convolution that adds to its result does not round it before. Where a
+# concatenation is quantized behind it, and again after next to nothing (a relu), its compiler ends
+# the process. It does not hold callers to a guard of squeeze().
 _DIALECT = Dialect(
     integer_bias=False,
     integer_products=False,
@@ -39,6 +40,7 @@ _DIALECT = Dialect(
     integer_gaps=False,
     means_of_four=True,
     unsigned=True,
+    integer_concatenations=True,
     squeezes_batches=False,
     fenced_summands=True,
 )

@@ -19,6 +19,8 @@ class Dialect:
             some results are sums of nothing, have integer weights; else floats.
         means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 are uint8 with another zero point.
+        integer_concatenations: what quantizes a concatenation stands in front of it, for each part,
+            which then is one of integers; else behind it.
         fenced_summands: between a layer and the rounding of its result, which a sum reads, stands
             an activation that changes nothing.
         squeezes_batches: ``squeeze()`` of no axis in particular is written, and a batch of one is
@@ -33,6 +35,7 @@ class Dialect:
     integer_gaps: bool = True
     means_of_four: bool = False
     unsigned: bool = False
+    integer_concatenations: bool = False
     squeezes_batches: bool = True
     fenced_summands: bool = False
     dynamic_lstm: bool = False

@@ -44,7 +44,18 @@ def _quantize(w: Writer, node: Node) -> Any:
     if (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
         bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
         value = w.op("Clip", value, *bounds)
-    return w.op("QuantizeLinear", value, w.constant(scale, "float32"), w.constant(zero_point, name))
+    return _integers(w, value, w.constant(scale, "float32"), w.constant(zero_point, name))
+
+
+def _integers(w: Writer, value: str, *params: str) -> Any:
+    """Of a value; in some dialects those of a concatenation are one of its parts' integers."""
+    maker = w.maker(value) if w.dialect.integer_concatenations else None
+    if maker is not None and maker.op_type == "Concat":
+        parts = [_integers(w, part, *params) for part in maker.input]
+        return w.op("Concat", *parts, axis=maker.attribute[0].i)
+    if maker is not None and maker.op_type == "DequantizeLinear" and params == (*maker.input[1:],):
+        return maker.input[0]
+    return w.op("QuantizeLinear", value, *params)
 
 
 def _is_summand(w: Writer, node: Node) -> bool:

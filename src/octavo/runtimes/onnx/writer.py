@@ -116,6 +116,10 @@ class Writer:
         """The tensor of a constant."""
         return self.graph.constants.get(ref.name) if isinstance(ref, Ref) else None
 
+    def maker(self, value: str) -> Any:
+        """The node of the model that gives a value; ``None`` for inputs and initializers."""
+        return next((node for node in reversed(self._nodes) if value in node.output), None)
+
     # What converters write
 
     def op(

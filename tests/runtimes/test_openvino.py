@@ -1,0 +1,80 @@
+"""Networks on which OpenVINO's compiler once ended the process: they run in one of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from decibel import sqnr_db
+from torch import nn
+from torch.nn import functional as F
+
+import octavo
+
+AGREES_DB = 45.0  # a few integers that are a step off
+
+
+class Joined(nn.Module):
+    """Branches with values below zero and without, what joins them, and a convolution."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.a, self.b, self.join = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), join
+        self.out = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        return self.out(self.join(F.elu(self.a(x)), self.b(x).relu()))
+
+
+def _cat(a, b):
+    return torch.cat([a, b], 1)
+
+
+# OpenVINO leaves out what follows the concatenation, or takes it into the next QuantizeLinear.
+JOINS = {
+    "a relu": lambda a, b: _cat(a, b).relu(),
+    "no padding by reflection": lambda a, b: F.pad(_cat(a, b), (0, 0, 0, 0), "reflect"),
+    "no padding around": lambda a, b: F.pad(_cat(a, b), (0, 0, 0, 0), "circular"),
+    "no padding and a relu": lambda a, b: F.pad(_cat(a, b), (0, 0, 0, 0), "reflect").relu(),
+    "a stack": lambda a, b: torch.stack([a, b], 1).relu().flatten(1, 2),
+    "a roll": lambda a, b: _cat(a, b).roll(1, 2).relu(),
+    "padding around": lambda a, b: F.pad(_cat(a, b), (1, 1, 0, 2), "circular").relu(),
+    "a concatenation of one": lambda a, b: _cat(_cat(a, b)[:, :5], b[:, 1:]).relu(),
+    "a branch in float": lambda a, b: _cat(a, b.sin()).relu(),
+    "what another one holds": lambda a, b: _cat(a, _cat(a, b)[:, 2:6]).relu(),
+    "the largest": lambda a, b: F.pad(_cat(a, b), (0, 0, 0, 0), "reflect").amax(2, True),
+}
+
+
+@pytest.mark.parametrize("target", ["x86", "edge"])
+def test_what_follows_a_concatenation(target):
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, __file__, target],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert not done.returncode, f"behind {list(found)[-1:]}: {done.returncode} {done.stderr[-500:]}"
+    assert list(found) == list(JOINS)
+    assert min(found.values()) > AGREES_DB, found
+
+
+def _main(target):
+    for name, join in JOINS.items():
+        torch.manual_seed(0)
+        x = 5 * torch.randn(2, 4, 6, 6)
+        q = octavo.quantize(Joined(join), calibration=[x], target=target, progress=False)
+        close = sqnr_db(q.lower("reference")(x), q.lower("openvino")(x))
+        sys.stdout.write(f"{json.dumps([name, min(close, 999.0)])}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
