@@ -80,6 +80,66 @@ def test_signed_integers_too():
     assert not q.lowered.fallbacks
 
 
+ROWS = {
+    "several": torch.randn(6, 24, generator=torch.Generator().manual_seed(1)) + 0.5,
+    "one": torch.randn(1, 24, generator=torch.Generator().manual_seed(2)),
+    "no batch": torch.randn(24, generator=torch.Generator().manual_seed(3)),
+    "zeros": torch.zeros(3, 24),
+    "one-sided": torch.tensor([[1.0], [-2.0], [0.0], [1e-30]]) * torch.ones(4, 24),
+    "none": torch.zeros(0, 24),
+}
+BEFORE = {
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "relu, moved": lambda: nn.Sequential(nn.ReLU(), nn.Unflatten(-1, (1, 24)), nn.Flatten(-2)),
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+}
+SCHEMES = {
+    "affine": octavo.Scheme("uint8", per_token=True),
+    "int8": octavo.Scheme("int8", per_token=True),
+    "symmetric": octavo.Scheme("int8", symmetric=True, per_token=True),
+    "few bits": octavo.Scheme("uint4", per_token=True),
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("before", BEFORE)
+def test_rows_that_are_never_negative_and_others(before, scheme):
+    """What has no zero point of its own takes a shorter way, as does a row alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(BEFORE[before](), nn.Linear(24, 40)).eval()
+    qconfig = octavo.QConfig(octavo.QSpec(SCHEMES[scheme]), octavo.dynamic_qconfig(TARGET).weight)
+    several = {name: x for name, x in ROWS.items() if x.dim() == 2}
+    for rows in (several, {"no batch": ROWS["no batch"]}):
+        sample = next(iter(rows.values()))
+        calibration = torch.cat([sample, sample]) if sample.dim() == 2 else sample
+        q = octavo.quantize(model, calibration, qconfig=qconfig, target=TARGET, progress=False)
+        assert next(iter(q.lowered.kernels.values())).endswith("per token")
+        for x in rows.values():
+            expected, got = q.lower("reference")(x), q(x)
+            assert got.shape == expected.shape
+            assert torch.allclose(expected, got, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_row_that_becomes_nan_inside_is_nan(rows):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(x.log())
+
+    q = octavo.quantize(Net(), torch.rand(4, 8) + 0.5, target=TARGET, progress=False)
+    x = torch.rand(rows, 8) + 0.5
+    x[0, 0] = -1.0
+    got = q(x)
+    assert got[0].isnan().all()
+    assert got[1:].isfinite().all()
+
+
 def test_layers_that_read_one_tensor_share_its_rounding():
     class Heads(nn.Module):
         def __init__(self):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,18 @@ from octavo.runtimes.torch.post_ops import post_op_of
 # all of it, if values are made a little smaller: half a step then rounds inwards.
 _NO_FRACTIONS = 1.5 * 2.0**23
 _A_LITTLE_LESS = 1 - 1e-6
+
+# Integers; the width of their range, and their zero point if it varies, of each row or of all.
+OfTensors = tuple[Tensor, Tensor, Tensor | None]
+
+# Operators whose result has no negative values, and those that keep it so.
+_NEVER_NEGATIVE = frozenset({"relu", "sigmoid", "hardsigmoid", "softmax"})
+_KEEP_SIGNS = frozenset(
+    """
+    reshape flatten squeeze unsqueeze transpose permute mean dropout
+    avg_pool2d adaptive_avg_pool2d max_pool2d
+    """.split()
+)
 
 
 def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
@@ -64,50 +77,109 @@ def linear(context: Context, chain: Chain) -> Call:
     return Call(f"{name}, dynamic", kernel, (parts, bias))
 
 
-def quantize_by_tensors(node: Node) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """Float tensor to uint8; scale and zero point, of each row or of all, are float32 tensors."""
-    _, low, high, symmetric, per_token = node.args
-    shift = max(0, -low)
-    axes = (-1,) if per_token else ()  # none are all
-    # Tensors of one value each, since torch makes new ones of Python's numbers at each call.
-    zero, smallest = torch.tensor(0.0), torch.tensor(torch.finfo(torch.float32).tiny ** 0.5)
-    lowest, no_fractions = torch.tensor(float(low + shift)), torch.tensor(_NO_FRACTIONS)
-    steps = min(high, -low) if symmetric else high - low
-    middle, a_little_less = torch.tensor(float(shift)), torch.tensor(_A_LITTLE_LESS)
+def quantize_rows(
+    context: Context, node: Node
+) -> Callable[[Tensor], OfTensors | tuple[Tensor, float, int]]:
+    """Float rows to uint8, each by its own range; that of a single row is told in numbers."""
+    one, several = quantize_dynamic(node), quantize_by_tensors(context, node)
 
-    def kernel(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def kernel(x: Tensor) -> OfTensors | tuple[Tensor, float, int]:
+        if x.numel() != x.shape[-1]:
+            return several(x)
+        try:
+            return one(x)
+        except ValueError:  # a range of NaN, which is no number's; tensors carry it on
+            return several(x)
+
+    return kernel
+
+
+def quantize_by_tensors(context: Context, node: Node) -> Callable[[Tensor], OfTensors]:
+    """Float tensor to uint8, by a range of each row or of all.
+
+    Each operator on a number a row takes as long as one on some thousand values: there are few.
+    """
+    x_arg, low, _, symmetric, per_token = node.args
+    axes = (-1,) if per_token else ()  # none are all
+    fixed, not_negative = _fixed_zero_point(context, node), _is_never_negative(context, x_arg)
+    # Tensors, since torch makes new ones of Python's numbers at each call.
+    smallest = torch.tensor(torch.finfo(torch.float32).tiny ** 0.5 * _steps(node))
+    steps = torch.tensor(_A_LITTLE_LESS * _steps(node))
+    # As long as a row where that is known: vector instructions take but one number for all.
+    no_fractions = torch.full(_columns(context, x_arg), _NO_FRACTIONS + (fixed or 0))
+
+    def kernel(x: Tensor) -> OfTensors:
         # Not aminmax, which is slower along an axis.
-        below = torch.minimum(x.amin(axes, keepdim=per_token), zero)
-        above = torch.maximum(x.amax(axes, keepdim=per_token), zero)
-        width = torch.maximum(above, -below) if symmetric else above.sub_(below)
-        scale = torch.add(smallest, width, alpha=1.0 / steps)
-        inverse = scale.reciprocal()
-        zero_point = middle if symmetric else torch.sub(lowest, below.mul_(inverse).round_())
-        moved = x.mul(inverse.mul_(a_little_less)).add_(torch.add(zero_point, no_fractions))
-        return moved.view(torch.int32).to(torch.uint8), scale, zero_point
+        width = torch.maximum(x.amax(axes, per_token), smallest)
+        if not not_negative:
+            below = x.amin(axes, per_token).neg_()
+            width = torch.maximum(width, below) if symmetric else width.add_(below.relu_())
+        inverse = steps / width
+        q, zero_point = torch.addcmul(no_fractions, x, inverse), None
+        if fixed is None:
+            zero_point = below.mul_(inverse).round_()
+            q.add_(zero_point.add_(low) if low > 0 else zero_point)
+        return q.view(torch.int32).byte(), width, zero_point
 
     return kernel
 
 
 def linear_by_tensors(context: Context, chain: Chain) -> Call:
-    """A linear layer on the integers that `quantize_by_tensors` makes.
+    """A linear layer on the integers of `quantize_by_tensors` or `quantize_rows`.
 
-    The kernel is told one scale and no zero point: the true ones are applied to its sums.
+    The kernel is told what is the same for all rows: the rest is applied to its sums.
     """
     x, weight_arg, bias = (*chain.layer.args, None)[:3]
     parts, source = _source(context, x)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
+    rounding = context.dynamic[x.name][1]
+    fixed, steps = _fixed_zero_point(context, rounding), _steps(rounding)
+    scale = scale / steps
     name, product = product_kernel(context, weight, scale, chain)
-    sums = weight.sum(1, dtype=torch.float32) * scale
+    minus_sums = weight.sum(1, dtype=torch.float32) * -scale
 
-    def kernel(quantized: tuple[Tensor, Tensor, Tensor], bias: Tensor | None) -> Tensor:
-        q, x_scale, zero_point = quantized
-        result = product(q, 1.0, 0, None).addcmul_(zero_point, sums, value=-1)
-        return result.mul_(x_scale) if bias is None else torch.addcmul(bias, result, x_scale)
+    def kernel(quantized: tuple[Tensor, Any, Any], bias: Tensor | None) -> Tensor:
+        q, width, zero_point = quantized
+        if isinstance(width, float):
+            return product(q, width * steps, zero_point, bias)
+        result = product(q, 1.0, fixed or 0, None)
+        if zero_point is not None:
+            result.addcmul_(zero_point, minus_sums)
+        if bias is None:
+            return result.mul_(width)
+        return torch.addcmul(bias, result, width, out=result)
 
-    how = "per token" if context.dynamic[x.name][1].args[4] else "dynamic"
+    how = "per token" if rounding.args[4] else "dynamic"
     return Call(f"{name}, {how}", kernel, (parts, bias))
+
+
+def _steps(rounding: Node) -> int:
+    """Between how many integers the range, or half of a symmetric one, is divided."""
+    _, low, high, symmetric, _ = rounding.args
+    steps: int = min(high, -low) if symmetric else high - low
+    return steps
+
+
+def _fixed_zero_point(context: Context, rounding: Node) -> int | None:
+    """The zero point of the stored integers, where it does not depend on the values."""
+    x, low, _, symmetric, _ = rounding.args
+    fixed: int = max(0, -low if symmetric else low)
+    return fixed if symmetric or _is_never_negative(context, x) else None
+
+
+def _is_never_negative(context: Context, x: Ref) -> bool:
+    node = context.nodes.get(x.name)
+    while node is not None and node.short_op in _KEEP_SIGNS:
+        node = context.nodes.get(node.args[0].name)
+    return node is not None and node.short_op in _NEVER_NEGATIVE
+
+
+def _columns(context: Context, x: Ref) -> tuple[int, ...]:
+    """The length of a row, or nothing where it is not known."""
+    meta = context.metas[x.name]
+    last = None if meta is None or not meta.shape else meta.shape[-1]
+    return () if last is None else (last,)
 
 
 def conv(context: Context, chain: Chain) -> Call:

@@ -46,11 +46,6 @@ from octavo.runtimes.torch.steps import Placed, tidied
 T = TypeVar("T")
 
 _SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
-# What rounds an input at each call, for the kernels that read it so.
-_ROUNDING = {
-    Reads.OWN_RANGE: dynamic.quantize_dynamic,
-    Reads.TENSOR_SCALES: dynamic.quantize_by_tensors,
-}
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
@@ -154,6 +149,15 @@ def _read_of(rounding: Node, context: Context) -> Reads:
     return Reads.TENSOR_SCALES if by_tensors else Reads.OWN_RANGE
 
 
+def _rounding(context: Context, node: Node) -> Callable[..., Any]:
+    """What rounds an input at each call, for the kernels that read it so."""
+    if _read_of(node, context) is Reads.OWN_RANGE:
+        return dynamic.quantize_dynamic(node)
+    if context.caller == "python":
+        return dynamic.quantize_rows(context, node)
+    return dynamic.quantize_by_tensors(context, node)
+
+
 def _as_it_stands(context: Context, node: Node) -> list[Placed]:
     """The steps of a node that no kernel runs."""
     plain = Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
@@ -173,8 +177,7 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
     if node.op == DYNAMIC:
         parts = f"{node.name}.integers"
         context.dynamic[node.name] = (parts, node)
-        rounding = _ROUNDING[_read_of(node, context)](node)
-        return [Placed(Step(parts, rounding, node.args[:1])), plain]
+        return [Placed(Step(parts, _rounding(context, node), node.args[:1])), plain]
     if node.short_op in _SPLITS and node.args[0].name in context.integers:
         # A list of parts: of the integers for those that read integers, of floats for the rest.
         parts = f"{node.name}.integers"
