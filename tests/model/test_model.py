@@ -5,13 +5,21 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import octavo
-from octavo.errors import ArtifactError, InputError, OctavoError, RuntimeUnavailable
+from octavo.errors import (
+    ArtifactError,
+    InputError,
+    OctavoError,
+    RuntimeDisagrees,
+    RuntimeUnavailable,
+)
+from octavo.runtimes import RUNTIMES, Lowered, Runtime
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +198,35 @@ def test_a_head_on_top_of_it_can_be_trained():
     head = nn.Linear(3, 2)
     head(q(torch.randn(5, 4))).sum().backward()
     assert head.weight.grad.abs().sum() > 0
+
+
+def _broken(*tensors):
+    raise RuntimeError("could not create a primitive\nat some place")
+
+
+def test_a_kernel_that_stops_is_not_the_inputs_fault(q, x):
+    broken = copy.copy(q)
+    broken._lowered = replace(q.lowered, run=_broken)
+    message = (
+        r"the torch runtime cannot run inputs that the model takes \(.*5, 1, 8, 8.*\): could not "
+        r'create a primitive\. .*lower\("reference"\)'
+    )
+    with pytest.raises(RuntimeUnavailable, match=message):
+        broken(x)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "reference", "onnxruntime"])
+def test_inputs_that_the_oracle_cannot_run_either_are(runtime):
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Flatten(), nn.Linear(16, 4))
+    words = octavo.quantize(model, torch.tensor([[0, 4], [1, 2]]), progress=False).lower(runtime)
+    with pytest.raises(InputError, match="the model cannot run on these inputs: "):
+        words(torch.tensor([[0, 5], [1, 2]]))
+
+
+def test_a_kernel_that_stops_is_found_when_it_is_proved(q, monkeypatch):
+    runtime = Runtime(lambda graph, device, options: Lowered(_broken, {}, {}))
+    monkeypatch.setitem(RUNTIMES, "broken", runtime)
+    with pytest.raises(RuntimeDisagrees, match="broken cannot run what the oracle can: could not"):
+        q.lower("broken")
+    (row,) = octavo.verify(q, runtimes=["broken"]).runtimes
+    assert (row.passed, row.error.splitlines()[0]) == (False, "could not create a primitive")

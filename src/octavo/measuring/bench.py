@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class BenchRow:
         load_s, memory_mb: see `octavo.measuring.cold_start.ColdStart`; ``None`` for float models.
         integers: layers that run on integers, of how many that are quantized.
         error: why it has no numbers; ``""`` where it has.
+        runtime: what runs it; ``""`` for float models.
     """
 
     name: str
@@ -56,6 +58,7 @@ class BenchRow:
     memory_mb: float | None = None
     integers: str = ""
     error: str = ""
+    runtime: str = ""
 
     def throughput(self, batch: int) -> float:
         """Samples a second."""
@@ -167,23 +170,24 @@ def _contenders(
     runs: dict[str, Run] = {}
     rows: dict[str, BenchRow] = {}
     plain = without_rounding(q.graph)
-    makers: dict[str, Callable[[], tuple[Run, str]]] = {
-        "fp32": lambda: (_float_run(plain), ""),
-        "bf16": lambda: (_bf16_run(plain, random_inputs(plain, 1)), ""),
+    makers: dict[str, tuple[str, Callable[[], tuple[Run, str]]]] = {
+        "fp32": ("", lambda: (_float_run(plain), "")),
+        "bf16": ("", lambda: (_bf16_run(plain, random_inputs(plain, 1)), "")),
     }
     chosen = [n for n in RUNTIMES if n != ORACLE]
     for runtime in chosen if runtimes is None else runtimes:
-        makers[f"int8 {runtime}"] = lambda name=runtime: _lowered(q, name, threads)  # type: ignore[misc]
-    for name, make in makers.items():
+        makers[f"int8 {runtime}"] = (runtime, partial(_lowered, q, runtime, threads))
+    for name, (runtime, make) in makers.items():
+        row = BenchRow(name, {}, runtime=runtime)
         try:
             runs[name], integers = make()
-            rows[name] = BenchRow(name, {}, integers=integers)
+            rows[name] = replace(row, integers=integers)
         except MissingExtra as error:
             if runtimes is not None:
-                rows[name] = BenchRow(name, {}, error=str(error))
+                rows[name] = replace(row, error=str(error))
         except (OctavoError, RuntimeError, TypeError) as error:
             first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            rows[name] = BenchRow(name, {}, error=first_line)
+            rows[name] = replace(row, error=first_line)
     return runs, rows
 
 
@@ -196,12 +200,10 @@ def _lowered(q: QuantizedModel, runtime: str, threads: int) -> tuple[Run, str]:
 
 def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
     """Load time and memory of a runtime; nothing for float models and for those that failed."""
-    if row.error or not row.name.startswith("int8 "):
+    if row.error or not row.runtime:
         return {}
     try:
-        found: ColdStart = cold_start(
-            path, row.name.removeprefix("int8 "), batch=batch, threads=threads
-        )
+        found: ColdStart = cold_start(path, row.runtime, batch=batch, threads=threads)
     except OctavoError as error:
         return {"error": str(error)}
     return {"load_s": found.load_s, "memory_mb": found.memory_mb}

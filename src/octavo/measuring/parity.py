@@ -251,7 +251,7 @@ def _compared(
             likeness.update(oracle(*batch), lowered.run(*batch))
         cuts = Cuts.of(meant, batches[0])
         layers = _compared_layers(cuts, lower(cuts.graph, name, q.device, options).run)
-    except OctavoError as error:
+    except (OctavoError, RuntimeError) as error:
         if not required and isinstance(error, MissingExtra):
             return None
         return RuntimeParity(name, None, None, (), "", str(error), passed=False)

@@ -23,7 +23,8 @@ from octavo.errors import (
 )
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, flatten_call
-from octavo.graph.graph import GRAPH, Graph
+from octavo.graph.graph import GRAPH, Graph, TensorMeta
+from octavo.graph.program import run_of
 from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
 from octavo.model import artifact
 from octavo.model.held import Buffers
@@ -193,6 +194,7 @@ class QuantizedModel(nn.Module):
         Raises:
             InputError: the arguments differ in name, structure, shape or dtype from the captured,
                 or NaN or an infinity in them makes a result of integers meaningless.
+            RuntimeUnavailable: the runtime stops on what the oracle can run.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
@@ -209,10 +211,23 @@ class QuantizedModel(nn.Module):
                     results = run(*tensors)
                 else:
                     results = run_around(self.graph, self._watched, run, tensors)
-        except (RuntimeError, ValueError, IndexError) as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"the model cannot run on these inputs: {first_line}") from error
+        except (RuntimeUnavailable, RuntimeError, ValueError, IndexError) as error:
+            raise self._blamed(error, tensors) from error
         return build_output(self._structure, tuple(map(_usable_in_training, results)))
+
+    def _blamed(self, error: Exception, tensors: Sequence[Tensor]) -> OctavoError:
+        """What stops a call: its inputs, if they stop the oracle as well, else the runtime."""
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        try:
+            with torch.inference_mode():
+                run_of(self.graph, self.device)(*tensors)
+        except (RuntimeError, ValueError, IndexError):
+            return InputError(f"the model cannot run on these inputs: {first_line}")
+        shapes = ", ".join(str(TensorMeta.of(tensor)) for tensor in tensors)
+        return RuntimeUnavailable(
+            f"the {self.runtime} runtime cannot run inputs that the model takes ({shapes}): "
+            f'{first_line}. Another runtime may, and the oracle does: lower("reference")'
+        )
 
     def lower(
         self,

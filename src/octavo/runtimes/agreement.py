@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.errors import InputError
+from octavo.errors import InputError, RuntimeUnavailable
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
@@ -41,7 +41,8 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
         batches: inputs of the graph, each a tensor for each input.
 
     Raises:
-        InputError: the runtime cannot run on inputs that the oracle runs on.
+        InputError, RuntimeUnavailable, RuntimeError: the runtime cannot run on inputs that the
+            oracle runs on.
     """
     device = _device_of(batches)
     oracle = run_of(graph, device)
@@ -77,11 +78,11 @@ def _runs(lowered: Lowered, batch: Batch, first: bool) -> tuple[Any, ...] | None
     """What the runtime makes of a batch; ``None`` for a size that it refuses, but for the first.
 
     Raises:
-        InputError: it refuses the first.
+        InputError, RuntimeUnavailable, RuntimeError: it refuses the first.
     """
     try:
         return lowered.run(*batch)
-    except InputError:
+    except (InputError, RuntimeUnavailable, RuntimeError):
         if first:
             raise
         return None

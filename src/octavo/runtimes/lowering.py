@@ -103,7 +103,7 @@ def _proved(
     runtime = lowered.runtime
     try:
         near = agreement(meant, lowered, samples)
-    except InputError as error:  # of the runtime, on what the oracle can run
+    except (InputError, RuntimeUnavailable, RuntimeError) as error:
         raise RuntimeDisagrees(f"{runtime} cannot run what the oracle can: {error}") from error
     if near is None:
         return replace(lowered, note=_joined(lowered.note, _NOT_COMPARED))

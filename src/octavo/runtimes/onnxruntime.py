@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
+from octavo.errors import MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
@@ -150,7 +150,8 @@ def _runner(session: Any, graph: Graph, batch: int | None) -> Callable[..., tupl
         try:
             found = session.run(None, feeds)
         except Exception as error:  # its errors share no base of their own
-            raise InputError(f"ONNX Runtime cannot run these inputs: {_reason(error)}") from error
+            words = f"ONNX Runtime cannot run these inputs: {_reason(error)}"
+            raise RuntimeUnavailable(words) from error
         return tuple(torch.from_numpy(np.asarray(array)) for array in found)
 
     return run

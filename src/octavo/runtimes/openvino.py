@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import InputError, MissingExtra, RuntimeUnavailable
+from octavo.errors import MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.executed import account
@@ -169,7 +169,8 @@ def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tup
             # return.
             return tuple(torch.from_numpy(np.array(found[index])) for index in range(count))
         except RuntimeError as error:
-            raise InputError(f"OpenVINO cannot run these inputs: {_reason(error)}") from error
+            words = f"OpenVINO cannot run these inputs: {_reason(error)}"
+            raise RuntimeUnavailable(words) from error
         finally:
             idle.append(request)
 
