@@ -47,7 +47,7 @@ from octavo.quantization.targets import (
     static_qconfig,
     weight_only_qconfig,
 )
-from octavo.quantization.weights import correct_biases
+from octavo.quantization.weights import BiasCorrection, WeightMethod, correct_biases
 from octavo.reporting import Report, plots, report
 from octavo.runtimes.cpu import host_target
 from octavo.searching import SearchResult, search
@@ -56,6 +56,7 @@ from octavo.version import __version__
 __all__ = [
     "MSE",
     "Bench",
+    "BiasCorrection",
     "Calibrated",
     "Calibration",
     "Comparison",
@@ -82,6 +83,7 @@ __all__ = [
     "Scheme",
     "SearchResult",
     "Sensitivity",
+    "WeightMethod",
     "__version__",
     "bench",
     "calibrate",

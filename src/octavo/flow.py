@@ -24,11 +24,17 @@ from octavo.model.model import QuantizedModel
 from octavo.numerics.affine import QParams
 from octavo.qat import QATModel
 from octavo.qat.model import prepared_in
-from octavo.quantization.calibrate import Calibration, calibrate
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.calibrate import NO_CALIBRATION, calibrate
+from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import PLAN, Plan, plan, unmatched_in_words
 from octavo.quantization.qconfig import QConfig, QConfigMapping
-from octavo.quantization.weights import correct_biases
+from octavo.quantization.weights import (
+    METHODS,
+    BiasCorrection,
+    Measured,
+    WeightMethod,
+    applied,
+)
 from octavo.version import __version__
 
 
@@ -44,6 +50,7 @@ def quantize(
     input_scale: float | None = None,
     input_mean: float | Sequence[float] | None = None,
     input_std: float | Sequence[float] | None = None,
+    weights: Sequence[WeightMethod] = (),
     bias_correction: bool = True,
     precision: str = "float32",
     distributed: bool = False,
@@ -72,8 +79,11 @@ def quantize(
             channel, or one for all. Without them 1 / 255, 0 and 1. The images of
             ``example_inputs`` and ``calibration`` may be such pixels, or floats that were
             preprocessed like that.
-        bias_correction: let biases take back the shift of each layer's mean output that rounding
-            its weights brings, see `octavo.quantization.weights.bias_correction`.
+        weights: how weights become integers: methods, which apply in this order, each to what the
+            one before has made; to nearest without any. See
+            `octavo.quantization.weights.WeightMethod` for how to write one.
+        bias_correction: let biases take back the shift of each static layer's mean output that
+            rounding its weights brings: the last of the methods, `octavo.BiasCorrection`.
         precision: what stays float computes in ``"float32"``, in ``"bfloat16"``, or, with
             ``"auto"``, in bfloat16 where the CPU has instructions for it. bfloat16 is faster there
             and keeps 8 bits of each value; see `QuantizedModel.lower`.
@@ -107,6 +117,8 @@ def quantize(
         raise PlanError("the model is prepared for training: octavo.convert makes it int8")
     if isinstance(model, QuantizedModel):
         raise PlanError("the model is quantized already: start from the float model")
+    expect(METHODS, weights=weights)
+    methods = (*weights, *([BiasCorrection()] if bias_correction else []))
     model = module_of(model)
     mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
@@ -116,7 +128,7 @@ def quantize(
     pixels = Pixels.given(input_scale, input_mean, input_std)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if mode == "static" and calibration is None and example_inputs is None:
-        raise CalibrationError(_NO_CALIBRATION)
+        raise CalibrationError(NO_CALIBRATION)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = with_floats(example, pixels)
     args, kwargs = pytree.tree_map_only(
@@ -131,43 +143,65 @@ def quantize(
     decided = plan(graph, mapping, target, mode, precision)
     if decided.unmatched:
         warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=2)
-    if not decided.needs_calibration:
-        found = Calibration(graph, decided).result()
-    elif calibration is None:
-        raise CalibrationError(_NO_CALIBRATION)
-    else:
-        found = calibrate(
-            graph,
-            decided,
-            calibration,
-            signature=signature,
-            inputs=inputs,
-            distributed=distributed,
-            progress=progress,
-        )
-    graph = replace(
-        graph, inputs=tuple(replace(i, seen=found.seen.get(i.name, i.seen)) for i in graph.inputs)
-    )
-    if bias_correction:
-        graph = correct_biases(graph, found.qparams, found.input_means)
-    return convert(
+    return quantize_captured(
         graph,
         decided,
-        found.qparams,
+        calibration,
+        weights=methods,
         signature=signature,
-        batches=found.batches,
+        inputs=inputs,
+        distributed=distributed,
+        progress=progress,
         pixels=pixels,
         samples=None if pixels is not None else _few(graph, example_tensors),
     )
 
 
-_NO_CALIBRATION = (
-    "static quantization needs calibration data: pass calibration=loader, an iterable of "
-    'about 100 representative batches; or mode="dynamic" or "weight_only", which need none'
-)
+def quantize_captured(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any] | None,
+    *,
+    weights: Sequence[WeightMethod] = (BiasCorrection(),),
+    signature: Signature | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
+    progress: bool = True,
+    pixels: Pixels | None = None,
+    samples: Sequence[Tensor] | None = None,
+) -> QuantizedModel:
+    """`quantize`, from the captured model and its plan on: calibrate, then convert.
+
+    Arguments and errors as for `octavo.calibrate` and `convert`.
+    """
+    found = calibrate(
+        graph,
+        plan,
+        data,
+        weights=weights,
+        signature=signature,
+        inputs=inputs,
+        distributed=distributed,
+        progress=progress,
+    )
+    seen = (replace(given, seen=found.seen.get(given.name, given.seen)) for given in graph.inputs)
+    return convert(
+        replace(graph, inputs=tuple(seen)),
+        plan,
+        found.qparams,
+        weights=weights,
+        statistics=found.statistics,
+        signature=signature,
+        batches=found.batches,
+        pixels=pixels,
+        samples=samples,
+    )
 
 
 _QPARAMS = of(Mapping, way_out="give octavo.calibrate(graph, plan, data).qparams")
+_STATISTICS = of(
+    Mapping, way_out="give octavo.calibrate(graph, plan, data, weights=weights).statistics"
+)
 _PIXELS = of(Pixels, way_out="give an octavo.Pixels")
 
 
@@ -176,6 +210,8 @@ def convert(
     plan: Plan | None = None,
     qparams: Mapping[str, QParams] | None = None,
     *,
+    weights: Sequence[WeightMethod] = (),
+    statistics: Mapping[Measured, Any] | None = None,
     signature: Signature | None = None,
     batches: int = 0,
     pixels: Pixels | None = None,
@@ -189,6 +225,8 @@ def convert(
             `octavo.capture`.
         plan: from `octavo.plan`, for that graph; a `QATModel` has its own.
         qparams: from `octavo.calibrate`; a `QATModel` has its own.
+        weights: how the graph's weights become integers, as for `quantize`; to nearest without.
+        statistics: from `octavo.calibrate` with the same methods.
         signature: the argument names of the float model's ``forward``; the graph's without it.
         batches: how many calibration batches there were, for the record.
         pixels: what makes floats of the uint8 image that the model shall take; it takes what
@@ -199,13 +237,16 @@ def convert(
     Raises:
         PlanError: the plan is another graph's, qparams are missing, or the module is another one.
         InputError: the graph has no image input that could be ``pixels``.
-        CalibrationError: the `QATModel` was neither trained nor calibrated.
+        CalibrationError: the `QATModel` was neither trained nor calibrated, or ``statistics`` lack
+            what one of the methods needs.
     """
     made: dict[str, Any]
+    expect(METHODS, weights=weights)
+    optional(_STATISTICS, statistics=statistics)
     if isinstance(source, nn.Module):
         source = prepared_in(source)
     if isinstance(source, QATModel):
-        if plan is not None or qparams is not None:
+        if plan is not None or qparams is not None or weights:
             raise PlanError("a prepared model has its own plan and qparams: convert it alone")
         signature, plan, qparams = source.signature, source.plan, source.qparams()
         graph, made = source.deployed(), {"trained": "with rounding"}
@@ -221,7 +262,9 @@ def convert(
         optional(SIGNATURE, signature=signature)
         optional(_PIXELS, pixels=pixels)
         graph, made = source, {"calibration_batches": batches}
-    quantized = insert_qdq(graph, plan, qparams)
+        if names := applied(graph, plan, weights):
+            made["weights"] = ", ".join(names)
+    quantized = quantize_graph(graph, plan, qparams, weights, statistics)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     provenance: dict[str, Any] = {
         "octavo": __version__,

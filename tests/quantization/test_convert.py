@@ -10,7 +10,7 @@ from torch import nn
 
 import octavo
 from octavo.errors import PlanError
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.convert import quantize_graph
 from octavo.quantization.qconfig import QConfigMapping
 
 
@@ -24,7 +24,7 @@ def stages():
 
 
 def test_quantize_and_dequantize_stand_around_int8_layers_only(stages):
-    names = [node.name for node in insert_qdq(*stages).nodes]
+    names = [node.name for node in quantize_graph(*stages).nodes]
     assert names == [
         "input.quantized",
         "input.dequantized",
@@ -41,7 +41,7 @@ def test_quantize_and_dequantize_stand_around_int8_layers_only(stages):
 
 def test_weights_are_stored_as_integers(stages):
     graph, plan, qparams = stages
-    quantized = insert_qdq(graph, plan, qparams)
+    quantized = quantize_graph(graph, plan, qparams)
     weight, scale = quantized.constants["0.weight"], quantized.constants["0.weight_scale"]
     assert weight.dtype == torch.int8
     assert weight.abs().amax((1, 2, 3)).tolist() == [127] * 4
@@ -54,13 +54,13 @@ def test_weights_are_stored_as_integers(stages):
 
 def test_constants_are_not_the_users(stages):
     graph, plan, qparams = stages
-    quantized = insert_qdq(graph, plan, qparams)
+    quantized = quantize_graph(graph, plan, qparams)
     shared = {t.data_ptr() for t in graph.constants.values()}
     assert not shared & {t.data_ptr() for t in quantized.constants.values()}
 
 
 def test_scales_are_float32_numbers(stages):
-    node = insert_qdq(*stages).node("input.quantized")
+    node = quantize_graph(*stages).node("input.quantized")
     scale = node.args[1]
     assert torch.tensor(scale, dtype=torch.float32).item() == scale
 
@@ -78,7 +78,7 @@ def test_a_float_reader_reads_the_original_of_what_was_made_in_float():
     graph = octavo.capture(TwoReaders(), torch.randn(2, 1, 4, 4))
     plan = octavo.plan(graph)
     qparams = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)]).qparams
-    quantized = insert_qdq(graph, plan, qparams)
+    quantized = quantize_graph(graph, plan, qparams)
     assert list(quantized.node("cos").refs()) == ["sin"]
     assert next(iter(quantized.node("conv").refs())) == "sin.dequantized"
 
@@ -96,7 +96,7 @@ def test_a_value_that_leaves_the_model_is_dequantized():
     graph = octavo.capture(Features(), torch.randn(2, 1, 4, 4))
     plan = octavo.plan(graph)
     qparams = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)]).qparams
-    assert insert_qdq(graph, plan, qparams).output_names() == ["a.dequantized", "b"]
+    assert quantize_graph(graph, plan, qparams).output_names() == ["a.dequantized", "b"]
 
 
 def test_a_tied_weight_is_stored_once():
@@ -117,14 +117,14 @@ def test_missing_qparams_are_an_error(stages):
     graph, plan, qparams = stages
     del qparams["input"]
     with pytest.raises(PlanError, match=r"no qparams for \['input'\]: calibrate"):
-        insert_qdq(graph, plan, qparams)
+        quantize_graph(graph, plan, qparams)
 
 
 def test_the_plan_of_another_graph_is_an_error(stages):
     graph, plan, qparams = stages
     other = replace(plan, tensors={"elsewhere": plan.tensors["1"]})
     with pytest.raises(PlanError, match=r"the plan names \['elsewhere'\]"):
-        insert_qdq(graph, other, qparams)
+        quantize_graph(graph, other, qparams)
 
 
 def test_a_dynamic_layer_reads_its_rounded_input():
@@ -132,7 +132,7 @@ def test_a_dynamic_layer_reads_its_rounded_input():
     graph = octavo.capture(model, torch.randn(2, 4))
     plan = octavo.plan(graph, mode="dynamic")
     assert not plan.needs_calibration
-    quantized = insert_qdq(graph, plan, octavo.Calibration(graph, plan).qparams())
+    quantized = quantize_graph(graph, plan, octavo.Calibration(graph, plan).qparams())
     ops = {node.name: node.op for node in quantized.nodes}
     assert ops["input.dynamic"] == ops["1.dynamic"] == "octavo.fake_quantize_dynamic.default"
     assert list(quantized.node("0").refs())[:2] == ["input.dynamic", "0.weight.dequantized"]
@@ -144,7 +144,7 @@ def test_weights_of_four_bits_are_packed_and_unpacked():
     plan = octavo.plan(graph, mapping, mode="weight_only")
     qparams = octavo.Calibration(graph, plan).qparams()
     assert qparams["weight"].scale.shape == (3, 2)
-    quantized = insert_qdq(graph, plan, qparams)
+    quantized = quantize_graph(graph, plan, qparams)
     assert quantized.constants["weight"].shape == (9,)
     assert [node.name for node in quantized.nodes] == [
         "weight.unpacked",
@@ -171,7 +171,7 @@ def test_int8_attention_rounds_its_probabilities():
         "scaled_dot_product_attention", octavo.static_qconfig("x86")
     )
     plan = octavo.plan(graph, mapping)
-    quantized = insert_qdq(graph, plan, octavo.calibrate(graph, plan, [x]).qparams)
+    quantized = quantize_graph(graph, plan, octavo.calibrate(graph, plan, [x]).qparams)
     (attention,) = (n for n in quantized.nodes if n.short_op == "attention")
     assert [name.endswith(".dequantized") for name in attention.refs()] == [True] * 3
     assert attention.args[3:] == (None, True, 0.5, False, 255)

@@ -10,6 +10,7 @@ from octavo.graph.graph import Graph, Ref, refs_in
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.model.model import QuantizedModel
 from octavo.quantization.qconfig import QSpec
+from octavo.quantization.weights import BiasCorrection
 
 # Rounding moves a weight by half a step at most. A float model that was stored in 16 bits since
 # then differs by some hundredths of a step more, which changes no table.
@@ -20,6 +21,7 @@ _OTHERS = (
     "the float model's {!r} has other values than the quantized one's, by more than rounding can "
     "change: give the model that was quantized, with the weights that it had then"
 )
+_NEAREST = BiasCorrection.name  # of all methods the one that leaves weights to nearest
 _CLOSE = 1e-2  # of its size: bfloat16 keeps as much
 
 
@@ -33,8 +35,8 @@ def rounded_weight(q: QuantizedModel, name: str) -> QuantizedWeight:
 def check_made_of(graph: Graph, q: QuantizedModel) -> None:
     """Refuse a float model whose weights do not become the quantized one's by rounding.
 
-    Of a model that was trained with rounding the weights have moved since: there they only have to
-    be nearer to the float ones than zeros would be.
+    Of a model that was trained with rounding, or that a weight method rounded otherwise than to
+    nearest, they only have to be nearer to the float ones than zeros would be.
 
     Args:
         graph: the float model, captured.
@@ -49,7 +51,7 @@ def check_made_of(graph: Graph, q: QuantizedModel) -> None:
         for name, planned in q.plan.quantized.items()
         if planned.kind == "weight" and planned.spec is not None and name in graph.constants
     }
-    trained = "trained" in q.provenance
+    moved = "trained" in q.provenance or q.provenance.get("weights", _NEAREST) != _NEAREST
     for name, spec in specs.items():
         stored = rounded_weight(q, name)
         rounded = stored.floats()
@@ -59,7 +61,7 @@ def check_made_of(graph: Graph, q: QuantizedModel) -> None:
                 f"the float model's {name!r} is {list(weight.shape)}, the quantized one's "
                 f"{list(rounded.shape)}: give the model that was quantized"
             )
-        if trained:
+        if moved:
             others = (weight - rounded).norm() > weight.norm()
         else:
             others = _distance(weight, stored, spec) > _FARTHEST

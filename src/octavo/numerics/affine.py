@@ -120,13 +120,31 @@ def dequantize(q: Tensor, scale: Tensor | float, zero_point: Tensor | int) -> Te
     return q.to(torch.float32, copy=True).sub_(zero_point).mul_(scale)
 
 
+def quantized(x: Tensor, qparams: QParams) -> Tensor:
+    """The nearest integers, in the type that they are stored in, of the shape of ``x``."""
+    scheme = qparams.scheme
+    rows, scale, zero_point = _beside_scales(x, qparams)
+    integers = quantize(rows, scale, zero_point, scheme.qmin, scheme.qmax)
+    return integers.to(scheme.integers.storage).reshape(x.shape)
+
+
+def dequantized(q: Tensor, qparams: QParams) -> Tensor:
+    """What integers stand for, float32 of the shape of ``q``."""
+    return dequantize(*_beside_scales(q, qparams)).reshape(q.shape)
+
+
 def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     """``x`` rounded to what its integers can hold, float32 of the same shape."""
-    scheme = qparams.scheme
-    rows, axis = blocks(x, scheme)
+    rows, scale, zero_point = _beside_scales(x, qparams)
+    rounded = quantize(rows, scale, zero_point, qparams.scheme.qmin, qparams.scheme.qmax)
+    return dequantize(rounded, scale, zero_point).reshape(x.shape)
+
+
+def _beside_scales(x: Tensor, qparams: QParams) -> tuple[Tensor, Tensor, Tensor]:
+    """``x``, scale and zero point, in shapes that broadcast; ``x`` of groups is in their rows."""
+    rows, axis = blocks(x, qparams.scheme)
     scale, zero_point = (
         broadcast(values.to(x.device).flatten() if values.dim() else values, rows.dim(), axis)
         for values in (qparams.scale, qparams.zero_point)
     )
-    rounded = quantize(rows, scale, zero_point, scheme.qmin, scheme.qmax)
-    return dequantize(rounded, scale, zero_point).reshape(x.shape)
+    return rows, scale, zero_point

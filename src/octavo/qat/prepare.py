@@ -26,7 +26,7 @@ from octavo.qat.fake_quantize import (
 )
 from octavo.qat.model import Held, QATModel
 from octavo.qat.training_graph import TrainingGraph
-from octavo.quantization.calibrate import observed
+from octavo.quantization.calibrate import calibrate
 from octavo.quantization.plan import Plan, plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec
 from octavo.quantization.targets import qat_qconfig
@@ -104,7 +104,7 @@ def prepare_qat(
     decided = _plan(deployed, qconfig, target, mode)
     bounds: Mapping[str, Bounds] = {}
     if calibration is not None and decided.needs_calibration:
-        seen = observed(
+        bounds = calibrate(
             deployed,
             decided,
             calibration,
@@ -112,8 +112,7 @@ def prepare_qat(
             inputs=inputs,
             distributed=distributed,
             progress=progress,
-        )
-        bounds = seen.bounds()
+        ).bounds
     elif learned_scales and decided.needs_calibration:
         raise CalibrationError(
             "learned scales start from what calibration finds: pass calibration=loader, an "

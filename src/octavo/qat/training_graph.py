@@ -32,7 +32,7 @@ from octavo.qat.layer_with_norm import LayerWithNorm, Mode, batch_norm
 from octavo.quantization.convert import with_rounded_probabilities
 from octavo.quantization.plan import Plan
 from octavo.quantization.targets import ROLES, SHARED
-from octavo.quantization.weights import sums_with_biases
+from octavo.quantization.weights import IntegerBiases, quantized_layers
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,13 @@ class _Writer:
         self.dynamic: dict[tuple[str, Any], str] = {}
         self.read_as_integers = _read_as_integers(model.graph, plan)
         self.outputs = set(model.graph.output_names())
-        self.sums = sums_with_biases(model.deployed(), plan)
+        layers = quantized_layers(model.deployed(), plan)
+        # Layer with integer biases -> the tensor that it reads.
+        self.sums = {
+            layer.name: layer.input
+            for layer in filter(IntegerBiases().fits, layers)
+            if layer.bias is not None and layer.input is not None
+        }
 
     def steps(self, node: Node) -> Iterator[Step]:
         """A node, behind the rounding of what it reads, and before that of what it makes."""
@@ -148,10 +154,10 @@ class _Writer:
             yield Step(f"{name}.rounded", self.fake_quantizers[name], (Ref(name),))
 
     def _layer_rounding(self, node: Node) -> LayerRounding:
-        weight, sums = self.fake_quantizers.get(node.args[1].name), self.sums.get(node.name)
-        if sums is None:
+        weight, given = self.fake_quantizers.get(node.args[1].name), self.sums.get(node.name)
+        if given is None:
             return LayerRounding(weight)
-        source = self.plan.tensors[sums.given].shares or sums.given
+        source = self.plan.tensors[given].shares or given
         return LayerRounding(weight, self.fake_quantizers[source])
 
     def names(self, values: Iterable[str], as_integers: bool) -> dict[str, str]:

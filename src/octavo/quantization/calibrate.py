@@ -6,7 +6,7 @@ on the number of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,15 @@ from octavo.quantization.plan import PLAN, Plan, TensorPlan
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.screening import masks_of
 from octavo.quantization.targets import ROLES, SHARED
+from octavo.quantization.weights import (
+    METHODS,
+    BiasCorrection,
+    Measured,
+    Statistic,
+    WeightMethod,
+    input_means,
+    measured,
+)
 
 _SLAB = 4096
 
@@ -41,30 +50,16 @@ class Calibrated:
         input_means: int8 layer with a weight -> mean of each input channel, float32 ``[in]``.
         batches: how many were seen.
         seen: input of the model -> the least and the largest value in all batches.
+        bounds: the ranges behind the qparams, of every activation that has one of its own.
+        statistics: what weight methods wanted to know of a tensor, by its name and the statistic.
     """
 
     qparams: Mapping[str, QParams]
     input_means: Mapping[str, Tensor]
     batches: int
     seen: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Mean:
-    """A running mean over batches, float32 ``[channels]``; ``values`` is how many each is of."""
-
-    mean: Tensor
-    values: int
-
-    def merged(self, other: _Mean) -> _Mean:
-        values = self.values + other.values
-        return _Mean(torch.lerp(self.mean, other.mean, other.values / values), values)
-
-    @classmethod
-    def of(cls, x: Tensor, axis: int) -> _Mean:
-        others = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
-        mean = x.mean(others) if others else x
-        return cls(mean.to(torch.float32), x.numel() // x.shape[axis])
+    bounds: Mapping[str, Bounds] = field(default_factory=dict)
+    statistics: Mapping[Measured, Any] = field(default_factory=dict)
 
 
 class Calibration:
@@ -73,6 +68,7 @@ class Calibration:
     Args:
         graph: the canonical float graph that ``plan`` was made for.
         plan: what to observe.
+        weights: methods whose statistics are measured too, beside those of `BiasCorrection`.
 
     Raises:
         CalibrationError: a constant of the graph has a NaN or an infinity in it.
@@ -87,17 +83,19 @@ class Calibration:
         1
     """
 
-    def __init__(self, graph: Graph, plan: Plan) -> None:
+    def __init__(self, graph: Graph, plan: Plan, weights: Sequence[WeightMethod] = ()) -> None:
         expect(GRAPH, graph=graph)
         expect(PLAN, plan=plan)
+        expect(METHODS, weights=weights)
         check_constants(graph)
         self.graph = graph
         self.plan = plan
         self.batches = 0
         self.states: dict[str, Any] = {}
-        self.means: dict[tuple[str, int], _Mean] = {}
+        self.weights = tuple(weights)
+        self.statistics: dict[Measured, Any] = {}
         self.seen: dict[str, tuple[float, float]] = {}
-        self._read = _inputs_of_layers(graph, plan)
+        self._measured = measured(graph, plan, (BiasCorrection(), *weights))
         self._masks = masks_of(graph)
         self._device = graph.device
         self._run = compile_steps(
@@ -123,7 +121,7 @@ class Calibration:
 
     def merge(self, other: Calibration) -> None:
         """Take in what another calibration of the same plan (another shard) has seen."""
-        self._take_in(other.states, other.means, other.seen, other.batches)
+        self._take_in(other.states, other.statistics, other.seen, other.batches)
 
     def _widen(self, name: str, bounds: tuple[float, float] | None) -> None:
         if bounds is not None:
@@ -133,7 +131,7 @@ class Calibration:
     def _take_in(
         self,
         states: Mapping[str, Any],
-        means: Mapping[tuple[str, int], _Mean],
+        statistics: Mapping[Measured, Any],
         seen: Mapping[str, tuple[float, float]],
         batches: int,
     ) -> None:
@@ -144,8 +142,9 @@ class Calibration:
             if spec is not None and spec.observer is not None and name in self.states:
                 state = spec.observer.merge(self.states[name], state)
             self.states[name] = state
-        for key, mean in means.items():
-            self.means[key] = self.means[key].merged(mean) if key in self.means else mean
+        for key, state in statistics.items():
+            known = key in self.statistics
+            self.statistics[key] = key[1].merge(self.statistics[key], state) if known else state
         self.batches += batches
 
     def result(self) -> Calibrated:
@@ -154,9 +153,15 @@ class Calibration:
         Raises:
             CalibrationError: no batch was observed, or a tensor's range is not finite.
         """
-        qparams = self.qparams()
-        means = {node: self.means[read].mean for node, read in self._read.items()}
-        return Calibrated(qparams, means, self.batches, self.seen)
+        bounds = self.bounds()
+        qparams = self._qparams(bounds)
+        means = input_means(self.graph, self.plan, self.statistics)
+        return Calibrated(qparams, means, self.batches, self.seen, bounds, self.statistics)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether there is anything to observe: a range, or what a weight method wants to know."""
+        return self.plan.needs_calibration or bool(self._measured)
 
     def bounds(self) -> dict[str, Bounds]:
         """The range of every quantized activation that has one of its own, by name.
@@ -164,7 +169,7 @@ class Calibration:
         Raises:
             CalibrationError: no batch was observed.
         """
-        if self.batches == 0 and self.plan.needs_calibration:
+        if self.batches == 0 and self.needs_data:
             raise CalibrationError(
                 "there was no calibration batch: the iterable is empty; give about 100 batches of "
                 "representative data"
@@ -183,12 +188,15 @@ class Calibration:
         Raises:
             CalibrationError: no batch was observed, or a tensor's range is not finite.
         """
+        return self._qparams(self.bounds())
+
+    def _qparams(self, bounds: Mapping[str, Bounds]) -> dict[str, QParams]:
         found = {}
-        for name, bounds in self.bounds().items():
+        for name, bound in bounds.items():
             tensor = self.plan.tensors[name]
             assert tensor.spec is not None
             with _named(name, tensor.op):
-                found[name] = qparams_of_range(bounds.low, bounds.high, tensor.spec.scheme)
+                found[name] = qparams_of_range(bound.low, bound.high, tensor.spec.scheme)
         for name, tensor in self.plan.quantized.items():
             if tensor.kind == "weight":
                 assert tensor.spec is not None
@@ -208,8 +216,8 @@ class Calibration:
             if tensor.kind != "weight" and not (tensor.shares is not None and name in moved)
         }
         taps: dict[str, list[Callable[[Tensor], None]]] = {n: [tap] for n, tap in observing.items()}
-        for name, axis in dict.fromkeys(self._read.values()):
-            taps.setdefault(name, []).append(self._observe_mean(name, axis))
+        for name, statistic in self._measured:
+            taps.setdefault(name, []).append(self._observe_statistic(name, statistic))
         return {name: _in_turn(calls) for name, calls in taps.items()}
 
     def _observe_range(self, tensor: TensorPlan) -> Callable[[Tensor], None]:
@@ -224,12 +232,11 @@ class Calibration:
 
         return tap
 
-    def _observe_mean(self, name: str, axis: int) -> Callable[[Tensor], None]:
-        means, key = self.means, (name, axis)
+    def _observe_statistic(self, name: str, statistic: Statistic) -> Callable[[Tensor], None]:
+        states, key = self.statistics, (name, statistic)
 
         def tap(value: Tensor) -> None:
-            new = _Mean.of(value, axis)
-            means[key] = means[key].merged(new) if key in means else new
+            states[key] = statistic.update(states.get(key), value)
 
         return tap
 
@@ -237,8 +244,9 @@ class Calibration:
 def calibrate(
     graph: Graph,
     plan: Plan,
-    data: Iterable[Any],
+    data: Iterable[Any] | None = None,
     *,
+    weights: Sequence[WeightMethod] = (),
     signature: Signature | None = None,
     inputs: Callable[[Any], Any] | None = None,
     distributed: bool = False,
@@ -249,7 +257,9 @@ def calibrate(
     Args:
         graph: the canonical float graph.
         plan: from `octavo.plan`.
-        data: any iterable of batches, see `octavo.graph.batches.split_batch`.
+        data: any iterable of batches, see `octavo.graph.batches.split_batch`. It is not read where
+            nothing has to be observed: only weights are quantized, to the nearest integers.
+        weights: methods whose statistics are measured too, see `octavo.quantize`.
         signature: the argument names of the model's ``forward``; the graph's without it.
         inputs: maps a batch to the model's arguments.
         distributed: in ``torchrun``: each process has a part of the data, and all of them get what
@@ -262,40 +272,32 @@ def calibrate(
     Raises:
         CalibrationError: no batches, or one that does not fit the model; it names the batch.
     """
-    return observed(
-        graph,
-        plan,
-        data,
-        signature=signature,
-        inputs=inputs,
-        distributed=distributed,
-        progress=progress,
-    ).result()
-
-
-def observed(
-    graph: Graph,
-    plan: Plan,
-    data: Iterable[Any],
-    *,
-    signature: Signature | None = None,
-    inputs: Callable[[Any], Any] | None = None,
-    distributed: bool = False,
-    progress: bool = True,
-) -> Calibration:
-    """The observers of `calibrate`, after they have seen the data; arguments as there."""
     expect(GRAPH, graph=graph)
     optional(FUNCTION, inputs=inputs)
     optional(SIGNATURE, signature=signature)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
-    calibration = Calibration(graph, plan)
+    calibration = Calibration(graph, plan, weights)
+    if not calibration.needs_data:
+        return calibration.result()
+    if data is None:
+        raise CalibrationError(NO_CALIBRATION if plan.needs_calibration else _NO_STATISTICS)
     for index, batch in enumerate(track(_iterated(data), "calibrating", progress)):
         try:
             call = split_batch(batch, signature, inputs)
             calibration.observe(flatten_call(graph, call.args, call.kwargs))
         except OctavoError as error:
             raise CalibrationError(f"calibration batch {index}: {error}") from error
-    return _of_all_processes(calibration) if distributed else calibration
+    return (_of_all_processes(calibration) if distributed else calibration).result()
+
+
+NO_CALIBRATION = (
+    "static quantization needs calibration data: pass calibration=loader, an iterable of "
+    'about 100 representative batches; or mode="dynamic" or "weight_only", which need none'
+)
+_NO_STATISTICS = (
+    "the weight methods need calibration data, to see what layers read: pass calibration=loader, "
+    "an iterable of about 100 representative batches"
+)
 
 
 def _of_all_processes(calibration: Calibration) -> Calibration:
@@ -309,12 +311,12 @@ def _of_all_processes(calibration: Calibration) -> Calibration:
             "distributed=True needs a process group: start the script with torchrun, and call "
             "torch.distributed.init_process_group() before"
         )
-    mine = (calibration.states, calibration.means, calibration.seen, calibration.batches)
+    mine = (calibration.states, calibration.statistics, calibration.seen, calibration.batches)
     every: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, mine)
-    merged = Calibration(calibration.graph, calibration.plan)
-    for states, means, seen, batches in every:
-        merged._take_in(states, means, seen, batches)
+    merged = Calibration(calibration.graph, calibration.plan, calibration.weights)
+    for each in every:
+        merged._take_in(*each)
     return merged
 
 
@@ -369,16 +371,6 @@ def qparams_of_weight(weight: Tensor, spec: QSpec) -> QParams:
         return qparams
     shape = (weight.shape[0], -1)
     return QParams(qparams.scale.reshape(shape), qparams.zero_point.reshape(shape), scheme)
-
-
-def _inputs_of_layers(graph: Graph, plan: Plan) -> dict[str, tuple[str, int]]:
-    """Int8 layer with one weight -> the tensor it reads, and the axis of its channels."""
-    found = {}
-    for node in graph.nodes:
-        layer = WEIGHTED_LAYERS.get(node.short_op)
-        if layer is not None and layer.input_axis is not None and plan.runs_int8(node.name):
-            found[node.name] = (node.args[0].name, layer.input_axis)
-    return found
 
 
 def _in_turn(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:

@@ -10,7 +10,7 @@ here alike: both give weights and qparams. Layers in bfloat16: see `octavo.quant
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +35,16 @@ from octavo.quantization.bfloat16 import in_bfloat16
 from octavo.quantization.calibrate import check_constants
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QSpec
-from octavo.quantization.weights import integer_biases, room_for_biases
+from octavo.quantization.weights import Measured, RoundedGraph, WeightMethod, round_weights
 
 
-def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
+def quantize_graph(
+    graph: Graph,
+    plan: Plan,
+    qparams: Mapping[str, QParams],
+    weights: Sequence[WeightMethod] = (),
+    statistics: Mapping[Measured, Any] | None = None,
+) -> Graph:
     """The quantized graph. Its constants are tensors of its own, none of the user's.
 
     A node that runs in int8 reads dequantized values. One that runs in float reads the dequantized
@@ -48,24 +54,32 @@ def insert_qdq(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Grap
         graph: the canonical float graph.
         plan: made for that graph.
         qparams: for every tensor that the plan quantizes.
+        weights: how weights become integers, in the order in which the methods apply; the nearest
+            ones without any.
+        statistics: what calibration with these methods has measured.
 
     Raises:
-        PlanError: the plan names tensors that the graph has not, or qparams are missing.
-        CalibrationError: a constant of the graph has NaN or an infinity in it.
+        PlanError: the plan names tensors that the graph has not, or qparams are missing; a method
+            gives integers that the scheme does not have.
+        CalibrationError: a constant of the graph has NaN or an infinity in it, or a statistic is
+            missing.
     """
     _check(graph, plan, qparams)
     check_constants(graph)
-    qparams = room_for_biases(graph, plan, qparams)
-    graph = integer_biases(graph, plan, qparams)
-    quantized = plan.quantized
+    return _with_qdq(plan, round_weights(graph, plan, qparams, weights, statistics))
+
+
+def _with_qdq(plan: Plan, rounded: RoundedGraph) -> Graph:
+    """The graph with nodes that quantize and dequantize."""
+    graph, qparams, quantized = rounded.graph, rounded.qparams, plan.quantized
     constants = {name: tensor.detach().clone() for name, tensor in graph.constants.items()}
-    weight_nodes = {}
     floats = _floats_of_tied_weights(graph, plan)
     for name, kept in floats.items():
         constants[kept] = constants[name]
-    for name, tensor in quantized.items():
-        if tensor.kind == "weight":
-            weight_nodes[name] = _quantized_weight(name, constants, qparams[name])
+    constants |= rounded.integers
+    weight_nodes = {
+        name: _quantized_weight(name, constants, qparams[name]) for name in rounded.integers
+    }
     dynamic = _DynamicInputs(plan)
     activations = {name for name, tensor in quantized.items() if tensor.kind != "weight"}
     made_in_int8 = {name for name in activations if plan.runs_int8(name)}
@@ -119,29 +133,24 @@ def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
 
 
 def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> list[Node]:
-    """Replace the constant by integers; the nodes that read them back."""
-    scheme, weight = qparams.scheme, constants[name]
-    scale, zero_point = qparams.scale.to(weight.device), qparams.zero_point.to(weight.device)
-    low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
+    """The nodes that read a weight back, whose integers are its constant."""
+    scheme, shape = qparams.scheme, tuple(constants[name].shape)
+    scale, zero_point = (
+        values.to(constants[name].device) for values in (qparams.scale, qparams.zero_point)
+    )
     tensors = (Ref(f"{name}_scale"), Ref(f"{name}_zero_point"))
     read: tuple[Any, ...]
     if scheme.group_size is not None:
-        integers = octavo_ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
         op, read = DEQUANTIZE_GROUPS, tensors
     elif scheme.channel_axis is not None:
-        axis = scheme.channel_axis
-        integers = octavo_ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
-        op, read = DEQUANTIZE_CHANNELS, (*tensors, axis)
+        op, read = DEQUANTIZE_CHANNELS, (*tensors, scheme.channel_axis)
     else:
-        single = scale.item(), int(zero_point.item())
-        integers = octavo_ops.quantize(weight, *single, low, high, dtype)
-        op, read = DEQUANTIZE, single
+        op, read = DEQUANTIZE, (scale.item(), int(zero_point.item()))
     if scale.dim():
         constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
-    constants[name] = integers
     stored = [_unpacking(name, constants, scheme)] if scheme.integers.bits <= 4 else []
     source = Ref(stored[0].name if stored else name)
-    meta = TensorMeta(tuple(weight.shape), "float32")
+    meta = TensorMeta(shape, "float32")
     return [*stored, Node(f"{name}.dequantized", op, (source, *read), meta=meta)]
 
 

@@ -8,15 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from octavo.flow import convert
+from octavo.flow import convert, quantize_captured
 from octavo.graph.batches import Batch, Signature
 from octavo.graph.graph import Graph
 from octavo.measuring.layers.sensitivity import sensitivity
 from octavo.model.model import QuantizedModel
 from octavo.qat import QATModel, prepare_qat
-from octavo.quantization.calibrate import Calibration, calibrate
 from octavo.quantization.plan import plan
-from octavo.quantization.weights import correct_biases
 from octavo.searching.deadline import Deadline
 from octavo.searching.trial import Candidate
 
@@ -65,23 +63,13 @@ class Recipe:
         """
         if candidate.trained:
             return self._trained(candidate)
-        graph = self.graph
-        decided = plan(graph, candidate.mapping, self.target, candidate.mode)
-        found = (
-            calibrate(
-                graph,
-                decided,
-                self._calibration or [],
-                signature=self.signature,
-                inputs=self.inputs,
-                progress=self.progress,
-            )
-            if decided.needs_calibration
-            else Calibration(graph, decided).result()
-        )
-        corrected = correct_biases(graph, found.qparams, found.input_means)
-        return convert(
-            corrected, decided, found.qparams, signature=self.signature, batches=found.batches
+        return quantize_captured(
+            self.graph,
+            plan(self.graph, candidate.mapping, self.target, candidate.mode),
+            self._calibration,
+            signature=self.signature,
+            inputs=self.inputs,
+            progress=self.progress,
         )
 
     def _trained(self, candidate: Candidate) -> QuantizedModel:

@@ -21,7 +21,7 @@ from octavo.measuring.layers.sensitivity import _ranks, _spearman
 from octavo.measuring.layers.study import Score
 from octavo.measuring.layers.variants import all_but, layers_of, only
 from octavo.measuring.metrics import Likeness
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.convert import quantize_graph
 
 
 class Residual(nn.Module):
@@ -77,7 +77,7 @@ def test_one_layer_at_a_time_is_what_brute_force_gives(
             (all_but, layer.without_db, layer.without),
         ):
             kept = chosen(graph, decided, layer.layer)
-            variant = insert_qdq(graph, kept, qparams)
+            variant = quantize_graph(graph, kept, qparams)
             logits = _run(variant, images)
             likeness = Likeness()
             likeness.update(exact, logits)
@@ -85,7 +85,7 @@ def test_one_layer_at_a_time_is_what_brute_force_gives(
             right = 100 * (logits.argmax(1) == labels).float().mean()
             assert metric == pytest.approx(float(right), abs=1e-4)
     whole = Likeness()
-    rounded = insert_qdq(graph, decided, qparams)
+    rounded = quantize_graph(graph, decided, qparams)
     whole.update(exact, _run(rounded, images))
     assert found.quantized_db == pytest.approx(whole.sqnr_db, abs=1e-3)
     assert found.samples == 48

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.quantization.weights import integer_bias, integer_biases, room_for_biases
+from octavo.quantization.weights import integer_bias, round_weights
 
 
 def test_golden_values_round_half_to_even() -> None:
@@ -48,7 +48,7 @@ def bias_of(graph, layer: str) -> torch.Tensor:
 
 def test_each_layer_gets_multiples_of_its_own_steps() -> None:
     graph, plan, qparams = stages()
-    found = integer_biases(graph, plan, qparams)
+    found = round_weights(graph, plan, qparams).graph
     layers = {node.name: node for node in found.nodes}
     biases = {name: bias_of(found, name) for name in ("a", "b", "d")}
     for name in ("a", "b"):
@@ -75,7 +75,7 @@ def test_each_layer_gets_multiples_of_its_own_steps() -> None:
 def test_so_are_those_beside_all_other_weights(scheme: octavo.Scheme) -> None:
     """ONNX Runtime makes integers of them whatever the weights are."""
     graph, plan, qparams = stages(octavo.QSpec(scheme, octavo.MinMax()))
-    found = integer_biases(graph, plan, qparams)
+    found = round_weights(graph, plan, qparams).graph
     step = qparams["x"].scale * qparams["a.weight"].scale
     counts = bias_of(found, "a").double() / step.double()
     assert (counts - counts.round()).abs().max() < 1e-2
@@ -93,7 +93,7 @@ def test_groups_of_weights_keep_float_biases() -> None:
     graph = octavo.capture(layer, x)
     plan = octavo.plan(graph, octavo.QConfigMapping().set_global(rule))
     qparams = octavo.calibrate(graph, plan, [x], progress=False).qparams
-    assert integer_biases(graph, plan, qparams).constants["bias"] is graph.constants["bias"]
+    assert round_weights(graph, plan, qparams).graph.constants["bias"] is graph.constants["bias"]
 
 
 def test_those_of_grouped_transposed_convolutions_count_in_steps_of_their_groups() -> None:
@@ -104,7 +104,7 @@ def test_those_of_grouped_transposed_convolutions_count_in_steps_of_their_groups
     weight = qparams["0.weight"].scale
     assert weight.shape == (2,)
     step = qparams["input"].scale * torch.cat([weight, weight])
-    found = integer_biases(graph, plan, qparams).constants["0.bias"]
+    found = round_weights(graph, plan, qparams).graph.constants["0.bias"]
     counts = found.double() / step.double()
     assert (counts - counts.round()).abs().max() < 1e-2
     assert ((found - graph.constants["0.bias"]).abs() <= 0.51 * step).all()
@@ -114,7 +114,7 @@ def test_those_of_grouped_transposed_convolutions_count_in_steps_of_their_groups
 def test_convert_does_it() -> None:
     graph, plan, qparams = stages()
     q = octavo.convert(graph, plan, qparams)
-    rounded = integer_biases(graph, plan, qparams)
+    rounded = round_weights(graph, plan, qparams).graph
     assert torch.equal(bias_of(q.graph, "a"), bias_of(rounded, "a"))
     assert not torch.equal(bias_of(q.graph, "a"), bias_of(graph, "a"))
 
@@ -140,12 +140,14 @@ def test_scales_are_raised_to_what_an_int32_bias_needs() -> None:
     scheme = octavo.Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True)
     graph, plan, qparams = dead(scheme)
     name = next(node for node in graph.nodes if node.short_op == "linear").args[1].name
-    found = room_for_biases(graph, plan, qparams)
+    found = round_weights(graph, plan, qparams).qparams
     assert found.keys() == qparams.keys()
     assert found[name].scale.tolist() == pytest.approx([1 / 127, 3 * 256 / 2**30, 1 / 127])
     assert torch.equal(found[name].scale[::2], qparams[name].scale[::2])
     exponent = octavo.Scheme("int8", symmetric=True, channel_axis=0, power_of_two=True)
-    found = room_for_biases(*dead(exponent))
+    found = round_weights(*dead(exponent)).qparams
     assert found[name].scale[1].item() == 2**-20  # the next above 3 * 2**-22
     graph, plan, qparams = stages()
-    assert room_for_biases(graph, plan, qparams) == qparams  # all biases fit: the same objects
+    assert (
+        round_weights(graph, plan, qparams).qparams == qparams
+    )  # all biases fit: the same objects

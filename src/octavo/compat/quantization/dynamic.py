@@ -27,9 +27,9 @@ from octavo.graph.batches import Signature
 from octavo.graph.capture.capture import capture
 from octavo.model.model import QuantizedModel
 from octavo.numerics import octavo_ops
-from octavo.numerics.affine import QParams
+from octavo.numerics.affine import QParams, quantized
 from octavo.quantization.calibrate import qparams_of_weight
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping
 
@@ -120,16 +120,8 @@ def _device(module: nn.Module) -> torch.device:
 
 
 def _integers(weight: Tensor, qparams: QParams) -> Tensor:
-    scheme, scale, zero_point = qparams.scheme, qparams.scale, qparams.zero_point
-    low, high, dtype = scheme.qmin, scheme.qmax, scheme.integers.storage
-    if scheme.group_size is not None:
-        integers = octavo_ops.quantize_groups(weight, scale, zero_point, low, high, dtype)
-    elif scheme.channel_axis is not None:
-        axis = scheme.channel_axis
-        integers = octavo_ops.quantize_channels(weight, scale, zero_point, axis, low, high, dtype)
-    else:
-        integers = octavo_ops.quantize(weight, scale.item(), int(zero_point), low, high, dtype)
-    return octavo_ops.pack_int4(integers) if scheme.integers.bits <= 4 else integers
+    integers = quantized(weight, qparams)
+    return octavo_ops.pack_int4(integers) if qparams.scheme.integers.bits <= 4 else integers
 
 
 def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
@@ -146,8 +138,7 @@ def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
         for name, planned in decided.quantized.items()
         if (q := layer.quantized(name)) is not None and planned.spec is not None
     }
-    quantized = insert_qdq(graph, decided, qparams)
-    run = QuantizedModel(quantized, decided, Signature.of(twin), {})
+    run = QuantizedModel(quantize_graph(graph, decided, qparams), decided, Signature.of(twin), {})
 
     def forward(x: Tensor) -> Tensor:
         inner = x.reshape(-1) if is_table else x.reshape(-1, x.shape[-1])

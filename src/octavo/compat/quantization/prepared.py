@@ -24,13 +24,13 @@ from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import traced
 from octavo.graph.graph import Graph
 from octavo.graph.passes import canonical
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS, groups_of
+from octavo.graph.weighted_layers import groups_of
 from octavo.numerics.affine import QParams
 from octavo.quantization.calibrate import Calibrated, Calibration, qparams_of_weight
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import Plan, plan
 from octavo.quantization.qconfig import QConfigMapping
-from octavo.quantization.weights import correct_biases
+from octavo.quantization.weights import Average, BiasCorrection, Measured, quantized_layers
 
 
 class Prepared(Changed):
@@ -116,14 +116,10 @@ class Preparation:
             )
         seen = self.calibration
         found = seen.result() if seen.batches else unknown(seen.graph, seen.plan)
-        graph = correct_biases(seen.graph, found.qparams, found.input_means)
-        return convert_into(
-            root,
-            insert_qdq(graph, seen.plan, found.qparams),
-            seen.plan,
-            self.signature,
-            self.stubs,
+        quantized = quantize_graph(
+            seen.graph, seen.plan, found.qparams, [BiasCorrection()], found.statistics
         )
+        return convert_into(root, quantized, seen.plan, self.signature, self.stubs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Preparation:
         if self.calibration is None:
@@ -198,15 +194,13 @@ def unknown(graph: Graph, plan: Plan) -> Calibrated:
         else:
             zero = torch.tensor(0, dtype=torch.int32)
             qparams[name] = QParams(torch.tensor(float("nan")), zero, tensor.spec.scheme)
-    means = {}
-    for node in graph.nodes:
-        layer = WEIGHTED_LAYERS.get(node.short_op)
-        if layer is not None and layer.input_axis is not None and plan.runs_int8(node.name):
-            weight = graph.constants[node.args[1].name]
-            transposed = node.short_op.startswith("conv_transpose")
-            inputs = weight.shape[0] if transposed else weight.shape[1] * groups_of(node)
-            means[node.name] = torch.zeros(inputs)
-    return Calibrated(qparams, means, 0)
+    method, zeros = BiasCorrection(), dict[Measured, Average]()
+    for layer in filter(method.fits, quantized_layers(graph, plan)):
+        weight = layer.weight
+        transposed = layer.layout.output_axis == 1
+        inputs = weight.shape[0] if transposed else weight.shape[1] * groups_of(layer.node)
+        zeros[layer.input or "", method.statistic(layer)] = Average(torch.zeros(inputs), 1)
+    return Calibrated(qparams, {}, 0, statistics=zeros)
 
 
 @dataclass

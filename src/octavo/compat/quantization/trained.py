@@ -22,7 +22,7 @@ from octavo.graph.batches import Signature
 from octavo.graph.capture.capture import bind_arguments
 from octavo.numerics.affine import QParams
 from octavo.qat import ObservedFakeQuantize, QATModel, prepare_qat
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.convert import quantize_graph
 
 
 class Trained(Changed):
@@ -145,7 +145,7 @@ class Training:
         graph = qat.deployed()
         qparams = qat.qparams() if self.has_ranges else _unknown(qat)
         return convert_into(
-            root, insert_qdq(graph, qat.plan, qparams), qat.plan, self.signature, self.stubs
+            root, quantize_graph(graph, qat.plan, qparams), qat.plan, self.signature, self.stubs
         )
 
     def move(self, fn: Callable[[Tensor], Tensor], root: nn.Module) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
 from octavo.display import Table, Tabular, finite, track
-from octavo.errors import CalibrationError, InputError, OctavoError
+from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, example_call, split_batch
 from octavo.graph.capture.capture import capture
 from octavo.graph.evaluation import evaluating
@@ -27,9 +27,10 @@ from octavo.measuring.engines import Workers, opened, require
 from octavo.measuring.layers.study import Study, Sums
 from octavo.measuring.metrics import Metric
 from octavo.model.kinds import require_float
-from octavo.quantization.calibrate import observed
+from octavo.quantization.calibrate import calibrate
 from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping
+from octavo.quantization.weights import METHODS, BiasCorrection, WeightMethod
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def sensitivity(
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     inputs: Callable[[Any], Any] | None = None,
+    weights: Sequence[WeightMethod] = (),
     bias_correction: bool = True,
     seed: int = 0,
     engine: str | None = None,
@@ -135,7 +137,7 @@ def sensitivity(
 
     Args:
         model: as for `octavo.quantize`, and so are ``example_inputs``, ``calibration``, ``mode``,
-            ``qconfig``, ``target``, ``inputs`` and ``bias_correction``.
+            ``qconfig``, ``target``, ``inputs``, ``weights`` and ``bias_correction``.
         data: batches to measure on, with labels if there is a metric.
         metric: as for `octavo.compare`; top-1 where the labels allow it.
         exact: measure each layer alone, and all but each, too; else the estimate is all.
@@ -155,6 +157,7 @@ def sensitivity(
     require_float(model, "sensitivity")
     expect(BATCHES, data=data)
     expect(TEXT, target=target)
+    expect(METHODS, weights=weights)
     optional(TEXT, mode=mode)
     optional(BATCHES, calibration=calibration)
     optional(FUNCTION, inputs=inputs)
@@ -168,17 +171,17 @@ def sensitivity(
     with evaluating(model):
         graph = capture(model, example.args, example.kwargs)
     decided = plan(graph, mapping, target, mode)
-    if decided.needs_calibration and calibration is None:
-        raise CalibrationError("static quantization needs calibration data: pass calibration=")
-    found = observed(
+    methods = (*weights, *([BiasCorrection()] if bias_correction else []))
+    found = calibrate(
         graph,
         decided,
-        calibration if calibration is not None and decided.needs_calibration else [],
+        calibration,
+        weights=methods,
         signature=signature,
         inputs=inputs,
         progress=progress,
     )
-    study = Study(graph, decided, found.result(), metric, exact, bias_correction, seed)
+    study = Study(graph, decided, found, metric, exact, methods, seed)
     batches = track(data, "measuring layers", progress)
     calls = (split_batch(batch, signature, inputs) for batch in batches)
     with opened(engine, study.opened) as workers:

@@ -6,7 +6,7 @@ so the result does not depend on who measured what.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,9 +22,9 @@ from octavo.measuring.layers.estimate import Estimate
 from octavo.measuring.layers.variants import Base, Variant, all_but, by_itself, layers_of, only
 from octavo.measuring.metrics import Likeness, Metric, TopK, metric_factory
 from octavo.quantization.calibrate import Calibrated
-from octavo.quantization.convert import insert_qdq
+from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import Plan
-from octavo.quantization.weights import correct_biases
+from octavo.quantization.weights import WeightMethod
 
 
 class Score:
@@ -118,7 +118,7 @@ class Study:
         found: its calibration.
         metric: as for `octavo.compare`.
         exact: measure one layer at a time too.
-        bias_correction: as for `octavo.quantize`.
+        weights: methods that make integers of weights.
         seed: of the directions that the estimate probes.
     """
 
@@ -127,7 +127,7 @@ class Study:
     found: Calibrated
     metric: str | Metric | None
     exact: bool
-    bias_correction: bool
+    weights: Sequence[WeightMethod]
     seed: int
 
     @cached_property
@@ -153,11 +153,10 @@ class Study:
 
     def quantized(self, plan: Plan, graph: Graph | None = None) -> Graph:
         """The QDQ graph of a variant's plan; of the whole without ``graph``."""
-        graph, qparams = graph or self.graph, self.found.qparams
-        if self.bias_correction:
-            weights = {n: qparams[n] for n, t in plan.quantized.items() if t.kind == "weight"}
-            graph = correct_biases(graph, weights, self.found.input_means)
-        return insert_qdq(graph, plan, qparams)
+        found = self.found
+        return quantize_graph(
+            graph or self.graph, plan, found.qparams, self.weights, found.statistics
+        )
 
 
 class _Bench:

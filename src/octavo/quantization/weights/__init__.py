@@ -1,24 +1,49 @@
-"""What can be done to weights and biases before rounding or because of it: one method a file."""
+"""From float weights to integers, scales and biases: one method a file, and rounding to nearest
+where there is none. See `WeightMethod` for what a method says.
+"""
 
-from octavo.quantization.weights.bias_correction import bias_correction, correct_biases
+from octavo.quantization.weights.bias_correction import (
+    Average,
+    BiasCorrection,
+    bias_correction,
+    correct_biases,
+    input_means,
+)
 from octavo.quantization.weights.integer_biases import (
-    Sums,
+    IntegerBiases,
     integer_bias,
-    integer_biases,
-    room_for_biases,
     step_of_sums,
-    sums_with_biases,
     with_room,
+)
+from octavo.quantization.weights.layers import Layer, Rounded, quantized_layers
+from octavo.quantization.weights.method import METHODS, Statistic, WeightMethod
+from octavo.quantization.weights.rounding import (
+    Measured,
+    RoundedGraph,
+    applied,
+    measured,
+    round_weights,
 )
 
 __all__ = [
-    "Sums",
+    "METHODS",
+    "Average",
+    "BiasCorrection",
+    "IntegerBiases",
+    "Layer",
+    "Measured",
+    "Rounded",
+    "RoundedGraph",
+    "Statistic",
+    "WeightMethod",
+    "applied",
     "bias_correction",
     "correct_biases",
+    "input_means",
     "integer_bias",
-    "integer_biases",
-    "room_for_biases",
+    "measured",
+    "quantized_layers",
+    "round_weights",
     "step_of_sums",
-    "sums_with_biases",
     "with_room",
 ]

@@ -8,16 +8,88 @@ With ``w' = w + e`` the rounded weight, ``E[w'x] - E[wx] = e E[x]``: subtract it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from octavo.arguments import expect, of
-from octavo.graph.graph import GRAPH, Graph, Node, Ref
-from octavo.graph.operators import arguments, with_arguments
-from octavo.graph.rewrite import Constant, Part, rewrite
+from octavo.graph.graph import GRAPH, Graph
+from octavo.graph.operators import arguments
 from octavo.graph.weighted_layers import groups_of
-from octavo.numerics.affine import QParams, fake_quantize
+from octavo.numerics.affine import QParams, dequantized, quantized
+from octavo.quantization.plan import Plan
+from octavo.quantization.weights.layers import (
+    Layer,
+    Rounded,
+    layer_of,
+    quantized_layers,
+    with_biases,
+)
+from octavo.quantization.weights.method import WeightMethod
+
+
+@dataclass(frozen=True)
+class Average:
+    """A mean, float32 ``[channels]``, and how many values each of it is of."""
+
+    mean: Tensor
+    values: int
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The statistic ``E[x]`` of each index of one axis."""
+
+    axis: int
+
+    def update(self, state: Average | None, x: Tensor) -> Average:
+        others = [dim for dim in range(x.dim()) if dim != self.axis % x.dim()]
+        mean = x.mean(others) if others else x
+        new = Average(mean.to(torch.float32), x.numel() // x.shape[self.axis])
+        return new if state is None else self.merge(state, new)
+
+    def merge(self, one: Average, other: Average) -> Average:
+        values = one.values + other.values
+        return Average(torch.lerp(one.mean, other.mean, other.values / values), values)
+
+
+@dataclass(frozen=True)
+class BiasCorrection(WeightMethod):
+    """The mean of a static layer's output is what it was before its weights were rounded.
+
+    Example:
+        >>> layer = torch.nn.Linear(8, 8)
+        >>> q = octavo.quantize(layer, calibration=[torch.rand(32, 8)])  # corrects by default
+        >>> q.provenance["weights"]
+        'bias_correction'
+    """
+
+    name: ClassVar[str] = "bias_correction"
+
+    def fits(self, layer: Layer) -> bool:
+        return layer.runs == "int8" and layer.takes_bias
+
+    def statistic(self, layer: Layer) -> Mean:
+        assert layer.layout.input_axis is not None
+        return Mean(layer.layout.input_axis)
+
+    def bias(self, layer: Layer, now: Rounded, seen: Average) -> Tensor:
+        groups = groups_of(layer.node)
+        error = _error(layer, dequantized(now.integers, now.qparams) - layer.weight, groups)
+        shift = bias_correction(error, seen.mean.to(error), groups)
+        return (0.0 if now.bias is None else now.bias) - shift
+
+
+def input_means(
+    graph: Graph, plan: Plan, statistics: Mapping[tuple[str, Any], Any]
+) -> dict[str, Tensor]:
+    """Layer whose bias can be corrected -> mean of each input channel, float32 ``[in]``."""
+    method = BiasCorrection()
+    layers = [layer for layer in quantized_layers(graph, plan) if method.fits(layer)]
+    return {n.name: statistics[n.input or "", method.statistic(n)].mean for n in layers}
 
 
 def bias_correction(error: Tensor, input_mean: Tensor, groups: int = 1) -> Tensor:
@@ -59,46 +131,26 @@ def correct_biases(
     """
     expect(GRAPH, graph=graph)
     expect(_BY_NAME, qparams=qparams, input_means=input_means)
-
-    def corrected(node: Node) -> Iterator[Part]:
-        given = arguments(node) if node.name in input_means else {}
-        if given and given["weight"].name in qparams and _is_constant(given["bias"], graph):
-            name, bias = given["weight"].name, given["bias"]
-            weight = graph.constants[name]
-            error = _error(node, fake_quantize(weight, qparams[name]) - weight)
-            shift = bias_correction(error, input_means[node.name].to(error), groups_of(node))
-            own = own_bias(node, graph)
-            yield Constant(own, (0.0 if bias is None else graph.constants[bias.name]) - shift)
-            node = with_arguments(node, bias=Ref(own))
-        yield node
-
-    return rewrite(graph, corrected)
+    biases, method = {}, BiasCorrection()
+    for node in graph.nodes:
+        name = arguments(node)["weight"].name if node.name in input_means else ""
+        if name in qparams:
+            layer = layer_of(graph, node, "int8", name, qparams[name].scheme)
+            now = Rounded(quantized(layer.weight, qparams[name]), qparams[name], layer.bias)
+            if layer.takes_bias:
+                biases[node.name] = method.bias(layer, now, Average(input_means[node.name], 1))
+    return with_biases(graph, biases)
 
 
-def _error(node: Node, error: Tensor) -> Tensor:
+def _error(layer: Layer, error: Tensor, groups: int) -> Tensor:
     """The error of a weight as ``[out, in / groups, *kernel]``, for the mean output.
 
     A transposed convolution has the channels the other way round, and each of its outputs meets
     one in ``stride`` of the taps.
     """
-    if not node.short_op.startswith("conv_transpose"):
+    if layer.layout.output_axis == 0:
         return error
-    groups = groups_of(node)
-    stride: list[int] = arguments(node)["stride"]
+    stride: list[int] = arguments(layer.node)["stride"]
     met = math.prod(stride) if len(stride) > 1 else stride[0] ** (error.dim() - 2)
     split = error.reshape(groups, -1, *error.shape[1:]).transpose(1, 2)
     return split.flatten(0, 1) / met
-
-
-def _is_constant(bias: Ref | None, graph: Graph) -> bool:
-    """No bias is a constant too: zero."""
-    return bias is None or bias.name in graph.constants
-
-
-def own_bias(node: Node, graph: Graph) -> str:
-    """The name of a bias that no other layer reads: its present one, or a new one."""
-    bias = arguments(node)["bias"]
-    if bias is not None and len(graph.users[bias.name]) == 1:
-        return str(bias.name)
-    name = f"{node.name}.bias"
-    return name if name not in graph.users else f"{node.name}.corrected_bias"

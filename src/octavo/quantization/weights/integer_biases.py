@@ -11,22 +11,16 @@ int32 counts: such a channel gets a larger scale.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Graph, Node, Ref
-from octavo.graph.operators import arguments, with_arguments
-from octavo.graph.rewrite import Constant, Part, rewrite
-from octavo.numerics.affine import QParams
-from octavo.quantization.plan import Plan
-from octavo.quantization.weights.bias_correction import own_bias
+from octavo.numerics.affine import QParams, broadcast, quantized
+from octavo.quantization.weights.layers import Layer, Rounded
+from octavo.quantization.weights.method import WeightMethod
 
-_LAYERS = frozenset(
-    """linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d""".split()
-)
 # Steps that a bias may have: half of int32, whose other half is for the sum of the products.
 LARGEST_BIAS = 2**30
 
@@ -73,74 +67,31 @@ def step_of_sums(weight: QParams, given: QParams, outputs: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """What a layer in static int8 adds up, by the names of the tensors.
+class IntegerBiases(WeightMethod):
+    """Biases of static layers become whole steps of their sums, and fit into int32.
 
-    Attributes:
-        given, weight, bias: its input, and the constants that it is multiplied with and added to.
+    It comes last, by itself: every runtime needs it.
     """
 
-    given: str
-    weight: str
-    bias: str
+    name: ClassVar[str] = "integer biases"
 
+    def fits(self, layer: Layer) -> bool:
+        """Whether the layer adds up products of integers, in steps that a channel has one of."""
+        return layer.runs == "int8" and layer.takes_bias and layer.scheme.group_size is None
 
-def sums_with_biases(graph: Graph, plan: Plan) -> dict[str, Sums]:
-    """The layers that add a constant bias to sums of integers which have one step a channel.
+    def round(self, layer: Layer, now: Rounded, seen: object) -> Rounded:
+        """Scales raised as `with_room` does; what they belong to is rounded to nearest again."""
+        if now.bias is None or now.input is None:
+            return now
+        raised = with_room(now.qparams, now.input, now.bias)
+        if torch.equal(raised.scale, now.qparams.scale):
+            return now
+        nearest, axis = quantized(layer.weight.detach(), raised), raised.scheme.channel_axis
+        changed = broadcast(raised.scale > now.qparams.scale, nearest.dim(), axis)
+        return replace(now, integers=torch.where(changed, nearest, now.integers), qparams=raised)
 
-    Args:
-        graph: the canonical float graph.
-        plan: made for that graph.
-    """
-    found = {}
-    for node in graph.nodes:
-        if node.short_op not in _LAYERS or not plan.runs_int8(node.name):
-            continue
-        given = arguments(node)
-        if given["bias"] is None:
-            continue
-        sums = Sums(*(given[name].name for name in ("input", "weight", "bias")))
-        planned = plan.quantized.get(sums.weight)
-        in_groups = planned is None or planned.spec is None or planned.spec.scheme.group_size
-        if sums.given in plan.quantized and sums.bias in graph.constants and not in_groups:
-            found[node.name] = sums
-    return found
-
-
-def room_for_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> dict[str, QParams]:
-    """The qparams, weight scales raised as `with_room` does.
-
-    Args:
-        graph: the canonical float graph.
-        plan: made for that graph.
-        qparams: of its activations and weights, by name.
-    """
-    found = dict(qparams)
-    for sums in sums_with_biases(graph, plan).values():
-        before = found[sums.weight]
-        raised = with_room(before, found[sums.given], graph.constants[sums.bias])
-        if not torch.equal(raised.scale, before.scale):
-            found[sums.weight] = raised
-    return found
-
-
-def integer_biases(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> Graph:
-    """The float graph with a bias that is made of its sums' steps for each layer in static int8.
-
-    Args:
-        graph: the canonical float graph; it is left as it is.
-        plan: made for that graph.
-        qparams: of its activations and weights, by name.
-    """
-    layers = sums_with_biases(graph, plan)
-
-    def with_integers(node: Node) -> Iterator[Part]:
-        sums = layers.get(node.name)
-        if sums is not None:
-            bias, own = graph.constants[sums.bias], own_bias(node, graph)
-            step = step_of_sums(qparams[sums.weight], qparams[sums.given], len(bias))
-            yield Constant(own, integer_bias(bias, step.to(bias.device)))
-            node = with_arguments(node, bias=Ref(own))
-        yield node
-
-    return rewrite(graph, with_integers)
+    def bias(self, layer: Layer, now: Rounded, seen: object) -> Tensor | None:
+        if now.bias is None or now.input is None:
+            return now.bias
+        step = step_of_sums(now.qparams, now.input, len(now.bias))
+        return integer_bias(now.bias, step.to(now.bias.device))
