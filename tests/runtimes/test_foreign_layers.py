@@ -109,6 +109,31 @@ def test_onnxruntime_loads_signed_integers(name, target, tmp_path):
     assert sqnr_db(q.lower("reference")(x), torch.from_numpy(found)) > AGREES_DB
 
 
+SHIFTED = {
+    "normalized": lambda x: (x - 0.5) / 0.3,
+    "scaled and shifted": lambda x: 2 * x + 1,
+    "batch norm": nn.BatchNorm2d(3),
+}
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool2d(3, 1, 1), nn.Sequential(nn.ZeroPad2d(1), nn.AvgPool2d(2))]
+)
+@pytest.mark.parametrize("name", SHIFTED)
+def test_openvino_counts_zeros_around_what_is_shifted(name, pool):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift, self.pool, self.out = SHIFTED[name], pool, nn.Conv2d(3, 4, 2)
+
+        def forward(self, x):
+            return self.out(self.pool(self.shift(x)))
+
+    torch.manual_seed(0)
+    nn.init.constant_(SHIFTED["batch norm"].bias, 0.7)
+    check(Net(), torch.randn(2, 3, 8, 8) + 0.3, "x86-avx2", "openvino")
+
+
 TRANSPOSED = {
     "kernel 1, stride 2": (nn.ConvTranspose2d, {"kernel_size": 1, "stride": 2}),
     "kernel 2, stride 3": (nn.ConvTranspose1d, {"kernel_size": 2, "stride": 3, "padding": 1}),

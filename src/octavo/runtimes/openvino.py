@@ -30,7 +30,8 @@ from octavo.runtimes.saturation import overflowing, with_float_weights
 # Its kernels add float biases, its own dynamic quantization starts from float products, and its
 # recurrent layers want constant weights, which it does not make of integers in every model. It
 # computes concatenations and attention of int8 tensors wrongly, gaps, and what it fuses behind a
-# mean of three axes. A convolution that adds to its result does not round it before. Where a
+# mean of three axes; and it moves a shift behind an average, and so behind the zeros that this
+# counts. A convolution that adds to its result does not round it before. Where a
 # concatenation is quantized behind it, and again after next to nothing (a relu), its compiler ends
 # the process. It does not hold callers to a guard of squeeze().
 _DIALECT = Dialect(
@@ -43,6 +44,7 @@ _DIALECT = Dialect(
     integer_concatenations=True,
     squeezes_batches=False,
     fenced_summands=True,
+    fenced_padding=True,
 )
 # Left to itself OpenVINO computes what is float in bfloat16 on CPUs that have it, and rounds the
 # float input of a layer with integer weights to eight bits.

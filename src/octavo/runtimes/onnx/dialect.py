@@ -23,6 +23,8 @@ class Dialect:
             which then is one of integers; else behind it.
         fenced_summands: between a layer and the rounding of its result, which a sum reads, stands
             an activation that changes nothing.
+        fenced_padding: between what is shifted and the zeros around it that an average counts
+            stands a maximum that changes nothing.
         squeezes_batches: ``squeeze()`` of no axis in particular is written, and a batch of one is
             refused, of which it would take an axis more; else it has no ONNX form.
         dynamic_lstm: LSTM layers that round their input at each call are ONNX Runtime's own
@@ -38,4 +40,5 @@ class Dialect:
     integer_concatenations: bool = False
     squeezes_batches: bool = True
     fenced_summands: bool = False
+    fenced_padding: bool = False
     dynamic_lstm: bool = False

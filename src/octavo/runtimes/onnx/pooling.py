@@ -12,7 +12,7 @@ from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.layers import each
-from octavo.runtimes.onnx.writer import Converter, Writer, kept_apart
+from octavo.runtimes.onnx.writer import Converter, Writer, fenced, kept_apart
 
 
 def _max_pool(dims: int) -> Converter:
@@ -47,7 +47,8 @@ def _average_pool(dims: int) -> Converter:
             added = [b - a for a, b in zip(before, behind, strict=True)]
             inner = windows | {"pads": [0] * dims + added}
             return w.op("AveragePool", quantization.padded(w, x, pads), **inner)
-        return w.op("AveragePool", w.read(x), count_include_pad=int(counted), **windows)
+        value = fenced(w, x) if counted else w.read(x)
+        return w.op("AveragePool", value, count_include_pad=int(counted), **windows)
 
     return convert
 

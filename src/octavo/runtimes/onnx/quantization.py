@@ -22,7 +22,7 @@ from octavo.graph.qdq import (
 )
 from octavo.numerics import octavo_ops
 from octavo.quantization.targets import ROLES, SHARED, WEIGHTED
-from octavo.runtimes.onnx.writer import Writer, dtype_name
+from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
@@ -147,7 +147,11 @@ def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
         # With axes ONNX Runtime leaves it alone: it makes padding of a maximum pool out of it, in
         # which zeros are no numbers.
         axes = w.ints(list(range(w.rank(x))))
-        made: str = w.op("Pad", w.read(x), pads, w.constant(0, w.meta(x).dtype), axes)
+        averaged = made_by is not None and any(
+            reader.short_op.startswith("avg_pool") for reader in w.graph.users[made_by.name]
+        )
+        value = fenced(w, x) if averaged else w.read(x)
+        made: str = w.op("Pad", value, pads, w.constant(0, w.meta(x).dtype), axes)
         return made
     reader = w.producer(x)
     assert reader is not None

@@ -303,6 +303,20 @@ def kept_apart(w: Writer, extreme: str) -> str:
     return made
 
 
+_SHIFTS = frozenset({"add", "sub", "rsub", "batch_norm"})
+_SCALES = frozenset({"mul", "div"})
+
+
+def fenced(w: Writer, x: Ref) -> str:
+    """What zeros are put around, for an average that counts them."""
+    made = w.producer(x)
+    while made is not None and made.short_op in _SCALES:
+        made = w.producer(made.args[0])
+    shifted = made is not None and made.short_op in _SHIFTS
+    value = w.read(x)
+    return kept_apart(w, value) if shifted and w.dialect.fenced_padding else value
+
+
 # Writes one node: gives its value, or a list of them for a node that gives several tensors.
 Converter = Callable[[Writer, Node], Any]
 
