@@ -12,10 +12,11 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
+from octavo.graph.passes.fold_batch_norm import NORM_TENSORS, tensors_of
 
-_MOMENTUM = 0.1
+MOMENTUM = 0.1
 _KINDS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-_OWN = {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"}  # by position of the argument
 
 
 def path_of(norm: Node, held: dict[str, str]) -> str | None:
@@ -25,10 +26,10 @@ def path_of(norm: Node, held: dict[str, str]) -> str | None:
         norm: a node of the training graph.
         held: constant of the graph -> name of the tensor in the model.
     """
-    names = [held[norm.args[at].name] for at in _OWN if norm.args[at] is not None]
-    expected = [leaf for at, leaf in _OWN.items() if norm.args[at] is not None]
-    paths = {name.rpartition(".")[0] for name in names}
-    if [name.rpartition(".")[2] for name in names] != expected or len(paths) != 1:
+    read = zip(NORM_TENSORS, tensors_of(norm), strict=True)
+    names = {leaf: held[ref.name] for leaf, ref in read if ref is not None}
+    paths = {name.rpartition(".")[0] for name in names.values()}
+    if any(name.rpartition(".")[2] != leaf for leaf, name in names.items()) or len(paths) != 1:
         return None
     return paths.pop() or None
 
@@ -38,7 +39,9 @@ def holder(norm: Node, channels: int) -> nn.Module:
     assert norm.meta is not None
     kind: type[_BatchNorm] = _KINDS[len(norm.meta.shape)]
     # A cumulative average (momentum=None) is captured as 0, and counts no batches here.
-    made = kind(channels, norm.args[7], norm.args[6] or _MOMENTUM, norm.args[1] is not None)
+    given = arguments(norm)
+    affine = given["weight"] is not None
+    made = kind(channels, given["eps"], given["momentum"] or MOMENTUM, affine)
     if made.affine:
         made._parameters.clear()
     for name in ("running_mean", "running_var"):
@@ -46,14 +49,13 @@ def holder(norm: Node, channels: int) -> nn.Module:
     return made
 
 
-def momentum_of(norm: Node, module: nn.Module | None) -> float:
+def share_of_batch(module: nn.Module) -> float:
     """What part of the way to a batch's statistics the running ones go; counts the batch."""
-    if not isinstance(module, _BatchNorm):
-        return norm.args[6] or _MOMENTUM
+    assert isinstance(module, _BatchNorm)
     count = module.num_batches_tracked
     if count is not None:
         with torch.no_grad():
             count.add_(1)
     if module.momentum is None and count is not None:
         return 1.0 / float(count)
-    return _MOMENTUM if module.momentum is None else module.momentum
+    return MOMENTUM if module.momentum is None else module.momentum

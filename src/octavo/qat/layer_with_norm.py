@@ -18,8 +18,9 @@ from torch.nn import functional
 
 from octavo.errors import TrainingError
 from octavo.graph.graph import Node
-from octavo.graph.passes.fold_batch_norm import folded_tensors, scaled
-from octavo.qat.held_norm import momentum_of
+from octavo.graph.operators import arguments
+from octavo.graph.passes.fold_batch_norm import Folding
+from octavo.qat.held_norm import MOMENTUM, share_of_batch
 from octavo.qat.layer_rounding import LayerRounding
 
 # A channel that is switched off (gamma 0) still has a weight to round.
@@ -48,23 +49,63 @@ class Mode:
 
 
 @dataclass(frozen=True)
+class BatchNorm:
+    """A batch norm with the statistics of the batch; the running ones are updated.
+
+    Attributes:
+        name: of its node.
+        eps, momentum: its numbers.
+        module: that holds its tensors, if there is one.
+    """
+
+    name: str
+    eps: float
+    momentum: float
+    module: nn.Module | None
+
+    @classmethod
+    def of(cls, norm: Node, module: nn.Module | None) -> BatchNorm:
+        given = arguments(norm)
+        return cls(norm.name, given["eps"], given["momentum"] or MOMENTUM, module)
+
+    def __call__(
+        self,
+        x: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> Tensor:
+        """Raises:
+        TrainingError: a channel has one value in the batch.
+        """
+        if x.numel() == x.shape[1]:
+            raise TrainingError(
+                f"the batch norm {self.name!r} cannot train on a batch of shape {list(x.shape)}: a "
+                "channel has one value; give larger batches (a loader's drop_last=True), or freeze "
+                "the batch norms with freeze_batch_norms()"
+            )
+        share = self.momentum if self.module is None else share_of_batch(self.module)
+        return functional.batch_norm(x, mean, variance, gamma, beta, True, share, self.eps)
+
+
+@dataclass(frozen=True)
 class LayerWithNorm:
     """Called with the layer's input and the tensors of both; gives the norm's output.
 
     Attributes:
-        layer, norm: the two nodes.
-        operator: the layer's.
+        operator: the layer's, of its input, weight and bias.
+        norm: the batch norm.
+        folding: of the one into the other.
         rounding: of the folded weight and bias.
         mode: of the model.
-        module: that holds the norm's tensors, if there is one.
     """
 
-    layer: Node
-    norm: Node
     operator: Callable[..., Tensor]
+    norm: BatchNorm
+    folding: Folding
     rounding: LayerRounding
     mode: Mode
-    module: nn.Module | None = None
 
     def __call__(
         self,
@@ -76,16 +117,13 @@ class LayerWithNorm:
         mean: Tensor,
         variance: Tensor,
     ) -> Tensor:
-        rest = self.layer.args[3:]
-        if self.mode.batch_statistics(self.module):
-            factor = torch.rsqrt(variance + self.norm.args[7])
+        if self.mode.batch_statistics(self.norm.module):
+            factor = torch.rsqrt(variance + self.norm.eps)
             factor = factor if gamma is None else factor * gamma
-            y: Tensor = self.operator(x, self._rounded(weight, factor.detach()), bias, *rest)
-            return batch_norm(self.norm, self.module, y, gamma, beta, mean, variance)
-        tensors = (weight, bias, gamma, beta, mean, variance)
-        folded = folded_tensors(self.layer, self.norm, *tensors)
-        result: Tensor = self.operator(x, *self.rounding(*folded), *rest)
-        return result
+            y = self.operator(x, self._rounded(weight, factor.detach()), bias)
+            return self.norm(y, gamma, beta, mean, variance)
+        folded = self.folding.folded(weight, bias, gamma, beta, mean, variance)
+        return self.operator(x, *self.rounding(*folded))
 
     def _rounded(self, weight: Tensor, factor: Tensor) -> Tensor:
         """The weight that, once folded, is the rounded folded weight."""
@@ -95,29 +133,5 @@ class LayerWithNorm:
         if fake_quantize.scales_with:
             return fake_quantize(weight)  # type: ignore[no-any-return]
         factor = torch.where(factor.abs() < _SMALLEST_FACTOR, _SMALLEST_FACTOR, factor)
-        rounded = fake_quantize(scaled(weight, factor, self.layer))
-        return scaled(rounded, 1 / factor, self.layer)
-
-
-def batch_norm(
-    norm: Node,
-    module: nn.Module | None,
-    x: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-) -> Tensor:
-    """With the statistics of the batch; the running ones are updated.
-
-    Raises:
-        TrainingError: a channel has one value in the batch.
-    """
-    if x.numel() == x.shape[1]:
-        raise TrainingError(
-            f"the batch norm {norm.name!r} cannot train on a batch of shape {list(x.shape)}: a "
-            "channel has one value; give larger batches (a loader's drop_last=True), or freeze "
-            "the batch norms with freeze_batch_norms()"
-        )
-    momentum = momentum_of(norm, module)
-    return functional.batch_norm(x, mean, variance, gamma, beta, True, momentum, norm.args[7])
+        rounded = fake_quantize(self.folding.scaled(weight, factor))
+        return self.folding.scaled(rounded, 1 / factor)

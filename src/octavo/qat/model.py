@@ -14,6 +14,8 @@ from octavo.errors import CalibrationError, OctavoWarning, PlanError, TrainingEr
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.graph import Graph
+from octavo.graph.operators import arguments
+from octavo.graph.passes.fold_batch_norm import tensors_of
 from octavo.graph.program import compile_steps
 from octavo.numerics.affine import QParams
 from octavo.qat.fake_quantize import (
@@ -79,6 +81,9 @@ class QATModel(nn.Module):
         self._mode = Mode()
         constants = model.graph.constants
         self._norms = self._hold_norms(model.graph, held)
+        norms = [node for node in model.graph.nodes if node.op == _BATCH_NORM]
+        running = [ref for norm in norms for ref in tensors_of(norm)[2:]]
+        self._statistics = [ref.name for ref in running if ref is not None]
         # Constant of the graph -> the module that holds it, its name there, and whether transposed.
         self._places = {name: self._hold(tensor, held[name]) for name, tensor in constants.items()}
         if _OWN in self._modules:
@@ -94,10 +99,11 @@ class QATModel(nn.Module):
         names = {name: how.name for name, how in held.items()}
         found = {}
         for node in graph.nodes:
-            path = path_of(node, names) if node.op == _BATCH_NORM and node.args[3] else None
+            mean: Any = arguments(node)["running_mean"] if node.op == _BATCH_NORM else None
+            path = None if mean is None else path_of(node, names)
             if path is not None:
                 owner, leaf = self._place_of(path)
-                channels = len(graph.constants[node.args[3].name])
+                channels = len(graph.constants[mean.name])
                 found[node.name] = owner._modules.setdefault(leaf, holder(node, channels))
         return found  # type: ignore[return-value]
 
@@ -189,13 +195,7 @@ class QATModel(nn.Module):
 
     def _observed(self, constants: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Ranges and running statistics, which a training step moves, each with a copy of it."""
-        tensors = [
-            constants[ref.name]
-            for node in self._model.graph.nodes
-            if node.op == _BATCH_NORM
-            for ref in node.args[3:5]
-            if ref is not None
-        ]
+        tensors = [constants[name] for name in self._statistics]
         for module in self._by_tensor().values():
             if isinstance(module, ObservedFakeQuantize):
                 tensors += [module.low, module.high, module.share]

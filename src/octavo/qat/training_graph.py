@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.passes import (
     fold_batch_norm,
     foldable_norms,
@@ -23,12 +25,13 @@ from octavo.graph.passes import (
     normalise_spelling,
     simplified,
 )
+from octavo.graph.passes.fold_batch_norm import NORM_TENSORS, Folding, tensors_of
 from octavo.graph.passes.training import training_flag
 from octavo.graph.program import Step, step_of
 from octavo.qat import rounding
 from octavo.qat.fake_quantize import FakeQuantize
 from octavo.qat.layer_rounding import LayerRounding
-from octavo.qat.layer_with_norm import LayerWithNorm, Mode, batch_norm
+from octavo.qat.layer_with_norm import BatchNorm, LayerWithNorm, Mode
 from octavo.quantization.convert import with_rounded_probabilities
 from octavo.quantization.plan import Plan
 from octavo.quantization.targets import ROLES, SHARED
@@ -119,7 +122,8 @@ class _Writer:
         """A node, behind the rounding of what it reads, and before that of what it makes."""
         # Weight and bias of some layers are rounded by the step that runs the layer.
         inside = node.name in self.model.norms or node.name in self.sums
-        outside = [name for name in node.refs() if not inside or name != node.args[1].name]
+        weight = arguments(node)["weight"].name if inside else None
+        outside = [name for name in node.refs() if name != weight]
         tied_in_float = not self.plan.reads_integers(node.name)
         for name in () if tied_in_float else dict.fromkeys(outside):
             yield from self._rounded_weight(name)
@@ -154,7 +158,8 @@ class _Writer:
             yield Step(f"{name}.rounded", self.fake_quantizers[name], (Ref(name),))
 
     def _layer_rounding(self, node: Node) -> LayerRounding:
-        weight, given = self.fake_quantizers.get(node.args[1].name), self.sums.get(node.name)
+        weight = self.fake_quantizers.get(arguments(node)["weight"].name)
+        given = self.sums.get(node.name)
         if given is None:
             return LayerRounding(weight)
         source = self.plan.tensors[given].shares or given
@@ -208,25 +213,31 @@ class _Writer:
             return replace(plain, function=_IN_PLACE[node.op])
         norm = self.model.norms.get(node.name)
         if norm is not None:
-            x, weight, bias = (*node.args[:3], None)[:3]
-            args = (x, weight, bias, *norm.args[1:5])
-            inside = self._layer_rounding(node)
-            holds = self.norm_modules.get(norm.name)
-            layer = LayerWithNorm(node, norm, plain.function, inside, self.mode, holds)
-            return replace(plain, function=layer, args=args)
+            rest = arguments(node)
+            args = [rest.pop(name) for name in ("input", "weight", "bias")]
+            layer = LayerWithNorm(
+                partial(plain.function, **rest),
+                BatchNorm.of(norm, self.norm_modules.get(norm.name)),
+                Folding.of(node, norm),
+                self._layer_rounding(node),
+                self.mode,
+            )
+            return Step(node.name, layer, (*args, *tensors_of(norm)))
         if node.name in self.sums:
             return replace(plain, function=self._layer_rounding(node).before(plain.function))
         if self.plan.runs_int8(node.name):
             rounded = with_rounded_probabilities(node)
             if rounded is not node:
                 return Step(node.name, rounding.attention, rounded.args)
-        position = training_flag(node)
-        if position is None:
+        flag = training_flag(node)
+        if flag is None:
             return plain
+        flagged = _flagged(plain.function, flag, self.mode)
         if node.short_op == "batch_norm":
-            holds = self.norm_modules.get(node.name)
-            return replace(plain, function=_norm(node, plain.function, self.mode, holds))
-        return replace(plain, function=_flagged(plain.function, position, self.mode))
+            alone = BatchNorm.of(node, self.norm_modules.get(node.name))
+            flagged = _norm(alone, plain.function, self.mode)
+        given = {name: value for name, value in arguments(node).items() if name != flag}
+        return Step(node.name, flagged, (), given)
 
 
 _IN_PLACE: Mapping[str, Callable[..., Any]] = {
@@ -240,31 +251,29 @@ _OUTPUT_NOT_KEPT = frozenset("add batch_norm linear conv1d conv2d conv3d".split(
 def _in_bfloat16(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A layer as `octavo.quantization.bfloat16` deploys it: bfloat16 tensors, a float32 result."""
 
-    def call(*args: Any) -> Tensor:
+    def call(*args: Any, **rest: Any) -> Tensor:
         narrow = [a.to(torch.bfloat16) if isinstance(a, Tensor) else a for a in args]
-        return function(*narrow).to(torch.float32)
+        return function(*narrow, **rest).to(torch.float32)
 
     return call
 
 
-def _norm(
-    node: Node, function: Callable[..., Any], mode: Mode, holds: nn.Module | None
-) -> Callable[..., Any]:
+def _norm(norm: BatchNorm, function: Callable[..., Any], mode: Mode) -> Callable[..., Any]:
     """A batch norm that no layer takes in."""
 
-    def call(x: Tensor, *args: Any) -> Any:
-        if mode.batch_statistics(holds):
-            return batch_norm(node, holds, x, *args[:4])
-        return function(x, *args[:4], False, *args[5:])
+    def call(**given: Any) -> Any:
+        if mode.batch_statistics(norm.module):
+            return norm(given["input"], *(given[name] for name in NORM_TENSORS))
+        return function(**given, training=False)
 
     return call
 
 
-def _flagged(function: Callable[..., Any], position: int, mode: Mode) -> Callable[..., Any]:
+def _flagged(function: Callable[..., Any], flag: str, mode: Mode) -> Callable[..., Any]:
     """An operator that is told at each call whether the model is training."""
 
-    def call(*args: Any) -> Any:
-        return function(*args[:position], mode.training, *args[position + 1 :])
+    def call(**given: Any) -> Any:
+        return function(**given, **{flag: mode.training})
 
     return call
 

@@ -5,6 +5,7 @@ the convolution or linear layer before it (Jacob et al. 2018, arXiv:1712.05877, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def _folded(layer: Node, norm: Node, graph: Graph) -> Iterator[Part]:
     given = arguments(layer)
     refs = (given["weight"], given["bias"], *tensors_of(norm))
     tensors = [None if ref is None else graph.constants[ref.name] for ref in refs]
-    weight, bias = folded_tensors(layer, norm, *tensors)  # type: ignore[arg-type]
+    weight, bias = Folding.of(layer, norm).folded(*tensors)  # type: ignore[arg-type]
     yield Constant(given["weight"].name, weight)
     yield Constant(bias_name(layer), bias)
     yield with_arguments(layer, bias=Ref(bias_name(layer)))
@@ -59,26 +60,53 @@ def foldable_norms(graph: Graph) -> dict[str, Node]:
     return found
 
 
-def folded_tensors(
-    layer: Node,
-    norm: Node,
-    weight: Tensor,
-    bias: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of ``norm(layer(x))``, computed in float64.
+@dataclass(frozen=True)
+class Folding:
+    """What folding a batch norm into a layer takes besides their tensors.
 
-    ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``.
+    Attributes:
+        eps: of the norm.
+        groups: of a transposed convolution; ``None`` for other layers.
     """
-    factor = torch.rsqrt(variance.double() + arguments(norm)["eps"])
-    if gamma is not None:
-        factor = factor * gamma.double()
-    shift = -mean.double() if bias is None else bias.double() - mean.double()
-    shift = shift * factor + (0.0 if beta is None else beta.double())
-    return scaled(weight.double(), factor, layer).to(weight.dtype), shift.to(weight.dtype)
+
+    eps: float
+    groups: int | None
+
+    @classmethod
+    def of(cls, layer: Node, norm: Node) -> Folding:
+        transposed = layer.short_op.startswith("conv_transpose")
+        return cls(arguments(norm)["eps"], groups_of(layer) if transposed else None)
+
+    def folded(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Weight and bias of ``norm(layer(x))``, computed in float64.
+
+        ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma / sqrt(var + eps) + beta``.
+        """
+        factor = torch.rsqrt(variance.double() + self.eps)
+        if gamma is not None:
+            factor = factor * gamma.double()
+        shift = -mean.double() if bias is None else bias.double() - mean.double()
+        shift = shift * factor + (0.0 if beta is None else beta.double())
+        return self.scaled(weight.double(), factor).to(weight.dtype), shift.to(weight.dtype)
+
+    def scaled(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """The layer's weight with each output channel multiplied by its factor, ``[out]``.
+
+        A transposed convolution's is ``[in, out / groups, *kernel]``, its inputs in groups.
+        """
+        if self.groups is None:
+            return weight * broadcast(factor, weight.dim(), 0)
+        split = weight.reshape(self.groups, -1, *weight.shape[1:])
+        factors = factor.reshape(self.groups, 1, -1, *[1] * (weight.dim() - 2))
+        return (split * factors).reshape(weight.shape)
 
 
 def tensors_of(norm: Node) -> list[Ref | None]:
@@ -90,19 +118,6 @@ def tensors_of(norm: Node) -> list[Ref | None]:
 def bias_name(layer: Node) -> str:
     """The name of a folded layer's bias."""
     return f"{layer.name}.bias"
-
-
-def scaled(weight: Tensor, factor: Tensor, layer: Node) -> Tensor:
-    """A layer's weight with each output channel multiplied by its factor, ``[out]``.
-
-    A transposed convolution's is ``[in, out / groups, *kernel]``, its inputs in groups.
-    """
-    if not layer.short_op.startswith("conv_transpose"):
-        return weight * broadcast(factor, weight.dim(), 0)
-    groups = groups_of(layer)
-    split = weight.reshape(groups, -1, *weight.shape[1:])
-    factors = factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-    return (split * factors).reshape(weight.shape)
 
 
 def _is_inference_norm(node: Node) -> bool:

@@ -6,10 +6,9 @@ and a batch norm normalizes with the statistics of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-
 from octavo.graph.graph import Graph, Node
+from octavo.graph.operators import arguments, with_arguments
+from octavo.graph.rewrite import rewrite
 
 DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
@@ -29,36 +28,22 @@ def in_evaluation(graph: Graph) -> Graph:
 
 
 def _flagged(graph: Graph, training: bool) -> Graph:
-    return replace(graph, nodes=tuple(_flag(node, training) for node in graph.nodes))
+    return rewrite(graph, lambda node: _flag(node, training))
 
 
 def _flag(node: Node, training: bool) -> Node:
-    position = training_flag(node)
-    if position is None:
-        return node
-    return replace(node, args=(*node.args[:position], training, *node.args[position + 1 :]))
+    flag = training_flag(node)
+    return node if flag is None else with_arguments(node, **{flag: training})
 
 
-def training_flag(node: Node) -> int | None:
-    """The position of the argument that says whether a node runs as in training.
+def training_flag(node: Node) -> str | None:
+    """The argument that says whether a node runs as in training.
 
     A batch norm without running statistics normalizes with the batch's in either mode.
     """
-    position = _FLAGS.get(node.op)
-    if node.short_op == "batch_norm" and node.args[3] is None:
+    if node.op == "aten.batch_norm.default" and arguments(node)["running_mean"] is None:
         return None
-    return None if position is None else position(node)
+    return _FLAGS.get(node.short_op)
 
 
-def _last_but(count: int) -> Callable[[Node], int]:
-    return lambda node: len(node.args) - count
-
-
-# lstm.input(x, hx, weights, has_biases, layers, dropout, train, bidirectional, batch_first), and
-# .data(x, sizes, hx, weights, has_biases, layers, dropout, train, bidirectional).
-_FLAGS: dict[str, Callable[[Node], int]] = {
-    "aten.batch_norm.default": lambda node: 5,
-    **{f"aten.{name}.default": (lambda node: 2) for name in DROPOUTS},
-    **{f"aten.{name}.input": _last_but(3) for name in RECURRENT},
-    **{f"aten.{name}.data": _last_but(2) for name in RECURRENT},
-}
+_FLAGS = {"batch_norm": "training", **dict.fromkeys(DROPOUTS | RECURRENT, "train")}
