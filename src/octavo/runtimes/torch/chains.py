@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.qdq import QUANTIZE, weight_behind
 from octavo.numerics import octavo_ops
 from octavo.quantization.bfloat16 import CAST, SUFFIX
@@ -180,7 +181,7 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
     if not {read, other} <= context.integers.keys() or after is None or after.op != QUANTIZE:
         return False
     out = integers_of(after)
-    step = context.integers[read][1].scale * context.weight(layer.args[1])[1]
+    step = context.integers[read][1].scale * context.weight(arguments(layer)["weight"])[1]
     same_type = context.integers[other][1].dtype == out.dtype
     same_shape = context.metas[other] == context.metas[layer.name]
     return same_type and same_shape and not meets_halves(step, out)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes.torch.chains import Call, Chain, Context
 from octavo.runtimes.torch.integer_kernels import Integers
@@ -65,7 +66,7 @@ def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]
 
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer on the integers that `quantize_dynamic` makes."""
-    x, weight_arg, bias = (*chain.layer.args, None)[:3]
+    x, weight_arg, bias = arguments(chain.layer).values()
     parts, source = _source(context, x)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
@@ -129,7 +130,7 @@ def linear_by_tensors(context: Context, chain: Chain) -> Call:
 
     The kernel is told what is the same for all rows: the rest is applied to its sums.
     """
-    x, weight_arg, bias = (*chain.layer.args, None)[:3]
+    x, weight_arg, bias = arguments(chain.layer).values()
     parts, source = _source(context, x)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
@@ -150,7 +151,7 @@ def linear_by_tensors(context: Context, chain: Chain) -> Call:
             return result.mul_(width)
         return torch.addcmul(bias, result, width, out=result)
 
-    how = "per token" if rounding.args[4] else "dynamic"
+    how = "per token" if arguments(rounding)["per_token"] else "dynamic"
     return Call(f"{name}, {how}", kernel, (parts, bias))
 
 

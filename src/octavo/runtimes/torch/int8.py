@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.program import Step, compile_steps
 from octavo.graph.qdq import (
     ATTENTION,
@@ -139,7 +140,7 @@ def _chain_for(context: Context, node: Node, kernel: Kernel) -> Chain:
 
 
 def _is_per_token(rounding: Node) -> bool:
-    per_token: bool = rounding.args[4]
+    per_token: bool = arguments(rounding)["per_token"]
     return per_token
 
 
@@ -190,7 +191,7 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
 
 def _signed(quantize: Node, name: str) -> Step:
     """The int8 integers of a quantize node, out of the unsigned ones that kernels work on."""
-    shift = integers_of(quantize).zero_point - quantize.args[2]
+    shift = integers_of(quantize).zero_point - arguments(quantize)["zero_point"]
 
     def kernel(q: Tensor) -> Tensor:
         return q.to(torch.int16).sub_(shift).to(torch.int8)
@@ -203,7 +204,7 @@ def _with_signed_outputs(matched: _Matched, context: Context) -> list[str]:
     outputs = context.graph.output_names()
     for index, name in enumerate(outputs):
         node = context.nodes.get(name)
-        if node is not None and node.args[-1:] == (torch.int8,):
+        if node is not None and node.op == QUANTIZE and arguments(node)["dtype"] == torch.int8:
             outputs[index] = f"{name}.signed"
             matched.placed.append(Placed(_signed(node, outputs[index])))
     return outputs

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref, refs_in
+from octavo.graph.operators import arguments
 from octavo.quantization.fusions import CLIPS, Fusion
 from octavo.runtimes.torch import integer_kernels as kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
@@ -57,22 +58,23 @@ def mean(context: Context, chain: Chain) -> Call:
     out = _quantized_out(chain)
     if chain.layer.op != "aten.mean.dim" or chain.layer.kwargs:
         raise Unsupported("it is a mean over all values, or of another dtype")
-    dims, keepdim = (*chain.layer.args[1:], False)[:2]
-    return Call("octavo.mean", kernels.mean(list(dims), keepdim, source, out), (x,))
+    given = arguments(chain.layer)
+    kernel = kernels.mean(list(given["dim"]), given["keepdim"], source, out)
+    return Call("octavo.mean", kernel, (x,))
 
 
 def average(context: Context, chain: Chain) -> Call:
     """An operator that makes weighted means of its input: average pooling, interpolation."""
     x, source = context.source(chain.layer.args[0])
-    out, arguments = _quantized_out(chain), chain.layer.args[1:]
-    if chain.layer.short_op == "adaptive_avg_pool2d" and sized(arguments[0], 2) == [1, 1]:
+    out, positional = _quantized_out(chain), chain.layer.args[1:]
+    if chain.layer.short_op == "adaptive_avg_pool2d" and sized(positional[0], 2) == [1, 1]:
         return Call("octavo.mean", kernels.mean([2, 3], True, source, out), (x,))
     operator, keywords = operators.resolve(chain.layer.op), dict(chain.layer.kwargs)
-    if any(True for _ in refs_in((arguments, keywords))):
+    if any(True for _ in refs_in((positional, keywords))):
         raise Unsupported("its sizes are computed")
 
     def averaged(values: Tensor) -> Tensor:
-        result: Tensor = operator(values, *arguments, **keywords)
+        result: Tensor = operator(values, *positional, **keywords)
         return result
 
     kernel = kernels.through_float(averaged, source, out)
@@ -84,20 +86,18 @@ def pad(context: Context, chain: Chain) -> Call:
     x, source = context.source(chain.layer.args[0])
     if _quantized_out(chain) != source:
         raise Unsupported("its result has a scale of its own")
-    sizes, mode = chain.layer.args[1], "constant"
-    if chain.layer.short_op == "pad" and len(chain.layer.args) > 2:
-        mode = chain.layer.args[2]
+    given = arguments(chain.layer)
+    mode = given.get("mode", "constant")
     if mode != "constant":
         raise Unsupported(f"torch has no int8 kernel for padding of mode {mode!r}")
     function = operators.resolve("aten.constant_pad_nd.default")
-    return Call("torch.constant_pad_nd", function, (x, sizes, source.zero_point))
+    return Call("torch.constant_pad_nd", function, (x, given["pad"], source.zero_point))
 
 
 def max_pool2d(context: Context, chain: Chain) -> Call:
     """The maximum of integers is the integer of the maximum."""
     x = _unscaled_input(context, chain)
-    given = chain.layer.args[1:]
-    size, stride, padding, dilation, ceil = given + (None, [], [0, 0], [1, 1], False)[len(given) :]
+    _, size, stride, padding, dilation, ceil = arguments(chain.layer).values()
     size, padding, dilation = sized(size, 2), sized(padding, 2), sized(dilation, 2)
     stride = sized(stride, 2) if stride else size
     separable = dilation == [1, 1] and not ceil

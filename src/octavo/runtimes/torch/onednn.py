@@ -13,6 +13,7 @@ from torch import Tensor
 
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.weighted_layers import is_depthwise
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes import cpu, saturation
@@ -96,8 +97,7 @@ class PackedConv:
             Unsupported: the kernel takes no such weight or input.
         """
         dims = int(layer.short_op[4])
-        defaults = (None, None, None, [1], [0], [1], 1)
-        x, weight_arg, bias, *sizes, groups = layer.args + defaults[len(layer.args) :]
+        x, weight_arg, bias, *sizes, groups = arguments(layer).values()
         weight, scale = context.weight(weight_arg)
         check_kernel(source, None if is_depthwise(layer, weight) else weight)
         strides, paddings, dilations = (sized(value, dims) for value in sizes)
@@ -186,7 +186,7 @@ def _with_few_row_counts(
 
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer with activation, weights packed now."""
-    x_arg, weight_arg, bias = (*chain.layer.args, None)[:3]
+    x_arg, weight_arg, bias = arguments(chain.layer).values()
     x, source = context.source(x_arg)
     weight, scale = context.weight(weight_arg)
     check_kernel(source, weight)
@@ -214,7 +214,7 @@ def product_kernel(
     if cpu.saturates() or context.caller == "compiler":
         return "onednn.qconv2d as linear", _by_convolution(context, weight, scale, chain, step)
     packed = torch.ops.onednn.qlinear_prepack(weight, [_ROWS, weight.shape[1]])
-    context.hold(chain.layer.args[1], lambda: packed.to_dense().t().contiguous())
+    context.hold(arguments(chain.layer)["weight"], lambda: packed.to_dense().t().contiguous())
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     post_op, out = post_op_of(chain, "linear", step)
     kernel = torch.ops.onednn.qlinear_pointwise.default
@@ -240,7 +240,7 @@ def _by_convolution(
         weight.reshape(*weight.shape, 1, 1), scale, 1.0, 0, *geometry, [1, columns, 1, _ROWS]
     )
     shape = weight.shape
-    context.hold(chain.layer.args[1], lambda: packed.to_dense().reshape(shape))
+    context.hold(arguments(chain.layer)["weight"], lambda: packed.to_dense().reshape(shape))
     sums = weight.sum(1, dtype=torch.float32) * scale
     zero_points = torch.zeros(len(scale), dtype=torch.int32)
     whole = chain
@@ -270,11 +270,11 @@ def _activated(product: Callable[..., Tensor], chain: Chain) -> Callable[..., Te
     activation, out = chain.activation, chain.out
     assert activation is not None
     operator = operators.resolve(activation.op)
-    arguments, keywords = activation.args[1:], dict(activation.kwargs)
+    positional, keywords = activation.args[1:], dict(activation.kwargs)
     store = None if out is None else integer_kernels.quantize(out)
 
     def call(*args: Any) -> Tensor:
-        activated: Tensor = operator(product(*args), *arguments, **keywords)
+        activated: Tensor = operator(product(*args), *positional, **keywords)
         return activated if store is None else store(activated)
 
     return call

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.program import Step
 from octavo.runtimes.torch.chains import Context, integers_of
 from octavo.runtimes.torch.integer_kernels import Integers
@@ -111,5 +112,5 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _constant(context: Context, node: Node) -> Tensor | None:
-    other = node.args[1]
+    other = arguments(node)["other"]
     return context.graph.constants.get(other.name) if isinstance(other, Ref) else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
 from octavo.quantization.fusions import CLIPS, ONEDNN
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Chain, Unsupported
@@ -113,17 +114,16 @@ def clip_bounds(node: Node) -> tuple[float, float]:
     """The real values between which a relu or hardtanh leaves its input as it is."""
     if node.short_op == "relu":
         return 0.0, float("inf")
-    given = node.args[1:]
-    low, high = given + (-1.0, 1.0)[len(given) :]
-    return low, high
+    _, low, high = arguments(node).values()
+    return float(low), float(high)
 
 
 def _native_post_op(node: Node) -> tuple[str, list[float], str]:
     name = _NAMES.get(node.short_op, node.short_op)
     if name == "gelu":
-        return name, [], node.kwargs.get("approximate", "none")
+        return name, [], arguments(node)["approximate"]
     if name == "leaky_relu":
-        return name, [node.args[1] if len(node.args) > 1 else 0.01], ""
+        return name, [arguments(node)["negative_slope"]], ""
     return name, [], ""
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.graph.operators import arguments
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.kernel import Kernel
@@ -21,11 +22,9 @@ from octavo.runtimes.torch.post_ops import post_op_of
 
 def conv_transpose2d(context: Context, chain: Chain) -> Call:
     """A transposed convolution without groups and dilation, weights rearranged and packed now."""
-    defaults = (None, None, None, [1], [0], [0], 1, [1])
-    args = chain.layer.args
-    x_arg, weight_arg, bias, *geometry = args + defaults[len(args) :]
-    strides, paddings, extras = (sized(value, 2) for value in geometry[:3])
-    if geometry[3] != 1 or sized(geometry[4], 2) != [1, 1]:
+    x_arg, weight_arg, bias, *sizes, groups, dilation = arguments(chain.layer).values()
+    strides, paddings, extras = (sized(value, 2) for value in sizes)
+    if groups != 1 or sized(dilation, 2) != [1, 1]:
         raise Unsupported(
             "torch has no int8 kernel for a grouped or dilated transposed convolution"
         )
@@ -36,7 +35,6 @@ def conv_transpose2d(context: Context, chain: Chain) -> Call:
         raise Unsupported(f"its stride {strides} and output padding {extras} are unusual")
     x, source = context.source(x_arg)
     weight, scale = context.weight(weight_arg, output_axis=1)
-    sizes = weight.shape[2:]
     phases = phase_weights(weight, stride)
     check_kernel(source, phases)
     taps = [size - 1 for size in phases.shape[2:]]
@@ -53,7 +51,7 @@ def conv_transpose2d(context: Context, chain: Chain) -> Call:
     post_op, out = post_op_of(chain, "conv2d", source.scale * scale)
     product = post_op.after(torch.ops.onednn.qconv2d_pointwise.default)
     operands = (source.scale, source.zero_point, packed, scales, zero_points, repeated)
-    longer = [k + e - 2 * p for k, e, p in zip(sizes, extras, paddings, strict=True)]
+    longer = [k + e - 2 * p for k, e, p in zip(weight.shape[2:], extras, paddings, strict=True)]
 
     def kernel(q: Tensor) -> Tensor:
         parts = product(q, *operands, *packed_geometry, *out, *post_op.native)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_ops
 from octavo.runtimes import cpu
@@ -43,7 +44,7 @@ _STEP_OF_BFLOAT16 = 2.0**-7  # of the input and of the scales
 
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer on a float input."""
-    x, weight_arg, bias = (*chain.layer.args, None)[:3]
+    x, weight_arg, bias = arguments(chain.layer).values()
     found = weight_behind(context.graph, weight_arg)
     if found is None:
         raise Unsupported("its weight is float")
@@ -120,7 +121,7 @@ def _few_rows(
     if weight.packed:
         kernel = _four_bits(weight, context)
         return "aten._weight_int4pack_mm_for_cpu", kernel, _STEP_OF_BFLOAT16
-    integers, scale = context.weight(chain.layer.args[1])
+    integers, scale = context.weight(arguments(chain.layer)["weight"])
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
