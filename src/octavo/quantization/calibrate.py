@@ -363,9 +363,11 @@ def qparams_of_weight(weight: Tensor, spec: QSpec) -> QParams:
         bounds = [observer.bounds(observer.update(None, rows, None), scheme)]
         low, high = bounds[0].low, bounds[0].high
     else:
-        slabs = rows.movedim(axis, 0).split(_SLAB)
-        bounds = [observer.bounds(observer.update(None, slab, 0), scheme) for slab in slabs]
-        low, high = torch.cat([b.low for b in bounds]), torch.cat([b.high for b in bounds])
+        ends = []
+        for slab in rows.movedim(axis, 0).split(_SLAB):
+            found = observer.bounds(observer.update(None, slab, 0), scheme)
+            ends.append(torch.stack([found.low, found.high]).reshape(2, -1).expand(2, len(slab)))
+        low, high = torch.cat(ends, 1)
     qparams = qparams_of_range(low, high, scheme)
     if scheme.group_size is None:
         return qparams
