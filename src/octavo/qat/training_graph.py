@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.graph.graph import Graph, Node, Ref
-from octavo.graph.operators import arguments
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.passes import (
     fold_batch_norm,
     foldable_norms,
@@ -188,7 +188,7 @@ class _Writer:
             name = self.dynamic[source.name, spec] = f"{node.name}.dynamic input"
             args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
             made.append(Step(name, rounding.fake_quantize_dynamic, args))
-        return made, replace(node, args=(Ref(name), *node.args[1:]))
+        return made, with_arguments(node, input=Ref(name))
 
     def _may_overwrite(self, node: Node) -> bool:
         """Whether an activation can be written over what it reads, as models do to save memory:

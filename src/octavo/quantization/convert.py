@@ -18,6 +18,7 @@ from torch import Tensor
 
 from octavo.errors import PlanError
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import (
     ATTENTION,
     DEQUANTIZE,
@@ -183,17 +184,15 @@ class _DynamicInputs:
             self._made[source.name, spec] = name
             args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
             made.append(Node(name, DYNAMIC, args, meta=meta))
-        return made, replace(node, args=(Ref(name), *node.args[1:]))
+        return made, with_arguments(node, input=Ref(name))
 
 
 def with_rounded_probabilities(node: Node) -> Node:
     """Attention with int8 products: its probabilities are integers too."""
     if node.op != "aten.scaled_dot_product_attention.default":
         return node
-    defaults = (None, 0.0, False)
-    mask, _, causal = node.args[3:] + defaults[len(node.args) - 3 :]
-    scale, gqa = node.kwargs.get("scale"), node.kwargs.get("enable_gqa", False)
-    args = (*node.args[:3], mask, causal, scale, gqa, UINT8.qmax)
+    q, k, v, mask, _, causal, scale, gqa = arguments(node).values()
+    args = (q, k, v, mask, causal, scale, gqa, UINT8.qmax)
     return replace(node, op=ATTENTION, args=args, kwargs={})
 
 

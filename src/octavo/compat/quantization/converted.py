@@ -34,7 +34,9 @@ from octavo.compat.quantization.stubs import (
 from octavo.errors import CalibrationError, OctavoWarning
 from octavo.graph.batches import Signature
 from octavo.graph.graph import Graph, Node
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import DEQUANTIZE, QUANTIZE
+from octavo.graph.rewrite import rewrite
 from octavo.graph.weighted_layers import WEIGHTED_LAYERS
 from octavo.model.model import QuantizedModel
 from octavo.quantization.plan import Plan
@@ -114,8 +116,8 @@ class Conversion:
                     "data before convert, or load the state dict of a converted model"
                 )
             scales[tensor] = (value, int(_read(root, path, zero_point)))
-        nodes = tuple(_with_scale(node, self.plan, scales) for node in self.graph.nodes)
-        return replace(self.graph, nodes=nodes, constants=found)
+        graph = replace(self.graph, constants=found)
+        return rewrite(graph, lambda node: _with_scale(node, self.plan, scales))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Conversion:
         return replace(self, cached=None)  # all but the tensors is data that nobody changes
@@ -300,11 +302,13 @@ def _read(root: nn.Module, path: str, name: str) -> Tensor:
 
 def _scales(graph: Graph, plan: Plan) -> dict[str, tuple[float, int]]:
     """Tensor -> scale and zero point, of those with one scale that is their own."""
-    return {
-        _leader(node.name.rpartition(".")[0], plan): (node.args[1], node.args[2])
-        for node in graph.nodes
-        if node.op in _ROUNDED
-    }
+    found = {}
+    for node in graph.nodes:
+        if node.op in _ROUNDED:
+            given = arguments(node)
+            leader = _leader(node.name.rpartition(".")[0], plan)
+            found[leader] = (given["scale"], given["zero_point"])
+    return found
 
 
 def _leader(tensor: str, plan: Plan) -> str:
@@ -314,8 +318,8 @@ def _leader(tensor: str, plan: Plan) -> str:
 def _with_scale(node: Node, plan: Plan, scales: Mapping[str, tuple[float, int]]) -> Node:
     if node.op not in _ROUNDED:
         return node
-    own = scales[_leader(node.name.rpartition(".")[0], plan)]
-    return replace(node, args=(node.args[0], *own, *node.args[3:]))
+    scale, zero_point = scales[_leader(node.name.rpartition(".")[0], plan)]
+    return with_arguments(node, scale=scale, zero_point=zero_point)
 
 
 def _place_of_scale(owner: str, tensor: str, plan: Plan, homes: list[str]) -> tuple[str, str, str]:

@@ -21,6 +21,7 @@ from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import capture
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.pixels import Pixels
 from octavo.graph.program import compile_steps, steps_of
 from octavo.model.kinds import require_float, require_quantized
@@ -190,7 +191,9 @@ def _clips(graph: Graph, quantized: Mapping[str, TensorPlan]) -> dict[str, tuple
         node = graph.by_name.get(f"{name}.dequantized")
         if node is None or planned.spec is None:
             continue
-        scale, zero_point = (_tensor(graph, arg).reshape(1, -1) for arg in node.args[1:3])
+        given = arguments(node)
+        numbers = given["scale"], given["zero_point"]
+        scale, zero_point = (_tensor(graph, arg).reshape(1, -1) for arg in numbers)
         scheme = planned.spec.scheme
         ends = torch.tensor([[scheme.qmin], [scheme.qmax]], device=scale.device)
         reach = (ends - zero_point) * scale

@@ -94,7 +94,7 @@ def _threshold(w: Writer, node: Node) -> Any:
 
 
 def _softmax(w: Writer, node: Node) -> Any:
-    made = w.op("Softmax", as_result(w, node, node.args[0]), axis=int(node.args[1]))
+    made = w.op("Softmax", as_result(w, node, node.args[0]), axis=int(arguments(node)["dim"]))
     scale = quantization.scale_of_result(w, node)
     if scale is None or scale >= 1 / 256:
         return made
@@ -104,7 +104,7 @@ def _softmax(w: Writer, node: Node) -> Any:
 
 
 def _log_softmax(w: Writer, node: Node) -> Any:
-    return w.op("LogSoftmax", as_result(w, node, node.args[0]), axis=int(node.args[1]))
+    return w.op("LogSoftmax", as_result(w, node, node.args[0]), axis=int(arguments(node)["dim"]))
 
 
 CONVERTERS: dict[str, Converter] = {

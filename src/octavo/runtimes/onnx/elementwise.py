@@ -100,7 +100,7 @@ def _operands(w: Writer, node: Node) -> list[str]:
 
 
 def _div(w: Writer, node: Node) -> Any:
-    mode = node.kwargs.get("rounding_mode")
+    mode = arguments(node).get("rounding_mode")
     if mode is None:
         return w.op("Div", *_operands(w, node))
     return _QUOTIENTS[mode](w, node)

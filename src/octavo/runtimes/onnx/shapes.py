@@ -86,13 +86,14 @@ def _moved(axes: list[int], sources: list[int], places: list[int]) -> list[int]:
 def _squeeze(w: Writer, node: Node) -> Any:
     """Axes whose size is not 1 stay."""
     x, shape = node.args[0], w.meta(node.args[0]).shape
-    axes = _axes(w, x, node.args[1]) if len(node.args) > 1 else range(len(shape))
+    dim = arguments(node).get("dim")
+    axes = range(len(shape)) if dim is None else _axes(w, x, dim)
     chosen = [axis for axis in axes if shape and shape[axis] == 1]
     return w.op("Squeeze", w.read(x), w.ints(chosen)) if chosen else w.read(x)
 
 
 def _unsqueeze(w: Writer, node: Node) -> Any:
-    axis = int(node.args[1]) % w.rank(node)
+    axis = int(arguments(node)["dim"]) % w.rank(node)
     return w.op("Unsqueeze", w.read(node.args[0]), w.ints([axis]))
 
 
@@ -102,7 +103,7 @@ def _expand(w: Writer, node: Node) -> Any:
     found = (1,) * (len(wanted) - w.rank(x)) + w.meta(x).shape
     shape = [
         computed if size is None and old == 1 else 1 if size is None else size
-        for size, old, computed in zip(wanted, found, node.args[1], strict=True)
+        for size, old, computed in zip(wanted, found, arguments(node)["size"], strict=True)
     ]
     return w.op("Expand", w.read(x), sizes(w, shape))
 
@@ -182,7 +183,7 @@ def _constant_pad(w: Writer, node: Node) -> Any:
 
 
 def _edge_pad(mode: str) -> Converter:
-    return lambda w, node: _padded(w, node, mode, node.args[1], None)
+    return lambda w, node: _padded(w, node, mode, arguments(node)["padding"], None)
 
 
 def _padded(w: Writer, node: Node, mode: str, pads: Any, value: Any) -> str:
