@@ -32,7 +32,9 @@ _GETITEM = "python.getitem"
 _ERROR_OF_BFLOAT16 = 2.0**-8
 
 
-def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> Callable[..., Any]:
+def nudged(
+    graph: Graph, lowered: Lowered, device: torch.device, seed: int, *, halves: bool = False
+) -> Callable[..., Any]:
     """A function from the graph's inputs to its flat results, slightly off.
 
     Args:
@@ -40,6 +42,7 @@ def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> C
         lowered: what a runtime made of it; how its kernels round is taken into account.
         device: where it runs.
         seed: of what is moved.
+        halves: move all that lies between two integers, too; it takes longer.
     """
     generator = torch.Generator(device).manual_seed(seed)
     # Layers with several results, which are told apart by index.
@@ -54,7 +57,7 @@ def nudged(graph: Graph, lowered: Lowered, device: torch.device, seed: int) -> C
             read = next(arg for arg in args if isinstance(arg, Ref))
             steps.append(Step(f"{node.name}.read", _Rounded(generator, share), (read,)))
             args = [Ref(f"{node.name}.read") if arg is read else arg for arg in args]
-        change = _change_of(node, several, lowered, generator)
+        change = _change_of(node, several, lowered, generator, halves)
         if node.name in rounded:
             change = None
         exact = node.name if change is None else f"{node.name}.exact"
@@ -86,12 +89,17 @@ def _is_computed(node: Node) -> bool:
 
 
 def _change_of(
-    node: Node, several: Mapping[str, str], lowered: Lowered, generator: torch.Generator
+    node: Node,
+    several: Mapping[str, str],
+    lowered: Lowered,
+    generator: torch.Generator,
+    halves: bool,
 ) -> Callable[..., Tensor] | None:
     """What becomes of a node's result; ``None`` where all runtimes have the same."""
     given = arguments(node) if node.op in (QUANTIZE, DYNAMIC) else {}
     if node.op == QUANTIZE:
-        return _Moved(generator, *(given[name] for name in ("scale", "zero_point", "qmin", "qmax")))
+        how = {name: given[name] for name in ("scale", "zero_point", "qmin", "qmax")}
+        return _Moved(generator, **how, halves=halves)
     if node.op == DYNAMIC:
         return _MovedFloats(generator, given["qmax"] - given["qmin"])
     op = several.get(node.args[0].name) if node.op == _GETITEM else node.short_op
@@ -104,23 +112,28 @@ def _change_of(
 
 @dataclass(frozen=True)
 class _Moved:
-    """Integers of halves, and some others, a step up or down, within their range."""
+    """Some integers, and those of halves, a step up or down, within their range."""
 
     generator: torch.Generator
     scale: float
     zero_point: int
-    low: int
-    high: int
+    qmin: int
+    qmax: int
+    halves: bool
 
     def __call__(self, q: Tensor, x: Tensor) -> Tensor:
         moved = q.clone(memory_format=torch.contiguous_format)
         flat = moved.view(-1)
-        for where, steps in (self._halves(flat, x.reshape(-1)), _some(flat, self.generator)):
-            others = flat[where].to(torch.int32) + steps.to(torch.int32)
-            flat[where] = others.clamp(self.low, self.high).to(q.dtype)
+        if self.halves:
+            self._move(flat, *self._between(flat, x.reshape(-1)))
+        self._move(flat, *_some(flat, self.generator))
         return moved
 
-    def _halves(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _move(self, q: Tensor, where: Tensor, steps: Tensor) -> None:
+        others = q[where].to(torch.int32) + steps.to(torch.int32)
+        q[where] = others.clamp(self.qmin, self.qmax).to(q.dtype)
+
+    def _between(self, q: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Places of what lies between two integers, and for each the step to the other one."""
         rest = x.div(self.scale).add_(self.zero_point).sub_(q)
         where = rest.abs().sub_(0.5).abs_().lt(TIE).nonzero().flatten()
