@@ -12,7 +12,7 @@ from torch import nn
 import octavo
 from octavo.errors import InputError, RuntimeUnavailable
 from octavo.measuring.cold_start import ColdStart, cold_start
-from octavo.quantization.unrounded import without_rounding
+from octavo.quantization.float_graph import without_rounding
 
 SHAPE = (2, 3, 8, 8)
 

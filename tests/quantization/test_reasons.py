@@ -111,7 +111,7 @@ def test_what_reasons_say_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> No
             placement.reasons[name] = Reason(reason.kind, "as you wished")
         said(context, kept, placement)
 
-    place = importlib.import_module("octavo.quantization.placement.place")  # not the function
+    place = importlib.import_module("octavo.quantization.placement.rules")  # not the function
     monkeypatch.setattr(place, "fuse", reworded)
     relu = octavo.plan(graph, rule).tensors["1"]
     assert (relu.runs, str(relu.reason)) == ("float", "float: as you wished")

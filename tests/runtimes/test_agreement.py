@@ -16,7 +16,7 @@ from octavo.graph.program import run_of
 from octavo.runtimes import RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered
-from octavo.runtimes.nudged import AT_LEAST, SHARE, nudged
+from octavo.runtimes.perturbation import AT_LEAST, SHARE, perturbed
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_the_bound_is_the_oracles_own_distance(q, x):
     worse = _lowered(_by(lambda scale, zero: (scale * 1.5, zero))(graph))
     found = agreement(graph, worse, [(x,)])
     (want,) = run_of(graph)(x)
-    draws = [nudged(graph, worse, CPU, seed, halves=seed == 2) for seed in range(3)]
+    draws = [perturbed(graph, worse, CPU, seed, halves=seed == 2) for seed in range(3)]
     noises = [(draw(x)[0] - want).square().sum() for draw in draws]
     expected = 10 * torch.log10(want.square().sum() / (4 * max(noises)))
     assert found.bound_db == pytest.approx(expected.item(), abs=1e-3)
@@ -105,7 +105,7 @@ def test_nudged_moves_few_integers_by_a_step(q, x):
     graph = q.graph
     names = [node.name for node in graph.nodes if node.op == "octavo.quantize.default"]
     only = replace(graph, outputs=[Ref(names[0])]).pruned()
-    (exact,), (moved,) = run_of(only)(x), nudged(only, _lowered(None), CPU, 0)(x)
+    (exact,), (moved,) = run_of(only)(x), perturbed(only, _lowered(None), CPU, 0)(x)
     difference = (exact.int() - moved.int()).abs()
     assert difference.max() == 1
     assert 1 <= difference.sum() <= max(AT_LEAST, round(SHARE * exact.numel()))
@@ -120,7 +120,7 @@ def test_nudged_moves_what_lies_between_two_integers(q):
 
     def both(part):
         x = (steps + part) * scale
-        other = nudged(only, _lowered(None), CPU, 0, halves=True)
+        other = perturbed(only, _lowered(None), CPU, 0, halves=True)
         return [run(x)[0].int() - zero_point for run in (run_of(only), other)]
 
     exact, moved = both(0.5)

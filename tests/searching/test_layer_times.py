@@ -13,7 +13,7 @@ from torch import Tensor
 import octavo
 from octavo.graph.calls import flatten_call
 from octavo.graph.cuts import Cuts
-from octavo.quantization.unrounded import without_rounding
+from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import lower
 from octavo.runtimes.timing import Latency
 from octavo.searching import layer_times, loop, measuring

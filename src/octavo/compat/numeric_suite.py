@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.compat.quantization.converted import Converted
+from octavo.compat.quantization.conversion import Converted
 from octavo.compat.quantization.layers import QuantizedLayer
 from octavo.compat.quantization.missing import missing
 from octavo.errors import InputError, OctavoError

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.compat.quantization.changed import as_float
-from octavo.compat.quantization.prepared import Preparation
+from octavo.compat.quantization.preparation import Preparation
 from octavo.compat.quantization.quantize import convert, prepared, quantize_dynamic, trained
-from octavo.compat.quantization.trained import Training
+from octavo.compat.quantization.takeover import as_float
+from octavo.compat.quantization.training import Training
 from octavo.compat.tinynn_config import completed, rules_of
 from octavo.errors import OctavoError, PlanError
 from octavo.graph.copying import copied

@@ -23,7 +23,7 @@ from octavo.graph.program import compile_steps, steps_of
 from octavo.measuring.cold_start import ColdStart, cold_start
 from octavo.measuring.machine import describe_machine
 from octavo.model.model import QuantizedModel, load
-from octavo.quantization.unrounded import without_rounding
+from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import ORACLE, RUNTIMES, has_own_threads
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.timing import REST_S, interleave, thread_count

@@ -31,7 +31,7 @@ from octavo.measuring.metrics import Metric, float_tensors, metric_factory
 from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
 from octavo.model.model import QuantizedModel
-from octavo.model.rounded_weights import check_made_of
+from octavo.model.origin import check_made_of
 from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
 

@@ -188,7 +188,7 @@ def verify(
         inputs: batch -> the model's arguments, where the defaults do not fit.
         runtimes: names; ``None`` is all that are installed.
         threshold: of each layer. The whole model's bound is derived, see
-            `octavo.runtimes.nudged`.
+            `octavo.runtimes.perturbation`.
 
     Raises:
         InputError: there is no data, or it does not fit the model.

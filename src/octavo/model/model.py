@@ -27,7 +27,7 @@ from octavo.graph.graph import GRAPH, Graph, TensorMeta
 from octavo.graph.program import run_of
 from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
 from octavo.model import artifact
-from octavo.model.held import Buffers
+from octavo.model.packed_buffers import Buffers
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
 from octavo.quantization.plan import PLAN, Plan

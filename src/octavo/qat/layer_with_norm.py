@@ -20,8 +20,8 @@ from octavo.errors import TrainingError
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.graph.passes.fold_batch_norm import Folding
-from octavo.qat.held_norm import MOMENTUM, share_of_batch
 from octavo.qat.layer_rounding import LayerRounding
+from octavo.qat.norm_modules import MOMENTUM, share_of_batch
 
 # A channel that is switched off (gamma 0) still has a weight to round.
 _SMALLEST_FACTOR = 1e-12

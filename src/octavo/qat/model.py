@@ -24,8 +24,8 @@ from octavo.qat.fake_quantize import (
     ObservedFakeQuantize,
     unknown_range,
 )
-from octavo.qat.held_norm import holder, path_of
 from octavo.qat.layer_with_norm import Mode
+from octavo.qat.norm_modules import holder, path_of
 from octavo.qat.training_graph import TrainingGraph, training_program
 from octavo.quantization.calibrate import qparams_of_weight
 from octavo.quantization.plan import Plan

@@ -14,7 +14,7 @@ import torch
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.qdq import is_own
 from octavo.graph.rewrite import Constant, Part, rewrite
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.quantization.targets import PRODUCT, ROLES, WEIGHTED
 
 CAST = "aten.to.dtype"
@@ -44,7 +44,7 @@ def float_layers(graph: Graph) -> set[str]:
 
     found = set()
     for node in graph.nodes:
-        role, layer = ROLES.get(node.short_op), WEIGHTED_LAYERS.get(node.short_op)
+        role, layer = ROLES.get(node.short_op), WEIGHT_LAYOUTS.get(node.short_op)
         if role == WEIGHTED and layer is not None:
             recurrent = layer.input_axis is None
             computes_in_float = recurrent or bool(layer.weights_of(node, graph.constants))

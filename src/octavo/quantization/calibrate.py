@@ -21,7 +21,7 @@ from octavo.graph.batches import SIGNATURE, Signature, split_batch
 from octavo.graph.calls import flatten_call, range_of
 from octavo.graph.graph import GRAPH, Graph, Ref
 from octavo.graph.program import Step, compile_steps, steps_of
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.numerics.affine import QParams, blocks, qparams_of_range
 from octavo.numerics.observers import Bounds
 from octavo.quantization.plan import PLAN, Plan, TensorPlan
@@ -395,7 +395,7 @@ def check_constants(graph: Graph) -> None:
     Raises:
         CalibrationError: one has NaN in it, or a weight or bias has an infinity.
     """
-    layers = [node for node in graph.nodes if node.short_op in WEIGHTED_LAYERS]
+    layers = [node for node in graph.nodes if node.short_op in WEIGHT_LAYOUTS]
     own = {name for node in layers for name in node.refs()}
     for name, tensor in graph.constants.items():
         # A sum of finite values may overflow: only then every value is looked at.

@@ -19,7 +19,7 @@ from octavo.arguments import TEXT, expect, of, optional
 from octavo.display import Table, Tabular
 from octavo.errors import NothingQuantized, PlanError
 from octavo.graph.graph import GRAPH, Graph, Node
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.quantization.placement import INTEGERS, Placement, place
 from octavo.quantization.qconfig import PRECISIONS, QConfigMapping, QSpec
 from octavo.quantization.reasons import Reason, ReasonKind
@@ -220,7 +220,7 @@ def plan(
 
 def _way_out(layers: Sequence[TensorPlan], mapping: QConfigMapping, mode: str) -> str:
     """What to do where nothing would be quantized."""
-    weighted = sorted({layer.op for layer in layers if layer.op in WEIGHTED_LAYERS})
+    weighted = sorted({layer.op for layer in layers if layer.op in WEIGHT_LAYOUTS})
     asked = any(rule.kind != "global" for rule in mapping.rules)
     if mode == "static" or asked or not weighted:
         return "Relax the rules of the mapping, or leave the model as it is"

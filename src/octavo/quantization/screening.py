@@ -20,7 +20,7 @@ from octavo.errors import InputError
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.program import compile_steps, steps_of
 from octavo.graph.tracing import without_values
-from octavo.quantization.unrounded import roundings_removed
+from octavo.quantization.float_graph import roundings_removed
 
 _Run = Callable[..., tuple[Any, ...]]
 

@@ -1,8 +1,8 @@
 """Does a runtime compute what the model says? End to end, against the oracle.
 
-The bound is derived: how far the oracle is from itself with some of its integers moved by a step,
-see `octavo.runtimes.nudged`. What is farther off than that computes something else, and the graph
-cut into its layers tells where.
+The bound is derived: how far the oracle is from itself with some of its integers moved by a step
+(`octavo.runtimes.perturbation`). What is farther off than that computes something else, and the
+graph cut into its layers tells where.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.runtimes.lowered import Agreement, Lowered
-from octavo.runtimes.nudged import nudged
+from octavo.runtimes.perturbation import perturbed
 
 Batch = Sequence[Tensor]
 
@@ -102,7 +102,7 @@ def _bounds(
     bounds: list[_Error] = []
     for seed in range(_DRAWS):
         last = seed == _DRAWS - 1
-        other = nudged(graph, lowered, _device_of(batches), seed, halves=last)
+        other = perturbed(graph, lowered, _device_of(batches), seed, halves=last)
         draws.append(_errors(wanted, [other(*batch) for batch in batches]))
         bounds = [_largest(several) for several in zip(*draws, strict=True)]
         if all(error.within(bound) for error, bound in zip(errors, bounds, strict=True)):

@@ -19,7 +19,7 @@ from torch import Tensor
 from octavo.errors import MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
-from octavo.runtimes.executed import account
+from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import as_array, check_batch
 from octavo.runtimes.lowered import Lowered, Options
 from octavo.runtimes.onnx.dialect import Dialect

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from octavo.graph.cuts import Cuts, Piece
 from octavo.graph.graph import Ref
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.model.model import QuantizedModel
-from octavo.quantization.unrounded import without_rounding
+from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import lower
 from octavo.runtimes.timing import Latency, interleave
 
@@ -74,7 +74,7 @@ def layer_times(q: QuantizedModel, tensors: Sequence[Tensor]) -> tuple[LayerTime
 
 
 def _with_weights(piece: Piece) -> list[str]:
-    return [node.name for node in piece.layers if node.short_op in WEIGHTED_LAYERS]
+    return [node.name for node in piece.layers if node.short_op in WEIGHT_LAYOUTS]
 
 
 def _calls(piece: Piece, device: torch.device) -> dict[str, Callable[[], object]]:

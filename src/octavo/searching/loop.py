@@ -18,7 +18,7 @@ from octavo.searching.measuring import Stopwatch
 from octavo.searching.recipe import Recipe
 from octavo.searching.trial import Candidate, Trial
 from octavo.searching.walk import Known, Space, foreseen, next_of, walk
-from octavo.searching.workshop import Built, blank
+from octavo.searching.worker import Built, blank
 
 
 class Loop:

@@ -28,7 +28,7 @@ from octavo.searching.measuring import Judge, Stopwatch, checked
 from octavo.searching.recipe import Recipe
 from octavo.searching.result import SearchResult
 from octavo.searching.walk import Space
-from octavo.searching.workshop import Workshop
+from octavo.searching.worker import Workshop
 
 OBJECTIVES = ("fastest", "smallest")
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from octavo.compat.quantization.coverage import Weights
 from octavo.compat.quantization.layers import (
     QuantizedLayer,
     about,
     name_of_kind,
     refuse_other_dtypes,
 )
-from octavo.compat.quantization.weights import Weights
 from octavo.errors import OctavoError, OctavoWarning
 from octavo.graph.batches import Signature
 from octavo.graph.capture.capture import capture

@@ -8,9 +8,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from octavo.compat.quantization.changed import Changed, become, float_copy, submodules
 from octavo.compat.quantization.dynamic import DYNAMIC, swap_layers
-from octavo.compat.quantization.prepared import Preparation, Prepared
+from octavo.compat.quantization.preparation import Preparation, Prepared
 from octavo.compat.quantization.qconfig import (
     common_target,
     float_qparams_weight_only_qconfig,
@@ -18,8 +17,9 @@ from octavo.compat.quantization.qconfig import (
     native,
 )
 from octavo.compat.quantization.rules import EagerRules, Rules
+from octavo.compat.quantization.takeover import Changed, become, float_copy, submodules
 from octavo.compat.quantization.torch_types import name_of
-from octavo.compat.quantization.trained import Trained, Training
+from octavo.compat.quantization.training import Trained, Training
 from octavo.errors import PlanError
 from octavo.graph.copying import copied
 from octavo.quantization.qconfig import QConfig

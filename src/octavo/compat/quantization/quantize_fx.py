@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from octavo.compat.quantization.changed import as_float
 from octavo.compat.quantization.qconfig_mapping import mapping_of
 from octavo.compat.quantization.quantize import (
     convert,
@@ -18,6 +17,7 @@ from octavo.compat.quantization.quantize import (
     trained,
 )
 from octavo.compat.quantization.rules import MappingRules
+from octavo.compat.quantization.takeover import as_float
 from octavo.errors import PlanError
 from octavo.graph.copying import copied
 

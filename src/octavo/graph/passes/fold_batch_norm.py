@@ -13,7 +13,7 @@ from torch import Tensor
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.rewrite import Constant, Part, rewrite
-from octavo.graph.weighted_layers import groups_of
+from octavo.graph.weight_layouts import groups_of
 from octavo.numerics.affine import broadcast
 
 NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")

@@ -26,7 +26,7 @@ from octavo.graph.pixels import Pixels
 from octavo.graph.program import compile_steps, steps_of
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.model.rounded_weights import check_made_of
+from octavo.model.origin import check_made_of
 from octavo.numerics.observers.dyadic import DyadicHistogram, dyadic_histogram, merge_histograms
 from octavo.quantization.plan import TensorPlan
 

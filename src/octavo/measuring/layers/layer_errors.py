@@ -30,7 +30,7 @@ from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.model.rounded_weights import check_made_of, rounded_weight
+from octavo.model.origin import check_made_of, rounded_weight
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.targets import ROLES, SHARED

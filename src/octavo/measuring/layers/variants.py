@@ -15,7 +15,7 @@ from torch import Tensor
 
 from octavo.graph.graph import Graph, Input, Node, Ref, refs_in
 from octavo.graph.program import compile_steps, step_of
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.quantization.plan import Plan, TensorPlan
 from octavo.quantization.targets import ROLES, SHARED
 from octavo.runtimes import default_runtime, lower
@@ -26,7 +26,7 @@ def layers_of(graph: Graph, plan: Plan) -> list[str]:
     return [
         node.name
         for node in graph.nodes
-        if node.short_op in WEIGHTED_LAYERS and plan.tensors[node.name].on_integers
+        if node.short_op in WEIGHT_LAYOUTS and plan.tensors[node.name].on_integers
     ]
 
 

@@ -18,7 +18,7 @@ The rules, which the runtimes rely on:
 
 from __future__ import annotations
 
-from octavo.quantization.placement.decided import INTEGERS, Placement
-from octavo.quantization.placement.place import place
+from octavo.quantization.placement.placement import INTEGERS, Placement
+from octavo.quantization.placement.rules import place
 
 __all__ = ["INTEGERS", "Placement", "place"]

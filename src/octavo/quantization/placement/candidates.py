@@ -9,9 +9,9 @@ import torch
 
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout
 from octavo.quantization.placement.context import Context
-from octavo.quantization.placement.decided import Placement
+from octavo.quantization.placement.placement import Placement
 from octavo.quantization.qconfig import QSpec, Rule
 from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import LOOKUP, ROLES, SHARED, WEIGHTED
@@ -48,7 +48,7 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
 
 def _range_of_input(node: Node, given: QSpec) -> QSpec:
     """Per token where the layer sums over the last axis; a convolution sums over others."""
-    sums_last_axis = WEIGHTED_LAYERS[node.short_op].input_axis in (-1, None)
+    sums_last_axis = WEIGHT_LAYOUTS[node.short_op].input_axis in (-1, None)
     per_token = given.scheme.per_token and sums_last_axis
     return replace(given, scheme=replace(given.scheme, per_token=per_token))
 
@@ -61,7 +61,7 @@ def place_in_bfloat16(
         rule = rules[node.name]
         if rule is None or rule.precision != torch.bfloat16:
             continue
-        layer = WEIGHTED_LAYERS.get(node.short_op)
+        layer = WEIGHT_LAYOUTS.get(node.short_op)
         if layer is None or layer.input_axis is None:
             obstacle: str | None = f"{node.short_op} is no convolution or linear layer"
         else:
@@ -113,7 +113,7 @@ def _obstacle(context: Context, node: Node) -> str | None:
 
 
 def _obstacle_of_layer(context: Context, node: Node) -> str | None:
-    layer = WEIGHTED_LAYERS[node.short_op]
+    layer = WEIGHT_LAYOUTS[node.short_op]
     obstacle = _obstacle_of_tensors(context, node, layer)
     if obstacle is not None:
         return obstacle
@@ -130,7 +130,7 @@ def _obstacle_of_layer(context: Context, node: Node) -> str | None:
     return None
 
 
-def _obstacle_of_tensors(context: Context, node: Node, layer: WeightedLayer) -> str | None:
+def _obstacle_of_tensors(context: Context, node: Node, layer: WeightLayout) -> str | None:
     """Why a layer's numbers cannot be other ones."""
     weights = layer.weights_of(node, context.graph.constants)
     if not weights:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.quantization.fusions import NOTHING, Fusion
 from octavo.quantization.qconfig import QConfig
 from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED, Target
@@ -37,7 +37,7 @@ class Context:
 
     def reads(self, node: Node) -> list[str]:
         """The tensors (or lists of them) that a node would read in int8."""
-        layer = WEIGHTED_LAYERS.get(node.short_op)
+        layer = WEIGHT_LAYOUTS.get(node.short_op)
         if layer is not None:
             source = None if layer.input is None else arguments(node)[layer.input]
             is_read = isinstance(source, Ref) and source.name not in self.graph.constants

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from octavo.graph.graph import Node
 from octavo.quantization.placement.context import Context
-from octavo.quantization.placement.decided import Placement
+from octavo.quantization.placement.placement import Placement
 from octavo.quantization.reasons import ReasonKind
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer, is_depthwise
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout, is_depthwise
 from octavo.quantization.placement.context import Context
-from octavo.quantization.placement.decided import Placement
+from octavo.quantization.placement.placement import Placement
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import ROLES, SHARED
@@ -18,7 +18,7 @@ def specify(context: Context, placement: Placement) -> None:
     """Which values are quantized, with which scheme, and which of them share one."""
     for node in context.graph.nodes:
         qconfig = context.qconfigs[node.name]
-        layer = WEIGHTED_LAYERS.get(node.short_op)
+        layer = WEIGHT_LAYOUTS.get(node.short_op)
         if layer is not None and qconfig is not None and placement.on_integers(node.name):
             names = layer.weights_of(node, context.graph.constants)
             spec = _weight_of(context, node, layer, qconfig.weight)
@@ -68,7 +68,7 @@ def _activation_of(context: Context, name: str, readers: list[str]) -> QSpec:
     return default_spec
 
 
-def _weight_of(context: Context, node: Node, layer: WeightedLayer, given: QSpec) -> QSpec:
+def _weight_of(context: Context, node: Node, layer: WeightLayout, given: QSpec) -> QSpec:
     """The spec of a layer's weights, with one scale for each of its output channels if for any."""
     default = context.target.qconfig.weight
     without_pairs = context.target.weight_without_pairs
@@ -79,7 +79,7 @@ def _weight_of(context: Context, node: Node, layer: WeightedLayer, given: QSpec)
     return replace(given, scheme=replace(given.scheme, channel_axis=layer.output_axis))
 
 
-def _sums_pairs(context: Context, node: Node, layer: WeightedLayer) -> bool:
+def _sums_pairs(context: Context, node: Node, layer: WeightLayout) -> bool:
     """Whether an int8 kernel sums products of several inputs; depthwise convolution does not."""
     if layer.input_axis is None:
         return False

@@ -18,7 +18,7 @@ from torch import Tensor
 from octavo.arguments import expect, of
 from octavo.graph.graph import GRAPH, Graph
 from octavo.graph.operators import arguments
-from octavo.graph.weighted_layers import groups_of
+from octavo.graph.weight_layouts import groups_of
 from octavo.numerics.affine import QParams, dequantized, quantized
 from octavo.quantization.plan import Plan
 from octavo.quantization.weights.layers import (

@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.rewrite import Constant, Part, rewrite
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS, WeightedLayer
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout
 from octavo.numerics.affine import QParams
 from octavo.numerics.scheme import Scheme
 from octavo.quantization.plan import Plan
@@ -49,9 +49,9 @@ class Layer:
         return self.node.name
 
     @property
-    def layout(self) -> WeightedLayer:
+    def layout(self) -> WeightLayout:
         """Where the input has its channels, and the weight its outputs."""
-        return WEIGHTED_LAYERS[self.node.short_op]
+        return WEIGHT_LAYOUTS[self.node.short_op]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def quantized_layers(graph: Graph, plan: Plan) -> list[Layer]:
     """
     found = []
     for node in graph.nodes:
-        if node.short_op in WEIGHTED_LAYERS and plan.reads_integers(node.name):
-            for weight in WEIGHTED_LAYERS[node.short_op].weights_of(node, graph.constants):
+        if node.short_op in WEIGHT_LAYOUTS and plan.reads_integers(node.name):
+            for weight in WEIGHT_LAYOUTS[node.short_op].weights_of(node, graph.constants):
                 planned = plan.quantized.get(weight)
                 if planned is not None and planned.spec is not None:
                     runs = plan.tensors[node.name].runs
@@ -91,7 +91,7 @@ def quantized_layers(graph: Graph, plan: Plan) -> list[Layer]:
 
 def layer_of(graph: Graph, node: Node, runs: str, weight: str, scheme: Scheme) -> Layer:
     """One of `quantized_layers`."""
-    alone = WEIGHTED_LAYERS[node.short_op].input_axis is not None
+    alone = WEIGHT_LAYOUTS[node.short_op].input_axis is not None
     given = arguments(node)
     name = given["bias"].name if alone and given["bias"] is not None else None
     bias = graph.constants.get(name or "")

@@ -7,9 +7,9 @@ from typing import Any
 from octavo.errors import ExportError
 from octavo.graph.graph import Graph, Node
 from octavo.quantization.bfloat16 import in_float32
+from octavo.runtimes.onnx.converters import CONVERTERS, LAZY
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.guards import with_squeezing_guarded, write_guards
-from octavo.runtimes.onnx.operators import CONVERTERS, LAZY
 from octavo.runtimes.onnx.unsigned import with_unsigned_activations
 from octavo.runtimes.onnx.writer import Writer
 from octavo.version import __version__

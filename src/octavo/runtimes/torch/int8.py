@@ -29,7 +29,7 @@ from octavo.graph.qdq import (
     weight_behind,
 )
 from octavo.runtimes.lowered import Lowered, Options
-from octavo.runtimes.torch import dynamic, integer_kernels, pixels
+from octavo.runtimes.torch import dynamic, integer_kernels, pixel_quantization
 from octavo.runtimes.torch.chains import (
     Call,
     Caller,
@@ -163,7 +163,7 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
     """The steps of a node that no kernel runs."""
     plain = Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
     if node.op == QUANTIZE:
-        from_pixels = pixels.step_from_pixels(context, node)
+        from_pixels = pixel_quantization.step_from_pixels(context, node)
         if from_pixels is not None:
             return [Placed(from_pixels)]
         return [Placed(Step(node.name, integer_kernels.quantize(integers_of(node)), node.args[:1]))]

@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
-from octavo.graph.weighted_layers import is_depthwise
+from octavo.graph.weight_layouts import is_depthwise
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes import cpu, saturation
 from octavo.runtimes.torch import integer_kernels

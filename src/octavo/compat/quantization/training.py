@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.compat.quantization.changed import Changed, as_float, become
-from octavo.compat.quantization.converted import convert_into
+from octavo.compat.quantization.conversion import convert_into
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
-from octavo.compat.quantization.prepared import Awaiting, Waiting, planned, unknown
+from octavo.compat.quantization.preparation import Awaiting, Waiting, planned, unknown
 from octavo.compat.quantization.rules import Rules
+from octavo.compat.quantization.takeover import Changed, as_float, become
 from octavo.errors import TrainingError
 from octavo.graph.batches import Signature
 from octavo.graph.capture.capture import bind_arguments

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from octavo.graph.graph import Graph
-from octavo.quantization.placement.between import between_int8_layers
 from octavo.quantization.placement.candidates import (
     candidates,
     place_in_bfloat16,
     place_without_ranges,
 )
 from octavo.quantization.placement.context import Context
-from octavo.quantization.placement.decided import Placement
 from octavo.quantization.placement.fusion import fuse
+from octavo.quantization.placement.node_qconfigs import is_fusable, qconfig_of
+from octavo.quantization.placement.placement import Placement
 from octavo.quantization.placement.specs import specify
-from octavo.quantization.placement.tied import unify_tied_weights
-from octavo.quantization.placement.wanted import is_fusable, qconfig_of
+from octavo.quantization.placement.surroundings import between_int8_layers
+from octavo.quantization.placement.tied_weights import unify_tied_weights
 from octavo.quantization.qconfig import QConfig, QConfigMapping
 from octavo.quantization.targets import Target
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from octavo.errors import PlanError
 from octavo.quantization.placement.context import Context
-from octavo.quantization.placement.decided import Placement
+from octavo.quantization.placement.placement import Placement
 from octavo.quantization.qconfig import QSpec
 
 

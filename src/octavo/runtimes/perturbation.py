@@ -32,7 +32,7 @@ _GETITEM = "python.getitem"
 _ERROR_OF_BFLOAT16 = 2.0**-8
 
 
-def nudged(
+def perturbed(
     graph: Graph, lowered: Lowered, device: torch.device, seed: int, *, halves: bool = False
 ) -> Callable[..., Any]:
     """A function from the graph's inputs to its flat results, slightly off.

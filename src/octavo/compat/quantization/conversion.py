@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.compat.quantization.changed import Changed, become
 from octavo.compat.quantization.fuse_modules import FusedModule
 from octavo.compat.quantization.layers import (
     LAYERS,
@@ -31,13 +30,14 @@ from octavo.compat.quantization.stubs import (
     QFunctional,
     QuantStub,
 )
+from octavo.compat.quantization.takeover import Changed, become
 from octavo.errors import CalibrationError, OctavoWarning
 from octavo.graph.batches import Signature
 from octavo.graph.graph import Graph, Node
 from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import DEQUANTIZE, QUANTIZE
 from octavo.graph.rewrite import rewrite
-from octavo.graph.weighted_layers import WEIGHTED_LAYERS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.model.model import QuantizedModel
 from octavo.quantization.plan import Plan
 from octavo.version import __version__
@@ -219,7 +219,7 @@ def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[Quanti
     """Path -> the quantized layer that now stands there, and the tensor that it returns."""
     found: dict[str, tuple[QuantizedLayer, str]] = {}
     for name, planned in plan.tensors.items():
-        if planned.op not in WEIGHTED_LAYERS or planned.kind != "activation":
+        if planned.op not in WEIGHT_LAYOUTS or planned.kind != "activation":
             continue
         node = graph.by_name.get(name)
         path = None if node is None else _path_of_layer(root, node.module)

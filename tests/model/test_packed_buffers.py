@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.model.held import Buffers
+from octavo.model.packed_buffers import Buffers
 
 TARGET = octavo.host_target()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from octavo.quantization.placement.context import Context
-from octavo.quantization.placement.decided import Placement
 from octavo.quantization.placement.fusion import takes_activation
+from octavo.quantization.placement.placement import Placement
 from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import ROLES, SHARED
 

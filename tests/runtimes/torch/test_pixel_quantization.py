@@ -9,7 +9,7 @@ from torch import nn
 import octavo
 from octavo.graph.pixels import Pixels
 from octavo.numerics import octavo_ops
-from octavo.runtimes.torch import pixels
+from octavo.runtimes.torch import pixel_quantization
 from octavo.runtimes.torch.integer_kernels import Integers
 
 PIXELS = Pixels(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -36,7 +36,9 @@ def every_pixel(channels: int = 3) -> torch.Tensor:
 def test_all_values_against_the_oracle(name, channels_last, normalized):
     out, x = RANGES[name], every_pixel()
     order = torch.channels_last if channels_last else torch.contiguous_format
-    got = pixels.quantize_pixels(*normalized.constants(3), out)(x.contiguous(memory_format=order))
+    got = pixel_quantization.quantize_pixels(*normalized.constants(3), out)(
+        x.contiguous(memory_format=order)
+    )
     expected = octavo_ops.quantize(
         normalized.normalized(x), out.scale, out.zero_point, out.low, out.high, torch.uint8
     )
@@ -46,10 +48,10 @@ def test_all_values_against_the_oracle(name, channels_last, normalized):
 
 @pytest.mark.parametrize("channels", [1, 3, 6])
 def test_blocks_cover_all_rows_of_any_layout(channels, monkeypatch):
-    kernel = pixels.quantize_pixels(*Pixels().constants(channels), RANGES["whole"])
+    kernel = pixel_quantization.quantize_pixels(*Pixels().constants(channels), RANGES["whole"])
     x = torch.randint(0, 256, (5, channels, 12, 10), dtype=torch.uint8)
     whole = kernel(x)
-    monkeypatch.setattr(pixels, "_BLOCK", 2 * channels * 120)
+    monkeypatch.setattr(pixel_quantization, "_BLOCK", 2 * channels * 120)
     last = x.contiguous(memory_format=torch.channels_last)
     for same in (x, last, x.repeat(1, 1, 1, 2)[..., :10], x.transpose(2, 3)):
         fits = whole if same.shape == x.shape else whole.transpose(2, 3)
@@ -59,13 +61,13 @@ def test_blocks_cover_all_rows_of_any_layout(channels, monkeypatch):
 
 def test_a_quantized_model_uses_the_kernel(monkeypatch):
     images, seen = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8), []
-    kernel = pixels.quantize_pixels
+    kernel = pixel_quantization.quantize_pixels
 
     def watched(*args):
         seen.append(args)
         return kernel(*args)
 
-    monkeypatch.setattr(pixels, "quantize_pixels", watched)
+    monkeypatch.setattr(pixel_quantization, "quantize_pixels", watched)
     net = nn.Conv2d(3, 8, 3, padding=1)
     q = octavo.quantize(
         net, calibration=[images], target=octavo.host_target(), input_mean=PIXELS.mean

@@ -12,7 +12,7 @@ from octavo.graph.operators import arguments
 
 
 @dataclass(frozen=True)
-class WeightedLayer:
+class WeightLayout:
     """A layer operator.
 
     Attributes:
@@ -36,10 +36,10 @@ class WeightedLayer:
         return [name for name in names if name in constants and constants[name].dim() > 1]
 
 
-_CONV = WeightedLayer(input_axis=1)
-_TRANSPOSED = WeightedLayer(output_axis=1, input_axis=1)
-_RECURRENT = WeightedLayer(weights=("params",))
-_CELL = WeightedLayer(weights=("w_ih", "w_hh"))
+_CONV = WeightLayout(input_axis=1)
+_TRANSPOSED = WeightLayout(output_axis=1, input_axis=1)
+_RECURRENT = WeightLayout(weights=("params",))
+_CELL = WeightLayout(weights=("w_ih", "w_hh"))
 
 
 def groups_of(node: Node) -> int:
@@ -56,8 +56,8 @@ def is_depthwise(node: Node, weight: Tensor) -> bool:
 
 
 # By short name of the operator.
-WEIGHTED_LAYERS = {
-    "linear": WeightedLayer(input_axis=-1),
+WEIGHT_LAYOUTS = {
+    "linear": WeightLayout(input_axis=-1),
     "conv1d": _CONV,
     "conv2d": _CONV,
     "conv3d": _CONV,
@@ -72,5 +72,5 @@ WEIGHTED_LAYERS = {
     "gru_cell": _CELL,
     "rnn_tanh_cell": _CELL,
     "rnn_relu_cell": _CELL,
-    "embedding": WeightedLayer(input=None),
+    "embedding": WeightLayout(input=None),
 }

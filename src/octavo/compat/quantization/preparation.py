@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.compat.quantization.changed import Changed, as_float, become
-from octavo.compat.quantization.converted import convert_into
+from octavo.compat.quantization.conversion import convert_into
 from octavo.compat.quantization.dynamic import swap_layers
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.rules import Rules, read_by_stubs
+from octavo.compat.quantization.takeover import Changed, as_float, become
 from octavo.errors import CalibrationError, NothingQuantized, OctavoWarning
 from octavo.graph.batches import Signature
 from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import traced
 from octavo.graph.graph import Graph
 from octavo.graph.passes import canonical
-from octavo.graph.weighted_layers import groups_of
+from octavo.graph.weight_layouts import groups_of
 from octavo.numerics.affine import QParams
 from octavo.quantization.calibrate import Calibrated, Calibration, qparams_of_weight
 from octavo.quantization.convert import quantize_graph
