@@ -181,14 +181,22 @@ ASKED = """
 """.split()
 
 
+def inputs_of(layer: nn.Module) -> int:
+    """How many tensors a case's layer takes."""
+    function = getattr(layer, "function", None)
+    return getattr(getattr(function, "__code__", None), "co_argcount", 2 if function else 1)
+
+
+def shape_of(dims: int) -> tuple[int, ...]:
+    """Of a batch for a case of so many dimensions."""
+    return (8,) + ((8,) + (8,) * min(dims, 2) + (4,) * (dims > 2) if dims else (8,))
+
+
 def quantized(name: str) -> tuple[nn.Module, octavo.QuantizedModel, Tensor]:
     case = CASES[name]
     layer = case.make()
-    function = getattr(layer, "function", None)
-    inputs = getattr(getattr(function, "__code__", None), "co_argcount", 2 if function else 1)
-    model = Between(layer, case.dims, inputs).eval()
-    shape = (8,) + ((8,) + (8,) * min(case.dims, 2) + (4,) * (case.dims > 2) if case.dims else (8,))
-    x = torch.randn(shape)
+    model = Between(layer, case.dims, inputs_of(layer)).eval()
+    x = torch.randn(shape_of(case.dims))
     model(x)
     mapping = octavo.QConfigMapping()
     for op in ASKED:
