@@ -199,7 +199,7 @@ def test_modes_mix_by_rules():
     )
     x = torch.randn(16, 6)
     q = octavo.quantize(model, calibration=[x], qconfig=mapping, target="x86-avx2")
-    assert [q.plan.tensors[n].runs for n in "024"] == ["int8", "weight-only", "dynamic"]
+    assert [q.plan.tensors[n].runs for n in "024"] == ["int8", "weight_only", "dynamic"]
     assert not q.lowered.fallbacks
     with torch.no_grad():
         assert (q(x) - model(x)).norm() < model(x).norm() / 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import PlanError
-from octavo.quantization.placement import fusion
+from octavo.quantization.placement import fusion, rules
 from octavo.quantization.reasons import Reason, ReasonKind
 
 VERSION_1 = Path(__file__).parent / "plan_of_version_1.json"
@@ -111,8 +110,7 @@ def test_what_reasons_say_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> No
             placement.reasons[name] = Reason(reason.kind, "as you wished")
         said(context, kept, placement)
 
-    place = importlib.import_module("octavo.quantization.placement.rules")  # not the function
-    monkeypatch.setattr(place, "fuse", reworded)
+    monkeypatch.setattr(rules, "fuse", reworded)
     relu = octavo.plan(graph, rule).tensors["1"]
     assert (relu.runs, str(relu.reason)) == ("float", "float: as you wished")
 

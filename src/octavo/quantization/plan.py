@@ -36,7 +36,7 @@ class TensorPlan:
         kind: ``"input"``, ``"activation"`` or ``"weight"``.
         op: the operator that makes it, or that uses the weight.
         runs: how that operator runs; empty for inputs. ``"int8"`` (its inputs have fixed scales),
-            ``"dynamic"`` (it quantizes its input at each call), ``"weight-only"``,
+            ``"dynamic"`` (it quantizes its input at each call), ``"weight_only"``,
             ``"bfloat16"`` or ``"float"``.
         spec: scheme and observer; ``None`` keeps the tensor float.
         dynamic: how a dynamic operator quantizes its input.
@@ -264,7 +264,7 @@ def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:
 _LAYERS_IN_WORDS = {
     "int8": "an int8 layer",
     "dynamic": "a dynamic layer",
-    "weight-only": "a layer of which only the weights are quantized",
+    "weight_only": "a layer of which only the weights are quantized",
 }
 
 
@@ -317,4 +317,5 @@ def _tensor_plan(data: dict[str, Any]) -> TensorPlan:
         key: None if data[key] is None else QSpec.from_dict(data[key])
         for key in ("spec", "dynamic")
     }
-    return TensorPlan(**{**data, **specs, "reason": Reason.from_json(data["reason"])})
+    runs = data["runs"].replace("weight-only", "weight_only")  # as plans of version 1 spell it
+    return TensorPlan(**{**data, **specs, "runs": runs, "reason": Reason.from_json(data["reason"])})

@@ -20,7 +20,7 @@ class Row:
     Attributes:
         name: the layer whose value it returns.
         op: what it computes: the operators that were fused into it, joined by ``+``.
-        runs: ``"int8"``, ``"dynamic"``, ``"weight-only"``, ``"bfloat16"``, ``"float"``, or
+        runs: ``"int8"``, ``"dynamic"``, ``"weight_only"``, ``"bfloat16"``, ``"float"``, or
             ``"input"``.
         sqnr_db: of the error that it makes by itself; ``None`` where it was not measured.
         accumulated_db: with the error of all before it.

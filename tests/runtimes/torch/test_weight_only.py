@@ -101,7 +101,7 @@ def test_a_group_size_that_does_not_divide_keeps_the_layer_float():
     q = octavo.quantize(model, torch.randn(2, 48), qconfig=qconfig)
     reason = "group_size 64 does not divide its weight 0.weight of shape [64, 48]"
     assert q.summary().float_layers["0"] == reason
-    assert q.plan.tensors["2"].runs == "weight-only"
+    assert q.plan.tensors["2"].runs == "weight_only"
     with pytest.raises(octavo.OctavoError, match=r"nothing would be quantized: .*group_size 64"):
         octavo.quantize(nn.Linear(48, 8), torch.randn(2, 48), qconfig=qconfig)
 

@@ -8,7 +8,7 @@ from octavo.quantization.qconfig import QSpec
 from octavo.quantization.reasons import Reason
 
 # How a node runs that reads integers, be they only its weights.
-INTEGERS = frozenset({"int8", "dynamic", "weight-only"})
+INTEGERS = frozenset({"int8", "dynamic", "weight_only"})
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Placement:
         return self.runs(node) in INTEGERS
 
     def runs(self, node: str) -> str:
-        """``"int8"``, ``"dynamic"``, ``"weight-only"``, ``"bfloat16"`` or ``"float"``."""
+        """``"int8"``, ``"dynamic"``, ``"weight_only"``, ``"bfloat16"`` or ``"float"``."""
         if node in self.int8:
             return "int8"
         if node in self.dynamic:
             return "dynamic"
         if node in self.bfloat16:
             return "bfloat16"
-        return "weight-only" if node in self.weight_only else "float"
+        return "weight_only" if node in self.weight_only else "float"

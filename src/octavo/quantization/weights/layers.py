@@ -23,7 +23,7 @@ class Layer:
     Attributes:
         node: its call in the graph.
         runs: as in the plan: ``"int8"`` (its input has a fixed scale), ``"dynamic"`` or
-            ``"weight-only"``.
+            ``"weight_only"``.
         weight_name: of the constant.
         weight: float, in the shape that its operator takes: ``[out, in]`` of a linear layer,
             ``[out, in / groups, *kernel]`` of a convolution, ``[in, out / groups, *kernel]`` of a
