@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,36 @@ def test_renaming_a_node_reads_other_values(graph: Graph) -> None:
 
 def test_metas_are_those_of_inputs_and_nodes(graph: Graph) -> None:
     assert graph.metas == {"x": META, "fc": META, "unused": META, "parts": None, "sum": META}
+
+
+def test_metas_of_constants_are_asked_for_by_name(graph: Graph) -> None:
+    assert graph.meta("weight") == TensorMeta((4, 4), "float32")
+    assert graph.meta("fc") == META
+    assert graph.meta("parts") is None
+
+
+def test_the_only_user_of_a_value_reads_it_alone(graph: Graph) -> None:
+    assert graph.only_user("weight") is graph.node("fc")
+    assert graph.only_user("fc") is None  # several read it
+    assert graph.only_user("dead") is None
+    assert replace(graph, outputs=[Ref("weight")]).only_user("weight") is None  # so does the caller
+
+
+def test_an_argument_is_made_by_a_node_or_a_constant(graph: Graph) -> None:
+    assert graph.producer(Ref("fc")) is graph.node("fc")
+    assert graph.constant(Ref("scale")) is graph.constants["scale"]
+    for other in (Ref("x"), 1, None):
+        assert graph.producer(other) is None
+        assert graph.constant(other) is None
+    assert graph.producer(Ref("scale")) is None
+
+
+def test_a_changed_graph_has_indexes_of_its_own(graph: Graph) -> None:
+    assert len(graph.by_name) == len(graph.users["fc"]) + 1 == 4
+    pruned = graph.pruned()
+    assert set(pruned.by_name) == {"fc", "parts", "sum"}
+    assert [node.name for node in pruned.users["fc"]] == ["parts", "sum"]
+    assert "unused" not in pruned.metas
 
 
 def test_output_names_and_text(graph: Graph) -> None:

@@ -170,6 +170,11 @@ class Graph:
         return users
 
     @cached_property
+    def leaving(self) -> frozenset[str]:
+        """The values that leave the model."""
+        return frozenset(self.output_names())
+
+    @cached_property
     def metas(self) -> Mapping[str, TensorMeta | None]:
         """Shape and dtype of inputs and nodes, by name."""
         metas: dict[str, TensorMeta | None] = {i.name: i.meta for i in self.inputs}
@@ -179,6 +184,19 @@ class Graph:
         """Shape and dtype of any value; ``None`` where it is not one tensor."""
         constant = self.constants.get(name)
         return self.metas[name] if constant is None else TensorMeta.of(constant)
+
+    def only_user(self, name: str) -> Node | None:
+        """The one node that reads a value which does not leave the model."""
+        users = self.users[name]
+        return users[0] if len(users) == 1 and name not in self.leaving else None
+
+    def producer(self, arg: Arg) -> Node | None:
+        """The node that makes an argument; ``None`` for inputs, constants and what is no `Ref`."""
+        return self.by_name.get(arg.name) if isinstance(arg, Ref) else None
+
+    def constant(self, arg: Arg) -> Tensor | None:
+        """The tensor that an argument is; ``None`` where it is no constant."""
+        return self.constants.get(arg.name) if isinstance(arg, Ref) else None
 
     def node(self, name: str) -> Node:
         """The node of this name.
@@ -197,7 +215,7 @@ class Graph:
 
     def pruned(self) -> Graph:
         """The graph without nodes and constants that no output needs."""
-        needed = set(self.output_names())
+        needed = set(self.leaving)
         nodes = []
         for node in reversed(self.nodes):
             if node.name in needed:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.graph import Graph, Node
 from octavo.numerics import affine, octavo_ops
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
@@ -115,7 +115,7 @@ def weight_behind(graph: Graph, value: Any) -> QuantizedWeight | None:
 
     ``None`` where it is float, an activation, or no tensor.
     """
-    reader = graph.by_name.get(value.name) if isinstance(value, Ref) else None
+    reader = graph.producer(value)
     if reader is None or reader.op not in WEIGHT_READERS:
         return None
     unpack = graph.by_name.get(reader.args[0].name)
@@ -146,7 +146,7 @@ def rounding_behind(graph: Graph, value: Any) -> Node | None:
 
     ``None`` where it is float, a weight, or no tensor.
     """
-    reader = graph.by_name.get(value.name) if isinstance(value, Ref) else None
+    reader = graph.producer(value)
     source = None if reader is None or reader.op != DEQUANTIZE else reader.args[0].name
     rounding = None if source is None else graph.by_name.get(source)
     return rounding if rounding is not None and rounding.op == QUANTIZE else None

@@ -109,7 +109,6 @@ class _Writer:
         self.roundings: dict[str, str] = {}
         self.dynamic: dict[tuple[str, Any], str] = {}
         self.read_as_integers = _read_as_integers(model.graph, plan)
-        self.outputs = set(model.graph.output_names())
         layers = quantized_layers(model.deployed(), plan)
         # Layer with integer biases -> the tensor that it reads.
         self.sums = {
@@ -199,7 +198,7 @@ class _Writer:
         name = node.args[0].name
         producer = self.model.graph.by_name.get(name)
         source = self.folded.get(name, name)
-        alone = self.model.graph.users[name] == [node] and name not in self.outputs
+        alone = self.model.graph.only_user(name) == node
         kept = producer is None or producer.short_op not in _OUTPUT_NOT_KEPT
         return alone and not kept and source not in self.roundings
 

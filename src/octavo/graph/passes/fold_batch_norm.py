@@ -139,8 +139,7 @@ def _can_fold(layer: Node, graph: Graph) -> bool:
     over_channels = layer.meta is not None and (
         len(layer.meta.shape) == graph.constants[weight.name].dim()
     )
-    leaving = set(graph.output_names())
-    alone = all(len(graph.users[name]) == 1 and name not in leaving for name in (layer.name, *own))
+    alone = all(graph.only_user(name) is not None for name in (layer.name, *own))
     return (
         over_channels and alone and (bias_name(layer) in own or bias_name(layer) not in graph.users)
     )

@@ -32,7 +32,7 @@ def products_as_linear(graph: Graph) -> Graph:
     def linear(node: Node) -> Iterator[Part]:
         if _is_linear(node, graph.constants):
             bias, x, weight = _operands(node)
-            shared = len(graph.users[weight.name]) > 1 or weight.name in graph.output_names()
+            shared = graph.only_user(weight.name) is None
             name = f"{weight.name}.transposed" if shared else weight.name
             yield Constant(name, graph.constants[weight.name].t().contiguous())
             args = (x, Ref(name), bias) if bias is not None else (x, Ref(name))

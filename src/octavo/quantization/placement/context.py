@@ -27,13 +27,11 @@ class Context:
         graph: canonical, float.
         target: where it will run.
         qconfigs: node -> how it is wanted; ``None`` in float.
-        outputs: values that leave the model.
     """
 
     graph: Graph
     target: Target
     qconfigs: Mapping[str, QConfig | None]
-    outputs: frozenset[str]
 
     def reads(self, node: Node) -> list[str]:
         """The tensors (or lists of them) that a node would read in int8."""
@@ -56,11 +54,6 @@ class Context:
     def is_layer(self, name: str) -> bool:
         """Whether int8 saves so much that a node runs in it whatever stands around it."""
         return ROLES.get(self.graph.by_name[name].short_op) in (WEIGHTED, PRODUCT)
-
-    def only_user(self, name: str) -> Node | None:
-        """The one node that reads a value which does not leave the model."""
-        users = self.graph.users[name]
-        return users[0] if len(users) == 1 and name not in self.outputs else None
 
     def is_float(self, name: str) -> bool:
         """Whether a value is float32, or no tensor."""

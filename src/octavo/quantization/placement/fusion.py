@@ -17,7 +17,7 @@ def fuse(context: Context, kept: set[str], placement: Placement) -> None:
         if node.name not in kept or not context.is_layer(node.name):
             continue
         chain = [node]
-        after = context.only_user(node.name)
+        after = context.graph.only_user(node.name)
         if after is not None and _takes_addition(context, node, after, kept, claimed):
             claimed.add(after.name)
             chain.append(after)
@@ -35,7 +35,7 @@ def _float_tail(context: Context, kept: set[str], placement: Placement) -> set[s
     tail = set()
     for name in kept:
         node = context.graph.by_name[name]
-        after = context.only_user(name)
+        after = context.graph.only_user(name)
         if after is None:
             continue
         reason = placement.reasons.get(after.name)
@@ -47,7 +47,7 @@ def _float_tail(context: Context, kept: set[str], placement: Placement) -> set[s
 
 
 def _extend_by_activation(context: Context, chain: list[Node], int8: set[str]) -> None:
-    after = context.only_user(chain[-1].name)
+    after = context.graph.only_user(chain[-1].name)
     if after is not None and after.name in int8:
         chain += [after] if takes_activation(context, chain[-1], after, int8) else []
 
@@ -66,5 +66,5 @@ def _takes_addition(
 
 def takes_activation(context: Context, before: Node, node: Node, kept: set[str]) -> bool:
     """Whether the kernel of the node before applies an activation itself."""
-    alone = context.only_user(before.name) is node
+    alone = context.graph.only_user(before.name) is node
     return before.name in kept and alone and node.short_op in context.fusion(before).activations

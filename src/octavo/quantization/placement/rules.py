@@ -35,7 +35,7 @@ def place(graph: Graph, mapping: QConfigMapping, target: Target, mode: str) -> P
         qconfigs[node.name] = qconfig
         if reason is not None and not is_fusable(node, rule, target, mode):
             placement.reasons[node.name] = reason
-    context = Context(graph, target, qconfigs, frozenset(graph.output_names()))
+    context = Context(graph, target, qconfigs)
     place_in_bfloat16(context, rules, placement)
     place_without_ranges(context, placement)
     kept = between_int8_layers(context, candidates(context, placement), placement)

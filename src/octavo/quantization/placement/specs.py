@@ -38,7 +38,9 @@ def specify(context: Context, placement: Placement) -> None:
             read = Reason(ReasonKind.READ, f"{readers[0]} reads it in int8")
             placement.reasons[name] = made_in_float.and_also(read.words) if made_in_float else read
         elif made_in_float is None:
-            placement.reasons[name] = _unread(name in context.outputs) if is_tensor else _NO_TENSOR
+            placement.reasons[name] = (
+                _unread(name in context.graph.leaving) if is_tensor else _NO_TENSOR
+            )
     _share(context, placement, values)
 
 

@@ -90,19 +90,16 @@ class Writer:
         Raises:
             ExportError: they are not known.
         """
-        name = ref.name
-        if name in self.graph.constants:
-            return TensorMeta.of(self.graph.constants[name])
-        meta = self.graph.metas.get(name)
+        meta = self.graph.meta(ref.name)
         if meta is None:
-            raise ExportError(f"the shape of {name!r} is not known, which its ONNX form depends on")
+            raise ExportError(
+                f"the shape of {ref.name!r} is not known, which its ONNX form depends on"
+            )
         return meta
 
     def is_tensor(self, arg: Any) -> bool:
         """Whether an argument is a tensor of known shape, and not a size."""
-        return isinstance(arg, Ref) and (
-            arg.name in self.graph.constants or self.graph.metas.get(arg.name) is not None
-        )
+        return isinstance(arg, Ref) and self.graph.meta(arg.name) is not None
 
     def rank(self, ref: Ref | Node) -> int:
         """Number of dimensions of a tensor."""
@@ -110,11 +107,11 @@ class Writer:
 
     def producer(self, ref: Any) -> Node | None:
         """The node that makes a value; ``None`` for inputs, constants and what is no reference."""
-        return self.graph.by_name.get(ref.name) if isinstance(ref, Ref) else None
+        return self.graph.producer(ref)
 
     def tensor_of(self, ref: Any) -> Tensor | None:
         """The tensor of a constant."""
-        return self.graph.constants.get(ref.name) if isinstance(ref, Ref) else None
+        return self.graph.constant(ref)
 
     def maker(self, value: str) -> Any:
         """The node of the model that gives a value; ``None`` for inputs and initializers."""

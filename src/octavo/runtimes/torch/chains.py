@@ -76,20 +76,11 @@ class Context:
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
     held: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.users, self.nodes, self.metas = self.graph.users, self.graph.by_name, self.graph.metas
-        self.outputs = frozenset(self.graph.output_names())
-
     def before_cast(self, name: str) -> str:
         """What a layer in bfloat16 reads in float32; of other values itself."""
-        node = self.nodes.get(name)
+        node = self.graph.by_name.get(name)
         is_cast = node is not None and node.op == CAST and name.endswith(SUFFIX)
         return node.args[0].name if node is not None and is_cast else name
-
-    def only_user(self, name: str) -> Node | None:
-        """The node that alone reads a value, unless the value leaves the model."""
-        users = self.users[name]
-        return users[0] if len(users) == 1 and name not in self.outputs else None
 
     def source(self, arg: Any) -> tuple[Ref, Integers]:
         """The integers behind a dequantized argument.
@@ -149,14 +140,14 @@ def chain_from(context: Context, layer: Node, fusion: Fusion) -> Chain:
     """The longest chain that starts at a layer, of what its kernel takes in."""
     addition = activation = quantize = None
     fusable = fusion.activations
-    after = context.only_user(layer.name)
+    after = context.graph.only_user(layer.name)
     if fusion.addition and after is not None and _joins(context, layer, after):
         addition = after
-        after = context.only_user(addition.name)
+        after = context.graph.only_user(addition.name)
         fusable = _BEHIND_AN_ADDITION
     if after is not None and after.short_op in fusable:
         activation = after
-        after = context.only_user(activation.name)
+        after = context.graph.only_user(activation.name)
     if after is not None and after.op == QUANTIZE:
         quantize = after
     return Chain(layer, addition, activation, quantize)
@@ -174,14 +165,14 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
         return False
     others = [arg for arg in addition.args[:2] if arg != Ref(layer.name)]
     other = others[0].name if len(others) == 1 and isinstance(others[0], Ref) else ""
-    after = context.only_user(addition.name)
+    after = context.graph.only_user(addition.name)
     if after is not None and after.short_op in _BEHIND_AN_ADDITION:
-        after = context.only_user(after.name)
+        after = context.graph.only_user(after.name)
     read = layer.args[0].name
     if not {read, other} <= context.integers.keys() or after is None or after.op != QUANTIZE:
         return False
     out = integers_of(after)
     step = context.integers[read][1].scale * context.weight(arguments(layer)["weight"])[1]
     same_type = context.integers[other][1].dtype == out.dtype
-    same_shape = context.metas[other] == context.metas[layer.name]
+    same_shape = context.graph.metas[other] == context.graph.metas[layer.name]
     return same_type and same_shape and not meets_halves(step, out)

@@ -170,15 +170,15 @@ def _fixed_zero_point(context: Context, rounding: Node) -> int | None:
 
 
 def _is_never_negative(context: Context, x: Ref) -> bool:
-    node = context.nodes.get(x.name)
+    node = context.graph.producer(x)
     while node is not None and node.short_op in _KEEP_SIGNS:
-        node = context.nodes.get(node.args[0].name)
+        node = context.graph.producer(node.args[0])
     return node is not None and node.short_op in _NEVER_NEGATIVE
 
 
 def _columns(context: Context, x: Ref) -> tuple[int, ...]:
     """The length of a row, or nothing where it is not known."""
-    meta = context.metas[x.name]
+    meta = context.graph.metas[x.name]
     last = None if meta is None or not meta.shape else meta.shape[-1]
     return () if last is None else (last,)
 

@@ -203,7 +203,7 @@ def _with_signed_outputs(matched: _Matched, context: Context) -> list[str]:
     """The outputs' names, where integers that leave the model are int8 again if they were."""
     outputs = context.graph.output_names()
     for index, name in enumerate(outputs):
-        node = context.nodes.get(name)
+        node = context.graph.by_name.get(name)
         if node is not None and node.op == QUANTIZE and arguments(node)["dtype"] == torch.int8:
             outputs[index] = f"{name}.signed"
             matched.placed.append(Placed(_signed(node, outputs[index])))

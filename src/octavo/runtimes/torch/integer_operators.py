@@ -137,7 +137,7 @@ def _unscaled_input(context: Context, chain: Chain) -> Ref:
 
 
 def _is_float32(context: Context, value: Ref) -> bool:
-    meta = context.metas.get(value.name)
+    meta = context.graph.metas.get(value.name)
     return meta is not None and meta.dtype == "float32"
 
 

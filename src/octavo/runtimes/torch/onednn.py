@@ -101,7 +101,7 @@ class PackedConv:
         weight, scale = context.weight(weight_arg)
         check_kernel(source, None if is_depthwise(layer, weight) else weight)
         strides, paddings, dilations = (sized(value, dims) for value in sizes)
-        meta = context.metas[x.name]
+        meta = context.graph.metas[x.name]
         image: Sequence[int | None] = [None] * dims if meta is None else meta.shape[2:]
         outside = [0] * dims
         if _windows_miss(image, weight.shape[2:], paddings, dilations):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Node, Ref
+from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.graph.program import Step
 from octavo.runtimes.torch.chains import Context, integers_of
@@ -30,12 +30,12 @@ def step_from_pixels(context: Context, quantize: Node) -> Step | None:
     chain, out = [quantize], integers_of(quantize)
     for op in _NORMALIZATION:
         source = chain[-1].args[0]
-        node = context.nodes.get(source.name) if isinstance(source, Ref) else None
+        node = context.graph.producer(source)
         if node is None or node.op != op or node.kwargs:
             return None
         chain.append(node)
     _, add, mul, to = chain
-    pixels = context.metas.get(to.args[0].name)
+    pixels = context.graph.metas.get(to.args[0].name)
     if pixels is None or pixels.dtype != "uint8" or out.dtype != torch.uint8:
         return None
     factor, offset = _constant(context, mul), _constant(context, add)
@@ -113,4 +113,4 @@ def _channels_last(x: Tensor) -> Tensor:
 
 def _constant(context: Context, node: Node) -> Tensor | None:
     other = arguments(node)["other"]
-    return context.graph.constants.get(other.name) if isinstance(other, Ref) else None
+    return context.graph.constant(other)

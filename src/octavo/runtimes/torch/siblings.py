@@ -64,7 +64,7 @@ def _can_join(node: Node, graph: Graph) -> bool:
     if node.short_op != "linear" or node.meta is None:
         return False
     x, weight, bias = arguments(node).values()
-    source, read = (graph.by_name.get(a.name) if isinstance(a, Ref) else None for a in (x, weight))
+    source, read = graph.producer(x), graph.producer(weight)
     return (
         source is not None
         and source.op in (DEQUANTIZE, DYNAMIC)

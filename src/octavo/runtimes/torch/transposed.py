@@ -40,7 +40,7 @@ def conv_transpose2d(context: Context, chain: Chain) -> Call:
     taps = [size - 1 for size in phases.shape[2:]]
     packed_geometry = ([1, 1], taps, [1, 1], 1)
     scales = scale.repeat_interleave(stride**2)
-    meta = context.metas[x_arg.name]
+    meta = context.graph.metas[x_arg.name]
     shape = None if meta is None else [1 if size is None else size for size in meta.shape]
     packed = torch.ops.onednn.qconv_prepack(
         phases, scales, source.scale, source.zero_point, *packed_geometry, shape
