@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from octavo.arguments import expect, of, optional
 from octavo.errors import CalibrationError, OctavoWarning, PlanError
@@ -27,7 +26,7 @@ from octavo.qat.model import prepared_in
 from octavo.quantization.calibrate import NO_CALIBRATION, calibrate
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import PLAN, Plan, plan, unmatched_in_words
-from octavo.quantization.qconfig import QConfig, QConfigMapping
+from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import (
     METHODS,
     BiasCorrection,
@@ -120,27 +119,21 @@ def quantize(
     expect(METHODS, weights=weights)
     methods = (*weights, *([BiasCorrection()] if bias_correction else []))
     model = module_of(model)
-    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
-        own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
-        mode = "static" if calibration is not None else own
+        mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
     signature = Signature.of(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if mode == "static" and calibration is None and example_inputs is None:
         raise CalibrationError(NO_CALIBRATION)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
-    example = with_floats(example, pixels)
-    args, kwargs = pytree.tree_map_only(
-        Tensor, lambda t: t.to(device), (example.args, example.kwargs)
-    )
-    graph = capture(model, args, kwargs)
-    example_tensors = flatten_call(graph, args, kwargs)
+    example = with_floats(example, pixels).beside(model)
+    graph = capture(model, example.args, example.kwargs)
+    example_tensors = flatten_call(graph, example.args, example.kwargs)
     graph = with_seen(graph, example_tensors)
     if pixels is not None:
         take_pixels(graph, pixels)  # what does not fit is said before the long calibration
         inputs = _reading_floats(pixels, signature, inputs)
-    decided = plan(graph, mapping, target, mode, precision)
+    decided = plan(graph, mapping_of(qconfig), target, mode, precision)
     if decided.unmatched:
         warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=2)
     return quantize_captured(

@@ -44,6 +44,13 @@ class Batch:
         """How many samples; 1 where no tensor has a first axis."""
         return next((tensor.shape[0] for tensor in self.tensors if tensor.dim()), 1)
 
+    def beside(self, model: nn.Module) -> Batch:
+        """The call with its tensors where the model has its parameters."""
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        call = (self.args, self.kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(device), call)
+        return Batch(args, kwargs, self.labels)
+
 
 @dataclass(frozen=True)
 class Signature:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from octavo.errors import CalibrationError, PlanError, TrainingError
 from octavo.graph.batches import Signature, example_call
@@ -28,7 +26,7 @@ from octavo.qat.model import Held, QATModel
 from octavo.qat.training_graph import TrainingGraph
 from octavo.quantization.calibrate import calibrate
 from octavo.quantization.plan import Plan, plan
-from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec
+from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec, mapping_of, mode_of
 from octavo.quantization.targets import qat_qconfig
 
 
@@ -93,12 +91,9 @@ def prepare_qat(
     model = module_of(model)
     signature = Signature.of(model)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args, kwargs = pytree.tree_map_only(
-        Tensor, lambda t: t.to(device), (example.args, example.kwargs)
-    )
-    graph = traced(model, args, kwargs)
-    graph = with_seen(graph, flatten_call(graph, args, kwargs))
+    example = example.beside(model)
+    graph = traced(model, example.args, example.kwargs)
+    graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
     trained = TrainingGraph.of(graph)
     deployed = trained.deployed()
     decided = _plan(deployed, qconfig, target, mode)
@@ -126,7 +121,7 @@ def prepare_qat(
             "all parameters are frozen (requires_grad is False), so that there is nothing to "
             "train: unfreeze some, or use octavo.quantize"
         )
-    return QATModel(trained, decided, signature, held, modules).to(device).train()
+    return QATModel(trained, decided, signature, held, modules).to(graph.device).train()
 
 
 def _plan(
@@ -134,9 +129,9 @@ def _plan(
 ) -> Plan:
     """The plan, where the default observer is one that can follow a training."""
     if mode is None:
-        mode = qconfig.mode if isinstance(qconfig, QConfig) else "static"
-    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
-    mapping = QConfigMapping(list(mapping.rules) if mapping else [])
+        mode = mode_of(qconfig, "static")
+    given = mapping_of(qconfig)
+    mapping = QConfigMapping(list(given.rules) if given else [])
     if mode == "static" and not any(rule.kind == "global" for rule in mapping.rules):
         mapping.set_global(qat_qconfig(target))
     return plan(graph, mapping, target, mode)

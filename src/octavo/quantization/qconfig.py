@@ -230,3 +230,13 @@ class QConfigMapping:
             )
         self.rules.append(Rule(kind, pattern, qconfig))
         return self
+
+
+def mapping_of(qconfig: QConfig | QConfigMapping | None) -> QConfigMapping | None:
+    """The rules: one `QConfig` holds for all layers."""
+    return QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+
+
+def mode_of(qconfig: QConfig | QConfigMapping | None, otherwise: str) -> str:
+    """What one `QConfig` makes of a layer; a mapping leaves that open."""
+    return qconfig.mode if isinstance(qconfig, QConfig) else otherwise

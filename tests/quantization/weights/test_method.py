@@ -90,7 +90,7 @@ class Feedback(WeightMethod):
     damping: float = 0.01
 
     def fits(self, layer: Layer) -> bool:
-        return layer.node.short_op == "linear" and layer.scheme.channel_axis == 0
+        return layer.node.short_op == "linear" and layer.scheme.granularity != "per-tensor"
 
     def statistic(self, layer: Layer) -> Gram:
         return Gram()
@@ -101,16 +101,21 @@ class Feedback(WeightMethod):
         inverse = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
         left, integers = layer.weight.double().clone(), now.integers.clone()
         for column in range(left.shape[1]):
-            integers[:, column] = quantized(left[:, column], per_row(now.qparams))
-            exact = dequantized(integers[:, column], per_row(now.qparams))
+            qparams = of_column(now.qparams, column)
+            integers[:, column] = quantized(left[:, column], qparams)
+            exact = dequantized(integers[:, column], qparams)
             error = (left[:, column] - exact) / inverse[column, column]
             left[:, column:] -= error[:, None] * inverse[column, column:]
         return replace(now, integers=integers)
 
 
-def per_row(qparams: QParams) -> QParams:
-    """For a column, in which each value has the scale of its row."""
-    return replace(qparams, scheme=replace(qparams.scheme, channel_axis=0))
+def of_column(qparams: QParams, column: int) -> QParams:
+    """For a column, in which each value has the scale of its row, or of its group in the row."""
+    scheme, scale, zero = qparams.scheme, qparams.scale, qparams.zero_point
+    if scheme.group_size is not None:
+        group = column // scheme.group_size
+        scale, zero = scale[:, group], zero[:, group]
+    return QParams(scale, zero, replace(scheme, group_size=None, channel_axis=0))
 
 
 def weights_config(dtype: str, low: float, high: float) -> octavo.QConfig:
@@ -215,6 +220,17 @@ def test_it_lessens_the_error_and_runtimes_agree(
     loaded = octavo.load(tmp_path / "q.octavo")
     assert torch.equal(loaded(x), q(x))
     octavo.layer_errors(model, loaded, batches[:1])  # which compares the weights
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_of_groups(symmetric: bool) -> None:
+    model, batches = net(), data()
+    config = octavo.weight_only_qconfig(4, group_size=8, symmetric=symmetric)
+    kwargs: dict[str, Any] = {"calibration": batches, "mode": "weight_only", "qconfig": config}
+    plain, q = (octavo.quantize(model, weights=m, **kwargs) for m in ([], [Feedback()]))
+    x = torch.cat(batches)
+    assert error(q, model, x) < 0.9 * error(plain, model, x)
+    assert octavo.verify(q, batches[:1], runtimes=["torch"]).passed
 
 
 def test_a_convolution_in_static_int8_and_groups() -> None:

@@ -29,7 +29,7 @@ from octavo.measuring.metrics import Metric
 from octavo.model.kinds import require_float
 from octavo.quantization.calibrate import calibrate
 from octavo.quantization.plan import plan
-from octavo.quantization.qconfig import QConfig, QConfigMapping
+from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import METHODS, BiasCorrection, WeightMethod
 
 
@@ -163,14 +163,12 @@ def sensitivity(
     optional(FUNCTION, inputs=inputs)
     require(engine)
     signature = Signature.of(model)
-    mapping = QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
     if mode is None:
-        own = qconfig.mode if isinstance(qconfig, QConfig) else "dynamic"
-        mode = "static" if calibration is not None else own
+        mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     with evaluating(model):
         graph = capture(model, example.args, example.kwargs)
-    decided = plan(graph, mapping, target, mode)
+    decided = plan(graph, mapping_of(qconfig), target, mode)
     methods = (*weights, *([BiasCorrection()] if bias_correction else []))
     found = calibrate(
         graph,
