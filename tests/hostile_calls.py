@@ -34,10 +34,13 @@ FOREIGN: list[Any] = [
 @cache
 def names() -> list[str]:
     """All operators on tensors that a graph may hold."""
-    found = [f"octavo.{name}.default" for name in operators.OCTAVO]
-    for name in operators.ATEN:
-        for overload in getattr(torch.ops.aten, name).overloads():
-            found.append(f"aten.{name}.{overload}")
+    allowed = (("aten", operators.ATEN), ("octavo", operators.OCTAVO))
+    found = [
+        f"{namespace}.{name}.{overload}"
+        for namespace, known in allowed
+        for name in known
+        for overload in getattr(getattr(torch.ops, namespace), name).overloads()
+    ]
     return sorted(name for name in found if _is_allowed(name))
 
 
@@ -283,9 +286,8 @@ TEMPLATES: dict[str, Callable[[Dice], list[Any]]] = {
         T(d, 2, 4, dtype=F32), T(d, 2, 3, dtype=F32), T(d, 9, 4, dtype=F32), T(d, 9, 3, dtype=F32),
     ],
     "quantize.default": lambda d: [T(d, 3, 4, dtype=F32), 0.1, 3, 0, 255, torch.uint8],
-    "quantize_channels.default": lambda d: [
-        T(d, 3, 4, dtype=F32), T(d, 3, dtype=F32), T(d, 3, dtype=torch.int32), 0, -128, 127,
-        torch.int8,
+    "dequantize.Tensor": lambda d: [
+        T(d, 3, 4, dtype=torch.int8), T(d, 3, 2, dtype=F32), T(d, 3, 2, dtype=torch.int32),
     ],
     "unpack_int4.default": lambda d: [T(d, 6, dtype=torch.uint8), [3, 4], True],
     "attention.default": lambda d: [

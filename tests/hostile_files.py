@@ -76,8 +76,8 @@ OPERATORS = """
     aten.conv2d.default aten.conv2d.padding aten.linear.default aten.max_pool2d.default
     aten.mean.default aten.mean.dim aten.hardtanh.default aten.flatten.using_ints aten.split.Tensor
     aten.select.int aten.permute.default aten.mul.Tensor aten.reshape.default
-    octavo.quantize.default octavo.dequantize.default octavo.quantize_channels.default
-    octavo.dequantize_channels.default octavo.eval.default
+    octavo.quantize.default octavo.dequantize.default octavo.dequantize.Tensor
+    octavo.dequantize_channels.default octavo.dequantize_groups.default octavo.eval.default
 """.split()
 
 NAMES = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -13,11 +15,9 @@ from octavo.graph import operators
 from octavo.numerics.octavo_ops import (
     attention,
     dequantize,
-    dequantize_channels,
     fake_quantize_dynamic,
     pack_int4,
     quantize,
-    quantize_channels,
     unpack_int4,
 )
 
@@ -29,12 +29,6 @@ def numpy_quantize(
     x: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, low: int, high: int
 ) -> np.ndarray:
     return np.clip(np.rint(x / scale.astype(np.float32)) + zero_point, low, high)
-
-
-def along(values: np.ndarray, dim: int, axis: int) -> np.ndarray:
-    shape = [1] * dim
-    shape[axis] = -1
-    return values.reshape(shape)
 
 
 @given(
@@ -64,14 +58,15 @@ def test_per_tensor_as_numpy_does(
 def test_per_channel_as_numpy_does(axis: int, integers: tuple[int, int, torch.dtype]) -> None:
     low, high, dtype = integers
     x = torch.randn(4, 3, 2, 5)
-    channels = x.shape[axis]
-    scale = torch.rand(channels) * 0.05 + 0.005
-    zero_point = torch.randint(0, 60, (channels,), dtype=torch.int32)
-    q = OCTAVO.quantize_channels(x, scale, zero_point, axis, low, high, dtype)
-    s, z = along(scale.numpy(), 4, axis), along(zero_point.numpy(), 4, axis)
+    sizes = [1] * 4
+    sizes[axis] = x.shape[axis]
+    scale = torch.rand(sizes) * 0.05 + 0.005
+    zero_point = torch.randint(0, 60, sizes, dtype=torch.int32)
+    q = quantize(x, scale, zero_point, low, high, dtype)
+    s, z = scale.numpy(), zero_point.numpy()
     assert q.dtype == dtype
     assert np.array_equal(q.numpy(), numpy_quantize(x.numpy(), s, z, low, high))
-    back = OCTAVO.dequantize_channels(q, scale, zero_point, axis)
+    back = OCTAVO.dequantize(q, scale, zero_point)
     assert back.dtype == torch.float32
     z = z.astype(np.float32)
     assert np.array_equal(back.numpy(), (q.numpy().astype(np.float32) - z) * s)
@@ -104,13 +99,13 @@ def test_the_range_is_not_the_types() -> None:
 
 def test_on_the_meta_device() -> None:
     x = torch.empty(2, 3, 4, device="meta")
-    scale = torch.empty(3, device="meta")
-    zero_point = torch.empty(3, dtype=torch.int32, device="meta")
+    scale = torch.empty(1, 3, 2, device="meta")
+    zero_point = torch.empty(1, 3, 2, dtype=torch.int32, device="meta")
     results = [
         (OCTAVO.quantize(x, 0.1, 3, 0, 255, torch.uint8), torch.uint8),
         (OCTAVO.dequantize(x.to(torch.uint8), 0.1, 3), torch.float32),
-        (OCTAVO.quantize_channels(x, scale, zero_point, 1, -127, 127, torch.int8), torch.int8),
-        (OCTAVO.dequantize_channels(x.to(torch.int8), scale, zero_point, 1), torch.float32),
+        (quantize(x, scale, zero_point, -127, 127, torch.int8), torch.int8),
+        (OCTAVO.dequantize(x.to(torch.int8), scale, zero_point), torch.float32),
     ]
     for result, dtype in results:
         assert result.is_meta
@@ -118,25 +113,23 @@ def test_on_the_meta_device() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "args"),
+    ("name", "function", "args"),
     [
-        (quantize, (torch.randn(2, 3), 0.1, 3, 0, 255, torch.uint8)),
-        (dequantize, (torch.ones(2, 3, dtype=torch.uint8), 0.1, 3)),
+        ("quantize.default", quantize, (torch.randn(2, 3), 0.1, 3, 0, 255, torch.uint8)),
+        ("dequantize.default", dequantize, (torch.ones(2, 3, dtype=torch.uint8), 0.1, 3)),
         (
-            quantize_channels,
-            (torch.randn(2, 3), torch.rand(3), torch.zeros(3).int(), 1, -127, 127, torch.int8),
-        ),
-        (
-            dequantize_channels,
-            (torch.ones(2, 3, dtype=torch.int8), torch.rand(3), torch.zeros(3).int(), 1),
+            "dequantize.Tensor",
+            dequantize,
+            (torch.ones(2, 4, dtype=torch.int8), torch.rand(2, 2), torch.zeros(2, 2).int()),
         ),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_registered_as_torch_wants_it(function: object, args: tuple) -> None:
-    overload = getattr(OCTAVO, function.__name__).default
+def test_registered_as_torch_wants_it(name: str, function: Any, args: tuple) -> None:
+    packet, overload_name = name.split(".")
+    overload = getattr(getattr(OCTAVO, packet), overload_name)
     torch.library.opcheck(overload, args, test_utils=("test_schema", "test_faketensor"))
-    assert operators.resolve(f"octavo.{function.__name__}.default") is overload
+    assert operators.resolve(f"octavo.{name}") is overload
     assert torch.equal(overload(*args), function(*args))
 
 
@@ -151,54 +144,46 @@ def test_wrong_arguments_are_refused() -> None:
 @pytest.mark.parametrize(
     ("scale", "zero_point"),
     [
-        (torch.ones(2), torch.zeros(3).int()),
-        (torch.ones(3), torch.zeros(1).int()),
-        (torch.ones(3, 1), torch.zeros(3).int()),
+        (torch.ones(1, 2), torch.zeros(1, 3).int()),
+        (torch.ones(1, 3), torch.zeros(1, 1).int()),
+        (torch.ones(3), torch.zeros(3).int()),
+        (torch.ones(3, 1), torch.zeros(3, 1).int()),
+        (torch.ones(4, 4), torch.zeros(4, 4).int()),
+        (torch.ones(1, 0), torch.zeros(1, 0).int()),
         (torch.ones(()), torch.zeros(()).int()),
-        (torch.ones(0), torch.zeros(0).int()),
-        (torch.ones(3).double(), torch.zeros(3).int()),
-        (torch.ones(3), torch.zeros(3)),
+        (torch.ones(1, 3).double(), torch.zeros(1, 3).int()),
+        (torch.ones(1, 3), torch.zeros(1, 3)),
     ],
     ids=lambda values: f"{values.dtype}{list(values.shape)}",
 )
-def test_scales_must_fit_the_axis(scale: Tensor, zero_point: Tensor, device: str) -> None:
+def test_scales_must_fit(scale: Tensor, zero_point: Tensor, device: str) -> None:
     x, scale, zero_point = (t.to(device) for t in (torch.ones(4, 3), scale, zero_point))
-    with pytest.raises(ValueError, match=r"for axis 1 of a tensor of shape \[4, 3\]; expected"):
-        OCTAVO.quantize_channels(x, scale, zero_point, 1, 0, 255, torch.uint8)
-    with pytest.raises(ValueError, match=r"expected torch\.(float32|int32)"):
-        OCTAVO.dequantize_channels(x.to(torch.uint8), scale, zero_point, 1)
+    with pytest.raises(ValueError, match=r"of shape \[4, 3\]; expected float32 and int32"):
+        quantize(x, scale, zero_point, 0, 255, torch.uint8)
+    with pytest.raises(ValueError, match=r"of shape \[4, 3\]; expected float32 and int32"):
+        OCTAVO.dequantize.Tensor(x.to(torch.uint8), scale, zero_point)
 
 
-def test_groups_are_channels_of_a_finer_tensor() -> None:
+@pytest.mark.parametrize("sizes", [(3, 4), (1, 4), (3, 1), (1, 1), (3, 12), (1, 12)], ids=str)
+def test_each_value_has_the_scale_of_its_group(sizes: tuple[int, int]) -> None:
     x = torch.randn(3, 12)
-    scale, zero_point = torch.rand(3, 4) + 0.1, torch.randint(0, 9, (3, 4), dtype=torch.int32)
-    q = OCTAVO.quantize_groups(x, scale, zero_point, 0, 15, torch.uint8)
-    finer = quantize_channels(
-        x.reshape(12, 3), scale.flatten(), zero_point.flatten(), 0, 0, 15, torch.uint8
+    scale, zero_point = torch.rand(sizes) + 0.1, torch.randint(0, 9, sizes, dtype=torch.int32)
+    q = quantize(x, scale, zero_point, 0, 15, torch.uint8)
+    s, z = (
+        np.repeat(np.repeat(v.numpy(), 3 // sizes[0], 0), 12 // sizes[1], 1)
+        for v in (scale, zero_point)
     )
-    assert torch.equal(q, finer.reshape(3, 12))
-    back = dequantize_channels(finer, scale.flatten(), zero_point.flatten(), 0)
-    assert torch.equal(OCTAVO.dequantize_groups(q, scale, zero_point), back.reshape(3, 12))
+    assert np.array_equal(q.numpy(), numpy_quantize(x.numpy(), s, z, 0, 15))
+    back = OCTAVO.dequantize(q, scale, zero_point)
+    assert np.array_equal(back.numpy(), (q.numpy().astype(np.float32) - z.astype(np.float32)) * s)
 
 
-@pytest.mark.parametrize(
-    ("scale", "zero_point"),
-    [
-        (torch.ones(3), torch.zeros(3, dtype=torch.int32)),
-        (torch.ones(2, 4), torch.zeros(2, 4, dtype=torch.int32)),
-        (torch.ones(3, 5), torch.zeros(3, 5, dtype=torch.int32)),
-        (torch.ones(3, 4), torch.zeros(3, 2, dtype=torch.int32)),
-        (torch.ones(3, 4), torch.zeros(3, 4)),
-    ],
-)
-def test_groups_that_do_not_fit_are_refused(scale: Tensor, zero_point: Tensor) -> None:
-    x = torch.randn(3, 12)
-    for device in ("cpu", "meta"):
-        args = [t.to(device) for t in (x, scale, zero_point)]
-        with pytest.raises(ValueError, match=r"groups|differ"):
-            OCTAVO.quantize_groups(*args, 0, 15, torch.uint8)
-        with pytest.raises(ValueError, match=r"groups|differ"):
-            OCTAVO.dequantize_groups(*args)
+def test_groups_along_any_axis() -> None:
+    q = torch.arange(24, dtype=torch.int8).reshape(4, 3, 2)
+    scale = torch.tensor([1.0, 2.0]).reshape(2, 1, 1)
+    back = OCTAVO.dequantize(q, scale, torch.zeros_like(scale, dtype=torch.int32))
+    assert torch.equal(back[:2], q[:2].float())
+    assert torch.equal(back[2:], 2 * q[2:].float())
 
 
 def test_four_bits_low_half_first() -> None:

@@ -39,8 +39,17 @@ def to_json(graph: Graph) -> dict[str, Any]:
     }
 
 
-def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
+def from_json(
+    data: Any,
+    constants: Mapping[str, Tensor],
+    upgrade: Callable[[Graph], Graph] = lambda graph: graph,
+) -> Graph:
     """The graph that `to_json` wrote, around these constants.
+
+    Args:
+        data: the JSON.
+        constants: the graph's.
+        upgrade: makes today's graph of an older version's, before it is checked.
 
     Raises:
         ArtifactError: the data is not a graph, names an operator that is not allowed or a value
@@ -54,10 +63,10 @@ def from_json(data: Any, constants: Mapping[str, Tensor]) -> Graph:
             {_text(name): decode(tree) for name, tree in data["arguments"]},
             decode(data["outputs"]),
         )
-        graph = replace(graph, guards=decode_guards(data, graph.inputs))
+        graph = upgrade(replace(graph, guards=decode_guards(data, graph.inputs)))
         if broken := graph.broken_guard({given.name: given.sizes for given in graph.inputs}):
             raise ValueError(f"its example does not satisfy its guard {broken}")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"its graph is malformed: {type(error).__name__}: {error}") from None
     check(graph)
     return graph

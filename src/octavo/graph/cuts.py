@@ -17,16 +17,13 @@ from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.program import run_of
 from octavo.graph.qdq import (
     DEQUANTIZE,
-    DEQUANTIZE_CHANNELS,
-    DEQUANTIZE_GROUPS,
+    DEQUANTIZE_WEIGHT,
     DEQUANTIZED,
     DYNAMIC,
     QUANTIZE,
     UNPACK,
     is_own,
 )
-
-_WEIGHTS = frozenset({DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS})
 
 
 @dataclass(frozen=True)
@@ -170,7 +167,7 @@ def _cut_inputs(node: Node, producers: Mapping[str, Node]) -> list[str]:
         return [node.args[0].name]
     names = list(node.refs())
     made_by = {name: producers[name].op for name in names if name in producers}
-    if any(op in _WEIGHTS for op in made_by.values()) and not is_own(node):
+    if DEQUANTIZE_WEIGHT in made_by.values() and not is_own(node):
         return [name for name in names[:1] if made_by.get(name, DEQUANTIZE) not in DEQUANTIZED]
     return []
 

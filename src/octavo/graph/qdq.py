@@ -1,9 +1,9 @@
 """What a QDQ graph says: the operators that round, and who reads what they make.
 
 A quantized activation is ``x -> QUANTIZE -> DEQUANTIZE``, one that is rounded by its own range at
-each call ``x -> DYNAMIC``. A quantized weight is a constant of integers behind one of
-`WEIGHT_READERS`, those of four bits behind `UNPACK` too. Whoever reads or writes such a graph takes
-the names from here.
+each call ``x -> DYNAMIC``. A quantized weight is a constant of integers behind
+`DEQUANTIZE_WEIGHT`, those of four bits behind `UNPACK` too. Whoever reads or writes such a graph
+takes the names from here.
 """
 
 from __future__ import annotations
@@ -12,22 +12,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node
-from octavo.numerics import affine, octavo_ops
+from octavo.numerics import octavo_ops
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
-DEQUANTIZE_CHANNELS = "octavo.dequantize_channels.default"
-DEQUANTIZE_GROUPS = "octavo.dequantize_groups.default"
+DEQUANTIZE_WEIGHT = "octavo.dequantize.Tensor"
 DYNAMIC = "octavo.fake_quantize_dynamic.default"
 UNPACK = "octavo.unpack_int4.default"
 ATTENTION = "octavo.attention.default"
 
-WEIGHT_READERS = frozenset({DEQUANTIZE, DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS})
 # Operators whose results are floats that stand for integers.
-DEQUANTIZED = WEIGHT_READERS | {DYNAMIC}
+DEQUANTIZED = frozenset({DEQUANTIZE, DEQUANTIZE_WEIGHT, DYNAMIC})
 
 
 def is_own(node: Node) -> bool:
@@ -77,16 +74,15 @@ class QuantizedWeight:
         return not bool(self.zero_point.any())
 
     @property
-    def grouped(self) -> bool:
-        """Whether neighbours along an axis share a scale, and those further on do not."""
-        return any(own not in (1, n) for own, n in zip(self.scale.shape, self.shape, strict=True))
-
-    @property
     def axis(self) -> int | None:
         """The axis whose indices have a scale each; ``None`` with one for all, or for groups."""
-        own = [axis for axis, size in enumerate(self.scale.shape) if size == self.shape[axis]]
-        found = [axis for axis in own if self.channel_scale(axis) is not None]
-        return found[0] if found else None
+        axes = range(len(self.shape)) if self.scale.numel() > 1 else ()
+        return next((axis for axis in axes if self.channel_scale(axis) is not None), None)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether scales belong neither to all of the weight nor to the indices of one axis."""
+        return self.scale.numel() > 1 and self.axis is None
 
     def channel_scale(self, axis: int) -> Tensor | None:
         """The scale ``[channels]`` of each index of an axis; ``None`` where others differ too."""
@@ -116,29 +112,17 @@ def weight_behind(graph: Graph, value: Any) -> QuantizedWeight | None:
     ``None`` where it is float, an activation, or no tensor.
     """
     reader = graph.producer(value)
-    if reader is None or reader.op not in WEIGHT_READERS:
+    if reader is None or reader.op != DEQUANTIZE_WEIGHT:
         return None
     unpack = graph.by_name.get(reader.args[0].name)
     if unpack is not None and unpack.op != UNPACK:
         return None
     name = (reader if unpack is None else unpack).args[0].name
-    if name not in graph.constants:
+    tensors = [graph.constants.get(n) for n in (name, *(arg.name for arg in reader.args[1:3]))]
+    if any(tensor is None for tensor in tensors):
         return None
-    stored = graph.constants[name]
-    dims = stored.dim() if unpack is None else len(unpack.args[1])
-    scale, zero_point = (_parameter(graph, reader, index, dims) for index in (1, 2))
+    stored, scale, zero_point = (tensor for tensor in tensors if tensor is not None)
     return QuantizedWeight(name, reader, unpack, stored, scale, zero_point)
-
-
-def _parameter(graph: Graph, reader: Node, index: int, dims: int) -> Tensor:
-    """The scale or zero point among a reader's arguments, of the weight's rank."""
-    if reader.op == DEQUANTIZE:
-        dtype = torch.float32 if index == 1 else torch.int32
-        return torch.tensor(reader.args[index], dtype=dtype).reshape([1] * dims)
-    value = graph.constants[reader.args[index].name]
-    if reader.op == DEQUANTIZE_GROUPS:
-        return value
-    return affine.broadcast(value, dims, reader.args[3])
 
 
 def rounding_behind(graph: Graph, value: Any) -> Node | None:

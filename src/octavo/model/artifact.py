@@ -4,7 +4,7 @@
 metadata              what
 ====================  =============================================================================
 ``format``            ``"octavo"``
-``version``           of this layout; a reader refuses a newer one
+``version``           of this layout; older ones are read too, a newer one is refused
 ``graph``             JSON, see `octavo.graph.as_json`: operators from an allow-list, no code
 ``plan``              JSON, see `octavo.plan`
 ``signature``         JSON: names of the model's arguments, how many are required
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from octavo.arguments import PATH, expect
 from octavo.errors import ArtifactError, OctavoError
-from octavo.graph import as_json
+from octavo.graph import as_json, version_1
 from octavo.graph.batches import Signature
 from octavo.graph.graph import Graph, TensorMeta
 from octavo.model.files import tensor_file
@@ -43,6 +43,7 @@ from octavo.model.files.source_file import check_file, reason
 from octavo.quantization.plan import Plan
 
 FORMAT, VERSION = "octavo", 2
+_UPGRADES = {"1": version_1.upgraded}
 _HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
 _SAMPLES, _SAMPLE_OF = "samples", "samples of "  # its key, and what stands before a tensor's name
 
@@ -132,7 +133,8 @@ def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
         ArtifactError: a part is missing, malformed, or does not fit the tensors.
     """
     _check_header(metadata, _HASHED)
-    graph = as_json.from_json(json.loads(metadata["graph"]), tensors)
+    upgrade = _UPGRADES.get(metadata["version"], lambda graph: graph)
+    graph = as_json.from_json(json.loads(metadata["graph"]), tensors, upgrade)
     plan = Plan.from_json(metadata["plan"])
     signature = _signature(json.loads(metadata["signature"]))
     provenance = json.loads(metadata["provenance"])

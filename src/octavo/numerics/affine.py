@@ -26,6 +26,18 @@ class QParams:
     zero_point: Tensor
     scheme: Scheme
 
+    def of_rank(self, dims: int) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as `octavo.numerics.octavo_ops` takes them for a ``dims``-D tensor:
+        of that rank, each size 1, the tensor's own or its number of groups.
+        """
+        if self.scheme.group_size is not None:
+            return self.scale, self.zero_point
+        axis = self.scheme.channel_axis
+        sizes = [1] * dims
+        if axis is not None:
+            sizes[axis] = -1
+        return self.scale.reshape(sizes), self.zero_point.reshape(sizes)
+
 
 def qparams_of_range(low: Tensor, high: Tensor, scheme: Scheme) -> QParams:
     """Scale and zero point that cover ``[low, high]``, extended to contain zero.

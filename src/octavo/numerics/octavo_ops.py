@@ -2,14 +2,9 @@
 
 They are the oracle: they run wherever torch does, and every runtime is tested against them.
 
-- ``octavo::quantize(x, scale, zero_point, qmin, qmax, dtype)``: float to integers, one scale.
-- ``octavo::dequantize(q, scale, zero_point)``: back to float32, one scale.
-- ``octavo::quantize_channels(x, scale, zero_point, axis, qmin, qmax, dtype)``: scale float32
-  ``[channels]`` and zero point int32 ``[channels]``.
-- ``octavo::dequantize_channels(q, scale, zero_point, axis)``.
-- ``octavo::quantize_groups(x, scale, zero_point, qmin, qmax, dtype)``: scale float32 and zero
-  point int32 ``[rows, groups]``, for ``x`` ``[rows, columns]``.
-- ``octavo::dequantize_groups(q, scale, zero_point)``.
+- ``octavo::quantize(x, scale, zero_point, qmin, qmax, dtype)``: float to integers.
+- ``octavo::dequantize(q, scale, zero_point)``: back to float32. Scale and zero point are numbers,
+  or tensors of ``q``'s rank: one value for the tensor, each channel or each group.
 - ``octavo::pack_int4(q)`` and ``octavo::unpack_int4(packed, shape, signed)``: integers of four
   bits, two to a byte.
 - ``octavo::fake_quantize_dynamic(x, qmin, qmax, symmetric, per_token)``: quantized and dequantized
@@ -34,10 +29,16 @@ _LIBRARY = torch.library.Library("octavo", "DEF")
 
 
 def quantize(
-    x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int, dtype: torch.dtype
+    x: Tensor,
+    scale: float | Tensor,
+    zero_point: int | Tensor,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Float tensor to integers of ``dtype`` in ``[qmin, qmax]``, one scale for the tensor."""
-    return affine.quantize(x, scale, zero_point, qmin, qmax).to(dtype)
+    """Float tensor to integers of ``dtype`` in ``[qmin, qmax]``; for scales see `dequantize`."""
+    blocks, scale, zero_point = _in_blocks(x, scale, zero_point)
+    return affine.quantize(blocks, scale, zero_point, qmin, qmax).to(dtype).reshape(x.shape)
 
 
 def dequantize(q: Tensor, scale: float | Tensor, zero_point: int | Tensor) -> Tensor:
@@ -49,41 +50,8 @@ def dequantize(q: Tensor, scale: float | Tensor, zero_point: int | Tensor) -> Te
             a scale, or a divisor where so many groups of neighbours have one each.
         zero_point: a number, or int32 of the same shape.
     """
-    if not isinstance(scale, Tensor) or not isinstance(zero_point, Tensor):
-        return affine.dequantize(q, scale, zero_point)
-    return affine.dequantize(*_in_blocks(q, scale, zero_point)).reshape(q.shape)
-
-
-def quantize_channels(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    axis: int,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Float tensor to integers, one scale for each index of ``axis``."""
-    return affine.quantize(x, *_along(axis, x, scale, zero_point), qmin, qmax).to(dtype)
-
-
-def dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
-    """Integers back to float32, one scale for each index of ``axis``."""
-    return affine.dequantize(q, *_along(axis, q, scale, zero_point))
-
-
-def quantize_groups(
-    x: Tensor, scale: Tensor, zero_point: Tensor, qmin: int, qmax: int, dtype: torch.dtype
-) -> Tensor:
-    """Float ``[rows, columns]`` to integers, one scale for each group of neighbours in a row."""
-    groups, scale, zero_point = _in_groups(x, scale, zero_point)
-    return affine.quantize(groups, scale, zero_point, qmin, qmax).to(dtype).reshape(x.shape)
-
-
-def dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Integers ``[rows, columns]`` back to float32, one scale for each group."""
-    groups, scale, zero_point = _in_groups(q, scale, zero_point)
-    return affine.dequantize(groups, scale, zero_point).reshape(q.shape)
+    blocks, scale, zero_point = _in_blocks(q, scale, zero_point)
+    return affine.dequantize(blocks, scale, zero_point).reshape(q.shape)
 
 
 def pack_int4(q: Tensor) -> Tensor:
@@ -181,57 +149,37 @@ def attention(
     return (rounded @ v) / rounded.sum(-1, keepdim=True).clamp(min=1.0)
 
 
-def _in_blocks(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_blocks(
+    x: Tensor, scale: float | Tensor, zero_point: int | Tensor
+) -> tuple[Tensor, float | Tensor, int | Tensor]:
     """``x`` with each axis that is quantized in groups as two, and scale and zero point likewise,
     so that they broadcast.
     """
-    expected = ((scale, torch.float32), (zero_point, torch.int32))
-    fits = all(values.shape == scale.shape and values.dtype == dtype for values, dtype in expected)
-    sizes = list(zip(scale.shape, x.shape, strict=False))
-    if (
-        not fits
-        or scale.dim() != x.dim()
-        or any(own != size and (own < 1 or size % own) for own, size in sizes)
-    ):
-        raise ValueError(
-            f"a scale {scale.dtype}{list(scale.shape)} and a zero point {zero_point.dtype}"
-            f"{list(zero_point.shape)} for a tensor of shape {list(x.shape)}; expected float32 and "
-            "int32 of its rank, each size 1, the tensor's or a divisor of it"
-        )
-    for axis, (own, size) in reversed(list(enumerate(sizes))):
-        if own not in (1, size):
+    if not isinstance(scale, Tensor) or not isinstance(zero_point, Tensor):
+        return x, scale, zero_point
+    check_scales(scale, zero_point, x)
+    for axis, (own, size) in reversed(list(enumerate(zip(scale.shape, x.shape, strict=True)))):
+        if own not in (size, 1):
             x = x.unflatten(axis, (own, size // own))
             scale, zero_point = scale.unsqueeze(axis + 1), zero_point.unsqueeze(axis + 1)
     return x, scale, zero_point
 
 
-def _along(axis: int, x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and zero point shaped so that they broadcast along ``axis``."""
-    for values, dtype in ((scale, torch.float32), (zero_point, torch.int32)):
-        if values.shape != (x.shape[axis],) or values.dtype != dtype:
-            raise ValueError(
-                f"{values.dtype}{list(values.shape)} for axis {axis} of a tensor of shape "
-                f"{list(x.shape)}; expected {dtype}[{x.shape[axis]}]"
-            )
-    dim = x.dim()
-    return affine.broadcast(scale, dim, axis), affine.broadcast(zero_point, dim, axis)
+def check_scales(scale: Tensor, zero_point: Tensor, x: Tensor) -> None:
+    """Refuse scales and zero points that are not those of a tensor.
 
-
-def _in_groups(x: Tensor, scale: Tensor, zero_point: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` as ``[rows, groups, group_size]``, scale and zero point as ``[rows, groups, 1]``."""
-    for values, dtype in ((scale, torch.float32), (zero_point, torch.int32)):
-        fits = values.dim() == x.dim() == 2 and values.shape[0] == x.shape[0]
-        if not fits or values.dtype != dtype or x.shape[1] % max(1, values.shape[1]):
-            raise ValueError(
-                f"{values.dtype}{list(values.shape)} for groups of a tensor of shape "
-                f"{list(x.shape)}; expected {dtype}[{x.shape[0]}, groups]"
-            )
-    if scale.shape != zero_point.shape:
+    Raises:
+        ValueError: their shape or dtype is another.
+    """
+    dtypes = (scale.dtype, zero_point.dtype) == (torch.float32, torch.int32)
+    alike = scale.shape == zero_point.shape and scale.dim() == x.dim()
+    sizes = zip(scale.shape, x.shape, strict=False)
+    if not (dtypes and alike and all(n == size or (n > 0 and size % n == 0) for n, size in sizes)):
         raise ValueError(
-            f"scale {list(scale.shape)} and zero point {list(zero_point.shape)} differ"
+            f"a scale {scale.dtype}{list(scale.shape)} and a zero point {zero_point.dtype}"
+            f"{list(zero_point.shape)} for a tensor of shape {list(x.shape)}; expected float32 and "
+            "int32 of its rank, each size 1, the tensor's own or a divisor of it"
         )
-    groups = x.reshape(*scale.shape, x.shape[1] // max(1, scale.shape[1]))
-    return groups, scale.unsqueeze(2), zero_point.unsqueeze(2)
 
 
 def _check_packed(packed: Tensor, shape: list[int]) -> None:
@@ -262,25 +210,8 @@ def _meta_dequantize(q: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(q, dtype=torch.float32)
 
 
-def _meta_quantize_channels(
-    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, *arguments: Any
-) -> Tensor:
-    _along(axis, x, scale, zero_point)
-    return _meta_quantize(x, *arguments)
-
-
-def _meta_dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
-    _along(axis, q, scale, zero_point)
-    return _meta_dequantize(q)
-
-
-def _meta_quantize_groups(x: Tensor, scale: Tensor, zero_point: Tensor, *arguments: Any) -> Tensor:
-    _in_groups(x, scale, zero_point)
-    return _meta_quantize(x, *arguments)
-
-
-def _meta_dequantize_groups(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    _in_groups(q, scale, zero_point)
+def _meta_dequantize_by_tensors(q: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    check_scales(scale, zero_point, q)
     return _meta_dequantize(q)
 
 
@@ -316,26 +247,9 @@ _OPERATORS: tuple[tuple[str, Callable[..., Tensor], Callable[..., Tensor]], ...]
         _meta_dequantize,
     ),
     (
-        "quantize_channels(Tensor x, Tensor scale, Tensor zero_point, int axis, int qmin, int qmax,"
-        " ScalarType dtype) -> Tensor",
-        quantize_channels,
-        _meta_quantize_channels,
-    ),
-    (
-        "dequantize_channels(Tensor q, Tensor scale, Tensor zero_point, int axis) -> Tensor",
-        dequantize_channels,
-        _meta_dequantize_channels,
-    ),
-    (
-        "quantize_groups(Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax,"
-        " ScalarType dtype) -> Tensor",
-        quantize_groups,
-        _meta_quantize_groups,
-    ),
-    (
-        "dequantize_groups(Tensor q, Tensor scale, Tensor zero_point) -> Tensor",
-        dequantize_groups,
-        _meta_dequantize_groups,
+        "dequantize.Tensor(Tensor q, Tensor scale, Tensor zero_point) -> Tensor",
+        dequantize,
+        _meta_dequantize_by_tensors,
     ),
     ("pack_int4(Tensor q) -> Tensor", pack_int4, _meta_pack_int4),
     (
@@ -359,5 +273,6 @@ _OPERATORS: tuple[tuple[str, Callable[..., Tensor], Callable[..., Tensor]], ...]
 NAMES = frozenset(function.__name__ for _, function, _ in _OPERATORS)
 for _schema, _function, _meta_function in _OPERATORS:
     _LIBRARY.define(_schema)
-    _LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")
-    _LIBRARY.impl(_function.__name__, _meta_function, "Meta")
+    _name = _schema.partition("(")[0]
+    _LIBRARY.impl(_name, _function, "CompositeExplicitAutograd")
+    _LIBRARY.impl(_name, _meta_function, "Meta")

@@ -22,8 +22,7 @@ from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import (
     ATTENTION,
     DEQUANTIZE,
-    DEQUANTIZE_CHANNELS,
-    DEQUANTIZE_GROUPS,
+    DEQUANTIZE_WEIGHT,
     DYNAMIC,
     QUANTIZE,
     UNPACK,
@@ -135,24 +134,16 @@ def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
 
 def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> list[Node]:
     """The nodes that read a weight back, whose integers are its constant."""
-    scheme, shape = qparams.scheme, tuple(constants[name].shape)
-    scale, zero_point = (
-        values.to(constants[name].device) for values in (qparams.scale, qparams.zero_point)
-    )
-    tensors = (Ref(f"{name}_scale"), Ref(f"{name}_zero_point"))
-    read: tuple[Any, ...]
-    if scheme.group_size is not None:
-        op, read = DEQUANTIZE_GROUPS, tensors
-    elif scheme.channel_axis is not None:
-        op, read = DEQUANTIZE_CHANNELS, (*tensors, scheme.channel_axis)
-    else:
-        op, read = DEQUANTIZE, (scale.item(), int(zero_point.item()))
-    if scale.dim():
-        constants[f"{name}_scale"], constants[f"{name}_zero_point"] = scale, zero_point
+    scheme, integers = qparams.scheme, constants[name]
+    parameters = qparams.of_rank(integers.dim())
+    meta = TensorMeta(tuple(integers.shape), "float32")
     stored = [_unpacking(name, constants, scheme)] if scheme.integers.bits <= 4 else []
-    source = Ref(stored[0].name if stored else name)
-    meta = TensorMeta(shape, "float32")
-    return [*stored, Node(f"{name}.dequantized", op, (source, *read), meta=meta)]
+    read = [stored[0].name if stored else name]
+    for kind, values in zip(("scale", "zero_point"), parameters, strict=True):
+        read.append(f"{name}_{kind}")
+        constants[read[-1]] = values.to(integers.device)
+    args = tuple(map(Ref, read))
+    return [*stored, Node(f"{name}.dequantized", DEQUANTIZE_WEIGHT, args, meta=meta)]
 
 
 def _unpacking(name: str, constants: dict[str, Tensor], scheme: Scheme) -> Node:

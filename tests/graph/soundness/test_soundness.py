@@ -141,7 +141,7 @@ def test_names_and_operators(nodes: tuple[Node, ...], message: str) -> None:
         node("aten.clone.default", Ref("x"), memory_format=9),
         node("octavo.quantize.default", Ref("x"), 0.1, 0, 0, 255, 99),
         node("octavo.quantize.default", Ref("x"), 0.1, 0.5, 0, 255, torch.uint8),
-        node("octavo.dequantize_channels.default", Ref("weight"), Ref("scale"), Ref("scale"), 1),
+        node("octavo.dequantize.Tensor", Ref("weight"), Ref("scale"), Ref("scale")),
         # Lists, text and integers that grow.
         node("python.mul", [0], 10**9),
         node("python.mul", "x", 10**9),

@@ -199,8 +199,8 @@ def convert_into(
         _hold(root, *constants[name], tensor)
     scales = {}
     for tensor_name, (scale, zero_point) in _scales(graph, plan).items():
-        place = _place_of_scale(stubs.get(tensor_name, tensor_name), tensor_name, plan, homes)
-        scales[tensor_name] = place
+        owner = _home(stubs.get(tensor_name, tensor_name), homes)
+        place = scales[tensor_name] = (owner, "output_scale", "output_zero_point")
         _hold(root, place[0], place[1], torch.tensor(scale))
         _hold(root, place[0], place[2], torch.tensor(zero_point))
     for layer, returned in layers.values():
@@ -320,10 +320,3 @@ def _with_scale(node: Node, plan: Plan, scales: Mapping[str, tuple[float, int]])
         return node
     scale, zero_point = scales[_leader(node.name.rpartition(".")[0], plan)]
     return with_arguments(node, scale=scale, zero_point=zero_point)
-
-
-def _place_of_scale(owner: str, tensor: str, plan: Plan, homes: list[str]) -> tuple[str, str, str]:
-    if plan.tensors[tensor].kind == "weight":
-        path, _, leaf = tensor.rpartition(".")
-        return _home(path, homes), f"{leaf}_scale", f"{leaf}_zero_point"
-    return _home(owner, homes), "output_scale", "output_zero_point"

@@ -18,7 +18,7 @@ from octavo.compat.quantization.torch_types import (
 )
 from octavo.errors import OctavoError
 from octavo.numerics import octavo_ops
-from octavo.numerics.affine import broadcast, dequantize
+from octavo.numerics.affine import QParams, dequantized
 from octavo.numerics.scheme import Scheme
 
 
@@ -81,11 +81,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The floats that the integers stand for."""
-        if self.scheme.group_size is not None:
-            return octavo_ops.dequantize_groups(self.integers, self.scale, self.zero_point)
-        axis, dim = self.scheme.channel_axis, self.integers.dim()
-        scale, zero = (broadcast(v, dim, axis) for v in (self.scale, self.zero_point))
-        return dequantize(self.integers, scale, zero)
+        return dequantized(self.integers, QParams(self.scale, self.zero_point, self.scheme))
 
 
 class QuantizedLayer(nn.Module):
@@ -132,6 +128,9 @@ class QuantizedLayer(nn.Module):
         zero_point = self._buffers[f"{name}_zero_point"]
         assert integers is not None and scale is not None and zero_point is not None
         scheme = self.schemes[name]
+        if scheme.group_size is None:  # without the ones of the weight's rank, as torch has them
+            form = [] if scheme.channel_axis is None else [-1]
+            scale, zero_point = scale.reshape(form), zero_point.reshape(form)
         if scheme.integers.bits <= 4:
             integers = octavo_ops.unpack_int4(integers, self.shapes[name], scheme.integers.signed)
         return QuantizedTensor(integers, scale, zero_point, scheme)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from octavo.graph.qdq import DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, DYNAMIC, UNPACK
+from octavo.graph.qdq import DEQUANTIZE_WEIGHT, DYNAMIC, UNPACK
 from octavo.runtimes.onnx import (
     activations,
     attention,
@@ -41,4 +41,4 @@ CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
 }
 
 # Written where they are read: by the layer that reads them, in the form that it wants.
-LAZY = frozenset({DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS, UNPACK, DYNAMIC})
+LAZY = frozenset({DEQUANTIZE_WEIGHT, UNPACK, DYNAMIC})

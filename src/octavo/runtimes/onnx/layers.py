@@ -93,11 +93,10 @@ def _embedding(w: Writer, node: Node) -> Any:
     """Rows are picked as integers and dequantized then: not the table at each call."""
     table, ids = node.args[:2]
     integers = quantization.integers_of(w, table)
-    if integers is None or integers[3] != 0 or bool(integers[2].any()):
+    if integers is None or not integers.symmetric or integers.axis is None:
         return w.op("Gather", quantization.weight(w, table), w.read(ids), axis=0)
-    reader = w.producer(table)
-    assert reader is not None
-    q, scale = (w.read(arg) for arg in reader.args[:2])
+    q = w.initializer(integers.name, integers.integers)
+    scale = w.initializer(integers.reader.args[1].name, integers.scale.flatten())
     rows = w.op("Cast", w.op("Gather", q, w.read(ids), axis=0), to=1)
     scales = w.op("Unsqueeze", w.op("Gather", scale, w.read(ids), axis=0), w.ints([-1]))
     return w.op("Mul", rows, scales)

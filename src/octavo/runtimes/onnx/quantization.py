@@ -8,17 +8,15 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ExportError
-from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import (
     DEQUANTIZE,
-    DEQUANTIZE_CHANNELS,
-    DEQUANTIZE_GROUPS,
+    DEQUANTIZE_WEIGHT,
     DYNAMIC,
     QUANTIZE,
-    UNPACK,
-    WEIGHT_READERS,
+    QuantizedWeight,
+    weight_behind,
 )
 from octavo.numerics import octavo_ops
 from octavo.quantization.targets import ROLES, SHARED, WEIGHTED
@@ -89,26 +87,17 @@ def _stays_within(w: Writer, x: Any, node: Node) -> bool:
 
 
 def _dequantize(w: Writer, node: Node) -> Any:
+    if node.op == DEQUANTIZE_WEIGHT:
+        return weight(w, Ref(node.name))
     q, scale, zero_point = node.args
-    dtype, tensor = w.meta(q).dtype, w.tensor_of(q)
-    if tensor is not None:
-        # A zero point of its own: ONNX Runtime rewrites that of a weight, and fails on shared ones.
-        start = torch.tensor(zero_point, dtype=tensor.dtype)
-        own = w.initializer(f"{q.name}.zero_point", start)
-        return w.op("DequantizeLinear", w.read(q), w.constant(scale, "float32"), own)
-    return w.op(
-        "DequantizeLinear",
-        w.read(q),
-        w.constant(scale, "float32"),
-        w.constant(zero_point, dtype),
-    )
+    start = w.constant(zero_point, w.meta(q).dtype)
+    return w.op("DequantizeLinear", w.read(q), w.constant(scale, "float32"), start)
 
 
 def zero_point_of(w: Writer, x: Any) -> int:
     """The integer that stands for zero in what an activation is read from; 0 for floats."""
     node = w.producer(x)
-    integers = node is not None and node.op == DEQUANTIZE and w.tensor_of(node.args[0]) is None
-    return int(node.args[2]) if integers and node is not None else 0
+    return int(node.args[2]) if node is not None and node.op == DEQUANTIZE else 0
 
 
 def scale_of_result(w: Writer, node: Node) -> float | None:
@@ -162,10 +151,6 @@ def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
         w.values[f"{made_by.name}.integers"] = (integers, scale, start)
     made = w.op("DequantizeLinear", integers, w.constant(scale, "float32"), zero_point)
     return made
-
-
-def _dequantize_constant(w: Writer, node: Node) -> Any:
-    return weight(w, Ref(node.name))
 
 
 def _unpack(w: Writer, node: Node) -> Any:
@@ -242,12 +227,12 @@ def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
         ref: a constant, or a node that dequantizes one.
         transposed: swap the two axes of a matrix, in the stored tensor itself.
     """
-    node = w.producer(ref)
     suffix = ".transposed" if transposed else ""
     known = f"{ref.name}{suffix}.value"
     if known not in w.values:
-        if node is not None and node.op in (DEQUANTIZE_CHANNELS, DEQUANTIZE_GROUPS):
-            w.values[known] = _dequantized(w, node, transposed)
+        integers = weight_behind(w.graph, ref)
+        if integers is not None:
+            w.values[known] = _dequantized(w, integers, transposed)
         elif w.tensor_of(ref) is not None:
             tensor = w.tensor_of(ref)
             assert tensor is not None
@@ -260,73 +245,54 @@ def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
     return found
 
 
-def integers_of(w: Writer, ref: Any) -> tuple[Tensor, Tensor, Tensor, int] | None:
-    """Integers, scale, zero point and axis of a constant weight with one scale a channel."""
-    node = w.producer(ref)
-    if node is None or node.op != DEQUANTIZE_CHANNELS:
-        return None
-    tensors = [w.tensor_of(arg) for arg in node.args[:3]]
-    if any(tensor is None for tensor in tensors):
-        return None
-    q, scale, zero_point = (tensor for tensor in tensors if tensor is not None)
-    return q, scale, zero_point, node.args[3]
+def integers_of(w: Writer, ref: Any) -> QuantizedWeight | None:
+    """A constant weight of whole bytes with a scale for each row, or one for all."""
+    found = weight_behind(w.graph, ref)
+    by_rows = found is not None and found.unpack is None and found.channel_scale(0) is not None
+    return found if by_rows else None
 
 
 def floats_of(w: Writer, ref: Any) -> Tensor | None:
     """The floats that a constant is, or stands for as integers; ``None`` for what is computed."""
-    node = w.producer(ref)
-    if node is None:
-        return w.tensor_of(ref)
-    if node.op not in (*WEIGHT_READERS, UNPACK):
-        return None
-    read = [floats_of(w, arg) if isinstance(arg, Ref) else arg for arg in node.args]
-    if any(arg is None for arg in read):
-        return None
-    value: Tensor = operators.resolve(node.op)(*read)
-    return value
+    integers = weight_behind(w.graph, ref)
+    return w.tensor_of(ref) if integers is None else integers.floats()
 
 
-def _dequantized(w: Writer, node: Node, transposed: bool) -> str:
-    q, scale, zero_point = node.args[:3]
-    tensors = [w.tensor_of(arg) for arg in (scale, zero_point)]
-    unpack = w.producer(q)
-    integers = w.tensor_of(q if unpack is None else unpack.args[0])
-    if integers is None or any(tensor is None for tensor in tensors):
-        raise ExportError(f"{node.name}: its integers are not constant, which ONNX asks for")
-    scales, zeros = (tensor for tensor in tensors if tensor is not None)
+def _dequantized(w: Writer, integers: QuantizedWeight, transposed: bool) -> str:
     suffix = ".transposed" if transposed else ""
-    stored = q.name if unpack is None else unpack.args[0].name
-    attributes: dict[str, Any] = {}
-    if node.op == DEQUANTIZE_CHANNELS:
-        attributes["axis"] = 1 - node.args[3] if transposed else node.args[3]
-    else:
-        columns = (unpack.args[1] if unpack else list(integers.shape))[1]
-        attributes = {"axis": 0 if transposed else 1, "block_size": columns // scales.shape[1]}
-        if transposed:
-            scales, zeros = scales.t(), zeros.t()
-    name, starts = f"{stored}{suffix}", f"{zero_point.name}{suffix}"
+    scales, zeros, where = _scales(integers)
+    values, shape = integers.stored, integers.shape
+    if transposed:
+        values, shape = integers.integers.t(), shape[::-1]
+        scales, zeros = (v.t() if v.dim() == 2 else v for v in (scales, zeros))
+        where = where | {"axis": 1 - where["axis"]} if where else where
+    _, scale, zero_point = (f"{name}{suffix}" for name in integers.reader.refs())
+    name = f"{integers.name}{suffix}"
     # ONNX Runtime wants zero points for its integer Gemm and convolution; in a product of matrices
     # a list of them, even of zeros, makes it choose slow kernels.
-    affine = not transposed or bool(zeros.any())
-    if unpack is None:
-        turned = integers.t() if transposed else integers
-        value = w.initializer(name, turned)
-        start = w.initializer(starts, zeros.to(integers.dtype)) if affine else ""
+    affine = not transposed or not integers.symmetric
+    if integers.unpack is None:
+        value = w.initializer(name, values)
+        start = w.initializer(zero_point, zeros.to(values.dtype)) if affine else ""
     else:
-        shape, signed = unpack.args[1:3]
-        dtype = "int4" if signed else "uint4"
-        if transposed:
-            integers = octavo_ops.pack_int4(
-                octavo_ops.unpack_int4(integers, shape, signed).t().contiguous()
-            )
-            shape = shape[::-1]
-        value = w.packed_initializer(name, integers, list(shape), dtype)
-        packed = octavo_ops.pack_int4(zeros.contiguous())
-        shape = list(zeros.shape)
-        start = w.packed_initializer(starts, packed, shape, dtype) if affine else ""
-    scale_value = w.initializer(f"{scale.name}{suffix}", scales)
-    made: str = w.op("DequantizeLinear", value, scale_value, start, **attributes)
+        dtype = "int4" if integers.signed else "uint4"
+        packed = octavo_ops.pack_int4(values.contiguous()) if transposed else values
+        value = w.packed_initializer(name, packed, shape, dtype)
+        packed, shape = octavo_ops.pack_int4(zeros.contiguous()), list(zeros.shape)
+        start = w.packed_initializer(zero_point, packed, shape, dtype) if affine else ""
+    made: str = w.op("DequantizeLinear", value, w.initializer(scale, scales), start, **where)
     return made
+
+
+def _scales(integers: QuantizedWeight) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Scales and zero points in ONNX's form, and what says where in the weight they belong."""
+    scale, zero_point, axis = integers.scale, integers.zero_point, integers.axis
+    if integers.grouped:
+        last = max(axis for axis, size in enumerate(scale.shape) if size > 1)
+        size = integers.shape[last] // scale.shape[last]
+        return scale, zero_point, {"axis": last, "block_size": size}
+    form = [] if axis is None else [-1]
+    return scale.reshape(form), zero_point.reshape(form), {} if axis is None else {"axis": axis}
 
 
 def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
@@ -343,13 +309,12 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
         or integers is None
         or source is None
         or source.op != DEQUANTIZE
-        or bool(integers[2].any())
+        or not integers.symmetric
+        or integers.shape[0] != len(tensor)
     ):
         return w.read(ref)
-    scale = integers[1] * source.args[1]
+    scale = _scales(integers)[0] * source.args[1]
     rounded = torch.round(tensor.double() / scale.double())
-    if len(scale) != len(tensor):
-        return w.read(ref)
     if not bool((rounded.abs() <= _INT32).all()):  # runtimes would cut a float bias to it
         raise ExportError(
             f"{ref.name}: the bias is no int32 in steps of {x.name}'s scale times the weight's; "
@@ -357,7 +322,8 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
         )
     name = f"{ref.name}.of.{x.name}"
     stored = w.initializer(f"{name}.int32", rounded.to(torch.int32))
-    made: str = w.op("DequantizeLinear", stored, w.initializer(f"{name}.scale", scale), axis=0)
+    scales = w.initializer(f"{name}.scale", scale)
+    made: str = w.op("DequantizeLinear", stored, scales, axis=0 if scale.dim() else None)
     return made
 
 
@@ -371,8 +337,7 @@ def linear(w: Writer, node: Node) -> Any:
         and source is not None
         and source.op == DYNAMIC
         and integers is not None
-        and integers[3] == 0
-        and not bool(integers[2].any())
+        and integers.symmetric
     ):
         return _integer_product(w, node, source, integers)
     if w.rank(x) == 2:
@@ -382,22 +347,17 @@ def linear(w: Writer, node: Node) -> Any:
     return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
 
 
-def _integer_product(
-    w: Writer, node: Node, source: Node, integers: tuple[Tensor, Tensor, Tensor, int]
-) -> Any:
+def _integer_product(w: Writer, node: Node, source: Node, integers: QuantizedWeight) -> Any:
     """A product of integers and the scales behind it, as runtimes fuse them."""
-    _, weight_ref, bias_ref = (*node.args, None)[:3]
+    bias_ref = arguments(node)["bias"]
     q, scale, zero_point = _rounded(w, source)
     per_token = source.args[4]
-    weights, weight_scale, _, _ = integers
-    reader = w.producer(weight_ref)
-    assert reader is not None
-    name = reader.args[0].name
-    matrix = w.initializer(f"{name}.transposed", weights.t())
-    scales = w.initializer(reader.args[1].name, weight_scale)
+    matrix = w.initializer(f"{integers.name}.transposed", integers.integers.t())
+    scales = w.initializer(integers.reader.args[1].name, _scales(integers)[0])
     if per_token:  # the runtimes know one zero point for all rows alone
         product = _float(w, w.op("MatMulInteger", q, matrix))
-        sums = w.initializer(f"{name}.sums", weights.sum(1, dtype=torch.float32))
+        of_rows = integers.integers.sum(1, dtype=torch.float32)
+        sums = w.initializer(f"{integers.name}.sums", of_rows)
         product = w.op("Sub", product, w.op("Mul", _float(w, zero_point), sums))
     else:
         product = _float(w, w.op("MatMulInteger", q, matrix, zero_point))
@@ -408,8 +368,6 @@ def _integer_product(
 CONVERTERS = {
     "quantize": _quantize,
     "dequantize": _dequantize,
-    "dequantize_channels": _dequantize_constant,
-    "dequantize_groups": _dequantize_constant,
     "unpack_int4": _unpack,
     "fake_quantize_dynamic": _fake_quantize_dynamic,
     "linear": linear,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
+from octavo.graph.qdq import QuantizedWeight
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.writer import MICROSOFT, Converter, Writer
 
@@ -55,22 +56,22 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
     if tensor is not None:
         ordered = tensor[_rows(kind, len(tensor))].unsqueeze(0)
         return w.initializer(f"{ref.name}.{kind.op}", ordered)
-    if integers is not None and integers[3] == 0:
-        q, scale, zero_point, _ = integers
-        rows, reader = _rows(kind, len(q)), w.producer(ref)
-        assert reader is not None
-        names = [f"{arg.name}.{kind.op}" for arg in reader.args[:3]]
-        value: str = w.op(
-            "DequantizeLinear",
-            w.initializer(names[0], q[rows].unsqueeze(0)),
-            w.initializer(names[1], scale[rows]),
-            w.initializer(names[2], zero_point[rows].to(q.dtype)),
-            axis=1,
-        )
+    if integers is not None:
+        tensors = _by_rows(integers, _rows(kind, integers.shape[0]))
+        names = [f"{name}.{kind.op}" for name in integers.reader.refs()]
+        q, scale, zero_point = map(w.initializer, names, (tensors[0].unsqueeze(0), *tensors[1:]))
+        value: str = w.op("DequantizeLinear", q, scale, zero_point, axis=1)
         return value
     value = w.op("Gather", w.read(ref), _row_numbers(w, kind, ref), axis=0)
     value = w.op("Unsqueeze", value, w.ints([0]))
     return value
+
+
+def _by_rows(integers: QuantizedWeight, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Some rows of a matrix, and scale and zero point of each."""
+    q, count = integers.integers, integers.shape[0]
+    scale, zero_point = (v.expand(count, 1) for v in (integers.scale, integers.zero_point))
+    return q[rows], scale[rows, 0], zero_point[rows, 0].to(q.dtype)
 
 
 def _input(w: Writer, kind: _Kind, x: Ref, params: list[Ref]) -> tuple[Ref, bool]:
@@ -81,7 +82,7 @@ def _input(w: Writer, kind: _Kind, x: Ref, params: list[Ref]) -> tuple[Ref, bool
     source = quantization.rounded_from(w, x)
     matrices = [ref for ref in params if w.rank(ref) == 2]
     found = [quantization.integers_of(w, ref) for ref in matrices]
-    fits = all(i is not None and i[3] == 0 and not bool(i[2].any()) for i in found)
+    fits = all(integers is not None and integers.symmetric for integers in found)
     if w.dialect.dynamic_lstm and kind.on_integers and source is not None and fits:
         return source, True
     return x, False
@@ -92,17 +93,15 @@ def _turned(w: Writer, kind: _Kind, refs: list[Ref]) -> list[str]:
 
     Of one tensor for all directions: ONNX Runtime packs what is constant.
     """
-    read = [quantization.integers_of(w, ref) for ref in refs]
-    rows = [_rows(kind, len(found[0])) for found in read if found is not None]
-    parts = [
-        (q[order].t(), scale[order], zero_point[order].to(q.dtype))
-        for (q, scale, zero_point, _), order in zip(filter(None, read), rows, strict=True)
-    ]
-    reader = w.producer(refs[0])
-    assert reader is not None
+    read = [i for ref in refs if (i := quantization.integers_of(w, ref)) is not None]
+    parts = [_by_rows(integers, _rows(kind, integers.shape[0])) for integers in read]
     return [
-        w.initializer(f"{arg.name}.{kind.on_integers}", torch.stack(tensors))
-        for arg, tensors in zip(reader.args[:3], zip(*parts, strict=True), strict=True)
+        w.initializer(f"{name}.{kind.on_integers}", torch.stack(tensors))
+        for name, tensors in zip(
+            read[0].reader.refs(),
+            zip(*((q.t(), scale, start) for q, scale, start in parts), strict=True),
+            strict=True,
+        )
     ]
 
 

@@ -13,7 +13,14 @@ import torch
 
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.operators import arguments, with_arguments
-from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_CHANNELS, DYNAMIC, QUANTIZE
+from octavo.graph.qdq import (
+    DEQUANTIZE,
+    DEQUANTIZE_WEIGHT,
+    DYNAMIC,
+    QUANTIZE,
+    QuantizedWeight,
+    weight_behind,
+)
 from octavo.graph.rewrite import Constant, Part, rewrite
 
 _SPLIT = "aten.split_with_sizes.default"
@@ -53,45 +60,52 @@ def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tupl
     for node in graph.nodes:
         if node.name in joined:
             whole = joined[node.name]
-            name = graph.by_name[arguments(node)["weight"].name].args[0].name
+            weight = _weight(node, graph)
             start = used.get(whole, 0)
-            used[whole] = start + len(graph.constants[name])
-            found[name] = (f"{whole}.weight", slice(start, used[whole]))
+            used[whole] = start + weight.shape[0]
+            found[weight.name] = (f"{whole}.weight", slice(start, used[whole]))
     return found
 
 
 def _can_join(node: Node, graph: Graph) -> bool:
     if node.short_op != "linear" or node.meta is None:
         return False
-    x, weight, bias = arguments(node).values()
-    source, read = graph.producer(x), graph.producer(weight)
+    x, read, bias = arguments(node).values()
+    source, weight = graph.producer(x), weight_behind(graph, read)
     return (
         source is not None
         and source.op in (DEQUANTIZE, DYNAMIC)
-        and read is not None
-        and read.op == DEQUANTIZE_CHANNELS
-        and arguments(read)["axis"] == 0
-        and all(ref.name in graph.constants for ref in (read.args[0], bias) if ref is not None)
+        and weight is not None
+        and weight.unpack is None
+        and weight.channel_scale(0) is not None
+        and (bias is None or bias.name in graph.constants)
         and not any(user.op == QUANTIZE for user in graph.users[node.name])
     )
 
 
+def _weight(node: Node, graph: Graph) -> QuantizedWeight:
+    weight = weight_behind(graph, arguments(node)["weight"])
+    assert weight is not None
+    return weight
+
+
 def _joined(name: str, family: list[Node], graph: Graph) -> Iterator[Part]:
     """One large layer, its constants, and the part of each."""
-    first, given = family[0], [arguments(node) for node in family]
-    reads = [graph.by_name[layer["weight"].name] for layer in given]
-    tensors = [[graph.constants[ref] for ref in read.refs()] for read in reads]
-    sizes = [len(integers) for integers, *_ in tensors]
-    for own, values, size in zip(tensors, given, sizes, strict=True):
-        bias = values["bias"]
-        own.append(torch.zeros(size) if bias is None else graph.constants[bias.name])
+    first, weights = family[0], [_weight(node, graph) for node in family]
+    tensors = []
+    for node, weight in zip(family, weights, strict=True):
+        rows, bias = weight.shape[0], arguments(node)["bias"]
+        scales = (values.expand(rows, 1) for values in (weight.scale, weight.zero_point))
+        own = torch.zeros(rows) if bias is None else graph.constants[bias.name]
+        tensors.append((weight.integers, *scales, own))
+    sizes = [weight.shape[0] for weight in weights]
     names = [f"{name}.{part}" for part in ("weight", "weight_scale", "weight_zero_point", "bias")]
     for key, parts in zip(names, zip(*tensors, strict=True), strict=True):
         yield Constant(key, torch.cat(parts))
     assert first.meta is not None
     dequantized, split = f"{name}.weight.dequantized", f"{name}.split"
-    matrix = TensorMeta((sum(sizes), tensors[0][0].shape[1]), "float32")
-    yield Node(dequantized, DEQUANTIZE_CHANNELS, (*map(Ref, names[:3]), 0), meta=matrix)
+    matrix = TensorMeta((sum(sizes), weights[0].shape[1]), "float32")
+    yield Node(dequantized, DEQUANTIZE_WEIGHT, tuple(map(Ref, names[:3])), meta=matrix)
     whole = replace(first.meta, shape=(*first.meta.shape[:-1], sum(sizes)))
     layer = with_arguments(first, weight=Ref(dequantized), bias=Ref(names[3]))
     yield replace(layer, name=name, meta=whole)

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Ref, refs_in
 from octavo.graph.program import Step
-from octavo.graph.qdq import UNPACK, WEIGHT_READERS
+from octavo.graph.qdq import DEQUANTIZE_WEIGHT, UNPACK
 from octavo.quantization.bfloat16 import CAST
 
 
@@ -95,7 +95,7 @@ def _with_folded_constants(
     """Weights that are read as floats are dequantized, and cast, now, once."""
     known = dict(constants)
     kept = []
-    readers = [operators.resolve(name) for name in (*WEIGHT_READERS, UNPACK, CAST)]
+    readers = [operators.resolve(name) for name in (DEQUANTIZE_WEIGHT, UNPACK, CAST)]
     for step in steps:
         names = list(refs_in(step.args))
         if step.function in readers and names and all(name in known for name in names):

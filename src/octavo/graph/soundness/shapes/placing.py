@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.soundness.shapes.common import Rule, axis_of, broadcast, made, on_sample, require
+from octavo.numerics import octavo_ops
 
 Values = Mapping[str, Any]
 _INDICES = (torch.int32, torch.int64)
@@ -183,24 +184,9 @@ def _one_hot(operator: Any, values: Values) -> Tensor:
 def _quantized(operator: Any, values: Values) -> Tensor:
     """Octavo's own operators, one value for one value."""
     x = next(iter(values.values()))
-    if "axis" in values:
-        size = x.shape[axis_of(values["axis"], x.dim())] if x.dim() else 0
-        _check_scales(values, (size,))
-    elif isinstance(values["scale"], Tensor):
-        require(x.dim() == 2 == values["scale"].dim(), "groups of something that is no matrix")
-        rows, groups = values["scale"].shape
-        require(rows == x.shape[0] and groups > 0 == x.shape[1] % groups, "groups do not fit")
-        _check_scales(values, (rows, groups))
+    if isinstance(values["scale"], Tensor):
+        octavo_ops.check_scales(values["scale"], values["zero_point"], x)
     return made(x.shape, values.get("dtype", torch.float32))
-
-
-def _check_scales(values: Values, shape: tuple[int, ...]) -> None:
-    for name, dtype in (("scale", torch.float32), ("zero_point", torch.int32)):
-        found = values[name]
-        require(
-            (tuple(found.shape), found.dtype) == (shape, dtype),
-            f"a {name} of {found.dtype}{list(found.shape)} where {dtype}{list(shape)} is due",
-        )
 
 
 def _fake_quantized(operator: Any, values: Values) -> Tensor:
@@ -247,11 +233,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _shuffled),
     "topk": _topk,
     "one_hot": _one_hot,
-    **{
-        f"octavo.{way}quantize{how}": _quantized
-        for way in ("", "de")
-        for how in ("", "_channels", "_groups")
-    },
+    **dict.fromkeys(("octavo.quantize", "octavo.dequantize"), _quantized),
     "octavo.fake_quantize_dynamic": _fake_quantized,
     "octavo.pack_int4": _packed,
     "octavo.unpack_int4": _unpacked,
