@@ -183,3 +183,20 @@ def test_a_model_that_was_trained_in_parallel_is_converted_inside() -> None:
     parallel(x)
     q = octavo.convert(parallel.eval())
     assert torch.equal(q(x), octavo.convert(trained)(x))
+
+
+def test_the_users_parameters_keep_their_names() -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 4)
+            self.weight_scale = nn.Parameter(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+            self.weight_zero_point = nn.Parameter(torch.tensor([3.0, 2.0, 1.0, 0.0]))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.weight_scale - self.weight_zero_point
+
+    net, x = nn.Sequential(Scaled()).eval(), torch.randn(8, 6)
+    q = octavo.quantize(net, x, mode="weight_only", progress=False)
+    assert torch.equal(q.graph.constants["0.weight_scale"], net[0].weight_scale)
+    with torch.no_grad():
+        assert torch.allclose(q(x), net(x), atol=0.1)

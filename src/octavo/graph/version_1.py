@@ -42,23 +42,23 @@ def upgraded(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(nodes), constants=constants)
 
 
-def _constant_behind(node: Node, graph: Graph) -> tuple[str, int] | None:
-    """Name and rank of the weight that a node dequantizes; ``None`` where it does not."""
+def _constant_behind(node: Node, graph: Graph) -> tuple[str, list[int]] | None:
+    """Name and shape of the weight that a node dequantizes; ``None`` where it does not."""
     if node.op not in (DEQUANTIZE, _CHANNELS, _GROUPS):
         return None
     name = node.args[0].name
     unpack = graph.by_name.get(name)
     if unpack is not None and unpack.op == UNPACK:
-        return unpack.args[0].name, len(unpack.args[1])
-    return (name, graph.constants[name].dim()) if name in graph.constants else None
+        return unpack.args[0].name, list(unpack.args[1])
+    return (name, list(graph.constants[name].shape)) if name in graph.constants else None
 
 
 def _read_by_tensors(
-    node: Node, source: tuple[str, int], graph: Graph
+    node: Node, source: tuple[str, list[int]], graph: Graph
 ) -> tuple[Node, dict[str, Tensor]]:
-    name, dims = source
+    name, shape = source
     q, *given = node.args
-    sizes = [1] * dims
+    sizes = [1] * len(shape)
     if node.op == DEQUANTIZE:
         names = [f"{name}_scale", f"{name}_zero_point"]
         if any(taken in graph.constants for taken in names):
@@ -71,7 +71,7 @@ def _read_by_tensors(
         names = [ref.name for ref in given[:2]]
         values = [graph.constants[own] for own in names]
     if node.op == _CHANNELS:
-        sizes[given[2]] = -1
+        sizes[given[2]] = shape[given[2]]
     tensors = [v if node.op == _GROUPS else v.reshape(sizes) for v in values]
     read = replace(node, op=DEQUANTIZE_WEIGHT, args=(q, *map(Ref, names)), kwargs={})
     return read, dict(zip(names, tensors, strict=True))

@@ -10,7 +10,7 @@ here alike: both give weights and qparams. Layers in bfloat16: see `octavo.quant
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -119,7 +119,14 @@ def _floats_of_tied_weights(graph: Graph, plan: Plan) -> dict[str, str]:
         name for node in graph.nodes if not plan.reads_integers(node.name) for name in node.refs()
     }
     read = in_float | set(graph.output_names())
-    return {name: f"{name}_float" for name in sorted(weights & read)}
+    return {name: _free(f"{name}_float", graph.constants) for name in sorted(weights & read)}
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """A name that no parameter of the model has."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
@@ -140,7 +147,7 @@ def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams)
     stored = [_unpacking(name, constants, scheme)] if scheme.integers.bits <= 4 else []
     read = [stored[0].name if stored else name]
     for kind, values in zip(("scale", "zero_point"), parameters, strict=True):
-        read.append(f"{name}_{kind}")
+        read.append(_free(f"{name}_{kind}", constants))
         constants[read[-1]] = values.to(integers.device)
     args = tuple(map(Ref, read))
     return [*stored, Node(f"{name}.dequantized", DEQUANTIZE_WEIGHT, args, meta=meta)]
