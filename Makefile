@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test isa check format bench fuzz clean
+.PHONY: help demo test isa wheel check format bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ test: $(DEV) ## all tests, README's code among them
 
 isa: $(DEV) ## tests of kernels, once for each kind of CPU that this one can act out
 	$(BIN)/python tests/instruction_sets.py
+
+wheel: $(DEV) ## the wheel in a virtual environment of its own
+	$(BIN)/python tests/wheel.py
 
 check: $(DEV) ## style, types and layers, in seconds
 	$(BIN)/ruff check .
