@@ -87,7 +87,18 @@ class Target:
     @property
     def qconfig(self) -> QConfig:
         """The default for static quantization."""
-        return self.qconfigs["static"]
+        return self.default("static")
+
+    def default(self, mode: str) -> QConfig:
+        """The schemes and observers of a mode, unless rules say otherwise.
+
+        Raises:
+            PlanError: the target has none.
+        """
+        if mode not in self.qconfigs:
+            known = ", ".join(map(repr, self.qconfigs))
+            raise PlanError(f"the target {self.name!r} has no mode {mode!r}; it has {known}")
+        return self.qconfigs[mode]
 
 
 def _weight(per_channel: bool = True) -> QSpec:
@@ -274,7 +285,7 @@ def dynamic_qconfig(target_name: str = "x86", *, per_token: bool | None = None) 
         >>> str(dynamic_qconfig().activation)
         'uint8 per-token affine, dynamic'
     """
-    default = target(target_name).qconfigs["dynamic"]
+    default = target(target_name).default("dynamic")
     assert default.activation is not None
     if per_token is None:
         return default

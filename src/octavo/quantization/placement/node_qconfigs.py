@@ -29,8 +29,8 @@ def qconfig_of(
             words = f"{op} has no weights, the rule {rule} is {asked.mode}"
             return None, Reason(ReasonKind.NO_KERNEL, words)
         return asked, None
-    qconfig = asked if isinstance(asked, QConfig) else target.qconfigs[mode]
-    if op in target.operators[qconfig.mode]:
+    qconfig = asked if isinstance(asked, QConfig) else target.default(mode)
+    if op in target.operators.get(qconfig.mode, ()):
         return qconfig, None
     if qconfig.mode != "static" and ROLES[op] not in (WEIGHTED, LOOKUP):
         return None, Reason(ReasonKind.NO_KERNEL, "it has no weights")
@@ -41,6 +41,6 @@ def qconfig_of(
 
 def is_fusable(node: Node, rule: Rule | None, target: Target, mode: str) -> bool:
     """Whether another kernel may take a node in, though none runs it alone."""
-    qconfig = target.qconfigs[mode] if rule is None else rule.precision
+    qconfig = target.default(mode) if rule is None else rule.precision
     static = isinstance(qconfig, QConfig) and qconfig.mode == "static"
     return static and any(node.short_op in f.activations for f in target.fusions.values())
