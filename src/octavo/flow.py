@@ -33,6 +33,7 @@ from octavo.quantization.weights import (
     Measured,
     WeightMethod,
     applied,
+    with_correction,
 )
 from octavo.version import __version__
 
@@ -82,7 +83,8 @@ def quantize(
             one before has made; to nearest without any. See
             `octavo.quantization.weights.WeightMethod` for how to write one.
         bias_correction: let biases take back the shift of each static layer's mean output that
-            rounding its weights brings: the last of the methods, `octavo.BiasCorrection`.
+            rounding its weights brings: `octavo.BiasCorrection`, the last of the methods unless it
+            is among ``weights``.
         precision: what stays float computes in ``"float32"``, in ``"bfloat16"``, or, with
             ``"auto"``, in bfloat16 where the CPU has instructions for it. bfloat16 is faster there
             and keeps 8 bits of each value; see `QuantizedModel.lower`.
@@ -117,7 +119,7 @@ def quantize(
     if isinstance(model, QuantizedModel):
         raise PlanError("the model is quantized already: start from the float model")
     expect(METHODS, weights=weights)
-    methods = (*weights, *([BiasCorrection()] if bias_correction else []))
+    methods = with_correction(weights, bias_correction)
     model = module_of(model)
     if mode is None:
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import octavo
-from octavo.quantization.weights import integer_bias, round_weights
+from octavo.quantization.weights import (
+    Layer,
+    Rounded,
+    WeightMethod,
+    integer_bias,
+    round_weights,
+)
 
 
 def test_golden_values_round_half_to_even() -> None:
@@ -148,6 +156,20 @@ def test_scales_are_raised_to_what_an_int32_bias_needs() -> None:
     found = round_weights(*dead(exponent)).qparams
     assert found[name].scale[1].item() == 2**-20  # the next above 3 * 2**-22
     graph, plan, qparams = stages()
-    assert (
-        round_weights(graph, plan, qparams).qparams == qparams
-    )  # all biases fit: the same objects
+    rounded = round_weights(graph, plan, qparams)
+    assert rounded.qparams == qparams  # all biases fit: the same objects
+
+
+class OneLess(WeightMethod):
+    name = "one less"
+
+    def round(self, layer: Layer, now: Rounded, seen: None) -> Rounded:
+        return replace(now, integers=now.integers - 1)
+
+
+def test_integers_of_a_method_stay_but_where_the_scale_is_raised() -> None:
+    scheme = octavo.Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True)
+    graph, plan, qparams = dead(scheme)
+    (integers,) = round_weights(graph, plan, qparams, [OneLess()]).integers.values()
+    assert integers.dtype == torch.int8
+    assert integers.tolist() == [[126] * 4, [0] * 4, [126] * 4]

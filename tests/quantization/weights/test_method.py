@@ -403,17 +403,56 @@ def test_the_same_as_sensitivity_studies_it() -> None:
     assert found.quantized_db == pytest.approx(float(decibels), abs=0.1)
 
 
-class TooLarge(WeightMethod):
-    name = "too large"
+class Gives(WeightMethod):
+    """What is no weight of the layer."""
 
-    def round(self, layer: Layer, now: Rounded, seen: None) -> Rounded:
-        return replace(now, integers=now.integers.to(torch.int32) + 200)
+    name = "wrong"
+
+    def __init__(self, rounded: Any = None, bias: Any = None) -> None:
+        self.rounded, self.given = rounded, bias
+
+    def round(self, layer: Layer, now: Rounded, seen: None) -> Any:
+        return now if self.rounded is None else self.rounded(now)
+
+    def bias(self, layer: Layer, now: Rounded, seen: None) -> Tensor | None:
+        return self.given
 
 
-def test_integers_that_cannot_be_stored_are_refused() -> None:
-    message = r"'too large' gave integers and scales of .* expected .*, from -127 to 127"
-    with pytest.raises(PlanError, match=message):
-        octavo.quantize(net(), data(1)[0], mode="weight_only", weights=[TooLarge()])
+WRONG = {
+    "range": (
+        Gives(lambda now: replace(now, integers=now.integers.to(torch.int32) + 200)),
+        "'0' integers and scales of .* expected .*, from -127 to 127",
+    ),
+    "shape": (
+        Gives(lambda now: replace(now, integers=now.integers[:1])),
+        r"integers and scales of .*\(1, 16\).* expected .*\(24, 16\)",
+    ),
+    "scale": (
+        Gives(lambda now: replace(now, qparams=replace(now.qparams, scale=torch.tensor(1.0)))),
+        r"\(24, 16\), \(\)\] .* expected .*\(24, 16\), \(24,\)\]",
+    ),
+    "kind": (Gives(lambda now: now.integers), r"a Tensor; round\(\) has to return a Rounded"),
+    "bias": (Gives(bias=torch.zeros(3)), r"'0' a bias of shape \[3\]; expected \[24\]"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_weight_of_the_layer_is_refused(name: str) -> None:
+    method, message = WRONG[name]
+    with pytest.raises(PlanError, match=f"the weight method 'wrong' gave .*{message}"):
+        octavo.quantize(net(), data(1)[0], mode="weight_only", weights=[method])
+
+
+def test_bias_correction_is_applied_once() -> None:
+    kwargs: dict[str, Any] = {"calibration": data(), "qconfig": coarse(), "target": TARGET}
+    plain = octavo.quantize(net(), **kwargs)
+    given = octavo.quantize(net(), weights=[octavo.BiasCorrection()], **kwargs)
+    assert given.provenance == plain.provenance
+    assert_same_constants(given, plain)
+
+
+class Nameless(WeightMethod):
+    pass
 
 
 def test_what_a_method_wants_has_to_be_measured() -> None:
@@ -431,7 +470,9 @@ def test_what_a_method_wants_has_to_be_measured() -> None:
         )
 
 
-@pytest.mark.parametrize("given", ["feedback", Feedback(), [Feedback], ["feedback"], None])
+@pytest.mark.parametrize(
+    "given", ["feedback", Feedback(), [Feedback], ["feedback"], [Nameless()], None]
+)
 def test_other_things_than_methods_are_refused(given: Any) -> None:
     for call in (
         lambda: octavo.quantize(net(), calibration=data(1), weights=given),

@@ -30,7 +30,7 @@ from octavo.model.kinds import require_float
 from octavo.quantization.calibrate import calibrate
 from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
-from octavo.quantization.weights import METHODS, BiasCorrection, WeightMethod
+from octavo.quantization.weights import METHODS, WeightMethod, with_correction
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def sensitivity(
     with evaluating(model):
         graph = capture(model, example.args, example.kwargs)
     decided = plan(graph, mapping_of(qconfig), target, mode)
-    methods = (*weights, *([BiasCorrection()] if bias_correction else []))
+    methods = with_correction(weights, bias_correction)
     found = calibrate(
         graph,
         decided,

@@ -8,6 +8,7 @@ from octavo.quantization.weights.bias_correction import (
     bias_correction,
     correct_biases,
     input_means,
+    with_correction,
 )
 from octavo.quantization.weights.integer_biases import (
     IntegerBiases,
@@ -45,5 +46,6 @@ __all__ = [
     "quantized_layers",
     "round_weights",
     "step_of_sums",
+    "with_correction",
     "with_room",
 ]

@@ -8,7 +8,7 @@ With ``w' = w + e`` the rounded weight, ``E[w'x] - E[wx] = e E[x]``: subtract it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -81,6 +81,12 @@ class BiasCorrection(WeightMethod):
         error = _error(layer, dequantized(now.integers, now.qparams) - layer.weight, groups)
         shift = bias_correction(error, seen.mean.to(error), groups)
         return (0.0 if now.bias is None else now.bias) - shift
+
+
+def with_correction(weights: Sequence[WeightMethod], wanted: bool) -> tuple[WeightMethod, ...]:
+    """The methods, and behind them bias correction if it is wanted and not among them."""
+    among = any(isinstance(method, BiasCorrection) for method in weights)
+    return (*weights, BiasCorrection()) if wanted and not among else tuple(weights)
 
 
 def input_means(

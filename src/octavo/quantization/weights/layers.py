@@ -10,7 +10,7 @@ from torch import Tensor
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.rewrite import Constant, Part, rewrite
-from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout, groups_of
 from octavo.numerics.affine import QParams
 from octavo.numerics.scheme import Scheme
 from octavo.quantization.plan import Plan
@@ -52,6 +52,12 @@ class Layer:
     def layout(self) -> WeightLayout:
         """Where the input has its channels, and the weight its outputs."""
         return WEIGHT_LAYOUTS[self.node.short_op]
+
+    @property
+    def outputs(self) -> int:
+        """How many output channels it has."""
+        axis = self.layout.output_axis
+        return self.weight.shape[axis] * (groups_of(self.node) if axis == 1 else 1)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ class WeightMethod:
 
 def _is_methods(value: Any) -> bool:
     listed = isinstance(value, list | tuple)
-    return listed and all(isinstance(method, WeightMethod) for method in value)
+    return listed and all(isinstance(m, WeightMethod) and hasattr(m, "name") for m in value)
 
 
-METHODS = Kind(_is_methods, "give a list of weight methods, [octavo.BiasCorrection()]")
+METHODS = Kind(
+    _is_methods, "give a list of weight methods that have a name, [octavo.BiasCorrection()]"
+)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from octavo.arguments import described
 from octavo.errors import CalibrationError, PlanError
 from octavo.graph.graph import Graph
 from octavo.numerics.affine import QParams, quantized
@@ -74,12 +75,13 @@ def round_weights(
         for (weight, _), sharing in _sharing(fitting).items():
             seen = _seen(method, sharing, statistics or {})
             for layer in sharing:
-                rounded = _checked(method, now(layer), method.round(layer, now(layer), seen))
+                rounded = _checked(method, layer, now(layer), method.round(layer, now(layer), seen))
                 integers[weight], known[weight] = rounded.integers, rounded.qparams
         for layer in fitting:
             if layer.takes_bias:
                 seen = _seen(method, [layer], statistics or {})
-                biases[layer.name] = method.bias(layer, now(layer), seen)
+                bias = method.bias(layer, now(layer), seen)
+                biases[layer.name] = _checked_bias(method, layer, bias)
     changed = {n.name: biases[n.name] for n in layers if biases[n.name] is not n.bias}
     return RoundedGraph(with_biases(graph, changed), known, integers)
 
@@ -123,19 +125,31 @@ def _seen(method: WeightMethod, layers: Iterable[Layer], statistics: Mapping[Mea
     return reduce(keys[0][1].merge, (statistics[key] for key in keys)) if keys else None
 
 
-def _checked(method: WeightMethod, before: Rounded, after: Rounded) -> Rounded:
+def _checked(method: WeightMethod, layer: Layer, before: Rounded, after: Any) -> Rounded:
     """What a method gives, its integers in the type that is stored.
 
     Raises:
         PlanError: it is nothing that the scheme has.
     """
-    integers, scheme = after.integers, before.qparams.scheme
+    who, scheme = f"the weight method {method.name!r} gave {layer.name!r}", before.qparams.scheme
+    if not isinstance(after, Rounded):
+        raise PlanError(f"{who} {described(after)}; round() has to return a Rounded")
+    integers = after.integers
     shapes = [[tuple(r.integers.shape), tuple(r.qparams.scale.shape)] for r in (before, after)]
     in_range = not bool(((integers < scheme.qmin) | (integers > scheme.qmax)).any())
     if shapes[0] != shapes[1] or after.qparams.scheme != scheme or not in_range:
         raise PlanError(
-            f"the weight method {method.name!r} gave integers and scales of {shapes[1]} in "
-            f"{after.qparams.scheme}, from {integers.min().item()} to {integers.max().item()}; "
-            f"expected {shapes[0]} in {scheme}, from {scheme.qmin} to {scheme.qmax}"
+            f"{who} integers and scales of {shapes[1]} in {after.qparams.scheme}, from "
+            f"{integers.min().item()} to {integers.max().item()}; expected {shapes[0]} in "
+            f"{scheme}, from {scheme.qmin} to {scheme.qmax}"
         )
     return replace(after, integers=integers.to(before.integers.dtype))
+
+
+def _checked_bias(method: WeightMethod, layer: Layer, bias: Tensor | None) -> Tensor | None:
+    if bias is not None and tuple(bias.shape) != (layer.outputs,):
+        raise PlanError(
+            f"the weight method {method.name!r} gave {layer.name!r} a bias of shape "
+            f"{list(bias.shape)}; expected [{layer.outputs}]"
+        )
+    return bias
