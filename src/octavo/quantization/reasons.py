@@ -80,17 +80,18 @@ _TEXTS = (
     (r"float: \S+ is not quantized by default", ReasonKind.DEFAULT),
     (r"float: its (kernel quantizes|weights are dequantized)", ReasonKind.RETURNS_FLOAT),
     (r"float: (leaves the model|nothing int8 reads it)", ReasonKind.UNREAD),
-    (r"float: (nothing after it|its input is float|.* reads it in float)", ReasonKind.SURROUNDINGS),
-    (r"float: \S+ runs in int8 only fused", ReasonKind.SURROUNDINGS),
+    (
+        r"float: (nothing after|its input is float|.*(s it in float| only fused))",
+        ReasonKind.SURROUNDINGS,
+    ),
     (r"float: ", ReasonKind.TENSORS),
     (r"weight of ", ReasonKind.WEIGHT),
     (r"fused into ", ReasonKind.FUSED),
     (r"shares the scale of ", ReasonKind.SHARED),
     (r"a size, or a list of tensors", ReasonKind.NO_TENSOR),
-    (r"", ReasonKind.READ),
 )
 
 
 def _read_text(text: str) -> Reason:
-    kind = next(kind for beginning, kind in _TEXTS if re.match(beginning, text))
-    return Reason(kind, text.removeprefix("float: "))
+    kinds = (kind for beginning, kind in _TEXTS if re.match(beginning, text))
+    return Reason(next(kinds, ReasonKind.READ), text.removeprefix("float: "))
