@@ -1,4 +1,7 @@
-"""``python -m octavo``, for where the command is not on the path."""
+"""``python -m octavo``, for where the command is not on the path.
+
+Tested in tests/cli/test_output.py.
+"""
 
 from __future__ import annotations
 

@@ -15,6 +15,8 @@ OctavoError
 
 Each message names the layer or tensor, the value found, and the way out. `OctavoWarning` tells what
 works, though not as it might.
+
+Tested in tests/test_display.py.
 """
 
 from __future__ import annotations

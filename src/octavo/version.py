@@ -1,3 +1,6 @@
-"""The version of this package."""
+"""The version of this package.
+
+Tested in tests/test_project.py.
+"""
 
 __version__ = "0.1.0"

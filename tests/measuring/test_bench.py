@@ -6,13 +6,11 @@ from importlib import import_module
 
 import pytest
 import torch
-from running import run_graph
 from torch import nn
 
 import octavo
 from octavo.errors import InputError, RuntimeUnavailable
 from octavo.measuring.cold_start import ColdStart, cold_start
-from octavo.quantization.float_graph import without_rounding
 
 SHAPE = (2, 3, 8, 8)
 
@@ -76,18 +74,6 @@ def test_what_cannot_run_is_a_row(file, monkeypatch):
 def test_batch_sizes_are_one_or_more(file, batches):
     with pytest.raises(InputError, match="batches="):
         octavo.bench(file, batches=batches)
-
-
-@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
-def test_the_float_model_behind_it(net, mode):
-    x = torch.randn(SHAPE)
-    calibration = [x] if mode == "static" else None
-    q = octavo.quantize(net, x, mode=mode, calibration=calibration, progress=False)
-    plain = without_rounding(q.graph)
-    assert not any(node.op.startswith("octavo.") for node in plain.nodes)
-    with torch.no_grad():
-        wanted = net(x)
-    assert torch.allclose(run_graph(plain, x), wanted, atol=0.05)
 
 
 def test_a_cold_start_that_fails_says_why(file):

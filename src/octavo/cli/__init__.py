@@ -1,4 +1,8 @@
-"""The command ``octavo``."""
+"""The command ``octavo``.
+
+All of it is tested in tests/cli/test_cli.py, tests/cli/test_cli_analysis.py,
+tests/cli/test_mistakes.py and tests/cli/test_output.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The names of ``torch.ao.quantization.quantize_fx``."""
+"""The names of ``torch.ao.quantization.quantize_fx``.
+
+Tested in tests/compat/quantization/test_names.py.
+"""
 
 from typing import Any
 

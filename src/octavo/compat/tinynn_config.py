@@ -2,6 +2,8 @@
 
 Keys whose meaning Octavo shares are honoured; those about generated files have no effect; any other
 is an error that names the native way.
+
+Tested in tests/compat/test_tinynn.py.
 """
 
 from __future__ import annotations

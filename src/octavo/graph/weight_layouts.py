@@ -1,4 +1,7 @@
-"""Layers with weights: where the weights stand and which of their axes means what, as data."""
+"""Layers with weights: where the weights stand and which of their axes means what, as data.
+
+Tested in tests/test_every_layer.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 ``python -m octavo.measuring.cold_start MODEL.octavo RUNTIME MODULE BATCH THREADS`` loads the file,
 runs one call on random inputs and prints JSON. The module is what makes the runtime known.
+
+Tested in tests/measuring/test_bench.py.
 """
 
 from __future__ import annotations

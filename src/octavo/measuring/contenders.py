@@ -1,4 +1,7 @@
-"""Who takes part in `octavo.compare`: the float model in two precisions, and the others."""
+"""Who takes part in `octavo.compare`: the float model in two precisions, and the others.
+
+Tested in tests/measuring/test_comparison.py.
+"""
 
 from __future__ import annotations
 

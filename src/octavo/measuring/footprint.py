@@ -1,4 +1,7 @@
-"""What a model takes on disk, and what it costs to load: of every contender of a comparison."""
+"""What a model takes on disk, and what it costs to load: of every contender of a comparison.
+
+Tested in tests/measuring/test_comparison.py and tests/model/test_summary.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the numbers were measured on."""
+"""What the numbers were measured on.
+
+Tested in tests/measuring/test_comparison.py.
+"""
 
 from __future__ import annotations
 

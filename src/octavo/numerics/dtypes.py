@@ -1,4 +1,7 @@
-"""The integer types that tensors are quantized to."""
+"""The integer types that tensors are quantized to.
+
+Tested in tests/numerics/test_scheme.py.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ Deployed, the norm is folded: ``w' = w * factor``, ``factor = gamma / sqrt(varia
 running statistics, and divides the factor out of the weight again before the batch norm proper
 (Krishnamoorthi 2018, arXiv:1806.08342, section 3.2.2; there the output is divided, which is
 larger).
+
+Tested in tests/qat/test_norm_modules.py and tests/qat/test_prepare.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A Lightning callback that follows a `Schedule`. Needs the extra ``lightning``."""
+"""A Lightning callback that follows a `Schedule`. Needs the extra ``lightning``.
+
+Tested in tests/qat/test_trainers.py.
+"""
 
 from __future__ import annotations
 

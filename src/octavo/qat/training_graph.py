@@ -3,6 +3,8 @@
 It is made of two graphs of one model. The *deployed* one (batch norms folded, no dropout) is what
 the plan speaks of, and what is quantized in the end. The *training* one has what only training
 has. Their values have the same names.
+
+Tested in tests/qat/test_model.py and tests/qat/test_prepare.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """A callback for the Trainer of transformers that follows a `Schedule`. Needs the extra
 ``transformers``.
+
+Tested in tests/qat/test_trainers.py.
 """
 
 from __future__ import annotations

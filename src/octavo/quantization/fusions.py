@@ -1,6 +1,8 @@
 """What a layer's kernel takes in behind the layer, so that nothing is rounded between them.
 
 Targets plan by it, and the ``torch`` runtime's kernels are matched by it.
+
+Tested in tests/quantization/test_plan.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The page: one file, no network, readable in light and dark."""
+"""The page: one file, no network, readable in light and dark.
+
+Tested in tests/reporting/test_report.py and tests/reporting/test_browser.py.
+"""
 
 from __future__ import annotations
 

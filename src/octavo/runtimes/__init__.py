@@ -1,6 +1,8 @@
 """Runtimes: each lowers the canonical QDQ graph to something that runs, in a file of its own.
 
 A runtime's module is imported when it is asked for, and only it imports its package.
+
+Tested in tests/runtimes/test_agreement.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What a foreign runtime made of the model: which layers its compiled graph runs on integers."""
+"""What a foreign runtime made of the model: which layers its compiled graph runs on integers.
+
+Tested in tests/runtimes/test_foreign_runtimes.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What this CPU's int8 kernels do, found by running them."""
+"""What this CPU's int8 kernels do, found by running them.
+
+Tested in tests/runtimes/torch/test_int8.py and tests/runtimes/test_foreign_runtimes.py.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 They are timed on random inputs of the sizes that the model was captured with, or of the batch that
 is asked for. What was found stands in `Lowered.note`.
+
+Tested in tests/runtimes/test_agreement.py and tests/runtimes/test_foreign_runtimes.py.
 """
 
 from __future__ import annotations

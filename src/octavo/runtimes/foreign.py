@@ -1,4 +1,7 @@
-"""What the runtimes of other libraries share: memory that is torch's and theirs at once."""
+"""What the runtimes of other libraries share: memory that is torch's and theirs at once.
+
+Tested in tests/runtimes/test_foreign_runtimes.py.
+"""
 
 from __future__ import annotations
 

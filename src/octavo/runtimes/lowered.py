@@ -1,4 +1,7 @@
-"""What lowering gives: a function, and an account of how each part of the model runs in it."""
+"""What lowering gives: a function, and an account of how each part of the model runs in it.
+
+Tested in tests/runtimes/test_agreement.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Lowering to one runtime, which proves itself on samples."""
+"""Lowering to one runtime, which proves itself on samples.
+
+Tested in tests/runtimes/test_agreement.py.
+"""
 
 from __future__ import annotations
 

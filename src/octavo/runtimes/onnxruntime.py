@@ -1,6 +1,8 @@
 """The ``onnxruntime`` runtime: the graph as an ONNX model, run by ONNX Runtime on the CPU.
 
 What runs in int8 is read from the model that ONNX Runtime made of it.
+
+Tested in tests/runtimes/test_foreign_runtimes.py.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Sums of floats have an order, and a value that lies between two integers goes to
 integers of such values and some others are moved by a step, and results in float by their error.
 How far that takes the model's results from the oracle's is how far a right runtime may be from
 them.
+
+Tested in tests/runtimes/test_agreement.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """The ``reference`` runtime: the QDQ graph as it stands, in float, on any device.
 
 It is the oracle: slow, and what every other runtime has to agree with.
+
+Tested in tests/runtimes/test_contract.py.
 """
 
 from __future__ import annotations

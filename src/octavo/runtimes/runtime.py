@@ -1,6 +1,8 @@
 """What is known of a runtime, as one record, and the table of all.
 
 The rest of Octavo asks the record, and knows no runtime by its name but the oracle's.
+
+Tested in tests/runtimes/test_contract.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 ``x0 * w0 + x1 * w1`` fits for certain where the largest activation times the sum of the two largest
 weights of one sign does.
+
+Tested in tests/runtimes/test_foreign_runtimes.py.
 """
 
 from __future__ import annotations

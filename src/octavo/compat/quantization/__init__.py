@@ -2,6 +2,9 @@
 
 Each subject has a file of the name that it had there. `octavo.compat.quantization.quantize_fx` is
 FX mode.
+
+All of it is tested in tests/compat/quantization/test_names.py,
+tests/compat/quantization/test_quantize.py and tests/compat/quantization/test_quantize_fx.py.
 """
 
 from typing import Any

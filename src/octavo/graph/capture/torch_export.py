@@ -1,5 +1,7 @@
 """Running ``torch.export`` on a user's model: quietly, with errors that say where it stopped, and
 without a trace on the model.
+
+Tested in tests/graph/capture/test_capture.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Passes: functions from a graph to a graph, one theme a file."""
+"""Passes: functions from a graph to a graph, one theme a file.
+
+Tested in tests/graph/capture/test_capture.py.
+"""
 
 from octavo.graph.graph import Graph
 from octavo.graph.passes.attention_masks import masks_to_add

@@ -2,6 +2,8 @@
 
 torch.export keeps each as a call of a program of its own. In a graph that only computes, gradients
 are off anyway, and so is an autocast that was written to be off.
+
+Tested in tests/graph/capture/test_capture.py.
 """
 
 from __future__ import annotations

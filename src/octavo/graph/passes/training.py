@@ -2,6 +2,8 @@
 
 Capture exports in evaluation mode. What training does differently there are flags: dropout drops,
 and a batch norm normalizes with the statistics of the batch.
+
+Tested in tests/qat/test_prepare.py.
 """
 
 from __future__ import annotations

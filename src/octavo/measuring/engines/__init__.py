@@ -2,6 +2,9 @@
 
 The default is this process, one piece after the other. An engine's module is imported when it is
 asked for, and only it imports its package.
+
+All of it is tested in tests/measuring/engines/test_ray.py and
+tests/measuring/layers/test_sensitivity.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Images in the order of memory that convolutions like best."""
+"""Images in the order of memory that convolutions like best.
+
+Tested in tests/measuring/layers/test_layer_errors.py.
+"""
 
 from __future__ import annotations
 

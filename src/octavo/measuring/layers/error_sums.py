@@ -1,4 +1,7 @@
-"""How far rounded values are from exact ones, as sums over batches."""
+"""How far rounded values are from exact ones, as sums over batches.
+
+Tested in tests/measuring/layers/test_layer_errors.py.
+"""
 
 from __future__ import annotations
 

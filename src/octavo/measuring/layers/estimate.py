@@ -3,6 +3,8 @@
 With ``v`` random, ``v^T J e`` is the directional derivative of ``v^T y``, one backward pass for all
 layers, and the mean of its square is ``|J e|^2``: the noise that the layer alone brings to the
 output, to first order (Hutchinson 1990; compare Dong et al. 2020, HAWQ-V2, arXiv:1911.03852).
+
+Tested in tests/measuring/layers/test_sensitivity.py.
 """
 
 from __future__ import annotations

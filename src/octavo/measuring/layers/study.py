@@ -2,6 +2,8 @@
 
 Batches are measured apart, wherever a worker is, and their sums are added in the order of the data:
 so the result does not depend on who measured what.
+
+Tested in tests/measuring/layers/test_sensitivity.py.
 """
 
 from __future__ import annotations

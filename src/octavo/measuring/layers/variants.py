@@ -2,6 +2,8 @@
 
 What a variant computes as the base does is taken from the base: only the steps behind the change
 run again.
+
+Tested in tests/measuring/layers/test_sensitivity.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What every observer offers, and the extrema that all of them start from."""
+"""What every observer offers, and the extrema that all of them start from.
+
+Tested in tests/numerics/observers/test_observers.py.
+"""
 
 from __future__ import annotations
 

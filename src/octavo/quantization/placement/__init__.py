@@ -14,6 +14,9 @@ The rules, which the runtimes rely on:
   round once.
 - A layer that a rule wants in bfloat16 is a float layer to all others.
 - What nothing int8 reads is not quantized: the last layer returns float.
+
+All of it is tested in tests/quantization/test_plan.py, tests/quantization/test_reasons.py,
+tests/quantization/test_bfloat16.py and tests/test_tied_weights.py.
 """
 
 from __future__ import annotations

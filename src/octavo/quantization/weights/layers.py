@@ -1,4 +1,7 @@
-"""The layers whose weights become integers, as weight methods see them."""
+"""The layers whose weights become integers, as weight methods see them.
+
+Tested in tests/quantization/weights/test_method.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Weight methods at work on a graph: what they measure, and what becomes of weights and biases."""
+"""Weight methods at work on a graph: what they measure, and what becomes of weights and biases.
+
+Tested in tests/quantization/weights/test_method.py.
+"""
 
 from __future__ import annotations
 

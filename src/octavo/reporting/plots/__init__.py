@@ -2,6 +2,8 @@
 
 Each function takes a result and returns a `matplotlib.figure.Figure`, drawn without pyplot:
 ``figure.savefig("errors.png")``. They need matplotlib: ``pip install "octavo[plots]"``.
+
+All of it is tested in tests/reporting/plots/test_plots.py.
 """
 
 from octavo.reporting.plots.comparison import comparison

@@ -1,4 +1,7 @@
-"""What a runtime wants to read, as data."""
+"""What a runtime wants to read, as data.
+
+Tested in tests/runtimes/onnx/test_zoo.py.
+"""
 
 from __future__ import annotations
 

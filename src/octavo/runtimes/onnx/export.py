@@ -1,4 +1,7 @@
-"""A quantized graph as an ONNX model."""
+"""A quantized graph as an ONNX model.
+
+Tested in tests/runtimes/onnx/test_zoo.py.
+"""
 
 from __future__ import annotations
 

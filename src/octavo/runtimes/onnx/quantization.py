@@ -1,4 +1,7 @@
-"""Quantize, dequantize, and the layers that read integers: what makes the model one of int8."""
+"""Quantize, dequantize, and the layers that read integers: what makes the model one of int8.
+
+Tested in tests/runtimes/onnx/test_zoo.py and tests/runtimes/test_contract.py.
+"""
 
 from __future__ import annotations
 

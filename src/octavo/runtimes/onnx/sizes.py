@@ -1,4 +1,7 @@
-"""Sizes and arithmetic on them: a size that is computed is a vector of one int64."""
+"""Sizes and arithmetic on them: a size that is computed is a vector of one int64.
+
+Tested in tests/runtimes/onnx/test_zoo.py.
+"""
 
 from __future__ import annotations
 

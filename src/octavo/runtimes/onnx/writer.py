@@ -2,6 +2,8 @@
 
 A value of the model is known by its name. Nodes of the graph keep their names as the names of what
 they give; what a converter makes on the way is called ``<node>/<operator>``.
+
+Tested in tests/runtimes/onnx/test_zoo.py.
 """
 
 from __future__ import annotations

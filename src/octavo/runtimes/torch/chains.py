@@ -1,4 +1,7 @@
-"""Chains: a layer of a QDQ graph with what one int8 kernel can run along with it."""
+"""Chains: a layer of a QDQ graph with what one int8 kernel can run along with it.
+
+Tested in tests/runtimes/torch/test_int8.py.
+"""
 
 from __future__ import annotations
 

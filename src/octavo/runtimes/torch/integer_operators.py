@@ -1,4 +1,7 @@
-"""Layers without weights on integers: arithmetic, pooling, and operators that move values."""
+"""Layers without weights on integers: arithmetic, pooling, and operators that move values.
+
+Tested in tests/runtimes/torch/test_int8.py.
+"""
 
 from __future__ import annotations
 

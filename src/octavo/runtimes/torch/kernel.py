@@ -1,4 +1,7 @@
-"""An int8 kernel as one record."""
+"""An int8 kernel as one record.
+
+Tested in tests/runtimes/torch/test_integer_kernels.py.
+"""
 
 from __future__ import annotations
 

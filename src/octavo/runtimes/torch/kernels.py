@@ -1,4 +1,7 @@
-"""All int8 kernels of the ``torch`` runtime, by family."""
+"""All int8 kernels of the ``torch`` runtime, by family.
+
+Tested in tests/runtimes/torch/test_integer_kernels.py.
+"""
 
 from __future__ import annotations
 

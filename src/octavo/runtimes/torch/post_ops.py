@@ -1,4 +1,7 @@
-"""What happens to the sums of oneDNN's int8 kernels: their activations, clips and rounding."""
+"""What happens to the sums of oneDNN's int8 kernels: their activations, clips and rounding.
+
+Tested in tests/runtimes/torch/test_int8.py.
+"""
 
 from __future__ import annotations
 

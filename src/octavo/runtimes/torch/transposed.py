@@ -4,6 +4,8 @@ With stride s each output pixel of one phase ``(row % s, column % s)`` is a conv
 with every s-th tap of the kernel. All phases are output channels of one convolution, and a pixel
 shuffle puts them side by side (Shi et al. 2016, "Is the deconvolution layer the same as a
 convolutional layer?", arXiv:1609.07009).
+
+Tested in tests/runtimes/torch/test_int8.py.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Torch can say so itself, by running on the meta device. That imports its compiler (a second, and 80
 MB) for almost every operator, walks recurrent layers step by step, and makes lists as long as a
 file asks for. So what real models are made of has rules here, and the rest is asked of torch.
+
+All of it is tested in tests/graph/soundness/shapes/test_shapes.py.
 """
 
 from __future__ import annotations

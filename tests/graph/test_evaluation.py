@@ -1,0 +1,24 @@
+"""`evaluating`: evaluation mode inside, and each module's own mode outside, whatever happens."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from octavo.graph.evaluation import evaluating
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_module_gets_its_own_mode_back(fails: bool) -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(4)))
+    model[1].eval()
+    before = [module.training for module in model.modules()]
+    assert len(set(before)) == 2
+    try:
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        assert fails
+    assert [module.training for module in model.modules()] == before
