@@ -6,13 +6,15 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import octavo
@@ -221,8 +223,21 @@ BASES: dict[str, tuple[type[nn.Module], Callable[[], Tensor], str]] = {
 }
 
 
+def _kept_input(path: Path) -> Tensor:
+    return load_file(path)["x"]
+
+
+KEPT = Path(__file__).parent / "model" / "files_of_version_1"
+# Base, or file of an older version -> what it is called with.
+EXAMPLES = {name: example for name, (_, example, _) in BASES.items()} | {
+    path.stem: partial(_kept_input, path) for path in KEPT.glob("*.safetensors")
+}
+
+
 def write_bases(folder: Path) -> None:
     """A good file for each of them."""
+    for path in KEPT.glob("*.octavo"):
+        shutil.copy(path, folder)
     for name, (make, example, mode) in BASES.items():
         torch.manual_seed(0)
         model, x = make().eval(), example()

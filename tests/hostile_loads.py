@@ -24,12 +24,12 @@ def good(name: str) -> tuple[hostile_files.Metadata, hostile_files.Tensors]:
 
 def outcome(seed: int) -> str:
     """``runs``, ``error`` (one of Octavo's), or what is wrong."""
-    name = sorted(hostile_files.BASES)[seed % len(hostile_files.BASES)]
+    name = sorted(hostile_files.EXAMPLES)[seed % len(hostile_files.EXAMPLES)]
     path = FOLDER / "hostile.octavo"
-    altered = hostile_files.hostile(*good(name), seed // len(hostile_files.BASES))
+    altered = hostile_files.hostile(*good(name), seed // len(hostile_files.EXAMPLES))
     hostile_files.write(path, *altered)
     torch.manual_seed(seed)
-    how = load_files.outcome(path, hostile_files.BASES[name][1]())
+    how = load_files.outcome(path, hostile_files.EXAMPLES[name]())
     return "code was run" if (FOLDER / "canary").exists() else how
 
 
