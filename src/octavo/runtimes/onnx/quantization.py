@@ -19,6 +19,7 @@ from octavo.graph.qdq import (
     DYNAMIC,
     QUANTIZE,
     QuantizedWeight,
+    rounding_behind,
     weight_behind,
 )
 from octavo.numerics import octavo_ops
@@ -80,8 +81,8 @@ def _stays_within(w: Writer, x: Any, node: Node) -> bool:
         return all(_stays_within(w, Ref(name), node) for name in made.refs())
     _, _, zero_point, qmin, qmax, dtype = node.args
     if made.op == DEQUANTIZE:
-        source = w.producer(made.args[0])
-        return source is not None and source.op == QUANTIZE and source.args[1:] == node.args[1:]
+        source = rounding_behind(w.graph, x)
+        return source is not None and source.args[1:] == node.args[1:]
     largest = qmax == _RANGES[dtype_name(dtype)][1] and qmin <= zero_point
     return largest and (
         made.short_op in _FROM_ZERO
