@@ -7,13 +7,14 @@ so that one run shows what every layer does by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.program import run_of
 from octavo.graph.qdq import (
     DEQUANTIZE,
@@ -24,6 +25,8 @@ from octavo.graph.qdq import (
     UNPACK,
     is_own,
 )
+from octavo.graph.rewrite import rewrite
+from octavo.numerics.octavo_ops import dequantize
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,15 @@ class Cuts:
             batch: its inputs.
             also: values that shall be outputs too; nothing is cut there.
         """
-        producers = graph.by_name
-        cut = _cut_values(graph, producers)
+        cut = _cut_values(graph)
         names = tuple(dict.fromkeys([*cut, *also, *graph.output_names()]))
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()
         values = run_of(whole, _device_of(batch))(*batch)
         oracle = dict(zip(names, values, strict=True))
-        integers = {n: producers[n] for n in names if _is(producers.get(n), QUANTIZE)}
+        made = [graph.by_name[name] for name in names if name in graph.by_name]
+        integers = {node.name: arguments(node) for node in made if node.op == QUANTIZE}
         given = [
-            (oracle[name].to(torch.float32) - integers[name].args[2]) * integers[name].args[1]
+            dequantize(oracle[name], integers[name]["scale"], integers[name]["zero_point"])
             if name in integers
             else oracle[name]
             for name in cut
@@ -78,22 +81,18 @@ class Cuts:
             Input(_given(name), TensorMeta.of(value), tuple(value.shape))
             for name, value in zip(cut, given, strict=True)
         ]
-        pieces = replace(
-            graph,
-            inputs=(*graph.inputs, *inputs),
-            nodes=_cut_nodes(graph, producers, frozenset(cut)),
-            outputs=[Ref(name) for name in names],
-        )
+        outputs = [Ref(name) for name in names]
+        ready = replace(graph, inputs=(*graph.inputs, *inputs), outputs=outputs)
         return cls(
-            pieces.pruned(),
+            rewrite(ready, lambda node: _reading_given(node, graph, frozenset(cut))),
             whole,
             tuple(batch),
             tuple(given),
             tuple(oracle[name] for name in names),
-            tuple(_layer_of(name, producers) for name in cut),
-            tuple(_layer_of(name, producers) for name in names),
-            tuple(integers[n].args[1] if n in integers else None for n in names),
-            tuple(integers[n].args[2] if n in integers else None for n in names),
+            tuple(_layer_of(name, graph) for name in cut),
+            tuple(_layer_of(name, graph) for name in names),
+            tuple(integers.get(name, {}).get("scale") for name in names),
+            tuple(integers.get(name, {}).get("zero_point") for name in names),
         )
 
     def pieces(self) -> Iterator[Piece]:
@@ -135,38 +134,32 @@ class Piece:
         return tuple(name for name in quantized if name != self.end)
 
 
-def _cut_values(graph: Graph, producers: Mapping[str, Node]) -> list[str]:
+def _cut_values(graph: Graph) -> list[str]:
     """The values that are given: all that integers begin with, but for inputs and constants."""
     known = {given.name for given in graph.inputs} | set(graph.constants)
     known |= {node.name for node in graph.nodes if node.op == UNPACK}  # weights, as constants are
-    read = dict.fromkeys(name for node in graph.nodes for name in _cut_inputs(node, producers))
+    read = dict.fromkeys(name for node in graph.nodes for name in _cut_inputs(node, graph))
     return [name for name in read if name not in known]
 
 
-def _cut_nodes(
-    graph: Graph, producers: Mapping[str, Node], cut: frozenset[str]
-) -> tuple[Node, ...]:
-    """The nodes reading what is given; what was read as integers is quantized again."""
-    nodes = []
-    for node in graph.nodes:
-        names = {n: _given(n) for n in _cut_inputs(node, producers) if n in cut}
-        source = producers[next(iter(names))] if names else None
-        if source is not None and node.op == DEQUANTIZE and source.op == QUANTIZE:
-            again = f"{node.name}.again"
-            args = (Ref(_given(source.name)), *source.args[1:])
-            nodes.append(replace(source, name=again, args=args))
-            nodes.append(replace(node, args=(Ref(again), *node.args[1:])))
-        else:
-            nodes.append(node.renamed(names))
-    return tuple(nodes)
+def _reading_given(node: Node, graph: Graph, cut: frozenset[str]) -> Iterator[Node]:
+    """The node reading what is given; what was read as integers is quantized again."""
+    names = {n: _given(n) for n in _cut_inputs(node, graph) if n in cut}
+    source = graph.by_name[next(iter(names))] if names else None
+    if source is not None and node.op == DEQUANTIZE and source.op == QUANTIZE:
+        again = f"{node.name}.again"
+        yield replace(with_arguments(source, x=Ref(_given(source.name))), name=again)
+        yield with_arguments(node, q=Ref(again))
+    else:
+        yield node.renamed(names)
 
 
-def _cut_inputs(node: Node, producers: Mapping[str, Node]) -> list[str]:
+def _cut_inputs(node: Node, graph: Graph) -> list[str]:
     """The values at which a node's own reading of integers begins."""
     if node.op in (DEQUANTIZE, DYNAMIC):
         return [node.args[0].name]
     names = list(node.refs())
-    made_by = {name: producers[name].op for name in names if name in producers}
+    made_by = {name: graph.by_name[name].op for name in names if name in graph.by_name}
     if DEQUANTIZE_WEIGHT in made_by.values() and not is_own(node):
         return [name for name in names[:1] if made_by.get(name, DEQUANTIZE) not in DEQUANTIZED]
     return []
@@ -176,13 +169,9 @@ def _given(name: str) -> str:
     return f"{name}.given"
 
 
-def _is(node: Node | None, op: str) -> bool:
-    return node is not None and node.op == op
-
-
-def _layer_of(name: str, producers: Mapping[str, Node]) -> str:
+def _layer_of(name: str, graph: Graph) -> str:
     """The layer behind a quantize node."""
-    node = producers.get(name)
+    node = graph.by_name.get(name)
     return node.args[0].name if node is not None and node.op == QUANTIZE else name
 
 

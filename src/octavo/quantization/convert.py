@@ -10,14 +10,14 @@ here alike: both give weights and qparams. Layers in bfloat16: see `octavo.quant
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from octavo.errors import PlanError
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta, map_refs
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import (
     ATTENTION,
@@ -27,6 +27,7 @@ from octavo.graph.qdq import (
     QUANTIZE,
     UNPACK,
 )
+from octavo.graph.rewrite import rewrite
 from octavo.numerics import octavo_ops
 from octavo.numerics.affine import QParams
 from octavo.numerics.dtypes import UINT8
@@ -87,28 +88,25 @@ def _with_qdq(plan: Plan, rounded: RoundedGraph) -> Graph:
     by_int8 = dequantized
     by_float = {n: d for n, d in dequantized.items() if n in made_in_int8 or n in weight_nodes}
 
-    nodes: list[Node] = []
-    metas = graph.metas
-    for given in graph.inputs:
-        if given.name in activations:
-            nodes += _qdq(given.name, given.meta, qparams[given.name])
-    for node in graph.nodes:
+    def with_roundings(node: Node) -> Iterator[Node]:
         if not plan.reads_integers(node.name):
             node = node.renamed(floats)
         for name in node.refs():
-            if name in weight_nodes:
-                nodes += weight_nodes.pop(name)
+            yield from weight_nodes.pop(name, ())
         runs_int8 = plan.runs_int8(node.name)
         read = node.renamed(by_int8 if runs_int8 else by_float)
         if node.name in dynamic.specs:
-            made, read = dynamic.read_by(read, metas[node.args[0].name])
-            nodes += made
-        nodes.append(with_rounded_probabilities(read) if runs_int8 else read)
+            made, read = dynamic.read_by(read, graph.metas[node.args[0].name])
+            yield from made
+        yield with_rounded_probabilities(read) if runs_int8 else read
         if node.name in activations:
-            nodes += _qdq(node.name, metas[node.name], qparams[node.name])
-    names = by_float | floats
-    outputs = map_refs(graph.outputs, lambda ref: Ref(names.get(ref.name, ref.name)))
-    whole = replace(graph, nodes=tuple(nodes), constants=constants, outputs=outputs).pruned()
+            yield from _qdq(node.name, node.meta, qparams[node.name])
+
+    ready = replace(graph, constants=constants).returning(by_float | floats)
+    whole = rewrite(ready, with_roundings)
+    given = [i for i in graph.inputs if i.name in activations]
+    entries = [node for i in given for node in _qdq(i.name, i.meta, qparams[i.name])]
+    whole = replace(whole, nodes=(*entries, *whole.nodes)).pruned()
     return in_bfloat16(whole, {n for n, t in plan.tensors.items() if t.runs == "bfloat16"})
 
 

@@ -101,15 +101,13 @@ def _dequantize(w: Writer, node: Node) -> Any:
 def zero_point_of(w: Writer, x: Any) -> int:
     """The integer that stands for zero in what an activation is read from; 0 for floats."""
     node = w.producer(x)
-    return int(node.args[2]) if node is not None and node.op == DEQUANTIZE else 0
+    return int(arguments(node)["zero_point"]) if node is not None and node.op == DEQUANTIZE else 0
 
 
 def scale_of_result(w: Writer, node: Node) -> float | None:
     """The scale at which a node's result is quantized; ``None`` where it is not."""
-    for other in w.graph.nodes:
-        if other.op == QUANTIZE and other.args[0].name == node.name:
-            return float(other.args[1])
-    return None
+    roundings = (user for user in w.graph.users[node.name] if user.op == QUANTIZE)
+    return next((float(arguments(rounding)["scale"]) for rounding in roundings), None)
 
 
 def reads_integers(w: Writer, x: Any) -> bool:
@@ -317,7 +315,7 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
         or integers.shape[0] != len(tensor)
     ):
         return w.read(ref)
-    scale = _scales(integers)[0] * source.args[1]
+    scale = _scales(integers)[0] * arguments(source)["scale"]
     rounded = torch.round(tensor.double() / scale.double())
     if not bool((rounded.abs() <= _INT32).all()):  # runtimes would cut a float bias to it
         raise ExportError(
@@ -333,7 +331,7 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
 
 def linear(w: Writer, node: Node) -> Any:
     """``x @ weight.T + bias``."""
-    x, weight_ref, bias_ref = (*node.args, None)[:3]
+    x, weight_ref, bias_ref = arguments(node).values()
     source = w.producer(x)
     integers = integers_of(w, weight_ref)
     if (
@@ -355,7 +353,7 @@ def _integer_product(w: Writer, node: Node, source: Node, integers: QuantizedWei
     """A product of integers and the scales behind it, as runtimes fuse them."""
     bias_ref = arguments(node)["bias"]
     q, scale, zero_point = _rounded(w, source)
-    per_token = source.args[4]
+    per_token = arguments(source)["per_token"]
     matrix = w.initializer(f"{integers.name}.transposed", integers.integers.t())
     scales = w.initializer(integers.reader.args[1].name, _scales(integers)[0])
     if per_token:  # the runtimes know one zero point for all rows alone
