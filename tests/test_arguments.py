@@ -269,8 +269,8 @@ def test_wrong_objects_are_one_clear_error(
     ("argument", "thing", "message"),
     [
         ("verify(q", "a path", "octavo.load('none.octavo')"),
-        ("export_onnx(q", "a float model", "octavo.quantize makes one of a float model"),
-        ("export_onnx(q", "a model in training", "octavo.convert makes int8 of a model"),
+        ("export_onnx(q", "a float model", "octavo.quantize makes one from a float model"),
+        ("export_onnx(q", "a model in training", "octavo.convert makes one from a model"),
         ("compare(model", "a quantized model", "give the float model that was quantized"),
         ("compare(model", "a model of compat", "give the float model that was quantized"),
         ("layer_errors(model", "a model in training", "the model that octavo.prepare_qat was"),
@@ -286,7 +286,7 @@ def test_wrong_objects_are_one_clear_error(
         (
             "set_module_name(name",
             "a float model",
-            "name is a Sequential: give the path of a module",
+            "name is a Sequential: give the path of the module",
         ),
         ("compare(data", "a tensor", "a list such as [images]"),
         ("plan(mapping", "a text", "give an octavo.QConfigMapping"),
@@ -337,5 +337,5 @@ def test_torchscript_is_no_model_to_begin_with(compiled: str) -> None:
         lambda: octavo.sensitivity(model, t.x, data=batches),
     ]
     for call in calls:
-        with pytest.raises(octavo.OctavoError, match=r"the nn\.Module that it was made of"):
+        with pytest.raises(octavo.OctavoError, match=r"the nn\.Module that it was made from"):
             call()

@@ -338,7 +338,7 @@ def test_a_rule_that_matches_nothing_is_a_warning() -> None:
     rules = octavo.QConfigMapping().set_object_type("Conv2d", None)
     message = (
         "rules that match nothing in this model: op type 'Conv2d'; its operators are conv2d, relu, "
-        "and a class of modules is given as such, torch.nn.Conv2d"
+        "and a rule for a class of modules is given the class itself, torch.nn.Conv2d"
     )
     with pytest.warns(octavo.OctavoWarning, match=message):
         q = octavo.quantize(net, calibration=[torch.rand(2, 3, 8, 8)], qconfig=rules)

@@ -81,7 +81,7 @@ NO_FOLDER = {
 }
 NO_SOURCES = {
     "absent": "no file or folder",
-    "text.txt": "is no Python",
+    "text.txt": "is not a Python",
     "pipe": "no file or folder",
 }
 NO_SEARCH = _NO_FILE | {"empty": "it is empty", "text.txt": "not the result of a search"}

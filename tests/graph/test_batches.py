@@ -103,8 +103,12 @@ def test_the_user_chooses_the_arguments(
         (5, ONE, "a batch is a int"),
         ((), ONE, r"the batch has 0 items, the model needs 1 arguments \(x\)"),
         ((X,), TWO, r"the batch has 1 items, the model needs 2 arguments \(x, mask\)"),
-        ({"image": X}, ONE, r"has the keys \['image'\], the model takes \['x'\]: none fit"),
-        ({}, ONE, "none fit"),
+        (
+            {"image": X},
+            ONE,
+            r"has the keys \['image'\], the model takes \['x'\]: none of them match",
+        ),
+        ({}, ONE, "none of them match"),
         ({1: X}, ONE, r"has the keys \['1'\]"),
     ],
 )

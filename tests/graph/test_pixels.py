@@ -63,5 +63,5 @@ def test_a_record_is_read_again_and_others_are_refused():
     assert Pixels.from_dict(pixels.to_dict()) == pixels
     assert Pixels.from_dict(None) is None
     for data in ({"scale": 1}, [1], {"scale": 1, "mean": 0, "std": 1, "more": 2}):
-        with pytest.raises(InputError, match="no record of scale"):
+        with pytest.raises(InputError, match="not a record of scale"):
             Pixels.from_dict(data)

@@ -192,7 +192,7 @@ def test_metrics_by_name(model, q, batches) -> None:
 
 def test_inputs_chooses_the_arguments(model, q, batches) -> None:
     data = [{"picture": x, "name": "a"} for x, _ in batches]
-    with pytest.raises(InputError, match="none fit"):
+    with pytest.raises(InputError, match="none of them match"):
         compare(model, q, data, **torch_only)
     result = compare(model, q, data, inputs=lambda batch: batch["picture"], **torch_only)
     assert result.samples == 24

@@ -101,7 +101,7 @@ def test_dynamic_layers_are_products_of_integers(tmp_path):
 
 
 def test_a_file_is_whole_or_not_there(q, tmp_path):
-    with pytest.raises(ExportError, match="no ONNX dialect for runtime 'tensorrt'"):
+    with pytest.raises(ExportError, match="no ONNX dialect for the runtime 'tensorrt'"):
         octavo.export_onnx(q, tmp_path / "m.onnx", runtime="tensorrt")
     blocked = tmp_path / "file"
     blocked.write_text("")

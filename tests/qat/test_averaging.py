@@ -122,5 +122,5 @@ def test_what_does_more_than_call_the_model_is_not_converted() -> None:
         assert torch.equal(octavo.convert(wrapped).lower("reference")(x), qat.eval()(x))
     with pytest.raises(PlanError, match=r"Softmax may do more .* octavo\.convert\(model\.module\)"):
         octavo.convert(Softmax(qat))
-    with pytest.raises(PlanError, match=r"Linear is no model from .*octavo\.quantize\(model"):
+    with pytest.raises(PlanError, match=r"Linear is not a model from .*octavo\.quantize\(model"):
         octavo.convert(nn.Linear(3, 4))

@@ -282,7 +282,7 @@ def test_something_has_to_be_captured_with(x: Tensor) -> None:
         (
             {"qconfig": QConfigMapping().set_module_name("cnov", None)},
             PlanError,
-            "'cnov', which the model has not; did you mean 'conv'",
+            "no module is called 'cnov', as a rule has it; did you mean 'conv'",
         ),
         ({"calibration": [torch.full((2, 3, 6, 6), math.nan)]}, CalibrationError, "batch 0.*NaN"),
     ],

@@ -17,13 +17,14 @@ def bench(
     ] = "1,8,32",
     runtimes: Annotated[
         str | None,
-        typer.Option("--runtimes", help="Separated by commas [all that are installed]."),
+        typer.Option("--runtimes", help="Runtimes, separated by commas [all that are installed]."),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Of every contender [as torch has].")
+        int | None,
+        typer.Option("--threads", min=1, help="Threads of every contender [torch's own number]."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0.1, help="Of timing, for each batch size.")
+        float, typer.Option("--seconds", min=0.1, help="Seconds of timing for each batch size.")
     ] = 10.0,
     as_json: JsonFlag = False,
 ) -> None:

@@ -37,11 +37,14 @@ def compare(
         str, typer.Option("--runtimes", help="Runtimes of the files, separated by commas.")
     ] = "torch",
     threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads of torch [as it is].")
+        int | None,
+        typer.Option("--threads", min=1, help="Threads of every contender [torch's own number]."),
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", min=1, help="Turns of each contender [about ten seconds]."),
+        typer.Option(
+            "--rounds", min=1, help="How often each contender is timed [about ten seconds]."
+        ),
     ] = None,
     cold_start: Annotated[
         bool,

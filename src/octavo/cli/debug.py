@@ -30,7 +30,7 @@ def debug(
     weights: Weights = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, help="Look at the first so many batches [all]."),
+        typer.Option("--limit", min=1, help="Number of batches to look at [all]."),
     ] = None,
     batch_size: BatchSize = 64,
     image_size: ImageSize = 224,

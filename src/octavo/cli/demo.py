@@ -27,7 +27,7 @@ def demo(
         int | None, typer.Option("--epochs", help="Epochs of training [8, MNIST: 1].")
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", help="What the file shall run on [this CPU].")
+        str | None, typer.Option("--target", help="What the file will run on [this CPU].")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -55,7 +55,7 @@ Target = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="What the file shall run on: x86, x86-avx2, arm, onnxruntime, openvino, tensorrt or "
+        help="What the file will run on: x86, x86-avx2, arm, onnxruntime, openvino, tensorrt or "
         "edge [this CPU].",
     ),
 ]
@@ -74,8 +74,8 @@ ImageSize = Annotated[
     int,
     typer.Option(
         "--image-size",
-        help="Of a folder's images: their shorter side is resized to it, then their centre cut "
-        "out.",
+        help="For a folder of images: their shorter side is resized to "
+        "this, and their centre cut out.",
     ),
 ]
 Mean = Annotated[
@@ -83,14 +83,21 @@ Mean = Annotated[
     typer.Option(
         "--mean",
         metavar="NUMBERS",
-        help="Of a folder's pixels in 0 to 1: for each channel, separated by commas, or one "
-        "[ImageNet's].",
+        help="For a folder of images: the mean of their pixels, which are "
+        "0 to 1; for each channel, separated by commas, or one for all [ImageNet's].",
     ),
 ]
 Std = Annotated[
-    str | None, typer.Option("--std", metavar="NUMBERS", help="As --mean [ImageNet's].")
+    str | None,
+    typer.Option(
+        "--std",
+        metavar="NUMBERS",
+        help="For a folder of images: the standard deviation, as --mean [ImageNet's].",
+    ),
 ]
-Gray = Annotated[bool, typer.Option("--gray", help="Read a folder's images with one channel.")]
+Gray = Annotated[
+    bool, typer.Option("--gray", help="For a folder of images: read them with one channel.")
+]
 
 
 def metric_of(text: str | None) -> Any:

@@ -34,7 +34,7 @@ def quantize(
         typer.Option(
             "--calibration",
             metavar="DATA",
-            help=f"Calibration data; of other modes than static the first batch. {DATA_HELP}",
+            help=f"Calibration data; modes other than static use only its first batch. {DATA_HELP}",
         ),
     ],
     output: Annotated[
@@ -44,26 +44,28 @@ def quantize(
     target: Target = None,
     mode: ModeOption = Mode.static,
     bits: Annotated[
-        int, typer.Option("--bits", help="Of weights in mode weight_only: 8 or 4.")
+        int, typer.Option("--bits", help="Bits of the weights in mode weight_only: 8 or 4.")
     ] = 8,
     group_size: Annotated[
         int | None,
-        typer.Option("--group-size", help="One scale for so many input channels, for --bits."),
+        typer.Option(
+            "--group-size", help="Number of input channels that share a scale, with --bits."
+        ),
     ] = None,
     precision: Annotated[
         str,
         typer.Option(
             "--precision",
-            help="Of what stays float: float32, bfloat16, or auto, which is bfloat16 on CPUs that "
-            "have instructions for it.",
+            help="Precision of what stays float: float32, bfloat16, or auto, "
+            "which is bfloat16 on CPUs that have instructions for it.",
         ),
     ] = "float32",
     input_scale: Annotated[
         float | None,
         typer.Option(
             "--input-scale",
-            help="Take uint8 pixels x, for the floats (x * scale - mean) / std [1 / 255 if a mean "
-            "or std is given].",
+            help="The model takes uint8 pixels x and computes (x * scale - "
+            "mean) / std from them itself; this is the scale [1 / 255 if a mean or std is given].",
         ),
     ] = None,
     input_mean: Annotated[
@@ -71,7 +73,7 @@ def quantize(
         typer.Option(
             "--input-mean",
             metavar="NUMBERS",
-            help="For each channel, separated by commas, or one [0].",
+            help="The mean, for each channel, separated by commas, or one for all [0].",
         ),
     ] = None,
     input_std: Annotated[
@@ -79,12 +81,12 @@ def quantize(
         typer.Option(
             "--input-std",
             metavar="NUMBERS",
-            help="For each channel, separated by commas, or one [1].",
+            help="The std, for each channel, separated by commas, or one for all [1].",
         ),
     ] = None,
     batches: Annotated[
         int | None,
-        typer.Option("--batches", min=1, help="Calibrate with the first so many batches [all]."),
+        typer.Option("--batches", min=1, help="Number of batches to calibrate with [all]."),
     ] = None,
     batch_size: BatchSize = 64,
     image_size: ImageSize = 224,

@@ -37,17 +37,21 @@ def report(
         typer.Option(
             "--calibration",
             metavar="DATA",
-            help="As octavo quantize took it: adds which layers hurt, measured.",
+            help="Calibration data, as octavo quantize took it: the page then "
+            "shows which layers hurt most.",
         ),
     ] = None,
     search: Annotated[
         str | None,
-        typer.Option("--search", metavar="JSON", help="What octavo search --json printed."),
+        typer.Option(
+            "--search", metavar="JSON", help="A file of what octavo search --json printed."
+        ),
     ] = None,
-    title: Annotated[str | None, typer.Option("--title", help="Of the page [FILE].")] = None,
+    title: Annotated[str | None, typer.Option("--title", help="Title of the page [FILE].")] = None,
     metric: MetricOption = None,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Batches to look at layers and histograms with.")
+        int,
+        typer.Option("--limit", min=1, help="Number of batches for layer errors and histograms."),
     ] = 8,
     batch_size: BatchSize = 64,
     image_size: ImageSize = 224,

@@ -28,10 +28,13 @@ from octavo.cli.options import (
 def search(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     data: Annotated[
-        str, typer.Option("--data", metavar="DATA", help=f"What to measure on. {DATA_HELP}")
+        str, typer.Option("--data", metavar="DATA", help=f"The data to measure on. {DATA_HELP}")
     ],
     calibration: Annotated[
-        str, typer.Option("--calibration", metavar="DATA", help="As octavo quantize takes it.")
+        str,
+        typer.Option(
+            "--calibration", metavar="DATA", help="Calibration data, as octavo quantize takes it."
+        ),
     ],
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="What the metric may lose, in its own unit.")
@@ -43,19 +46,22 @@ def search(
             "-o",
             metavar="FOLDER",
             callback=named,
-            help="For best.octavo and the trials; go on from it.",
+            help="Folder for best.octavo and the trials; a search that stopped goes on from there.",
         ),
     ],
     weights: Weights = None,
     metric: MetricOption = None,
     smallest: Annotated[
-        bool, typer.Option("--smallest", help="The smallest model, not the fastest.")
+        bool, typer.Option("--smallest", help="Look for the smallest model, not the fastest.")
     ] = False,
     four_bits: Annotated[
         bool, typer.Option("--four-bits", help="Try weights of four bits too.")
     ] = False,
     time_budget: Annotated[
-        float | None, typer.Option("--time-budget", metavar="SECONDS", help="No limit without.")
+        float | None,
+        typer.Option(
+            "--time-budget", metavar="SECONDS", help="Stop after this many seconds [no limit]."
+        ),
     ] = None,
     target: Target = None,
     batch_size: BatchSize = 64,
@@ -65,7 +71,9 @@ def search(
     gray: Gray = False,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", help="ray: on a Ray cluster, or on one that is started here."),
+        typer.Option(
+            "--engine", help="ray: run trials on a Ray cluster, or on one that is started here."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

@@ -29,16 +29,21 @@ from octavo.cli.options import (
 def sensitivity(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     data: Annotated[
-        str, typer.Option("--data", metavar="DATA", help=f"What to measure on. {DATA_HELP}")
+        str, typer.Option("--data", metavar="DATA", help=f"The data to measure on. {DATA_HELP}")
     ],
     calibration: Annotated[
-        str, typer.Option("--calibration", metavar="DATA", help="As octavo quantize takes it.")
+        str,
+        typer.Option(
+            "--calibration", metavar="DATA", help="Calibration data, as octavo quantize takes it."
+        ),
     ],
     weights: Weights = None,
     metric: MetricOption = None,
     estimate: Annotated[
         bool,
-        typer.Option("--estimate", help="Do not measure layer by layer: much faster."),
+        typer.Option(
+            "--estimate", help="Estimate instead of measuring layer by layer: much faster."
+        ),
     ] = False,
     mode: ModeOption = Mode.static,
     target: Target = None,
@@ -49,7 +54,9 @@ def sensitivity(
     gray: Gray = False,
     engine: Annotated[
         str | None,
-        typer.Option("--engine", help="ray: on a Ray cluster, or on one that is started here."),
+        typer.Option(
+            "--engine", help="ray: measure on a Ray cluster, or on one that is started here."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

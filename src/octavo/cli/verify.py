@@ -28,7 +28,7 @@ def verify(
     ] = None,
     runtimes: Annotated[
         str | None,
-        typer.Option("--runtimes", help="Separated by commas [all that are installed]."),
+        typer.Option("--runtimes", help="Runtimes, separated by commas [all that are installed]."),
     ] = None,
     batch_size: BatchSize = 64,
     image_size: ImageSize = 224,

@@ -152,8 +152,8 @@ def _matching(key: str, float_dict: Mapping[str, Any]) -> Any:
 def _model(q_model: nn.Module) -> Any:
     if not isinstance(q_model, Converted):
         raise InputError(
-            f"the quantized model is a {type(q_model).__name__}, which convert has not made; for "
-            "octavo.quantize's use octavo.layer_errors(model, q, data)"
+            f"the quantized model is a {type(q_model).__name__}, which convert did not make; for "
+            "one from octavo.quantize use octavo.layer_errors(model, q, data)"
         )
     return q_model.octavo_model
 
@@ -169,7 +169,8 @@ def _allowed(model: nn.Module, path: str, kinds: Iterable[Any] | None) -> bool:
 def _refuse_logger(logger_cls: Any) -> None:
     if logger_cls is not None:
         raise OctavoError(
-            "Octavo does not share the argument logger_cls: octavo.layer_errors(model, q, data) "
+            "octavo.compat does not take the argument logger_cls: octavo.layer_errors(model, q, "
+            "data) "
             "sums over batches"
         )
 

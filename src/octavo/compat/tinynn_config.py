@@ -113,7 +113,7 @@ def completed(config: Mapping[str, Any] | None) -> dict[str, Any]:
                 "else use octavo.quantize or octavo.prepare_qat with a QConfigMapping"
             )
         if key in _REFUSED and not any(value is v or value == v for v in _REFUSED[key][0]):
-            raise PlanError(f"Octavo does not share {key}={value!r}: {_REFUSED[key][1]}")
+            raise PlanError(f"octavo.compat does not take {key}={value!r}: {_REFUSED[key][1]}")
     backend = config.get("backend", _HONOURED["backend"])
     if backend not in _BACKENDS:
         raise PlanError(
@@ -189,7 +189,7 @@ def _by_layer(
         path = paths.get(name.replace(".", "_"))
         if path is None:
             raise PlanError(
-                f"layerwise_config names {name!r}, which is no module of the model; its modules "
-                "are those of model.named_modules()"
+                f"layerwise_config names {name!r}, which is not a module of the model; "
+                "model.named_modules() lists them"
             )
         mapping.set_module_name(path, usual if quantized else None)

@@ -90,8 +90,8 @@ def signature_of(model: nn.Module) -> inspect.Signature:
         return inspect.signature(model.forward)
     except ValueError:
         raise InputError(
-            f"the forward of the {type(model).__name__} has no signature: of TorchScript, give the "
-            "nn.Module that it was made of"
+            f"the forward of the {type(model).__name__} has no signature; if it is TorchScript, "
+            "give the nn.Module that it was made from"
         ) from None
 
 
@@ -126,7 +126,8 @@ def split_batch(
         if not kwargs:
             raise InputError(
                 f"the batch has the keys {sorted(map(str, batch))}, the model takes "
-                f"{list(signature.names)}: none fit; pass inputs=lambda batch: ... to choose"
+                f"{list(signature.names)}: none of them match; pass inputs=lambda batch: ... to "
+                "choose"
             )
         return Batch((), kwargs, _labels(batch, signature))
     if isinstance(batch, PackedSequence):

@@ -73,13 +73,15 @@ def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
         found[tree.name] = value
     elif isinstance(tree, list | tuple):
         if not isinstance(value, list | tuple) or len(value) != len(tree):
-            raise InputError(f"{where} has another structure than the captured {len(tree)} items")
+            raise InputError(
+                f"{where} has another structure than at capture, where it had {len(tree)} items"
+            )
         for index, (part, item) in enumerate(zip(tree, value, strict=True)):
             _match(part, item, f"{where}[{index}]", found)
     elif isinstance(tree, Mapping):
         items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
         if {key for key in items if key in tree or items[key] is not None} != set(tree):
-            raise InputError(f"{where} has other keys than the captured {list(tree)}")
+            raise InputError(f"{where} has other keys than at capture, {list(tree)}")
         for key, part in tree.items():
             _match(part, items[key], f"{where}[{key!r}]", found)
     elif isinstance(value, Tensor) or type(value) is not type(tree) or value != tree:

@@ -78,7 +78,7 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> None:
         raise ValueError("no values")
     expected = [size if axis == dim else 1 for axis, size in enumerate(v.shape)]
     if list(g.shape) != expected or v.dtype != g.dtype:
-        raise ValueError(f"a norm of shape {list(g.shape)} where {expected} is due")
+        raise ValueError(f"a norm of shape {list(g.shape)} where {expected} is expected")
 
 
 def _embedding_bag(

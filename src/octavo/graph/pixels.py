@@ -98,7 +98,7 @@ class Pixels:
         if data is None:
             return None
         if not isinstance(data, dict) or data.keys() != {"scale", "mean", "std"}:
-            raise InputError(f"{data!r} is no record of scale, mean and std of pixels")
+            raise InputError(f"{data!r} is not a record of scale, mean and std of pixels")
         return cls.given(**data)
 
 

@@ -136,7 +136,7 @@ def checked(expression: Any, ranks: Mapping[str, int], depth: int = 0) -> Expres
     if type(expression) is int and abs(expression) < _LARGEST:
         return expression
     if not isinstance(expression, list | tuple) or not expression or depth > _DEEPEST:
-        raise ValueError("a guard is no expression of sizes")
+        raise ValueError("a guard is not an expression of sizes")
     kind, *args = expression
     if kind == "size":
         name, axis = args

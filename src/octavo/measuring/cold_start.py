@@ -73,9 +73,8 @@ def _module_of(runtime: str) -> str:
     module = RUNTIMES[runtime].lower.__module__
     if module == "__main__":
         raise RuntimeUnavailable(
-            f"the runtime {runtime!r} is made known by a script, so that a new process, in which "
-            "load time and memory are measured, does not know it: move it to a module that the "
-            "script imports"
+            f"the runtime {runtime!r} is defined in a script, which the new process that measures "
+            "load time and memory does not run: move it to a module that the script imports"
         )
     return module
 

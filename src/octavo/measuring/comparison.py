@@ -181,7 +181,7 @@ def _about(label: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{label!r} was not made of this float model: {error}") from None
+        raise InputError(f"{label!r} was not made from this float model: {error}") from None
 
 
 def _judge_one(

@@ -33,11 +33,11 @@ def _way_to_int8(given: object) -> str:
     if isinstance(given, str | os.PathLike):
         return f"load the file first, octavo.load({os.fspath(given)!r})"
     if isinstance(given, QATModel):
-        return "octavo.convert makes int8 of a model that was trained with rounding"
+        return "octavo.convert makes one from a model that was trained with rounding"
     if hasattr(type(given), "octavo_model"):
-        return "of a model of octavo.compat, give its octavo_model"
+        return "for a model of octavo.compat, give its octavo_model"
     if isinstance(given, nn.Module):
-        return "octavo.quantize makes one of a float model"
+        return "octavo.quantize makes one from a float model"
     return "octavo.quantize, octavo.convert and octavo.load return one"
 
 
@@ -62,14 +62,14 @@ def require_float(model: object, function: str) -> None:
 
 def _way_to_float(given: object) -> str:
     if isinstance(given, QuantizedModel) or _of_compat(given):
-        return "give the float model that was quantized, and behind it the quantized one"
+        return "give the float model that was quantized, and then the quantized one"
     if isinstance(given, torch.jit.ScriptModule):
-        return "TorchScript cannot be captured, give the nn.Module that it was made of"
+        return "TorchScript cannot be captured: give the nn.Module that it was made from"
     if isinstance(given, QATModel):
         return "give the model that octavo.prepare_qat was called with"
     if isinstance(given, type):
         return f"give a model, {given.__name__}(...), not its class"
-    return "give a torch.nn.Module; of a state dict, build the network and load_state_dict it"
+    return "give a torch.nn.Module; if it is a state dict, build the network and load_state_dict it"
 
 
 def _of_compat(given: object) -> bool:

@@ -69,7 +69,7 @@ def export_onnx(
     reader = RUNTIMES[runtime].onnx if runtime in RUNTIMES else None
     if reader is None:
         known = sorted(name for name, record in RUNTIMES.items() if record.onnx is not None)
-        raise ExportError(f"no ONNX dialect for runtime {runtime!r}; one of {known}")
+        raise ExportError(f"there is no ONNX dialect for the runtime {runtime!r}; one of {known}")
     dialect = reader.dialect
     if target(q.target).weight_without_pairs is not None:
         dialect = replace(dialect, dynamic_lstm=False)

@@ -18,8 +18,8 @@ _FARTHEST = 0.6
 
 
 _OTHERS = (
-    "the float model's {!r} has other values than the quantized one's, by more than rounding can "
-    "change: give the model that was quantized, with the weights that it had then"
+    "the float model's {!r} differs from the quantized one's by more than rounding does: give the "
+    "model that was quantized, with the weights that it had then"
 )
 _NEAREST = BiasCorrection.name  # of all methods the one that leaves weights to nearest
 _CLOSE = 1e-2  # of its size: bfloat16 keeps as much

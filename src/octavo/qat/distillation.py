@@ -64,7 +64,7 @@ class DistillationLoss(nn.Module):
             found = list(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
             raise InputError(
                 f"the teacher gives {found}, the student scores of shape {list(scores.shape)}: "
-                "pass the same tensor of both"
+                "pass the same tensor from both"
             )
         cold = self.temperature
         towards = functional.kl_div(

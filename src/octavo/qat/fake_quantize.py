@@ -258,7 +258,7 @@ def _step(name: str, observer: Observer, has_range: bool) -> float | None:
     if isinstance(observer, FixedRange) or has_range:
         return 0.0
     raise PlanError(
-        f"the observer {observer.name!r} of tensor {name!r} cannot follow a training: take "
+        f"the observer {observer.name!r} of tensor {name!r} cannot follow training: take "
         "MovingAverageMinMax (see octavo.qat_qconfig), or pass calibration= so that it finds "
         "a range before"
     )

@@ -348,7 +348,7 @@ def _not_prepared(module: nn.Module) -> str:
             f"{inside[0]!r}: convert that alone, octavo.convert(model.{inside[0]})"
         )
     return (
-        f"{kind} is no model from octavo.prepare_qat, and holds none: prepare the float model "
+        f"{kind} is not a model from octavo.prepare_qat, and holds none: prepare the float model "
         "before it is trained, or quantize it as it is, octavo.quantize(model, calibration=loader)"
     )
 

@@ -131,10 +131,13 @@ def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
     known = set(graph.metas) | set(graph.constants)
     unknown = sorted(set(plan.tensors) - known)
     if unknown:
-        raise PlanError(f"the plan names {unknown[:5]}, which the graph has not: plan it again")
+        raise PlanError(
+            f"the plan names {unknown[:5]}, which the graph does not have: "
+            "make the plan from this graph"
+        )
     missing = sorted(set(plan.quantized) - set(qparams))
     if missing:
-        raise PlanError(f"there are no qparams for {missing[:5]}: calibrate with this plan")
+        raise PlanError(f"qparams are missing for {missing[:5]}: calibrate with this plan")
 
 
 def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> list[Node]:

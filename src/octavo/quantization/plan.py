@@ -156,7 +156,7 @@ class Plan(Tabular):
 PLAN = of(Plan, way_out="octavo.plan(graph) gives one")
 _MAPPING = of(
     QConfigMapping,
-    way_out="give an octavo.QConfigMapping; of one QConfig, QConfigMapping().set_global(qconfig)",
+    way_out="give an octavo.QConfigMapping; for one QConfig, QConfigMapping().set_global(qconfig)",
 )
 
 
@@ -237,7 +237,8 @@ def unmatched_in_words(graph: Graph, plan: Plan) -> str:
     operators = sorted({node.short_op for node in graph.nodes if node.op.startswith("aten.")})
     return (
         f"rules that match nothing in this model: {', '.join(plan.unmatched)}; its operators are "
-        f"{', '.join(operators)}, and a class of modules is given as such, torch.nn.Conv2d"
+        f"{', '.join(operators)}, and a rule for a class of modules is given the class itself, "
+        "torch.nn.Conv2d"
     )
 
 
@@ -255,9 +256,7 @@ def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:
             hint = (
                 f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
             )
-            raise PlanError(
-                f"a rule names the module {rule.pattern!r}, which the model has not; {hint}"
-            )
+            raise PlanError(f"no module is called {rule.pattern!r}, as a rule has it; {hint}")
     return tuple(str(rule) for rule in missing)
 
 

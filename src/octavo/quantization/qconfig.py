@@ -21,7 +21,7 @@ _OBSERVER = Kind(
     lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in _OFFERS),
     "give an observer, octavo.MinMax() for one",
 )
-_PATH = of(str, way_out='give the path of a module, "layer1.0"; of a module, its path in the model')
+_PATH = of(str, way_out='give the path of the module in the model, such as "layer1.0"')
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ class QConfigMapping:
             pattern = kind.__name__
         else:
             raise PlanError(
-                f"an object type is a name, a class or a function, not {described(kind)}; of a "
-                "module give its class, or set_module_name its path"
+                f"an object type is a name, a class or a function, not {described(kind)}; for a "
+                "module give its class, or its path to set_module_name"
             )
         return self._add("op type", pattern, qconfig)
 

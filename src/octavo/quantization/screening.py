@@ -132,7 +132,7 @@ def run_around(
         if any(bool(exact[value].isnan().any()) for value in _floats_behind(graph, name)):
             raise InputError(
                 f"{_account(graph, bad)}; the result {name!r} is {graph.metas[name]}, "
-                "which has no NaN to say so: leave these samples out"
+                "which cannot hold a NaN to say so: leave these samples out"
             )
     if bool(bad.all()):
         return tuple(exact[name] for name in names)

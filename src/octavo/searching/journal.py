@@ -50,7 +50,7 @@ class Journal:
         with _naming(about):
             found = json.loads(about.read_text("utf-8"))
             if not isinstance(found, dict):
-                raise InputError("it describes no search")
+                raise InputError("it does not describe a search")
         different = [key for key in search if not alike(found.get(key), search[key])]
         if different:
             key = different[0]

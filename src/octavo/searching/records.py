@@ -24,7 +24,7 @@ def from_json(kind: type[T], data: Any) -> T:
     """
     hints = get_type_hints(kind)
     if not isinstance(data, dict) or set(data) != set(hints):
-        raise InputError(f"this is no {kind.__name__.lower()}: {str(data)[:40]!r}")
+        raise InputError(f"this is not a {kind.__name__.lower()}: {str(data)[:40]!r}")
     for name, value in data.items():
         if not _is_a(value, hints[name]):
             raise InputError(f"its {name} is {str(value)[:40]!r}")

@@ -207,7 +207,7 @@ def test_only_the_formats_that_are_named_are_opened(
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **rest: pytest.fail("a program ran"))
     file = tmp_path / "picture.png"
     file.write_bytes(encoded(Image.new("RGB", (8, 8)), form))
-    with pytest.raises(InputError, match=r"picture\.png as an image: it is none of PNG, JPEG"):
+    with pytest.raises(InputError, match=r"picture\.png as an image: it is not one of PNG, JPEG"):
         read_image(file, PLAIN)
 
 

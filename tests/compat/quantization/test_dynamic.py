@@ -166,7 +166,7 @@ def test_computed_weights() -> None:
 
 def test_rules_that_fit_nothing_are_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(octavo.OctavoError, match="'fc9', which is no module of the model"):
+    with pytest.raises(octavo.OctavoError, match="'fc9', which is not a module of the model"):
         ours.quantize_dynamic(model, {"0", "fc9"})
     with pytest.raises(octavo.OctavoError, match="is static, and there is no data"):
         ours.quantize_dynamic(model, {nn.Linear: ours.default_qconfig})

@@ -130,7 +130,10 @@ def test_with_args_prints_and_compares_as_before() -> None:
         (lambda: ours.MinMaxObserver(qscheme=torch.qint8), "qscheme is torch.qint8; one of"),
         (lambda: ours.MinMaxObserver(qscheme=torch.per_channel_affine), "is per tensor"),
         (lambda: ours.PerChannelMinMaxObserver(qscheme=torch.per_tensor_affine), "is per channel"),
-        (lambda: ours.MinMaxObserver(quant_min=3, quant_max=99), "no range of Octavo's integers"),
+        (
+            lambda: ours.MinMaxObserver(quant_min=3, quant_max=99),
+            "not a range of Octavo's integers",
+        ),
         (
             lambda: ours.MinMaxObserver(
                 qscheme=torch.per_tensor_symmetric, quant_min=0, quant_max=127

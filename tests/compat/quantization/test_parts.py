@@ -109,7 +109,7 @@ def test_torchs_own_hooks_are_captured(x: Tensor) -> None:
     ours.prepare(model, inplace=True)
     exact = model(x)
     q = ours.convert(model, inplace=True)
-    with pytest.raises(octavo.OctavoError, match="was computed of others"):
+    with pytest.raises(octavo.OctavoError, match="was computed from other tensors"):
         q.module[5].weight()
     torch.testing.assert_close(q(x), exact, rtol=0.05, atol=0.05)
 

@@ -195,5 +195,5 @@ def test_observers_that_no_graph_would_run(activation: Any, message: str) -> Non
 
 def test_a_smallest_scale_is_none_of_a_models() -> None:
     qconfig = ours.QConfig(ours.MinMaxObserver.with_args(eps=2**-12), ours.default_weight_observer)
-    with pytest.warns(OctavoWarning, match="eps=0.000244140625 of MinMaxObserver counts in"):
+    with pytest.warns(OctavoWarning, match="eps=0.000244140625 of MinMaxObserver is used by"):
         native(qconfig, "x86")

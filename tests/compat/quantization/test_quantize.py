@@ -213,8 +213,8 @@ def test_quantize_runs_all_steps(digits: Trained) -> None:
     [
         (lambda: ours.prepare(Net()), r"set model.qconfig = get_default_qconfig\('x86'\)"),
         (lambda: ours.prepare(with_qconfig(Net())), "no QuantStub.*QuantWrapper"),
-        (lambda: ours.prepare(Net(), allow_list=[nn.Linear]), "does not share the argument allow"),
-        (lambda: ours.prepare_qat(Net(), {nn.Linear: 1}), "does not share the argument mapping"),
+        (lambda: ours.prepare(Net(), allow_list=[nn.Linear]), "does not take the argument allow"),
+        (lambda: ours.prepare_qat(Net(), {nn.Linear: 1}), "does not take the argument mapping"),
         (lambda: ours.convert(Net()), "was not prepared: call prepare or prepare_qat"),
         (lambda: ours.convert(Net(), is_reference=True), "argument is_reference"),
         (lambda: ours.prepare(training())(torch.rand(2, 1, 14, 14)), "'module.bn1' is in training"),

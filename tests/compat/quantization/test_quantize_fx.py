@@ -124,7 +124,9 @@ def test_fuse_fx_folds_batch_norms(digits: Trained) -> None:
 
 def test_errors_name_the_way_out(digits: Trained) -> None:
     qconfig = ours.get_default_qconfig("x86")
-    with pytest.raises(octavo.OctavoError, match="'conv9', which the model has not; did you mean"):
+    with pytest.raises(
+        octavo.OctavoError, match="no module is called 'conv9', as a rule has it; did you mean"
+    ):
         quantize_fx.prepare_fx(digits.model, {"module_name": [("conv9", qconfig)]}, digits.images)
     with pytest.raises(octavo.OctavoError, match="argument backend_config"):
         quantize_fx.prepare_fx(digits.model, {"": qconfig}, digits.images, backend_config={})

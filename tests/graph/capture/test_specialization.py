@@ -90,7 +90,7 @@ def test_a_size_that_is_part_of_the_graph_is_declared(function: Callable[..., An
     assert graph.inputs[0].meta.shape == (4, 8)
     assert {n for n in ANY if answers(model, graph, n)} == {4}
     line = rf"test_specialization\.py:{function.__code__.co_firstlineno} \(<lambda>\)"
-    with pytest.raises(InputError, match=rf"shape\[0\] == 4 is fixed: .* at tests/{line}"):
+    with pytest.raises(InputError, match=rf"shape\[0\] == 4 is fixed: .* at capture/{line}"):
         run_graph(graph, torch.randn(5, 8))
 
 
@@ -117,7 +117,7 @@ def test_an_example_of_one_sample_that_is_special_stands_for_one(
     model, graph = captured(function, batch=1)
     assert graph.inputs[0].meta.shape == (1, 8)
     assert {n for n in ANY if answers(model, graph, n)} == {1}
-    with pytest.raises(InputError, match="forward treats one sample in a way of its own"):
+    with pytest.raises(InputError, match="forward treats a single sample differently"):
         run_graph(graph, torch.randn(2, 8))
 
 

@@ -82,5 +82,5 @@ def test_no_data_and_another_model(net: nn.Module, q: octavo.QuantizedModel) -> 
     with pytest.raises(InputError, match="no data"):
         octavo.distributions(net, q, [], progress=False)
     other = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
-    with pytest.raises(InputError, match="made of another model"):
+    with pytest.raises(InputError, match="made from another model"):
         octavo.distributions(other, q, [torch.randn(2, 3, 8, 8)], progress=False)

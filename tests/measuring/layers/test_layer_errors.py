@@ -132,7 +132,7 @@ def test_what_does_not_belong_together(net: nn.Module, batches: list[Tensor]) ->
     with pytest.raises(InputError, match="no data"):
         octavo.layer_errors(net, q, [])
     other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten(), nn.Linear(5 * 36, 5))
-    with pytest.raises(InputError, match=r"has no layer .* made of another model"):
+    with pytest.raises(InputError, match=r"has no layer .* made from another model"):
         octavo.layer_errors(other, q, batches)
 
 

@@ -95,7 +95,7 @@ def test_resized(dims, agrees):
 
 
 REFUSED = {
-    "a divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "multiply behind"),
+    "a divisor": (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "multiply after"),
     "places of the largest": (
         lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
         "max_pool2d_with_indices",

@@ -145,7 +145,9 @@ def _check_lengths(source: str, arrays: dict[str, Tensor]) -> None:
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is no archive of arrays, as numpy.savez writes it, or is cut off")
+        raise ValueError(
+            "it is not an archive of arrays as numpy.savez writes it, or it is cut off"
+        )
     with path.open("rb") as opened, NpzFile(opened, allow_pickle=False) as file:
         return {name: _tensor(file[name]) for name in file.files}
 
@@ -172,7 +174,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _tensor(array: Any) -> Tensor:
     if not isinstance(array, np.ndarray):
-        raise TypeError("it holds a file that is no array")
+        raise TypeError("it holds a file that is not an array")
     return _single(torch.from_numpy(np.ascontiguousarray(array)))
 
 

@@ -66,9 +66,7 @@ class ImageOptions:
                     "channels; give one for each, or one for all"
                 )
             if not all(map(math.isfinite, numbers)) or (name == "std" and min(numbers) <= 0):
-                raise InputError(
-                    f"{name} is {numbers}; give finite numbers, and of std such above zero"
-                )
+                raise InputError(f"{name} is {numbers}; give finite numbers, above zero for std")
 
     @property
     def channels(self) -> int:
@@ -128,7 +126,7 @@ class ImageFolder:
         if empty:
             raise InputError(
                 f"classes of the folder {folder} without images ({kinds}): {empty[:5]}; each "
-                "sub-folder counts as a class: remove those that are none"
+                "sub-folder counts as a class: remove those that are not classes"
             )
         files = tuple(file for files in found.values() for file in files)
         labels = tuple(i for i, files in enumerate(found.values()) for _ in files)
@@ -169,7 +167,7 @@ def read_image(file: Path, options: ImageOptions) -> Tensor:
         raise
     except pillow.UnidentifiedImageError as error:
         kinds = ", ".join(_FORMATS)
-        raise InputError(f"cannot read {file} as an image: it is none of {kinds}") from error
+        raise InputError(f"cannot read {file} as an image: it is not one of {kinds}") from error
     except Exception as error:  # Pillow's readers have many: of zlib, struct, for bombs, for memory
         raise InputError(f"cannot read {file} as an image: {reason(error)}") from error
 

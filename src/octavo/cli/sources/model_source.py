@@ -33,7 +33,7 @@ def load_model(source: str, weights: str | Path | None = None) -> nn.Module:
     """
     if source.endswith(".pt2"):
         if weights is not None:
-            raise InputError(f"{source} has its weights with it: leave --weights {weights} out")
+            raise InputError(f"{source} holds its weights already: leave --weights {weights} out")
         return load_pt2(source)
     if source and Path(source).exists() and not is_reference(source):
         raise InputError(
@@ -86,7 +86,7 @@ def _state_in(path: Path, content: Any) -> dict[str, Tensor]:
     strange = [name for name in content if not isinstance(name, str)]
     if strange:
         raise InputError(
-            f"{path} is not a state dict: it holds {strange[0]!r:.80} as a name, which is no text"
+            f"{path} is not a state dict: it holds {strange[0]!r:.80} as a name, which is not text"
         )
     # nn.DataParallel writes its own name before all others.
     prefix = "module." if all(name.startswith("module.") for name in content) else ""

@@ -41,7 +41,7 @@ REMARKS: Mapping[str, str] = {
 
 # The same, said only of a file that has something to move: elsewhere they are none of our business.
 IN_PASSING: Mapping[str, str] = {
-    f"torch.jit.{name}": "a model that Octavo quantized is no TorchScript: q.save(path) and "
+    f"torch.jit.{name}": "a model that Octavo quantized is not TorchScript: q.save(path) and "
     "octavo.load, octavo.export_onnx or octavo.export_package ship it"
     for name in ("script", "trace", "freeze", "optimize_for_inference")
 }

@@ -80,15 +80,16 @@ STAYS: Mapping[str, str] = {
     "torchao.quantization.pt2e": _PT2E,
     "torchao": "octavo.quantize with octavo.weight_only_qconfig or octavo.dynamic_qconfig "
     "quantizes linear layers like quantize_",
-    "torch.ao.quantization.quantization_mappings": "which layers are quantized, and into what, "
-    "says octavo.plan; leave one out with QConfigMapping",
+    "torch.ao.quantization.quantization_mappings": "octavo.plan says which layers are quantized, "
+    "and into what; leave one out with QConfigMapping",
     "torch.ao.quantization.fuser_method_mappings": "octavo.capture folds batch norms, and the "
     "plan fuses activations; nothing has to be registered",
     "torch.ao.quantization.quantize_jit": "octavo.quantize takes the nn.Module that was scripted",
     "torch.ao.ns.fx": "octavo.layer_errors and octavo.sensitivity compare layer by layer",
     "torch.ao.ns._numeric_suite_fx": "octavo.layer_errors and octavo.sensitivity compare layer by "
     "layer",
-    "torch.ao.nn.intrinsic": "fused layers are steps of Octavo's plan, no modules: write the float "
+    "torch.ao.nn.intrinsic": "fused layers are steps of Octavo's plan, not modules: write the "
+    "float "
     "layers one after another",
     "torch.ao.nn.intrinsic.qat.freeze_bn_stats": "a prepared model has the method "
     "freeze_bn_stats(), one from octavo.prepare_qat freeze_batch_norms()",

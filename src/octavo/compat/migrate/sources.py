@@ -116,7 +116,7 @@ def _sources(root: Path, unseen: list[FileMigration]) -> Iterator[Path]:
     """Each file once, by whatever links it is found; folders that cannot be read are noted."""
     if root.is_file():
         if root.suffix not in _SUFFIXES:
-            raise InputError(f"{root} is no Python source; give a .py file or a folder")
+            raise InputError(f"{root} is not a Python file; give a .py file or a folder")
         yield root
     elif root.is_dir():
         seen = set()

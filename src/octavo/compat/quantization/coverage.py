@@ -59,8 +59,8 @@ class Weights:
         if share < _FEW:
             kinds = ", ".join(f"{k} {size / total:.0%}" for k, size in left.most_common(3))
             yield (
-                f"only {share:.0%} of the weights are integers now; float: {kinds}. These "
-                "are no linear or recurrent layers of torch.nn, or were not asked for: "
+                f"only {share:.0%} of the weights are integers now; float: {kinds}. They are not "
+                "linear or recurrent layers of torch.nn, or were not asked for: "
                 "octavo.quantize captures the model and finds products of matrices however they "
                 "are written"
             )

@@ -53,8 +53,8 @@ class DynamicLayer(QuantizedLayer):
         for name, parameter in layer.named_parameters():
             if name.endswith(("_orig", "_g", "_v")):
                 raise OctavoError(
-                    f"the weight of a {type(layer).__name__} is computed, it has a {name!r}: make "
-                    "it a parameter first, with torch.nn.utils.remove_weight_norm, "
+                    f"the weight of a {type(layer).__name__} is computed, since it has a {name!r}: "
+                    "make it a parameter first, with torch.nn.utils.remove_weight_norm, "
                     "remove_spectral_norm or prune.remove"
                 )
             if parameter.dim() > 1:

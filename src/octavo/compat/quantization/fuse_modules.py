@@ -144,7 +144,7 @@ def _fused_of(row: Sequence[str], parts: list[nn.Module], training: bool) -> nn.
     if kinds not in _PATTERNS:
         raise PlanError(
             f"{list(row)} are {' + '.join(kinds)}, which fuse_modules does not know: leave them "
-            "out, Octavo fuses by its graph whatever its kernels can"
+            "out, Octavo finds in its graph what its kernels can fuse"
         )
     norms = [part for part, kind in zip(parts, kinds, strict=True) if kind.startswith("BN")]
     folds = not training and bool(norms) and norms[0] is not parts[0]

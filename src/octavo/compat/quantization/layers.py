@@ -121,7 +121,8 @@ class QuantizedLayer(nn.Module):
         """
         if name not in self.schemes:
             raise OctavoError(
-                f"the {name} of this {self.kind} was computed of others: it stands in the graph, "
+                f"the {name} of this {self.kind} was computed from other tensors: it is in the "
+                "graph, "
                 "model.octavo_model.graph.constants"
             )
         integers, scale = self._buffers[name], self._buffers[f"{name}_scale"]

@@ -6,7 +6,7 @@ from octavo.errors import OctavoError
 
 _JIT = "octavo.quantize takes the nn.Module that was scripted; q.save(path) writes it"
 _MAPPINGS = (
-    "which layers are quantized, and into what, says octavo.plan(graph); leave one out with "
+    "octavo.plan(graph) says which layers are quantized, and into what; leave one out with "
     "QConfigMapping().set_module_name(name, None)"
 )
 _FUSION = (

@@ -281,7 +281,7 @@ class FixedQParamsObserver(ObserverBase):
     ) -> None:
         super().__init__(dtype, is_dynamic)
         if is_dynamic or name_of(qscheme) not in ("per_tensor_affine", "per_tensor_symmetric"):
-            raise PlanError("fixed qparams are of a whole tensor, and not dynamic")
+            raise PlanError("fixed qparams are for a whole tensor, and cannot be dynamic")
         self.scheme = scheme_of(dtype, PER_TENSOR_AFFINE, False, quant_min, quant_max)
         self.scale, self.zero_point = torch.tensor([scale]), torch.tensor([zero_point])
 

@@ -199,8 +199,8 @@ def _observer(kind: Any) -> Any:
         _refuse_own_code(one)
     if getattr(inner, "eps", _EPS) != _EPS:
         warnings.warn(
-            f"eps={inner.eps} of {type(inner).__name__} counts in its calculate_qparams alone: "
-            "scales of a model have no such floor",
+            f"eps={inner.eps} of {type(inner).__name__} is used by its calculate_qparams alone: "
+            "the scales of a model have no such floor",
             OctavoWarning,
             stacklevel=2,
         )
@@ -246,13 +246,15 @@ def _activation(observer: Any, weight: QSpec, training: bool) -> QSpec | None:
         if "float32" in str(observer.dtype):
             return None
         raise PlanError(
-            f"an activation of {observer.dtype} is not integers: for half precision use "
+            f"{observer.dtype} for an activation is not an integer type: for half precision use "
             "model.half() or model.bfloat16(); for dynamic int8 default_dynamic_qconfig"
         )
     if isinstance(observer, nn.Identity):
         return None  # only the weight is quantized
     if not isinstance(observer, UniformQuantizationObserverBase | FixedQParamsObserver):
-        raise PlanError(f"an activation of a QConfig is {type(observer).__name__}: no observer")
+        raise PlanError(
+            f"the activation of a QConfig is {type(observer).__name__}, which is not an observer"
+        )
     if observer.scheme.channel_axis is not None:
         raise PlanError(
             f"{type(observer).__name__} for an activation: it has one scale for the whole tensor, "

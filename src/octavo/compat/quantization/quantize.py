@@ -240,7 +240,9 @@ def _refuse_unknown(model: nn.Module, qconfig_spec: Iterable[Any]) -> None:
     paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
     for key in qconfig_spec:
         if isinstance(key, str) and key not in paths:
-            raise PlanError(f"qconfig_spec names {key!r}, which is no module of the model: {paths}")
+            raise PlanError(
+                f"qconfig_spec names {key!r}, which is not a module of the model: {paths}"
+            )
 
 
 def refuse(**given: Any) -> None:
@@ -248,8 +250,8 @@ def refuse(**given: Any) -> None:
     for name, value in given.items():
         if value is not None:
             raise PlanError(
-                f"Octavo does not share the argument {name}: what is quantized says the model's "
-                "qconfig, or an octavo.QConfigMapping for octavo.quantize"
+                f"octavo.compat does not take the argument {name}: the model's qconfig says what "
+                "is quantized, or an octavo.QConfigMapping for octavo.quantize"
             )
 
 

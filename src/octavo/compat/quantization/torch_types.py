@@ -104,6 +104,7 @@ def _with_range(name: str, low: int, high: int, symmetric: bool, axis: int | Non
             if (scheme.qmin, scheme.qmax) == (low, high):
                 return scheme
     raise PlanError(
-        f"quant_min={low}, quant_max={high} of {name} is no range of Octavo's integers: those of "
+        f"quant_min={low}, quant_max={high} of {name} is not a range of Octavo's integers; take "
+        "that of "
         f"{', '.join(n for n in QDTYPES if QDTYPES[n].signed == signed)}, narrow or not"
     )

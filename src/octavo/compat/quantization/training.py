@@ -173,8 +173,8 @@ def _all_norms_evaluate(model: nn.Module) -> bool:
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and not module.training:
             raise TrainingError(
-                f"the dropout {path!r} is in evaluation mode in a model that trains, which would "
-                "not be looked at: give it p=0 before prepare_qat"
+                f"the dropout {path!r} is in evaluation mode in a model that trains, and that mode "
+                "would be ignored: give it p=0 before prepare_qat"
             )
     return bool(frozen)
 

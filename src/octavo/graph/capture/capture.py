@@ -124,7 +124,7 @@ def _takes(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _of_one(given: Input) -> Guard:
-    why = "forward treats one sample in a way of its own, and it was captured with one"
+    why = "forward treats a single sample differently, and it was captured with one"
     return Guard(("==", ("size", given.name, 0), 1), why)
 
 

@@ -39,7 +39,7 @@ def module_of(model: Any) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
-            "the nn.Module that it was made of"
+            "the nn.Module that it was made from"
         )
     without = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if without:

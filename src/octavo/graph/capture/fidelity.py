@@ -86,7 +86,7 @@ class Faithful:
         name = type(self.model).__name__
         if again is None or difference(again, expected, self.rounding) is not None:
             warnings.warn(
-                f"{name} returns something else each time that it is called with the same inputs; "
+                f"{name} returns something else each time it is called with the same inputs; "
                 "what it drew while it was captured is part of the graph: pass random numbers as "
                 "an input",
                 OctavoWarning,
@@ -96,7 +96,7 @@ class Faithful:
         error, what = told
         message = (
             f"the graph of {name} is not what the model computes on the example: {what}. "
-            "torch.export takes another way through forward than a call does: look for branches "
+            "torch.export takes another path through forward than a call does: look for branches "
             "on torch.compiler.is_compiling(), values from NumPy or .item(), and kernels that only "
             "evaluation uses (torch.backends.mha.set_fastpath_enabled(False) switches one off)"
         )
@@ -114,7 +114,7 @@ class Faithful:
         far = any(n not in _SMALL and self._excludes(doubtful, groups, n) for n in _FAR)
         if far or len(excluded) > _TRIED:
             return replace(self.graph, guards=(*self.graph.guards, *doubtful))
-        why = "the model takes another way for that size"
+        why = "the model takes another path for that size"
         conditions = [c for n in excluded for c in self._conditions(groups, n)]
         guards = (Guard(condition, why) for condition in conditions)
         return replace(self.graph, guards=(*self.graph.guards, *guards))
@@ -254,7 +254,7 @@ def _error(found: Any, expected: Any) -> tuple[float, str]:
     invalid = found.isfinite() != expected.isfinite()
     if invalid.any():
         share = invalid.double().mean().item()
-        return max(share, _ROUNDING * 2), f"is NaN or infinite elsewhere, in {share:.1%} of it"
+        return max(share, _ROUNDING * 2), f"is NaN or infinite in other places ({share:.1%})"
     valid = expected.isfinite()
     kind = torch.complex128 if found.is_complex() else torch.float64
     one, other = found[valid].to(kind), expected[valid].to(kind)

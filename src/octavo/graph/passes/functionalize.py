@@ -56,8 +56,8 @@ def is_safe(program: ExportedProgram) -> bool:
             if any(last_read[name] > index for name in family & earlier):
                 if any(_name(n.target) in DROPOUTS for n in order if n.name in family | {written}):
                     raise CaptureError(
-                        f"{written!r} is changed in place and may be what dropout was given: "
-                        "torch.export takes it for another tensor; change a copy instead"
+                        f"{written!r} is changed in place, and may be the tensor that dropout was "
+                        "given, which torch.export takes for another one: change a copy instead"
                     )
                 return False
     return True

@@ -108,7 +108,7 @@ def _checked(argument: Any, value: Any) -> Any:
         optional, kind = _stripped("Optional", kind)
         long = kind == "Tensor" or argument.name in _LONG_LISTS
         if not isinstance(value, list | tuple) or len(value) > (MOST_TENSORS if long else _MOST):
-            raise TypeError(f"{value!r:.80} is no list that {argument.name} takes")
+            raise TypeError(f"{value!r:.80} is not a list that {argument.name} takes")
         items = value
     for item in items:
         if not ((item is None and optional) or _KINDS[kind](item, argument.name)):

@@ -127,7 +127,7 @@ def _result(
 
 def _item(items: Any, index: Any) -> Any:
     if not isinstance(items, list | tuple) or type(index) is not int:
-        raise TypeError(f"{index!r:.80} of something that is no list")
+        raise TypeError(f"{index!r:.80} of something that is not a list")
     return items[index]
 
 

@@ -119,8 +119,8 @@ class _Taps:
         missing = [n for n, t in quantized if t.kind == "weight" and n not in self.graph.constants]
         if missing or not (known & set(q.plan.tensors)):
             raise InputError(
-                f"the model has no {(missing or ['tensor'])[0]!r} that the quantized one has: was "
-                "it made of another model?"
+                f"the model has no {(missing or ['tensor'])[0]!r} , which the quantized one has: "
+                "was it made from another model?"
             )
         check_made_of(self.graph, q)
         given = [one.name for one in self.graph.inputs]

@@ -207,7 +207,7 @@ class Measurement:
         if missing:
             raise InputError(
                 f"the model has no layer {missing[0]!r}, which the quantized one has: was it made "
-                "of another model?"
+                "from another model?"
             )
         check_made_of(self.float_graph, q)
         self.run_float = compile_steps(

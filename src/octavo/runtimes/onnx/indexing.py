@@ -80,7 +80,7 @@ def _length(w: Writer, node: Node, axis: int) -> int:
     found = w.meta(node.args[0]).shape[axis_of(w, node.args[0], axis)]
     if found is None:
         raise ExportError(
-            f"{node.name}: {node.op} takes an axis apart whose size depends on the batch; take "
+            f"{node.name}: {node.op} splits an axis whose size depends on the batch; take "
             "another axis, or slice"
         )
     return found

@@ -35,7 +35,7 @@ def _average_pool(dims: int) -> Converter:
         if given.get("divisor_override"):
             raise ExportError(
                 f"{node.name}: {node.op} with a divisor of its own has no ONNX form; multiply "
-                "behind it"
+                "after it"
             )
         before, behind = windows["pads"][:dims], windows["pads"][dims:]
         counted = bool(given["count_include_pad"] and any(before))

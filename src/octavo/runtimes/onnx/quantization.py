@@ -319,7 +319,7 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
     rounded = torch.round(tensor.double() / scale.double())
     if not bool((rounded.abs() <= _INT32).all()):  # runtimes would cut a float bias to it
         raise ExportError(
-            f"{ref.name}: the bias is no int32 in steps of {x.name}'s scale times the weight's; "
+            f"{ref.name}: the bias is not int32 in steps of {x.name}'s scale times the weight's; "
             "quantize the model again: convert makes room for it"
         )
     name = f"{ref.name}.of.{x.name}"

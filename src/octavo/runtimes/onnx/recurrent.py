@@ -130,7 +130,7 @@ def _layer(kind: _Kind) -> Converter:
         directions, each = 1 + bool(both), 4 if has_bias else 2
         if len(params) != layers * directions * each:
             raise ExportError(
-                f"{node.name}: {node.op} with projections has no ONNX form; use nn.Linear behind it"
+                f"{node.name}: {node.op} with projections has no ONNX form; use nn.Linear after it"
             )
         x, on_integers = _input(w, kind, x, params)
         value = w.read(x)

@@ -133,7 +133,7 @@ def _repeat_interleave(w: Writer, node: Node) -> Any:
     x, repeats, axis = node.args[0], given["repeats"], given.get("dim")
     if not isinstance(repeats, int) or axis is None:
         raise ExportError(
-            f"{node.name}: {node.op} has an ONNX form for a number of repeats along an axis alone; "
+            f"{node.name}: {node.op} has an ONNX form only for a number of repeats along an axis; "
             "give both"
         )
     axis = axis_of(w, x, axis)
@@ -202,7 +202,7 @@ def _padded(w: Writer, node: Node, mode: str, pads: Any, value: Any) -> str:
 def _pixel_shuffle(w: Writer, node: Node) -> Any:
     x, block = node.args
     if w.rank(x) != 4:
-        raise ExportError(f"{node.name}: {node.op} has an ONNX form for batches of images alone")
+        raise ExportError(f"{node.name}: {node.op} has an ONNX form only for batches of images")
     return w.op("DepthToSpace", w.read(x), blocksize=int(block), mode="CRD")
 
 
@@ -212,7 +212,7 @@ def _pixel_unshuffle(w: Writer, node: Node) -> Any:
     shape = w.meta(node).shape
     if w.rank(x) != 4 or None in shape[1:]:
         raise ExportError(
-            f"{node.name}: {node.op} has an ONNX form for batches of images of a fixed size alone"
+            f"{node.name}: {node.op} has an ONNX form only for batches of images of a fixed size"
         )
     _, channels, height, width = (size or 0 for size in shape)
     split = [-1, channels // block**2, height, block, width, block]
