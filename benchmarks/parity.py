@@ -26,7 +26,7 @@ from octavo.graph.program import compile_steps, steps_of
 from octavo.graph.qdq import QUANTIZE
 from octavo.measuring.metrics import Likeness
 from octavo.measuring.parity import LayerParity
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 
 BATCH = 250  # the layers are compared on the first
 NUDGED = (10, 100, 1000)  # per million
@@ -88,7 +88,7 @@ def nudged(graph: Graph, share: float, seed: int = 0) -> Callable[..., tuple[Any
     chance = torch.Generator().manual_seed(seed)
 
     def quantize(x: Tensor, scale: float, start: int, low: int, high: int, dtype: Any) -> Tensor:
-        q = octavo_ops.quantize(x, scale, start, low, high, dtype)
+        q = octavo_operators.quantize(x, scale, start, low, high, dtype)
         flat = q.flatten()
         count = int(torch.poisson(torch.tensor(share * len(flat)), generator=chance))
         picked = torch.randint(len(flat), (count,), generator=chance)

@@ -31,7 +31,7 @@ FILES = (
     "tests/runtimes/test_foreign_runtimes.py",
     "tests/test_every_layer.py",
     "tests/quantization/test_bfloat16.py",
-    "tests/numerics/test_octavo_ops.py",
+    "tests/numerics/test_octavo_operators.py",
     "tests/measuring/test_parity.py",
 )
 ACTED_OUT = ("AVX2", "AVX512_CORE", "AVX512_CORE_VNNI", "AVX512_CORE_BF16")

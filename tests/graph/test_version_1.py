@@ -14,7 +14,7 @@ from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.program import run_of
 from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_WEIGHT, UNPACK
 from octavo.graph.version_1 import upgraded
-from octavo.numerics.octavo_ops import pack_int4
+from octavo.numerics.octavo_operators import pack_int4
 
 CHANNELS, GROUPS = "octavo.dequantize_channels.default", "octavo.dequantize_groups.default"
 Q = torch.tensor([[1, -2, 3, 4], [5, 6, -7, 7]], dtype=torch.int8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.numerics import affine, octavo_ops
+from octavo.numerics import affine, octavo_operators
 from octavo.numerics.affine import QParams, qparams_of_range
 from octavo.numerics.scheme import Scheme
 from octavo.qat import rounding
@@ -245,7 +245,7 @@ def test_a_dynamic_range_has_nothing_outside_of_it(
     upstream = torch.randn(shape)
     y = rounding.fake_quantize_dynamic(x, *ends, symmetric, per_token)
     y.backward(upstream)
-    expected = octavo_ops.fake_quantize_dynamic(x.detach(), *ends, symmetric, per_token)
+    expected = octavo_operators.fake_quantize_dynamic(x.detach(), *ends, symmetric, per_token)
     assert torch.equal(y, expected)
     assert x.grad is not None
     assert torch.equal(x.grad, upstream)
@@ -281,6 +281,6 @@ def test_attention_has_the_rounded_value_and_the_smooth_gradient(
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     with torch.no_grad():
-        rounded = octavo_ops.attention(q, k, v, masks[mask], causal, scale, gqa, 255)
+        rounded = octavo_operators.attention(q, k, v, masks[mask], causal, scale, gqa, 255)
     torch.testing.assert_close(y, rounded, rtol=0, atol=1e-7)
     assert not torch.allclose(y, smooth, rtol=0, atol=1e-6)

@@ -26,7 +26,7 @@ from octavo.graph.qdq import (
     is_own,
 )
 from octavo.graph.rewrite import rewrite
-from octavo.numerics.octavo_ops import dequantize
+from octavo.numerics.octavo_operators import dequantize
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from octavo.errors import CaptureError
 from octavo.graph.checked_operators import GUARDS, Guarded
 from octavo.graph.graph import Node
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 
 # In the order of torch's own documentation: convolution, pooling, activation, normalization, ...
 ATEN = frozenset(
@@ -70,7 +70,7 @@ ATEN = frozenset(
     """.split()
 )
 
-OCTAVO = octavo_ops.NAMES
+OCTAVO = octavo_operators.NAMES
 
 # Overloads for TorchScript's lists, dicts and numbers in place of types, for packed sequences, and
 # those that make a list whose length depends on values.

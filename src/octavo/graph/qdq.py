@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 DEQUANTIZE_WEIGHT = "octavo.dequantize.Tensor"
@@ -66,7 +66,7 @@ class QuantizedWeight:
         """The integers, of the weight's shape, each in a type of its own."""
         if self.unpack is None:
             return self.stored
-        return octavo_ops.unpack_int4(self.stored, self.shape, self.signed)
+        return octavo_operators.unpack_int4(self.stored, self.shape, self.signed)
 
     @property
     def symmetric(self) -> bool:
@@ -103,7 +103,7 @@ class QuantizedWeight:
 
     def floats(self) -> Tensor:
         """What the integers stand for, float32."""
-        return octavo_ops.dequantize(self.integers, self.scale, self.zero_point)
+        return octavo_operators.dequantize(self.integers, self.scale, self.zero_point)
 
 
 def weight_behind(graph: Graph, value: Any) -> QuantizedWeight | None:

@@ -30,8 +30,9 @@ from octavo.model.model import QuantizedModel
 from octavo.runtimes import ORACLE, RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
-from octavo.runtimes.lowered import Agreement, Options
+from octavo.runtimes.lowered import Agreement
 from octavo.runtimes.lowering import lower_as_meant
+from octavo.runtimes.options import Options
 
 RANDOM_BATCHES = 4
 

@@ -27,8 +27,8 @@ class QParams:
     scheme: Scheme
 
     def of_rank(self, dims: int) -> tuple[Tensor, Tensor]:
-        """Scale and zero point as `octavo.numerics.octavo_ops` takes them for a ``dims``-D tensor:
-        of that rank, each size 1, the tensor's own or its number of groups.
+        """Scale and zero point as `octavo.numerics.octavo_operators` takes them for a ``dims``-D
+        tensor: of that rank, each size 1, the tensor's own or its number of groups.
         """
         if self.scheme.group_size is not None:
             return self.scale, self.zero_point

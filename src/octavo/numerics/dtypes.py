@@ -17,7 +17,7 @@ class QDType:
     """An integer type: its name, its inclusive range, and the torch dtype that holds it.
 
     Fewer bits than eight are held in a byte each while they are computed with; weights of four
-    bits or fewer are kept two to a byte, see `octavo.numerics.octavo_ops.unpack_int4`.
+    bits or fewer are kept two to a byte, see `octavo.numerics.octavo_operators.unpack_int4`.
 
     Example:
         >>> INT8.qmin, INT8.qmax, INT8.bits

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from octavo.numerics import affine, octavo_ops
+from octavo.numerics import affine, octavo_operators
 from octavo.numerics.affine import QParams, blocks, broadcast
 from octavo.quantization import weights
 
@@ -97,7 +97,7 @@ def fake_quantize_dynamic(
 ) -> Tensor:
     """``octavo::fake_quantize_dynamic``, straight through: nothing is out of range."""
     return _straight_through(
-        x, octavo_ops.fake_quantize_dynamic(x.detach(), qmin, qmax, symmetric, per_token)
+        x, octavo_operators.fake_quantize_dynamic(x.detach(), qmin, qmax, symmetric, per_token)
     )
 
 
@@ -116,7 +116,7 @@ def attention(
         q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa
     )
     with torch.no_grad():
-        rounded = octavo_ops.attention(q, k, v, mask, causal, scale, gqa, levels)
+        rounded = octavo_operators.attention(q, k, v, mask, causal, scale, gqa, levels)
     return _straight_through(smooth, rounded)
 
 

@@ -28,7 +28,7 @@ from octavo.graph.qdq import (
     UNPACK,
 )
 from octavo.graph.rewrite import rewrite
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.numerics.affine import QParams
 from octavo.numerics.dtypes import UINT8
 from octavo.numerics.scheme import Scheme
@@ -157,7 +157,7 @@ def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams)
 def _unpacking(name: str, constants: dict[str, Tensor], scheme: Scheme) -> Node:
     """Pack the constant two to a byte; the node that unpacks it."""
     shape = list(constants[name].shape)
-    constants[name] = octavo_ops.pack_int4(constants[name])
+    constants[name] = octavo_operators.pack_int4(constants[name])
     signed = scheme.integers.signed
     meta = TensorMeta(tuple(shape), "int8" if signed else "uint8")
     args = (Ref(name), shape, signed)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from octavo.graph.graph import Graph
 from octavo.runtimes.fastest import lower_to_fastest
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.lowering import lower_proved
+from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import (
     ORACLE,
     RUNTIMES,

@@ -18,8 +18,9 @@ from torch import Tensor
 from octavo.errors import OctavoError, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes.examples import random_inputs
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.lowering import lower_proved
+from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import RUNTIMES
 from octavo.runtimes.timing import REST_S, interleave
 

@@ -21,7 +21,8 @@ from octavo.errors import RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
 from octavo.runtimes.examples import random_inputs
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import Runtime
 from octavo.runtimes.torch.int8 import lower_to
 

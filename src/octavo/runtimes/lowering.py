@@ -17,7 +17,8 @@ from octavo.graph.graph import Graph
 from octavo.quantization.bfloat16 import SUFFIX, in_float32, in_precision
 from octavo.runtimes import cpu
 from octavo.runtimes.agreement import agreement, farthest_layer
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import ORACLE, Runtime, check_device, runtime_of
 
 

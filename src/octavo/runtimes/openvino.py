@@ -20,10 +20,11 @@ from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import as_array, check_batch
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.export import to_onnx
 from octavo.runtimes.onnx.writer import layer_of, serialized
+from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import OnnxReader, Runtime
 from octavo.runtimes.saturation import overflowing, with_float_weights
 

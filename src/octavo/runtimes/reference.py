@@ -11,7 +11,8 @@ import torch
 
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import Runtime
 
 

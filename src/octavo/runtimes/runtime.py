@@ -16,7 +16,8 @@ import torch
 
 from octavo.errors import RuntimeUnavailable
 from octavo.graph.graph import Graph
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.options import Options
 
 if TYPE_CHECKING:
     from octavo.runtimes.onnx.dialect import Dialect

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.runtimes.torch import integer_kernels as kernels
 from octavo.runtimes.torch.integer_kernels import Integers
 
@@ -46,7 +46,7 @@ def test_quantize_equals_the_oracle(shape):
     x = torch.randn(shape) * 5
     out = Integers(0.07, 60, 0, 127, torch.uint8)
     got = kernels.quantize(out)(x)
-    assert torch.equal(got, octavo_ops.quantize(x, 0.07, 60, 0, 127, torch.uint8))
+    assert torch.equal(got, octavo_operators.quantize(x, 0.07, 60, 0, 127, torch.uint8))
     if len(shape) == 4:
         assert got.is_contiguous(memory_format=torch.channels_last)
         again = kernels.quantize(out)(x.contiguous(memory_format=torch.channels_last))
@@ -64,19 +64,21 @@ def test_quantize_leaves_its_input():
 def test_dequantize_equals_the_oracle(zero_point):
     q = random(3, 5)
     assert torch.equal(
-        kernels.dequantize(0.3, zero_point)(q), octavo_ops.dequantize(q, 0.3, zero_point)
+        kernels.dequantize(0.3, zero_point)(q), octavo_operators.dequantize(q, 0.3, zero_point)
     )
 
 
 def check(got: torch.Tensor, real: torch.Tensor, out: Integers) -> None:
-    expected = octavo_ops.quantize(real, out.scale, out.zero_point, out.low, out.high, out.dtype)
+    expected = octavo_operators.quantize(
+        real, out.scale, out.zero_point, out.low, out.high, out.dtype
+    )
     difference = (got.int() - expected.int()).abs()
     assert difference.max() <= 1
     assert (difference == 0).float().mean() > 0.999
 
 
 def real(q: torch.Tensor, meant: Integers) -> torch.Tensor:
-    return octavo_ops.dequantize(q, meant.scale, meant.zero_point)
+    return octavo_operators.dequantize(q, meant.scale, meant.zero_point)
 
 
 # Scales with no simple ratio: at an exact tie either neighbour is right.
@@ -114,7 +116,7 @@ def test_mean_and_pooling():
 def test_adding_to_floats():
     out, other = integers(2.0, 7), integers(1.0, 3)
     sums, q = torch.arange(-300.0, 300.0), random(600)
-    expected = octavo_ops.quantize(sums + real(q, other), 2.0, 7, 0, 255, torch.uint8)
+    expected = octavo_operators.quantize(sums + real(q, other), 2.0, 7, 0, 255, torch.uint8)
     assert torch.equal(kernels.add_to_float(other, out)(sums, q), expected)
 
 
@@ -123,11 +125,11 @@ def test_halves_are_rounded_as_the_oracle_does(zero_point):
     """An odd zero point that is added before the rounding turns them the other way."""
     out = Integers(2.0, zero_point, 0, 255, torch.uint8)
     x = torch.arange(-300.0, 300.0)
-    expected = octavo_ops.quantize(x, 2.0, zero_point, 0, 255, torch.uint8)
+    expected = octavo_operators.quantize(x, 2.0, zero_point, 0, 255, torch.uint8)
     assert torch.equal(kernels.quantize(out)(x), expected)
     source = Integers(1.0, zero_point, 0, 255, torch.uint8)
     q = torch.arange(256, dtype=torch.uint8)
-    expected = octavo_ops.quantize(real(q, source), 2.0, zero_point, 0, 255, torch.uint8)
+    expected = octavo_operators.quantize(real(q, source), 2.0, zero_point, 0, 255, torch.uint8)
     assert torch.equal(kernels.rescale(source, out)(q), expected)
     nothing = torch.full_like(q, zero_point)
     assert torch.equal(kernels.add(source, source, out)(q, nothing), expected)

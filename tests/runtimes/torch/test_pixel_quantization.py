@@ -8,7 +8,7 @@ from torch import nn
 
 import octavo
 from octavo.graph.pixels import Pixels
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.runtimes.torch import pixel_quantization
 from octavo.runtimes.torch.integer_kernels import Integers
 
@@ -39,7 +39,7 @@ def test_all_values_against_the_oracle(name, channels_last, normalized):
     got = pixel_quantization.quantize_pixels(*normalized.constants(3), out)(
         x.contiguous(memory_format=order)
     )
-    expected = octavo_ops.quantize(
+    expected = octavo_operators.quantize(
         normalized.normalized(x), out.scale, out.zero_point, out.low, out.high, torch.uint8
     )
     assert torch.equal(got, expected)

@@ -26,7 +26,7 @@ from octavo.errors import OctavoError, OctavoWarning
 from octavo.graph.batches import Signature
 from octavo.graph.capture.capture import capture
 from octavo.model.model import QuantizedModel
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.numerics.affine import QParams, quantized
 from octavo.quantization.calibrate import qparams_of_weight
 from octavo.quantization.convert import quantize_graph
@@ -121,7 +121,7 @@ def _device(module: nn.Module) -> torch.device:
 
 def _integers(weight: Tensor, qparams: QParams) -> Tensor:
     integers = quantized(weight, qparams)
-    return octavo_ops.pack_int4(integers) if qparams.scheme.integers.bits <= 4 else integers
+    return octavo_operators.pack_int4(integers) if qparams.scheme.integers.bits <= 4 else integers
 
 
 def _flat(layer: DynamicLayer) -> Callable[[Tensor], Tensor]:
@@ -157,7 +157,7 @@ def _recurrent(layer: DynamicLayer) -> Callable[..., Any]:
         if activation is None:
             return x
         scheme = activation.scheme
-        return octavo_ops.fake_quantize_dynamic(
+        return octavo_operators.fake_quantize_dynamic(
             x, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token
         )
 

@@ -17,7 +17,7 @@ from octavo.compat.quantization.torch_types import (
     QUINT8,
 )
 from octavo.errors import OctavoError
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.numerics.affine import QParams, dequantized
 from octavo.numerics.scheme import Scheme
 
@@ -133,7 +133,9 @@ class QuantizedLayer(nn.Module):
             form = [] if scheme.channel_axis is None else [-1]
             scale, zero_point = scale.reshape(form), zero_point.reshape(form)
         if scheme.integers.bits <= 4:
-            integers = octavo_ops.unpack_int4(integers, self.shapes[name], scheme.integers.signed)
+            integers = octavo_operators.unpack_int4(
+                integers, self.shapes[name], scheme.integers.signed
+            )
         return QuantizedTensor(integers, scale, zero_point, scheme)
 
     def weight(self) -> QuantizedTensor:

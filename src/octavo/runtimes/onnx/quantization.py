@@ -22,7 +22,7 @@ from octavo.graph.qdq import (
     rounding_behind,
     weight_behind,
 )
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.quantization.targets import ROLES, SHARED, WEIGHTED
 from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced
 
@@ -278,9 +278,9 @@ def _dequantized(w: Writer, integers: QuantizedWeight, transposed: bool) -> str:
         start = w.initializer(zero_point, zeros.to(values.dtype)) if affine else ""
     else:
         dtype = "int4" if integers.signed else "uint4"
-        packed = octavo_ops.pack_int4(values.contiguous()) if transposed else values
+        packed = octavo_operators.pack_int4(values.contiguous()) if transposed else values
         value = w.packed_initializer(name, packed, shape, dtype)
-        packed, shape = octavo_ops.pack_int4(zeros.contiguous()), list(zeros.shape)
+        packed, shape = octavo_operators.pack_int4(zeros.contiguous()), list(zeros.shape)
         start = w.packed_initializer(zero_point, packed, shape, dtype) if affine else ""
     made: str = w.op("DequantizeLinear", value, w.initializer(scale, scales), start, **where)
     return made

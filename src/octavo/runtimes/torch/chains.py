@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import QUANTIZE, weight_behind
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.quantization.bfloat16 import CAST, SUFFIX
 from octavo.quantization.fusions import Fusion
 from octavo.runtimes.torch.integer_kernels import Integers, meets_halves
@@ -121,7 +121,7 @@ class Context:
         found = weight_behind(self.graph, arg)
         assert found is not None
         packed = found.unpack is not None
-        self.held[found.name] = (lambda: octavo_ops.pack_int4(unpack())) if packed else unpack
+        self.held[found.name] = (lambda: octavo_operators.pack_int4(unpack())) if packed else unpack
 
 
 def integers_of(quantize: Node) -> Integers:

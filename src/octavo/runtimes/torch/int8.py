@@ -28,7 +28,8 @@ from octavo.graph.qdq import (
     rounding_behind,
     weight_behind,
 )
-from octavo.runtimes.lowered import Lowered, Options
+from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.options import Options
 from octavo.runtimes.torch import dynamic, integer_kernels, pixel_quantization
 from octavo.runtimes.torch.chains import (
     Call,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight, weight_behind
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 from octavo.runtimes import cpu
 from octavo.runtimes.torch import four_bits
 from octavo.runtimes.torch.chains import (
@@ -89,7 +89,7 @@ class Weight:
     def rows(self, which: Any, read: _Rows | None = None) -> Tensor:
         """Some rows, float32."""
         part = (read or self.opened())(which)
-        return octavo_ops.dequantize(part, self.scale[which], self.zero_point[which])
+        return octavo_operators.dequantize(part, self.scale[which], self.zero_point[which])
 
     def integers(self) -> Tensor:
         """All integers, unpacked."""
@@ -105,7 +105,9 @@ class Weight:
 def _of_nibbles(stored: Tensor, signed: bool) -> _Rows:
     def read(which: Any) -> Tensor:
         part = stored[which]
-        return octavo_ops.unpack_int4(part.reshape(-1), [len(part), 2 * part.shape[1]], signed)
+        return octavo_operators.unpack_int4(
+            part.reshape(-1), [len(part), 2 * part.shape[1]], signed
+        )
 
     return read
 
@@ -175,7 +177,7 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
             return held(which).to(torch.int8) - 8 if signed else held(which)
 
         weight.opened = lambda: read
-        context.held[name] = lambda: octavo_ops.pack_int4(read(slice(None)))
+        context.held[name] = lambda: octavo_operators.pack_int4(read(slice(None)))
     parameters = torch.stack([scale, offset], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.soundness.shapes.common import Rule, axis_of, broadcast, made, on_sample, require
-from octavo.numerics import octavo_ops
+from octavo.numerics import octavo_operators
 
 Values = Mapping[str, Any]
 _INDICES = (torch.int32, torch.int64)
@@ -185,7 +185,7 @@ def _quantized(operator: Any, values: Values) -> Tensor:
     """Octavo's own operators, one value for one value."""
     x = next(iter(values.values()))
     if isinstance(values["scale"], Tensor):
-        octavo_ops.check_scales(values["scale"], values["zero_point"], x)
+        octavo_operators.check_scales(values["scale"], values["zero_point"], x)
     return made(x.shape, values.get("dtype", torch.float32))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from octavo.graph import operators
-from octavo.numerics.octavo_ops import (
+from octavo.numerics.octavo_operators import (
     attention,
     dequantize,
     fake_quantize_dynamic,
