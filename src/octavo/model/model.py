@@ -30,8 +30,8 @@ from octavo.model import artifact
 from octavo.model.packed_buffers import Buffers
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
+from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.quantization.plan import PLAN, Plan
-from octavo.quantization.screening import Watched, run_around
 from octavo.runtimes import Lowered, Options, default_runtime, lower
 from octavo.runtimes.examples import random_inputs, takes, takes_batch
 

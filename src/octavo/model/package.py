@@ -28,7 +28,7 @@ from octavo.graph.graph import Graph, Input, TensorMeta
 from octavo.graph.quiet import quiet
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_quantized
-from octavo.quantization.screening import Watched, refuse_bad_samples
+from octavo.quantization.nonfinite_inputs import Watched, refuse_bad_samples
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.runtime import check_device
 from octavo.runtimes.torch.int8 import lower_to

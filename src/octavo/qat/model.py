@@ -27,8 +27,8 @@ from octavo.qat.fake_quantize import (
 from octavo.qat.layer_with_norm import Mode
 from octavo.qat.norm_modules import holder, path_of
 from octavo.qat.training_graph import TrainingGraph, training_program
-from octavo.quantization.calibrate import qparams_of_weight
 from octavo.quantization.plan import Plan
+from octavo.quantization.weights import qparams_of_weight
 
 _OWN = "fake_quantizers"
 _BATCH_NORM = "aten.batch_norm.default"

@@ -22,11 +22,10 @@ from octavo.graph.calls import flatten_call, range_of
 from octavo.graph.graph import GRAPH, Graph, Ref
 from octavo.graph.program import Step, compile_steps, steps_of
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
-from octavo.numerics.affine import QParams, blocks, qparams_of_range
+from octavo.numerics.affine import QParams, qparams_of_range
 from octavo.numerics.observers import Bounds
+from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import PLAN, Plan, TensorPlan
-from octavo.quantization.qconfig import QSpec
-from octavo.quantization.screening import masks_of
 from octavo.quantization.targets import ROLES, SHARED
 from octavo.quantization.weights import (
     METHODS,
@@ -36,9 +35,8 @@ from octavo.quantization.weights import (
     WeightMethod,
     input_means,
     measured,
+    qparams_of_weight,
 )
-
-_SLAB = 4096
 
 
 @dataclass(frozen=True)
@@ -348,31 +346,6 @@ def _named(name: str, op: str) -> Iterator[None]:
         yield
     except CalibrationError as error:
         raise CalibrationError(f"tensor {name!r} ({op}): {error}") from None
-
-
-def qparams_of_weight(weight: Tensor, spec: QSpec) -> QParams:
-    """Those of a constant; a slab of channels at a time, since an observer keeps much of each.
-
-    Raises:
-        CalibrationError: its range is not finite.
-    """
-    scheme, observer = spec.scheme, spec.observer
-    assert observer is not None
-    rows, axis = blocks(weight.detach(), scheme)
-    if axis is None:
-        bounds = [observer.bounds(observer.update(None, rows, None), scheme)]
-        low, high = bounds[0].low, bounds[0].high
-    else:
-        ends = []
-        for slab in rows.movedim(axis, 0).split(_SLAB):
-            found = observer.bounds(observer.update(None, slab, 0), scheme)
-            ends.append(torch.stack([found.low, found.high]).reshape(2, -1).expand(2, len(slab)))
-        low, high = torch.cat(ends, 1)
-    qparams = qparams_of_range(low, high, scheme)
-    if scheme.group_size is None:
-        return qparams
-    shape = (weight.shape[0], -1)
-    return QParams(qparams.scale.reshape(shape), qparams.zero_point.reshape(shape), scheme)
 
 
 def _in_turn(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:

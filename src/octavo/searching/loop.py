@@ -16,8 +16,8 @@ from octavo.searching.journal import Journal
 from octavo.searching.layer_times import BUDGET_S, LayerTime, layer_times
 from octavo.searching.measuring import Stopwatch
 from octavo.searching.recipe import Recipe
+from octavo.searching.strategy import Known, Space, foreseen, next_of, walk
 from octavo.searching.trial import Candidate, Trial
-from octavo.searching.walk import Known, Space, foreseen, next_of, walk
 from octavo.searching.worker import Built, blank
 
 

@@ -27,7 +27,7 @@ from octavo.searching.loop import Loop
 from octavo.searching.measuring import Judge, Stopwatch, checked
 from octavo.searching.recipe import Recipe
 from octavo.searching.result import SearchResult
-from octavo.searching.walk import Space
+from octavo.searching.strategy import Space
 from octavo.searching.worker import Workshop
 
 OBJECTIVES = ("fastest", "smallest")

@@ -28,10 +28,10 @@ from octavo.graph.capture.capture import capture
 from octavo.model.model import QuantizedModel
 from octavo.numerics import octavo_operators
 from octavo.numerics.affine import QParams, quantized
-from octavo.quantization.calibrate import qparams_of_weight
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping
+from octavo.quantization.weights import qparams_of_weight
 
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 # Exactly these: what derives from nn.Linear may be used for its weight alone.

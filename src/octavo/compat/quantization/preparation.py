@@ -26,11 +26,17 @@ from octavo.graph.graph import Graph
 from octavo.graph.passes import canonical
 from octavo.graph.weight_layouts import groups_of
 from octavo.numerics.affine import QParams
-from octavo.quantization.calibrate import Calibrated, Calibration, qparams_of_weight
+from octavo.quantization.calibrate import Calibrated, Calibration
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import Plan, plan
 from octavo.quantization.qconfig import QConfigMapping
-from octavo.quantization.weights import Average, BiasCorrection, Measured, quantized_layers
+from octavo.quantization.weights import (
+    Average,
+    BiasCorrection,
+    Measured,
+    qparams_of_weight,
+    quantized_layers,
+)
 
 
 class Prepared(Changed):

@@ -25,6 +25,7 @@ from octavo.quantization.weights.rounding import (
     measured,
     round_weights,
 )
+from octavo.quantization.weights.scales import qparams_of_weight
 
 __all__ = [
     "METHODS",
@@ -43,6 +44,7 @@ __all__ = [
     "input_means",
     "integer_bias",
     "measured",
+    "qparams_of_weight",
     "quantized_layers",
     "round_weights",
     "step_of_sums",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import CalibrationError, InputError
-from octavo.quantization.screening import Watched, masks_of
+from octavo.quantization.nonfinite_inputs import Watched, masks_of
 
 NAN, INF = math.nan, math.inf
 TARGET = octavo.host_target()

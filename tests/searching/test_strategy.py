@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from octavo.searching.layer_times import LayerTime
+from octavo.searching.strategy import Known, Space, foreseen, next_of, walk
 from octavo.searching.trial import Candidate, Trial
-from octavo.searching.walk import Known, Space, foreseen, next_of, walk
 
 LAYERS = tuple("abcdefgh")
 
