@@ -21,8 +21,8 @@ from torch.utils.data import TensorDataset
 from typer.testing import CliRunner
 
 import octavo
-from octavo import demo
 from octavo.cli import app
+from octavo.demo import demo
 from octavo.demo.digits import Digits, load_digits
 from octavo.measuring.cold_start import ColdStart
 from octavo.runtimes import timing
