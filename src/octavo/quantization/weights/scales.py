@@ -15,7 +15,7 @@ _SLAB = 4096  # channels that are observed at a time, since an observer keeps mu
 
 
 def qparams_of_weight(weight: Tensor, spec: QSpec) -> QParams:
-    """The scale and zero point of a weight, a channel, group or tensor at a time as its scheme says.
+    """The scale and zero point of a weight, for each channel or group where its scheme says so.
 
     Args:
         weight: float, in the shape that its layer has.
