@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Node
+from octavo.graph.operators import arguments
 from octavo.numerics import octavo_operators
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
@@ -55,11 +56,17 @@ class QuantizedWeight:
 
     @property
     def shape(self) -> list[int]:
-        return list(self.stored.shape) if self.unpack is None else list(self.unpack.args[1])
+        return (
+            list(self.stored.shape)
+            if self.unpack is None
+            else list(arguments(self.unpack)["shape"])
+        )
 
     @property
     def signed(self) -> bool:
-        return self.stored.dtype.is_signed if self.unpack is None else bool(self.unpack.args[2])
+        if self.unpack is None:
+            return self.stored.dtype.is_signed
+        return bool(arguments(self.unpack)["signed"])
 
     @cached_property
     def integers(self) -> Tensor:
@@ -114,15 +121,15 @@ def weight_behind(graph: Graph, value: Any) -> QuantizedWeight | None:
     reader = graph.producer(value)
     if reader is None or reader.op != DEQUANTIZE_WEIGHT:
         return None
-    unpack = graph.by_name.get(reader.args[0].name)
+    unpack = graph.producer(reader.args[0])
     if unpack is not None and unpack.op != UNPACK:
         return None
-    name = (reader if unpack is None else unpack).args[0].name
-    tensors = [graph.constants.get(n) for n in (name, *(arg.name for arg in reader.args[1:3]))]
+    q, scale, zero_point = reader.args
+    q = q if unpack is None else unpack.args[0]
+    tensors = [graph.constant(arg) for arg in (q, scale, zero_point)]
     if any(tensor is None for tensor in tensors):
         return None
-    stored, scale, zero_point = (tensor for tensor in tensors if tensor is not None)
-    return QuantizedWeight(name, reader, unpack, stored, scale, zero_point)
+    return QuantizedWeight(q.name, reader, unpack, *tensors)  # type: ignore[arg-type]
 
 
 def rounding_behind(graph: Graph, value: Any) -> Node | None:

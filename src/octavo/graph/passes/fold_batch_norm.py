@@ -54,7 +54,7 @@ def foldable_norms(graph: Graph) -> dict[str, Node]:
     """For each layer that a batch norm can be folded into, that batch norm."""
     found = {}
     for norm in graph.nodes:
-        layer = graph.by_name.get(norm.args[0].name) if _is_inference_norm(norm) else None
+        layer = graph.producer(norm.args[0]) if _is_inference_norm(norm) else None
         if layer is not None and _can_fold(layer, graph):
             found[layer.name] = norm
     return found

@@ -6,7 +6,7 @@ So such a weight is a constant like any other, and can be quantized.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo.graph.graph import Graph, Node
 from octavo.graph.passes.training import DROPOUTS
 from octavo.graph.program import computed
+from octavo.graph.rewrite import Constant, Part, rewrite
 
 # A view that repeats its source takes no memory in the model, and would in a file.
 _SMALL = 2**16
@@ -28,17 +29,19 @@ def fold_constants(graph: Graph) -> Graph:
     than what it is made of.
     """
     known: dict[str, Any] = dict(graph.constants)
-    kept = []
-    for node in graph.nodes:
-        if _is_fixed(node, known) and _gives_tensors(node, graph):
-            result = computed(node, known)
-            if _size(result) <= max([_SMALL, *(_size(known[name]) for name in node.refs())]):
-                known[node.name] = result
-                continue
-        kept.append(node)
-    needed = {name for node in kept for name in node.refs()} | set(graph.output_names())
-    made = {n: _own(t) for n, t in known.items() if n in needed and n not in graph.constants}
-    return replace(graph, nodes=tuple(kept), constants={**graph.constants, **made}).pruned()
+
+    def folded(node: Node) -> Part | Iterable[Part]:
+        if not (_is_fixed(node, known) and _gives_tensors(node, graph)):
+            return node
+        result = computed(node, known)
+        if _size(result) > max([_SMALL, *(_size(known[name]) for name in node.refs())]):
+            return node
+        known[node.name] = result
+        return Constant(node.name, result) if isinstance(result, Tensor) else ()
+
+    whole = rewrite(graph, folded)
+    made = {n: _own(t) for n, t in whole.constants.items() if n not in graph.constants}
+    return replace(whole, constants={**whole.constants, **made})
 
 
 def _is_fixed(node: Node, known: Mapping[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def _inference_batch_norm(node: Node, graph: Graph) -> Node:
 def _item(node: Node, graph: Graph) -> Node | Ref:
     """What takes the result out of such a batch norm's three is that result."""
     source: Ref = node.args[0]
-    made = graph.by_name.get(source.name)
+    made = graph.producer(source)
     return source if made is not None and made.op == _INFERENCE_BATCH_NORM else node
 
 

@@ -102,8 +102,8 @@ def layer_of(graph: Graph, node: Node, runs: str, weight: str, scheme: Scheme) -
     """One of `quantized_layers`."""
     alone = WEIGHT_LAYOUTS[node.short_op].input_axis is not None
     given = arguments(node)
-    name = given["bias"].name if alone and given["bias"] is not None else None
-    bias = graph.constants.get(name or "")
+    name = given["bias"] if alone else None
+    bias = graph.constant(name)
     return Layer(
         node=node,
         runs=runs,
@@ -139,7 +139,7 @@ def with_biases(graph: Graph, biases: Mapping[str, Tensor | None]) -> Graph:
 def _own_bias(node: Node, graph: Graph) -> str:
     """The name of a bias that no other layer reads: its present one, or a new one."""
     bias = arguments(node)["bias"]
-    if bias is not None and len(graph.users[bias.name]) == 1:
+    if bias is not None and graph.only_user(bias.name) is not None:
         return str(bias.name)
     name = f"{node.name}.bias"
     return name if name not in graph.users else f"{node.name}.corrected_bias"

@@ -89,7 +89,7 @@ def _adaptive_max(w: Writer, node: Node) -> Any:
 
 def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
     """Over everything, in equal windows, or axis by axis in windows of several sizes."""
-    x, wanted = w.read(node.args[0]), [int(size) for size in node.args[1]]
+    x, wanted = w.read(node.args[0]), [int(size) for size in arguments(node)["output_size"]]
     dims = len(wanted)
     found = w.meta(node.args[0]).shape[-dims:]
     if all(size == 1 for size in wanted):

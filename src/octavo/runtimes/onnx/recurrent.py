@@ -10,6 +10,7 @@ from torch import Tensor
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.writer import MICROSOFT, Converter, Writer
@@ -121,11 +122,7 @@ def _bias(w: Writer, kind: _Kind, refs: list[Any]) -> str:
 
 def _layer(kind: _Kind) -> Converter:
     def convert(w: Writer, node: Node) -> Any:
-        if len(node.args) != 9 or isinstance(node.args[3], list | tuple):
-            raise ExportError(
-                f"{node.name}: {node.op} of packed sequences has no ONNX form; pad them instead"
-            )
-        x, states, params, has_bias, layers, _, _, both, batch_first = node.args
+        x, states, params, has_bias, layers, _, _, both, batch_first = arguments(node).values()
         states = states if isinstance(states, list | tuple) else [states]
         directions, each = 1 + bool(both), 4 if has_bias else 2
         if len(params) != layers * directions * each:
