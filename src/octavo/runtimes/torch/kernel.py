@@ -1,6 +1,6 @@
 """An int8 kernel as one record.
 
-Tested in tests/runtimes/torch/test_integer_kernels.py.
+Tested in tests/runtimes/test_contract.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All int8 kernels of the ``torch`` runtime, by family.
 
-Tested in tests/runtimes/torch/test_integer_kernels.py.
+Tested in tests/runtimes/test_contract.py.
 """
 
 from __future__ import annotations
