@@ -179,7 +179,7 @@ def quantize_captured(
         distributed=distributed,
         progress=progress,
     )
-    seen = (replace(given, seen=found.seen.get(given.name, given.seen)) for given in graph.inputs)
+    seen = (replace(entry, seen=found.seen.get(entry.name, entry.seen)) for entry in graph.inputs)
     return convert(
         replace(graph, inputs=tuple(seen)),
         plan,
@@ -279,8 +279,8 @@ def convert(
 def _few(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The first samples of a batch."""
     return tuple(
-        tensor[:_SAMPLES].clone() if given.meta.shape[:1] == (None,) else tensor.clone()
-        for given, tensor in zip(graph.inputs, tensors, strict=True)
+        tensor[:_SAMPLES].clone() if entry.meta.shape[:1] == (None,) else tensor.clone()
+        for entry, tensor in zip(graph.inputs, tensors, strict=True)
     )
 
 

@@ -204,7 +204,7 @@ def _values(
     """Values of a graph, under the names that they are wanted by."""
     names = {key: name for key, name in wanted.items() if name is not None}
     run = compile_steps(
-        [given.name for given in graph.inputs],
+        graph.input_names(),
         steps_of(graph, graph.device),
         list(names.values()),
         graph.constants,

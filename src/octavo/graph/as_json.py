@@ -31,7 +31,7 @@ def to_json(graph: Graph) -> dict[str, Any]:
         ArtifactError: an argument is of a kind that no file can hold.
     """
     return {
-        "inputs": [_encode_input(given) for given in graph.inputs],
+        "inputs": [_encode_input(entry) for entry in graph.inputs],
         "nodes": [_encode_node(node) for node in graph.nodes],
         "arguments": [[name, encode(tree)] for name, tree in graph.arguments.items()],
         "outputs": encode(graph.outputs),
@@ -64,7 +64,7 @@ def from_json(
             decode(data["outputs"]),
         )
         graph = upgrade(replace(graph, guards=decode_guards(data, graph.inputs)))
-        if broken := graph.broken_guard({given.name: given.sizes for given in graph.inputs}):
+        if broken := graph.broken_guard({entry.name: entry.sizes for entry in graph.inputs}):
             raise ValueError(f"its example does not satisfy its guard {broken}")
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"its graph is malformed: {type(error).__name__}: {error}") from None
@@ -78,7 +78,7 @@ def decode_guards(data: Any, inputs: Sequence[Input]) -> tuple[Guard, ...]:
     Raises:
         ValueError, TypeError: they are malformed.
     """
-    ranks = {given.name: len(given.meta.shape) for given in inputs}
+    ranks = {entry.name: len(entry.meta.shape) for entry in inputs}
     return tuple(
         Guard(checked(condition, ranks), _text(reason))
         for condition, reason in data.get("guards", [])
@@ -151,10 +151,10 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 } | {kind: _torch_name(kind) for kind in _TORCH_NAMES}
 
 
-def _encode_input(given: Input) -> list[Any]:
-    shape, dtype, seen = list(given.meta.shape), given.meta.dtype, given.seen
+def _encode_input(entry: Input) -> list[Any]:
+    shape, dtype, seen = list(entry.meta.shape), entry.meta.dtype, entry.seen
     bounds = None if seen is None else [encode(bound) for bound in seen]
-    return [given.name, shape, dtype, list(given.sizes), bounds]
+    return [entry.name, shape, dtype, list(entry.sizes), bounds]
 
 
 def _decode_input(name: Any, shape: Any, dtype: Any, example: Any, seen: Any = None) -> Input:

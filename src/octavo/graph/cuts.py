@@ -97,15 +97,15 @@ class Cuts:
 
     def pieces(self) -> Iterator[Piece]:
         """The cut graph's layers one by one, each with what goes into it."""
-        names = [given.name for given in self.graph.inputs]
+        names = self.graph.input_names()
         values = dict(zip(names, (*self.inputs, *self.given), strict=True))
         for end in self.graph.output_names():
             whole = replace(self.graph, outputs=Ref(end), guards=()).pruned()
             read = {name for node in whole.nodes for name in node.refs()} | {end}
-            inputs = tuple(given for given in whole.inputs if given.name in read)
-            arguments = {given.name: Ref(given.name) for given in inputs}
+            inputs = tuple(entry for entry in whole.inputs if entry.name in read)
+            arguments = {entry.name: Ref(entry.name) for entry in inputs}
             graph = replace(whole, inputs=inputs, arguments=arguments)
-            yield Piece(end, graph, tuple(values[given.name] for given in inputs))
+            yield Piece(end, graph, tuple(values[entry.name] for entry in inputs))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Piece:
 
 def _cut_values(graph: Graph) -> list[str]:
     """The values that are given: all that integers begin with, but for inputs and constants."""
-    known = {given.name for given in graph.inputs} | set(graph.constants)
+    known = set(graph.input_names()) | set(graph.constants)
     known |= {node.name for node in graph.nodes if node.op == UNPACK}  # weights, as constants are
     read = dict.fromkeys(name for node in graph.nodes for name in _cut_inputs(node, graph))
     return [name for name in read if name not in known]

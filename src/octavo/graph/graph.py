@@ -151,6 +151,9 @@ class Graph:
         """The first guard that inputs of these shapes, by name, do not satisfy."""
         return next((guard for guard in self.guards if not guard.holds(shapes)), None)
 
+    def input_names(self) -> list[str]:
+        return [entry.name for entry in self.inputs]
+
     def output_names(self) -> list[str]:
         return list(refs_in(self.outputs))
 

@@ -35,7 +35,7 @@ def run_of(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., tu
 
     It takes the graph's input tensors, in order, and returns its flat results.
     """
-    inputs = [given.name for given in graph.inputs]
+    inputs = graph.input_names()
     return compile_steps(inputs, steps_of(graph, device), graph.output_names(), graph.constants)
 
 

@@ -210,7 +210,7 @@ def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
 
 
 def _float_run(graph: Graph) -> Run:
-    names = [given.name for given in graph.inputs]
+    names = graph.input_names()
     steps = steps_of(graph, torch.device("cpu"))
     return compile_steps(names, steps, graph.output_names(), graph.constants)
 

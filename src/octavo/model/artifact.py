@@ -154,7 +154,7 @@ def _samples(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> dict[st
 
 
 def _with_samples(content: Artifact, samples: Mapping[str, Tensor]) -> Artifact:
-    wanted = {given.name: given.meta for given in content.graph.inputs}
+    wanted = {entry.name: entry.meta for entry in content.graph.inputs}
     if samples.keys() != wanted.keys():
         raise ArtifactError(f"its samples are of {list(samples)}, its inputs {list(wanted)}")
     for name, tensor in samples.items():

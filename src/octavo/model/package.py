@@ -158,9 +158,9 @@ class _Flat(nn.Module):
         return self.run(*tensors)
 
 
-def _open_sizes(given: Input) -> dict[int, Any]:
+def _open_sizes(entry: Input) -> dict[int, Any]:
     """The axes whose size is free: torch refuses a model that makes a constant of one."""
-    return {axis: Dim.DYNAMIC for axis, size in enumerate(given.meta.shape) if size is None}
+    return {axis: Dim.DYNAMIC for axis, size in enumerate(entry.meta.shape) if size is None}
 
 
 def _graph_of(call: Any) -> Graph:

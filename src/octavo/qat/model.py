@@ -215,7 +215,7 @@ class QATModel(nn.Module):
 
     def _compiled(self) -> Callable[..., tuple[Any, ...]]:
         graph = self._model.graph
-        inputs = [given.name for given in graph.inputs]
+        inputs = graph.input_names()
         steps, outputs = training_program(
             replace(self._model, graph=replace(graph, constants=self._tensors())),
             self.plan,

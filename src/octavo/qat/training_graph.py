@@ -83,7 +83,7 @@ def training_program(
         device: where tensors are made that an operator makes anew.
     """
     writer = _Writer(model, plan, fake_quantizers, mode, norm_modules, device)
-    steps = [step for given in model.graph.inputs for step in writer.rounded(given.name)]
+    steps = [step for entry in model.graph.inputs for step in writer.rounded(entry.name)]
     for node in model.graph.nodes:
         if node.name not in writer.folded:
             steps += writer.steps(node)

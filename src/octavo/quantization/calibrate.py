@@ -97,7 +97,7 @@ class Calibration:
         self._masks = masks_of(graph)
         self._device = graph.device
         self._run = compile_steps(
-            [given.name for given in graph.inputs],
+            graph.input_names(),
             list(_with_taps(graph, self._device, self._taps())),
             [],
             graph.constants,
@@ -110,9 +110,9 @@ class Calibration:
         Raises:
             CalibrationError: an input is empty, or has a NaN or an infinity in it.
         """
-        for given, tensor in zip(self.graph.inputs, tensors, strict=True):
-            _check_values(given.name, tensor, given.name in self._masks)
-            self._widen(given.name, range_of(tensor))
+        for entry, tensor in zip(self.graph.inputs, tensors, strict=True):
+            _check_values(entry.name, tensor, entry.name in self._masks)
+            self._widen(entry.name, range_of(tensor))
         with torch.no_grad():
             self._run(*(tensor.to(self._device) for tensor in tensors))
         self.batches += 1
@@ -330,9 +330,9 @@ def _iterated(data: Iterable[Any]) -> Iterable[Any]:
 def _with_taps(
     graph: Graph, device: torch.device, taps: dict[str, Callable[[Tensor], None]]
 ) -> Iterator[Step]:
-    for given in graph.inputs:
-        if given.name in taps:
-            yield Step(f"{given.name} seen", taps[given.name], (Ref(given.name),))
+    for entry in graph.inputs:
+        if entry.name in taps:
+            yield Step(f"{entry.name} seen", taps[entry.name], (Ref(entry.name),))
     for step in steps_of(graph, device):
         yield step
         if step.out in taps:

@@ -61,8 +61,8 @@ class Watched:
             tuple(index for index, name in floats if name in masks),
             tuple(
                 (index, axis)
-                for index, given in enumerate(graph.inputs)
-                if (axis := _batch_axis(given.meta)) is not None
+                for index, entry in enumerate(graph.inputs)
+                if (axis := _batch_axis(entry.meta)) is not None
             ),
         )
 
@@ -179,7 +179,7 @@ def _without_rounding(graph: Graph, tensors: Sequence[Tensor]) -> dict[str, Any]
     for name in names:
         wanted |= dict.fromkeys(_floats_behind(graph, name))
     exact = roundings_removed(replace(graph, outputs=[Ref(name) for name in wanted]))
-    inputs = [given.name for given in graph.inputs]
+    inputs = graph.input_names()
     steps = steps_of(exact, graph.device)
     run = compile_steps(inputs, steps, exact.output_names(), exact.constants)
     return dict(zip(wanted, run(*tensors), strict=True))
@@ -227,7 +227,7 @@ def _along(bad: Tensor, axis: int, tensor: Tensor) -> Tensor:
 
 
 def _account(graph: Graph, bad: Tensor) -> str:
-    names = ", ".join(repr(given.name) for given in graph.inputs if _is_float(given.meta))
+    names = ", ".join(repr(entry.name) for entry in graph.inputs if _is_float(entry.meta))
     samples = bad.nonzero().flatten().tolist()
     shown = f"{samples[:8]} and {len(samples) - 8} more" if len(samples) > 8 else f"{samples}"
     return f"the input {names} has NaN or an infinity in the samples {shown}"

@@ -270,8 +270,8 @@ _LAYERS_IN_WORDS = {
 def _tensor_plans(graph: Graph, placement: Placement) -> list[TensorPlan]:
     plans = []
     users = graph.users
-    for given in graph.inputs:
-        plans.append(_value_plan(given.name, "input", "", placement))
+    for entry in graph.inputs:
+        plans.append(_value_plan(entry.name, "input", "", placement))
     for node in graph.nodes:
         for weight, spec in placement.weights.get(node.name, {}).items():
             runs = placement.runs(node.name)

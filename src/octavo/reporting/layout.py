@@ -86,7 +86,7 @@ def layout(graph: Graph, plan: Plan, errors: LayerErrors) -> Layout:
 
 def _kernels(graph: Graph, plan: Plan) -> dict[str, str]:
     """For each activation and input of the plan, the one whose kernel computes it."""
-    present = {given.name for given in graph.inputs} | {node.name for node in graph.nodes}
+    present = set(graph.input_names()) | {node.name for node in graph.nodes}
     found = {}
     for name, planned in plan.tensors.items():
         if planned.kind == "weight" or name not in present or planned.op in _SIZES:

@@ -36,12 +36,12 @@ def random_inputs(graph: Graph, batch: int | None = None, seed: int = 0) -> tupl
     sizes = _sizes(graph, batch)
     check_guards(graph, sizes)
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_random(given, sizes[given.name], generator) for given in graph.inputs)
+    return tuple(_random(entry, sizes[entry.name], generator) for entry in graph.inputs)
 
 
 def takes(graph: Graph, tensors: Sequence[Tensor]) -> bool:
     """Whether the model was captured for inputs of these sizes."""
-    shapes = {given.name: t.shape for given, t in zip(graph.inputs, tensors, strict=True)}
+    shapes = dict(zip(graph.input_names(), [t.shape for t in tensors], strict=True))
     return graph.broken_guard(shapes) is None
 
 
@@ -53,21 +53,21 @@ def takes_batch(graph: Graph, batch: int) -> bool:
 def _sizes(graph: Graph, batch: int | None) -> dict[str, tuple[int, ...]]:
     """The shapes of the inputs, of which a batch may have been fixed by ``forward``."""
     if batch is None:
-        return {given.name: given.sizes for given in graph.inputs}
+        return {entry.name: entry.sizes for entry in graph.inputs}
     fixed = {size for guard in graph.guards for size in sizes_in(guard.condition)}
     return {
-        given.name: (batch, *given.sizes[1:])
-        if given.meta.shape[:1] == (None,) or (given.name, 0) in fixed
-        else given.sizes
-        for given in graph.inputs
+        entry.name: (batch, *entry.sizes[1:])
+        if entry.meta.shape[:1] == (None,) or (entry.name, 0) in fixed
+        else entry.sizes
+        for entry in graph.inputs
     }
 
 
-def _random(given: Input, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
-    dtype: torch.dtype = getattr(torch, given.meta.dtype)
-    if given.seen is None:
+def _random(entry: Input, sizes: Sequence[int], generator: torch.Generator) -> Tensor:
+    dtype: torch.dtype = getattr(torch, entry.meta.dtype)
+    if entry.seen is None:
         return _unseen(sizes, dtype, generator)
-    low, high = given.seen
+    low, high = entry.seen
     if _is_mask(low, high, dtype):
         return _mask(sizes, low, high, generator).to(dtype)
     if dtype.is_floating_point:

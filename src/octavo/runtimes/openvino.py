@@ -139,9 +139,9 @@ def _compiled(data: bytes, options: Options) -> Any:
 def _with_batch(model: Any, batch: int) -> dict[str, Any]:
     """The inputs' shapes with a number for the batch, where it is open."""
     openvino, shapes = package(), {}
-    for given in model.inputs:
-        first, *rest = list(given.get_partial_shape())
-        shapes[given.get_any_name()] = openvino.PartialShape(
+    for entry in model.inputs:
+        first, *rest = list(entry.get_partial_shape())
+        shapes[entry.get_any_name()] = openvino.PartialShape(
             [openvino.Dimension(batch) if first.is_dynamic else first, *rest]
         )
     return shapes
@@ -190,8 +190,8 @@ def _taken(idle: deque[Any]) -> Any:
 
 def _inputs_read(compiled: Any, graph: Graph) -> list[int]:
     """Which of the graph's inputs the model reads, in the model's order: it drops the others."""
-    places = {given.name: index for index, given in enumerate(graph.inputs)}
-    names = [given.get_names() for given in compiled.inputs]
+    places = {entry.name: index for index, entry in enumerate(graph.inputs)}
+    names = [entry.get_names() for entry in compiled.inputs]
     return [next(places[name] for name in known if name in places) for known in names]
 
 

@@ -67,7 +67,7 @@ def perturbed(
         if change is not None:
             also = node.args[:1] if isinstance(change, _Moved) else ()
             steps.append(Step(node.name, change, (Ref(exact), *also)))
-    inputs = [given.name for given in graph.inputs]
+    inputs = graph.input_names()
     return compile_steps(inputs, steps, graph.output_names(), graph.constants)
 
 

@@ -95,7 +95,7 @@ def _captured(
         return graph
     # The model does something of its own with one sample, and one was given.
     alone = _faithful(model, args, kwargs, names, form)
-    own = (_of_one(given) for given in alone.inputs if given.meta.shape[:1] == (1,))
+    own = (_of_one(entry) for entry in alone.inputs if entry.meta.shape[:1] == (1,))
     return replace(alone, guards=(*alone.guards, *own))
 
 
@@ -123,9 +123,9 @@ def _takes(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return True
 
 
-def _of_one(given: Input) -> Guard:
+def _of_one(entry: Input) -> Guard:
     why = "forward treats a single sample differently, and it was captured with one"
-    return Guard(("==", ("size", given.name, 0), 1), why)
+    return Guard(("==", ("size", entry.name, 0), 1), why)
 
 
 def bind_arguments(

@@ -58,7 +58,7 @@ class Faithful:
         self.args, self.kwargs = args, kwargs
         self.tensors = flatten_call(graph, args, kwargs)
         self.run = compile_steps(
-            [given.name for given in graph.inputs],
+            graph.input_names(),
             steps_of(graph, graph.device),
             graph.output_names(),
             graph.constants,
@@ -144,8 +144,8 @@ class Faithful:
 
     def _shapes(self, groups: Sequence[Sizes], n: int) -> dict[str, tuple[int, ...]]:
         shapes = {
-            given.name: list(tensor.shape)
-            for given, tensor in zip(self.graph.inputs, self.tensors, strict=True)
+            entry.name: list(tensor.shape)
+            for entry, tensor in zip(self.graph.inputs, self.tensors, strict=True)
         }
         for name, axis in itertools.chain(*groups):
             shapes[name][axis] = n
@@ -155,8 +155,8 @@ class Faithful:
         """Whether graph and model return the same for ``n`` samples, or the model nothing."""
         names = [name for name, _ in itertools.chain(*groups)]
         tensors = [
-            _of_size(tensor, n) if given.name in names else tensor
-            for given, tensor in zip(self.graph.inputs, self.tensors, strict=True)
+            _of_size(tensor, n) if entry.name in names else tensor
+            for entry, tensor in zip(self.graph.inputs, self.tensors, strict=True)
         ]
         expected = self._of_model(tensors)
         if expected is None:

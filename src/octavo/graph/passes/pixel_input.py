@@ -40,11 +40,11 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
 
 
 def _image_input(graph: Graph) -> Input:
-    for given in graph.inputs:
-        shape = given.meta.shape
-        if len(shape) == 4 and shape[1] is not None and given.meta.dtype == "float32":
-            return given
-    found = ", ".join(f"{given.name!r} {given.meta}" for given in graph.inputs)
+    for entry in graph.inputs:
+        shape = entry.meta.shape
+        if len(shape) == 4 and shape[1] is not None and entry.meta.dtype == "float32":
+            return entry
+    found = ", ".join(f"{entry.name!r} {entry.meta}" for entry in graph.inputs)
     raise InputError(
         "the model has no image input, float32 [N, channels, height, width]: it takes "
         f"{found or 'nothing'}; leave input_scale, input_mean and input_std out"

@@ -79,7 +79,7 @@ def _check_names(graph: Graph) -> None:
     """Names are unique and defined before use."""
     if len(graph.nodes) > _MOST_NODES or len(graph.output_names()) > _MOST_OUTPUTS:
         raise ArtifactError("its graph has more nodes or outputs than a model may")
-    known = {given.name for given in graph.inputs} | set(graph.constants)
+    known = set(graph.input_names()) | set(graph.constants)
     if len(known) != len(graph.inputs) + len(graph.constants):
         raise ArtifactError("its graph gives one name to two tensors")
     for node in graph.nodes:
@@ -88,7 +88,7 @@ def _check_names(graph: Graph) -> None:
             raise ArtifactError(f"its node {node.name!r} is defined twice or reads {unknown}")
         known.add(node.name)
     argument_names = sorted(refs_in(dict(graph.arguments)))
-    if argument_names != sorted(given.name for given in graph.inputs):
+    if argument_names != sorted(entry.name for entry in graph.inputs):
         raise ArtifactError("its arguments do not give each input once")
     missing = [name for name in graph.output_names() if name not in known]
     if missing:

@@ -32,9 +32,9 @@ class Estimate:
         }
         self.rounded = {
             layer: Variant(
-                tuple(given.name for given in piece.inputs),
+                tuple(entry.name for entry in piece.inputs),
                 compile_steps(
-                    [given.name for given in piece.inputs],
+                    [entry.name for entry in piece.inputs],
                     steps_of(piece, graph.device),
                     piece.output_names(),
                     piece.constants,
@@ -44,7 +44,7 @@ class Estimate:
         }
         self.needs = list(dict.fromkeys(n for v in self.rounded.values() for n in v.needs))
         self.run = compile_steps(
-            [given.name for given in graph.inputs],
+            graph.input_names(),
             steps_of(graph, graph.device),
             [*self.names, *self.needs, *graph.output_names()],
             constants,

@@ -211,7 +211,7 @@ class Measurement:
             )
         check_made_of(self.float_graph, q)
         self.run_float = compile_steps(
-            [given.name for given in self.float_graph.inputs],
+            self.float_graph.input_names(),
             steps_of(self.float_graph, q.device),
             list(self.names.values()),
             self.float_graph.constants,
@@ -298,7 +298,7 @@ def _returning_floats(plan: Plan) -> list[str]:
 
 def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
     """The first sample of a batch, where the graph leaves the batch size free: it is run slowly."""
-    if any(given.meta.shape[:1] != (None,) for given in graph.inputs):
+    if any(entry.meta.shape[:1] != (None,) for entry in graph.inputs):
         return tensors
     return [tensor[:1] for tensor in tensors]
 

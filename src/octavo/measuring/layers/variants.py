@@ -148,7 +148,7 @@ class Base:
         names = tuple(needed)
         outputs = graph.output_names()
         steps = [step_of(node, graph.device) for node in graph.nodes]
-        inputs = [given.name for given in graph.inputs]
+        inputs = graph.input_names()
         run = compile_steps(inputs, steps, [*names, *outputs], graph.constants)
         return cls(names, run)
 

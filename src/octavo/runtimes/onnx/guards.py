@@ -63,7 +63,7 @@ def write_guards(w: Writer) -> None:
     """
     guards = [guard for guard in w.graph.guards if _is_about_open_sizes(guard, w.graph)]
     users = w.graph.users
-    read = [given for given in w.graph.inputs if users[given.name] and given.meta.shape]
+    read = [entry for entry in w.graph.inputs if users[entry.name] and entry.meta.shape]
     if not guards or not read:
         return
     carrier = read[0]
@@ -80,7 +80,7 @@ def write_guards(w: Writer) -> None:
 
 
 def _is_about_open_sizes(guard: Guard, graph: Graph) -> bool:
-    shapes = {given.name: given.meta.shape for given in graph.inputs}
+    shapes = {entry.name: entry.meta.shape for entry in graph.inputs}
     return any(shapes[name][axis] is None for name, axis in sizes_in(guard.condition))
 
 

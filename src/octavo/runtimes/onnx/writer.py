@@ -81,8 +81,8 @@ class Writer:
     _current: Node | None = None
 
     def __post_init__(self) -> None:
-        self._used = {given.name for given in self.graph.inputs} | set(self.graph.by_name)
-        self.values = {given.name: given.name for given in self.graph.inputs}
+        self._used = set(self.graph.input_names()) | set(self.graph.by_name)
+        self.values = {entry.name: entry.name for entry in self.graph.inputs}
 
     # What converters ask
 
@@ -246,7 +246,7 @@ class Writer:
 
     def model(self, name: str, metadata: Mapping[str, str]) -> Any:
         """The ONNX model."""
-        inputs = [_described(given.name, given.meta) for given in self.graph.inputs]
+        inputs = [_described(entry.name, entry.meta) for entry in self.graph.inputs]
         outputs = self._outputs()
         nodes = self._needed({described.name for described in outputs})
         read = {value for node in nodes for value in node.input}
@@ -274,7 +274,7 @@ class Writer:
 
     def _outputs(self) -> list[Any]:
         """The results in order: each has a name of its own, also where two are one tensor."""
-        described, seen = [], {given.name for given in self.graph.inputs}
+        described, seen = [], set(self.graph.input_names())
         for name in self.graph.output_names():
             value = self.read(Ref(name))
             if value in seen or value in self._initializers or value != name:

@@ -62,7 +62,7 @@ def lower_to(graph: Graph, caller: Caller) -> Lowered:
     matched = _matched(context)
     outputs = _with_signed_outputs(matched, context)
     steps, constants = tidied(matched.placed, outputs, whole.constants)
-    run = compile_steps([given.name for given in graph.inputs], steps, outputs, constants)
+    run = compile_steps(graph.input_names(), steps, outputs, constants)
     return _accounted(run, matched, context, graph, joined)
 
 
