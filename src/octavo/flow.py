@@ -169,7 +169,7 @@ def quantize_captured(
 
     Arguments and errors as for `octavo.calibrate` and `convert`.
     """
-    found = calibrate(
+    calibrated = calibrate(
         graph,
         plan,
         data,
@@ -179,15 +179,17 @@ def quantize_captured(
         distributed=distributed,
         progress=progress,
     )
-    seen = (replace(entry, seen=found.seen.get(entry.name, entry.seen)) for entry in graph.inputs)
+    seen = (
+        replace(entry, seen=calibrated.seen.get(entry.name, entry.seen)) for entry in graph.inputs
+    )
     return convert(
         replace(graph, inputs=tuple(seen)),
         plan,
-        found.qparams,
+        calibrated.qparams,
         weights=weights,
-        statistics=found.statistics,
+        statistics=calibrated.statistics,
         signature=signature,
-        batches=found.batches,
+        batches=calibrated.batches,
         pixels=pixels,
         samples=samples,
     )
@@ -235,7 +237,7 @@ def convert(
         CalibrationError: the `QATModel` was neither trained nor calibrated, or ``statistics`` lack
             what one of the methods needs.
     """
-    made: dict[str, Any]
+    origin: dict[str, Any]
     expect(METHODS, weights=weights)
     optional(_STATISTICS, statistics=statistics)
     if isinstance(source, nn.Module):
@@ -244,7 +246,7 @@ def convert(
         if plan is not None or qparams is not None or weights:
             raise PlanError("a prepared model has its own plan and qparams: convert it alone")
         signature, plan, qparams = source.signature, source.plan, source.qparams()
-        graph, made = source.deployed(), {"trained": "with rounding"}
+        graph, origin = source.deployed(), {"trained": "with rounding"}
     elif plan is None or qparams is None:
         raise PlanError(
             "a graph needs its plan and qparams: convert(graph, plan, qparams); or give a model "
@@ -256,9 +258,9 @@ def convert(
         expect(_QPARAMS, qparams=qparams)
         optional(SIGNATURE, signature=signature)
         optional(_PIXELS, pixels=pixels)
-        graph, made = source, {"calibration_batches": batches}
+        graph, origin = source, {"calibration_batches": batches}
         if names := applied(graph, plan, weights):
-            made["weights"] = ", ".join(names)
+            origin["weights"] = ", ".join(names)
     quantized = quantize_graph(graph, plan, qparams, weights, statistics)
     signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     provenance: dict[str, Any] = {
@@ -266,7 +268,7 @@ def convert(
         "torch": torch.__version__,
         "target": plan.target,
         "mode": plan.mode,
-        **made,
+        **origin,
     }
     if pixels is not None:
         quantized = take_pixels(quantized, pixels)

@@ -55,9 +55,9 @@ class _Commands(TyperGroup):
                 warnings.simplefilter("ignore")  # torch's own, on the way through torch.export
                 warnings.simplefilter("always", OctavoWarning)
                 warnings.showwarning = lambda message, *place: _tell(f"warning: {message}")
-                found = super().invoke(ctx)
+                result = super().invoke(ctx)
                 sys.stdout.flush()  # a full disk shows here
-                return found
+                return result
         except OctavoError as error:
             _tell(str(error))
             raise typer.Exit(1) from error

@@ -33,16 +33,16 @@ def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         if name in given:
             raise InputError(f"the argument {name!r} is given twice")
         given[name] = value
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tree in graph.arguments.items():
         if name in given:
-            _match(tree, given[name], name, found)
+            _match(tree, given[name], name, tensors)
         elif tree is not None:
             raise InputError(f"the argument {name!r} is missing; the model takes {names}")
     for expected in graph.inputs:
-        _check(expected, found[expected.name], graph)
-    check_guards(graph, {name: tuple(tensor.shape) for name, tensor in found.items()})
-    return [found[expected.name] for expected in graph.inputs]
+        _check(expected, tensors[expected.name], graph)
+    check_guards(graph, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return [tensors[expected.name] for expected in graph.inputs]
 
 
 def with_seen(graph: Graph, tensors: Sequence[Tensor]) -> Graph:
@@ -65,25 +65,25 @@ def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:
     return map_refs(graph.outputs, lambda ref: next(results))
 
 
-def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
+def _match(tree: Any, value: Any, where: str, tensors: dict[str, Tensor]) -> None:
     """Collect the tensors of ``value`` that stand where ``tree`` has a `Ref`."""
     if isinstance(tree, Ref):
         if not isinstance(value, Tensor):
             raise InputError(f"{where} is a {type(value).__name__}; expected a tensor")
-        found[tree.name] = value
+        tensors[tree.name] = value
     elif isinstance(tree, list | tuple):
         if not isinstance(value, list | tuple) or len(value) != len(tree):
             raise InputError(
                 f"{where} has another structure than at capture, where it had {len(tree)} items"
             )
         for index, (part, item) in enumerate(zip(tree, value, strict=True)):
-            _match(part, item, f"{where}[{index}]", found)
+            _match(part, item, f"{where}[{index}]", tensors)
     elif isinstance(tree, Mapping):
         items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
         if {key for key in items if key in tree or items[key] is not None} != set(tree):
             raise InputError(f"{where} has other keys than at capture, {list(tree)}")
         for key, part in tree.items():
-            _match(part, items[key], f"{where}[{key!r}]", found)
+            _match(part, items[key], f"{where}[{key!r}]", tensors)
     elif isinstance(value, Tensor) or type(value) is not type(tree) or value != tree:
         raise InputError(
             f"{where} is {value!r}; the model was captured with {tree!r}, which is part of the "
@@ -92,8 +92,8 @@ def _match(tree: Any, value: Any, where: str, found: dict[str, Tensor]) -> None:
 
 
 def _check(expected: Input, tensor: Tensor, graph: Graph) -> None:
-    meta, given = expected.meta, TensorMeta.of(tensor)
-    if given.fits(meta):
+    meta, found = expected.meta, TensorMeta.of(tensor)
+    if found.fits(meta):
         return
     labels = not tensor.is_floating_point() and tensor.dim() <= 1 and meta.dtype == "float32"
     hint = (
@@ -101,11 +101,11 @@ def _check(expected: Input, tensor: Tensor, graph: Graph) -> None:
         if labels
         else "give the dtype and sizes that the model was captured with (N is free)"
     )
-    if given.dtype == meta.dtype and tensor.dim() == len(meta.shape):
+    if found.dtype == meta.dtype and tensor.dim() == len(meta.shape):
         shapes = {expected.name: tuple(tensor.shape)}
         own = [guard for guard in graph.guards if guard.inputs() == [expected.name]]
         hint = next((f"{g} is fixed: {_way_out(g)}" for g in own if not g.holds(shapes)), hint)
-    raise InputError(f"input {expected.name!r} is {given}; expected {meta}; {hint}")
+    raise InputError(f"input {expected.name!r} is {found}; expected {meta}; {hint}")
 
 
 def check_guards(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:

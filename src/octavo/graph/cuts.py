@@ -69,8 +69,8 @@ class Cuts:
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()
         values = run_of(whole, _device_of(batch))(*batch)
         oracle = dict(zip(names, values, strict=True))
-        made = [graph.by_name[name] for name in names if name in graph.by_name]
-        integers = {node.name: arguments(node) for node in made if node.op == QUANTIZE}
+        nodes = [graph.by_name[name] for name in names if name in graph.by_name]
+        integers = {node.name: arguments(node) for node in nodes if node.op == QUANTIZE}
         given = [
             dequantize(oracle[name], integers[name]["scale"], integers[name]["zero_point"])
             if name in integers

@@ -188,7 +188,7 @@ def dtype_of(name: str) -> torch.dtype:
     Raises:
         CaptureError: there is none.
     """
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
         raise CaptureError(f"{name!r} is not a dtype")
-    return found
+    return dtype

@@ -44,8 +44,8 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     constants = dict(graph.constants)
     read_instead: dict[str, str] = {}
     for node in graph.nodes:
-        made = rule(node.renamed(read_instead))
-        for part in [made] if isinstance(made, Part) else made:
+        parts = rule(node.renamed(read_instead))
+        for part in [parts] if isinstance(parts, Part) else parts:
             if isinstance(part, Node):
                 nodes.append(part)
             elif isinstance(part, Constant):

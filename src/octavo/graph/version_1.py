@@ -57,7 +57,7 @@ def _read_by_tensors(
     node: Node, source: tuple[str, list[int]], graph: Graph
 ) -> tuple[Node, dict[str, Tensor]]:
     name, shape = source
-    q, *given = node.args
+    q, *parameters = node.args
     sizes = [1] * len(shape)
     if node.op == DEQUANTIZE:
         names = [f"{name}_scale", f"{name}_zero_point"]
@@ -65,13 +65,13 @@ def _read_by_tensors(
             raise ValueError(f"it has constants of the names {names}")
         values: Iterable[Tensor] = (
             torch.tensor(value, dtype=dtype)
-            for value, dtype in zip(given, (torch.float32, torch.int32), strict=True)
+            for value, dtype in zip(parameters, (torch.float32, torch.int32), strict=True)
         )
     else:
-        names = [ref.name for ref in given[:2]]
+        names = [ref.name for ref in parameters[:2]]
         values = [graph.constants[own] for own in names]
     if node.op == _CHANNELS:
-        sizes[given[2]] = shape[given[2]]
+        sizes[parameters[2]] = shape[parameters[2]]
     tensors = [v if node.op == _GROUPS else v.reshape(sizes) for v in values]
     read = replace(node, op=DEQUANTIZE_WEIGHT, args=(q, *map(Ref, names)), kwargs={})
     return read, dict(zip(names, tensors, strict=True))

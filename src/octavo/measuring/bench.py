@@ -149,8 +149,8 @@ def bench(
         for batch in batches:
             inputs = random_inputs(graph, batch)
             calls = {name: _call(run, inputs) for name, run in runs.items()}
-            found = interleave(calls, budget_s=seconds, rest_s=REST_S, progress=progress)
-            for name, latency in found.items():
+            latencies = interleave(calls, budget_s=seconds, rest_s=REST_S, progress=progress)
+            for name, latency in latencies.items():
                 times[name][batch] = 1e3 * latency.median_s
     finished = [
         replace(row, latency_ms=times.get(name, {}), **_cold(path, row, min(batches), count))
@@ -203,10 +203,10 @@ def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
     if row.error or not row.runtime:
         return {}
     try:
-        found: ColdStart = cold_start(path, row.runtime, batch=batch, threads=threads)
+        start: ColdStart = cold_start(path, row.runtime, batch=batch, threads=threads)
     except OctavoError as error:
         return {"error": str(error)}
-    return {"load_s": found.load_s, "memory_mb": found.memory_mb}
+    return {"load_s": start.load_s, "memory_mb": start.memory_mb}
 
 
 def _float_run(graph: Graph) -> Run:

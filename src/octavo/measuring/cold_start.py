@@ -119,11 +119,11 @@ def main(words: list[str]) -> int:
     """Measure and print; 1 where the runtime cannot run the file."""
     path, runtime, module, batch, threads = words
     try:
-        found = _measure(path, runtime, module, int(batch), int(threads))
+        start = _measure(path, runtime, module, int(batch), int(threads))
     except OctavoError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    sys.stdout.write(json.dumps(asdict(start)) + "\n")
     return 0
 
 

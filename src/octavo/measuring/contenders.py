@@ -71,8 +71,8 @@ def contenders_of(
     others = dict(q) if isinstance(q, Mapping) else {"int8": q}
     _check_names(others)
     quantized = [other for other in others.values() if isinstance(other, QuantizedModel)]
-    found = (Pixels.from_dict(other.provenance.get("pixels")) for other in quantized)
-    pixels = next(filter(None, found), None)
+    preprocessing = (Pixels.from_dict(other.provenance.get("pixels")) for other in quantized)
+    pixels = next(filter(None, preprocessing), None)
     fp32 = Contender("fp32", "fp32", "eager", model, new_metric(), pixels=pixels)
     half = Contender("bf16", "bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
     try:

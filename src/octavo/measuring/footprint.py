@@ -61,7 +61,7 @@ def cold_starts_of(
     contenders: Sequence[Contender], batch: Batch, folder: Path, threads: int
 ) -> dict[str, ColdStart]:
     """Load time and memory of those that can be a file, by name."""
-    found = {}
+    starts = {}
     for contender in contenders:
         model = _as_file(contender, batch) if contender.error is None else None
         if model is None:
@@ -70,10 +70,10 @@ def cold_starts_of(
         model.save(file)
         runtime = model.runtime
         try:
-            found[contender.name] = cold_start(file, runtime, batch=batch.size, threads=threads)
+            starts[contender.name] = cold_start(file, runtime, batch=batch.size, threads=threads)
         except OctavoError as error:
             contender.error = one_line(error)
-    return found
+    return starts
 
 
 def _as_file(contender: Contender, batch: Batch) -> QuantizedModel | None:

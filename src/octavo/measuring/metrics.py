@@ -44,13 +44,13 @@ class Likeness:
         Raises:
             InputError: the two outputs differ in structure or shape.
         """
-        wanted, found = float_tensors(reference), float_tensors(outputs)
-        if _shapes(wanted) != _shapes(found):
+        wanted, results = float_tensors(reference), float_tensors(outputs)
+        if _shapes(wanted) != _shapes(results):
             raise InputError(
-                f"the outputs have shapes {_shapes(found)}, those of the float model "
+                f"the outputs have shapes {_shapes(results)}, those of the float model "
                 f"{_shapes(wanted)}: the two models do not belong together"
             )
-        for want, have in zip(wanted, found, strict=True):
+        for want, have in zip(wanted, results, strict=True):
             exact = want.double()
             self.signal += float(exact.square().sum())
             self.noise += float((exact - have.double()).square().sum())

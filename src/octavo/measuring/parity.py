@@ -136,16 +136,16 @@ class Parity(Tabular):
 _COLUMNS = ("runtime", "agreement", "SQNR dB", "needed", "layers", "largest step", "verdict")
 
 
-def _cells(found: RuntimeParity) -> tuple[str, ...]:
-    steps = [layer.steps for layer in found.layers if layer.steps is not None]
+def _cells(parity: RuntimeParity) -> tuple[str, ...]:
+    steps = [layer.steps for layer in parity.layers if layer.steps is not None]
     return (
-        found.runtime,
-        "-" if found.agreement is None else f"{found.agreement:.2f} %",
-        "-" if found.whole is None else f"{found.whole.sqnr_db:.1f}",
-        "-" if found.whole is None else _in_db(found.whole.bound_db),
-        str(len(found.layers)),
+        parity.runtime,
+        "-" if parity.agreement is None else f"{parity.agreement:.2f} %",
+        "-" if parity.whole is None else f"{parity.whole.sqnr_db:.1f}",
+        "-" if parity.whole is None else _in_db(parity.whole.bound_db),
+        str(len(parity.layers)),
         str(max(steps)) if steps else "-",
-        _verdict(found),
+        _verdict(parity),
     )
 
 
@@ -153,19 +153,19 @@ def _in_db(bound: float | None) -> str:
     return f"{NEAR_DB:.1f}" if bound is None else f"{bound:.1f}"
 
 
-def _verdict(found: RuntimeParity) -> str:
-    if found.error:
-        return found.error
-    if found.first:
-        layer = next(layer for layer in found.layers if layer.layer == found.first)
+def _verdict(parity: RuntimeParity) -> str:
+    if parity.error:
+        return parity.error
+    if parity.first:
+        layer = next(layer for layer in parity.layers if layer.layer == parity.first)
         how = (
             f"{layer.sqnr_db:.1f} dB"
             if layer.steps is None
             else f"{layer.steps} steps, {100 * layer.share:.2g} % by more than one"
         )
-        return f"disagrees first at {found.first!r} ({how})"
-    if not found.passed:
-        return f"every layer agrees, the whole does not: {found.whole}"
+        return f"disagrees first at {parity.first!r} ({how})"
+    if not parity.passed:
+        return f"every layer agrees, the whole does not: {parity.whole}"
     return "agrees"
 
 
@@ -209,12 +209,12 @@ def verify(
     names = [name for name in RUNTIMES if name != ORACLE] if runtimes is None else runtimes
     graph = q.graph
     with torch.no_grad():
-        found = [
+        parities = [
             _compared(q, graph, name, batches, limit, required=runtimes is not None)
             for name in names
         ]
     samples = sum(_samples(batch) for batch in batches)
-    return Parity(q.target, samples, tuple(item for item in found if item is not None))
+    return Parity(q.target, samples, tuple(item for item in parities if item is not None))
 
 
 def _random_batches(q: QuantizedModel) -> list[tuple[Tensor, ...]]:
@@ -263,11 +263,11 @@ def _compared(
 
 def _compared_layers(cuts: Cuts, run: Callable[..., Any]) -> tuple[LayerParity, ...]:
     """What a runtime makes of the oracle's values."""
-    found = run(*cuts.inputs, *cuts.given)
+    results = run(*cuts.inputs, *cuts.given)
     return tuple(
         _layer(layer, want, have, scale)
         for layer, want, have, scale in zip(
-            cuts.layers, cuts.outputs, found, cuts.scales, strict=True
+            cuts.layers, cuts.outputs, results, cuts.scales, strict=True
         )
     )
 

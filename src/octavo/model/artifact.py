@@ -73,14 +73,14 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
     """
     expect(PATH, path=path)
     metadata = metadata_of(artifact)
-    given = dict(artifact.graph.constants)
+    content = dict(artifact.graph.constants)
     if artifact.samples is not None:
         names = [i.name for i in artifact.graph.inputs]
         metadata[_SAMPLES] = json.dumps(names)
-        given |= {f"{_SAMPLE_OF}{n}": t for n, t in zip(names, artifact.samples, strict=True)}
+        content |= {f"{_SAMPLE_OF}{n}": t for n, t in zip(names, artifact.samples, strict=True)}
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in given.items()
+        for name, tensor in content.items()
     }
     metadata["sha256"] = _digest(metadata, tensors)
     with replacing(path) as temporary:
@@ -158,9 +158,9 @@ def _with_samples(content: Artifact, samples: Mapping[str, Tensor]) -> Artifact:
     if samples.keys() != wanted.keys():
         raise ArtifactError(f"its samples are of {list(samples)}, its inputs {list(wanted)}")
     for name, tensor in samples.items():
-        found = TensorMeta.of(tensor)
-        if not found.fits(wanted[name]):
-            raise ArtifactError(f"its samples of {name!r} are {found}; expected {wanted[name]}")
+        meta = TensorMeta.of(tensor)
+        if not meta.fits(wanted[name]):
+            raise ArtifactError(f"its samples of {name!r} are {meta}; expected {wanted[name]}")
     return replace(content, samples=tuple(samples[name] for name in wanted))
 
 

@@ -135,10 +135,10 @@ class QuantizedModel(nn.Module):
     def _lower(self) -> Lowered:
         options = replace(self.options, precision=self.precision)
         try:
-            made = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
+            fresh = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
         except AttributeError as error:  # which nn.Module would tell as one of this property
             raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
-        lowered = _as_planned(made, self.plan)
+        lowered = _as_planned(fresh, self.plan)
         _warn_of(lowered, self.plan)
         self._let_go(lowered)
         return lowered

@@ -59,14 +59,14 @@ def restored(state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor]) -
         raise ArtifactError(f"the state dict is malformed: {error}") from None
 
 
-def _check_tensor(name: str, given: Any, own: Tensor) -> None:
-    if not isinstance(given, Tensor):
+def _check_tensor(name: str, loaded: Any, own: Tensor) -> None:
+    if not isinstance(loaded, Tensor):
         raise ArtifactError(
             f"it has no {name!r}: a quantized model is loaded whole or not at all; {_WAY_OUT}"
         )
-    found, wanted = TensorMeta.of(given), TensorMeta.of(own)
-    if found != wanted:
-        raise ArtifactError(f"{name!r} is {found} there and {wanted} here; {_WAY_OUT}")
+    there, here = TensorMeta.of(loaded), TensorMeta.of(own)
+    if there != here:
+        raise ArtifactError(f"{name!r} is {there} there and {here} here; {_WAY_OUT}")
 
 
 def _read(extra: Any) -> dict[str, str]:

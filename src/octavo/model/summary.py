@@ -142,16 +142,16 @@ def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[st
 
 def _float_bytes(graph: Graph) -> int:
     """Bytes of the constants, had no weight been quantized; integers that are data stay."""
-    found = {
+    sizes = {
         name: tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
         for name, tensor in graph.constants.items()
     }
     for node in graph.nodes:
         weight = weight_behind(graph, Ref(node.name))
         if weight is not None:
-            found |= {name: 0 for name in weight.reader.refs() if name in found}
-            found[weight.name] = 4 * math.prod(weight.shape)
-    return sum(found.values())
+            sizes |= {name: 0 for name in weight.reader.refs() if name in sizes}
+            sizes[weight.name] = 4 * math.prod(weight.shape)
+    return sum(sizes.values())
 
 
 def _agreement(lowered: Lowered) -> str:

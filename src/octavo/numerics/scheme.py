@@ -57,8 +57,8 @@ class Scheme:
             )
         if self.group_size is not None and self.group_size < 1:
             raise PlanError(f"group_size is {self.group_size}; it must be 1 or more, e.g. 32")
-        given = (self.channel_axis is not None, self.group_size is not None, self.per_token)
-        if sum(given) > 1:
+        granularities = (self.channel_axis is not None, self.group_size is not None, self.per_token)
+        if sum(granularities) > 1:
             raise PlanError(
                 f"channel_axis={self.channel_axis}, group_size={self.group_size} and "
                 f"per_token={self.per_token} exclude each other; give one of them"

@@ -61,9 +61,9 @@ class DistillationLoss(nn.Module):
         with torch.no_grad(), evaluating(teacher):
             wanted = teacher(*inputs, **named)
         if not isinstance(wanted, Tensor) or wanted.shape != scores.shape:
-            found = list(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
+            returned = list(wanted.shape) if isinstance(wanted, Tensor) else type(wanted).__name__
             raise InputError(
-                f"the teacher gives {found}, the student scores of shape {list(scores.shape)}: "
+                f"the teacher gives {returned}, the student scores of shape {list(scores.shape)}: "
                 "pass the same tensor from both"
             )
         cold = self.temperature

@@ -97,15 +97,15 @@ class QATModel(nn.Module):
     def _hold_norms(self, graph: Graph, held: Mapping[str, Held]) -> dict[str, nn.Module]:
         """Batch norm -> the module that is to hold its tensors, and nothing else."""
         names = {name: how.name for name, how in held.items()}
-        found = {}
+        norms = {}
         for node in graph.nodes:
             mean: Any = arguments(node)["running_mean"] if node.op == _BATCH_NORM else None
             path = None if mean is None else path_of(node, names)
             if path is not None:
                 owner, leaf = self._place_of(path)
                 channels = len(graph.constants[mean.name])
-                found[node.name] = owner._modules.setdefault(leaf, holder(node, channels))
-        return found  # type: ignore[return-value]
+                norms[node.name] = owner._modules.setdefault(leaf, holder(node, channels))
+        return norms  # type: ignore[return-value]
 
     def _hold(self, tensor: Tensor, held: Held) -> tuple[nn.Module, str, bool]:
         """Own a tensor, as a parameter or a buffer; where it stands."""
@@ -132,13 +132,13 @@ class QATModel(nn.Module):
 
     def _tensors(self) -> dict[str, Tensor]:
         """The constants of the training graph as they are now."""
-        found = {}
+        tensors = {}
         for name, (owner, leaf, transposed) in self._places.items():
             here = owner._parameters if leaf in owner._parameters else owner._buffers
             tensor = here[leaf]
             assert tensor is not None
-            found[name] = tensor.t() if transposed else tensor
-        return found
+            tensors[name] = tensor.t() if transposed else tensor
+        return tensors
 
     def _by_tensor(self) -> dict[str, FakeQuantize]:
         """Tensor -> the module that rounds it, in the order of the graph."""
@@ -275,20 +275,20 @@ class QATModel(nn.Module):
                 finite.
         """
         modules, graph = self._by_tensor(), self.deployed()
-        found = {}
+        by_tensor = {}
         for name, tensor in self.plan.quantized.items():
             module = modules[tensor.shares or name]
             if isinstance(module, ObservedFakeQuantize) and bool(module.share <= 0):
                 raise CalibrationError(unknown_range(module.name))
             if tensor.kind == "weight" and not isinstance(module, LearnedFakeQuantize):
                 assert tensor.spec is not None
-                found[name] = qparams_of_weight(graph.constants[name], tensor.spec)
+                by_tensor[name] = qparams_of_weight(graph.constants[name], tensor.spec)
             else:
                 qparams = module.qparams()
-                found[name] = replace(
+                by_tensor[name] = replace(
                     qparams, scale=qparams.scale.detach(), zero_point=qparams.zero_point.detach()
                 )
-        return found
+        return by_tensor
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QATModel:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -359,10 +359,10 @@ def models_in(module: nn.Module) -> list[QATModel]:
     Raises:
         TrainingError: there is none.
     """
-    found = [part for part in module.modules() if isinstance(part, QATModel)]
-    if not found:
+    models = [part for part in module.modules() if isinstance(part, QATModel)]
+    if not models:
         raise TrainingError(
             f"{type(module).__name__} holds no model from octavo.prepare_qat: prepare the network "
             "before the training starts"
         )
-    return found
+    return models

@@ -41,12 +41,12 @@ def holder(norm: Node, channels: int) -> nn.Module:
     # A cumulative average (momentum=None) is captured as 0, and counts no batches here.
     given = arguments(norm)
     affine = given["weight"] is not None
-    made = kind(channels, given["eps"], given["momentum"] or MOMENTUM, affine)
-    if made.affine:
-        made._parameters.clear()
+    module = kind(channels, given["eps"], given["momentum"] or MOMENTUM, affine)
+    if module.affine:
+        module._parameters.clear()
     for name in ("running_mean", "running_var"):
-        del made._buffers[name]
-    return made
+        del module._buffers[name]
+    return module
 
 
 def share_of_batch(module: nn.Module) -> float:

@@ -130,8 +130,8 @@ def _plan(
     """The plan, where the default observer is one that can follow a training."""
     if mode is None:
         mode = mode_of(qconfig, "static")
-    given = mapping_of(qconfig)
-    mapping = QConfigMapping(list(given.rules) if given else [])
+    asked = mapping_of(qconfig)
+    mapping = QConfigMapping(list(asked.rules) if asked else [])
     if mode == "static" and not any(rule.kind == "global" for rule in mapping.rules):
         mapping.set_global(qat_qconfig(target))
     return plan(graph, mapping, target, mode)
@@ -166,8 +166,8 @@ def _learned(
         )
     if kind == "weight":
         return LearnedFakeQuantize(name, learned_start(graph.constants[name], spec.scheme))
-    found = bounds[name]
-    return LearnedFakeQuantize(name, qparams_of_range(found.low, found.high, spec.scheme))
+    bound = bounds[name]
+    return LearnedFakeQuantize(name, qparams_of_range(bound.low, bound.high, spec.scheme))
 
 
 def _held(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, Held]:
@@ -178,17 +178,17 @@ def _held(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, Held]:
         name: first.setdefault(id(parameter), name)
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
-    found = {}
+    holders = {}
     for name, tensor in trained.constants.items():
         source = name.removesuffix(".transposed") if name not in trainable else name
         if source not in trainable or not tensor.is_floating_point():
-            found[name] = Held(name)
+            holders[name] = Held(name)
             continue
         # A product with a parameter is a linear layer in the graph, of the transposed parameter.
         own = traced.constants.get(source)
         flipped = own is not None and own.data_ptr() != tensor.data_ptr()
-        found[name] = Held(source, trainable[source], tied.get(source), flipped)
-    return found
+        holders[name] = Held(source, trainable[source], tied.get(source), flipped)
+    return holders
 
 
 def _trainable(model: nn.Module, traced: Graph) -> dict[str, bool]:

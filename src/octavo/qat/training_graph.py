@@ -160,10 +160,10 @@ class _Writer:
 
     def _layer_rounding(self, node: Node) -> LayerRounding:
         weight = self.fake_quantizers.get(arguments(node)["weight"].name)
-        given = self.sums.get(node.name)
-        if given is None:
+        input_rounding = self.sums.get(node.name)
+        if input_rounding is None:
             return LayerRounding(weight)
-        source = self.plan.tensors[given].shares or given
+        source = self.plan.tensors[input_rounding].shares or input_rounding
         return LayerRounding(weight, self.fake_quantizers[source])
 
     def names(self, values: Iterable[str], as_integers: bool) -> dict[str, str]:
@@ -184,12 +184,12 @@ class _Writer:
     def _dynamic_input(self, node: Node, spec: Any) -> tuple[list[Step], Node]:
         source, scheme = node.args[0], spec.scheme
         name = self.dynamic.get((source.name, spec))
-        made = []
+        steps = []
         if name is None:
             name = self.dynamic[source.name, spec] = f"{node.name}.dynamic input"
             args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-            made.append(Step(name, rounding.fake_quantize_dynamic, args))
-        return made, with_arguments(node, input=Ref(name))
+            steps.append(Step(name, rounding.fake_quantize_dynamic, args))
+        return steps, with_arguments(node, input=Ref(name))
 
     def _may_overwrite(self, node: Node) -> bool:
         """Whether an activation can be written over what it reads, as models do to save memory:
@@ -237,8 +237,8 @@ class _Writer:
         if node.short_op == "batch_norm":
             alone = BatchNorm.of(node, self.norm_modules.get(node.name))
             flagged = _norm(alone, plain.function, self.mode)
-        given = {name: value for name, value in arguments(node).items() if name != flag}
-        return Step(node.name, flagged, (), given)
+        settings = {name: value for name, value in arguments(node).items() if name != flag}
+        return Step(node.name, flagged, (), settings)
 
 
 _IN_PLACE: Mapping[str, Callable[..., Any]] = {
@@ -283,9 +283,9 @@ def _read_as_integers(graph: Graph, plan: Plan) -> set[str]:
     """The nodes that read rounded values: those in int8, and what stands only in training (a
     dropout) before one of them.
     """
-    found = {node.name for node in graph.nodes if plan.runs_int8(node.name)}
+    names = {node.name for node in graph.nodes if plan.runs_int8(node.name)}
     for node in reversed(graph.nodes):
         only_in_training = node.name not in plan.tensors
-        if only_in_training and any(user.name in found for user in graph.users[node.name]):
-            found.add(node.name)
-    return found
+        if only_in_training and any(user.name in names for user in graph.users[node.name]):
+            names.add(node.name)
+    return names

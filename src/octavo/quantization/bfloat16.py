@@ -42,7 +42,7 @@ def float_layers(graph: Graph) -> set[str]:
         meta = graph.meta(name)
         return meta is not None and meta.dtype == "float32"
 
-    found = set()
+    layers = set()
     for node in graph.nodes:
         role, layer = ROLES.get(node.short_op), WEIGHT_LAYOUTS.get(node.short_op)
         if role == WEIGHTED and layer is not None:
@@ -54,8 +54,8 @@ def float_layers(graph: Graph) -> set[str]:
             computes_in_float = role == PRODUCT and not of_integers
         in_float = all(map(is_float, (*node.refs(), *(() if recurrent else (node.name,)))))
         if computes_in_float and in_float and not is_own(node):
-            found.add(node.name)
-    return found
+            layers.add(node.name)
+    return layers
 
 
 def in_bfloat16(graph: Graph, layers: Collection[str]) -> Graph:

@@ -172,13 +172,15 @@ class Calibration:
                 "there was no calibration batch: the iterable is empty; give about 100 batches of "
                 "representative data"
             )
-        found = {}
+        bounds = {}
         for name, tensor in self.plan.quantized.items():
             if tensor.kind != "weight" and tensor.shares is None:
                 assert tensor.spec is not None and tensor.spec.observer is not None
                 with _named(name, tensor.op):
-                    found[name] = tensor.spec.observer.bounds(self.states[name], tensor.spec.scheme)
-        return found
+                    bounds[name] = tensor.spec.observer.bounds(
+                        self.states[name], tensor.spec.scheme
+                    )
+        return bounds
 
     def qparams(self) -> dict[str, QParams]:
         """Scale and zero point of every quantized tensor of the plan, by name.
@@ -189,18 +191,18 @@ class Calibration:
         return self._qparams(self.bounds())
 
     def _qparams(self, bounds: Mapping[str, Bounds]) -> dict[str, QParams]:
-        found = {}
+        qparams = {}
         for name, bound in bounds.items():
             tensor = self.plan.tensors[name]
             assert tensor.spec is not None
             with _named(name, tensor.op):
-                found[name] = qparams_of_range(bound.low, bound.high, tensor.spec.scheme)
+                qparams[name] = qparams_of_range(bound.low, bound.high, tensor.spec.scheme)
         for name, tensor in self.plan.quantized.items():
             if tensor.kind == "weight":
                 assert tensor.spec is not None
                 with _named(name, tensor.op):
-                    found[name] = qparams_of_weight(self.graph.constants[name], tensor.spec)
-        return {name: found[self._leaders[name]] for name in self.plan.quantized}
+                    qparams[name] = qparams_of_weight(self.graph.constants[name], tensor.spec)
+        return {name: qparams[self._leaders[name]] for name in self.plan.quantized}
 
     def _taps(self) -> dict[str, Callable[[Tensor], None]]:
         """For each tensor to look at, what to call with its value.

@@ -104,8 +104,8 @@ def _with_qdq(plan: Plan, rounded: RoundedGraph) -> Graph:
 
     ready = replace(graph, constants=constants).returning(by_float | floats)
     whole = rewrite(ready, with_roundings)
-    given = [i for i in graph.inputs if i.name in activations]
-    entries = [node for i in given for node in _qdq(i.name, i.meta, qparams[i.name])]
+    rounded_inputs = [i for i in graph.inputs if i.name in activations]
+    entries = [node for i in rounded_inputs for node in _qdq(i.name, i.meta, qparams[i.name])]
     whole = replace(whole, nodes=(*entries, *whole.nodes)).pruned()
     return in_bfloat16(whole, {n for n, t in plan.tensors.items() if t.runs == "bfloat16"})
 
@@ -176,14 +176,14 @@ class _DynamicInputs:
         spec, source = self.specs[node.name], node.args[0]
         scheme = spec.scheme
         name = self._made.get((source.name, spec))
-        made = []
+        nodes = []
         if name is None:
             taken = any(other == source.name for other, _ in self._made)
             name = f"{node.name}.input" if taken else f"{source.name}.dynamic"
             self._made[source.name, spec] = name
             args = (source, scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-            made.append(Node(name, DYNAMIC, args, meta=meta))
-        return made, with_arguments(node, input=Ref(name))
+            nodes.append(Node(name, DYNAMIC, args, meta=meta))
+        return nodes, with_arguments(node, input=Ref(name))
 
 
 def with_rounded_probabilities(node: Node) -> Node:

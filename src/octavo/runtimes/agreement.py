@@ -51,10 +51,10 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
         known = [(batch, want) for batch, want in pairs if want is not None]
         if not known:
             return None
-        found = [_runs(lowered, batch, first=index == 0) for index, (batch, _) in enumerate(known)]
-        ran = [index for index, results in enumerate(found) if results is not None]
+        made = [_runs(lowered, batch, first=index == 0) for index, (batch, _) in enumerate(known)]
+        ran = [index for index, results in enumerate(made) if results is not None]
         batches, wanted = [known[index][0] for index in ran], [known[index][1] for index in ran]
-        errors = _errors(wanted, [found[index] or () for index in ran])
+        errors = _errors(wanted, [made[index] or () for index in ran])
         bounds = _bounds(graph, lowered, batches, wanted, errors)
     samples = sum(batch[0].shape[0] if batch and batch[0].dim() else 1 for batch in batches)
     if bounds is None:
@@ -122,8 +122,8 @@ def farthest_layer(
     """
     with torch.inference_mode():
         cuts = Cuts.of(graph, batch)
-        found = lower(cuts.graph).run(*cuts.inputs, *cuts.given)
-    pairs = zip(cuts.outputs, found, cuts.zero_points, strict=True)
+        results = lower(cuts.graph).run(*cuts.inputs, *cuts.given)
+    pairs = zip(cuts.outputs, results, cuts.zero_points, strict=True)
     errors = [_error(want.float() - (z or 0), have.float() - (z or 0)) for want, have, z in pairs]
     distances = zip(cuts.layers, (error.db for error in errors), strict=True)
     return min(distances, key=lambda pair: pair[1])
@@ -155,10 +155,10 @@ def _largest(errors: Sequence[_Error]) -> _Error:
     return _Error(errors[0].signal, noise, errors[0].decides)
 
 
-def _errors(wanted: Sequence[Sequence[Any]], found: Sequence[Sequence[Any]]) -> list[_Error]:
+def _errors(wanted: Sequence[Sequence[Any]], results: Sequence[Sequence[Any]]) -> list[_Error]:
     """For each output that is a tensor, over all batches."""
     errors = []
-    for wants, haves in zip(zip(*wanted, strict=True), zip(*found, strict=True), strict=True):
+    for wants, haves in zip(zip(*wanted, strict=True), zip(*results, strict=True), strict=True):
         if isinstance(wants[0], Tensor):
             parts = [_error(want, have) for want, have in zip(wants, haves, strict=True)]
             signal, noise = sum(p.signal for p in parts), sum(p.noise for p in parts)
@@ -172,9 +172,9 @@ def _error(want: Tensor, have: Any) -> _Error:
         return _Error(1.0, math.inf, decides)
     if decides:
         return _Error(float(want.numel()), float((want != have).sum()), decides)
-    exact, given = _real(want), _real(have)
-    same = (exact == given) | (exact.isnan() & given.isnan())  # infinities too
-    noise = float(torch.where(same, 0.0, exact - given).square().sum())
+    exact, real = _real(want), _real(have)
+    same = (exact == real) | (exact.isnan() & real.isnan())  # infinities too
+    noise = float(torch.where(same, 0.0, exact - real).square().sum())
     signal = float(torch.where(exact.isfinite(), exact, 0.0).square().sum())
     return _Error(signal, math.inf if math.isnan(noise) else noise, decides)
 

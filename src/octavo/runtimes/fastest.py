@@ -60,12 +60,12 @@ def _times(lowered: dict[str, Lowered], inputs: tuple[Tensor, ...]) -> dict[str,
         return lambda: run(*inputs)
 
     with torch.inference_mode():
-        found = interleave(
-            {name: call(made.run) for name, made in lowered.items()},
+        latencies = interleave(
+            {name: call(runtime.run) for name, runtime in lowered.items()},
             budget_s=SECONDS,
             rest_s=REST_S if len(lowered) > 1 else 0.0,
         )
-    return {name: 1e3 * latency.median_s for name, latency in found.items()}
+    return {name: 1e3 * latency.median_s for name, latency in latencies.items()}
 
 
 def _ranking(ranked: list[str], times: dict[str, float]) -> str:

@@ -19,10 +19,10 @@ def check_batch(tensors: Sequence[Tensor], batch: int | None) -> None:
     Raises:
         InputError: it differs.
     """
-    found = tensors[0].shape[0] if tensors and tensors[0].dim() else batch
-    if batch is not None and found != batch:
+    samples = tensors[0].shape[0] if tensors and tensors[0].dim() else batch
+    if batch is not None and samples != batch:
         raise InputError(
-            f"the batch has {found} samples, the model was lowered with batch={batch}; "
+            f"the batch has {samples} samples, the model was lowered with batch={batch}; "
             "lower it without batch for any size"
         )
 

@@ -41,8 +41,8 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
         )
-    made = lower_to(graph, "compiler")
-    run = _compiled(made.run)
+    lowered = lower_to(graph, "compiler")
+    run = _compiled(lowered.run)
     try:
         with quiet(), torch.inference_mode():
             run(*random_inputs(graph, options.batch))
@@ -50,7 +50,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         raise RuntimeUnavailable(
             f'torch.compile cannot compile the model: {_first_line(error)}; use .lower("torch")'
         ) from error
-    return replace(made, run=run)
+    return replace(lowered, run=run)
 
 
 def _first_line(error: Exception) -> str:

@@ -151,11 +151,11 @@ def _runner(session: Any, graph: Graph, batch: int | None) -> Callable[..., tupl
         arrays = map(as_array, tensors)
         feeds = {n: array for n, array in zip(names, arrays, strict=True) if n in read}
         try:
-            found = session.run(None, feeds)
+            results = session.run(None, feeds)
         except Exception as error:  # its errors share no base of their own
             words = f"ONNX Runtime cannot run these inputs: {_reason(error)}"
             raise RuntimeUnavailable(words) from error
-        return tuple(torch.from_numpy(np.asarray(array)) for array in found)
+        return tuple(torch.from_numpy(np.asarray(array)) for array in results)
 
     return run
 
@@ -165,8 +165,8 @@ def _executed(kinds: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, s
     integer: dict[str, str] = {}
     otherwise: dict[str, str] = {}
     for name, kind in kinds:
-        found = integer if kind.startswith("QLinear") or kind in _INTEGER else otherwise
-        found[layer_of(_ADDED.sub("", name))] = f"onnxruntime {kind}"
+        kernels = integer if kind.startswith("QLinear") or kind in _INTEGER else otherwise
+        kernels[layer_of(_ADDED.sub("", name))] = f"onnxruntime {kind}"
     return integer, otherwise
 
 

@@ -78,8 +78,8 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """
     exact, reasons = with_float_weights(graph)
     unguarded = replace(exact, guards=())  # a call's sizes are checked before it comes here
-    made = from_file(serialized(to_onnx(unguarded, _DIALECT)), graph, options)
-    return replace(made, fallbacks={**made.fallbacks, **reasons})
+    lowered = from_file(serialized(to_onnx(unguarded, _DIALECT)), graph, options)
+    return replace(lowered, fallbacks={**lowered.fallbacks, **reasons})
 
 
 def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
@@ -92,8 +92,8 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
     run = _runner(compiled, graph, options.batch)
-    made = Lowered(run, kernels, fallbacks)
-    return replace(made, float_error=_ERRORS[options.precision])
+    lowered = Lowered(run, kernels, fallbacks)
+    return replace(lowered, float_error=_ERRORS[options.precision])
 
 
 def as_others_load(data: bytes, graph: Graph) -> Lowered:
@@ -166,11 +166,11 @@ def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tup
         arrays = [as_array(tensors[index]) for index in read]
         request = _taken(idle) or compiled.create_infer_request()
         try:
-            found = request.infer(arrays, share_inputs=True, share_outputs=True)
+            results = request.infer(arrays, share_inputs=True, share_outputs=True)
             # Copied, since the request's next call writes to the same memory. To give OpenVINO
             # other memory for each call takes longer than to copy what classifiers and encoders
             # return.
-            return tuple(torch.from_numpy(np.array(found[index])) for index in range(count))
+            return tuple(torch.from_numpy(np.array(results[index])) for index in range(count))
         except RuntimeError as error:
             words = f"OpenVINO cannot run these inputs: {_reason(error)}"
             raise RuntimeUnavailable(words) from error
@@ -202,9 +202,9 @@ def _executed(compiled: Any) -> tuple[dict[str, str], dict[str, str]]:
     for op in compiled.get_runtime_model().get_ops():
         info = op.get_rt_info()
         kernel = info["primitiveType"].astype(str)
-        found = integer if kernel.endswith(("_I8", "_i8", "_u8", "_U8")) else otherwise
+        kernels = integer if kernel.endswith(("_I8", "_i8", "_u8", "_U8")) else otherwise
         for name in info["originalLayersNames"].astype(str).split(","):
-            found[layer_of(name)] = f"openvino {kernel}"
+            kernels[layer_of(name)] = f"openvino {kernel}"
     return integer, otherwise
 
 

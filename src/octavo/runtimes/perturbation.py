@@ -75,14 +75,14 @@ def _rounded(graph: Graph) -> set[str]:
     """Float values that come to integers before anything else than a sum or a function reads them:
     what is inexact about them is moved there.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for node in reversed(graph.nodes):
         readers = graph.users[node.name]
         if readers and node.name not in graph.leaving and node.op != QUANTIZE:
-            inner = (r.op == QUANTIZE or (_is_computed(r) and r.name in found) for r in readers)
+            inner = (r.op == QUANTIZE or (_is_computed(r) and r.name in names) for r in readers)
             if all(inner):
-                found.add(node.name)
-    return found
+                names.add(node.name)
+    return names
 
 
 def _is_computed(node: Node) -> bool:

@@ -81,8 +81,8 @@ def with_own_weights(graph: Graph) -> Graph:
 
 def overflowing(graph: Graph) -> dict[str, QuantizedWeight]:
     """Layers whose products of pairs may not fit, each with its weight."""
-    found = {node.name: _overflowing_weight(node, graph) for node in graph.nodes}
-    return {name: weight for name, weight in found.items() if weight is not None}
+    weights = {node.name: _overflowing_weight(node, graph) for node in graph.nodes}
+    return {name: weight for name, weight in weights.items() if weight is not None}
 
 
 def _overflowing_weight(node: Node, graph: Graph) -> QuantizedWeight | None:

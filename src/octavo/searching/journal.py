@@ -48,15 +48,15 @@ class Journal:
             _write(about, json.dumps(search, indent=1))
             return
         with _naming(about):
-            found = json.loads(about.read_text("utf-8"))
-            if not isinstance(found, dict):
+            known = json.loads(about.read_text("utf-8"))
+            if not isinstance(known, dict):
                 raise InputError("it does not describe a search")
-        different = [key for key in search if not alike(found.get(key), search[key])]
+        different = [key for key in search if not alike(known.get(key), search[key])]
         if different:
             key = different[0]
             raise InputError(
                 f"{self.folder} is the checkpoint of another search: its {key} is "
-                f"{found.get(key)!r}, not {search[key]!r}; give another folder"
+                f"{known.get(key)!r}, not {search[key]!r}; give another folder"
             )
         lines = self.folder / "trials.jsonl"
         if lines.exists():

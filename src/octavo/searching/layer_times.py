@@ -69,8 +69,8 @@ def layer_times(q: QuantizedModel, tensors: Sequence[Tensor]) -> tuple[LayerTime
         ]
         for piece in pieces:
             calls |= _calls(piece, q.device)
-        found = interleave(calls, budget_s=BUDGET_S)
-    return tuple(time for piece in pieces for time in _times(piece, found))
+        latencies = interleave(calls, budget_s=BUDGET_S)
+    return tuple(time for piece in pieces for time in _times(piece, latencies))
 
 
 def _with_weights(piece: Piece) -> list[str]:
@@ -86,14 +86,14 @@ def _calls(piece: Piece, device: torch.device) -> dict[str, Callable[[], object]
     entry = replace(piece.graph, outputs=[Ref(name) for name in piece.entries]).pruned()
     graphs = {"float": without_rounding(piece.graph), "int8": piece.graph, "entry": entry}
     return {
-        f"{piece.end} {what}": partial(lower(made, "torch", device).run, *piece.inputs)
-        for what, made in graphs.items()
+        f"{piece.end} {what}": partial(lower(graph, "torch", device).run, *piece.inputs)
+        for what, graph in graphs.items()
     }
 
 
-def _times(piece: Piece, found: Mapping[str, Latency]) -> Iterator[LayerTime]:
+def _times(piece: Piece, latencies: Mapping[str, Latency]) -> Iterator[LayerTime]:
     in_float, int8, entry = (
-        [statistics.median(turn) for turn in found[f"{piece.end} {what}"].rounds]
+        [statistics.median(turn) for turn in latencies[f"{piece.end} {what}"].rounds]
         for what in ("float", "int8", "entry")
     )
     own = [whole - part for whole, part in zip(int8, entry, strict=True)]

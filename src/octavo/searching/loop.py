@@ -54,11 +54,11 @@ class Loop:
         candidate: Candidate | None = next(steps)
         try:
             while candidate is not None:
-                trial, made = self.journal.trials.get(candidate.name), None
+                trial, model = self.journal.trials.get(candidate.name), None
                 if trial is None:
-                    trial, made = self._timed(self._made(candidate, known))
+                    trial, model = self._timed(self._made(candidate, known))
                 if trial.meets(self.max_drop):
-                    self._consider(candidate, trial, made)
+                    self._consider(candidate, trial, model)
                 self.journal.add(trial)
                 candidate = next_of(steps, trial)
         except OutOfTime:
@@ -71,8 +71,8 @@ class Loop:
             return ()
         if self.journal.layer_times is None:
             self._check_time(BUDGET_S)
-            made = self._best[1] if self._best and self._best[0] == candidate else None
-            q = made or self.recipe.build(candidate)
+            model = self._best[1] if self._best and self._best[0] == candidate else None
+            q = model or self.recipe.build(candidate)
             example = self.recipe.example
             tensors = flatten_call(q.graph, example.args, example.kwargs)
             self.journal.keep_layer_times(layer_times(q, tensors))
@@ -83,15 +83,15 @@ class Loop:
         """The best trial's model; of an earlier run, from its file, or made again."""
         if self._best is None:
             return None
-        candidate, made = self._best
-        if made is None and self.journal.best_file is not None:
+        candidate, model = self._best
+        if model is None and self.journal.best_file is not None:
             with suppress(ArtifactError):  # a damaged one is made again, as one that is missing
                 kept = load(self.journal.best_file)
-                made = kept if kept.provenance.get("candidate") == candidate.name else None
-        if made is None:
-            made = replace(self.recipe, deadline=Deadline()).build(candidate)
-            self._keep(candidate, made)
-        return made
+                model = kept if kept.provenance.get("candidate") == candidate.name else None
+        if model is None:
+            model = replace(self.recipe, deadline=Deadline()).build(candidate)
+            self._keep(candidate, model)
+        return model
 
     def _made(self, candidate: Candidate, known: Known) -> Built:
         """The candidate's model, and by the way those that will probably come next."""
@@ -126,16 +126,16 @@ class Loop:
         )
         return trial, built.model
 
-    def _consider(self, candidate: Candidate, trial: Trial, made: QuantizedModel | None) -> None:
+    def _consider(self, candidate: Candidate, trial: Trial, model: QuantizedModel | None) -> None:
         """Keep it if it is the best; first the model, so that no trial stands without it."""
         if self.best is None or trial.cost(self.objective) < self.best.cost(self.objective):
-            self.best, self._best = trial, (candidate, made)
-            if made is not None:
-                self._keep(candidate, made)
+            self.best, self._best = trial, (candidate, model)
+            if model is not None:
+                self._keep(candidate, model)
 
-    def _keep(self, candidate: Candidate, made: QuantizedModel) -> None:
-        made.provenance["candidate"] = candidate.name
-        self.journal.keep_best(made)
+    def _keep(self, candidate: Candidate, model: QuantizedModel) -> None:
+        model.provenance["candidate"] = candidate.name
+        self.journal.keep_best(model)
 
     def _check_time(self, seconds: float) -> None:
         """Raise `OutOfTime` if what takes so long would end too late."""

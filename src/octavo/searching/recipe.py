@@ -89,7 +89,7 @@ class Recipe:
 
     def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
         """The layers, the most sensitive first, as estimated on these batches."""
-        found = sensitivity(
+        result = sensitivity(
             self.model,
             self._call,
             data=self.deadline.over(data),
@@ -100,4 +100,4 @@ class Recipe:
             inputs=self.inputs,
             progress=self.progress,
         )
-        return [layer.layer for layer in found.layers]
+        return [layer.layer for layer in result.layers]

@@ -115,10 +115,10 @@ def walk(space: Space) -> Walk:
             yield from _asked(other, tried)
     # Dynamic ranges may be enough and gain little: what fixed ones can do is looked into anyway.
     fixed = [(made, trial) for made, trial in tried if made.mode == "static" and not trial.error]
-    best, found = min(fixed or tried, key=lambda pair: _drop(pair[1]))
-    if found.error:
+    best, nearest = min(fixed or tried, key=lambda pair: _drop(pair[1]))
+    if nearest.error:
         return
-    if not found.meets(space.max_drop):
+    if not nearest.meets(space.max_drop):
         yield from _layers_in_float(space, best, tried)
         if space.trained:
             trained = Candidate(
@@ -154,18 +154,18 @@ def foreseen(space: Space, known: Mapping[str, Trial], count: int) -> list[Candi
     The guess is that none of those that are not known yet meets the budget: where quantizing all of
     it does, little else is tried, and where it does not, the walk is long.
     """
-    steps, found = walk(space), list[Candidate]()
+    steps, ahead = walk(space), list[Candidate]()
     candidate: Candidate | None = next(steps)
     try:
-        while candidate is not None and len(found) < count:
+        while candidate is not None and len(ahead) < count:
             trial = known.get(candidate.name)
             if trial is None:
-                found.append(candidate)
+                ahead.append(candidate)
                 trial = Trial(candidate.name, candidate.reason, candidate.in_float)
             candidate = next_of(steps, trial)
     except NotYet:
         pass
-    return found
+    return ahead
 
 
 def _layers_in_float(space: Space, best: Candidate, tried: Tried) -> Walk:

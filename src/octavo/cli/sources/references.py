@@ -35,24 +35,24 @@ def resolve_reference(text: str) -> Any:
             "for example mymodels.small:build"
         )
     module_name, _, path = text.partition(":")
-    found: Any = _import(module_name)
+    value: Any = _import(module_name)
     for name in path.split("."):
-        if not hasattr(found, name):
-            close = difflib.get_close_matches(name, dir(found), n=3)
+        if not hasattr(value, name):
+            close = difflib.get_close_matches(name, dir(value), n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise InputError(f"{module_name} has no {path!r}{hint}")
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
-def call_reference(text: str, found: Any) -> Any:
+def call_reference(text: str, function: Any) -> Any:
     """Call without arguments what ``text`` named; what it raises is told as the user's error.
 
     Raises:
         InputError: the call failed.
     """
     try:
-        return found()
+        return function()
     except Exception as error:
         raise InputError(f"{text}() failed: {type(error).__name__}: {error}") from error
 

@@ -280,8 +280,8 @@ def _following(observer: Any, training: bool) -> Observer:
     if not training or not isinstance(observer, HistogramObserver):
         return found
     warnings.warn(
-        "HistogramObserver cannot follow a training: activations are rounded to a moving average "
-        "of their extremes; get_default_qat_qconfig says so",
+        "HistogramObserver cannot follow training: activations are rounded to a moving average of "
+        "their extremes, as get_default_qat_qconfig asks for",
         OctavoWarning,
         stacklevel=2,
     )

@@ -162,10 +162,10 @@ class Faithful:
         if expected is None:
             return True
         try:
-            found = self._of_graph(tensors)
+            results = self._of_graph(tensors)
         except Exception:  # noqa: BLE001  (a kernel that does not take this size)
             return False
-        told = difference(found, expected, self.rounding)
+        told = difference(results, expected, self.rounding)
         return told is None or (_draws(self.graph) and math.isfinite(told[0]))
 
     def _of_model(self, tensors: Sequence[Tensor]) -> list[Any] | None:
@@ -224,40 +224,40 @@ def _values(tree: Any) -> list[Any]:
 
 
 def difference(
-    found: Sequence[Any], expected: Sequence[Any], rounding: float
+    results: Sequence[Any], expected: Sequence[Any], rounding: float
 ) -> tuple[float, str] | None:
     """How two flat results differ: the relative error and its description; ``None`` if at most in
     rounding. The error of results that cannot be compared is infinite.
     """
-    if len(found) != len(expected):
-        return math.inf, f"it returns {len(found)} values, and the model {len(expected)}"
+    if len(results) != len(expected):
+        return math.inf, f"it returns {len(results)} values, and the model {len(expected)}"
     worst: tuple[float, str] | None = None
-    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+    for index, (one, other) in enumerate(zip(results, expected, strict=True)):
         error, what = _error(one, other)
         if error > rounding and (worst is None or error > worst[0]):
             worst = error, f"output {index} {what}"
     return worst
 
 
-def _error(found: Any, expected: Any) -> tuple[float, str]:
-    if not (isinstance(found, Tensor) and isinstance(expected, Tensor)):
-        same = type(found) is type(expected) and found == expected
-        return (0.0 if same else math.inf), f"is {found!r}, not {expected!r}"
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        kinds = [f"{str(t.dtype)[6:]}{list(t.shape)}" for t in (found, expected)]
+def _error(result: Any, expected: Any) -> tuple[float, str]:
+    if not (isinstance(result, Tensor) and isinstance(expected, Tensor)):
+        same = type(result) is type(expected) and result == expected
+        return (0.0 if same else math.inf), f"is {result!r}, not {expected!r}"
+    if result.shape != expected.shape or result.dtype != expected.dtype:
+        kinds = [f"{str(t.dtype)[6:]}{list(t.shape)}" for t in (result, expected)]
         return math.inf, f"is {kinds[0]}, not {kinds[1]}"
-    if found.device.type == "meta" or not found.numel():
+    if result.device.type == "meta" or not result.numel():
         return 0.0, ""
-    if not (found.is_floating_point() or found.is_complex()):
-        share = (found != expected).double().mean().item()
+    if not (result.is_floating_point() or result.is_complex()):
+        share = (result != expected).double().mean().item()
         return (share if share > 0.01 else 0.0), f"differs in {share:.1%} of its integers"
-    invalid = found.isfinite() != expected.isfinite()
+    invalid = result.isfinite() != expected.isfinite()
     if invalid.any():
         share = invalid.double().mean().item()
         return max(share, _ROUNDING * 2), f"is NaN or infinite in other places ({share:.1%})"
     valid = expected.isfinite()
-    kind = torch.complex128 if found.is_complex() else torch.float64
-    one, other = found[valid].to(kind), expected[valid].to(kind)
+    kind = torch.complex128 if result.is_complex() else torch.float64
+    one, other = result[valid].to(kind), expected[valid].to(kind)
     size, error = other.norm().item(), (one - other).norm().item()
     relative = error / (size + 1e-7 * math.sqrt(one.numel()) + 1e-30)
     decibels = -20 * math.log10(relative) if relative else math.inf

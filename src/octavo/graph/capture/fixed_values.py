@@ -27,7 +27,7 @@ def fixed_values(
     """
     fixed = {node for node in graph.nodes if node.name in constants}
     known: dict[Node, Any] = {node: constants[node.name] for node in fixed}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for node in graph.nodes:
         if node.op != "call_function" or not fixed.issuperset(node.all_input_nodes):
             continue
@@ -35,12 +35,12 @@ def fixed_values(
             continue
         fixed.add(node)
         reads_a_tuple = any(
-            arg.name in found and not isinstance(found[arg.name], Tensor)
+            arg.name in values and not isinstance(values[arg.name], Tensor)
             for arg in node.all_input_nodes
         )
         if reads_a_tuple or not is_allowed(node):
-            found[node.name] = _value(node, known)
-    return found
+            values[node.name] = _value(node, known)
+    return values
 
 
 def _is_function_of_its_arguments(node: Node) -> bool:

@@ -24,10 +24,10 @@ def _as_value(node: Node, graph: Graph) -> Iterator[Node]:
         yield node
         return
     target, source = node.args[:2]
-    found = graph.meta(source.name)
-    if found is None or found.dtype != node.meta.dtype:
+    copied = graph.meta(source.name)
+    if copied is None or copied.dtype != node.meta.dtype:
         name, dtype = f"{node.name}.cast", getattr(torch, node.meta.dtype)
-        meta = None if found is None else replace(node.meta, shape=found.shape)
+        meta = None if copied is None else replace(node.meta, shape=copied.shape)
         args = (source, dtype)
         cast = replace(node, name=name, op="aten.to.dtype", args=args, kwargs={}, meta=meta)
         yield cast

@@ -52,12 +52,12 @@ def _folded(layer: Node, norm: Node, graph: Graph) -> Iterator[Part]:
 
 def foldable_norms(graph: Graph) -> dict[str, Node]:
     """For each layer that a batch norm can be folded into, that batch norm."""
-    found = {}
+    norms = {}
     for norm in graph.nodes:
         layer = graph.producer(norm.args[0]) if _is_inference_norm(norm) else None
         if layer is not None and _can_fold(layer, graph):
-            found[layer.name] = norm
-    return found
+            norms[layer.name] = norm
+    return norms
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
         Node(scaled, "aten.mul.Tensor", (Ref(floats), Ref(factor)), meta=image.meta),
         Node(normalized, "aten.add.Tensor", (Ref(scaled), Ref(offset)), meta=image.meta),
     )
-    given = replace(image, meta=TensorMeta(shape, "uint8"), seen=None)
+    uint8_image = replace(image, meta=TensorMeta(shape, "uint8"), seen=None)
     names = {image.name: normalized}
     return replace(
         graph,
-        inputs=tuple(given if one is image else one for one in graph.inputs),
+        inputs=tuple(uint8_image if one is image else one for one in graph.inputs),
         constants={**graph.constants, factor: constants[0], offset: constants[1]},
         nodes=(*nodes, *(node.renamed(names) for node in graph.nodes)),
     ).returning(names)
@@ -44,10 +44,10 @@ def _image_input(graph: Graph) -> Input:
         shape = entry.meta.shape
         if len(shape) == 4 and shape[1] is not None and entry.meta.dtype == "float32":
             return entry
-    found = ", ".join(f"{entry.name!r} {entry.meta}" for entry in graph.inputs)
+    inputs = ", ".join(f"{entry.name!r} {entry.meta}" for entry in graph.inputs)
     raise InputError(
         "the model has no image input, float32 [N, channels, height, width]: it takes "
-        f"{found or 'nothing'}; leave input_scale, input_mean and input_std out"
+        f"{inputs or 'nothing'}; leave input_scale, input_mean and input_std out"
     )
 
 

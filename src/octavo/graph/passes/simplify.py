@@ -77,8 +77,8 @@ def _inference_batch_norm(node: Node, graph: Graph) -> Node:
 def _item(node: Node, graph: Graph) -> Node | Ref:
     """What takes the result out of such a batch norm's three is that result."""
     source: Ref = node.args[0]
-    made = graph.producer(source)
-    return source if made is not None and made.op == _INFERENCE_BATCH_NORM else node
+    maker = graph.producer(source)
+    return source if maker is not None and maker.op == _INFERENCE_BATCH_NORM else node
 
 
 def _view(node: Node, graph: Graph) -> Node:

@@ -36,7 +36,7 @@ class Budget:
     work: int
 
     @classmethod
-    def of(cls, graph: Graph, given: Mapping[str, Tensor]) -> Budget:
+    def of(cls, graph: Graph, tensors: Mapping[str, Tensor]) -> Budget:
         """For a graph with these inputs (at the sizes of their examples) and constants.
 
         An open size counts little, whatever the example says: it costs a file nothing to say much.
@@ -44,10 +44,10 @@ class Budget:
         Raises:
             ValueError: the examples themselves are too large.
         """
-        inputs = [given[one.name] for one in graph.inputs]
+        inputs = [tensors[one.name] for one in graph.inputs]
         if sum(map(_bytes, inputs)) > MOST_INPUT_BYTES:
             raise ValueError(f"was captured with more than {MOST_INPUT_BYTES} bytes of inputs")
-        declared = sum(_bytes(given[name]) for name in graph.constants)
+        declared = sum(_bytes(tensors[name]) for name in graph.constants)
         for one, tensor in zip(graph.inputs, inputs, strict=True):
             sizes = zip(one.meta.shape, tensor.shape, strict=True)
             counted = (min(s, _OPEN) if declared_ is None else s for declared_, s in sizes)
@@ -93,8 +93,8 @@ class Budget:
 
 def cost_of(name: str, values: Mapping[str, Any], result: Any) -> tuple[int, int]:
     """Operations (a value that is read or made counts as one), and bytes needed meanwhile."""
-    given = [item for value in values.values() for item in _listed(value)]
-    tensors = [t for t in (*given, *_listed(result)) if isinstance(t, Tensor)]
+    items = [item for value in values.values() for item in _listed(value)]
+    tensors = [t for t in (*items, *_listed(result)) if isinstance(t, Tensor)]
     work = sum(tensor.numel() for tensor in tensors)
     work += int(_PRODUCTS[name](values, result) if name in _PRODUCTS else 0)
     extra = int(_TEMPORARY[name](values, result) if name in _TEMPORARY else 0)

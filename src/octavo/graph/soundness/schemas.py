@@ -118,8 +118,8 @@ def _checked(argument: Any, value: Any) -> Any:
 
 def _stripped(outer: str, kind: str) -> tuple[bool, str]:
     """Whether a kind is ``outer[inner]``, and the inner one."""
-    found = kind.startswith(f"{outer}[")
-    return found, kind[len(outer) + 1 : -1] if found else kind
+    is_outer = kind.startswith(f"{outer}[")
+    return is_outer, kind[len(outer) + 1 : -1] if is_outer else kind
 
 
 def _is_tensor(value: Any, name: str) -> bool:

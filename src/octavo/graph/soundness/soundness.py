@@ -68,9 +68,9 @@ def _given(graph: Graph) -> dict[str, Any]:
     return values
 
 
-def _budget(graph: Graph, given: Mapping[str, Tensor]) -> budget.Budget:
+def _budget(graph: Graph, tensors: Mapping[str, Tensor]) -> budget.Budget:
     try:
-        return budget.Budget.of(graph, given)
+        return budget.Budget.of(graph, tensors)
     except ValueError as error:
         raise ArtifactError(f"its graph {error}") from None
 
@@ -144,8 +144,8 @@ def _made(node: Node, operator: Any, bound: Mapping[str, Any], is_open: bool) ->
 
 
 def _check_result(node: Node, result: Any) -> None:
-    found = TensorMeta.of(result) if isinstance(result, Tensor) else None
+    meta = TensorMeta.of(result) if isinstance(result, Tensor) else None
     declared = node.meta
-    if found is declared is None or (found and declared and found.fits(declared)):
+    if meta is declared is None or (meta and declared and meta.fits(declared)):
         return
-    raise ArtifactError(f"its node {node.name!r} makes {found}, the graph declares {declared}")
+    raise ArtifactError(f"its node {node.name!r} makes {meta}, the graph declares {declared}")

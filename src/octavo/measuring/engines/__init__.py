@@ -58,6 +58,6 @@ def opened(
     require(engine)
     if engine is None:
         return nullcontext(InProcess(make()))
-    found: AbstractContextManager[Workers[Item, Result]]
-    found = import_module(ENGINES[engine]).opened(make)
-    return found
+    workers: AbstractContextManager[Workers[Item, Result]]
+    workers = import_module(ENGINES[engine]).opened(make)
+    return workers

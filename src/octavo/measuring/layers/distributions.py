@@ -119,13 +119,13 @@ class _Taps:
         missing = [n for n, t in quantized if t.kind == "weight" and n not in self.graph.constants]
         if missing or not (known & set(q.plan.tensors)):
             raise InputError(
-                f"the model has no {(missing or ['tensor'])[0]!r} , which the quantized one has: "
+                f"the model has no {(missing or ['tensor'])[0]!r}, which the quantized one has: "
                 "was it made from another model?"
             )
         check_made_of(self.graph, q)
-        given = [one.name for one in self.graph.inputs]
+        inputs = [one.name for one in self.graph.inputs]
         steps = steps_of(self.graph, q.device)
-        self.run = compile_steps(given, steps, self.names, self.graph.constants)
+        self.run = compile_steps(inputs, steps, self.names, self.graph.constants)
         self.seen: dict[str, DyadicHistogram] = {}
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class _Taps:
     def result(self) -> dict[str, Distribution]:
         """All that was seen, and the weights."""
         clips = _clips(self.q.graph, self.q.plan.quantized)
-        found = {}
+        distributions = {}
         for name, planned in self.q.plan.quantized.items():
             if planned.kind == "weight":
                 histogram = dyadic_histogram(self.graph.constants[name].float(), None, BINS)
@@ -148,8 +148,10 @@ class _Taps:
                 histogram = self.seen[name]
             else:
                 continue
-            found[name] = _distribution(name, planned, histogram, clips.get(name, (None, None)))
-        return found
+            distributions[name] = _distribution(
+                name, planned, histogram, clips.get(name, (None, None))
+            )
+        return distributions
 
 
 def _distribution(
@@ -186,7 +188,7 @@ def _readable(seen: DyadicHistogram) -> tuple[tuple[int, ...], float, float]:
 
 def _clips(graph: Graph, quantized: Mapping[str, TensorPlan]) -> dict[str, tuple[float, float]]:
     """The range that each tensor's integers hold, as far as it is fixed."""
-    found = {}
+    ranges = {}
     for name, planned in quantized.items():
         node = graph.by_name.get(f"{name}.dequantized")
         if node is None or planned.spec is None:
@@ -197,8 +199,8 @@ def _clips(graph: Graph, quantized: Mapping[str, TensorPlan]) -> dict[str, tuple
         scheme = planned.spec.scheme
         ends = torch.tensor([[scheme.qmin], [scheme.qmax]], device=scale.device)
         reach = (ends - zero_point) * scale
-        found[name] = float(reach[0].min()), float(reach[1].max())
-    return found
+        ranges[name] = float(reach[0].min()), float(reach[1].max())
+    return ranges
 
 
 def _tensor(graph: Graph, arg: Any) -> Tensor:

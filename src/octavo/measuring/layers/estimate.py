@@ -92,5 +92,5 @@ def _answer(gradient: Tensor | None, error: Tensor) -> float:
     if gradient is None:
         return 0.0
     samples = len(gradient)
-    found = torch.linalg.vecdot(gradient.reshape(samples, -1), error.reshape(samples, -1))
-    return float(found.double().square().sum())
+    products = torch.linalg.vecdot(gradient.reshape(samples, -1), error.reshape(samples, -1))
+    return float(products.double().square().sum())

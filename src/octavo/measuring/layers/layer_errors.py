@@ -79,8 +79,8 @@ class LayerErrors(Tabular):
 
     def worst(self, count: int = 5) -> tuple[LayerError, ...]:
         """The layers that lose most by themselves, worst first; none that only moves values."""
-        made = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
-        return tuple(sorted(made, key=lambda row: row.sqnr_db)[:count])
+        activations = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
+        return tuple(sorted(activations, key=lambda row: row.sqnr_db)[:count])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; what is infinite is ``None``."""
@@ -226,8 +226,8 @@ class Measurement:
         """Add one batch."""
         tensors = flatten_call(self.q.graph, call.args, call.kwargs)
         floats = with_floats(call, self.pixels)
-        given = flatten_call(self.float_graph, floats.args, floats.kwargs)
-        exact = dict(zip(self.names, self.run_float(*map(channels_last, given)), strict=True))
+        read = flatten_call(self.float_graph, floats.args, floats.kwargs)
+        exact = dict(zip(self.names, self.run_float(*map(channels_last, read)), strict=True))
         whole = self.run_whole(*tensors)
         pieces = self.run_pieces(*tensors, *(exact[name] for name in self.cuts.sources))
         self.samples += tensors[0].shape[0] if tensors and tensors[0].dim() else 1
@@ -306,7 +306,7 @@ def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
 def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:
     """The errors of the weights alone; no data is needed."""
     names = [name for name, t in q.plan.quantized.items() if t.kind == "weight"]
-    found = {}
+    errors = {}
     for name in names:
         planned, exact = q.plan.tensors[name], float_graph.constants[name].float()
         assert planned.spec is not None
@@ -318,7 +318,7 @@ def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError
         step, zero_point = stored.parameters()
         clipped = ((exact - rounded).abs() > 0.51 * step).float().mean()
         low, high = torch.aminmax(stored.integers - zero_point)
-        found[name] = LayerError(
+        errors[name] = LayerError(
             tensor=name,
             kind="weight",
             op=planned.op,
@@ -332,7 +332,7 @@ def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError
             clipped=float(clipped),
             unused=_unused((int(low), int(high)), planned.spec),
         )
-    return found
+    return errors
 
 
 def _unused(integers: tuple[int, int] | None, spec: QSpec | None) -> float:

@@ -47,18 +47,18 @@ def repairs(
         count: how many at most.
     """
     rows = {row.tensor: row for row in errors.rows}
-    found: dict[str, Repair] = {}
+    by_layer: dict[str, Repair] = {}
     if sensitivity is not None:
         for layer in sensitivity.layers:
             kernel = _kernel_of(layer.layer, plan)
-            if plan.tensors.get(kernel) is not None and kernel not in found:
+            if plan.tensors.get(kernel) is not None and kernel not in by_layer:
                 why = [_effect(layer, sensitivity.metric), *_signs(kernel, plan, rows)]
-                found[kernel] = Repair(kernel, _parts(kernel, plan), "; ".join(why))
+                by_layer[kernel] = Repair(kernel, _parts(kernel, plan), "; ".join(why))
     else:
         for row in _by_themselves(errors, plan):
             why = [f"{row.sqnr_db:.1f} dB by itself", *_signs(row.tensor, plan, rows)]
-            found[row.tensor] = Repair(row.tensor, _parts(row.tensor, plan), "; ".join(why))
-    return tuple(found.values())[:count]
+            by_layer[row.tensor] = Repair(row.tensor, _parts(row.tensor, plan), "; ".join(why))
+    return tuple(by_layer.values())[:count]
 
 
 def repair_code(wanted: Sequence[Repair], plan: Plan) -> str:
@@ -68,11 +68,11 @@ def repair_code(wanted: Sequence[Repair], plan: Plan) -> str:
         for repair in wanted
         for part in repair.parts
     ]
-    given = "calibration=loader, " if plan.mode == "static" else "example, "
+    data = "calibration=loader, " if plan.mode == "static" else "example, "
     return "\n".join(
         [
             *("qconfig = (", "    octavo.QConfigMapping()", *rules, ")"),
-            f'q = octavo.quantize(model, {given}qconfig=qconfig, mode="{plan.mode}", '
+            f'q = octavo.quantize(model, {data}qconfig=qconfig, mode="{plan.mode}", '
             f'target="{plan.target}")',
         ]
     )
@@ -124,11 +124,11 @@ def _signs(kernel: str, plan: Plan, rows: dict[str, LayerError]) -> list[str]:
 
 def _conspicuous(row: LayerError, planned: TensorPlan) -> list[str]:
     what = "weights" if planned.kind == "weight" else "values"
-    found = []
+    remarks = []
     if row.clipped >= _CLIPPED:
-        found.append(f"{100 * row.clipped:.1f} % of its {what} are clipped")
+        remarks.append(f"{100 * row.clipped:.1f} % of its {what} are clipped")
     if row.unused >= _UNUSED:
-        found.append(f"{100 * row.unused:.0f} % of the integers of its {what} are never used")
+        remarks.append(f"{100 * row.unused:.0f} % of the integers of its {what} are never used")
     if planned.kind == "weight" and row.sqnr_db < 30:
-        found.append(f"its weights are rounded to {row.sqnr_db:.1f} dB")
-    return found
+        remarks.append(f"its weights are rounded to {row.sqnr_db:.1f} dB")
+    return remarks

@@ -84,8 +84,8 @@ class Sensitivity(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data; what is infinite is ``None``."""
-        found: dict[str, Any] = finite(asdict(self))
-        return found
+        fields: dict[str, Any] = finite(asdict(self))
+        return fields
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1)
@@ -170,7 +170,7 @@ def sensitivity(
         graph = capture(model, example.args, example.kwargs)
     decided = plan(graph, mapping_of(qconfig), target, mode)
     methods = with_correction(weights, bias_correction)
-    found = calibrate(
+    calibrated = calibrate(
         graph,
         decided,
         calibration,
@@ -179,7 +179,7 @@ def sensitivity(
         inputs=inputs,
         progress=progress,
     )
-    study = Study(graph, decided, found, metric, exact, methods, seed)
+    study = Study(graph, decided, calibrated, metric, exact, methods, seed)
     batches = track(data, "measuring layers", progress)
     calls = (split_batch(batch, signature, inputs) for batch in batches)
     with opened(engine, study.opened) as workers:
@@ -218,14 +218,14 @@ def _summed(
 
 
 def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
-    found = []
+    layers = []
     for name in study.layers:
         estimate = _decibels(sums.signal, sums.noise[name])
         if not study.exact:
-            found.append(LayerSensitivity(name, estimate))
+            layers.append(LayerSensitivity(name, estimate))
             continue
         alone, without = sums.alone.layers[name], sums.without.layers[name]
-        found.append(
+        layers.append(
             LayerSensitivity(
                 name,
                 estimate,
@@ -235,9 +235,9 @@ def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
                 without.value(),
             )
         )
-    found.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
+    layers.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
     return Sensitivity(
-        tuple(found),
+        tuple(layers),
         sums.alone.base.name,
         sums.alone.base.value(),
         sums.without.base.value(),

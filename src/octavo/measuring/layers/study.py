@@ -218,5 +218,5 @@ class _Trials:
             outputs = build_output(self.graph, results)
         scores.base.update(exact, outputs, labels)
         for name, variant in self.variants.items():
-            found = build_output(self.graph, variant.run(*(values[n] for n in variant.needs)))
-            scores.layers[name].update(exact, found, labels)
+            changed = build_output(self.graph, variant.run(*(values[n] for n in variant.needs)))
+            scores.layers[name].update(exact, changed, labels)

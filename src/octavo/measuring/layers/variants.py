@@ -122,10 +122,10 @@ class Variant:
         """Keep what differs, and what reads it."""
         graph = replace(graph, constants=_shared(base.constants, graph.constants))
         fresh = _fresh(base, graph)
-        made = {node.name for node in fresh} | set(graph.constants)
+        fresh_names = {node.name for node in fresh} | set(graph.constants)
         outputs = graph.output_names()
         read = [*(name for node in fresh for name in node.refs()), *outputs]
-        needs = tuple(dict.fromkeys(name for name in read if name not in made))
+        needs = tuple(dict.fromkeys(name for name in read if name not in fresh_names))
         steps = [step_of(node, base.device) for node in fresh]
         return cls(needs, compile_steps(needs, steps, outputs, graph.constants))
 
@@ -154,8 +154,8 @@ class Base:
 
     def values(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """What variants need, by name, and the flat results."""
-        found = self.run(*tensors)
-        return dict(zip(self.names, found, strict=False)), found[len(self.names) :]
+        results = self.run(*tensors)
+        return dict(zip(self.names, results, strict=False)), results[len(self.names) :]
 
 
 def _shared(base: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -125,16 +125,16 @@ def _status_of(target: Path) -> os.stat_result | None:
             owner has protected.
     """
     try:
-        found = target.stat()
+        status = target.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise OSError("it is a folder")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise OSError("it is a device or a pipe, not a file")
-    if not found.st_mode & 0o222:
+    if not status.st_mode & 0o222:
         raise OSError("it is read-only")
-    return found
+    return status
 
 
 @contextmanager

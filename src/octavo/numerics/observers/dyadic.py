@@ -141,8 +141,8 @@ def dyadic_histogram(x: Tensor, channel_axis: int | None, bins: int) -> DyadicHi
         index = values.to(torch.float64).mul_(inverse[rows]).floor_().to(torch.int64)
         shelf = torch.arange(len(values), device=x.device) * bins  # where a row's bins begin
         index += (shelf - first[rows]).unsqueeze(1)
-        found = torch.bincount(index.reshape(-1), minlength=len(values) * bins)
-        counts[rows] += found.reshape(-1, bins)
+        histogram = torch.bincount(index.reshape(-1), minlength=len(values) * bins)
+        counts[rows] += histogram.reshape(-1, bins)
     return DyadicHistogram(counts, zeros, low, high)
 
 
@@ -196,8 +196,8 @@ class HistogramObserver:
         return merge_histograms(one, other)
 
     def bounds(self, state: DyadicHistogram, scheme: Scheme) -> Bounds:
-        found = [self.range_of(block, scheme) for block in state.blocks_of_rows()]
-        low, high = (torch.cat(ends).reshape(state.low.shape) for ends in zip(*found, strict=True))
+        ranges = [self.range_of(block, scheme) for block in state.blocks_of_rows()]
+        low, high = (torch.cat(ends).reshape(state.low.shape) for ends in zip(*ranges, strict=True))
         return Bounds(low, high, state.batches)
 
     def range_of(self, seen: DyadicHistogram, scheme: Scheme) -> tuple[Tensor, Tensor]:

@@ -80,5 +80,5 @@ def _two_lowest(rows: Tensor) -> Tensor:
     return _at_least_zero(-rows.topk(min(2, rows.shape[1]), dim=1, largest=False).values)
 
 
-def _at_least_zero(found: Tensor) -> Tensor:
-    return functional.pad(found.clamp(min=0.0), (0, 2 - found.shape[1]))
+def _at_least_zero(values: Tensor) -> Tensor:
+    return functional.pad(values.clamp(min=0.0), (0, 2 - values.shape[1]))

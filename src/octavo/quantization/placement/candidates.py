@@ -46,11 +46,11 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
             placement.reasons[node.name] = _DEQUANTIZES_WEIGHTS
 
 
-def _range_of_input(node: Node, given: QSpec) -> QSpec:
+def _range_of_input(node: Node, activation: QSpec) -> QSpec:
     """Per token where the layer sums over the last axis; a convolution sums over others."""
     sums_last_axis = WEIGHT_LAYOUTS[node.short_op].input_axis in (-1, None)
-    per_token = given.scheme.per_token and sums_last_axis
-    return replace(given, scheme=replace(given.scheme, per_token=per_token))
+    per_token = activation.scheme.per_token and sums_last_axis
+    return replace(activation, scheme=replace(activation.scheme, per_token=per_token))
 
 
 def place_in_bfloat16(

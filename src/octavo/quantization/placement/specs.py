@@ -70,15 +70,15 @@ def _activation_of(context: Context, name: str, readers: list[str]) -> QSpec:
     return default_spec
 
 
-def _weight_of(context: Context, node: Node, layer: WeightLayout, given: QSpec) -> QSpec:
+def _weight_of(context: Context, node: Node, layer: WeightLayout, spec: QSpec) -> QSpec:
     """The spec of a layer's weights, with one scale for each of its output channels if for any."""
     default = context.target.qconfig.weight
     without_pairs = context.target.weight_without_pairs
-    if without_pairs is not None and given == default and not _sums_pairs(context, node, layer):
-        given = without_pairs
-    if given.scheme.channel_axis is None:
-        return given
-    return replace(given, scheme=replace(given.scheme, channel_axis=layer.output_axis))
+    if without_pairs is not None and spec == default and not _sums_pairs(context, node, layer):
+        spec = without_pairs
+    if spec.scheme.channel_axis is None:
+        return spec
+    return replace(spec, scheme=replace(spec.scheme, channel_axis=layer.output_axis))
 
 
 def _sums_pairs(context: Context, node: Node, layer: WeightLayout) -> bool:

@@ -40,7 +40,7 @@ def integer_bias(bias: Tensor, step: Tensor) -> Tensor:
     return (torch.round(bias.double() / exact) * exact).to(bias.dtype)
 
 
-def with_room(weight: QParams, given: QParams, bias: Tensor) -> QParams:
+def with_room(weight: QParams, source: QParams, bias: Tensor) -> QParams:
     """A weight's qparams, scales raised where the bias would be no int32 in steps of its sums.
 
     That is a channel which has a bias and next to no weights: a pruned filter, or a batch norm with
@@ -51,7 +51,7 @@ def with_room(weight: QParams, given: QParams, bias: Tensor) -> QParams:
         given: of the layer's input.
         bias: float ``[out]``.
     """
-    least = bias.detach().abs() / given.scale.detach().to(bias.device) / LARGEST_BIAS
+    least = bias.detach().abs() / source.scale.detach().to(bias.device) / LARGEST_BIAS
     # Groups of a transposed convolution share their scales.
     least = least.reshape(-1, weight.scale.numel()).amax(0).to(weight.scale)
     if weight.scheme.power_of_two:
@@ -59,9 +59,9 @@ def with_room(weight: QParams, given: QParams, bias: Tensor) -> QParams:
     return replace(weight, scale=torch.maximum(weight.scale, least.reshape(weight.scale.shape)))
 
 
-def step_of_sums(weight: QParams, given: QParams, outputs: int) -> Tensor:
+def step_of_sums(weight: QParams, source: QParams, outputs: int) -> Tensor:
     """Of each of so many output channels, or of all, in float32 as an int32 bias's scale is."""
-    step = weight.scale * given.scale.to(weight.scale.device)
+    step = weight.scale * source.scale.to(weight.scale.device)
     # Groups of a transposed convolution share their scales.
     return step.repeat(outputs // len(step)) if step.dim() else step
 

@@ -87,15 +87,15 @@ def quantized_layers(graph: Graph, plan: Plan) -> list[Layer]:
         graph: the canonical float graph.
         plan: made for that graph.
     """
-    found = []
+    layers = []
     for node in graph.nodes:
         if node.short_op in WEIGHT_LAYOUTS and plan.reads_integers(node.name):
             for weight in WEIGHT_LAYOUTS[node.short_op].weights_of(node, graph.constants):
                 planned = plan.quantized.get(weight)
                 if planned is not None and planned.spec is not None:
                     runs = plan.tensors[node.name].runs
-                    found.append(layer_of(graph, node, runs, weight, planned.spec.scheme))
-    return found
+                    layers.append(layer_of(graph, node, runs, weight, planned.spec.scheme))
+    return layers
 
 
 def layer_of(graph: Graph, node: Node, runs: str, weight: str, scheme: Scheme) -> Layer:

@@ -104,10 +104,10 @@ def applied(graph: Graph, plan: Plan, weights: Sequence[WeightMethod]) -> list[s
 
 def _sharing(layers: Iterable[Layer]) -> dict[tuple[str, str], list[Layer]]:
     """By weight, and by operator, which may read it with its axes the other way round."""
-    found: dict[tuple[str, str], list[Layer]] = {}
+    sharing: dict[tuple[str, str], list[Layer]] = {}
     for layer in layers:
-        found.setdefault((layer.weight_name, layer.node.short_op), []).append(layer)
-    return found
+        sharing.setdefault((layer.weight_name, layer.node.short_op), []).append(layer)
+    return sharing
 
 
 def _measured(method: WeightMethod, layer: Layer) -> Measured | None:

@@ -23,14 +23,19 @@ def layer_errors(errors: LayerErrors, *, palette: Palette = PAPER) -> Figure:
         MissingExtra: matplotlib is not installed.
     """
     expect(of(LayerErrors, way_out="octavo.layer_errors returns one"), errors=errors)
-    made = [row for row in errors.rows if row.kind == "activation"]
+    activations = [row for row in errors.rows if row.kind == "activation"]
     weights = [row for row in errors.rows if row.kind == "weight"]
     figure = new_figure(11, 3.4)
     left, right = figure.subplots(1, 2, sharey=True)
     panel(left, palette, title="Activations")
     series = (
-        ("by itself", "o", palette.first, [row.sqnr_db for row in made]),
-        ("accumulated", ".", palette.second, [row.accumulated_sqnr_db or math.nan for row in made]),
+        ("by itself", "o", palette.first, [row.sqnr_db for row in activations]),
+        (
+            "accumulated",
+            ".",
+            palette.second,
+            [row.accumulated_sqnr_db or math.nan for row in activations],
+        ),
     )
     for label, marker, color, values in series:
         left.plot(values, f"{marker}-", color=color, markersize=5, linewidth=1, label=label)
@@ -40,7 +45,7 @@ def layer_errors(errors: LayerErrors, *, palette: Palette = PAPER) -> Figure:
         [row.sqnr_db for row in weights], "s-", color=palette.third, markersize=5, linewidth=1
     )
     right.set(xlabel="layer, in the order of the graph")
-    for axes, rows in ((left, made), (right, weights)):
+    for axes, rows in ((left, activations), (right, weights)):
         whole_numbers(axes)
         _name_lowest(axes, [(row.tensor, row.sqnr_db) for row in rows], palette)
     legend(left, palette, loc="best")

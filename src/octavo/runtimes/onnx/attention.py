@@ -26,14 +26,14 @@ def _scores(w: Writer, q: Any, k: Any, scale: float | None, gqa: bool) -> str:
 
 def _repeated(w: Writer, q: Any, k: Any, gqa: bool) -> str:
     """Keys or values with a head for each head of the queries."""
-    heads, found = w.meta(q).shape[-3], w.meta(k).shape[-3]
+    heads, groups = w.meta(q).shape[-3], w.meta(k).shape[-3]
     value = w.read(k)
-    if not gqa or heads == found or heads is None or found is None:
+    if not gqa or heads == groups or heads is None or groups is None:
         return value
     rank, sizes = w.rank(k), w.meta(k).shape
     spread = w.op("Unsqueeze", value, w.ints([rank - 2]))
     repeats = [1] * (rank + 1)
-    repeats[rank - 2] = heads // found
+    repeats[rank - 2] = heads // groups
     tiled = w.op("Tile", spread, w.ints(repeats))
     shape = [-1 if size is None else size for size in sizes]
     shape[-3] = heads

@@ -77,13 +77,13 @@ def _length(w: Writer, node: Node, axis: int) -> int:
     Raises:
         ExportError: it is open.
     """
-    found = w.meta(node.args[0]).shape[axis_of(w, node.args[0], axis)]
-    if found is None:
+    length = w.meta(node.args[0]).shape[axis_of(w, node.args[0], axis)]
+    if length is None:
         raise ExportError(
             f"{node.name}: {node.op} splits an axis whose size depends on the batch; take "
             "another axis, or slice"
         )
-    return found
+    return length
 
 
 def getitem(w: Writer, node: Node) -> Any:
@@ -132,8 +132,8 @@ def _gather(w: Writer, node: Node) -> Any:
     x, axis, index = node.args[:3]
     value, indices, place = w.read(x), w.read_as(index, "int64"), axis_of(w, x, axis)
     pairs = enumerate(zip(w.meta(x).shape, w.meta(index).shape, strict=True))
-    for other, (found, wanted) in pairs:
-        if other != place and found != wanted:
+    for other, (read, wanted) in pairs:
+        if other != place and read != wanted:
             end = w.op("Shape", indices, start=other, end=other + 1)
             value = w.op("Slice", value, w.ints([0]), end, w.ints([other]))
     return w.op("GatherElements", value, indices, axis=place)

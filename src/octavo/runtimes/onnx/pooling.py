@@ -91,10 +91,10 @@ def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
     """Over everything, in equal windows, or axis by axis in windows of several sizes."""
     x, wanted = w.read(node.args[0]), [int(size) for size in arguments(node)["output_size"]]
     dims = len(wanted)
-    found = w.meta(node.args[0]).shape[-dims:]
+    sizes = w.meta(node.args[0]).shape[-dims:]
     if all(size == 1 for size in wanted):
         return _global(w, kind, x, dims)
-    before = [size for size in found if size is not None]
+    before = [size for size in sizes if size is not None]
     if len(before) < dims:
         raise ExportError(
             f"{node.name}: {node.op} of an axis whose size depends on the batch has no ONNX form; "

@@ -62,8 +62,8 @@ def _integers(w: Writer, value: str, *params: str) -> Any:
 
 def _is_summand(w: Writer, node: Node) -> bool:
     """Whether a node rounds what a layer gives, and a sum reads the integers."""
-    made, users = w.producer(node.args[0]), w.graph.users
-    if made is None or ROLES.get(made.short_op) != WEIGHTED:
+    maker, users = w.producer(node.args[0]), w.graph.users
+    if maker is None or ROLES.get(maker.short_op) != WEIGHTED:
         return False
     readers = [reader for user in users[node.name] for reader in users[user.name]]
     return any(reader.short_op == "add" for reader in readers)
@@ -74,19 +74,19 @@ def _stays_within(w: Writer, x: Any, node: Node) -> bool:
 
     Without a clip that does nothing a runtime can fuse the layer in front.
     """
-    made = w.producer(x)
-    if made is None:
+    maker = w.producer(x)
+    if maker is None:
         return False
-    if ROLES.get(made.short_op) == SHARED and not made.short_op.endswith(("pad", "pad_nd")):
-        return all(_stays_within(w, Ref(name), node) for name in made.refs())
+    if ROLES.get(maker.short_op) == SHARED and not maker.short_op.endswith(("pad", "pad_nd")):
+        return all(_stays_within(w, Ref(name), node) for name in maker.refs())
     _, _, zero_point, qmin, qmax, dtype = node.args
-    if made.op == DEQUANTIZE:
+    if maker.op == DEQUANTIZE:
         source = rounding_behind(w.graph, x)
         return source is not None and source.args[1:] == node.args[1:]
     largest = qmax == _RANGES[dtype_name(dtype)][1] and qmin <= zero_point
     return largest and (
-        made.short_op in _FROM_ZERO
-        or (made.short_op == "hardtanh" and arguments(made)["min_val"] >= 0)
+        maker.short_op in _FROM_ZERO
+        or (maker.short_op == "hardtanh" and arguments(maker)["min_val"] >= 0)
     )
 
 

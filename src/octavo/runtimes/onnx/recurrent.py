@@ -82,8 +82,8 @@ def _input(w: Writer, kind: _Kind, x: Ref, params: list[Ref]) -> tuple[Ref, bool
     """
     source = quantization.rounded_from(w, x)
     matrices = [ref for ref in params if w.rank(ref) == 2]
-    found = [quantization.integers_of(w, ref) for ref in matrices]
-    fits = all(integers is not None and integers.symmetric for integers in found)
+    constants = [quantization.integers_of(w, ref) for ref in matrices]
+    fits = all(integers is not None and integers.symmetric for integers in constants)
     if w.dialect.dynamic_lstm and kind.on_integers and source is not None and fits:
         return source, True
     return x, False

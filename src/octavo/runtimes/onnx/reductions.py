@@ -177,8 +177,8 @@ def _any(kind: str) -> Converter:
     def convert(w: Writer, node: Node) -> Any:
         truth = w.cast(w.read_as(node.args[0], "bool"), "bool", "int32")
         keep = bool(arguments(node).get("keepdim"))
-        found = _reduced(w, kind, truth, _axes(w, node), keep, "int32")
-        return w.cast(found, "int32", "bool")
+        reduced = _reduced(w, kind, truth, _axes(w, node), keep, "int32")
+        return w.cast(reduced, "int32", "bool")
 
     return convert
 

@@ -100,10 +100,10 @@ def _unsqueeze(w: Writer, node: Node) -> Any:
 def _expand(w: Writer, node: Node) -> Any:
     """ONNX's sizes of 1 keep what is there."""
     x, wanted = node.args[0], w.meta(node).shape
-    found = (1,) * (len(wanted) - w.rank(x)) + w.meta(x).shape
+    padded = (1,) * (len(wanted) - w.rank(x)) + w.meta(x).shape
     shape = [
         computed if size is None and old == 1 else 1 if size is None else size
-        for size, old, computed in zip(wanted, found, arguments(node)["size"], strict=True)
+        for size, old, computed in zip(wanted, padded, arguments(node)["size"], strict=True)
     ]
     return w.op("Expand", w.read(x), sizes(w, shape))
 

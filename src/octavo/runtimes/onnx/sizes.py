@@ -50,8 +50,8 @@ def scalar(w: Writer, arg: Any, dtype: str) -> str:
     """A number without dimensions."""
     if not isinstance(arg, Ref):
         return w.constant(arg, dtype)
-    found = w.meta(arg).dtype if w.is_tensor(arg) else "int64"
-    return w.cast(w.op("Reshape", w.read(arg), w.ints([])), found, dtype)
+    held = w.meta(arg).dtype if w.is_tensor(arg) else "int64"
+    return w.cast(w.op("Reshape", w.read(arg), w.ints([])), held, dtype)
 
 
 def _sym_size(w: Writer, node: Node) -> Any:

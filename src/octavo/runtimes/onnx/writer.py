@@ -166,12 +166,12 @@ class Writer:
         """A tensor, size or number as a value of a dtype."""
         if not isinstance(arg, Ref):
             return self.constant(arg, dtype)
-        found = self.meta(arg).dtype if self.is_tensor(arg) else "int64"
-        return self.cast(self.read(arg), found, dtype)
+        held = self.meta(arg).dtype if self.is_tensor(arg) else "int64"
+        return self.cast(self.read(arg), held, dtype)
 
-    def cast(self, value: str, found: str, wanted: str) -> str:
+    def cast(self, value: str, held: str, wanted: str) -> str:
         """A value in another dtype."""
-        return value if found == wanted else self.op("Cast", value, to=DTYPES[wanted])
+        return value if held == wanted else self.op("Cast", value, to=DTYPES[wanted])
 
     def constant(self, numbers: Any, dtype: str) -> str:
         """A small tensor, kept once however often it is asked for."""
@@ -193,7 +193,7 @@ class Writer:
             return name
         tensor = tensor.detach().contiguous().cpu()
         if tensor.dtype == torch.bfloat16:
-            made = onnx.helper.make_tensor(
+            tensor_proto = onnx.helper.make_tensor(
                 name,
                 TensorProto.BFLOAT16,
                 list(tensor.shape),
@@ -201,16 +201,16 @@ class Writer:
                 raw=True,
             )
         else:
-            made = onnx.numpy_helper.from_array(tensor.numpy(), name)
-        self._initializers[name] = made
+            tensor_proto = onnx.numpy_helper.from_array(tensor.numpy(), name)
+        self._initializers[name] = tensor_proto
         self._used.add(name)
         return name
 
     def packed_initializer(self, name: str, packed: Tensor, shape: list[int], dtype: str) -> str:
         """Integers of four bits, two to a byte: the first of two in the lower half."""
         raw = packed.contiguous().cpu().numpy().tobytes()
-        made = onnx.helper.make_tensor(name, DTYPES[dtype], shape, raw, raw=True)
-        self._initializers[name] = made
+        tensor_proto = onnx.helper.make_tensor(name, DTYPES[dtype], shape, raw, raw=True)
+        self._initializers[name] = tensor_proto
         self._used.add(name)
         return name
 
@@ -228,13 +228,13 @@ class Writer:
 
     def _finish(self, node: Node, value: Any, since: int) -> None:
         self.values[node.name] = value
-        made = self._nodes[since:]
-        producer = next((n for n in made if isinstance(value, str) and value in n.output), None)
+        nodes = self._nodes[since:]
+        producer = next((n for n in nodes if isinstance(value, str) and value in n.output), None)
         if producer is None:
             return
         if len(producer.output) == 1:
             producer.name = node.name
-        for other in made:
+        for other in nodes:
             for names in (other.input, other.output):
                 for index, name in enumerate(names):
                     if name == value:
@@ -308,10 +308,10 @@ _SCALES = frozenset({"mul", "div"})
 
 def fenced(w: Writer, x: Ref) -> str:
     """What zeros are put around, for an average that counts them."""
-    made = w.producer(x)
-    while made is not None and made.short_op in _SCALES:
-        made = w.producer(made.args[0])
-    shifted = made is not None and made.short_op in _SHIFTS
+    maker = w.producer(x)
+    while maker is not None and maker.short_op in _SCALES:
+        maker = w.producer(maker.args[0])
+    shifted = maker is not None and maker.short_op in _SHIFTS
     value = w.read(x)
     return kept_apart(w, value) if shifted and w.dialect.fenced_padding else value
 

@@ -104,24 +104,26 @@ class Context:
         Raises:
             Unsupported: the weight is float, of another type, or not symmetric.
         """
-        found = weight_behind(self.graph, arg)
-        if found is None:
+        weight = weight_behind(self.graph, arg)
+        if weight is None:
             raise Unsupported("its weight is float")
-        if found.grouped:
+        if weight.grouped:
             raise Unsupported("its weight is quantized in groups")
-        integers, scale = found.integers, found.channel_scale(output_axis)
+        integers, scale = weight.integers, weight.channel_scale(output_axis)
         if integers.dtype != torch.int8:
             raise Unsupported(f"its weight is {integers.dtype}, the kernel takes int8")
-        if scale is None or not found.symmetric:
+        if scale is None or not weight.symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
         return integers, scale
 
     def hold(self, arg: Any, unpack: Callable[[], Tensor]) -> None:
         """Note that a kernel holds a weight, whose int8 integers ``unpack`` gives back."""
-        found = weight_behind(self.graph, arg)
-        assert found is not None
-        packed = found.unpack is not None
-        self.held[found.name] = (lambda: octavo_operators.pack_int4(unpack())) if packed else unpack
+        weight = weight_behind(self.graph, arg)
+        assert weight is not None
+        packed = weight.unpack is not None
+        self.held[weight.name] = (
+            (lambda: octavo_operators.pack_int4(unpack())) if packed else unpack
+        )
 
 
 def integers_of(quantize: Node) -> Integers:

@@ -229,8 +229,11 @@ def _accounted(
     return Lowered(run, kernels, fallbacks, rounds=rounds, held=held)
 
 
-def _with_joined(found: Mapping[str, T], joined: Mapping[str, str]) -> dict[str, T]:
-    return {**found, **{name: found[whole] for name, whole in joined.items() if whole in found}}
+def _with_joined(by_node: Mapping[str, T], joined: Mapping[str, str]) -> dict[str, T]:
+    return {
+        **by_node,
+        **{name: by_node[whole] for name, whole in joined.items() if whole in by_node},
+    }
 
 
 def _rows_of(unpack: Callable[[], Tensor], rows: slice) -> Tensor:

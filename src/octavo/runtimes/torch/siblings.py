@@ -55,7 +55,7 @@ def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tupl
         graph: before layers were joined.
         joined: from `join_siblings`.
     """
-    found = {}
+    places = {}
     used: dict[str, int] = {}
     for node in graph.nodes:
         if node.name in joined:
@@ -63,8 +63,8 @@ def weights_in_joined(graph: Graph, joined: Mapping[str, str]) -> dict[str, tupl
             weight = _weight(node, graph)
             start = used.get(whole, 0)
             used[whole] = start + weight.shape[0]
-            found[weight.name] = (f"{whole}.weight", slice(start, used[whole]))
-    return found
+            places[weight.name] = (f"{whole}.weight", slice(start, used[whole]))
+    return places
 
 
 def _can_join(node: Node, graph: Graph) -> bool:

@@ -45,10 +45,10 @@ _STEP_OF_BFLOAT16 = 2.0**-7  # of the input and of the scales
 def linear(context: Context, chain: Chain) -> Call:
     """A linear layer on a float input."""
     x, weight_arg, bias = arguments(chain.layer).values()
-    found = weight_behind(context.graph, weight_arg)
-    if found is None:
+    quantized = weight_behind(context.graph, weight_arg)
+    if quantized is None:
         raise Unsupported("its weight is float")
-    weight = Weight(found)
+    weight = Weight(quantized)
     try:
         name, few_rows, rounds = _few_rows(weight, context, chain)
     except Unsupported:
@@ -191,10 +191,10 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
 def embedding(context: Context, chain: Chain) -> Call:
     """Rows of a quantized table, picked as integers."""
     table, indices = chain.layer.args[:2]
-    found = weight_behind(context.graph, table)
-    if found is None:
+    quantized = weight_behind(context.graph, table)
+    if quantized is None:
         raise Unsupported("its table is float")
-    weight = Weight(found)
+    weight = Weight(quantized)
 
     def kernel(indices: Tensor) -> Tensor:
         picked = weight.rows(indices.reshape(-1))

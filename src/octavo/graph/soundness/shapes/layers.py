@@ -70,8 +70,8 @@ def _check_vector(vector: Tensor | None, size: int) -> None:
 
 
 def _check_dtypes(first: Tensor, *others: Tensor | None) -> None:
-    found = {tensor.dtype for tensor in others if tensor is not None}
-    require(found <= {first.dtype}, f"{first.dtype} with {found}")
+    dtypes = {tensor.dtype for tensor in others if tensor is not None}
+    require(dtypes <= {first.dtype}, f"{first.dtype} with {dtypes}")
 
 
 def _linear(operator: Any, values: Values) -> Tensor:
