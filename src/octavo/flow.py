@@ -99,10 +99,10 @@ def quantize(
     Raises:
         CaptureError: the model cannot be exported.
         PlanError: a rule names an unknown module or asks for a mode that a layer cannot have,
-            nothing would be quantized, or the model is no float model.
+            nothing would be quantized, or the model is not a float model.
         CalibrationError: no data, or data that does not fit.
         InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model, or it
-            is no module.
+            is not a module.
 
     Example:
         >>> import torch

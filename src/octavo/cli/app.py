@@ -119,7 +119,7 @@ def octavo(
 
 
 def console() -> Screen:
-    """Standard output; wide enough for a table where it is no terminal."""
+    """Standard output; wide enough for a table where it is not a terminal."""
     out = Screen()
     return out if out.is_terminal else Screen(width=NARROW_OUTPUT_WIDTH)
 

@@ -111,7 +111,7 @@ def numbers_of(option: str, text: str | None) -> tuple[float, ...] | None:
     """The numbers of a text such as ``"0.5,1"``.
 
     Raises:
-        InputError: something in it is no number.
+        InputError: something in it is not a number.
     """
     from octavo.errors import InputError
 

@@ -141,7 +141,7 @@ def rules_of(config: Mapping[str, Any], model: nn.Module, training: bool) -> Map
         training: whether ranges have to follow a training.
 
     Raises:
-        PlanError: it names a layer that the model has not.
+        PlanError: it names a layer that the model does not have.
     """
     backend = _BACKENDS[config["backend"]]
     observer = MovingAverageMinMax() if training else _ALGORITHMS[config["algorithm"]]

@@ -64,7 +64,7 @@ class Signature:
         """The signature of a module's ``forward``.
 
         Raises:
-            InputError: it is no module.
+            InputError: it is not a module.
         """
         model = module_of(model)
         names, required = [], 0

@@ -52,7 +52,7 @@ def with_seen(graph: Graph, tensors: Sequence[Tensor]) -> Graph:
 
 
 def range_of(tensor: Tensor) -> tuple[float, float] | None:
-    """The least and the largest value; ``None`` where there is none, or one is no number."""
+    """The least and the largest value; ``None`` where there is none, or one is not a number."""
     if not tensor.numel() or tensor.is_complex():
         return None
     low, high = (bound.item() for bound in torch.aminmax(tensor.double()))

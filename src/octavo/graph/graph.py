@@ -194,11 +194,11 @@ class Graph:
         return users[0] if len(users) == 1 and name not in self.leaving else None
 
     def producer(self, arg: Arg) -> Node | None:
-        """The node that makes an argument; ``None`` for inputs, constants and what is no `Ref`."""
+        """The node that makes an argument; ``None`` for inputs, constants and plain values."""
         return self.by_name.get(arg.name) if isinstance(arg, Ref) else None
 
     def constant(self, arg: Arg) -> Tensor | None:
-        """The tensor that an argument is; ``None`` where it is no constant."""
+        """The tensor that an argument is; ``None`` where it is not a constant."""
         return self.constants.get(arg.name) if isinstance(arg, Ref) else None
 
     def node(self, name: str) -> Node:

@@ -1,7 +1,7 @@
 """`compare`: what int8 costs and what it buys, against fp32 and bf16, in one process.
 
 bf16 stands in the table because it is the honest baseline: it needs no calibration, and int8 that
-loses to it is no gain. Any number of quantized or other models stand beside them.
+loses to it is not a gain. Any number of quantized or other models stand beside them.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ class RuntimeParity:
 
     Attributes:
         runtime: its name.
-        agreement: percent of samples with the same class; ``None`` where the outputs are no scores.
+        agreement: percent of samples with the same class; ``None`` where the outputs are not
+            scores.
         whole: the outputs end to end, where small differences add up, and how far they may be off:
             as far as the oracle is from itself with some of its integers a step off; ``None`` where
             the runtime could not run.

@@ -14,7 +14,7 @@ from octavo.qat import QATModel
 
 
 def require_quantized(q: object, function: str) -> None:
-    """Refuse what is no `QuantizedModel`.
+    """Refuse what is not a `QuantizedModel`.
 
     Args:
         q: what was given.
@@ -42,7 +42,7 @@ def _way_to_int8(given: object) -> str:
 
 
 def require_float(model: object, function: str) -> None:
-    """Refuse what is no float model.
+    """Refuse what is not a float model.
 
     Args:
         model: what was given.

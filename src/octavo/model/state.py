@@ -1,6 +1,6 @@
 """A quantized model's state dict: its tensors, and one more that holds all they do not say.
 
-Scales and zero points of activations, the plan and the graph are no tensors. They stand in the
+Scales and zero points of activations, the plan and the graph are not tensors. They stand in the
 state dict as the bytes of a JSON text, ``_extra_state``: so ``torch.load(weights_only=True)`` and
 safetensors take it. Whoever loads it becomes the model that was saved, or refuses.
 """

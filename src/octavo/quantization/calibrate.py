@@ -365,7 +365,7 @@ def _leader(plan: Plan, tensor: TensorPlan) -> str:
 def check_constants(graph: Graph) -> None:
     """Look at the weights, biases and other constants of a float graph.
 
-    Infinities may be meant in a constant that is no layer's own, such as a mask.
+    Infinities may be meant in a constant that is not a layer's own, such as a mask.
 
     Raises:
         CalibrationError: one has NaN in it, or a weight or bias has an infinity.

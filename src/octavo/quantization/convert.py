@@ -60,8 +60,8 @@ def quantize_graph(
         statistics: what calibration with these methods has measured.
 
     Raises:
-        PlanError: the plan names tensors that the graph has not, or qparams are missing; a method
-            gives integers that the scheme does not have.
+        PlanError: the plan names tensors that the graph does not have, or qparams are missing; a
+            method gives integers that the scheme does not have.
         CalibrationError: a constant of the graph has NaN or an infinity in it, or a statistic is
             missing.
     """

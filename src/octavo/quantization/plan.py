@@ -178,8 +178,8 @@ def plan(
         precision: of what stays float: ``"float32"``, ``"bfloat16"`` or ``"auto"``.
 
     Raises:
-        PlanError: a rule names a module that the model has not, or asks for a mode that an operator
-            cannot have, or nothing would be quantized.
+        PlanError: a rule names a module that the model does not have, or asks for a mode that an
+            operator cannot have, or nothing would be quantized.
 
     Example:
         >>> from torch import nn, rand

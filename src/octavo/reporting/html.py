@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 HISTOGRAMS = 18  # the worst tensors; octavo.reporting.plots.distribution draws any
 # The colours of a picture in light and in dark. What Matplotlib is given are marks for them, which
-# are no colours of anything else.
+# are not colours of anything else.
 _THEMES = {
     "ink": ("#010f01", "#1f2328", "#e6edf3"),
     "faint": ("#020f02", "#a9b1ba", "#59636e"),

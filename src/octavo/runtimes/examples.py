@@ -13,7 +13,7 @@ from octavo.graph.calls import check_guards
 from octavo.graph.graph import Graph, Input
 from octavo.graph.size_guards import sizes_in
 
-_LARGE = 1e6  # beyond it a range is no range of numbers: a mask holds nothing but its ends
+_LARGE = 1e6  # beyond it a range is not one of numbers: a mask holds nothing but its ends
 _SET = 0.9  # share of a mask's elements that are let through
 
 

@@ -151,9 +151,9 @@ def read_image(file: Path, options: ImageOptions) -> Tensor:
     animation the first picture is taken, and what is transparent has the colour below.
 
     Raises:
-        InputError: the file is no image of the formats in `SUFFIXES`, is damaged, has more than 8
-            bits for a pixel's channel, more than 89 million pixels, or sides of which one is more
-            than 100 times the other.
+        InputError: the file is not an image of the formats in `SUFFIXES`, is damaged, has more
+            than 8 bits for a pixel's channel, more than 89 million pixels, or sides of which one
+            is more than 100 times the other.
         MissingExtra: Pillow is not installed.
     """
     pillow = _pillow()

@@ -4,7 +4,7 @@
 loads compiled libraries, and evaluates expressions. A plain export needs none of that. So the file
 is checked against what a plain export holds, and refused where it holds more. What was checked is
 written to a new archive in memory, and torch reads that one: two readers of one archive need not
-agree on what is in it. That keeps honest mistakes and known tricks out; it is no proof, and the
+agree on what is in it. That keeps honest mistakes and known tricks out; it is not a proof, and the
 help says so.
 """
 

@@ -139,7 +139,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Stays:
-    """A name that octavo.compat has not, and what to do instead."""
+    """A name that octavo.compat does not have, and what to do instead."""
 
     reason: str
 
@@ -200,7 +200,7 @@ def _in_module(name: str) -> Moved | None:
 
 
 def _why_not(module: str, name: str) -> str:
-    """What octavo.compat itself says of a name that it has not."""
+    """What octavo.compat itself says of a name that it does not have."""
     error = missing(module, name.partition(".")[0])
     known = isinstance(error, OctavoError)
     return str(error) if known else f"{module} has no such name; see {GUIDE} for the native way"

@@ -78,8 +78,8 @@ def _check(source: bytes) -> None:
     """Python's own parser goes first: libcst's knows no limit of nesting, and ends the process.
 
     Raises:
-        UnicodeDecodeError, LookupError: it is no text in the encoding that it declares.
-        SyntaxError: it is no Python.
+        UnicodeDecodeError, LookupError: it is not text in the encoding that it declares.
+        SyntaxError: it is not Python.
         RecursionError, MemoryError: it nests too deep.
     """
     try:

@@ -41,7 +41,7 @@ def migrate(
         among the last.
 
     Raises:
-        InputError: there is no such file or folder, or the file is no Python.
+        InputError: there is no such file or folder, or the file is not Python.
         MissingExtra: libcst is not installed.
 
     Example:

@@ -70,7 +70,7 @@ class DynamicLayer(QuantizedLayer):
             getattr(empty, table).clear()
             for kind in (table, f"{table}_with_kwargs"):
                 setattr(self, kind, getattr(layer, kind).copy())
-        self._empty = (empty,)  # in a tuple: it is no submodule
+        self._empty = (empty,)  # in a tuple: it is not a submodule
         self._run: Callable[..., Any] | None = None
         for name, parameter in layer.named_parameters():
             if name not in found:

@@ -84,7 +84,7 @@ _MISSING: dict[str, str] = {
 
 
 def missing(module: str, name: str) -> Exception:
-    """The error for a name that a module of compat has not."""
+    """The error for a name that a module of compat does not have."""
     if name.startswith("__"):  # what import machinery and tools look for
         return AttributeError(f"module {module!r} has no attribute {name!r}")
     if name in _MISSING:

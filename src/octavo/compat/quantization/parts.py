@@ -107,7 +107,7 @@ def as_written(root: nn.Module) -> Iterator[nn.Module]:
 
 
 def _tables(module: nn.Module) -> list[tuple[str, Any]]:
-    """Those that a module has of its own; a scripted one has not all."""
+    """Those that a module has of its own; a scripted one lacks some."""
     own = module.__dict__
     return [(name, own[name]) for name in (*_TENSORS, *_HOOKS) if name in own]
 

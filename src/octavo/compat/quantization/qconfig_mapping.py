@@ -73,7 +73,7 @@ class QConfigMapping:
         """The mapping of a ``qconfig_dict``.
 
         Raises:
-            PlanError: it has a key that a mapping has not.
+            PlanError: it has a key that a mapping does not have.
         """
         made = cls()
         for key, value in qconfig_dict.items():

@@ -70,8 +70,8 @@ def become(module: nn.Module, kind: type[Changed] | None, state: Any = None) -> 
 
 
 def as_float(module: nn.Module) -> nn.Module:
-    """A changed module under its own class, with the forward that is written there. It is no copy:
-    what is set on one is set on both.
+    """A changed module under its own class, with the forward that is written there. It is not a
+    copy: what is set on one is set on both.
     """
     own_class = _own_class(module)
     own: nn.Module = own_class.__new__(own_class)

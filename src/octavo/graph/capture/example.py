@@ -26,7 +26,7 @@ def module_of(model: Any) -> nn.Module:
     """The module itself, taken out of the wrappers that spread it over devices.
 
     Raises:
-        InputError: it is no module, or its parameters hold no values.
+        InputError: it is not a module, or its parameters hold no values.
         CaptureError: it is compiled TorchScript.
     """
     while isinstance(model, DataParallel | DistributedDataParallel):
@@ -60,7 +60,7 @@ def check_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Whether a model can be captured with these arguments.
 
     Raises:
-        InputError: one is no tensor and no plain value, or there is no sample in them.
+        InputError: one is neither a tensor nor a plain value, or there is no sample in them.
     """
     leaves = list(_leaves((args, dict(kwargs))))
     for leaf in leaves:

@@ -34,7 +34,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     one that writes to the same folder.
 
     Raises:
-        ArtifactError: the folder cannot be written to, or ``path`` is no file.
+        ArtifactError: the folder cannot be written to, or ``path`` is not a file.
 
     Example:
         >>> with replacing("report.json") as file:  # doctest: +SKIP
@@ -155,7 +155,7 @@ def _folder_in(parent: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """The folders of processes that are no more: nobody locks them."""
+    """The folders of processes that have ended: nobody locks them."""
     for folder in parent.glob(_NAME.format("?" * 2 * _TOKEN_BYTES)):
         lock = _lock(folder, wait=False)
         if lock is not None:

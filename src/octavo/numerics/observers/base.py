@@ -80,7 +80,7 @@ def check_not_empty(x: Tensor) -> None:
 
 
 def check_setting(name: str, value: object, fits: Callable[[Any], bool], wanted: str) -> None:
-    """Refuse a setting that is no number, or one that does not fit.
+    """Refuse a setting that is not a number, or one that does not fit.
 
     Args:
         name: the setting's name.

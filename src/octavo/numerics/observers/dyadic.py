@@ -172,7 +172,7 @@ class HistogramObserver:
         bins: number of bins; at least half of them are in use once the data is spread.
 
     Raises:
-        PlanError: ``bins`` is no integer in [16, 65536].
+        PlanError: ``bins`` is not an integer in [16, 65536].
     """
 
     bins: int = field(default=2048, kw_only=True)

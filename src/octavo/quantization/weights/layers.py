@@ -32,10 +32,10 @@ class Layer:
             ``[out, in / groups, *kernel]`` of a convolution, ``[in, out / groups, *kernel]`` of a
             transposed one.
         scheme: of the weight's integers.
-        input: the tensor that the weight is applied to; ``None`` where that is no input of its own:
-            a table, a recurrent layer.
+        input: the tensor that the weight is applied to; ``None`` where that is not an input of its
+            own: a table, a recurrent layer.
         bias: float ``[out]``; ``None`` where it has none.
-        takes_bias: whether it may get another one: it has one weight, and its bias is no result.
+        takes_bias: whether it may get another one: it has one weight, and its bias is not a result.
     """
 
     node: Node

@@ -136,7 +136,7 @@ def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
     start = zero_point_of(w, x)
     if start == 0:
         # With axes ONNX Runtime leaves it alone: it makes padding of a maximum pool out of it, in
-        # which zeros are no numbers.
+        # which zeros are not numbers.
         axes = w.ints(list(range(w.rank(x))))
         averaged = made_by is not None and any(
             reader.short_op.startswith("avg_pool") for reader in w.graph.users[made_by.name]

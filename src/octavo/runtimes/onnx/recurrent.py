@@ -183,7 +183,7 @@ def _one(
         (matrix, *scales), (recurrence, *more) = (
             _turned(w, kind, [part[i] for part in parts]) for i in range(2)
         )
-        scales = ["", *scales, *more]  # behind peepholes, which torch has not
+        scales = ["", *scales, *more]  # behind peepholes, which torch does not have
     else:
         matrix, recurrence = (
             stacked([_weight(w, kind, part[i]) for part in parts]) for i in range(2)

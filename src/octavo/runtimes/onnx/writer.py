@@ -108,7 +108,7 @@ class Writer:
         return len(self.meta(ref).shape)
 
     def producer(self, ref: Any) -> Node | None:
-        """The node that makes a value; ``None`` for inputs, constants and what is no reference."""
+        """The node that makes a value; ``None`` for inputs, constants and plain values."""
         return self.graph.producer(ref)
 
     def tensor_of(self, ref: Any) -> Tensor | None:

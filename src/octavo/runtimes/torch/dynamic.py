@@ -89,7 +89,7 @@ def quantize_rows(
             return several(x)
         try:
             return one(x)
-        except ValueError:  # a range of NaN, which is no number's; tensors carry it on
+        except ValueError:  # a range of NaN, which is not one of numbers; tensors carry it on
             return several(x)
 
     return kernel

@@ -69,7 +69,7 @@ def phase_weights(weight: Tensor, stride: int) -> Tensor:
     """``[in, out, kh, kw]`` as the weights of a plain convolution, ``[out * stride**2, in, ...]``.
 
     Output channel ``(o * stride + row) * stride + column`` makes that phase of channel o, which is
-    the order of a pixel shuffle. Taps that a phase has not are zero.
+    the order of a pixel shuffle. Taps that a phase lacks are zero.
     """
     missing = [-size % stride for size in weight.shape[2:]]
     padded = F.pad(weight, [0, missing[1], 0, missing[0]])

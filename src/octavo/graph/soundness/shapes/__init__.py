@@ -67,7 +67,7 @@ def _pieces(operator: Any, values: Mapping[str, Any]) -> int:
 
 
 def _plain(result: Any) -> Any:
-    """Contiguous: memory formats are no matter of shapes."""
+    """Contiguous: shapes do not depend on memory formats."""
     if isinstance(result, Tensor):
         return result if result.is_contiguous() else made(result.shape, result.dtype)
     return [_plain(item) for item in result] if isinstance(result, list | tuple) else result
