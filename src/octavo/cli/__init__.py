@@ -17,6 +17,7 @@ from octavo.cli.demo import demo
 from octavo.cli.export import export
 from octavo.cli.inspect import inspect
 from octavo.cli.migrate import migrate
+from octavo.cli.options import spread
 from octavo.cli.quantize import quantize
 from octavo.cli.report import report
 from octavo.cli.search import search
@@ -39,7 +40,7 @@ for command in (
     export,
     migrate,
 ):
-    app.command()(command)
+    app.command()(spread(command))
 
 
 def main() -> None:

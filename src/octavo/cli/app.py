@@ -129,6 +129,14 @@ def print_json(data: Any) -> None:
     sys.stdout.write(json.dumps(finite(data), indent=2, allow_nan=False) + "\n")
 
 
+def show(result: Any, as_json: bool) -> None:
+    """A result as it prints itself, or as JSON."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        console().print(result)
+
+
 def print_text(text: str) -> None:
     """Lines as they are, for other programs as well; line ends may be CR LF."""
     lines = (plain(line, "\t") for line in text.replace("\r\n", "\n").split("\n"))

@@ -6,19 +6,16 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json
-from octavo.cli.options import JsonFlag
 
 
 def bench(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")],
+    file: options.File,
     batches: Annotated[
         str, typer.Option("--batches", help="Batch sizes, separated by commas.")
     ] = "1,8,32",
-    runtimes: Annotated[
-        str | None,
-        typer.Option("--runtimes", help="Runtimes, separated by commas [all that are installed]."),
-    ] = None,
+    runtimes: options.Runtimes = None,
     threads: Annotated[
         int | None,
         typer.Option("--threads", min=1, help="Threads of every contender [torch's own number]."),
@@ -26,7 +23,7 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Seconds of timing for each batch size.")
     ] = 10.0,
-    as_json: JsonFlag = False,
+    as_json: options.Json = False,
 ) -> None:
     """Time a file on every runtime, beside fp32 and bf16: latency, throughput, memory, load time.
 
@@ -39,7 +36,7 @@ def bench(
         sizes = [int(size) for size in batches.split(",")]
     except ValueError as error:
         raise InputError(f"--batches {batches!r}: give numbers, such as 1,8,32") from error
-    names = None if runtimes is None else [name.strip() for name in runtimes.split(",")]
+    names = options.names_of(runtimes)
     found = bench_file(
         file,
         batches=sizes,

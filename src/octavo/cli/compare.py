@@ -7,32 +7,19 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json, print_text
-from octavo.cli.options import (
-    DATA_HELP,
-    MODEL_HELP,
-    BatchSize,
-    Gray,
-    ImageSize,
-    JsonFlag,
-    Mean,
-    MetricOption,
-    Std,
-    Weights,
-    image_options,
-    metric_of,
-    takes_pixels,
-)
 
 
 def compare(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    model: options.Model,
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="The .octavo files made from it.")
     ],
-    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
-    weights: Weights = None,
-    metric: MetricOption = None,
+    data: options.Data,
+    *,
+    weights: options.Weights = None,
+    metric: options.Metric = None,
     runtimes: Annotated[
         str, typer.Option("--runtimes", help="Runtimes of the files, separated by commas.")
     ] = "torch",
@@ -50,19 +37,14 @@ def compare(
         bool,
         typer.Option("--cold-start", help="Load time and peak memory too, in new processes."),
     ] = False,
-    batch_size: BatchSize = 64,
-    image_size: ImageSize = 224,
-    mean: Mean = None,
-    std: Std = None,
-    gray: Gray = False,
+    reading: options.Reading,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    as_json: JsonFlag = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare fp32, bf16 and quantized files: size, accuracy and speed, side by side.
 
     **Example:** `octavo compare mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
-    from octavo.cli.sources.data_source import load_data
     from octavo.cli.sources.model_source import load_model
     from octavo.graph.batches import Signature
     from octavo.measuring.comparison import compare as compare_models
@@ -74,12 +56,11 @@ def compare(
     first = models[files[0]]
     stems = [Path(file).stem for file in models]
     labels = stems if len(set(stems)) == len(stems) else list(models)
-    images = image_options(image_size, mean, std, gray, raw=takes_pixels(first))
     result = compare_models(
         network,
         first if len(models) == 1 else dict(zip(labels, models.values(), strict=True)),
-        load_data(data, Signature.of(network), batch_size, images),
-        metric=metric_of(metric),
+        reading.load(data, Signature.of(network), raw=options.takes_pixels(first)),
+        metric=options.metric_of(metric),
         runtimes=names,
         threads=threads,
         rounds=rounds,

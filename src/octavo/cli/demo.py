@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json
-from octavo.cli.options import JsonFlag, named
 
 
 def demo(
     out: Annotated[
         str,
-        typer.Option("--out", metavar="DIR", callback=named, help="Folder for the results."),
+        typer.Option(
+            "--out", metavar="DIR", callback=options.named, help="Folder for the results."
+        ),
     ],
     mnist: Annotated[
         str | None,
@@ -29,7 +31,7 @@ def demo(
     target: Annotated[
         str | None, typer.Option("--target", help="What the file will run on [this CPU].")
     ] = None,
-    as_json: JsonFlag = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a small network on handwritten digits, quantize it, and see what that did.
 

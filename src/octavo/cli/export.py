@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json
-from octavo.cli.options import JsonFlag
 
 
 def export(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")],
+    file: options.File,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="PATH", help="The .onnx or .pt2 file.")
     ],
@@ -23,7 +23,7 @@ def export(
             "with its own.",
         ),
     ] = "onnxruntime",
-    as_json: JsonFlag = False,
+    as_json: options.Json = False,
 ) -> None:
     """Write a file's model as ONNX, or compiled for this machine: a .pt2 package of torch.
 

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json
-from octavo.cli.options import JsonFlag
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")],
+    file: options.File,
     plan: Annotated[
         bool, typer.Option("--plan", help="Show the decision about every tensor too.")
     ] = False,
-    as_json: JsonFlag = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what a file holds: layers, decisions, and where it came from.
 

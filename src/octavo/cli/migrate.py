@@ -6,19 +6,21 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import print_json, print_text
-from octavo.cli.options import JsonFlag, named
 
 
 def migrate(
     path: Annotated[
         str,
-        typer.Argument(metavar="PATH", callback=named, help="A Python file, or a folder of them."),
+        typer.Argument(
+            metavar="PATH", callback=options.named, help="A Python file, or a folder of them."
+        ),
     ],
     write: Annotated[
         bool, typer.Option("--write", help="Change the files. Without it they are only shown.")
     ] = False,
-    as_json: JsonFlag = False,
+    as_json: options.Json = False,
 ) -> None:
     """Move code from torch.ao.quantization or TinyNeuralNetwork to octavo.compat.
 

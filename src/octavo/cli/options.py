@@ -1,21 +1,21 @@
-"""Options that several commands take, and what their text means."""
+"""Arguments and options that several commands take, and what their text means."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
     from octavo.cli.sources.image_folder import ImageOptions
+    from octavo.graph.batches import Signature
     from octavo.model.model import QuantizedModel
 
-MODEL_HELP = (
-    "package.module:name of a model or a function that builds one (found from the current folder "
-    "too), or a .pt2 file of torch.export.save. A .pt2 that holds more than tensors and a graph is "
-    "refused; still, use only files that you trust, as torch's reader is made for those."
-)
 DATA_HELP = (
     "A .npz or .safetensors file (arrays named as the model's arguments, or in their order; one "
     "named labels or y holds the labels), a folder of images with a sub-folder for each class, or "
@@ -38,9 +38,15 @@ class Mode(str, Enum):
     weight_only = "weight_only"
 
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-BatchSize = Annotated[
-    int, typer.Option("--batch-size", help="Samples in a batch, where DATA is a file or folder.")
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:name of a model or a function that builds one (found from the current "
+        "folder too), or a .pt2 file of torch.export.save. A .pt2 that holds more than tensors and "
+        "a graph is refused; still, use only files that you trust, as torch's reader is made for "
+        "those.",
+    ),
 ]
 Weights = Annotated[
     str | None,
@@ -50,6 +56,22 @@ Weights = Annotated[
         help="Weights for the model: .safetensors, or a .pth of torch.save (read without running "
         "code from it).",
     ),
+]
+File = Annotated[str, typer.Argument(metavar="FILE", help="A .octavo file.")]
+FileOfModel = Annotated[str, typer.Argument(metavar="FILE", help="The .octavo file made from it.")]
+Data = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)]
+MeasuredData = Annotated[
+    str, typer.Option("--data", metavar="DATA", help=f"The data to measure on. {DATA_HELP}")
+]
+Calibration = Annotated[
+    str,
+    typer.Option(
+        "--calibration", metavar="DATA", help="Calibration data, as octavo quantize takes it."
+    ),
+]
+Runtimes = Annotated[
+    str | None,
+    typer.Option("--runtimes", help="Runtimes, separated by commas [all that are installed]."),
 ]
 Target = Annotated[
     str | None,
@@ -62,7 +84,7 @@ Target = Annotated[
 ModeOption = Annotated[
     Mode, typer.Option("--mode", help="What is quantized, and when its range is found.")
 ]
-MetricOption = Annotated[
+Metric = Annotated[
     str | None,
     typer.Option(
         "--metric",
@@ -70,34 +92,120 @@ MetricOption = Annotated[
         "[top1 where there are labels].",
     ),
 ]
-ImageSize = Annotated[
-    int,
-    typer.Option(
-        "--image-size",
-        help="For a folder of images: their shorter side is resized to "
-        "this, and their centre cut out.",
-    ),
-]
-Mean = Annotated[
+Engine = Annotated[
     str | None,
-    typer.Option(
-        "--mean",
-        metavar="NUMBERS",
-        help="For a folder of images: the mean of their pixels, which are "
-        "0 to 1; for each channel, separated by commas, or one for all [ImageNet's].",
-    ),
+    typer.Option("--engine", help="ray: run on a Ray cluster, or on one that is started here."),
 ]
-Std = Annotated[
-    str | None,
-    typer.Option(
-        "--std",
-        metavar="NUMBERS",
-        help="For a folder of images: the standard deviation, as --mean [ImageNet's].",
-    ),
-]
-Gray = Annotated[
-    bool, typer.Option("--gray", help="For a folder of images: read them with one channel.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How DATA is read: a group of options, see `spread`."""
+
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", help="Samples in a batch, where DATA is a file or folder."),
+    ] = 64
+    image_size: Annotated[
+        int,
+        typer.Option(
+            "--image-size",
+            help="For a folder of images: their shorter side is resized to this, and their centre "
+            "cut out.",
+        ),
+    ] = 224
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            "--mean",
+            metavar="NUMBERS",
+            help="For a folder of images: the mean of their pixels, which are 0 to 1; for each "
+            "channel, separated by commas, or one for all [ImageNet's].",
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(
+            "--std",
+            metavar="NUMBERS",
+            help="For a folder of images: the standard deviation, as --mean [ImageNet's].",
+        ),
+    ] = None
+    gray: Annotated[
+        bool, typer.Option("--gray", help="For a folder of images: read them with one channel.")
+    ] = False
+
+    def load(self, source: str, signature: Signature, *, raw: bool = False) -> Iterable[Any]:
+        """Batches from a DATA argument.
+
+        Args:
+            source: the argument.
+            signature: the argument names of the model.
+            raw: whether the model takes pixels as they are, so that nothing is to be normalized.
+
+        Raises:
+            InputError: the numbers cannot be used, or the source.
+        """
+        from octavo.cli.sources.data_source import load_data
+
+        return load_data(source, signature, self.batch_size, self.images(raw))
+
+    def images(self, raw: bool) -> ImageOptions:
+        """What the options about images mean together."""
+        from octavo.cli.sources.image_folder import ImageOptions
+        from octavo.errors import InputError
+
+        if raw and (self.mean is not None or self.std is not None):
+            raise InputError(
+                "--mean and --std are for models that take floats; this one takes pixels and "
+                "normalizes them itself: leave them out"
+            )
+        mean, std = numbers_of("--mean", self.mean), numbers_of("--std", self.std)
+        return ImageOptions(self.image_size, mean, std, self.gray, raw)
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer takes it: a group of options becomes an option for each of its fields.
+
+    Args:
+        command: a function some of whose parameters are dataclasses of options.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters.values()
+    groups: dict[str, Any] = {
+        p.name: p.annotation for p in parameters if is_dataclass(p.annotation)
+    }
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    options = [option for parameter in parameters for option in _options(parameter)]
+    vars(called)["__signature__"] = inspect.Signature(options)
+    return called
+
+
+def _options(parameter: inspect.Parameter) -> Iterator[inspect.Parameter]:
+    """A parameter itself, or one for each field of its group."""
+    group = parameter.annotation
+    if not is_dataclass(group):
+        yield parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        return
+    kinds = get_type_hints(group, include_extras=True)
+    for field in fields(group):
+        yield parameter.replace(
+            name=field.name,
+            kind=inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=kinds[field.name],
+        )
+
+
+def names_of(text: str | None) -> list[str] | None:
+    """The names in a text such as ``"torch,openvino"``."""
+    return None if text is None else [name.strip() for name in text.split(",")]
 
 
 def metric_of(text: str | None) -> Any:
@@ -119,29 +227,6 @@ def numbers_of(option: str, text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"{option} is {text!r}; give numbers, separated by commas") from None
-
-
-def image_options(
-    size: int, mean: str | None, std: str | None, gray: bool, *, raw: bool = False
-) -> ImageOptions:
-    """What ``--image-size``, ``--mean``, ``--std`` and ``--gray`` mean together.
-
-    Args:
-        size, mean, std, gray: the options.
-        raw: whether the model takes pixels as they are, so that nothing is to be normalized.
-
-    Raises:
-        InputError: the numbers cannot be used.
-    """
-    from octavo.cli.sources.image_folder import ImageOptions
-    from octavo.errors import InputError
-
-    if raw and (mean is not None or std is not None):
-        raise InputError(
-            "--mean and --std are for models that take floats; this one takes pixels and "
-            "normalizes them itself: leave them out"
-        )
-    return ImageOptions(size, numbers_of("--mean", mean), numbers_of("--std", std), gray, raw)
 
 
 def takes_pixels(q: QuantizedModel) -> bool:

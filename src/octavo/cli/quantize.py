@@ -8,41 +8,28 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json
-from octavo.cli.options import (
-    DATA_HELP,
-    MODEL_HELP,
-    BatchSize,
-    Gray,
-    ImageSize,
-    JsonFlag,
-    Mean,
-    Mode,
-    ModeOption,
-    Std,
-    Target,
-    Weights,
-    image_options,
-    numbers_of,
-)
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
+    model: options.Model,
     calibration: Annotated[
         str,
         typer.Option(
             "--calibration",
             metavar="DATA",
-            help=f"Calibration data; modes other than static use only its first batch. {DATA_HELP}",
+            help="Calibration data; modes other than static use only its first batch. "
+            f"{options.DATA_HELP}",
         ),
     ],
     output: Annotated[
         str, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")
     ],
-    weights: Weights = None,
-    target: Target = None,
-    mode: ModeOption = Mode.static,
+    *,
+    weights: options.Weights = None,
+    target: options.Target = None,
+    mode: options.ModeOption = options.Mode.static,
     bits: Annotated[
         int, typer.Option("--bits", help="Bits of the weights in mode weight_only: 8 or 4.")
     ] = 8,
@@ -88,12 +75,8 @@ def quantize(
         int | None,
         typer.Option("--batches", min=1, help="Number of batches to calibrate with [all]."),
     ] = None,
-    batch_size: BatchSize = 64,
-    image_size: ImageSize = 224,
-    mean: Mean = None,
-    std: Std = None,
-    gray: Gray = False,
-    as_json: JsonFlag = False,
+    reading: options.Reading,
+    as_json: options.Json = False,
 ) -> None:
     """Quantize a model with calibration data and write it as one file.
 
@@ -109,7 +92,6 @@ def quantize(
     `octavo quantize model.pt2 --calibration x.npz --input-mean 0.485,0.456,0.406
     --input-std 0.229,0.224,0.225 -o m.octavo`
     """
-    from octavo.cli.sources.data_source import load_data
     from octavo.cli.sources.model_source import load_model
     from octavo.errors import InputError
     from octavo.flow import quantize as quantize_model
@@ -118,14 +100,13 @@ def quantize(
     from octavo.quantization.targets import weight_only_qconfig
     from octavo.runtimes.cpu import host_target
 
-    weight_only = mode is Mode.weight_only
+    weight_only = mode is options.Mode.weight_only
     if not weight_only and (bits != 8 or group_size is not None):
         raise InputError("--bits and --group-size are for --mode weight_only")
     network = load_model(model, weights)
     require_file(output)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))
-    images = image_options(image_size, mean, std, gray, raw=raw)
-    data = load_data(calibration, Signature.of(network), batch_size, images)
+    data = reading.load(calibration, Signature.of(network), raw=raw)
     q = quantize_model(
         network,
         calibration=data if batches is None else islice(data, batches),
@@ -134,8 +115,8 @@ def quantize(
         target=target or host_target(),
         precision=precision,
         input_scale=input_scale,
-        input_mean=numbers_of("--input-mean", input_mean),
-        input_std=numbers_of("--input-std", input_std),
+        input_mean=options.numbers_of("--input-mean", input_mean),
+        input_std=options.numbers_of("--input-std", input_std),
         progress=not as_json,
     )
     q.save(output)

@@ -6,32 +6,19 @@ from typing import Annotated
 
 import typer
 
+from octavo.cli import options
 from octavo.cli.app import console, print_json
-from octavo.cli.options import (
-    DATA_HELP,
-    MODEL_HELP,
-    BatchSize,
-    Gray,
-    ImageSize,
-    JsonFlag,
-    Mean,
-    MetricOption,
-    Std,
-    Weights,
-    image_options,
-    metric_of,
-    takes_pixels,
-)
 
 
 def report(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The .octavo file made from it.")],
-    data: Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)],
+    model: options.Model,
+    file: options.FileOfModel,
+    data: options.Data,
+    *,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="HTML", help="The page to write.")
     ] = "report.html",
-    weights: Weights = None,
+    weights: options.Weights = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -48,23 +35,18 @@ def report(
         ),
     ] = None,
     title: Annotated[str | None, typer.Option("--title", help="Title of the page [FILE].")] = None,
-    metric: MetricOption = None,
+    metric: options.Metric = None,
     limit: Annotated[
         int,
         typer.Option("--limit", min=1, help="Number of batches for layer errors and histograms."),
     ] = 8,
-    batch_size: BatchSize = 64,
-    image_size: ImageSize = 224,
-    mean: Mean = None,
-    std: Std = None,
-    gray: Gray = False,
-    as_json: JsonFlag = False,
+    reading: options.Reading,
+    as_json: options.Json = False,
 ) -> None:
     """Write all that is known of a quantized model on one page of HTML, which needs no network.
 
     **Example:** `octavo report mymodels:build m.octavo --data test.npz -o report.html`
     """
-    from octavo.cli.sources.data_source import load_data
     from octavo.cli.sources.model_source import load_model
     from octavo.graph.batches import Signature
     from octavo.measuring.layers import sensitivity
@@ -76,18 +58,16 @@ def report(
     require_file(out)
     network, q = load_model(model, weights), load(file)
     signature = Signature.of(network)
-    pixels = takes_pixels(q)
-    images = image_options(image_size, mean, std, gray, raw=pixels)
-    batches = load_data(data, signature, batch_size, images)
+    pixels = options.takes_pixels(q)
+    batches = reading.load(data, signature, raw=pixels)
     tried = None if search is None else SearchResult.read(search)
     ranked = None
     if calibration is not None:
-        floats = image_options(image_size, mean, std, gray)
         ranked = sensitivity(
             network,
-            calibration=load_data(calibration, signature, batch_size, floats),
-            data=load_data(data, signature, batch_size, floats) if pixels else batches,
-            metric=metric_of(metric),
+            calibration=reading.load(calibration, signature),
+            data=reading.load(data, signature) if pixels else batches,
+            metric=options.metric_of(metric),
             mode=q.plan.mode,
             target=q.plan.target,
             progress=not as_json,
@@ -99,7 +79,7 @@ def report(
         title=title or file,
         sensitivity=ranked,
         search=tried,
-        metric=metric_of(metric),
+        metric=options.metric_of(metric),
         batches=limit,
         progress=not as_json,
     )

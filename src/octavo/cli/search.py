@@ -6,36 +6,14 @@ from typing import Annotated
 
 import typer
 
-from octavo.cli.app import console, print_json
-from octavo.cli.options import (
-    DATA_HELP,
-    MODEL_HELP,
-    BatchSize,
-    Gray,
-    ImageSize,
-    JsonFlag,
-    Mean,
-    MetricOption,
-    Std,
-    Target,
-    Weights,
-    image_options,
-    metric_of,
-    named,
-)
+from octavo.cli import options
+from octavo.cli.app import show
 
 
 def search(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
-    data: Annotated[
-        str, typer.Option("--data", metavar="DATA", help=f"The data to measure on. {DATA_HELP}")
-    ],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            "--calibration", metavar="DATA", help="Calibration data, as octavo quantize takes it."
-        ),
-    ],
+    model: options.Model,
+    data: options.MeasuredData,
+    calibration: options.Calibration,
     max_drop: Annotated[
         float, typer.Option("--max-drop", help="What the metric may lose, in its own unit.")
     ],
@@ -45,12 +23,13 @@ def search(
             "--out",
             "-o",
             metavar="FOLDER",
-            callback=named,
+            callback=options.named,
             help="Folder for best.octavo and the trials; a search that stopped goes on from there.",
         ),
     ],
-    weights: Weights = None,
-    metric: MetricOption = None,
+    *,
+    weights: options.Weights = None,
+    metric: options.Metric = None,
     smallest: Annotated[
         bool, typer.Option("--smallest", help="Look for the smallest model, not the fastest.")
     ] = False,
@@ -63,19 +42,10 @@ def search(
             "--time-budget", metavar="SECONDS", help="Stop after this many seconds [no limit]."
         ),
     ] = None,
-    target: Target = None,
-    batch_size: BatchSize = 64,
-    image_size: ImageSize = 224,
-    mean: Mean = None,
-    std: Std = None,
-    gray: Gray = False,
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            "--engine", help="ray: run trials on a Ray cluster, or on one that is started here."
-        ),
-    ] = None,
-    as_json: JsonFlag = False,
+    target: options.Target = None,
+    reading: options.Reading,
+    engine: options.Engine = None,
+    as_json: options.Json = False,
 ) -> None:
     """Find the fastest or smallest model whose metric falls by no more than it may.
 
@@ -83,7 +53,6 @@ def search(
 
     **Example:** `octavo search mymodels:build --calibration x.npz --data y.npz --max-drop 1 -o s`
     """
-    from octavo.cli.sources.data_source import load_data
     from octavo.cli.sources.model_source import load_model
     from octavo.graph.batches import Signature
     from octavo.runtimes.cpu import host_target
@@ -91,12 +60,11 @@ def search(
 
     network = load_model(model, weights)
     signature = Signature.of(network)
-    images = image_options(image_size, mean, std, gray)
     found = search_for(
         network,
-        calibration=load_data(calibration, signature, batch_size, images),
-        data=load_data(data, signature, batch_size, images),
-        metric=metric_of(metric),
+        calibration=reading.load(calibration, signature),
+        data=reading.load(data, signature),
+        metric=options.metric_of(metric),
         max_drop=max_drop,
         objective="smallest" if smallest else "fastest",
         four_bits=four_bits,
@@ -106,9 +74,6 @@ def search(
         engine=engine,
         progress=not as_json,
     )
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        console().print(found)
+    show(found, as_json)
     if found.model is None:
         raise typer.Exit(1)
