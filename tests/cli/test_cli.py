@@ -8,20 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import octavo_command
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
-from typer.testing import CliRunner
 
 import octavo
-from octavo.cli import app
 from octavo.demo import demo
 from octavo.demo.digits import Digits, load_digits
 from octavo.measuring.cold_start import ColdStart
@@ -39,20 +37,6 @@ def batches():
 def other():
     return nn.Linear(2, 2)
 """
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def octavo_command(*arguments: str) -> Answer:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Answer(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture(scope="module")

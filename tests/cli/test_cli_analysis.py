@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from commands import octavo_command
 
 import octavo
-from octavo.cli import app
 from octavo.searching import loop, measuring
 
 MODELS = """
@@ -32,20 +30,6 @@ def build():
 def mean_score(outputs, labels):
     return float(outputs.mean())
 """
-
-
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-
-def octavo_command(*arguments: str) -> Answer:
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Answer(result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import octavo_command
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
 import octavo
 from octavo.cli import app
@@ -48,13 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     metadata["sha256"] = artifact._digest(metadata, tensors)
     save_file(tensors, folder / "hostile.octavo", metadata)
     return folder
-
-
-def octavo_command(*arguments: str | Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_names_are_no_markup(folder: Path) -> None:
