@@ -52,6 +52,20 @@ FORBIDDEN = {
     "torch.package": "it unpickles",
 } | dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), "it unpickles")
 
+# The wall around `compat`: the rooms and modules that it may import, by their public names alone.
+SEAMS = tuple(
+    "version display errors numerics qat model.model model.files.atomic runtimes.cpu "
+    "graph.batches graph.calls graph.capture.capture graph.copying graph.graph graph.operators "
+    "graph.passes graph.program graph.qdq graph.quiet graph.rewrite graph.weight_layouts "
+    "quantization.calibrate quantization.convert quantization.plan quantization.qconfig "
+    "quantization.targets quantization.weights".split()
+)
+# torch's own private names, and namedtuple's, that it cannot do without.
+PRIVATE = set(
+    "_modules _parameters _buffers _BatchNorm _NormBase _DropoutNd _IncompatibleKeys "
+    "_replace".split()
+)
+
 RANKS = {name: rank for rank, name in enumerate(ROOMS)}
 
 
@@ -136,6 +150,8 @@ def _in_module(module: Module, modules: dict[str, Module]) -> Iterator[str]:
             yield from _foreign(module, place, full)
         elif module.part:
             yield from _upward(module, place, modules[target])
+    if module.part == "compat":
+        yield from _through_the_wall(module, modules)
     for line, name, why in _spelled_out(module.tree):
         yield f"{module.name}:{line}: {name} is forbidden: {why}"
 
@@ -149,6 +165,36 @@ def _upward(module: Module, place: str, target: Module) -> Iterator[str]:
             f"{place}: imports {target.name}, upwards: {target.part} comes after {module.part} in "
             "ROOMS (tests/test_layers.py)"
         )
+
+
+def _through_the_wall(module: Module, modules: dict[str, Module]) -> Iterator[str]:
+    own = {name for m in modules.values() if m.part == "compat" for name in _own_names(m.tree)}
+    for line, full in imported_names(module):
+        target, name = _ours(full, modules), full.rpartition(".")[2]
+        if target is None or modules[target].part in ("", "compat"):
+            continue
+        if not any(f"{target}.".startswith(f"octavo.{seam}.") for seam in SEAMS):
+            yield f"{module.name}:{line}: {target} is none of compat's SEAMS (tests/test_layers.py)"
+        if _is_private(name):
+            yield f"{module.name}:{line}: {full} is private: compat takes public names alone"
+    attributes = (node for node in ast.walk(module.tree) if isinstance(node, ast.Attribute))
+    for node in attributes:
+        if _is_private(node.attr) and node.attr not in own | PRIVATE:
+            yield f"{module.name}:{node.lineno}: .{node.attr} is another room's private name"
+
+
+def _own_names(tree: ast.Module) -> Iterator[str]:
+    """The names of functions, fields and attributes of ``self``."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                yield name
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                yield name
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
 def _foreign(module: Module, place: str, full: str) -> Iterator[str]:
@@ -241,6 +287,11 @@ def _write(house: Path, name: str, text: str) -> None:
         ("runtimes/openvino.py", "import openvino"),
         ("model/artifact.py", "import torch\ntorch.load('x', weights_only=True)\nx = y.pickle"),
         ("graph/capture.py", "from . import graph\nfrom .graph import Graph"),
+        (
+            "compat/a.py",
+            "from octavo.errors import OctavoError\nfrom octavo.numerics.dtypes import QDType\n"
+            "class A:\n    def __init__(self): self._own = 1\nx._own, x._buffers",
+        ),
     ],
 )
 def test_what_the_rules_allow(house: Path, name: str, text: str) -> None:
@@ -292,6 +343,10 @@ def test_what_the_rules_allow(house: Path, name: str, text: str) -> None:
         ("runtimes/torch.py", "import onnxruntime as ort", "onnxruntime is optional"),
         ("model.py", "import_module('openvino')", "openvino is optional"),
         ("model.py", "import polars", "polars is no dependency"),
+        ("compat/a.py", "from octavo.searching import search", "octavo.searching is none of"),
+        ("compat/a.py", "import octavo.quantization", "octavo.quantization is none of"),
+        ("compat/a.py", "from octavo.errors import _words", "octavo.errors._words is private"),
+        ("compat/a.py", "def f(graph): return graph._index", "._index is another room's"),
     ],
 )
 def test_what_the_rules_catch(house: Path, name: str, text: str, message: str) -> None:

@@ -115,17 +115,19 @@ class QATQuantizer(_Quantizer):
         torch.Size([1, 4, 6, 6])
     """
 
+    _trains = True
+
     def quantize(self) -> nn.Module:
-        """A copy of the model in training mode, whose values are rounded as they will be.
+        """A copy of the model, captured: one that trains, its values rounded as they will be, or
+        that of `PostQuantizer`, which observes what it is called on.
 
         Raises:
             CaptureError: the model cannot be exported.
             PlanError: the config does not fit the model.
         """
-        rules = rules_of(self.config, self.model, training=True)
-        return self._captured(trained(copied(self.model).train(), rules))
-
-    def _captured(self, made: Any) -> nn.Module:
+        rules = rules_of(self.config, self.model, self._trains)
+        prepare = trained if self._trains else prepared
+        made: Any = prepare(copied(self.model).train(self._trains), rules)
         state: Training | Preparation = made._octavo
         state.capture(as_float(made), *_arguments(self.dummy_input))
         plan = _plan_of(state)
@@ -140,15 +142,7 @@ class QATQuantizer(_Quantizer):
 class PostQuantizer(QATQuantizer):
     """Post-training quantization: call what `quantize` returns on data, then `convert` it."""
 
-    def quantize(self) -> nn.Module:
-        """A copy of the model in evaluation mode, which observes what it is called on.
-
-        Raises:
-            CaptureError: the model cannot be exported.
-            PlanError: the config does not fit the model.
-        """
-        rules = rules_of(self.config, self.model, training=False)
-        return self._captured(prepared(copied(self.model).eval(), rules))
+    _trains = False
 
 
 class DynamicQuantizer(_Quantizer):

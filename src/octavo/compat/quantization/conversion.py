@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.compat.quantization.fuse_modules import FusedModule
+from octavo.compat.quantization.holding import Quantize, held, hold, holder, put, strip
 from octavo.compat.quantization.layers import (
     LAYERS,
     QuantizedLayer,
@@ -44,14 +45,6 @@ from octavo.version import __version__
 
 _OF_TRAINING = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 _ROUNDED = (QUANTIZE, DEQUANTIZE)
-
-
-class Quantize(nn.Module):
-    """Holds the scale of a tensor that no layer makes, such as an input."""
-
-    def extra_repr(self) -> str:
-        held = {name: t.item() for name, t in self.named_buffers("", False) if not t.dim()}
-        return ", ".join(f"{name.removeprefix('output_')}={value}" for name, value in held.items())
 
 
 class DeQuantize(nn.Module):
@@ -106,16 +99,20 @@ class Conversion:
         Raises:
             CalibrationError: a scale is not known.
         """
-        found = {name: _read(root, *place) for name, place in self.constants.items()}
+        found = {
+            name: held(root.get_submodule(path), leaf)
+            for name, (path, leaf) in self.constants.items()
+        }
         scales = {}
         for tensor, (path, scale, zero_point) in self.scales.items():
-            value = float(_read(root, path, scale))
+            owner = root.get_submodule(path)
+            value = float(held(owner, scale))
             if value != value:
                 raise CalibrationError(
                     f"the scale of {tensor!r} is not known: call the prepared model on calibration "
                     "data before convert, or load the state dict of a converted model"
                 )
-            scales[tensor] = (value, int(_read(root, path, zero_point)))
+            scales[tensor] = (value, int(held(owner, zero_point)))
         graph = replace(self.graph, constants=found)
         return rewrite(graph, lambda node: _with_scale(node, self.plan, scales))
 
@@ -190,19 +187,20 @@ def convert_into(
     for name, module in list(root.named_modules()):
         made = next((new for old, new in _STAND_INS.items() if isinstance(module, old)), None)
         if made is not None and name:
-            _put(root, name, made())
+            put(root, name, made())
     homes = sorted(layers, key=len, reverse=True)
     constants = {}
     for name, tensor in graph.constants.items():
         path, _, leaf = name.rpartition(".")
         constants[name] = (_home(path, homes), leaf)
-        _hold(root, *constants[name], tensor)
+        hold(holder(root, constants[name][0]), leaf, tensor)
     scales = {}
     for tensor_name, (scale, zero_point) in _scales(graph, plan).items():
-        owner = _home(stubs.get(tensor_name, tensor_name), homes)
-        place = scales[tensor_name] = (owner, "output_scale", "output_zero_point")
-        _hold(root, place[0], place[1], torch.tensor(scale))
-        _hold(root, place[0], place[2], torch.tensor(zero_point))
+        path = _home(stubs.get(tensor_name, tensor_name), homes)
+        place = scales[tensor_name] = (path, "output_scale", "output_zero_point")
+        owner = holder(root, path)
+        hold(owner, place[1], torch.tensor(scale))
+        hold(owner, place[2], torch.tensor(zero_point))
     for layer, returned in layers.values():
         output = _leader(returned, plan)
         if output in scales and plan.tensors[returned].spec is not None:
@@ -231,7 +229,7 @@ def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[Quanti
         weights = _weights(node, graph, plan)
         found[path] = (QuantizedLayer(kind, about(module), weights), output)
     for path, (layer, _) in found.items():
-        _put(root, path, layer)
+        put(root, path, layer)
     return found
 
 
@@ -263,41 +261,16 @@ def _weights(node: Node, graph: Graph, plan: Plan) -> dict[str, tuple[Any, list[
 def _strip(root: nn.Module, layers: Mapping[str, Any], holders: set[str]) -> None:
     """Take the float tensors out; what will hold none, a folded batch norm, does nothing now."""
     for path, module in list(root.named_modules(remove_duplicate=False)):
-        own = [*module._parameters, *module._buffers]
-        if path in layers:
+        if path in layers or not strip(module) or path in holders or isinstance(module, LAYERS):
             continue
-        for table in (module._parameters, module._buffers):
-            for name in [name for name, tensor in table.items() if tensor is not None]:
-                del table[name]
-        if own and path not in holders and not module._modules and not isinstance(module, LAYERS):
-            _put(root, path, nn.Identity())
-
-
-def _put(root: nn.Module, path: str, module: nn.Module) -> None:
-    owner, _, leaf = path.rpartition(".")
-    root.get_submodule(owner)._modules[leaf] = module
+        if not module._modules:
+            put(root, path, nn.Identity())
 
 
 def _home(path: str, layers: list[str]) -> str:
     """The path of the quantized layer that a path lies in, else the path itself."""
     inside = (home for home in layers if path == home or path.startswith(f"{home}."))
     return next(inside, path)
-
-
-def _hold(root: nn.Module, path: str, name: str, tensor: Tensor) -> None:
-    owner = root
-    for part in path.split(".") if path else []:
-        inner = owner._modules.get(part)
-        if inner is None:
-            inner = owner._modules[part] = Quantize()
-        owner = inner
-    owner._buffers[name] = tensor
-
-
-def _read(root: nn.Module, path: str, name: str) -> Tensor:
-    tensor = root.get_submodule(path)._buffers[name]
-    assert tensor is not None
-    return tensor
 
 
 def _scales(graph: Graph, plan: Plan) -> dict[str, tuple[float, int]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from octavo.compat.quantization.coverage import Weights
+from octavo.compat.quantization.holding import held, hold, put
 from octavo.compat.quantization.layers import (
     QuantizedLayer,
     about,
@@ -74,12 +75,12 @@ class DynamicLayer(QuantizedLayer):
         self._run: Callable[..., Any] | None = None
         for name, parameter in layer.named_parameters():
             if name not in found:
-                self.hold(name, parameter.detach().clone())
+                hold(self, name, parameter.detach().clone())
                 continue
             qparams = found[name]
-            self.hold(name, _integers(parameter.detach(), qparams))
-            self.hold(f"{name}_scale", qparams.scale)
-            self.hold(f"{name}_zero_point", qparams.zero_point)
+            hold(self, name, _integers(parameter.detach(), qparams))
+            hold(self, f"{name}_scale", qparams.scale)
+            hold(self, f"{name}_zero_point", qparams.zero_point)
         self.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,11 +95,8 @@ class DynamicLayer(QuantizedLayer):
         """The layer in float, of the rounded weights."""
         layer = copy.deepcopy(self._empty[0]).to_empty(device=_device(self))
         for name, parameter in layer.named_parameters():
-            held = (
-                self.quantized(name).dequantize() if name in self.schemes else self._buffers[name]
-            )
-            assert held is not None
-            parameter.data = held
+            rounded = name in self.schemes
+            parameter.data = self.quantized(name).dequantize() if rounded else held(self, name)
         return layer.eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -202,8 +200,7 @@ def swap_layers(
             weights.are_integers(module)
         if not path:
             return made[id(module)]
-        owner, _, leaf = path.rpartition(".")
-        root.get_submodule(owner)._modules[leaf] = made[id(module)]
+        put(root, path, made[id(module)])
     remarks = weights.remarks() if made else [_nothing(left)]
     for remark in remarks:
         warnings.warn(remark, OctavoWarning, stacklevel=3)

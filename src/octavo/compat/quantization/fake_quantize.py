@@ -17,13 +17,14 @@ from octavo.compat.quantization.observer import (
     default_fixed_qparams_range_neg1to1_observer,
 )
 from octavo.compat.quantization.torch_types import (
+    INT8,
+    NARROW,
     PER_CHANNEL_FLOAT_QPARAMS,
     PER_CHANNEL_SYMMETRIC,
     PER_TENSOR_AFFINE,
     PER_TENSOR_SYMMETRIC,
-    QINT8,
     QUINT4X2,
-    QUINT8,
+    UINT8,
 )
 from octavo.numerics.affine import QParams
 from octavo.qat.rounding import fake_quantize
@@ -164,83 +165,45 @@ def _switch(mod: nn.Module, method: str, enabled: bool) -> None:
         change(enabled)
 
 
-_UINT8: dict[str, Any] = {"quant_min": 0, "quant_max": 255, "dtype": QUINT8}
-_INT8: dict[str, Any] = {"quant_min": -128, "quant_max": 127, "dtype": QINT8}
-_NARROW_INT8: dict[str, Any] = {"quant_min": -127, "quant_max": 127, "dtype": QINT8}
+# The table of defaults: activations, weights with one scale and with one for each channel, tables.
+_ACTIVATION: dict[str, Any] = {"observer": MovingAverageMinMaxObserver, **UINT8}
+_WEIGHT: dict[str, Any] = {
+    "observer": MovingAverageMinMaxObserver,
+    **INT8,
+    "qscheme": PER_TENSOR_SYMMETRIC,
+}
+_CHANNELS: dict[str, Any] = {
+    "observer": MovingAveragePerChannelMinMaxObserver,
+    **INT8,
+    "qscheme": PER_CHANNEL_SYMMETRIC,
+}
+_TABLE: dict[str, Any] = {
+    "observer": MovingAveragePerChannelMinMaxObserver,
+    "qscheme": PER_CHANNEL_FLOAT_QPARAMS,
+}
+_AFFINE: dict[str, Any] = {"qscheme": PER_TENSOR_AFFINE, "reduce_range": True}
+_rounding, _fused = FakeQuantize.with_args, FusedMovingAvgObsFakeQuantize.with_args
+_fixed = FixedQParamsFakeQuantize.with_args
 
-default_fake_quant = FakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver,
-    **_UINT8,
-    qscheme=PER_TENSOR_AFFINE,
-    reduce_range=True,
+default_fake_quant = _rounding(**_ACTIVATION, **_AFFINE)
+default_histogram_fake_quant = _rounding(observer=HistogramObserver, **UINT8, **_AFFINE)
+default_dynamic_fake_quant = _rounding(**_ACTIVATION, is_dynamic=True, averaging_constant=1)
+default_weight_fake_quant = _rounding(**_WEIGHT, reduce_range=False)
+default_per_channel_weight_fake_quant = _rounding(**_CHANNELS, reduce_range=False, ch_axis=0)
+default_embedding_fake_quant = _rounding(**_TABLE, **UINT8, ch_axis=0, averaging_constant=1)
+default_embedding_fake_quant_4bit = _rounding(
+    **_TABLE, ch_axis=0, dtype=QUINT4X2, averaging_constant=1
 )
-default_weight_fake_quant = FakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver,
-    **_INT8,
-    qscheme=PER_TENSOR_SYMMETRIC,
-    reduce_range=False,
-)
-default_dynamic_fake_quant = FakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver,
-    **_UINT8,
-    is_dynamic=True,
-    averaging_constant=1,
-)
-default_per_channel_weight_fake_quant = FakeQuantize.with_args(
-    observer=MovingAveragePerChannelMinMaxObserver,
-    **_INT8,
-    qscheme=PER_CHANNEL_SYMMETRIC,
-    reduce_range=False,
-    ch_axis=0,
-)
-default_histogram_fake_quant = FakeQuantize.with_args(
-    observer=HistogramObserver,
-    **_UINT8,
-    qscheme=PER_TENSOR_AFFINE,
-    reduce_range=True,
-)
-default_embedding_fake_quant = FakeQuantize.with_args(
-    observer=MovingAveragePerChannelMinMaxObserver,
-    qscheme=PER_CHANNEL_FLOAT_QPARAMS,
-    **_UINT8,
-    ch_axis=0,
-    averaging_constant=1,
-)
-default_embedding_fake_quant_4bit = FakeQuantize.with_args(
-    observer=MovingAveragePerChannelMinMaxObserver,
-    qscheme=PER_CHANNEL_FLOAT_QPARAMS,
-    ch_axis=0,
-    dtype=QUINT4X2,
-    averaging_constant=1,
-)
-default_fused_act_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver, **_UINT8
-)
-default_fused_wt_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver,
-    **_INT8,
-    qscheme=PER_TENSOR_SYMMETRIC,
-)
-default_fused_per_channel_wt_fake_quant = FusedMovingAvgObsFakeQuantize.with_args(
-    observer=MovingAveragePerChannelMinMaxObserver,
-    **_INT8,
-    qscheme=PER_CHANNEL_SYMMETRIC,
-)
-fused_wt_fake_quant_range_neg_127_to_127 = FusedMovingAvgObsFakeQuantize.with_args(
-    observer=MovingAverageMinMaxObserver,
-    **_NARROW_INT8,
-    qscheme=PER_TENSOR_SYMMETRIC,
-)
-fused_per_channel_wt_fake_quant_range_neg_127_to_127 = FusedMovingAvgObsFakeQuantize.with_args(
-    observer=MovingAveragePerChannelMinMaxObserver,
-    **_NARROW_INT8,
-    qscheme=PER_CHANNEL_SYMMETRIC,
-)
-default_fixed_qparams_range_0to1_fake_quant = FixedQParamsFakeQuantize.with_args(
+default_fused_act_fake_quant = _fused(**_ACTIVATION)
+default_fused_wt_fake_quant = _fused(**_WEIGHT)
+default_fused_per_channel_wt_fake_quant = _fused(**_CHANNELS)
+fused_wt_fake_quant_range_neg_127_to_127 = _fused(**_WEIGHT | NARROW)
+fused_per_channel_wt_fake_quant_range_neg_127_to_127 = _fused(**_CHANNELS | NARROW)
+default_fixed_qparams_range_0to1_fake_quant = _fixed(
     observer=default_fixed_qparams_range_0to1_observer
 )
-default_fixed_qparams_range_neg1to1_fake_quant = FixedQParamsFakeQuantize.with_args(
+default_fixed_qparams_range_neg1to1_fake_quant = _fixed(
     observer=default_fixed_qparams_range_neg1to1_observer
 )
-default_symmetric_fixed_qparams_fake_quant = default_fixed_qparams_range_neg1to1_fake_quant
 default_affine_fixed_qparams_fake_quant = default_fixed_qparams_range_0to1_fake_quant
+default_symmetric_fixed_qparams_fake_quant = default_fixed_qparams_range_neg1to1_fake_quant

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from octavo.compat.quantization.holding import put
 from octavo.errors import PlanError
 from octavo.graph.copying import copied
 
@@ -115,9 +116,7 @@ def _fuse(model: nn.Module, rows: Sequence[Any], inplace: bool, training: bool) 
         parts = [_part(model, path) for path in row]
         fused = _fused_of(row, parts, training)
         for path, part in zip(row, [fused, *(nn.Identity() for _ in row[1:])], strict=True):
-            owner, _, leaf = path.rpartition(".")
-            part.train(parts[0].training)
-            model.get_submodule(owner).add_module(leaf, part)
+            put(model, path, part.train(parts[0].training))
     return model
 
 

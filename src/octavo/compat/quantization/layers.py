@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.compat.quantization.fuse_modules import FusedModule
+from octavo.compat.quantization.holding import held
 from octavo.compat.quantization.torch_types import (
     PER_CHANNEL_AFFINE,
     PER_TENSOR_AFFINE,
@@ -109,10 +110,6 @@ class QuantizedLayer(nn.Module):
         self.output = output
         self.eval()
 
-    def hold(self, name: str, tensor: Tensor | None) -> None:
-        """Own a tensor under a name that a method may have as well."""
-        self._buffers[name] = tensor
-
     def quantized(self, name: str) -> QuantizedTensor:
         """One of the weights.
 
@@ -125,9 +122,8 @@ class QuantizedLayer(nn.Module):
                 "graph, "
                 "model.octavo_model.graph.constants"
             )
-        integers, scale = self._buffers[name], self._buffers[f"{name}_scale"]
-        zero_point = self._buffers[f"{name}_zero_point"]
-        assert integers is not None and scale is not None and zero_point is not None
+        integers, scale = held(self, name), held(self, f"{name}_scale")
+        zero_point = held(self, f"{name}_zero_point")
         scheme = self.schemes[name]
         if scheme.group_size is None:  # without the ones of the weight's rank, as torch has them
             form = [] if scheme.channel_axis is None else [-1]
@@ -149,18 +145,21 @@ class QuantizedLayer(nn.Module):
     @property
     def scale(self) -> float | None:
         """Of what the layer returns; ``None`` where that is float."""
-        if self.output is None:
-            return None
-        owner, name, _ = self.output
-        return float(owner._buffers[name])  # type: ignore[arg-type]
+        found = self._of_output()
+        return float(found[0]) if found else None
 
     @property
     def zero_point(self) -> int | None:
         """Of what the layer returns; ``None`` where that is float."""
+        found = self._of_output()
+        return int(found[1]) if found else None
+
+    def _of_output(self) -> list[Tensor]:
+        """Scale and zero point of what the layer returns; nothing where that is float."""
         if self.output is None:
-            return None
-        owner, _, name = self.output
-        return int(owner._buffers[name])  # type: ignore[arg-type]
+            return []
+        owner, *names = self.output
+        return [held(owner, name) for name in names]
 
     def forward(self, *args: Any) -> Any:
         """Not for calling.

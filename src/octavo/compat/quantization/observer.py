@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from octavo.compat.quantization.torch_types import (
+    HALF,
+    NARROW,
     PER_CHANNEL_AFFINE,
     PER_CHANNEL_FLOAT_QPARAMS,
     PER_CHANNEL_SYMMETRIC,
@@ -344,33 +346,25 @@ class NoopObserver(PlaceholderObserver):
         super().__init__(dtype, custom_op_name)
 
 
-default_observer = MinMaxObserver.with_args(quant_min=0, quant_max=127)
+# The table of defaults: weights with one scale and with one for each channel, tables, known scales.
+_WEIGHT: dict[str, Any] = {"dtype": QINT8, "qscheme": PER_TENSOR_SYMMETRIC}
+_CHANNELS: dict[str, Any] = {"dtype": QINT8, "qscheme": PER_CHANNEL_SYMMETRIC}
+_TABLE: dict[str, Any] = {"qscheme": PER_CHANNEL_FLOAT_QPARAMS, "ch_axis": 0}
+_KNOWN: dict[str, Any] = {"dtype": QUINT8, "quant_min": 0, "quant_max": 255}
+_one_scale, _of_channels = MinMaxObserver.with_args, PerChannelMinMaxObserver.with_args
+_fixed = FixedQParamsObserver.with_args
+
+default_observer = _one_scale(**HALF)
+default_histogram_observer = HistogramObserver.with_args(**HALF)
 default_placeholder_observer = PlaceholderObserver
-default_weight_observer = MinMaxObserver.with_args(dtype=QINT8, qscheme=PER_TENSOR_SYMMETRIC)
-weight_observer_range_neg_127_to_127 = MinMaxObserver.with_args(
-    dtype=QINT8, qscheme=PER_TENSOR_SYMMETRIC, quant_min=-127, quant_max=127
-)
-default_histogram_observer = HistogramObserver.with_args(quant_min=0, quant_max=127)
-default_per_channel_weight_observer = PerChannelMinMaxObserver.with_args(
-    dtype=QINT8, qscheme=PER_CHANNEL_SYMMETRIC
-)
-per_channel_weight_observer_range_neg_127_to_127 = PerChannelMinMaxObserver.with_args(
-    dtype=QINT8, qscheme=PER_CHANNEL_SYMMETRIC, quant_min=-127, quant_max=127
-)
-default_dynamic_quant_observer = PlaceholderObserver.with_args(
-    dtype=QUINT8, quant_min=0, quant_max=255, is_dynamic=True
-)
-default_float_qparams_observer = PerChannelMinMaxObserver.with_args(
-    dtype=QUINT8, qscheme=PER_CHANNEL_FLOAT_QPARAMS, ch_axis=0
-)
-default_float_qparams_observer_4bit = PerChannelMinMaxObserver.with_args(
-    dtype=QUINT4X2, qscheme=PER_CHANNEL_FLOAT_QPARAMS, ch_axis=0
-)
-default_fixed_qparams_range_neg1to1_observer = FixedQParamsObserver.with_args(
-    scale=2.0 / 256.0, zero_point=128, dtype=QUINT8, quant_min=0, quant_max=255
-)
-default_fixed_qparams_range_0to1_observer = FixedQParamsObserver.with_args(
-    scale=1.0 / 256.0, zero_point=0, dtype=QUINT8, quant_min=0, quant_max=255
-)
-default_symmetric_fixed_qparams_observer = default_fixed_qparams_range_neg1to1_observer
-default_affine_fixed_qparams_observer = default_fixed_qparams_range_0to1_observer
+default_dynamic_quant_observer = PlaceholderObserver.with_args(**_KNOWN, is_dynamic=True)
+default_weight_observer = _one_scale(**_WEIGHT)
+weight_observer_range_neg_127_to_127 = _one_scale(**_WEIGHT, **NARROW)
+default_per_channel_weight_observer = _of_channels(**_CHANNELS)
+per_channel_weight_observer_range_neg_127_to_127 = _of_channels(**_CHANNELS, **NARROW)
+default_float_qparams_observer = _of_channels(dtype=QUINT8, **_TABLE)
+default_float_qparams_observer_4bit = _of_channels(dtype=QUINT4X2, **_TABLE)
+default_symmetric_fixed_qparams_observer = _fixed(scale=2.0 / 256.0, zero_point=128, **_KNOWN)
+default_affine_fixed_qparams_observer = _fixed(scale=1.0 / 256.0, zero_point=0, **_KNOWN)
+default_fixed_qparams_range_neg1to1_observer = default_symmetric_fixed_qparams_observer
+default_fixed_qparams_range_0to1_observer = default_affine_fixed_qparams_observer

@@ -62,11 +62,7 @@ def prepare_fx(
         _equalization_config=_equalization_config,
         backend_config=backend_config,
     )
-    refuse_prepared(model)
-    rules = MappingRules.of(mapping_of(qconfig_mapping), training=False)
-    ready = prepared(copied(model).eval(), rules)
-    _capture(ready, example_inputs)
-    return ready
+    return _ready(model, qconfig_mapping, example_inputs, training=False)
 
 
 def prepare_qat_fx(
@@ -92,11 +88,7 @@ def prepare_qat_fx(
         CaptureError: the model cannot be exported.
     """
     refuse(prepare_custom_config=prepare_custom_config, backend_config=backend_config)
-    refuse_prepared(model)
-    rules = MappingRules.of(mapping_of(qconfig_mapping), training=True)
-    ready = trained(copied(model).train(), rules)
-    _capture(ready, example_inputs)
-    return ready
+    return _ready(model, qconfig_mapping, example_inputs, training=True)
 
 
 def convert_fx(
@@ -167,8 +159,15 @@ _FOLDED: dict[tuple[Any, Any], Any] = {
 }
 
 
-def _capture(model: Any, example_inputs: Any) -> None:
+def _ready(
+    model: nn.Module, qconfig_mapping: Any, example_inputs: Any, training: bool
+) -> nn.Module:
+    refuse_prepared(model)
+    rules = MappingRules.of(mapping_of(qconfig_mapping), training)
+    prepare = trained if training else prepared
+    ready: Any = prepare(copied(model).train(training), rules)
     if example_inputs is not None:
         many = isinstance(example_inputs, tuple | list)
         args = tuple(example_inputs) if many else (example_inputs,)
-        model._octavo.capture(as_float(model), args, {})
+        ready._octavo.capture(as_float(ready), args, {})
+    return ready  # type: ignore[no-any-return]

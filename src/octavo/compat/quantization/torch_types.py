@@ -24,6 +24,12 @@ PER_CHANNEL_FLOAT_QPARAMS: Any = getattr(
     torch, "per_channel_affine_float_qparams", "per_channel_affine_float_qparams"
 )
 
+# Arguments of observers, for the rows of the tables of defaults.
+UINT8: dict[str, Any] = {"quant_min": 0, "quant_max": 255, "dtype": QUINT8}
+INT8: dict[str, Any] = {"quant_min": -128, "quant_max": 127, "dtype": QINT8}
+NARROW: dict[str, Any] = {"quant_min": -127, "quant_max": 127}
+HALF: dict[str, Any] = {"quant_min": 0, "quant_max": 127}  # of uint8: the other bit is not used
+
 _INTEGERS = {
     "quint8": "uint8",
     "uint8": "uint8",

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from octavo.compat.quantization.conversion import convert_into
+from octavo.compat.quantization.holding import hold
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
 from octavo.compat.quantization.preparation import Awaiting, Waiting, planned, unknown
 from octavo.compat.quantization.rules import Rules
@@ -201,7 +202,7 @@ def share(qat: QATModel, model: nn.Module) -> None:
         for name in list(module._buffers):
             full = f"{path}.{name}".lstrip(".")
             if full in buffers:
-                module._buffers[name] = buffers[full]
+                hold(module, name, buffers[full])
 
 
 def _unknown(qat: QATModel) -> dict[str, QParams]:
