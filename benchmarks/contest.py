@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,20 @@ class Contest:
     def median_ratio(self, ours: str, theirs: str) -> float | None:
         spread = self.ratio(ours, theirs)
         return None if spread is None else spread.median
+
+
+def add_rounds(parser: ArgumentParser, seconds: float, each: str, slowest: float) -> None:
+    """The options of a script for its contests: how long they take, and who takes part.
+
+    Args:
+        seconds, slowest: defaults, see `contest`.
+        each: what there is a contest for.
+    """
+    parser.add_argument("--rounds", type=int, help="what fits into --seconds without it")
+    parser.add_argument("--seconds", type=float, default=seconds, help=f"of rounds for {each}")
+    parser.add_argument(
+        "--slowest", type=float, default=slowest, help="seconds of a call that takes part"
+    )
 
 
 def contest(

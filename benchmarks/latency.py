@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets
-from benchmarks.contest import Call, Maker, contest
+from benchmarks.contest import Call, Maker, add_rounds, contest
 from benchmarks.peers import fx
 from benchmarks.report import Goal, Report, parsed, parser
 
@@ -81,9 +81,7 @@ def measured(
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
-    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=25, help="of rounds for a network and batch")
-    made.add_argument("--slowest", type=float, default=4, help="seconds of a call that takes part")
+    add_rounds(made, seconds=25, each="a network and batch", slowest=4)
     made.add_argument("--nets", nargs="*", default=list(nets.FOR_IMAGES), choices=nets.FOR_IMAGES)
     made.add_argument("--batches", nargs="*", type=int, default=[1, 16])
     made.add_argument("--size", type=int, default=224, help="of the images; default: %(default)s")

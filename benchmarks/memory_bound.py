@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets, peers
-from benchmarks.contest import Call, Contest, Maker, contest
+from benchmarks.contest import Call, Contest, Maker, add_rounds, contest
 from benchmarks.report import Goal, Report, parsed, parser
 
 INT8, INT4 = "Octavo weight-only int8", "Octavo weight-only int4, groups of 32"
@@ -100,9 +100,7 @@ def rows_of(found: Contest, read: dict[str, float]) -> list[dict[str, Any]]:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
-    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=40, help="of rounds for a number of rows")
-    made.add_argument("--slowest", type=float, default=1, help="seconds of a call that takes part")
+    add_rounds(made, seconds=40, each="a number of rows", slowest=1)
     made.add_argument("--width", type=int, default=4096, help="default: %(default)s")
     made.add_argument("--layers", type=int, default=8, help="that take turns; default: %(default)s")
     made.add_argument("--rows", nargs="*", type=int, default=[1, 8])

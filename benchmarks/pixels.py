@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets
-from benchmarks.contest import Call, Maker, contest
+from benchmarks.contest import Call, Maker, add_rounds, contest
 from benchmarks.report import Goal, Report, parsed, parser
 
 PIXELS, FLOATS = "int8, pixels in", "floats, then int8"
@@ -83,9 +83,7 @@ def agreement(one: nn.Module, other: nn.Module, size: int, images: int) -> float
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
-    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=15, help="of rounds for a network and batch")
-    made.add_argument("--slowest", type=float, default=4, help="seconds of a call that takes part")
+    add_rounds(made, seconds=15, each="a network and batch", slowest=4)
     made.add_argument("--nets", nargs="*", default=["resnet18", "mobilenet_v2"])
     made.add_argument("--batches", nargs="*", type=int, default=[1, 16])
     made.add_argument("--size", type=int, default=224, help="of the images; default: %(default)s")

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 import octavo
-from benchmarks.contest import Maker, contest
+from benchmarks.contest import Maker, add_rounds, contest
 from benchmarks.report import Goal, Report, parsed, parser
 from benchmarks.workloads import MODELS, Workload
 from octavo.runtimes import cpu
@@ -55,9 +55,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
     made.add_argument("--models", nargs="*", default=["mobilenet_v2", "vit_b_16", "minilm", "lstm"])
-    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=20, help="of rounds for a network")
-    made.add_argument("--slowest", type=float, default=4, help="seconds of a call that takes part")
+    add_rounds(made, seconds=20, each="a network", slowest=4)
     made.add_argument("--samples", type=int, default=32, help="to calibrate with")
     options = parsed(made, words)
     settings = {"bf16 instructions": cpu.has_bf16(), "calibration": options.samples}

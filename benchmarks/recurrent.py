@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets, peers
-from benchmarks.contest import Call, Maker, contest
+from benchmarks.contest import Call, Maker, add_rounds, contest
 from benchmarks.report import Goal, Report, parsed, parser
 
 DYNAMIC, WEIGHT_ONLY = "Octavo dynamic", "Octavo weight-only int8"
@@ -81,9 +81,7 @@ def kernels(net: nn.Module, x: Tensor, mode: str) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
-    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=60, help="of rounds for a batch size")
-    made.add_argument("--slowest", type=float, default=4, help="seconds of a call that takes part")
+    add_rounds(made, seconds=60, each="a batch size", slowest=4)
     made.add_argument("--width", type=int, default=512, help="default: %(default)s")
     made.add_argument("--steps", type=int, default=64, help="default: %(default)s")
     made.add_argument("--batches", nargs="*", type=int, default=[1])

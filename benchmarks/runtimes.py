@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import peers
-from benchmarks.contest import Call, Contest, Maker, contest
+from benchmarks.contest import Call, Contest, Maker, add_rounds, contest
 from benchmarks.peers import Answer, Batch
 from benchmarks.report import Goal, Report, parsed, parser
 from benchmarks.workloads import MODELS, Model, Workload
@@ -297,9 +297,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
     made.add_argument("--model", choices=MODELS, help="this one, in this process, and no summary")
-    made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=60, help="of rounds for a model")
-    made.add_argument("--slowest", type=float, default=2, help="seconds of a call that takes part")
+    add_rounds(made, seconds=60, each="a model", slowest=2)
     made.add_argument(
         "--samples", type=int, default=SAMPLES, help="to calibrate with; default: %(default)s"
     )

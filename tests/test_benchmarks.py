@@ -14,30 +14,8 @@ from torch import nn
 import octavo
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = (
-    "latency",
-    "runtimes",
-    "memory_bound",
-    "pixels",
-    "reach",
-    "recurrent",
-    "tokens",
-    "qat_step",
-    "articles",
-    "qat_accuracy",
-    "qat_deployed",
-    "analysis",
-    "search",
-    "calibration",
-    "import_time",
-    "minilm",
-    "accuracy",
-    "attention",
-    "agreement",
-    "parity",
-    "demo",
-    "precision",
-    "proof",
+SCRIPTS = sorted(
+    path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py") if "def main(" in path.read_text()
 )
 sys.path.append(str(ROOT))
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from calling import Call
 from torch import Tensor, nn
 
 import octavo
@@ -29,17 +30,6 @@ class Case:
     make: Callable[[], nn.Module]
     dims: int = 2
     kernel: str | None = None
-
-
-class Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        return self.function(*tensors)
 
 
 class Between(nn.Module):

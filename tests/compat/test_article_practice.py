@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 import torch
+from observing import ARTICLE
 from torch import Tensor, nn
 
 from compat.networks import FUSED, Trained, percent_right
@@ -23,29 +24,12 @@ from octavo.compat.quantization.observer import (
 )
 from octavo.errors import OctavoWarning
 
-# The tensors that the article prints, to four digits.
-INPUTS = [
-    torch.tensor(
-        [
-            [-0.0590, 1.1674, 0.7119, -1.1270],
-            [-1.3974, 0.5077, -0.5601, 0.0683],
-            [-0.0929, 0.9473, 0.7159, -0.4574],
-        ]
-    ),
-    torch.tensor(
-        [
-            [-0.0236, -0.7599, 1.0290, 0.8914],
-            [-1.1727, -1.2556, -0.2271, 0.9568],
-            [-0.2500, 1.4579, 1.4707, 0.4043],
-        ]
-    ),
-]
 BACKEND = "fbgemm"
 
 
 def found(observer: nn.Module) -> tuple[list[float], list[int]]:
     """Scale and zero point after the article's two batches."""
-    for x in INPUTS:
+    for x in ARTICLE:
         observer(x)
     scale, zero_point = observer.calculate_qparams()  # type: ignore[operator]
     return scale.tolist(), zero_point.tolist()

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from calling import Call
+from residual import WideResidualNet
 from torch import nn
 
 import octavo
@@ -16,17 +18,6 @@ from octavo.quantization.targets import TARGETS
 from octavo.runtimes import RUNTIMES, Runtime, cpu
 
 RUNNING = ["torch", "onnxruntime", "openvino"]
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.classes = nn.Linear(16, 10)
-
-    def forward(self, x):
-        h = self.a(x).relu()
-        return self.classes((self.b(h) + h).relu().mean((2, 3)))
 
 
 class Recurrent(nn.Module):
@@ -54,7 +45,7 @@ def depthwise() -> nn.Module:
 
 IMAGES = (2, 3, 16, 16)
 MODELS = {
-    "residual": (Net, IMAGES),
+    "residual": (WideResidualNet, IMAGES),
     "depthwise": (depthwise, IMAGES),
     "lstm": (Recurrent, (2, 5, 8)),
     "transformer": (
@@ -143,15 +134,11 @@ def test_saturation_is_seen(monkeypatch):
 
 
 def test_a_runtime_that_cannot_run_is_a_row():
-    class Spectrum(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 8)
-
-        def forward(self, x):
-            return torch.fft.rfft(self.layer(x)).abs()
-
-    q = octavo.quantize(Spectrum(), torch.randn(2, 8), progress=False)
+    q = octavo.quantize(
+        nn.Sequential(nn.Linear(8, 8), Call(lambda y: torch.fft.rfft(y).abs())),
+        torch.randn(2, 8),
+        progress=False,
+    )
     found = octavo.verify(q, runtimes=["openvino"])
     assert not found.passed
     assert "fft_rfft" in found.runtimes[0].error

@@ -65,11 +65,8 @@ def _assert_trained(qat: QATModel, schedule: Schedule, data: TensorDataset) -> N
     torch.testing.assert_close(q(x), expected, atol=0.05, rtol=0.05)
 
 
-def test_lightning_follows_the_schedule(tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
-    from octavo.qat.lightning import QATCallback
-
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+def _lightning_module(lightning: Any) -> Any:
+    class Module(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = _prepared()
@@ -84,19 +81,30 @@ def test_lightning_follows_the_schedule(tmp_path: Path) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters(), 0.01)
 
-    module, schedule, data = Module(), Recording(**SETTINGS), _data(64)
-    before = _loss_on(module.net, data)
-    trainer = lightning.Trainer(
+    return Module()
+
+
+def _lightning_trainer(lightning: Any, schedule: Schedule, folder: Path, **options: Any) -> Any:
+    from octavo.qat.lightning import QATCallback
+
+    return lightning.Trainer(
         accelerator="cpu",
         devices=1,
-        max_epochs=2,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        default_root_dir=tmp_path,
+        default_root_dir=folder,
         callbacks=[QATCallback(schedule)],
+        **options,
     )
+
+
+def test_lightning_follows_the_schedule(tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    module, schedule, data = _lightning_module(lightning), Recording(**SETTINGS), _data(64)
+    before = _loss_on(module.net, data)
+    trainer = _lightning_trainer(lightning, schedule, tmp_path, max_epochs=2)
     loader = DataLoader(data, batch_size=16)
     # Four batches in each of two epochs. Lightning evaluates once before, by default.
     with pytest.warns(octavo.OctavoWarning, match="2 of 2 activations have no range yet"):
@@ -113,33 +121,11 @@ def test_lightning_follows_the_schedule(tmp_path: Path) -> None:
 def test_lightning_counts_steps_of_the_optimizer(tmp_path: Path) -> None:
     """With accumulated gradients two batches are one step, and share its phase."""
     lightning = pytest.importorskip("lightning.pytorch")
-    from octavo.qat.lightning import QATCallback
-
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = _prepared()
-
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            return functional.cross_entropy(self.net(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.01)
-
     schedule = Recording(**SETTINGS)
-    trainer = lightning.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        accumulate_grad_batches=2,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        callbacks=[QATCallback(schedule)],
+    trainer = _lightning_trainer(
+        lightning, schedule, tmp_path, max_epochs=1, accumulate_grad_batches=2
     )
-    trainer.fit(Module(), DataLoader(_data(32), batch_size=4))
+    trainer.fit(_lightning_module(lightning), DataLoader(_data(32), batch_size=4))
     twice = [(step, EXPECTED[step]) for step in range(4) for _ in range(2)]
     assert schedule.__dict__["phases"] == twice
 

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from calling import Call
 from torch import Tensor, nn
 
 import octavo
@@ -149,15 +150,8 @@ def test_masks_with_minus_infinity_work_as_before(by_hand, mode, runtime):
 
 
 def test_results_of_integers_are_refused_where_they_come_from_nan():
-    class Decision(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 4)
-
-        def forward(self, x):
-            return self.layer(x).argmax(1)
-
-    net, x = Decision().eval(), torch.randn(4, 16)
+    net = nn.Sequential(nn.Linear(16, 4), Call(lambda y: y.argmax(1))).eval()
+    x = torch.randn(4, 16)
     q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False)
     bad = x.clone()
     bad[2, 0] = NAN
@@ -169,15 +163,10 @@ def test_results_of_integers_are_refused_where_they_come_from_nan():
 
 
 def test_models_that_read_nan_as_a_missing_value():
-    class Filled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 4)
-
-        def forward(self, x):
-            return self.layer(torch.nan_to_num(x, 0.5))
-
-    net, x = Filled().eval(), torch.randn(4, 16)
+    net, x = (
+        nn.Sequential(Call(lambda x: torch.nan_to_num(x, 0.5)), nn.Linear(16, 4)).eval(),
+        torch.randn(4, 16),
+    )
     q = octavo.quantize(net, x, target=TARGET, progress=False)
     x[1, 2] = NAN
     got = q(x)
@@ -186,33 +175,23 @@ def test_models_that_read_nan_as_a_missing_value():
 
 
 def test_what_a_bad_sample_spoils_in_the_float_model_is_not_made_up():
-    class Neighbours(nn.Module):
-        """Each node takes the mean with the one before it."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 4)
-
-        def forward(self, x):
-            return self.layer(x + torch.roll(x, 1, 0))
-
-    net, x = Neighbours().eval(), torch.randn(4, 16)
+    """Each node takes the mean with the one before it."""
+    net, x = (
+        nn.Sequential(Call(lambda x: x + torch.roll(x, 1, 0)), nn.Linear(16, 4)).eval(),
+        torch.randn(4, 16),
+    )
     q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False)
     x[1, 0] = NAN
     assert q(x).isnan().all(1).tolist() == [False, True, True, False]
 
 
 def test_results_whose_samples_stand_elsewhere():
-    class TimeFirst(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 4)
-
-        def forward(self, x):
-            y = self.layer(x)
-            return y.transpose(0, 1), y.reshape(-1, 4), y.sum()
-
-    net, x = TimeFirst().eval(), torch.randn(4, 5, 16)
+    net, x = (
+        nn.Sequential(
+            nn.Linear(16, 4), Call(lambda y: (y.transpose(0, 1), y.reshape(-1, 4), y.sum()))
+        ).eval(),
+        torch.randn(4, 5, 16),
+    )
     q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False)
     x[1, 2] = NAN
     with torch.no_grad():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from calling import Call
 from torch import nn
 
 import octavo
@@ -152,17 +153,10 @@ def test_classes_may_differ_where_a_step_decides(x):
 
 
 def test_nan_and_infinity_are_equal_to_themselves():
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(8, 4)
-
-        def forward(self, x):
-            y = self.layer(x)
-            return y / 0.0, y.masked_fill(y > 0, -math.inf)
-
+    odd = Call(lambda y: (y / 0.0, y.masked_fill(y > 0, -math.inf)))
+    net = nn.Sequential(nn.Linear(8, 4), odd)
     data = torch.randn(4, 8)
-    q = octavo.quantize(Odd(), data, mode="dynamic", target=octavo.host_target(), progress=False)
+    q = octavo.quantize(net, data, mode="dynamic", target=octavo.host_target(), progress=False)
     assert q.lowered.agreement.agrees
     broken = _lowered(lambda x: tuple(t.nan_to_num() for t in run_of(q.graph)(x)))
     assert not agreement(q.graph, broken, [(data,)]).agrees

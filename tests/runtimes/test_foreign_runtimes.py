@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from residual import WideResidualNet
 from torch import nn
 
 import octavo
@@ -16,22 +17,11 @@ from octavo.runtimes import cpu, saturation
 RUNTIMES = ("onnxruntime", "openvino")
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.classes = nn.Linear(16, 10)
-
-    def forward(self, x):
-        h = self.a(x).relu()
-        return self.classes((self.b(h) + h).relu().mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def q():
     torch.manual_seed(0)
     x = torch.randn(4, 3, 16, 16)
-    return octavo.quantize(Net(), x, calibration=[x], target="x86-avx2", progress=False)
+    return octavo.quantize(WideResidualNet(), x, calibration=[x], target="x86-avx2", progress=False)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -92,7 +82,7 @@ def test_other_memory_layouts_are_read_rightly(q, runtime):
 )
 def test_it_says_which_layers_run_on_integers(runtime, target):
     x = torch.randn(4, 3, 16, 16)
-    q = octavo.quantize(Net(), x, calibration=[x], target=target, progress=False)
+    q = octavo.quantize(WideResidualNet(), x, calibration=[x], target=target, progress=False)
     lowered = q.lower(runtime).lowered
     assert lowered.kernels.keys() >= {"a", "b", "classes"}
     assert all(kernel.startswith(runtime) for kernel in lowered.kernels.values())

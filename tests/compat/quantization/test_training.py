@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from compat.networks import FUSED, Net, Trained, decibels, percent_right, train
-from torch import nn
+from torch import Tensor, nn
 
 import octavo
 import octavo.compat.quantization as ours
@@ -35,13 +35,16 @@ def test_an_optimizer_made_before_the_first_call_trains(digits: Trained, model: 
     assert {id(p) for p in model.octavo_model.parameters()} == {id(p) for p in model.parameters()}
 
 
+def _assert_alike(model: nn.Module, q: nn.Module, images: Tensor) -> None:
+    """But for integers of one step more or less."""
+    assert decibels(model(images), q(images)) > 40
+
+
 def test_trained_and_converted_agree(digits: Trained, model: Any) -> None:
     train(model, digits.test, epochs=1, lr=1e-3)
     model.eval()
     q = ours.convert(model)
-    assert (
-        decibels(model(digits.images), q(digits.images)) > 40
-    )  # integers of one step more or less
+    _assert_alike(model, q, digits.images)
     assert percent_right(q, digits.test) > 95
     assert str(q.module.conv1).startswith("QuantizedConvReLU2d(1, 8")
     rebuilt = ours.QuantWrapper(ours.fuse_modules_qat(Net(), FUSED))
@@ -82,9 +85,7 @@ def test_fx_trains_a_copy(digits: Trained) -> None:
     train(model, digits.test, epochs=1, lr=1e-3)
     model.eval()
     q = quantize_fx.convert_fx(model)
-    assert (
-        decibels(model(digits.images), q(digits.images)) > 40
-    )  # integers of one step more or less
+    _assert_alike(model, q, digits.images)
     for name, tensor in digits.float_model.state_dict().items():
         assert torch.equal(tensor, before[name])
     moved = copy.deepcopy(model).to("cpu").train()

@@ -8,31 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from observing import ARTICLE
 from torch import Tensor
 
 from octavo.errors import CalibrationError
 from octavo.numerics.affine import QParams, qparams_of_range
 from octavo.numerics.observers import Bounds, MinMax, MovingAverageMinMax
 from octavo.numerics.scheme import Scheme
-
-# "Practical Quantization in PyTorch" (pytorch.org, 2022) prints these two tensors, and what each of
-# PyTorch's observers makes of them.
-ARTICLE = [
-    torch.tensor(
-        [
-            [-0.0590, 1.1674, 0.7119, -1.1270],
-            [-1.3974, 0.5077, -0.5601, 0.0683],
-            [-0.0929, 0.9473, 0.7159, -0.4574],
-        ]
-    ),
-    torch.tensor(
-        [
-            [-0.0236, -0.7599, 1.0290, 0.8914],
-            [-1.1727, -1.2556, -0.2271, 0.9568],
-            [-0.2500, 1.4579, 1.4707, 0.4043],
-        ]
-    ),
-]
 
 
 def observed(observer: MinMax | MovingAverageMinMax, data: list[Tensor], scheme: Scheme) -> QParams:

@@ -8,23 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from calling import Call
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import octavo
 from octavo.errors import ExportError
 from octavo.graph.graph import Graph
-
-
-class Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *tensors: Tensor) -> Any:
-        return self.function(*tensors)
 
 
 def _module(model: Callable[..., Any]) -> nn.Module:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from calling import Call
 from torch import Tensor, nn
 
 import octavo
@@ -97,19 +98,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], int, int]] = {
 }
 
 
-class Functional(nn.Module):
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Tensor) -> Tensor:
-        return self.function(*args)
-
-
 def cases() -> list[object]:
     made: list[object] = [pytest.param(*case, id=name) for name, case in LAYERS.items()]
     for name, (function, channels, inputs) in FUNCTIONS.items():
-        made.append(pytest.param(lambda f=function: Functional(f), channels, inputs, id=name))
+        made.append(pytest.param(lambda f=function: Call(f), channels, inputs, id=name))
     made.append(pytest.param(Gate, 8, 2, id="gate"))
     return made
 
