@@ -25,7 +25,7 @@ from benchmarks import hard_digits, nets
 from benchmarks.report import Goal, Report, parsed, parser
 from octavo.measuring.layers.repair import repairs
 
-from analysis.culprits import planted  # isort: skip  (nets lets the tests be imported)
+from culprits import planted  # isort: skip  (nets lets the tests be imported)
 
 BATCHES, BATCH = 16, 8
 TRIALS = 20

@@ -25,7 +25,8 @@ from octavo.compat.quantization.quantize_fx import convert_fx, prepare_fx
 from octavo.demo.demo import trained_net
 from octavo.runtimes.timing import interleave
 
-FUSED = [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"]]
+from compat.networks import FUSED, Wrapped  # isort: skip  (nets lets the tests be imported)
+
 # What the articles print: percent smaller, accuracy before and after, percent faster.
 ARTICLES = {
     "static": (74.73, 98.53, 98.50, 15.75),
@@ -37,22 +38,6 @@ LARGEST = 0.27  # of the float model's size
 EPOCHS, LEARNING_RATE = 4, 0.01
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-
-
-class Wrapped(nn.Module):
-    """The article's wrapper: stubs around the model."""
-
-    qconfig: tq.QConfig
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model_fp32 = model
-        self.quant = tq.QuantStub()
-        self.dequant = tq.DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.dequant(self.model_fp32(self.quant(x)))
-        return y
 
 
 def static(model: nn.Module, batches: Batches) -> nn.Module:

@@ -187,7 +187,7 @@ def _own_names(tree: ast.Module) -> Iterator[str]:
     """The names of functions, fields and attributes of ``self``."""
     for node in ast.walk(tree):
         match node:
-            case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+            case ast.FunctionDef(name=name) | ast.Name(id=name, ctx=ast.Store()):
                 yield name
             case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
                 yield name

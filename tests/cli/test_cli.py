@@ -25,6 +25,8 @@ from octavo.demo.digits import Digits, load_digits
 from octavo.measuring.cold_start import ColdStart
 from octavo.runtimes import timing
 
+pytestmark = pytest.mark.usefixtures("here")
+
 MODELS = """
 from torch import nn
 def build():
@@ -58,13 +60,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.export.save(program, folder / "model.pt2")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def here(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(prepared)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return prepared
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from commands import octavo_command
 import octavo
 from octavo.searching import loop, measuring
 
+pytestmark = pytest.mark.usefixtures("here")
+
 MODELS = """
 import torch
 from torch import nn
@@ -48,13 +50,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     assert answer.code == 0, answer.err
     return folder
-
-
-@pytest.fixture(autouse=True)
-def here(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(prepared)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return prepared
 
 
 DEBUG = ("debug", "my_analysed_models:build", "m.octavo", "--data")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from octavo.compat import quantization
+
 
 class Net(nn.Module):
     """The article's network, narrower, on images of 14x14."""
@@ -32,6 +34,22 @@ class Net(nn.Module):
         x = self.relu3(self.fc1(x.reshape(x.shape[0], -1)))
         scores: Tensor = self.fc2(x)
         return scores
+
+
+class Wrapped(nn.Module):
+    """The article's wrapper: stubs around the model."""
+
+    qconfig: quantization.QConfig
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model_fp32 = model
+        self.quant = quantization.QuantStub()
+        self.dequant = quantization.DeQuantStub()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.dequant(self.model_fp32(self.quant(x)))
+        return y
 
 
 FUSED = [["conv1", "bn1", "relu1"], ["conv2", "bn2", "relu2"]]

@@ -13,24 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compat.networks import FUSED, Trained, percent_right, train
+from compat.networks import FUSED, Trained, Wrapped, percent_right, train
 from octavo.compat import quantization
 from octavo.demo.demo import Net as ArticlesNet
 from octavo.errors import OctavoWarning
-
-
-class QuantizedModel(nn.Module):
-    """The article's wrapper."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model_fp32 = model
-        self.quant = quantization.QuantStub()
-        self.dequant = quantization.DeQuantStub()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.dequant(self.model_fp32(self.quant(x)))
-        return y
 
 
 def megabytes(model: nn.Module, folder: Path) -> float:
@@ -43,7 +29,7 @@ def static(model: nn.Module, batches: list[Tensor]) -> nn.Module:
     """Steps 1 to 7."""
     copied = copy.deepcopy(model).eval()
     fused = quantization.fuse_modules(copied, FUSED, inplace=True)
-    wrapped = QuantizedModel(fused)
+    wrapped = Wrapped(fused)
     wrapped.qconfig = quantization.get_default_qconfig("fbgemm")
     quantization.prepare(wrapped, inplace=True)
     for images in batches:
@@ -79,7 +65,7 @@ def test_dynamic(digits: Trained) -> None:
 
 def test_training_with_the_qconfig_of_the_article(digits: Trained) -> None:
     fused = quantization.fuse_modules(digits.model.eval(), FUSED, inplace=True)
-    network = QuantizedModel(fused)
+    network = Wrapped(fused)
     network.qconfig = quantization.get_default_qconfig("fbgemm")  # not the one for training
     with pytest.warns(OctavoWarning, match="get_default_qat_qconfig"):
         quantization.prepare_qat(network, inplace=True)

@@ -41,6 +41,15 @@ def test_weights_whose_channels_are_the_second_axis() -> None:
     assert decibels(pair["float"], pair["quantized"]) > 35
 
 
+def test_weights_of_layers_that_run_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.LSTM(4, 8))
+    dynamic = ours.quantize_dynamic(model)
+    found = ns.compare_weights(model.state_dict(), dynamic.state_dict())
+    assert list(found) == ["0.weight", "1.weight_ih_l0", "1.weight_hh_l0"]
+    for pair in found.values():
+        assert decibels(pair["float"], pair["quantized"]) > 35
+
+
 def test_outputs_have_the_structure_of_torchs(
     digits: Trained, models: tuple[nn.Module, nn.Module]
 ) -> None:

@@ -20,7 +20,7 @@ from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import capture
 from octavo.graph.graph import Graph
 from octavo.graph.program import compile_steps, steps_of
-from octavo.numerics.affine import broadcast, dequantize
+from octavo.numerics import octavo_operators
 
 __all__ = ["compare_model_outputs", "compare_model_stub", "compare_weights"]
 
@@ -51,21 +51,15 @@ def compare_weights(
         if scale is None or zero_point is None or original is None:
             continue
         if integers.shape == original.shape:
-            read = _dequantized(integers, scale, zero_point, original)
+            scale, zero_point = (_of_rank(values, integers) for values in (scale, zero_point))
+            read = octavo_operators.dequantize(integers, scale, zero_point)
             found[key] = {"float": original, "quantized": read}
     return found
 
 
-def _dequantized(integers: Tensor, scale: Tensor, zero_point: Tensor, original: Tensor) -> Tensor:
-    """A state dict does not say which axis is the channels': that of their number which fits."""
-    if not scale.dim():
-        return dequantize(integers, scale, zero_point)
-    axes = [axis for axis, size in enumerate(integers.shape) if size == len(scale)]
-    read = [
-        dequantize(integers, *(broadcast(v, integers.dim(), axis) for v in (scale, zero_point)))
-        for axis in axes
-    ]
-    return min(read, key=lambda values: float((values - original).norm()))
+def _of_rank(values: Tensor, integers: Tensor) -> Tensor:
+    """Layers that run alone have one value for each index of the first axis, or one for all."""
+    return values.reshape(values.shape + (1,) * (integers.dim() - values.dim()))
 
 
 def compare_model_outputs(

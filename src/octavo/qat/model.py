@@ -26,7 +26,7 @@ from octavo.qat.fake_quantize import (
 )
 from octavo.qat.layer_with_norm import Mode
 from octavo.qat.norm_modules import holder, path_of
-from octavo.qat.training_graph import TrainingGraph, training_program
+from octavo.qat.training_graph import TrainingGraph, TrainingProgram
 from octavo.quantization.plan import Plan
 from octavo.quantization.weights import qparams_of_weight
 
@@ -216,7 +216,7 @@ class QATModel(nn.Module):
     def _compiled(self) -> Callable[..., tuple[Any, ...]]:
         graph = self._model.graph
         inputs = graph.input_names()
-        steps, outputs = training_program(
+        program = TrainingProgram(
             replace(self._model, graph=replace(graph, constants=self._tensors())),
             self.plan,
             self._by_tensor(),
@@ -224,6 +224,7 @@ class QATModel(nn.Module):
             self._norms,
             self.device,
         )
+        steps, outputs = program.written()
         return compile_steps([*inputs, *self._places], steps, outputs, {})
 
     def _nan_flags(self) -> Tensor:

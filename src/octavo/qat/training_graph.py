@@ -64,15 +64,8 @@ class TrainingGraph:
         return fold_batch_norm(simplified(in_evaluation(graph)))
 
 
-def training_program(
-    model: TrainingGraph,
-    plan: Plan,
-    fake_quantizers: Mapping[str, FakeQuantize],
-    mode: Mode,
-    norm_modules: Mapping[str, nn.Module],
-    device: torch.device,
-) -> tuple[list[Step], list[str]]:
-    """The steps in order, and the names of the results.
+class TrainingProgram:
+    """The steps of a training graph, and what has been rounded so far, under which name.
 
     Args:
         model: what is trained.
@@ -82,18 +75,6 @@ def training_program(
         norm_modules: batch norm -> the module that holds its tensors.
         device: where tensors are made that an operator makes anew.
     """
-    writer = _Writer(model, plan, fake_quantizers, mode, norm_modules, device)
-    steps = [step for entry in model.graph.inputs for step in writer.rounded(entry.name)]
-    for node in model.graph.nodes:
-        if node.name not in writer.folded:
-            steps += writer.steps(node)
-    outputs = model.graph.output_names()
-    read = writer.names(outputs, as_integers=False)
-    return steps, [read.get(name, name) for name in outputs]
-
-
-class _Writer:
-    """What has been rounded so far, and under which name."""
 
     def __init__(
         self,
@@ -118,6 +99,16 @@ class _Writer:
             for layer in filter(IntegerBiases().fits, layers)
             if layer.bias is not None and layer.input is not None
         }
+
+    def written(self) -> tuple[list[Step], list[str]]:
+        """The steps in order, and the names of the results."""
+        steps = [step for entry in self.model.graph.inputs for step in self.rounded(entry.name)]
+        for node in self.model.graph.nodes:
+            if node.name not in self.folded:
+                steps += self.steps(node)
+        outputs = self.model.graph.output_names()
+        read = self.names(outputs, as_integers=False)
+        return steps, [read.get(name, name) for name in outputs]
 
     def steps(self, node: Node) -> Iterator[Step]:
         """A node, behind the rounding of what it reads, and before that of what it makes."""
