@@ -155,7 +155,7 @@ def test_results_of_integers_are_refused_where_they_come_from_nan():
     q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False)
     bad = x.clone()
     bad[2, 0] = NAN
-    with pytest.raises(InputError, match=r"'x' has NaN or an infinity in the samples \[2\]"):
+    with pytest.raises(InputError, match=r"'input' has NaN or an infinity in the samples \[2\]"):
         q(bad)
     bad[2, 0] = INF
     with torch.no_grad():
