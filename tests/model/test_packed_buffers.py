@@ -70,7 +70,7 @@ def test_a_kernel_gives_its_weights_back(name):
     q = octavo.quantize(make().eval(), calibration=[x], target=TARGET, progress=False, **how)
     if q.lowered.fallbacks:
         pytest.skip("this CPU has no kernel for it")
-    assert set(q.lowered.held) == set(weights_of(q))
+    assert set(q.lowered.prepacked) == set(weights_of(q))
     oracle = q.lower("reference")  # holds tensors
     before = {key: tensor.clone() for key, tensor in oracle.graph.constants.items()}
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_weights_in_groups_stay_tensors(make):
     layer = make().eval()
     x = torch.randn(4, 6, *[9] * (layer.weight.dim() - 2))
     q = octavo.quantize(layer, calibration=[x], target=TARGET, progress=False)
-    assert q.lowered.held == {}
+    assert q.lowered.prepacked == {}
     assert torch.allclose(q(x), q.lower("reference")(x), atol=1e-4)
 
 

@@ -145,7 +145,7 @@ class QuantizedModel(nn.Module):
 
     def _let_go(self, lowered: Lowered) -> None:
         """Drop the tensors that kernels hold too: they are unpacked whenever they are asked for."""
-        for name, unpack in lowered.held.items():
+        for name, unpack in lowered.prepacked.items():
             *path, leaf = name.split(".")
             owner: Any = self
             for part in path:

@@ -19,21 +19,21 @@ class LayerRounding:
 
     Attributes:
         weight: what rounds the weight; ``None`` leaves it in float.
-        given: what rounds the layer's input, where the bias becomes a whole number of steps: of
+        input: what rounds the layer's input, where the bias becomes a whole number of steps: of
             input scale times weight scale, as they are at this moment.
     """
 
     weight: FakeQuantize | None
-    given: FakeQuantize | None = None
+    input: FakeQuantize | None = None
 
     def __call__(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         if self.weight is None:
             return weight, bias
-        if self.given is None or not (self.given.rounds and self.weight.rounds):
+        if self.input is None or not (self.input.rounds and self.weight.rounds):
             return self.weight(weight), bias
-        given = self.given.qparams()
-        qparams = with_room(self.weight.qparams_of(weight), given, bias)
-        step = step_of_sums(qparams, given, len(bias))
+        source = self.input.qparams()
+        qparams = with_room(self.weight.qparams_of(weight), source, bias)
+        step = step_of_sums(qparams, source, len(bias))
         return self.weight.rounded(weight, qparams), integer_bias(bias, step)
 
     def before(self, operator: Callable[..., Any]) -> Callable[..., Any]:

@@ -137,7 +137,7 @@ def run_around(
     if bool(bad.all()):
         return tuple(exact[name] for name in names)
     pairs = zip(graph.inputs, tensors, strict=True)
-    results = run(*(_emptied(tensor, given.meta, bad) for given, tensor in pairs))
+    results = run(*(_emptied(tensor, entry.meta, bad) for entry, tensor in pairs))
     return tuple(
         _merged(result, exact[name], graph.metas.get(name), bad)
         for name, result in zip(names, results, strict=True)

@@ -50,7 +50,7 @@ class Lowered:
         float_error: relative error of a float operator's result.
         precision: of what stays float, in words.
         agreement: how near this is to the oracle; ``None`` where it was not checked.
-        held: constant that a kernel holds in a form of its own -> what gives it back.
+        prepacked: constant that a kernel holds in a form of its own -> what gives it back.
         runtime: its name, which lowering fills in.
     """
 
@@ -62,5 +62,5 @@ class Lowered:
     float_error: float = 2.0**-18
     precision: str = "float32"
     agreement: Agreement | None = None
-    held: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    prepacked: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     runtime: str = ""

@@ -143,7 +143,7 @@ def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any
 
 
 def _runner(session: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
-    read = {given.name for given in session.get_inputs()}
+    read = {entry.name for entry in session.get_inputs()}
     names = graph.input_names()
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:

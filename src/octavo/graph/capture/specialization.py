@@ -86,8 +86,10 @@ class NotedGuards(list[Any]):
         while frame.f_back is not None and not self.is_users(frame.f_code.co_filename):
             frame = frame.f_back
         code = frame.f_code
-        found = self.is_users(code.co_filename)
-        self.lines.append(_line(code.co_filename, frame.f_lineno, code.co_name) if found else "")
+        in_users_code = self.is_users(code.co_filename)
+        self.lines.append(
+            _line(code.co_filename, frame.f_lineno, code.co_name) if in_users_code else ""
+        )
 
     def is_torchs_own(self, guard: Any) -> bool:
         """Whether torch asked, and not the user's code itself."""

@@ -74,10 +74,10 @@ class Estimate:
         gradient_of = dict(zip(self.names, gradients, strict=True))
         for layer, places in self.places.items():
             variant = self.rounded[layer]
-            found = variant.run(*(known[name] for name in variant.needs))
+            rounded = variant.run(*(known[name] for name in variant.needs))
             noise[layer] += sum(
                 _answer(gradient_of[name], value - known[name])
-                for name, value in zip(places, found, strict=True)
+                for name, value in zip(places, rounded, strict=True)
             )
         exact = tuple(t.detach() if isinstance(t, Tensor) else t for t in rest)
         return signal, noise, exact

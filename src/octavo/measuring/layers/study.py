@@ -117,7 +117,7 @@ class Study:
     Attributes:
         graph: the captured float model.
         plan: what would be quantized.
-        found: its calibration.
+        calibrated: what calibration found.
         metric: as for `octavo.compare`.
         exact: measure one layer at a time too.
         weights: methods that make integers of weights.
@@ -126,7 +126,7 @@ class Study:
 
     graph: Graph
     plan: Plan
-    found: Calibrated
+    calibrated: Calibrated
     metric: str | Metric | None
     exact: bool
     weights: Sequence[WeightMethod]
@@ -155,9 +155,9 @@ class Study:
 
     def quantized(self, plan: Plan, graph: Graph | None = None) -> Graph:
         """The QDQ graph of a variant's plan; of the whole without ``graph``."""
-        found = self.found
+        calibrated = self.calibrated
         return quantize_graph(
-            graph or self.graph, plan, found.qparams, self.weights, found.statistics
+            graph or self.graph, plan, calibrated.qparams, self.weights, calibrated.statistics
         )
 
 

@@ -64,8 +64,8 @@ def _windows(w: Writer, node: Node, dilations: list[int]) -> dict[str, Any]:
     strides = each(given["stride"], dims) if given["stride"] else kernel
     behind = before
     if given["ceil_mode"]:
-        found, wanted = (w.meta(ref).shape[-dims:] for ref in (node.args[0], node))
-        if None in found:
+        sizes, wanted = (w.meta(ref).shape[-dims:] for ref in (node.args[0], node))
+        if None in sizes:
             raise ExportError(
                 f"{node.name}: {node.op} with ceil_mode needs sizes that do not depend on the "
                 "batch; do without it"
@@ -73,7 +73,7 @@ def _windows(w: Writer, node: Node, dilations: list[int]) -> dict[str, Any]:
         reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
         behind = [
             max(p, ((after or 0) - 1) * stride + r - (size or 0) - p)
-            for p, after, stride, r, size in zip(before, wanted, strides, reach, found, strict=True)
+            for p, after, stride, r, size in zip(before, wanted, strides, reach, sizes, strict=True)
         ]
     return {"kernel_shape": kernel, "strides": strides, "pads": before + behind}
 

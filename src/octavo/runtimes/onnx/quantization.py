@@ -180,8 +180,8 @@ def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
             w.values[key] = tuple(w.op("DynamicQuantizeLinear", w.read(source), outputs=3))
         else:
             w.values[key] = _rounded_by_hand(w, node)
-    found: tuple[str, str, str] = w.values[key]
-    return found
+    parts: tuple[str, str, str] = w.values[key]
+    return parts
 
 
 def rounded_from(w: Writer, ref: Any) -> Ref | None:
@@ -243,15 +243,17 @@ def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
         else:
             value = w.read(ref)
             w.values[known] = w.op("Transpose", value, perm=[1, 0]) if transposed else value
-    found: str = w.values[known]
-    return found
+    name: str = w.values[known]
+    return name
 
 
 def integers_of(w: Writer, ref: Any) -> QuantizedWeight | None:
     """A constant weight of whole bytes with a scale for each row, or one for all."""
-    found = weight_behind(w.graph, ref)
-    by_rows = found is not None and found.unpack is None and found.channel_scale(0) is not None
-    return found if by_rows else None
+    constant = weight_behind(w.graph, ref)
+    by_rows = (
+        constant is not None and constant.unpack is None and constant.channel_scale(0) is not None
+    )
+    return constant if by_rows else None
 
 
 def floats_of(w: Writer, ref: Any) -> Tensor | None:

@@ -70,14 +70,15 @@ class Context:
 
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
-    rounded. ``held``: constant that a kernel holds in its own form -> what gives its integers back.
+    rounded. ``prepacked``: constant that a kernel holds in its own form -> what gives its integers
+    back.
     """
 
     graph: Graph
     caller: Caller = "python"
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
-    held: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    prepacked: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     def before_cast(self, name: str) -> str:
         """What a layer in bfloat16 reads in float32; of other values itself."""
@@ -121,7 +122,7 @@ class Context:
         weight = weight_behind(self.graph, arg)
         assert weight is not None
         packed = weight.unpack is not None
-        self.held[weight.name] = (
+        self.prepacked[weight.name] = (
             (lambda: octavo_operators.pack_int4(unpack())) if packed else unpack
         )
 

@@ -219,14 +219,16 @@ def _accounted(
     joined: Mapping[str, str],
 ) -> Lowered:
     """With what runs each layer, under the names that layers had before they were joined."""
-    held = {name: unpack for name, unpack in context.held.items() if name in graph.constants}
+    prepacked = {
+        name: unpack for name, unpack in context.prepacked.items() if name in graph.constants
+    }
     for name, (whole, rows) in weights_in_joined(graph, joined).items():
-        if whole in context.held:
-            held[name] = partial(_rows_of, context.held[whole], rows)
+        if whole in context.prepacked:
+            prepacked[name] = partial(_rows_of, context.prepacked[whole], rows)
     kernels = _with_joined(matched.kernels, joined)
     fallbacks = _with_joined(matched.fallbacks, joined)
     rounds = _with_joined(matched.rounds, joined)
-    return Lowered(run, kernels, fallbacks, rounds=rounds, held=held)
+    return Lowered(run, kernels, fallbacks, rounds=rounds, prepacked=prepacked)
 
 
 def _with_joined(by_node: Mapping[str, T], joined: Mapping[str, str]) -> dict[str, T]:

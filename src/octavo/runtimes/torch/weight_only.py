@@ -127,8 +127,8 @@ def _few_rows(
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
-    held = context.held[weight.name]
-    weight.opened = lambda: held().__getitem__
+    unpack = context.prepacked[weight.name]
+    weight.opened = lambda: unpack().__getitem__
     return f"{name}, two digits", _two_digits(product, bits), 2.0 / (2**bits - 2) ** 2
 
 
@@ -177,7 +177,7 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
             return held(which).to(torch.int8) - 8 if signed else held(which)
 
         weight.opened = lambda: read
-        context.held[name] = lambda: octavo_operators.pack_int4(read(slice(None)))
+        context.prepacked[name] = lambda: octavo_operators.pack_int4(read(slice(None)))
     parameters = torch.stack([scale, offset], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
