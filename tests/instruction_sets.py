@@ -28,6 +28,7 @@ FILES = (
     "tests/runtimes/torch/test_dynamic.py",
     "tests/runtimes/torch/test_weight_only.py",
     "tests/runtimes/torch/test_siblings.py",
+    "tests/runtimes/test_contract.py",
     "tests/runtimes/test_foreign_runtimes.py",
     "tests/test_every_layer.py",
     "tests/quantization/test_bfloat16.py",

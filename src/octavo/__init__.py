@@ -26,6 +26,7 @@ from octavo.measuring.parity import Parity, verify
 from octavo.model.model import QuantizedModel, load
 from octavo.model.onnx_file import export_onnx
 from octavo.model.package import export_package, load_package
+from octavo.numerics import observers
 from octavo.numerics.affine import QParams
 from octavo.numerics.observers import (
     MSE,
@@ -99,6 +100,7 @@ __all__ = [
     "layer_errors",
     "load",
     "load_package",
+    "observers",
     "plan",
     "plots",
     "prepare_qat",

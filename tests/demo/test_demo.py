@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import octavo
-from octavo import demo
+from octavo.demo import demo
 from octavo.demo.demo import DemoResult, Net, augmented, run_demo, trained_net
 from octavo.demo.digits import Digits, load_digits
 from octavo.errors import ArtifactError, InputError, MissingExtra

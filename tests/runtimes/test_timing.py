@@ -33,7 +33,7 @@ def test_contenders_take_turns_in_a_rotating_order(monkeypatch: pytest.MonkeyPat
     times = interleave(calls, rounds=3)
     assert "".join(order[-9:]) == "abc" + "bca" + "cab"
     assert order[:-9] == ["a"] * 3 + ["b"] * 3 + ["c"] * 3  # the warm-up
-    assert {name: len(timing.rounds) for name, latency in times.items()} == dict.fromkeys("abc", 3)
+    assert {name: len(latency.rounds) for name, latency in times.items()} == dict.fromkeys("abc", 3)
 
 
 def test_short_calls_are_repeated_within_a_turn() -> None:
