@@ -42,7 +42,7 @@ def compare_weights(
         >>> found = compare_weights(net.state_dict(), int8.state_dict())  # doctest: +SKIP
         >>> found["fc.weight"]["quantized"].dequantize()  # doctest: +SKIP
     """
-    found = {}
+    weights = {}
     for key, integers in quantized_dict.items():
         scale, zero_point = (
             quantized_dict.get(f"{key}_{what}") for what in ("scale", "zero_point")
@@ -53,8 +53,8 @@ def compare_weights(
         if integers.shape == original.shape:
             scale, zero_point = (_of_rank(values, integers) for values in (scale, zero_point))
             read = octavo_operators.dequantize(integers, scale, zero_point)
-            found[key] = {"float": original, "quantized": read}
-    return found
+            weights[key] = {"float": original, "quantized": read}
+    return weights
 
 
 def _of_rank(values: Tensor, integers: Tensor) -> Tensor:

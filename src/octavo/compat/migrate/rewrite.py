@@ -126,13 +126,13 @@ class _Mover(cst.CSTTransformer):
         self, old: Sequence[cst.CSTNode], body: Sequence[cst.BaseSmallStatement]
     ) -> list[cst.BaseSmallStatement]:
         """The statements of a line, their imports moved, others added behind them."""
-        found: list[cst.BaseSmallStatement] = []
+        statements: list[cst.BaseSmallStatement] = []
         for original, statement in zip(old, body, strict=True):
             if isinstance(statement, cst.Import):
-                found.append(moved_import(statement))
+                statements.append(moved_import(statement))
             elif isinstance(statement, cst.ImportFrom):
-                found += moved_from(statement)
+                statements += moved_from(statement)
             else:
-                found.append(statement)
-            found += map(added_import, sorted(self._added.get(original, ())))
-        return found
+                statements.append(statement)
+            statements += map(added_import, sorted(self._added.get(original, ())))
+        return statements

@@ -50,8 +50,10 @@ def migrate(
     """
     unseen: list[FileMigration] = []
     sources = list(_sources(Path(path), unseen))
-    found = [_Source.of(file) for file in track(sources, "reading", progress)]
-    files = [*unseen, *_written(found)] if write else [*unseen, *(one.migration for one in found)]
+    readable = [_Source.of(file) for file in track(sources, "reading", progress)]
+    files = (
+        [*unseen, *_written(readable)] if write else [*unseen, *(one.migration for one in readable)]
+    )
     read = sum(file.suffix != ".ipynb" for file in sources)
     noted = (file for file in files if file.changed or file.remarks or file.kept)
     return Migration(tuple(noted), read, write)

@@ -99,7 +99,7 @@ class Conversion:
         Raises:
             CalibrationError: a scale is not known.
         """
-        found = {
+        constants = {
             name: held(root.get_submodule(path), leaf)
             for name, (path, leaf) in self.constants.items()
         }
@@ -113,7 +113,7 @@ class Conversion:
                     "data before convert, or load the state dict of a converted model"
                 )
             scales[tensor] = (value, int(held(owner, zero_point)))
-        graph = replace(self.graph, constants=found)
+        graph = replace(self.graph, constants=constants)
         return rewrite(graph, lambda node: _with_scale(node, self.plan, scales))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Conversion:
@@ -215,22 +215,22 @@ def convert_into(
 
 def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[QuantizedLayer, str]]:
     """Path -> the quantized layer that now stands there, and the tensor that it returns."""
-    found: dict[str, tuple[QuantizedLayer, str]] = {}
+    layers: dict[str, tuple[QuantizedLayer, str]] = {}
     for name, planned in plan.tensors.items():
         if planned.op not in WEIGHT_LAYOUTS or planned.kind != "activation":
             continue
         node = graph.by_name.get(name)
         path = None if node is None else _path_of_layer(root, node.module)
-        if node is None or path is None or not planned.on_integers or path in found:
+        if node is None or path is None or not planned.on_integers or path in layers:
             continue
         module = root.get_submodule(path)
         output = planned.fused_into or name
         kind = name_of_kind(module, planned.runs, plan.tensors[output].op == "relu")
         weights = _weights(node, graph, plan)
-        found[path] = (QuantizedLayer(kind, about(module), weights), output)
-    for path, (layer, _) in found.items():
+        layers[path] = (QuantizedLayer(kind, about(module), weights), output)
+    for path, (layer, _) in layers.items():
         put(root, path, layer)
-    return found
+    return layers
 
 
 def _path_of_layer(root: nn.Module, path: str) -> str | None:
@@ -247,15 +247,15 @@ def _path_of_layer(root: nn.Module, path: str) -> str | None:
 
 
 def _weights(node: Node, graph: Graph, plan: Plan) -> dict[str, tuple[Any, list[int]]]:
-    found = {}
+    weights = {}
     for name in node.refs():
         source = name.removesuffix(".dequantized")
         planned = plan.quantized.get(source)
         if planned is not None and planned.kind == "weight" and planned.spec is not None:
             meta = graph.by_name[name].meta
             shape = [size or 0 for size in meta.shape] if meta else []
-            found[source.rpartition(".")[2]] = (planned.spec.scheme, shape)
-    return found
+            weights[source.rpartition(".")[2]] = (planned.spec.scheme, shape)
+    return weights
 
 
 def _strip(root: nn.Module, layers: Mapping[str, Any], holders: set[str]) -> None:
@@ -275,13 +275,13 @@ def _home(path: str, layers: list[str]) -> str:
 
 def _scales(graph: Graph, plan: Plan) -> dict[str, tuple[float, int]]:
     """Tensor -> scale and zero point, of those with one scale that is their own."""
-    found = {}
+    scales = {}
     for node in graph.nodes:
         if node.op in _ROUNDED:
             given = arguments(node)
             leader = _leader(node.name.rpartition(".")[0], plan)
-            found[leader] = (given["scale"], given["zero_point"])
-    return found
+            scales[leader] = (given["scale"], given["zero_point"])
+    return scales
 
 
 def _leader(tensor: str, plan: Plan) -> str:

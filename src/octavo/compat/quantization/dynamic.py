@@ -178,7 +178,7 @@ def swap_layers(
         target: name of the target.
     """
     weights = Weights(root)
-    made: dict[int, DynamicLayer] = {}
+    dynamic_layers: dict[int, DynamicLayer] = {}
     left: list[str] = []
     for path, module in list(root.named_modules(remove_duplicate=False)):
         qconfig = qconfig_of(path, module)
@@ -195,13 +195,13 @@ def swap_layers(
         if type(module) not in kinds:
             left += [type(module).__name__] if any(True for _ in module.parameters(False)) else []
             continue
-        if id(module) not in made:
-            made[id(module)] = DynamicLayer(module, qconfig, target)
+        if id(module) not in dynamic_layers:
+            dynamic_layers[id(module)] = DynamicLayer(module, qconfig, target)
             weights.are_integers(module)
         if not path:
-            return made[id(module)]
-        put(root, path, made[id(module)])
-    remarks = weights.remarks() if made else [_nothing(left)]
+            return dynamic_layers[id(module)]
+        put(root, path, dynamic_layers[id(module)])
+    remarks = weights.remarks() if dynamic_layers else [_nothing(left)]
     for remark in remarks:
         warnings.warn(remark, OctavoWarning, stacklevel=3)
     _leave_fast_paths(root)

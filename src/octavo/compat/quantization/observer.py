@@ -177,8 +177,8 @@ class UniformQuantizationObserverBase(ObserverBase):
         """Scale and zero point, of shape ``[]`` or ``[channels]``."""
         bounds = self.bounds
         low, high = bounds.low, bounds.high
-        found = qparams_of_range(low, high, self.scheme)
-        scale, zero_point = found.scale.clamp(min=self.eps), found.zero_point
+        qparams = qparams_of_range(low, high, self.scheme)
+        scale, zero_point = qparams.scale.clamp(min=self.eps), qparams.zero_point
         if not self.scheme.symmetric:
             first = self.quant_min - torch.round(low.clamp(max=0.0) / scale)
             zero_point = first.clamp(self.quant_min, self.quant_max).to(torch.int32)
@@ -193,9 +193,9 @@ class UniformQuantizationObserverBase(ObserverBase):
                 stacklevel=2,
             )
             return torch.tensor([1.0]), torch.tensor([0])
-        found = self.qparams()
-        zero_point = found.zero_point.long() if self.scheme.symmetric else found.zero_point
-        return found.scale.reshape(-1), zero_point.reshape(-1)
+        qparams = self.qparams()
+        zero_point = qparams.zero_point.long() if self.scheme.symmetric else qparams.zero_point
+        return qparams.scale.reshape(-1), zero_point.reshape(-1)
 
     def extra_repr(self) -> str:
         low, high = (b.item() if not b.dim() else b for b in (self.min_val, self.max_val))

@@ -88,11 +88,14 @@ class Preparation:
         """
         if not self.needs_graph:
             return
-        found = planned(model, self.rules, args, kwargs)
+        captured = planned(model, self.rules, args, kwargs)
         self.captured, self.sums = True, _sums(model)
         close(model, hooks=False)
-        if found is not None:
-            self.calibration, self.stubs = Calibration(found.graph, found.plan), found.stubs
+        if captured is not None:
+            self.calibration, self.stubs = (
+                Calibration(captured.graph, captured.plan),
+                captured.stubs,
+            )
 
     def call(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the float model returns, observed."""
@@ -121,9 +124,9 @@ class Preparation:
                 "prepared, or at the latest before its first call"
             )
         seen = self.calibration
-        found = seen.result() if seen.batches else unknown(seen.graph, seen.plan)
+        calibrated = seen.result() if seen.batches else unknown(seen.graph, seen.plan)
         quantized = quantize_graph(
-            seen.graph, seen.plan, found.qparams, [BiasCorrection()], found.statistics
+            seen.graph, seen.plan, calibrated.qparams, [BiasCorrection()], calibrated.statistics
         )
         return convert_into(root, quantized, seen.plan, self.signature, self.stubs)
 

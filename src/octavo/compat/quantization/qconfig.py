@@ -192,10 +192,10 @@ def native(qconfig: Any, target: str, training: bool = False) -> core.QConfig | 
 
 def _observer(kind: Any) -> Any:
     """An instance, its rounding taken off."""
-    made = kind()
-    rounding = isinstance(made, FakeQuantizeBase)
-    inner = made.activation_post_process if rounding else made
-    for one in (made, inner):
+    observer = kind()
+    rounding = isinstance(observer, FakeQuantizeBase)
+    inner = observer.activation_post_process if rounding else observer
+    for one in (observer, inner):
         _refuse_own_code(one)
     if getattr(inner, "eps", _EPS) != _EPS:
         warnings.warn(
@@ -207,9 +207,9 @@ def _observer(kind: Any) -> Any:
     return inner
 
 
-def _refuse_own_code(made: Any) -> None:
+def _refuse_own_code(observer: Any) -> None:
     """Raise for what no graph would run: an observer of torch.ao's, or one with its own methods."""
-    for kind in type(made).__mro__:
+    for kind in type(observer).__mro__:
         if kind.__module__.startswith("octavo.") or kind is nn.Identity:
             return
         if kind.__module__.startswith("torch.ao."):
@@ -229,14 +229,14 @@ def _weight(observer: Any, target: str) -> QSpec:
             f"the weight of a QConfig is {type(observer).__name__}, which finds no range: take "
             "default_weight_observer; or keep the layer float with qconfig = None"
         )
-    scheme, found = observer.scheme, observer.native
+    scheme, native = observer.scheme, observer.native
     # A weight is seen once, or at each step anew: there is nothing to take an average of.
-    found = MinMax() if isinstance(found, MovingAverageMinMax) else found
-    if isinstance(found, MinMax) and scheme.symmetric and scheme.dtype == "int8":
+    native = MinMax() if isinstance(native, MovingAverageMinMax) else native
+    if isinstance(native, MinMax) and scheme.symmetric and scheme.dtype == "int8":
         default = target_named(target).qconfig.weight
         axis = scheme.channel_axis
         return replace(default, scheme=replace(default.scheme, channel_axis=axis))
-    return QSpec(scheme, found)
+    return QSpec(scheme, native)
 
 
 def _activation(observer: Any, weight: QSpec, training: bool) -> QSpec | None:
@@ -276,9 +276,9 @@ def _all_bits(scheme: Scheme, weight: QSpec) -> Scheme:
 
 
 def _following(observer: Any, training: bool) -> Observer:
-    found: Observer = observer.native
+    native: Observer = observer.native
     if not training or not isinstance(observer, HistogramObserver):
-        return found
+        return native
     warnings.warn(
         "HistogramObserver cannot follow training: activations are rounded to a moving average of "
         "their extremes, as get_default_qat_qconfig asks for",

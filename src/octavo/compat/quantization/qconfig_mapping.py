@@ -75,16 +75,16 @@ class QConfigMapping:
         Raises:
             PlanError: it has a key that a mapping does not have.
         """
-        made = cls()
+        mapping = cls()
         for key, value in qconfig_dict.items():
             if key in ("", "global"):
-                made.set_global(value)
+                mapping.set_global(value)
             elif key in _SETTERS:
                 for rule in value:
-                    getattr(made, f"set_{key}")(*rule)
+                    getattr(mapping, f"set_{key}")(*rule)
             else:
                 raise PlanError(f"a qconfig_dict has no key {key!r}; it has '' and {[*_SETTERS]}")
-        return made
+        return mapping
 
     def to_dict(self) -> dict[str, Any]:
         """The ``qconfig_dict`` of the mapping."""
@@ -116,14 +116,14 @@ class QConfigMapping:
         def own(qconfig: Any) -> core.QConfig | None:
             return native(qconfig, target, training)
 
-        made = core.QConfigMapping().set_global(own(self.global_qconfig))
+        mapping = core.QConfigMapping().set_global(own(self.global_qconfig))
         for kind, qconfig in self.object_type_qconfigs.items():
-            made.set_object_type(_object_type(kind), own(qconfig))
+            mapping.set_object_type(_object_type(kind), own(qconfig))
         for pattern, qconfig in self.module_name_regex_qconfigs.items():
-            made.set_module_name_regex(pattern, own(qconfig))
+            mapping.set_module_name_regex(pattern, own(qconfig))
         for name, qconfig in self.module_name_qconfigs.items():
-            made.set_module_name(name, own(qconfig))
-        return made
+            mapping.set_module_name(name, own(qconfig))
+        return mapping
 
     def __repr__(self) -> str:
         lines = [f" {key or 'global'}: {value}" for key, value in self.to_dict().items()]

@@ -118,8 +118,8 @@ def convert(
         convert_custom_config_dict=convert_custom_config_dict,
         use_precomputed_fake_quant=use_precomputed_fake_quant or None,
     )
-    found = [*submodules(module, Prepared), *submodules(module, Trained)]
-    if not found:
+    modules = [*submodules(module, Prepared), *submodules(module, Trained)]
+    if not modules:
         raise PlanError(
             f"{type(module).__name__} was not prepared: call prepare or prepare_qat, run it on "
             "data, and convert what they return (or the model itself with inplace=True)"
@@ -129,7 +129,7 @@ def convert(
         state.rules.refuse_changes(module)
         return state.convert(module if inplace else float_copy(module))
     root = module if inplace else copied(module)
-    for path, _ in found:
+    for path, _ in modules:
         convert(root.get_submodule(path), inplace=True)
     return root
 

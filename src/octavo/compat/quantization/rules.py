@@ -46,8 +46,8 @@ class EagerRules:
         given = dict(_propagated(model, "", None))
         target = common_target(given.values())
         distinct = {id(q): q for q in given.values()}
-        made = {key: native(q, target, training) for key, q in distinct.items()}
-        qconfigs = {path: made[id(qconfig)] for path, qconfig in given.items()}
+        native_of = {key: native(q, target, training) for key, q in distinct.items()}
+        qconfigs = {path: native_of[id(qconfig)] for path, qconfig in given.items()}
         rules = cls(qconfigs, target, given)
         if not rules.modes:
             raise PlanError(

@@ -99,5 +99,5 @@ def submodules(root: nn.Module, kind: type[Changed]) -> Iterator[tuple[str, Any]
         yield "", root
         return
     for name, child in root.named_children():
-        for path, found in submodules(child, kind):
-            yield f"{name}.{path}".rstrip("."), found
+        for path, inner in submodules(child, kind):
+            yield f"{name}.{path}".rstrip("."), inner
