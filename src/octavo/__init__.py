@@ -23,6 +23,7 @@ from octavo.measuring.layers import (
     sensitivity,
 )
 from octavo.measuring.parity import Parity, verify
+from octavo.model import artifact
 from octavo.model.model import QuantizedModel, load
 from octavo.model.onnx_file import export_onnx
 from octavo.model.package import export_package, load_package
@@ -86,6 +87,7 @@ __all__ = [
     "Sensitivity",
     "WeightMethod",
     "__version__",
+    "artifact",
     "bench",
     "calibrate",
     "capture",
