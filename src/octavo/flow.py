@@ -130,6 +130,7 @@ def quantize(
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = with_floats(example, pixels).beside(model)
     graph = capture(model, example.args, example.kwargs)
+    signature = Signature.of(model, graph.arguments)
     example_tensors = flatten_call(graph, example.args, example.kwargs)
     graph = with_seen(graph, example_tensors)
     if pixels is not None:

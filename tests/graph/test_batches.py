@@ -133,3 +133,32 @@ def test_floats_of_the_first_image_that_is_pixels():
         assert with_floats(left, pixels) is left
     whole = Batch((x,), {})
     assert with_floats(whole, None) is whole
+
+
+class Classifier(nn.Module):
+    """As those of transformers: it makes a loss where it is given labels."""
+
+    def forward(self, x: Any, labels: Any = None, start_positions: Any = None, y: Any = None):
+        return x
+
+
+def test_arguments_that_take_labels_are_left_out_of_the_call() -> None:
+    signature = Signature.of(Classifier())
+    assert signature == Signature(("x", "y"), 1)
+    assert split_batch({"x": X, "labels": Y}, signature) == Batch((), {"x": X}, Y)
+    both = split_batch({"x": X, "labels": Y, "start_positions": Z}, signature)
+    assert both == Batch((), {"x": X}, {"labels": Y, "start_positions": Z})
+
+
+def test_labels_that_were_captured_are_arguments() -> None:
+    signature = Signature.of(Classifier(), captured=("x", "labels"))
+    assert signature == Signature(("x", "labels", "y"), 1)
+    assert split_batch({"x": X, "labels": Y}, signature) == Batch((), {"x": X, "labels": Y})
+
+
+def test_labels_that_forward_needs_are_arguments() -> None:
+    class Needs(nn.Module):
+        def forward(self, x: Any, labels: Any, label: float = 0.1) -> None:
+            pass
+
+    assert Signature.of(Needs()) == Signature(("x", "labels", "label"), 2)

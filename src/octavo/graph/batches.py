@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch.utils import _pytree as pytree
 
 from octavo.arguments import of
 from octavo.errors import CalibrationError, InputError
+from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.capture.example import PACKED, arguments_of, module_of
 from octavo.graph.pixels import Pixels
 
-LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+LABEL_KEYS = (*LABEL_ARGUMENTS, "targets", "target", "y")
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,25 @@ class Batch:
 
 @dataclass(frozen=True)
 class Signature:
-    """The names of a model's arguments, in order; ``required`` of them have no default."""
+    """The names of a model's arguments, in order; ``required`` of them have no default.
+
+    Arguments that take labels, of which a model makes a loss, are not among them, see `of`.
+    """
 
     names: tuple[str, ...]
     required: int
 
     @classmethod
-    def of(cls, model: nn.Module) -> Signature:
+    def of(cls, model: nn.Module, captured: Collection[str] = ()) -> Signature:
         """The signature of a module's ``forward``.
+
+        An argument that is named as labels (`LABEL_ARGUMENTS`) and is ``None`` by default is left
+        out, so that what a batch has of this name is labels, and not for the model.
+
+        Args:
+            model: the float model.
+            captured: arguments that it was captured with. Labels among them were given on purpose,
+                and are arguments like others.
 
         Raises:
             InputError: it is not a module.
@@ -69,6 +81,9 @@ class Signature:
         model = module_of(model)
         names, required = [], 0
         for parameter in signature_of(model).parameters.values():
+            takes_labels = parameter.name in LABEL_ARGUMENTS and parameter.default is None
+            if takes_labels and parameter.name not in captured:
+                continue
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.append(parameter.name)
                 required += parameter.default is parameter.empty
@@ -102,8 +117,9 @@ def split_batch(
 
     ``inputs`` decides where it is given: it maps the batch to a tensor, a tuple of positional
     arguments or a dict of keyword arguments. Without it: a tensor is the only argument; a mapping
-    gives keyword arguments, reduced to the names that the model knows; of a tuple or list the first
-    ``signature.required`` items are arguments, and the item behind them is taken for the labels.
+    gives keyword arguments, reduced to the names that the signature has; of a tuple or list the
+    first ``signature.required`` items are arguments, and the item behind them is taken for the
+    labels.
 
     Raises:
         InputError: the batch is of another type, or has fewer items than the model has arguments.
@@ -221,8 +237,12 @@ def _is_image(leaf: Any) -> bool:
 
 
 def _labels(batch: Any, signature: Signature) -> Any:
-    """What of a batch is not for the model: under a usual key, or behind the arguments."""
+    """What of a batch is not for the model: under usual keys, or behind the arguments.
+
+    Under several keys it is a dict of them, as of ``start_positions`` and ``end_positions``.
+    """
     if isinstance(batch, Mapping):
-        return next((batch[k] for k in LABEL_KEYS if k in batch and k not in signature.names), None)
+        labels = {k: batch[k] for k in LABEL_KEYS if k in batch and k not in signature.names}
+        return labels if len(labels) > 1 else next(iter(labels.values()), None)
     count = max(1, signature.required)
     return batch[count] if isinstance(batch, tuple | list) and len(batch) > count else None

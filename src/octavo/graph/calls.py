@@ -13,6 +13,18 @@ from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Ref, TensorMeta, map_refs
 from octavo.graph.size_guards import Guard
 
+# What forward calls labels where it makes a loss of them; these are the names in transformers.
+# class_labels and targets are none of them: elsewhere they are what a model is conditioned on.
+LABEL_ARGUMENTS = (
+    "labels",
+    "label",
+    "start_positions",
+    "end_positions",
+    "next_sentence_label",
+    "sentence_order_label",
+    "mc_labels",
+)
+
 
 def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The graph's input tensors, in order, out of a call's arguments.
@@ -27,8 +39,7 @@ def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     for name, value in kwargs.items():
         if name not in graph.arguments:
             raise InputError(
-                f"the model has no argument {name!r}; it was captured with {names}: leave it out, "
-                "or capture the model with it (example_inputs)"
+                f"the model has no argument {name!r}; it was captured with {names}: {_leave(name)}"
             )
         if name in given:
             raise InputError(f"the argument {name!r} is given twice")
@@ -63,6 +74,16 @@ def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:
     """The structure that the model returns, around the flat results."""
     results: Iterator[Any] = iter(tensors)
     return map_refs(graph.outputs, lambda ref: next(results))
+
+
+def _leave(name: str) -> str:
+    """What to do with an argument that the model was captured without."""
+    if name in LABEL_ARGUMENTS:
+        return (
+            "leave the labels out of the call, and compute the loss outside, from what the model "
+            "returns; or capture the model with them (example_inputs), so that it returns its loss"
+        )
+    return "leave it out, or capture the model with it (example_inputs)"
 
 
 def _match(tree: Any, value: Any, where: str, tensors: dict[str, Tensor]) -> None:

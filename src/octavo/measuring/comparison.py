@@ -96,7 +96,9 @@ def compare(
         contenders = contenders_of(model, q, runtimes, new_metric)
         for contender in contenders:
             stack.enter_context(evaluating(contender.model))
-        batches = _batches(model, track(data, "comparing", progress), inputs)
+        signature = _signature(contenders)
+        tracked = track(data, "comparing", progress)
+        batches = (split_batch(batch, signature, inputs) for batch in tracked)
         first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
         rest_s = REST_S if any(has_own_threads(c.runtime) for c in contenders) else 0.0
         calls = _calls(contenders, first)
@@ -118,11 +120,11 @@ def compare(
     )
 
 
-def _batches(
-    model: nn.Module, data: Iterable[Any], inputs: Callable[[Any], Any] | None
-) -> Iterator[Batch]:
-    signature = Signature.of(model)
-    return (split_batch(batch, signature, inputs) for batch in data)
+def _signature(contenders: Sequence[Contender]) -> Signature:
+    """That of the float model, with all arguments that a quantized one was captured with."""
+    quantized = (c.model for c in contenders if isinstance(c.model, QuantizedModel))
+    captured = {name for q in quantized for name in q.signature.names}
+    return Signature.of(contenders[0].model, captured)
 
 
 def _judge(

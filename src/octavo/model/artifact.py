@@ -36,6 +36,7 @@ from octavo.arguments import PATH, expect
 from octavo.errors import ArtifactError, OctavoError
 from octavo.graph import as_json, version_1
 from octavo.graph.batches import Signature
+from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.graph import Graph, TensorMeta
 from octavo.model.files import tensor_file
 from octavo.model.files.atomic import replacing
@@ -136,7 +137,7 @@ def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     upgrade = _UPGRADES.get(metadata["version"], lambda graph: graph)
     graph = as_json.from_json(json.loads(metadata["graph"]), tensors, upgrade)
     plan = Plan.from_json(metadata["plan"])
-    signature = _signature(json.loads(metadata["signature"]))
+    signature = _signature(json.loads(metadata["signature"]), graph)
     provenance = json.loads(metadata["provenance"])
     if not isinstance(provenance, dict):
         raise ArtifactError("its provenance is malformed")
@@ -177,12 +178,14 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return metadata, tensors
 
 
-def _signature(data: Any) -> Signature:
+def _signature(data: Any, graph: Graph) -> Signature:
+    """The signature, without labels that the model was captured without: older files name them."""
     names, required = data["names"], data["required"]
     texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if not texts or type(required) is not int or not 0 <= required <= len(names):
         raise ArtifactError(f"its signature {data} is malformed")
-    return Signature(tuple(names), required)
+    kept = (n for n in names if n in graph.arguments or n not in LABEL_ARGUMENTS)
+    return Signature(tuple(kept), required)
 
 
 def _check_header(metadata: Mapping[str, str], needed: Sequence[str]) -> None:

@@ -93,6 +93,7 @@ def prepare_qat(
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = example.beside(model)
     graph = traced(model, example.args, example.kwargs)
+    signature = Signature.of(model, graph.arguments)
     graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
     trained = TrainingGraph.of(graph)
     deployed = trained.deployed()

@@ -109,12 +109,13 @@ def search(
     signature = Signature.of(model)
     source = calibration if calibration is not None else measured
     example, _ = example_call(example_inputs, source, signature, inputs)
-    judge = evaluate or Judge(measured or [], metric, signature, inputs)
     stopwatch = Stopwatch(model, example)
     try:
         with evaluating(model), deadline.watching(model):
-            float_metric = checked(judge, model)
             graph = capture(model, example.args, example.kwargs)
+            signature = Signature.of(model, graph.arguments)
+            judge = evaluate or Judge(measured or [], metric, signature, inputs)
+            float_metric = checked(judge, model)
             bf16_over_fp32 = stopwatch.bf16()
         about: dict[str, Any] = {}
         if checkpoint is not None:

@@ -168,6 +168,7 @@ def sensitivity(
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     with evaluating(model):
         graph = capture(model, example.args, example.kwargs)
+    signature = Signature.of(model, graph.arguments)
     decided = plan(graph, mapping_of(qconfig), target, mode)
     methods = with_correction(weights, bias_correction)
     calibrated = calibrate(
