@@ -40,6 +40,7 @@ from octavo.numerics.observers import (
 )
 from octavo.numerics.scheme import Scheme
 from octavo.qat import QATModel, prepare_qat
+from octavo.quantization import targets
 from octavo.quantization.calibrate import Calibrated, Calibration, calibrate
 from octavo.quantization.plan import Plan, plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec
@@ -112,6 +113,7 @@ __all__ = [
     "search",
     "sensitivity",
     "static_qconfig",
+    "targets",
     "verify",
     "weight_only_qconfig",
 ]
