@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import re
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _NUMBER = re.compile(r"[-+]?[\d.]")
+PATIENCE_S = 2.0
 
 
 def plain(text: str, keep: str = "") -> str:
@@ -185,3 +188,41 @@ def track(items: Iterable[T], description: str, enabled: bool = True) -> Iterato
 
     words = escape_markup(plain(description))
     yield from rich_track(items, words, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def waiting(description: str, enabled: bool = True) -> Iterator[None]:
+    """Say what goes on inside, with a clock, once it has taken two seconds: on standard error where
+    that is a terminal.
+    """
+    if not (enabled and sys.stderr.isatty()):
+        yield
+        return
+    over = threading.Event()
+    clock = threading.Thread(target=_show_clock, args=(description, over), daemon=True)
+    clock.start()
+    try:
+        yield
+    finally:
+        over.set()
+        clock.join()
+
+
+def _show_clock(description: str, over: threading.Event) -> None:
+    if over.wait(PATIENCE_S):
+        return
+    from rich.console import Console
+    from rich.markup import escape as escape_markup
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    # The streams stay as they are, since they are the whole process's.
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as shown:
+        shown.add_task(escape_markup(plain(description)), total=None)
+        over.wait()

@@ -129,7 +129,7 @@ def quantize(
         raise CalibrationError(NO_CALIBRATION)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = with_floats(example, pixels).beside(model)
-    graph = capture(model, example.args, example.kwargs)
+    graph = capture(model, example.args, example.kwargs, progress=progress)
     signature = Signature.of(model, graph.arguments)
     example_tensors = flatten_call(graph, example.args, example.kwargs)
     graph = with_seen(graph, example_tensors)

@@ -60,8 +60,8 @@ def check_recurrent(
         )
     batch, steps = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
     hidden, out, directions = states[-1].shape[2], states[0].shape[2], 1 + bidirectional
-    sizes = {tuple(state.shape[:2]) for state in states}
-    if min(num_layers, steps, hidden, out) < 1 or sizes != {(num_layers * directions, batch)}:
+    fits = all(list(state.shape[:2]) == [num_layers * directions, batch] for state in states)
+    if min(num_layers, steps, hidden, out) < 1 or not fits:
         raise ValueError("states that do not fit the sequences and layers")
     rows, expected = _GATES[name] * hidden, []
     for layer in range(min(num_layers, len(params))):

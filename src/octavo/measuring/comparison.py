@@ -166,7 +166,7 @@ def _check_origin(contenders: Sequence[Contender], batch: Batch) -> None:
     fp32 = contenders[0]
     floats = with_floats(batch, fp32.pixels)
     try:
-        graph = capture(fp32.model, floats.args, floats.kwargs)
+        graph = capture(fp32.model, floats.args, floats.kwargs, progress=False)
     except OctavoError:  # whatever is wrong with the batch is said when it is run
         return
     quantized = {c.label: c.model for c in contenders if isinstance(c.model, QuantizedModel)}

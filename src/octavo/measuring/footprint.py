@@ -85,7 +85,7 @@ def _as_file(contender: Contender, batch: Batch) -> QuantizedModel | None:
     floats = with_floats(batch, contender.pixels)
     args, kwargs = cast((floats.args, floats.kwargs), contender.dtype or torch.float32)
     try:
-        graph = capture(contender.model, args, kwargs)
+        graph = capture(contender.model, args, kwargs, progress=False)
     except CaptureError:
         return None
     nothing = Plan("x86", "static", {})

@@ -92,7 +92,7 @@ def prepare_qat(
     signature = Signature.of(model)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = example.beside(model)
-    graph = traced(model, example.args, example.kwargs)
+    graph = traced(model, example.args, example.kwargs, progress=progress)
     signature = Signature.of(model, graph.arguments)
     graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
     trained = TrainingGraph.of(graph)

@@ -112,7 +112,7 @@ def search(
     stopwatch = Stopwatch(model, example)
     try:
         with evaluating(model), deadline.watching(model):
-            graph = capture(model, example.args, example.kwargs)
+            graph = capture(model, example.args, example.kwargs, progress=progress)
             signature = Signature.of(model, graph.arguments)
             judge = evaluate or Judge(measured or [], metric, signature, inputs)
             float_metric = checked(judge, model)

@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from octavo.display import waiting
 from octavo.errors import CaptureError, InputError, OctavoWarning
 from octavo.graph import operators
 from octavo.graph.calls import flatten_call
@@ -41,7 +42,11 @@ _OF_INTEGERS = ("onednn.", "quantized.")
 
 
 def capture(
-    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
 ) -> Graph:
     """Capture a model in evaluation mode as a canonical graph whose batch size is free.
 
@@ -53,6 +58,7 @@ def capture(
         example_inputs: a tensor or a tuple of positional arguments; tensors have the batch in
             dimension 0. A batch of one is repeated, since export would take 1 for a constant.
         example_kwargs: keyword arguments.
+        progress: a clock on a terminal, where it takes over two seconds.
 
     Raises:
         CaptureError: the model cannot be exported; the message names the line and the way out.
@@ -63,18 +69,24 @@ def capture(
         >>> [node.name for node in graph.nodes]
         ['0', '1']
     """
-    return _captured(model, example_inputs, example_kwargs, canonical)
+    with waiting("capturing the model", progress):
+        return _captured(model, example_inputs, example_kwargs, canonical)
 
 
 def traced(
-    model: nn.Module, example_inputs: Any, example_kwargs: Mapping[str, Any] | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
 ) -> Graph:
     """What `capture` starts from: the graph as the model computes it, free of in-place operators.
 
     Raises:
         CaptureError, InputError: as `capture`.
     """
-    return _captured(model, example_inputs, example_kwargs, lambda graph: graph)
+    with waiting("capturing the model", progress):
+        return _captured(model, example_inputs, example_kwargs, lambda graph: graph)
 
 
 def _captured(

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from octavo.errors import CaptureError
 from octavo.graph.capture.example import PACKED
 from octavo.graph.capture.padded_tokens import zero_padded_tokens
+from octavo.graph.capture.recurrent_layers import WholeRecurrentLayers, recall
 from octavo.graph.capture.specialization import NotedGuards, Specialized, Symbols, specialized
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Record
@@ -69,7 +70,13 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
         if isinstance(leaf, Tensor) and leaf.dim():
             shapes[leaf] = {0: Dim.AUTO}
     try:
-        with _exporting(), left_as_it_was(model), _buffers_kept(model), torch.no_grad():
+        with (
+            _exporting(),
+            left_as_it_was(model),
+            _buffers_kept(model),
+            torch.no_grad(),
+            WholeRecurrentLayers(),
+        ):
             model.register_forward_hook(lambda module, args, result: as_records(result))
             _name_keywords(model, kwargs)
             dynamic = shapes.dynamic_shapes(model, args, kwargs)
@@ -82,6 +89,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
             symbols = Symbols.of(program)
             if not (inline_regions(program) and is_safe(program)):
                 program = program.run_decompositions({})
+            recall(program)
             return Exported(program, specialized(symbols, noted))
     except CaptureError:
         raise

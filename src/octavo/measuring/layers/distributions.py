@@ -112,7 +112,7 @@ class _Taps:
         self.pixels = Pixels.from_dict(q.provenance.get("pixels"))
         floats = with_floats(first, self.pixels)
         with evaluating(model):
-            self.graph = capture(model, floats.args, floats.kwargs)
+            self.graph = capture(model, floats.args, floats.kwargs, progress=False)
         known = set(self.graph.metas)
         quantized = q.plan.quantized.items()
         self.names = [n for n, t in quantized if t.kind != "weight" and n in known]

@@ -191,7 +191,7 @@ class Measurement:
         self.pixels = Pixels.from_dict(q.provenance.get("pixels"))
         floats = with_floats(first, self.pixels)
         with evaluating(model):
-            self.float_graph = capture(model, floats.args, floats.kwargs)
+            self.float_graph = capture(model, floats.args, floats.kwargs, progress=False)
         if runtime is None:
             runtime = q.runtime if q.runtime in ("torch", "reference") else "reference"
         tensors = flatten_call(q.graph, first.args, first.kwargs)

@@ -167,7 +167,7 @@ def sensitivity(
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     with evaluating(model):
-        graph = capture(model, example.args, example.kwargs)
+        graph = capture(model, example.args, example.kwargs, progress=progress)
     signature = Signature.of(model, graph.arguments)
     decided = plan(graph, mapping_of(qconfig), target, mode)
     methods = with_correction(weights, bias_correction)
