@@ -39,12 +39,12 @@ ATEN = frozenset(
     add sub mul div rsub neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
     reciprocal pow sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erfinv
     floor ceil round trunc frac fmod remainder floor_divide clamp clamp_min clamp_max clip maximum
-    minimum lerp addcmul addcdiv nan_to_num logaddexp logit hypot true_divide subtract multiply
-    divide negative absolute
+    minimum fmax fmin lerp addcmul addcdiv nan_to_num logaddexp logit hypot true_divide subtract
+    multiply divide negative absolute sgn xlogy sinc special_expit heaviside deg2rad rad2deg
     sum mean prod std var var_mean std_mean amax amin aminmax max min argmax argmin any all norm
     linalg_norm linalg_vector_norm linalg_matrix_norm linalg_cross logsumexp logcumsumexp cumsum
-    cumprod cummax cummin diff nansum nanmean count_nonzero median kthvalue topk sort argsort
-    bucketize searchsorted flip fliplr flipud roll unique_consecutive _weight_norm
+    cumprod cummax cummin diff nansum nanmean count_nonzero median quantile kthvalue topk sort
+    argsort bucketize searchsorted flip fliplr flipud roll unique_consecutive _weight_norm
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
     bitwise_not bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isfinite isclose
     where masked_fill
@@ -59,10 +59,12 @@ ATEN = frozenset(
     upsample_bicubic2d upsample_trilinear3d _upsample_nearest_exact2d _upsample_bilinear2d_aa
     grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator gather index index_select
     take_along_dim scatter scatter_add slice_scatter select_scatter diagonal_scatter index_put
-    index_copy index_fill index_add scatter_reduce masked_scatter diagonal tril triu tril_indices
-    triu_indices meshgrid rot90 one_hot
+    index_copy index_fill index_add scatter_reduce masked_scatter diagonal diag_embed tril triu
+    tril_indices triu_indices meshgrid broadcast_tensors rot90 one_hot
     view_as_real view_as_complex
-    fft_fft fft_ifft fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 real imag complex
+    fft_fft fft_ifft fft_rfft fft_irfft fft_rfft2 fft_irfft2 fft_fft2 fft_ifft2 fft_fftn fft_ifftn
+    fft_rfftn fft_irfftn stft real imag complex angle
+    mse_loss l1_loss smooth_l1_loss huber_loss cross_entropy_loss binary_cross_entropy_with_logits
     zeros ones full empty arange linspace eye scalar_tensor zeros_like ones_like full_like
     empty_like new_zeros new_ones new_full new_empty fill zero copy
     dropout feature_dropout alpha_dropout feature_alpha_dropout
@@ -78,7 +80,8 @@ REFUSED = frozenset(
     """
     to.prim_Device to.prim_dtype to.prim_other copy.Dict_Tensor eq.Tensor_list ne.Tensor_list
     index.list_Tensor index.Tensor_hacked_twin index_put.hacked_twin sym_size.default where.default
-    lstm.data gru.data rnn_tanh.data rnn_relu.data tensor_split.tensor_indices_or_sections
+    lstm.data gru.data rnn_tanh.data rnn_relu.data stft.center
+    tensor_split.tensor_indices_or_sections
     """.split()
 )
 

@@ -76,6 +76,7 @@ def contenders_of(
     fp32 = Contender("fp32", "fp32", "eager", model, new_metric(), pixels=pixels)
     half = Contender("bf16", "bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
     try:
+        _refuse_complex(model)
         half.model = copied(model).to(torch.bfloat16)
     except Exception as error:  # noqa: BLE001  whatever a module's own __deepcopy__ raises
         half.error = one_line(error)
@@ -92,6 +93,14 @@ def contenders_of(
             runtime = lowered.lowered.runtime
             contenders.append(Contender(title, label, runtime, lowered, new_metric(), pixels=own))
     return contenders
+
+
+def _refuse_complex(model: nn.Module) -> None:
+    """In bfloat16 they would lose their imaginary parts."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    name = next((name for name, tensor in tensors if tensor.is_complex()), None)
+    if name is not None:
+        raise TypeError(f"{name!r} holds complex numbers, of which there are none in bfloat16")
 
 
 def _check_quantized(q: object, model: nn.Module) -> None:

@@ -60,10 +60,14 @@ def test_it_is_quantized_and_its_tensors_are_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "function",
-    [lambda m, x: m.a(x @ torch.inverse(x)), lambda m, x: m.a(x + torch.randn(16))],
-    ids=["of an input", "by chance"],
+    ("function", "message"),
+    [
+        (lambda m, x: m.a(x @ torch.inverse(x)), "is not among the operators that Octavo runs"),
+        (lambda m, x: m.a(x + torch.randn(16)), "which draws random numbers"),
+        (lambda m, x: m.a(x + torch.randn_like(x)), "make the noise an argument of forward"),
+    ],
+    ids=["of an input", "by chance", "by chance, of an input's shape"],
 )
-def test_what_does_not_is_refused_as_before(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(CaptureError, match="is not among the operators that Octavo runs"):
+def test_what_does_not_is_refused(function: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
         capture(Net(function), torch.randn(16, 16))

@@ -87,6 +87,7 @@ def test_each_step_of_a_sequence_is_counted() -> None:
         ("aten.add.Tensor", (meta(9), meta(9)), 0),
         # A value for each pair, of which only their sums are results.
         ("aten.cosine_similarity.default", (meta(9, 1, 5), meta(1, 7, 5), 2), 9 * 7 * 9),
+        ("aten.mse_loss.default", (meta(9, 1), meta(7)), 9 * 7),
         ("aten.einsum.default", ("a,b,c->a", [meta(5), meta(6), meta(7)]), 5 * 6 * 7),
         ("aten.scaled_dot_product_attention.default", (meta(1, 2, 5, 4),) * 3, 2 * 5 * 5),
         ("aten.conv2d.default", (meta(1, 4, 8, 8, dtype=torch.float64),

@@ -345,11 +345,18 @@ def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
         raise CaptureError(
             f"{where} calls {op}: it is quantized already; start from the float model"
         )
-    if not _is_allowed(node):
+    if _is_allowed(node):
+        return
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         raise CaptureError(
-            f"{where} calls {op}, which is not among the operators that Octavo runs; rewrite that "
-            "part with other operators, or quantize the submodules around it"
+            f"{where} calls {op}, which draws random numbers: each call gives another result, so "
+            "that none can be compared with the model's; make the noise an argument of forward, "
+            "or leave it out in evaluation (if self.training)"
         )
+    raise CaptureError(
+        f"{where} calls {op}, which is not among the operators that Octavo runs; rewrite that "
+        "part with other operators, or quantize the submodules around it"
+    )
 
 
 def _is_allowed(node: torch.fx.Node) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.graph.graph import Graph
 from octavo.graph.soundness.schemas import MOST_DIMENSIONS
+from octavo.graph.soundness.shapes.common import broadcast
 
 # Of results that are needed at the same time: what any file may take, and more by what it declares
 # (weights, and inputs at the sizes they were captured with).
@@ -200,11 +201,17 @@ def _contraction(values: Mapping[str, Any], result: Any) -> int:
     return math.prod(largest.values())
 
 
+def _compared(values: Mapping[str, Any], result: Any) -> int:
+    """Losses of pairs: a value for each, before they are reduced."""
+    return math.prod(broadcast(values["self"].shape, values["target"].shape))
+
+
 def _singular(values: Mapping[str, Any], result: Any) -> int:
     x = values["self"]
     return int(x.numel() * max(x.shape, default=1))
 
 
+_LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _PRODUCTS: dict[str, Count] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _per_result("weight", None)),
     **{f"conv_transpose{n}d": _per_value for n in (1, 2, 3)},
@@ -223,6 +230,7 @@ _PRODUCTS: dict[str, Count] = {
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _cell),
     "einsum": _contraction,
     **dict.fromkeys(("linalg_norm", "linalg_matrix_norm"), _singular),
+    **dict.fromkeys(_LOSSES, _compared),
 }
 _TEMPORARY: dict[str, Count] = {
     **{f"conv{kind}{n}d": _columns for kind in ("", "_transpose") for n in (1, 2, 3)},
@@ -231,6 +239,7 @@ _TEMPORARY: dict[str, Count] = {
     **dict.fromkeys(("scaled_dot_product_attention", "attention"), _scores),
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _gates),
     **dict.fromkeys(("cosine_similarity", "pairwise_distance", "bilinear"), _pairs),
+    **dict.fromkeys(_LOSSES, _compared),
     "einsum": lambda values, result: (
         _contraction(values, result) if len(values["tensors"]) > 2 else 0
     ),

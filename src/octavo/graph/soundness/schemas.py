@@ -43,6 +43,7 @@ _WORDS: dict[str, frozenset[str]] = {
     "mode": frozenset({"constant", "reflect", "replicate", "circular"}),
     "reduce": frozenset({"sum", "prod", "mean", "amax", "amin", "add", "multiply"}),
     "side": frozenset({"left", "right"}),
+    "interpolation": frozenset({"linear", "lower", "higher", "midpoint", "nearest"}),
 }
 
 

@@ -16,11 +16,17 @@ import torch
 from torch import Tensor
 
 from octavo.graph.soundness.schemas import MOST_TENSORS
-from octavo.graph.soundness.shapes import elementwise, layers, placing
+from octavo.graph.soundness.shapes import elementwise, layers, losses, placing, spectra
 from octavo.graph.soundness.shapes.common import Rule, axis_of, made, require
 
 # By "name.overload", or by name for all of its overloads. Ours start with "octavo.".
-RULES: dict[str, Rule] = {**elementwise.RULES, **layers.RULES, **placing.RULES}
+RULES: dict[str, Rule] = {
+    **elementwise.RULES,
+    **layers.RULES,
+    **losses.RULES,
+    **placing.RULES,
+    **spectra.RULES,
+}
 # The sizes of their results depend on values. The rules give the largest that can be.
 OPEN = frozenset({"index", "unique_consecutive"})
 

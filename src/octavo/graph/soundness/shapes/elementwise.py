@@ -19,11 +19,11 @@ _ELEMENTWISE = """
     add sub mul div rsub neg abs sign exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square
     reciprocal pow sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erfinv
     floor ceil round trunc frac fmod remainder floor_divide clamp clamp_min clamp_max clip maximum
-    minimum lerp addcmul addcdiv nan_to_num logaddexp logit hypot true_divide subtract multiply
-    divide negative absolute
+    minimum fmax fmin lerp addcmul addcdiv nan_to_num logaddexp logit hypot true_divide subtract
+    multiply divide negative absolute sgn xlogy sinc special_expit heaviside deg2rad rad2deg
     eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
     bitwise_not bitwise_xor bitwise_left_shift bitwise_right_shift isnan isinf isfinite isclose
-    where masked_fill max.other min.other real imag complex
+    where masked_fill max.other min.other real imag complex angle
 """.split()
 
 # Each result has the shape of ``self``.
@@ -68,6 +68,14 @@ def _reducing(operator: Any, values: Mapping[str, Any]) -> Any:
     return _as(sizes, on_sample(operator, values))
 
 
+def _quantile(operator: Any, values: Mapping[str, Any]) -> Any:
+    """As a reduction, for each of several fractions behind one another."""
+    reduced = _reducing(operator, values)
+    q = values["q"]
+    count = list(q.shape) if isinstance(q, Tensor) else []
+    return made([*count, *reduced.shape], reduced.dtype)
+
+
 def _as(shape: Any, sample: Any) -> Any:
     """The sample's dtypes in another shape."""
     if isinstance(sample, Tensor):
@@ -92,6 +100,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _broadcasting),
     **dict.fromkeys(_KEEPING, _keeping),
     **dict.fromkeys(_REDUCING, _reducing),
+    "quantile": _quantile,
     "prelu": _prelu,
     "copy": _copy,
 }

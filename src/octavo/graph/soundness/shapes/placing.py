@@ -14,6 +14,7 @@ from octavo.numerics import octavo_operators
 
 Values = Mapping[str, Any]
 _INDICES = (torch.int32, torch.int64)
+_OF_DIAGONAL = ("dim1", "dim2")
 _MASKS = (torch.bool, torch.uint8)
 
 
@@ -150,6 +151,20 @@ def _unique(operator: Any, values: Values) -> tuple[Tensor, ...]:
     )
 
 
+def _diag_embed(operator: Any, values: Values) -> Tensor:
+    x, axes = values["self"], [axis_of(values[d], values["self"].dim() + 1) for d in _OF_DIAGONAL]
+    require(x.dim() > 0 and axes[0] != axes[1], f"a diagonal of the axes {axes}")
+    shape = list(x.shape[:-1])
+    for axis in sorted(axes):
+        shape.insert(axis, x.shape[-1] + abs(values["offset"]))
+    return made(shape, x.dtype)
+
+
+def _broadcast_tensors(operator: Any, values: Values) -> list[Tensor]:
+    shape = broadcast(*(tensor.shape for tensor in values["tensors"]))
+    return [made(shape, tensor.dtype) for tensor in values["tensors"]]
+
+
 def _placed(operator: Any, values: Values) -> Tensor:
     """What is written into a copy of ``self``."""
     return made(values["self"].shape, values["self"].dtype)
@@ -233,6 +248,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _shuffled),
     "topk": _topk,
     "one_hot": _one_hot,
+    "diag_embed": _diag_embed,
+    "broadcast_tensors": _broadcast_tensors,
     **dict.fromkeys(("octavo.quantize", "octavo.dequantize"), _quantized),
     "octavo.fake_quantize_dynamic": _fake_quantized,
     "octavo.pack_int4": _packed,
