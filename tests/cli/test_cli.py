@@ -278,7 +278,9 @@ def test_what_runs_in_float_is_not_silent(prepared: Path, tmp_path: Path) -> Non
 def test_interrupted_it_ends_with_130_and_no_file(tmp_path: Path) -> None:
     """Ctrl-C during the training of the demo."""
     out = tmp_path / "out"
-    command = "from octavo.cli import main; main()"
+    # The jobs that a script starts in the background ignore the signal.
+    command = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command += "from octavo.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", command, "demo", "--out", str(out), "--epochs", "500"],
         stdout=subprocess.PIPE,

@@ -37,7 +37,7 @@ def test_what_belongs_is_taken() -> None:
         (prepared, "give the model that octavo.prepare_qat was called with"),
         (lambda: torch.jit.trace(FLOAT, X), "TorchScript cannot be captured"),
         (lambda: nn.Linear, r"give a model, Linear\(...\), not its class"),
-        (FLOAT.state_dict, "of a state dict, build the network and load_state_dict it"),
+        (FLOAT.state_dict, "if it is a state dict, build the network and load_state_dict it"),
     ],
 )
 def test_no_float_model(made: Callable[[], Any], words: str) -> None:
@@ -48,8 +48,8 @@ def test_no_float_model(made: Callable[[], Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: FLOAT, "octavo.quantize makes one of a float model"),
-        (prepared, "octavo.convert makes int8 of a model that was trained with rounding"),
+        (lambda: FLOAT, "octavo.quantize makes one from a float model"),
+        (prepared, "octavo.convert makes one from a model that was trained with rounding"),
         (lambda: "m.octavo", r"load the file first, octavo.load\('m.octavo'\)"),
         (lambda: None, "octavo.quantize, octavo.convert and octavo.load return one"),
     ],

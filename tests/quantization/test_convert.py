@@ -114,7 +114,7 @@ def test_a_tied_weight_is_stored_once():
 def test_missing_qparams_are_an_error(stages):
     graph, plan, qparams = stages
     del qparams["input"]
-    with pytest.raises(PlanError, match=r"no qparams for \['input'\]: calibrate"):
+    with pytest.raises(PlanError, match=r"qparams are missing for \['input'\]: calibrate"):
         quantize_graph(graph, plan, qparams)
 
 
