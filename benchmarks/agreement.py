@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import octavo
 from benchmarks import hard_digits, layers, nets
 from benchmarks.report import Goal, Report, parsed, parser
-from octavo.demo.demo import trained_net
+from octavo.cli.demo.demo import trained_net
 from octavo.measuring.metrics import Likeness
 
 IMAGES = 256  # for each layer alone

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from benchmarks import nets
 from benchmarks.ratios import Spread, ratio
 from benchmarks.report import Goal, Report, parsed, parser
+from octavo.cli.demo.demo import trained_net
 from octavo.compat import quantization as tq
 from octavo.compat.quantization.quantize_fx import convert_fx, prepare_fx
-from octavo.demo.demo import trained_net
 from octavo.runtimes.timing import interleave
 
 from compat.networks import FUSED, Wrapped  # isort: skip  (nets lets the tests be imported)

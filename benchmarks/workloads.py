@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks import minilm, nets
 from benchmarks.docstrings import docstrings
 from benchmarks.recurrent import Recurrent
-from octavo.demo.demo import Net
+from octavo.cli.demo.demo import Net
 
 # Behind `nets`, which lets torchvision be imported.
 from torchvision.models import vit_b_16  # isort: skip

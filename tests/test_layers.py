@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 # Lowest first. Inside of a room modules may import each other, but for cycles.
 ROOMS = tuple(
     "version display errors arguments numerics graph quantization qat runtimes model flow "
-    "measuring searching reporting compat demo cli __main__".split()
+    "measuring searching reporting compat cli __main__".split()
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
@@ -30,7 +30,7 @@ CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
 OPTIONAL = {
     "matplotlib": {"octavo.reporting.plots.figure"},
     "jinja2": {"octavo.reporting.html"},
-    "sklearn": {"octavo.demo.digits"},
+    "sklearn": {"octavo.cli.demo.digits"},
     "PIL": {"octavo.cli.sources.image_folder"},
     "onnx": {"octavo.runtimes.onnx.writer"},
     "onnxruntime": {"octavo.runtimes.onnxruntime"},

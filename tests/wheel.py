@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import torch, octavo
 from torch import nn
-from octavo.demo import Net
+from octavo.cli.demo.demo import Net
 from octavo.model.replay import replay_in_fresh_process
 from octavo.runtimes import RUNTIMES
 

@@ -8,7 +8,8 @@
 """
 
 from octavo.errors import OctavoError, OctavoWarning
-from octavo.flow import convert, quantize
+from octavo.flow.convert import convert
+from octavo.flow.quantize import quantize
 from octavo.graph.capture.capture import capture
 from octavo.graph.pixels import Pixels
 from octavo.measuring.bench import Bench, bench

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import octavo
-from octavo.demo import demo
-from octavo.demo.digits import Digits, load_digits
+from octavo.cli.demo import demo
+from octavo.cli.demo.digits import Digits, load_digits
 from octavo.measuring.cold_start import ColdStart
 from octavo.runtimes import timing
 

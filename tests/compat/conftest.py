@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from compat.networks import Net, Trained, smaller, train
-from octavo.demo.digits import load_digits
+from octavo.cli.demo.digits import load_digits
 
 
 @pytest.fixture(scope="session")

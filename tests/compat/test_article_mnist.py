@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from compat.networks import FUSED, Trained, Wrapped, percent_right, train
+from octavo.cli.demo.demo import Net as ArticlesNet
 from octavo.compat import quantization
-from octavo.demo.demo import Net as ArticlesNet
 from octavo.errors import OctavoWarning
 
 

@@ -13,7 +13,7 @@ from octavo.cli.app import app
 from octavo.cli.bench import bench
 from octavo.cli.compare import compare
 from octavo.cli.debug import debug
-from octavo.cli.demo import demo
+from octavo.cli.demo.command import demo
 from octavo.cli.export import export
 from octavo.cli.inspect import inspect
 from octavo.cli.migrate import migrate

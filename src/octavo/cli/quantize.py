@@ -94,7 +94,7 @@ def quantize(
     """
     from octavo.cli.sources.model_source import load_model
     from octavo.errors import InputError
-    from octavo.flow import quantize as quantize_model
+    from octavo.flow.quantize import quantize as quantize_model
     from octavo.graph.batches import Signature
     from octavo.model.files.atomic import require_file
     from octavo.quantization.targets import weight_only_qconfig

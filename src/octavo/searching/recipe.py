@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from octavo.flow import convert, quantize_captured
+from octavo.flow.convert import convert
+from octavo.flow.quantize import quantize_captured
 from octavo.graph.batches import Batch, Signature
 from octavo.graph.graph import Graph
 from octavo.measuring.layers.sensitivity import sensitivity

@@ -156,7 +156,7 @@ def test_a_model_that_branches_on_values_is_named():
 
     model = nn.Sequential(nn.Linear(4, 4), Inner())
     with pytest.raises(
-        CaptureError, match=r"test_flow.py:\d+ .forward. in module '1'.*torch.where"
+        CaptureError, match=r"test_quantize.py:\d+ .forward. in module '1'.*torch.where"
     ):
         octavo.quantize(model, calibration=[torch.randn(4, 4)])
 

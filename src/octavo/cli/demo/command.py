@@ -1,4 +1,4 @@
-"""``octavo demo``."""
+"""``octavo demo``. Tested in tests/cli/test_cli.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def demo(
 
     **Example:** `octavo demo --out build/demo`
     """
-    from octavo.demo.demo import run_demo, silent
+    from octavo.cli.demo.demo import run_demo, silent
 
     screen = console()
     say = silent if as_json else lambda line: screen.print(line, highlight=False)

@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import octavo
-from octavo.demo import demo
-from octavo.demo.demo import DemoResult, Net, augmented, run_demo, trained_net
-from octavo.demo.digits import Digits, load_digits
+from octavo.cli.demo import demo
+from octavo.cli.demo.demo import DemoResult, Net, augmented, run_demo, trained_net
+from octavo.cli.demo.digits import Digits, load_digits
 from octavo.errors import ArtifactError, InputError, MissingExtra
 from octavo.model.replay import Replay, replay_in_fresh_process
 from octavo.reporting.plots import History, training
@@ -189,7 +189,7 @@ def test_epochs_and_folder_are_checked(tmp_path: Path) -> None:
 
 def test_importing_octavo_imports_no_optional_package() -> None:
     code = (
-        "import sys, octavo, octavo.demo, octavo.reporting.plots, octavo.reporting.report\n"
+        "import sys, octavo, octavo.reporting.plots, octavo.reporting.report\n"
         "optional = ('sklearn', 'matplotlib', 'jinja2', 'typer')\n"
         "print([name for name in optional if name in sys.modules])"
     )

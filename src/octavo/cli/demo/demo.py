@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo.demo.digits import Batches, Digits, Loaders, load_digits
+from octavo.cli.demo.digits import Batches, Digits, Loaders, load_digits
 from octavo.display import finite, track
 from octavo.errors import ArtifactError, InputError
-from octavo.flow import quantize
+from octavo.flow.quantize import quantize
 from octavo.measuring.comparison import compare
 from octavo.measuring.comparison_table import Comparison
 from octavo.model.files.atomic import replacing, require_writable

@@ -1,41 +1,35 @@
-"""`quantize`: all stages in one call, and `convert`, the last of them."""
+"""`quantize`: all stages in one call."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from octavo.arguments import expect, of, optional
+from octavo.arguments import expect
 from octavo.errors import CalibrationError, OctavoWarning, PlanError
-from octavo.graph.batches import SIGNATURE, Signature, example_call, split_batch, with_floats
+from octavo.flow.convert import convert
+from octavo.graph.batches import Signature, example_call, split_batch, with_floats
 from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import capture
 from octavo.graph.capture.example import module_of
-from octavo.graph.graph import GRAPH, Graph
+from octavo.graph.graph import Graph
 from octavo.graph.passes import take_pixels
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
-from octavo.numerics.affine import QParams
 from octavo.qat import QATModel
-from octavo.qat.model import prepared_in
 from octavo.quantization.calibrate import NO_CALIBRATION, calibrate
-from octavo.quantization.convert import quantize_graph
-from octavo.quantization.plan import PLAN, Plan, plan, unmatched_in_words
+from octavo.quantization.plan import Plan, plan, unmatched_in_words
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import (
     METHODS,
     BiasCorrection,
-    Measured,
     WeightMethod,
-    applied,
     with_correction,
 )
-from octavo.version import __version__
 
 
 def quantize(
@@ -194,89 +188,6 @@ def quantize_captured(
         pixels=pixels,
         samples=samples,
     )
-
-
-_QPARAMS = of(Mapping, way_out="give octavo.calibrate(graph, plan, data).qparams")
-_STATISTICS = of(
-    Mapping, way_out="give octavo.calibrate(graph, plan, data, weights=weights).statistics"
-)
-_PIXELS = of(Pixels, way_out="give an octavo.Pixels")
-
-
-def convert(
-    source: Graph | nn.Module,
-    plan: Plan | None = None,
-    qparams: Mapping[str, QParams] | None = None,
-    *,
-    weights: Sequence[WeightMethod] = (),
-    statistics: Mapping[Measured, Any] | None = None,
-    signature: Signature | None = None,
-    batches: int = 0,
-    pixels: Pixels | None = None,
-    samples: Sequence[Tensor] | None = None,
-) -> QuantizedModel:
-    """A quantized model from a trained `QATModel`, or from a float graph, a plan and its qparams.
-
-    Args:
-        source: from `octavo.prepare_qat`, and trained; in `DataParallel`, `AveragedModel`, timm's
-            ``ModelEma`` or what ``torch.compile`` made of it if you like. Or a graph from
-            `octavo.capture`.
-        plan: from `octavo.plan`, for that graph; a `QATModel` has its own.
-        qparams: from `octavo.calibrate`; a `QATModel` has its own.
-        weights: how the graph's weights become integers, as for `quantize`; to nearest without.
-        statistics: from `octavo.calibrate` with the same methods.
-        signature: the argument names of the float model's ``forward``; the graph's without it.
-        batches: how many calibration batches there were, for the record.
-        pixels: what makes floats of the uint8 image that the model shall take; it takes what
-            the float model takes without.
-        samples: a batch of inputs, a tensor for each input of the graph, on which lowering compares
-            runtimes with the oracle; without it inputs are drawn from the ranges of the data.
-
-    Raises:
-        PlanError: the plan is another graph's, qparams are missing, or the module is another one.
-        InputError: the graph has no image input that could be ``pixels``.
-        CalibrationError: the `QATModel` was neither trained nor calibrated, or ``statistics`` lack
-            what one of the methods needs.
-    """
-    origin: dict[str, Any]
-    expect(METHODS, weights=weights)
-    optional(_STATISTICS, statistics=statistics)
-    if isinstance(source, nn.Module):
-        source = prepared_in(source)
-    if isinstance(source, QATModel):
-        if plan is not None or qparams is not None or weights:
-            raise PlanError("a prepared model has its own plan and qparams: convert it alone")
-        signature, plan, qparams = source.signature, source.plan, source.qparams()
-        graph, origin = source.deployed(), {"trained": "with rounding"}
-    elif plan is None or qparams is None:
-        raise PlanError(
-            "a graph needs its plan and qparams: convert(graph, plan, qparams); or give a model "
-            "from octavo.prepare_qat"
-        )
-    else:
-        expect(GRAPH, source=source)
-        expect(PLAN, plan=plan)
-        expect(_QPARAMS, qparams=qparams)
-        optional(SIGNATURE, signature=signature)
-        optional(_PIXELS, pixels=pixels)
-        graph, origin = source, {"calibration_batches": batches}
-        if names := applied(graph, plan, weights):
-            origin["weights"] = ", ".join(names)
-    quantized = quantize_graph(graph, plan, qparams, weights, statistics)
-    signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
-    provenance: dict[str, Any] = {
-        "octavo": __version__,
-        "torch": torch.__version__,
-        "target": plan.target,
-        "mode": plan.mode,
-        **origin,
-    }
-    if pixels is not None:
-        quantized = take_pixels(quantized, pixels)
-        provenance["pixels"] = pixels.to_dict()
-    model = QuantizedModel(quantized, plan, signature, provenance, samples=samples)
-    _ = model.lowered
-    return model
 
 
 def _few(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

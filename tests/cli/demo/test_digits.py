@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.demo.digits import CALIBRATION_IMAGES, load_digits, read_idx
+from octavo.cli.demo.digits import CALIBRATION_IMAGES, load_digits, read_idx
 from octavo.errors import InputError, MissingExtra
 
 
