@@ -3,7 +3,7 @@
 ``python -m octavo.model.replay MODEL.octavo RECORD.safetensors`` loads the artifact, runs the
 recorded inputs and prints as JSON whether it answers what was recorded.
 
-Tested in tests/demo/test_demo.py.
+Tested in tests/cli/demo/test_demo.py.
 """
 
 from __future__ import annotations
