@@ -21,6 +21,9 @@ Tested in tests/test_display.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from octavo.display import plain
 
 
@@ -91,6 +94,25 @@ class MissingExtra(OctavoError):
         )
         self.package = package
         self.extra = extra
+
+
+@contextmanager
+def optional_import(package: str, extra: str, purpose: str) -> Iterator[None]:
+    """An import inside that fails is a `MissingExtra`, whose arguments these are."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra(package, extra, purpose) from error
+
+
+def first_line(error: Exception) -> str:
+    r"""Of what an error says; the name of its class where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such axis\nraised at Axis.cpp:7")), first_line(KeyError())
+        ('no such axis', 'KeyError')
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class OctavoWarning(UserWarning):

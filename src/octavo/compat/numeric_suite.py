@@ -19,7 +19,7 @@ from octavo.errors import InputError, OctavoError
 from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import capture
 from octavo.graph.graph import Graph
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.numerics import octavo_operators
 
 __all__ = ["compare_model_outputs", "compare_model_stub", "compare_weights"]
@@ -197,12 +197,7 @@ def _values(
 ) -> dict[str, Any]:
     """Values of a graph, under the names that they are wanted by."""
     names = {key: name for key, name in wanted.items() if name is not None}
-    run = compile_steps(
-        graph.input_names(),
-        steps_of(graph, graph.device),
-        list(names.values()),
-        graph.constants,
-    )
+    run = run_of(graph, graph.device, list(names.values()))
     with torch.no_grad():
         values = run(*flatten_call(graph, data, {}))
     return dict(zip(names, values, strict=True))

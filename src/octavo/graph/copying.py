@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, first_line
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -32,8 +32,8 @@ def copied(module: Module) -> Module:
     except OctavoError:
         raise
     except Exception as error:  # whatever a part's own __deepcopy__ or __reduce__ raises
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise OctavoError(
-            f"the {type(module).__name__} cannot be copied ({first_line}): take what cannot be "
-            "copied out of it, or change the model itself with inplace=True where that is offered"
+            f"the {type(module).__name__} cannot be copied ({first_line(error)}): take what "
+            "cannot be copied out of it, or change the model itself with inplace=True where that "
+            "is offered"
         ) from error

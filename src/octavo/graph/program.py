@@ -30,13 +30,16 @@ class Step:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run_of(graph: Graph, device: torch.device | str = "cpu") -> Callable[..., tuple[Any, ...]]:
+def run_of(
+    graph: Graph, device: torch.device | str = "cpu", outputs: Sequence[str] | None = None
+) -> Callable[..., tuple[Any, ...]]:
     """A function that runs every node as it is written: of a quantized graph the oracle.
 
-    It takes the graph's input tensors, in order, and returns its flat results.
+    It takes the graph's input tensors, in order, and returns its flat results, or those values that
+    ``outputs`` names.
     """
-    inputs = graph.input_names()
-    return compile_steps(inputs, steps_of(graph, device), graph.output_names(), graph.constants)
+    wanted = graph.output_names() if outputs is None else outputs
+    return compile_steps(graph.input_names(), steps_of(graph, device), wanted, graph.constants)
 
 
 def steps_of(graph: Graph, device: torch.device | str = "cpu") -> list[Step]:

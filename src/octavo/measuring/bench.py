@@ -17,9 +17,9 @@ from torch import Tensor
 
 from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
 from octavo.display import Table, Tabular
-from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.errors import InputError, MissingExtra, OctavoError, first_line
 from octavo.graph.graph import Graph
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.measuring.cold_start import ColdStart, cold_start
 from octavo.measuring.machine import describe_machine
 from octavo.model.model import QuantizedModel, load
@@ -171,7 +171,7 @@ def _contenders(
     rows: dict[str, BenchRow] = {}
     plain = without_rounding(q.graph)
     makers: dict[str, tuple[str, Callable[[], tuple[Run, str]]]] = {
-        "fp32": ("", lambda: (_float_run(plain), "")),
+        "fp32": ("", lambda: (run_of(plain), "")),
         "bf16": ("", lambda: (_bf16_run(plain, random_inputs(plain, 1)), "")),
     }
     chosen = [n for n in RUNTIMES if n != ORACLE]
@@ -186,8 +186,7 @@ def _contenders(
             if runtimes is not None:
                 rows[name] = replace(row, error=str(error))
         except (OctavoError, RuntimeError, TypeError) as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            rows[name] = replace(row, error=first_line)
+            rows[name] = replace(row, error=first_line(error))
     return runs, rows
 
 
@@ -209,20 +208,14 @@ def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
     return {"load_s": start.load_s, "memory_mb": start.memory_mb}
 
 
-def _float_run(graph: Graph) -> Run:
-    names = graph.input_names()
-    steps = steps_of(graph, torch.device("cpu"))
-    return compile_steps(names, steps, graph.output_names(), graph.constants)
-
-
 def _bf16_run(graph: Graph, inputs: tuple[Tensor, ...]) -> Run:
     """All in bf16, or float32 with autocast where some operator does not take bf16."""
-    run = _float_run(replace(graph, constants={n: _half(t) for n, t in graph.constants.items()}))
+    run = run_of(replace(graph, constants={n: _half(t) for n, t in graph.constants.items()}))
     try:
         run(*map(_half, inputs))
         return lambda *tensors: run(*map(_half, tensors))
     except (RuntimeError, TypeError):
-        plain = _float_run(graph)
+        plain = run_of(graph)
 
         def autocast(*tensors: Tensor) -> Any:
             with torch.autocast("cpu", torch.bfloat16):

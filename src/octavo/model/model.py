@@ -20,6 +20,7 @@ from octavo.errors import (
     OctavoError,
     OctavoWarning,
     RuntimeUnavailable,
+    first_line,
 )
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, flatten_call
@@ -217,16 +218,15 @@ class QuantizedModel(nn.Module):
 
     def _blamed(self, error: Exception, tensors: Sequence[Tensor]) -> OctavoError:
         """What stops a call: its inputs, if they stop the oracle as well, else the runtime."""
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         try:
             with torch.inference_mode():
                 run_of(self.graph, self.device)(*tensors)
         except (RuntimeError, ValueError, IndexError):
-            return InputError(f"the model cannot run on these inputs: {first_line}")
+            return InputError(f"the model cannot run on these inputs: {first_line(error)}")
         shapes = ", ".join(str(TensorMeta.of(tensor)) for tensor in tensors)
         return RuntimeUnavailable(
             f"the {self.runtime} runtime cannot run inputs that the model takes ({shapes}): "
-            f'{first_line}. Another runtime may, and the oracle does: lower("reference")'
+            f'{first_line(error)}. Another runtime may, and the oracle does: lower("reference")'
         )
 
     def lower(
@@ -382,9 +382,8 @@ def load(
     except RuntimeUnavailable:
         raise
     except Exception as error:  # whatever an altered graph makes torch say
-        first_line = next(iter(str(error).splitlines()), "")
         raise ArtifactError(
-            f"{os.fspath(path)} holds a graph that cannot run: {first_line}"
+            f"{os.fspath(path)} holds a graph that cannot run: {first_line(error)}"
         ) from error
     return model
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from octavo.arguments import FILE, PATH, expect
-from octavo.errors import ArtifactError, ExportError, InputError
+from octavo.errors import ArtifactError, ExportError, InputError, first_line
 from octavo.graph.as_json import decode, decode_guards, to_json
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.torch_export import EXPORTING
@@ -91,9 +91,8 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
                     inductor_configs={"aot_inductor.metadata": metadata},
                 )
         except Exception as error:  # the compiler's errors share no base
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
             raise ExportError(
-                f"torch cannot compile the model into a package: {first_line}; the runtimes "
+                f"torch cannot compile the model into a package: {first_line(error)}; the runtimes "
                 "'torch' and 'inductor' run it without one"
             ) from error
         with replacing(path) as temporary:
@@ -122,10 +121,9 @@ def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
         made_with, graph = metadata[_TORCH], _graph_of(json.loads(metadata[_CALL]))
         watched = Watched(*map(tuple, json.loads(metadata[_WATCHED])))
     except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
             f"{os.fspath(path)} is not a package of octavo.export_package, or is damaged: "
-            f"{first_line}"
+            f"{first_line(error)}"
         ) from error
     if made_with != torch.__version__:
         raise ArtifactError(
@@ -140,8 +138,9 @@ def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
         try:
             results = library(*(tensor.contiguous() for tensor in tensors))
         except RuntimeError as error:
-            first_line = next(iter(str(error).splitlines()), "")
-            raise InputError(f"the package cannot run on these inputs: {first_line}") from error
+            raise InputError(
+                f"the package cannot run on these inputs: {first_line(error)}"
+            ) from error
         return build_output(graph, results)
 
     return call

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.errors import MissingExtra
+from octavo.errors import optional_import
 from octavo.qat.model import models_in
 from octavo.qat.schedule import Schedule
 
-try:
+with optional_import("lightning", "lightning", "train in Lightning's Trainer"):
     from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError as error:
-    raise MissingExtra("lightning", "lightning", "train in Lightning's Trainer") from error
 
 
 class QATCallback(Callback):

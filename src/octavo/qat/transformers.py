@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from octavo.errors import MissingExtra
+from octavo.errors import optional_import
 from octavo.qat.model import models_in
 from octavo.qat.schedule import Schedule
 
-try:
+with optional_import("transformers", "transformers", "train in its Trainer"):
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ImportError as error:
-    raise MissingExtra("transformers", "transformers", "train in its Trainer") from error
 
 
 class QATCallback(TrainerCallback):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.graph.tracing import without_values
 from octavo.quantization.float_graph import roundings_removed
 
@@ -179,9 +179,7 @@ def _without_rounding(graph: Graph, tensors: Sequence[Tensor]) -> dict[str, Any]
     for name in names:
         wanted |= dict.fromkeys(_floats_behind(graph, name))
     exact = roundings_removed(replace(graph, outputs=[Ref(name) for name in wanted]))
-    inputs = graph.input_names()
-    steps = steps_of(exact, graph.device)
-    run = compile_steps(inputs, steps, exact.output_names(), exact.constants)
+    run = run_of(exact, graph.device)
     return dict(zip(wanted, run(*tensors), strict=True))
 
 

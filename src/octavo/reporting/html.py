@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from octavo.display import plain
-from octavo.errors import MissingExtra
+from octavo.errors import optional_import
 from octavo.measuring.comparison_table import BASELINES, Comparison
 from octavo.measuring.layers import Distribution, LayerErrors, Sensitivity
 from octavo.measuring.layers.repair import Repair
@@ -64,10 +64,8 @@ def require_packages() -> None:
     Raises:
         MissingExtra: jinja2 or matplotlib is not installed.
     """
-    try:
+    with optional_import("jinja2", "report", "write a report"):
         import jinja2  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("jinja2", "report", "write a report") from error
     require_matplotlib()
 
 

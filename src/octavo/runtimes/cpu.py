@@ -10,6 +10,8 @@ from functools import cache
 
 import torch
 
+from octavo.errors import first_line
+
 _WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
@@ -19,8 +21,7 @@ def missing_kernels() -> str | None:
     try:
         _dot(1, 1)
     except (AttributeError, NotImplementedError, RuntimeError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"torch has no int8 kernels here ({first_line[:120]})"
+        return f"torch has no int8 kernels here ({first_line(error)[:120]})"
     return None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import MissingExtra, RuntimeUnavailable
+from octavo.errors import RuntimeUnavailable, first_line, optional_import
 from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
@@ -52,10 +52,8 @@ def package() -> Any:
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
+    with optional_import("onnxruntime", "onnxruntime", "run models with ONNX Runtime"):
         import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "onnxruntime", "run models with ONNX Runtime") from error
     return onnxruntime
 
 
@@ -177,7 +175,7 @@ def _rounding(kernels: Mapping[str, str]) -> dict[str, float]:
 
 def _reason(error: Exception) -> str:
     """The first line, without the library's codes in front."""
-    line = next(iter(str(error).splitlines()), type(error).__name__)
+    line = first_line(error)
     return line.rsplit(" : ", 1)[-1]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import MissingExtra, RuntimeUnavailable
+from octavo.errors import RuntimeUnavailable, optional_import
 from octavo.graph.graph import Graph
 from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
@@ -61,10 +61,8 @@ def package() -> Any:
     Raises:
         MissingExtra: it is not installed.
     """
-    try:
+    with optional_import("openvino", "openvino", "run models with OpenVINO"):
         import openvino
-    except ImportError as error:
-        raise MissingExtra("openvino", "openvino", "run models with OpenVINO") from error
     return openvino
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from octavo.errors import ArtifactError, InputError
+from octavo.errors import ArtifactError, InputError, first_line
 from octavo.model.files.atomic import replacing, require_writable
 from octavo.model.model import QuantizedModel
 from octavo.searching.identity import alike
@@ -112,7 +112,6 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, TypeError, KeyError, RecursionError, InputError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
-            f"{path} is damaged ({first_line}): delete the folder to begin anew"
+            f"{path} is damaged ({first_line(error)}): delete the folder to begin anew"
         ) from None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from octavo.errors import InputError, MissingExtra
+from octavo.errors import InputError, optional_import
 
 SIZE = 28
 TEST_IMAGES = 500  # of scikit-learn's 1797
@@ -81,10 +81,8 @@ def load_digits(mnist: str | Path | None = None) -> Digits:
     if mnist is not None:
         parts = {name: _mnist_part(Path(mnist), prefix) for name, prefix in _PARTS.items()}
         return Digits("MNIST", **parts)
-    try:
+    with optional_import("scikit-learn", "demo", "load its handwritten digits"):
         from sklearn import datasets
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", "demo", "load its handwritten digits") from error
     data = datasets.load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16
     images = functional.interpolate(images, size=(SIZE, SIZE), mode="bilinear")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import InputError, MissingExtra
+from octavo.errors import InputError, optional_import
 from octavo.graph.pixels import Pixels
 from octavo.model.files.source_file import check_file, reason
 
@@ -211,8 +211,6 @@ def _images(folder: Path, pattern: str) -> tuple[Path, ...]:
 
 
 def _pillow() -> ModuleType:
-    try:
+    with optional_import("pillow", "images", "read images"):
         from PIL import Image
-    except ImportError as error:
-        raise MissingExtra("pillow", "images", "read images") from error
     return Image

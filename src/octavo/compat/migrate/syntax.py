@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from octavo.errors import MissingExtra
+from octavo.errors import optional_import
 
-try:
+with optional_import("libcst", "migrate", "read Python sources and keep their form"):
     import libcst as cst
     from libcst.helpers import get_full_name_for_node
     from libcst.metadata import (
@@ -19,8 +19,6 @@ try:
         Scope,
         ScopeProvider,
     )
-except ModuleNotFoundError as error:
-    raise MissingExtra("libcst", "migrate", "read Python sources and keep their form") from error
 
 __all__ = [
     "ImportAssignment",

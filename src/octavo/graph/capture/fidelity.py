@@ -23,7 +23,7 @@ from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.torch_export import as_records, left_as_it_was
 from octavo.graph.graph import Graph
 from octavo.graph.passes.training import DROPOUTS
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.graph.quiet import quiet
 from octavo.graph.size_guards import Expression, Guard
 
@@ -57,12 +57,7 @@ class Faithful:
         self.graph, self.model = graph, model
         self.args, self.kwargs = args, kwargs
         self.tensors = flatten_call(graph, args, kwargs)
-        self.run = compile_steps(
-            graph.input_names(),
-            steps_of(graph, graph.device),
-            graph.output_names(),
-            graph.constants,
-        )
+        self.run = run_of(graph, graph.device)
         metas = [meta for meta in graph.metas.values() if meta is not None]
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
         self.rounding = _ROUNDING_OF_HALVES if halves else _ROUNDING

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from octavo.errors import ArtifactError, CaptureError
+from octavo.errors import ArtifactError, CaptureError, first_line
 from octavo.graph import operators
 from octavo.graph.graph import Graph, Node, TensorMeta, map_refs, refs_in
 from octavo.graph.soundness import budget, schemas, shapes
@@ -117,9 +117,9 @@ def _result(
             result = _made(node, operator, bound, is_open)
             cost = budget.cost_of(node.short_op, bound, result)
     except Exception as error:  # noqa: BLE001  (whatever an altered graph makes an operator say)
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
-            f"its node {node.name!r}: {node.op} does not take its arguments ({first_line[:200]})"
+            f"its node {node.name!r}: {node.op} does not take its arguments "
+            f"({first_line(error)[:200]})"
         ) from None
     _check_result(node, result)
     return result, cost

@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import torch
 
-from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.errors import InputError, OctavoError, first_line, optional_import
 from octavo.measuring.engines.workers import Item, Result
 
 RETRIES = 3  # of an item whose worker died
@@ -35,11 +35,9 @@ def opened(make: Callable[[], Callable[[Item], Result]]) -> Iterator[RayWorkers[
         MissingExtra: Ray is not installed.
         InputError: what they need cannot be sent to them.
     """
-    try:
+    with optional_import("ray", "ray", "run trials on a cluster"):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
         import ray
-    except ImportError as error:
-        raise MissingExtra("ray", "ray", "run trials on a cluster") from error
     ours = not ray.is_initialized()
     if ours:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -69,7 +67,7 @@ class RayWorkers(Generic[Item, Result]):
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(
                 "the model, the data or a function cannot be sent to Ray's workers: "
-                f"{_first_line(error)}; without engine= they need not be"
+                f"{first_line(error)}; without engine= they need not be"
             ) from error
 
     def run(self, items: Iterable[Item]) -> Iterator[tuple[Item, Result | OctavoError]]:
@@ -100,12 +98,8 @@ class RayWorkers(Generic[Item, Result]):
                 ) from error
             raise error.cause from error
         except errors.RayError as error:
-            return OctavoError(f"its worker died {RETRIES + 1} times: {_first_line(error)}")
+            return OctavoError(f"its worker died {RETRIES + 1} times: {first_line(error)}")
         return result
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _last_line(error: Exception) -> str:

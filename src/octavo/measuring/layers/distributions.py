@@ -23,7 +23,7 @@ from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.pixels import Pixels
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import check_made_of
@@ -123,9 +123,7 @@ class _Taps:
                 "was it made from another model?"
             )
         check_made_of(self.graph, q)
-        inputs = [one.name for one in self.graph.inputs]
-        steps = steps_of(self.graph, q.device)
-        self.run = compile_steps(inputs, steps, self.names, self.graph.constants)
+        self.run = run_of(self.graph, q.device, self.names)
         self.seen: dict[str, DyadicHistogram] = {}
 
     @torch.no_grad()

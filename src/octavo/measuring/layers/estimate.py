@@ -10,13 +10,14 @@ Tested in tests/measuring/layers/test_sensitivity.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.measuring.layers.variants import Variant, values_of
 
 
@@ -32,23 +33,14 @@ class Estimate:
         }
         self.rounded = {
             layer: Variant(
-                tuple(entry.name for entry in piece.inputs),
-                compile_steps(
-                    [entry.name for entry in piece.inputs],
-                    steps_of(piece, graph.device),
-                    piece.output_names(),
-                    piece.constants,
-                ),
+                tuple(piece.input_names()),
+                run_of(piece, graph.device),
             )
             for layer, piece in pieces.items()
         }
         self.needs = list(dict.fromkeys(n for v in self.rounded.values() for n in v.needs))
-        self.run = compile_steps(
-            graph.input_names(),
-            steps_of(graph, graph.device),
-            [*self.names, *self.needs, *graph.output_names()],
-            constants,
-        )
+        outputs = [*self.names, *self.needs, *graph.output_names()]
+        self.run = run_of(replace(graph, constants=constants), graph.device, outputs)
         self.device, self.seed = graph.device, seed
 
     def of(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
 from octavo.display import Table, Tabular, finite, track
-from octavo.errors import InputError, MissingExtra
+from octavo.errors import InputError, optional_import
 from octavo.graph.batches import Batch, split_batch, with_floats
 from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import capture
@@ -25,7 +25,7 @@ from octavo.graph.cuts import Cuts
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph
 from octavo.graph.pixels import Pixels
-from octavo.graph.program import compile_steps, steps_of
+from octavo.graph.program import run_of
 from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
 from octavo.model.kinds import require_float, require_quantized
@@ -95,10 +95,8 @@ class LayerErrors(Tabular):
         Raises:
             MissingExtra: pandas is not installed.
         """
-        try:
+        with optional_import("pandas", "analysis", "make a DataFrame"):
             import pandas
-        except ImportError as error:
-            raise MissingExtra("pandas", "analysis", "make a DataFrame") from error
         return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("tensor")
 
     def table(self) -> Table:
@@ -210,12 +208,7 @@ class Measurement:
                 "from another model?"
             )
         check_made_of(self.float_graph, q)
-        self.run_float = compile_steps(
-            self.float_graph.input_names(),
-            steps_of(self.float_graph, q.device),
-            list(self.names.values()),
-            self.float_graph.constants,
-        )
+        self.run_float = run_of(self.float_graph, q.device, list(self.names.values()))
         self.run_whole = lower(self.cuts.whole, runtime, q.device).run
         self.run_pieces = lower(self.cuts.graph, runtime, q.device).run
         self.samples = 0
@@ -230,7 +223,7 @@ class Measurement:
         exact = dict(zip(self.names, self.run_float(*map(channels_last, read)), strict=True))
         whole = self.run_whole(*tensors)
         pieces = self.run_pieces(*tensors, *(exact[name] for name in self.cuts.sources))
-        self.samples += tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+        self.samples += call.size
         cuts = self.cuts
         for layer, scale, zero_point, all_in, alone in zip(
             cuts.layers, cuts.scales, cuts.zero_points, whole, pieces, strict=True

@@ -181,7 +181,7 @@ class _Bench:
         index, call = item
         sums = self.study.nothing()
         tensors = list(map(channels_last, flatten_call(self.study.graph, call.args, call.kwargs)))
-        sums.samples = tensors[0].shape[0] if tensors and tensors[0].dim() else 1
+        sums.samples = call.size
         sums.signal, sums.noise, results = self.estimate.of(tensors, index)
         exact = build_output(self.study.graph, results)
         self.alone.run(sums.alone, tensors, call.labels, exact, exact)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph, Input, Node, Ref, refs_in
-from octavo.graph.program import compile_steps, step_of
+from octavo.graph.program import compile_steps, run_of, step_of
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.quantization.plan import Plan, TensorPlan
 from octavo.quantization.targets import ROLES, SHARED
@@ -146,11 +146,7 @@ class Base:
             return cls((), lower(graph, default_runtime(graph.device), graph.device).run)
         needed = dict.fromkeys(name for variant in variants for name in variant.needs)
         names = tuple(needed)
-        outputs = graph.output_names()
-        steps = [step_of(node, graph.device) for node in graph.nodes]
-        inputs = graph.input_names()
-        run = compile_steps(inputs, steps, [*names, *outputs], graph.constants)
-        return cls(names, run)
+        return cls(names, run_of(graph, graph.device, [*names, *graph.output_names()]))
 
     def values(self, tensors: Sequence[Tensor]) -> tuple[dict[str, Any], tuple[Any, ...]]:
         """What variants need, by name, and the flat results."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.display import plain
-from octavo.errors import MissingExtra
+from octavo.errors import optional_import
 from octavo.model.files.atomic import replacing
 from octavo.reporting.plots.palette import Palette
 
@@ -21,10 +21,8 @@ def require_matplotlib() -> None:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    try:
+    with optional_import("matplotlib", "plots", "draw pictures"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("matplotlib", "plots", "draw pictures") from error
 
 
 def new_figure(width: float, height: float) -> Figure:

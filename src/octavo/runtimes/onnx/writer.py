@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import ExportError, MissingExtra
+from octavo.errors import ExportError, optional_import
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.runtimes.onnx.dialect import Dialect
 
-try:
+with optional_import("onnx", "onnx", "write ONNX models"):
     import onnx
     from onnx import TensorProto
-except ModuleNotFoundError as error:
-    raise MissingExtra("onnx", "onnx", "write ONNX models") from error
 
 # 20: Gelu. ONNX Runtime cannot load some models of signed integers in a later one: it moves their
 # QuantizeLinear, makes them unsigned, and leaves the attribute that it gave them signed.
