@@ -51,7 +51,7 @@ def _silu(w: Writer, node: Node) -> Any:
 
 def _glu(w: Writer, node: Node) -> Any:
     axis = int(arguments(node)["dim"])
-    a, b = w.op("Split", w.read(node.args[0]), outputs=2, axis=axis, num_outputs=2)
+    a, b = w.ops("Split", w.read(node.args[0]), outputs=2, axis=axis, num_outputs=2)
     return w.op("Mul", a, w.op("Sigmoid", b))
 
 

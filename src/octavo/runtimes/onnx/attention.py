@@ -20,8 +20,7 @@ def _scores(w: Writer, q: Any, k: Any, scale: float | None, gqa: bool) -> str:
     order = list(range(w.rank(k)))
     order[-2:] = order[:-3:-1]
     product = w.op("MatMul", w.read(q), w.op("Transpose", keys, perm=order))
-    scaled: str = w.op("Mul", product, w.constant(factor, w.meta(q).dtype))
-    return scaled
+    return w.op("Mul", product, w.constant(factor, w.meta(q).dtype))
 
 
 def _repeated(w: Writer, q: Any, k: Any, gqa: bool) -> str:
@@ -39,8 +38,7 @@ def _repeated(w: Writer, q: Any, k: Any, gqa: bool) -> str:
     shape[-3] = heads
     if shape.count(-1) > 1:
         shape = [0 if size == -1 and axis < rank - 3 else size for axis, size in enumerate(shape)]
-    repeated: str = w.op("Reshape", tiled, w.ints(shape))
-    return repeated
+    return w.op("Reshape", tiled, w.ints(shape))
 
 
 def _masked(w: Writer, scores: str, q: Any, k: Any, mask: Any, causal: bool) -> str:
@@ -54,8 +52,7 @@ def _masked(w: Writer, scores: str, q: Any, k: Any, mask: Any, causal: bool) -> 
         added = w.op("Where", w.read(mask), w.constant(0.0, dtype), minus)
     else:
         added = w.read(mask)
-    masked: str = w.op("Add", scores, added)
-    return masked
+    return w.op("Add", scores, added)
 
 
 def _causal_mask(w: Writer, q: Any, k: Any) -> str:
@@ -65,8 +62,7 @@ def _causal_mask(w: Writer, q: Any, k: Any) -> str:
         return w.initializer(f"causal mask of {targets} and {sources}", hidden)
     sizes = [w.op("Shape", w.read(ref), start=-2, end=w.rank(ref) - 1) for ref in (q, k)]
     ones = w.op("Expand", w.constant(-math.inf, "float32"), w.op("Concat", *sizes, axis=0))
-    hidden_value: str = w.op("Trilu", ones, w.constant(1, "int64"), upper=1)
-    return hidden_value
+    return w.op("Trilu", ones, w.constant(1, "int64"), upper=1)
 
 
 def _sdpa(w: Writer, node: Node) -> Any:

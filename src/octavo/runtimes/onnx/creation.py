@@ -29,8 +29,7 @@ def _shape(w: Writer, node: Node) -> str:
     computed = arguments(node).get("size")
     if computed is not None:
         return sizes(w, computed)
-    shape: str = w.op("Shape", w.read(node.args[0]))
-    return shape
+    return w.op("Shape", w.read(node.args[0]))
 
 
 def _arange(w: Writer, node: Node) -> Any:

@@ -87,8 +87,7 @@ def floor_divided(w: Writer, a: str, b: str) -> str:
 
     ``(a - a mod b) / b``: ONNX's remainder has the sign of the divisor, as torch's.
     """
-    quotient: str = w.op("Div", w.op("Sub", a, w.op("Mod", a, b)), b)
-    return quotient
+    return w.op("Div", w.op("Sub", a, w.op("Mod", a, b)), b)
 
 
 def _binary(kind: str) -> Converter:
@@ -158,8 +157,7 @@ def _times(w: Writer, node: Node, value: str, factor: Any) -> str:
     """A value times the number that an operator takes besides."""
     if factor == 1:
         return value
-    product: str = w.op("Mul", value, w.constant(factor, w.meta(node).dtype))
-    return product
+    return w.op("Mul", value, w.constant(factor, w.meta(node).dtype))
 
 
 def _addcmul(w: Writer, node: Node) -> Any:
@@ -241,8 +239,7 @@ def _frac(w: Writer, node: Node) -> Any:
 
 
 def _truncated(w: Writer, x: str) -> str:
-    made: str = w.op("Mul", w.op("Sign", x), w.op("Floor", w.op("Abs", x)))
-    return made
+    return w.op("Mul", w.op("Sign", x), w.op("Floor", w.op("Abs", x)))
 
 
 def _clamp(w: Writer, node: Node) -> Any:

@@ -75,7 +75,7 @@ def write_guards(w: Writer) -> None:
         )
         excess = w.op("Sub", w.ints([1]), w.cast(kept, "bool", "int64"))
         parts = w.op("Concat", w.op("Add", _shape(w, carrier.name, 0), excess), w.ints([0]), axis=0)
-        finish(w.op("Split", carrier.name, parts, outputs=2, axis=0)[0])
+        finish(w.ops("Split", carrier.name, parts, outputs=2, axis=0)[0])
     w.values[carrier.name] = w.values[node.name]
 
 
@@ -85,8 +85,7 @@ def _is_about_open_sizes(guard: Guard, graph: Graph) -> bool:
 
 
 def _shape(w: Writer, name: str, axis: int) -> str:
-    value: str = w.op("Shape", name, start=axis, end=axis + 1)
-    return value
+    return w.op("Shape", name, start=axis, end=axis + 1)
 
 
 def _written(w: Writer, expression: Expression) -> str:
@@ -100,6 +99,5 @@ def _written(w: Writer, expression: Expression) -> str:
     if kind == "//":
         return floor_divided(w, *values)
     if kind in ("not", "!="):
-        value: str = w.op("Not", values[0] if kind == "not" else w.op("Equal", *values))
-        return value
+        return w.op("Not", values[0] if kind == "not" else w.op("Equal", *values))
     return reduce(lambda one, other: w.op(_OPERATORS[kind], one, other), values)

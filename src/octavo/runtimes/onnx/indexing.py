@@ -27,8 +27,7 @@ def _narrow(w: Writer, node: Node) -> Any:
 
 def _part(w: Writer, x: Ref, axis: int, start: str, end: str, step: int = 1) -> str:
     axes = w.ints([axis_of(w, x, axis)])
-    made: str = w.op("Slice", w.read(x), start, end, axes, w.ints([step]))
-    return made
+    return w.op("Slice", w.read(x), start, end, axes, w.ints([step]))
 
 
 def _select(w: Writer, node: Node) -> Any:
@@ -60,8 +59,7 @@ def _in_parts(w: Writer, node: Node, parts: list[Any], axis: int) -> list[str]:
     if len(parts) == 1:
         return [w.read(x)]
     place = axis_of(w, x, axis)
-    made: list[str] = w.op("Split", w.read(x), sizes(w, parts), outputs=len(parts), axis=place)
-    return made
+    return w.ops("Split", w.read(x), sizes(w, parts), outputs=len(parts), axis=place)
 
 
 def _unbind(w: Writer, node: Node) -> Any:
@@ -177,8 +175,7 @@ def _places(w: Writer, refs: list[Ref]) -> str:
         total = w.op("Add", total, value)
     shape = w.op("Shape", total)  # of a sum, which is what broadcasting gives
     parts = [w.op("Unsqueeze", w.op("Expand", value, shape), w.ints([-1])) for value in values]
-    places: str = w.op("Concat", *parts, axis=-1)
-    return places
+    return w.op("Concat", *parts, axis=-1)
 
 
 def _scatter(w: Writer, node: Node) -> Any:
@@ -224,8 +221,7 @@ def _replaced(w: Writer, node: Node, axis: int, part: str, start: str, end: str)
     x = node.args[0]
     before = _part(w, x, axis, w.ints([0]), start)
     behind = _part(w, x, axis, end, w.ints([TO_THE_END]))
-    made: str = w.op("Concat", before, part, behind, axis=axis_of(w, x, axis))
-    return made
+    return w.op("Concat", before, part, behind, axis=axis_of(w, x, axis))
 
 
 CONVERTERS: dict[str, Converter] = {

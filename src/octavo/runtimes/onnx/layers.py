@@ -50,8 +50,7 @@ def _picked(w: Writer, x: Any, pads: list[int], strides: list[int]) -> str:
     dims = len(strides)
     around = quantization.padded(w, x, w.ints([0, 0, *pads[:dims], 0, 0, *pads[dims:]]))
     starts, ends, axes = [0] * dims, [TO_THE_END] * dims, range(2, 2 + dims)
-    made: str = w.op("Slice", around, *(w.ints(part) for part in (starts, ends, axes, strides)))
-    return made
+    return w.op("Slice", around, *(w.ints(part) for part in (starts, ends, axes, strides)))
 
 
 def _pads(padding: Any, kernel: list[int], dilation: list[int]) -> list[int]:

@@ -102,8 +102,7 @@ def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
         )
     if all(b % size == 0 for b, size in zip(before, wanted, strict=True)):
         kernel = [b // size for b, size in zip(before, wanted, strict=True)]
-        pooled: str = w.op(kind, x, kernel_shape=kernel, strides=kernel)
-        return pooled
+        return w.op(kind, x, kernel_shape=kernel, strides=kernel)
     for axis, b, size in zip(range(-dims, 0), before, wanted, strict=True):
         x = along(w, x, w.rank(node.args[0]) + axis, -axis - 1, _members(b, size))
     return x
@@ -113,7 +112,7 @@ def _global(w: Writer, kind: str, x: str, dims: int) -> str:
     """Of images: in one dimension OpenVINO's integers read memory that nobody wrote."""
     if dims == 1:
         x = w.op("Unsqueeze", x, w.ints([2]))
-    pooled: str = w.op(f"Global{kind}", x)
+    pooled = w.op(f"Global{kind}", x)
     if kind == "MaxPool":
         pooled = kept_apart(w, pooled)
     if dims == 1:
@@ -143,8 +142,7 @@ def _average_of_windows(w: Writer, x: str, axis: int, behind: int, members: Any)
     weights = (held / held.sum(1, keepdims=True)).reshape(*places.shape, *[1] * behind)
     parts = w.op("Gather", x, w.constant(places * held, "int64"), axis=axis)
     weighted = w.op("Mul", parts, w.constant(weights, "float32"))
-    made: str = w.op("ReduceSum", weighted, w.ints([axis + 1]), keepdims=0)
-    return made
+    return w.op("ReduceSum", weighted, w.ints([axis + 1]), keepdims=0)
 
 
 # Which place of the input a place of the result reads, as torch has it.
@@ -186,8 +184,7 @@ def _resized(w: Writer, node: Node, **how: Any) -> str:
     dims = w.rank(x) - 2
     if len(factors) == dims:
         scales = w.constant([1.0, 1.0, *factors], "float32")
-        resized: str = w.op("Resize", w.read(x), "", scales, **how)
-        return resized
+        return w.op("Resize", w.read(x), "", scales, **how)
     sizes = [size for size in w.meta(node).shape[2:] if size is not None]
     if len(sizes) < dims:
         raise ExportError(

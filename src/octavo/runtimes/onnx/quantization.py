@@ -142,8 +142,7 @@ def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
             reader.short_op.startswith("avg_pool") for reader in w.graph.users[made_by.name]
         )
         value = fenced(w, x) if averaged else w.read(x)
-        made: str = w.op("Pad", value, pads, w.constant(0, w.meta(x).dtype), axes)
-        return made
+        return w.op("Pad", value, pads, w.constant(0, w.meta(x).dtype), axes)
     reader = w.producer(x)
     assert reader is not None
     q, scale, _ = reader.args
@@ -167,8 +166,7 @@ def _fake_quantize_dynamic(w: Writer, node: Node) -> Any:
 
 
 def _float(w: Writer, value: str) -> str:
-    made: str = w.op("Cast", value, to=1)
-    return made
+    return w.op("Cast", value, to=1)
 
 
 def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
@@ -177,7 +175,7 @@ def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
     if key not in w.values:
         source = rounded_from(w, Ref(node.name))
         if source is not None:
-            w.values[key] = tuple(w.op("DynamicQuantizeLinear", w.read(source), outputs=3))
+            w.values[key] = tuple(w.ops("DynamicQuantizeLinear", w.read(source), outputs=3))
         else:
             w.values[key] = _rounded_by_hand(w, node)
     parts: tuple[str, str, str] = w.values[key]
@@ -284,8 +282,7 @@ def _dequantized(w: Writer, integers: QuantizedWeight, transposed: bool) -> str:
         value = w.packed_initializer(name, packed, shape, dtype)
         packed, shape = octavo_operators.pack_int4(zeros.contiguous()), list(zeros.shape)
         start = w.packed_initializer(zero_point, packed, shape, dtype) if affine else ""
-    made: str = w.op("DequantizeLinear", value, w.initializer(scale, scales), start, **where)
-    return made
+    return w.op("DequantizeLinear", value, w.initializer(scale, scales), start, **where)
 
 
 def _scales(integers: QuantizedWeight) -> tuple[Tensor, Tensor, dict[str, Any]]:
@@ -327,8 +324,7 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
     name = f"{ref.name}.of.{x.name}"
     stored = w.initializer(f"{name}.int32", rounded.to(torch.int32))
     scales = w.initializer(f"{name}.scale", scale)
-    made: str = w.op("DequantizeLinear", stored, scales, axis=0 if scale.dim() else None)
-    return made
+    return w.op("DequantizeLinear", stored, scales, axis=0 if scale.dim() else None)
 
 
 def linear(w: Writer, node: Node) -> Any:

@@ -61,8 +61,7 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
         tensors = _by_rows(integers, _rows(kind, integers.shape[0]))
         names = [f"{name}.{kind.op}" for name in integers.reader.refs()]
         q, scale, zero_point = map(w.initializer, names, (tensors[0].unsqueeze(0), *tensors[1:]))
-        value: str = w.op("DequantizeLinear", q, scale, zero_point, axis=1)
-        return value
+        return w.op("DequantizeLinear", q, scale, zero_point, axis=1)
     value = w.op("Gather", w.read(ref), _row_numbers(w, kind, ref), axis=0)
     value = w.op("Unsqueeze", value, w.ints([0]))
     return value
@@ -156,8 +155,7 @@ def _part(w: Writer, state: Any, first: int, count: int) -> str:
     value = w.read(state)
     if w.meta(state).shape[0] == count:
         return value
-    part: str = w.op("Slice", value, w.ints([first]), w.ints([first + count]), w.ints([0]))
-    return part
+    return w.op("Slice", value, w.ints([first]), w.ints([first + count]), w.ints([0]))
 
 
 def _one(
@@ -192,7 +190,7 @@ def _one(
     attributes = dict(kind.attributes)
     if "activations" in attributes:
         attributes["activations"] = attributes["activations"] * directions
-    y, *last = w.op(
+    y, *last = w.ops(
         kind.on_integers if on_integers else kind.op,
         *[x, matrix, recurrence, bias, "", *starts, *scales],
         outputs=1 + kind.states,

@@ -51,7 +51,7 @@ def _sum_of_integers(
     if alone:
         value = w.op("Unsqueeze", value, w.ints(alone))
         axes = [axis + (axis > 0) for axis in axes]
-    made: str = w.op("ReduceMean", value, w.ints(axes), keepdims=1)
+    made = w.op("ReduceMean", value, w.ints(axes), keepdims=1)
     if kind == "ReduceSum":
         sizes = w.op("Gather", w.op("Shape", value), w.ints(axes))
         made = w.op("Mul", made, w.cast(w.op("ReduceProd", sizes, keepdims=0), "int64", "float32"))
@@ -80,7 +80,7 @@ def _reduced(
 ) -> str:
     if not axes:
         return value
-    reduced: str = w.op(kind, value, w.ints(axes), keepdims=int(keep))
+    reduced = w.op(kind, value, w.ints(axes), keepdims=int(keep))
     return kept_apart(w, reduced) if kind in _LARGEST and dtype == "float32" else reduced
 
 
@@ -206,15 +206,14 @@ def _argsort(w: Writer, node: Node) -> Any:
 
 def _length(w: Writer, x: Ref, axis: int) -> str:
     place = axis_of(w, x, axis)
-    length: str = w.op("Shape", w.read(x), start=place, end=place + 1)
-    return length
+    return w.op("Shape", w.read(x), start=place, end=place + 1)
 
 
 def _ordered(
     w: Writer, x: Ref, count: str, axis: int, largest: bool, in_order: bool = True
 ) -> list[str]:
     """The first values in order, and their places."""
-    made: list[str] = w.op(
+    return w.ops(
         "TopK",
         w.read(x),
         count,
@@ -223,7 +222,6 @@ def _ordered(
         largest=int(largest),
         sorted=int(in_order),
     )
-    return made
 
 
 CONVERTERS: dict[str, Converter] = {

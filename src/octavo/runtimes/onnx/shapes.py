@@ -195,8 +195,7 @@ def _padded(w: Writer, node: Node, mode: str, pads: Any, value: Any) -> str:
     if mode == "constant" and not value:
         return quantization.padded(w, x, sizes(w, ordered), made_by=node)
     filling = w.constant(value, w.meta(x).dtype) if mode == "constant" else ""
-    made: str = w.op("Pad", w.read(x), sizes(w, ordered), filling, mode=mode)
-    return made
+    return w.op("Pad", w.read(x), sizes(w, ordered), filling, mode=mode)
 
 
 def _pixel_shuffle(w: Writer, node: Node) -> Any:

@@ -42,8 +42,7 @@ def sizes(w: Writer, args: Sequence[Any]) -> str:
     """A shape of sizes and numbers."""
     if not any(isinstance(arg, Ref) for arg in args):
         return w.ints(args)
-    value: str = w.op("Concat", *(size(w, arg) for arg in args), axis=0)
-    return value
+    return w.op("Concat", *(size(w, arg) for arg in args), axis=0)
 
 
 def scalar(w: Writer, arg: Any, dtype: str) -> str:

@@ -119,9 +119,13 @@ class Writer:
 
     # What converters write
 
-    def op(
-        self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any
-    ) -> Any:
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node of one result, which is returned; arguments as for `ops`."""
+        return self.ops(kind, *inputs, outputs=1, domain=domain, **attributes)[0]
+
+    def ops(
+        self, kind: str, *inputs: str, outputs: int, domain: str = "", **attributes: Any
+    ) -> list[str]:
         """Add a node.
 
         Args:
@@ -132,7 +136,7 @@ class Writer:
             attributes: ONNX's, those that are ``None`` are left out.
 
         Returns:
-            The value's name, or a list where there are several.
+            The names of the results' values.
         """
         assert self._current is not None
         base = f"{self._current.name}/{kind}"
@@ -142,7 +146,7 @@ class Writer:
             inputs = inputs[:-1]
         node = onnx.helper.make_node(kind, list(inputs), names, names[0], domain=domain, **given)
         self._nodes.append(node)
-        return names[0] if outputs == 1 else names
+        return names
 
     def read(self, arg: Any) -> str:
         """The value of a reference.
@@ -296,8 +300,7 @@ def kept_apart(w: Writer, extreme: str) -> str:
 
     OpenVINO takes a QuantizeLinear that follows into the search, and finds another extreme.
     """
-    made: str = w.op("Max", extreme, w.constant(-np.inf, "float32"))
-    return made
+    return w.op("Max", extreme, w.constant(-np.inf, "float32"))
 
 
 _SHIFTS = frozenset({"add", "sub", "rsub", "batch_norm"})
