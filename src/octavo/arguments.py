@@ -55,6 +55,24 @@ def optional(kind: Kind, **values: Any) -> None:
     expect(kind, **{name: value for name, value in values.items() if value is not None})
 
 
+def expect_repeatable(needed: str, **data: Any) -> None:
+    """Refuse what is no iterable of batches, or can be iterated only once.
+
+    Args:
+        needed: who needs it again, as a clause.
+        data: the arguments, by their names; ``None`` is allowed.
+
+    Raises:
+        InputError: one is such data.
+    """
+    optional(BATCHES, **data)
+    for name, batches in data.items():
+        if batches is not None and iter(batches) is batches:
+            raise InputError(
+                f"{name} can be iterated only once, and {needed}: pass a list or a DataLoader"
+            )
+
+
 def of(*types: type, way_out: str) -> Kind:
     """The instances of some types."""
     return Kind(lambda value: isinstance(value, types), way_out)

@@ -16,10 +16,7 @@ def bench(
         str, typer.Option("--batches", help="Batch sizes, separated by commas.")
     ] = "1,8,32",
     runtimes: options.Runtimes = None,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="Threads of every contender [torch's own number]."),
-    ] = None,
+    threads: options.Threads = None,
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Seconds of timing for each batch size.")
     ] = 10.0,

@@ -23,10 +23,7 @@ def compare(
     runtimes: Annotated[
         str, typer.Option("--runtimes", help="Runtimes of the files, separated by commas.")
     ] = "torch",
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", min=1, help="Threads of every contender [torch's own number]."),
-    ] = None,
+    threads: options.Threads = None,
     rounds: Annotated[
         int | None,
         typer.Option(
@@ -46,7 +43,6 @@ def compare(
     **Example:** `octavo compare mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
     from octavo.cli.sources.model_source import load_model
-    from octavo.graph.batches import Signature
     from octavo.measuring.comparison import compare as compare_models
     from octavo.model.model import load
 
@@ -59,7 +55,7 @@ def compare(
     result = compare_models(
         network,
         first if len(models) == 1 else dict(zip(labels, models.values(), strict=True)),
-        reading.load(data, Signature.of(network), raw=options.takes_pixels(first)),
+        reading.load(data, network, raw=first.pixels is not None),
         metric=options.metric_of(metric),
         runtimes=names,
         threads=threads,

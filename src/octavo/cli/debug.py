@@ -29,14 +29,13 @@ def debug(
     **Example:** `octavo debug mymodels:build m.octavo --weights w.safetensors --data test.npz`
     """
     from octavo.cli.sources.model_source import load_model
-    from octavo.graph.batches import Signature
     from octavo.measuring.layers.layer_errors import layer_errors
     from octavo.measuring.layers.repair import repair_code, repairs
     from octavo.model.model import load
 
     network = load_model(model, weights)
     q = load(file, runtime="reference")  # rounding is the file's, whatever this CPU runs in float
-    batches = reading.load(data, Signature.of(network), raw=options.takes_pixels(q))
+    batches = reading.load(data, network, raw=q.pixels is not None)
     some = batches if limit is None else islice(batches, limit)
     errors = layer_errors(network, q, some, progress=not as_json)
     if as_json:

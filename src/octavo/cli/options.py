@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from octavo.cli.sources.image_folder import ImageOptions
-    from octavo.graph.batches import Signature
-    from octavo.model.model import QuantizedModel
 
 DATA_HELP = (
     "A .npz or .safetensors file (arrays named as the model's arguments, or in their order; one "
@@ -72,6 +72,10 @@ Calibration = Annotated[
 Runtimes = Annotated[
     str | None,
     typer.Option("--runtimes", help="Runtimes, separated by commas [all that are installed]."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of every contender [torch's own number]."),
 ]
 Target = Annotated[
     str | None,
@@ -136,19 +140,22 @@ class Reading:
         bool, typer.Option("--gray", help="For a folder of images: read them with one channel.")
     ] = False
 
-    def load(self, source: str, signature: Signature, *, raw: bool = False) -> Iterable[Any]:
+    def load(self, source: str, model: nn.Module, *, raw: bool = False) -> Iterable[Any]:
         """Batches from a DATA argument.
 
         Args:
             source: the argument.
-            signature: the argument names of the model.
+            model: the float or the quantized model that they are for.
             raw: whether the model takes pixels as they are, so that nothing is to be normalized.
 
         Raises:
             InputError: the numbers cannot be used, or the source.
         """
         from octavo.cli.sources.data_source import load_data
+        from octavo.graph.batches import Signature
+        from octavo.model.model import QuantizedModel
 
+        signature = model.signature if isinstance(model, QuantizedModel) else Signature.of(model)
         return load_data(source, signature, self.batch_size, self.images(raw))
 
     def images(self, raw: bool) -> ImageOptions:
@@ -227,8 +234,3 @@ def numbers_of(option: str, text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"{option} is {text!r}; give numbers, separated by commas") from None
-
-
-def takes_pixels(q: QuantizedModel) -> bool:
-    """Whether a model normalizes its images itself."""
-    return q.provenance.get("pixels") is not None

@@ -95,7 +95,6 @@ def quantize(
     from octavo.cli.sources.model_source import load_model
     from octavo.errors import InputError
     from octavo.flow.quantize import quantize as quantize_model
-    from octavo.graph.batches import Signature
     from octavo.model.files.atomic import require_file
     from octavo.quantization.targets import weight_only_qconfig
     from octavo.runtimes.cpu import host_target
@@ -106,7 +105,7 @@ def quantize(
     network = load_model(model, weights)
     require_file(output)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))
-    data = reading.load(calibration, Signature.of(network), raw=raw)
+    data = reading.load(calibration, network, raw=raw)
     q = quantize_model(
         network,
         calibration=data if batches is None else islice(data, batches),

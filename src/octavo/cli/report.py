@@ -48,7 +48,6 @@ def report(
     **Example:** `octavo report mymodels:build m.octavo --data test.npz -o report.html`
     """
     from octavo.cli.sources.model_source import load_model
-    from octavo.graph.batches import Signature
     from octavo.measuring.layers import sensitivity
     from octavo.model.files.atomic import require_file
     from octavo.model.model import load
@@ -57,16 +56,15 @@ def report(
 
     require_file(out)
     network, q = load_model(model, weights), load(file)
-    signature = Signature.of(network)
-    pixels = options.takes_pixels(q)
-    batches = reading.load(data, signature, raw=pixels)
+    pixels = q.pixels is not None
+    batches = reading.load(data, network, raw=pixels)
     tried = None if search is None else SearchResult.read(search)
     ranked = None
     if calibration is not None:
         ranked = sensitivity(
             network,
-            calibration=reading.load(calibration, signature),
-            data=reading.load(data, signature) if pixels else batches,
+            calibration=reading.load(calibration, network),
+            data=reading.load(data, network) if pixels else batches,
             metric=options.metric_of(metric),
             mode=q.plan.mode,
             target=q.plan.target,

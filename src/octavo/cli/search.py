@@ -54,16 +54,14 @@ def search(
     **Example:** `octavo search mymodels:build --calibration x.npz --data y.npz --max-drop 1 -o s`
     """
     from octavo.cli.sources.model_source import load_model
-    from octavo.graph.batches import Signature
     from octavo.runtimes.cpu import host_target
     from octavo.searching.search import search as search_for
 
     network = load_model(model, weights)
-    signature = Signature.of(network)
     found = search_for(
         network,
-        calibration=reading.load(calibration, signature),
-        data=reading.load(data, signature),
+        calibration=reading.load(calibration, network),
+        data=reading.load(data, network),
         metric=options.metric_of(metric),
         max_drop=max_drop,
         objective="smallest" if smallest else "fastest",

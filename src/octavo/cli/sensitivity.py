@@ -36,16 +36,14 @@ def sensitivity(
     **Example:** `octavo sensitivity mymodels:build --calibration x.npz --data test.npz`
     """
     from octavo.cli.sources.model_source import load_model
-    from octavo.graph.batches import Signature
     from octavo.measuring.layers.sensitivity import sensitivity as sensitivity_of
     from octavo.runtimes.cpu import host_target
 
     network = load_model(model, weights)
-    signature = Signature.of(network)
     found = sensitivity_of(
         network,
-        calibration=reading.load(calibration, signature),
-        data=reading.load(data, signature),
+        calibration=reading.load(calibration, network),
+        data=reading.load(data, network),
         metric=options.metric_of(metric),
         exact=not estimate,
         mode=mode.value,

@@ -30,7 +30,7 @@ def verify(
 
     q = load(file, runtime="reference")
     names = options.names_of(runtimes)
-    batches = None if data is None else reading.load(data, q.signature, raw=options.takes_pixels(q))
+    batches = None if data is None else reading.load(data, q, raw=q.pixels is not None)
     found = verify_model(q, batches, runtimes=names)
     show(found, as_json)
     if not found.passed:

@@ -25,7 +25,6 @@ from octavo.compat.tinynn_config import completed, rules_of
 from octavo.errors import OctavoError, PlanError
 from octavo.graph.copying import copied
 from octavo.model.files.atomic import replacing
-from octavo.quantization.plan import Plan
 
 __all__ = ["DynamicQuantizer", "PostQuantizer", "QATQuantizer"]
 
@@ -66,7 +65,11 @@ class _Quantizer:
         self.model = model
         self.dummy_input = dummy_input
         self.work_dir = work_dir
-        self.config = completed(config)
+        self.config = self._completed(config or {})
+
+    def _completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config with its defaults."""
+        return completed(config)
 
     def __getattr__(self, name: str) -> Any:
         if name in _METHODS:
@@ -130,7 +133,7 @@ class QATQuantizer(_Quantizer):
         made: Any = prepare(copied(self.model).train(self._trains), rules)
         state: Training | Preparation = made._octavo
         state.capture(as_float(made), *_arguments(self.dummy_input))
-        plan = _plan_of(state)
+        plan = state.plan
         if self.work_dir is not None and plan is not None:
             name = f"{type(self.model).__name__.lower()}_q_plan.json"
             with replacing(Path(self.work_dir, name)) as file:
@@ -148,20 +151,13 @@ class PostQuantizer(QATQuantizer):
 class DynamicQuantizer(_Quantizer):
     """Dynamic quantization: `quantize` returns the int8 model, which finds scales at each call."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        dummy_input: Any,
-        work_dir: str | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(model, dummy_input, work_dir, config)
-        given = config or {}
-        if given.get("asymmetric", False) or not given.get("per_tensor", True):
+    def _completed(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        if config.get("asymmetric", False) or not config.get("per_tensor", True):
             raise PlanError(
                 "DynamicQuantizer takes asymmetric=False and per_tensor=True alone; for other "
                 "schemes octavo.quantize(model, dummy_input, qconfig=octavo.dynamic_qconfig())"
             )
+        return super()._completed(config)
 
     def quantize(self) -> nn.Module:
         """A copy of the model whose linear and recurrent layers hold integers."""
@@ -176,13 +172,6 @@ def _arguments(dummy_input: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     if isinstance(dummy_input, Mapping):
         return (), dummy_input
     return ((dummy_input,) if isinstance(dummy_input, Tensor) else tuple(dummy_input)), {}
-
-
-def _plan_of(state: Training | Preparation) -> Plan | None:
-    """``None`` where nothing is quantized."""
-    if isinstance(state, Training):
-        return None if state.qat is None else state.qat.plan
-    return None if state.calibration is None else state.calibration.plan
 
 
 def __getattr__(name: str) -> Any:

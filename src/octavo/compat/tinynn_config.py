@@ -98,13 +98,12 @@ _REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def completed(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config with the defaults of what it leaves out.
 
     Raises:
         PlanError: it asks for something that Octavo does not share.
     """
-    config = config or {}
     known = {*_HONOURED, *_WITHOUT_EFFECT, *_REFUSED}
     for key, value in config.items():
         if key not in known:

@@ -71,8 +71,7 @@ def contenders_of(
     others = dict(q) if isinstance(q, Mapping) else {"int8": q}
     _check_names(others)
     quantized = [other for other in others.values() if isinstance(other, QuantizedModel)]
-    preprocessing = (Pixels.from_dict(other.provenance.get("pixels")) for other in quantized)
-    pixels = next(filter(None, preprocessing), None)
+    pixels = next(filter(None, (other.pixels for other in quantized)), None)
     fp32 = Contender("fp32", "fp32", "eager", model, new_metric(), pixels=pixels)
     half = Contender("bf16", "bf16", "eager", model, new_metric(), torch.bfloat16, pixels)
     try:
@@ -85,7 +84,7 @@ def contenders_of(
         if not isinstance(other, QuantizedModel):
             contenders.append(Contender(label, label, "eager", other, new_metric(), pixels=pixels))
             continue
-        own = pixels if other.provenance.get("pixels") is None else None
+        own = pixels if other.pixels is None else None
         names = list(dict.fromkeys(runtimes or [other.runtime]))
         for name in names:
             lowered = other if name == other.runtime else other.lower(name)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from octavo.errors import InputError
+from octavo.numerics.sqnr import sqnr_db
 
 IGNORED_LABEL = -100  # what torch's cross-entropy ignores
 
@@ -71,9 +72,7 @@ class Likeness:
     @property
     def sqnr_db(self) -> float:
         """Signal over noise in dB; infinite where the outputs are equal."""
-        if self.noise == 0.0:
-            return math.inf
-        return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return sqnr_db(self.signal, self.noise)
 
     @property
     def agreement(self) -> float | None:

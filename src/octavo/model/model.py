@@ -25,6 +25,7 @@ from octavo.errors import (
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.graph import GRAPH, Graph, TensorMeta
+from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
 from octavo.model import artifact
@@ -107,6 +108,11 @@ class QuantizedModel(nn.Module):
         for part in path:
             owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
         return owner._buffers, leaf
+
+    @property
+    def pixels(self) -> Pixels | None:
+        """What makes floats of its images; ``None`` where it takes floats."""
+        return Pixels.from_dict(self.provenance.get("pixels"))
 
     @property
     def target(self) -> str:

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.arguments import BATCHES, COUNT, TEXT, expect, of, optional
-from octavo.errors import InputError
+from octavo.arguments import BATCHES, COUNT, TEXT, expect, expect_repeatable, of, optional
 from octavo.measuring.comparison import compare
 from octavo.measuring.comparison_table import Comparison
 from octavo.measuring.layers import (
@@ -168,11 +167,7 @@ def report(
     optional(_COMPARISON, comparison=comparison)
     optional(_SENSITIVITY, sensitivity=sensitivity)
     optional(_SEARCH, search=search)
-    if iter(data) is data:
-        raise InputError(
-            "data can be iterated only once, and a report needs it several times: pass a list or "
-            "a DataLoader"
-        )
+    expect_repeatable("a report needs it several times", data=data)
     if comparison is None:
         comparison = compare(
             model, q, data, metric=metric, inputs=inputs, runtimes=runtimes, progress=progress

@@ -19,6 +19,7 @@ from octavo.errors import InputError, RuntimeUnavailable
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
+from octavo.numerics.sqnr import sqnr_db
 from octavo.runtimes.lowered import Agreement, Lowered
 from octavo.runtimes.perturbation import perturbed
 
@@ -142,11 +143,7 @@ class _Error:
 
     @property
     def db(self) -> float:
-        if self.noise == 0.0:
-            return math.inf
-        if self.signal == 0.0 or self.noise == math.inf:
-            return -math.inf
-        return 10.0 * math.log10(self.signal / self.noise)
+        return sqnr_db(self.signal, self.noise)
 
     def within(self, bound: _Error) -> bool:
         allowed = _OTHER_DECISIONS * self.signal if self.decides else 0.0

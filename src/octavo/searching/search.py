@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from octavo.arguments import BATCHES, FUNCTION, NUMBER, PATH, TEXT, expect, optional
+from octavo.arguments import FUNCTION, NUMBER, PATH, TEXT, expect, expect_repeatable, optional
 from octavo.errors import InputError
 from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.capture import capture
@@ -103,7 +103,7 @@ def search(
     if objective not in OBJECTIVES:
         raise InputError(f"objective is {objective!r}; one of {list(OBJECTIVES)}")
     measured = data if data is not None else calibration
-    _check_repeatable(calibration=calibration, data=measured)
+    expect_repeatable("each trial needs it", calibration=calibration, data=measured)
     if evaluate is None and measured is None:
         raise InputError("search needs data to measure the metric on, or evaluate=")
     signature = Signature.of(model)
@@ -167,18 +167,6 @@ def search(
 
 def _within(deadline: Deadline, data: Iterable[Any] | None) -> Iterable[Any] | None:
     return None if data is None else deadline.over(data)
-
-
-def _check_repeatable(**data: Iterable[Any] | None) -> None:
-    for name, batches in data.items():
-        if batches is None:
-            continue
-        expect(BATCHES, **{name: batches})
-        if iter(batches) is batches:
-            raise InputError(
-                f"{name} can be iterated only once, and each trial needs it: pass a list or a "
-                "DataLoader"
-            )
 
 
 def _too_small(time_budget: float | None, started: float) -> InputError:

@@ -25,39 +25,19 @@ def _fused(name: str) -> type[FusedModule]:
     return type(name, (FusedModule,), {"__doc__": f"{name}.", "__module__": __name__})
 
 
-_NAMES = """
-    ConvReLU1d ConvReLU2d ConvReLU3d ConvBn1d ConvBn2d ConvBn3d ConvBnReLU1d ConvBnReLU2d
-    ConvBnReLU3d LinearReLU LinearBn1d ConvTransposeBn1d ConvTransposeBn2d ConvTransposeBn3d
-    BNReLU2d BNReLU3d
-""".split()
-FUSED = {name: _fused(name) for name in _NAMES}
-
-_KINDS: dict[type[nn.Module], str] = {
-    nn.Conv1d: "Conv1d",
-    nn.Conv2d: "Conv2d",
-    nn.Conv3d: "Conv3d",
-    nn.ConvTranspose1d: "ConvTranspose1d",
-    nn.ConvTranspose2d: "ConvTranspose2d",
-    nn.ConvTranspose3d: "ConvTranspose3d",
-    nn.BatchNorm1d: "BN1d",
-    nn.BatchNorm2d: "BN2d",
-    nn.BatchNorm3d: "BN3d",
-    nn.Linear: "Linear",
-    nn.ReLU: "ReLU",
-}
-# The kinds in a row -> the name of the fused module.
-_PATTERNS: dict[tuple[str, ...], str] = {
-    ("Linear", "ReLU"): "LinearReLU",
-    ("Linear", "BN1d"): "LinearBn1d",
-    ("BN2d", "ReLU"): "BNReLU2d",
-    ("BN3d", "ReLU"): "BNReLU3d",
+# The kinds in a row -> the fused module.
+_PATTERNS: dict[tuple[str, ...], type[FusedModule]] = {
+    ("Linear", "ReLU"): _fused("LinearReLU"),
+    ("Linear", "BN1d"): _fused("LinearBn1d"),
+    ("BN2d", "ReLU"): _fused("BNReLU2d"),
+    ("BN3d", "ReLU"): _fused("BNReLU3d"),
 }
 for _d in ("1d", "2d", "3d"):
     _PATTERNS |= {
-        (f"Conv{_d}", "ReLU"): f"ConvReLU{_d}",
-        (f"Conv{_d}", f"BN{_d}"): f"ConvBn{_d}",
-        (f"Conv{_d}", f"BN{_d}", "ReLU"): f"ConvBnReLU{_d}",
-        (f"ConvTranspose{_d}", f"BN{_d}"): f"ConvTransposeBn{_d}",
+        (f"Conv{_d}", "ReLU"): _fused(f"ConvReLU{_d}"),
+        (f"Conv{_d}", f"BN{_d}"): _fused(f"ConvBn{_d}"),
+        (f"Conv{_d}", f"BN{_d}", "ReLU"): _fused(f"ConvBnReLU{_d}"),
+        (f"ConvTranspose{_d}", f"BN{_d}"): _fused(f"ConvTransposeBn{_d}"),
     }
 
 
@@ -139,7 +119,7 @@ def _part(model: nn.Module, path: str) -> nn.Module:
 
 
 def _fused_of(row: Sequence[str], parts: list[nn.Module], training: bool) -> nn.Module:
-    kinds = tuple(_KINDS.get(type(part), type(part).__name__) for part in parts)
+    kinds = tuple(type(part).__name__.replace("BatchNorm", "BN") for part in parts)
     if kinds not in _PATTERNS:
         raise PlanError(
             f"{list(row)} are {' + '.join(kinds)}, which fuse_modules does not know: leave them "
@@ -156,7 +136,7 @@ def _fused_of(row: Sequence[str], parts: list[nn.Module], training: bool) -> nn.
     if folds:
         parts = [_folded(parts[0], norms[0], kinds[0]), *parts[2:]]
         kinds = (kinds[0], *kinds[2:])
-    fused = FUSED[_PATTERNS[kinds]](*parts) if len(parts) > 1 else parts[0]
+    fused = _PATTERNS[kinds](*parts) if len(parts) > 1 else parts[0]
     fused.__dict__.update(hooks)
     return fused
 

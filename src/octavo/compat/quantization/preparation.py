@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -49,30 +49,44 @@ class Prepared(Changed):
 
 
 @dataclass
-class Preparation:
-    """What a model prepared for calibration knows.
+class Knowledge:
+    """What a prepared model knows, whatever it is prepared for.
 
     Attributes:
         signature: the names of the model's arguments.
         rules: what is quantized.
-        calibration: what was observed; ``None`` before the first call.
-        captured: whether the model was captured; ``calibration`` stays ``None`` if nothing of it
-            is to be quantized.
+        captured: whether the model was captured.
         stubs: tensor -> path of the QuantStub that reads it.
-        sums: of the weights that the model was captured with.
     """
 
     signature: Signature
     rules: Rules
-    calibration: Calibration | None = None
     captured: bool = False
     stubs: Mapping[str, str] = field(default_factory=dict)
-    sums: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module, rules: Rules) -> Preparation:
+    def of(cls, model: nn.Module, rules: Rules) -> Self:
         """For a model, which shall go on as a prepared one."""
         return cls(Signature.of(model), rules)
+
+
+@dataclass
+class Preparation(Knowledge):
+    """What a model prepared for calibration knows.
+
+    Attributes:
+        calibration: what was observed; ``None`` before the first call, and if nothing of the model
+            is to be quantized.
+        sums: of the weights that the model was captured with.
+    """
+
+    calibration: Calibration | None = None
+    sums: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan | None:
+        """``None`` where nothing is quantized."""
+        return None if self.calibration is None else self.calibration.plan
 
     @property
     def needs_graph(self) -> bool:

@@ -7,23 +7,22 @@ before the first call, which captures it, or after.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import Tensor, nn
 
 from octavo.compat.quantization.conversion import convert_into
 from octavo.compat.quantization.holding import hold
 from octavo.compat.quantization.parts import as_written, close, refuse_hooks
-from octavo.compat.quantization.preparation import Awaiting, Waiting, planned, unknown
+from octavo.compat.quantization.preparation import Awaiting, Knowledge, Waiting, planned, unknown
 from octavo.compat.quantization.rules import Rules
 from octavo.compat.quantization.takeover import Changed, as_float, become
 from octavo.errors import TrainingError
-from octavo.graph.batches import Signature
 from octavo.graph.capture.capture import bind_arguments
-from octavo.numerics.affine import QParams
 from octavo.qat import ObservedFakeQuantize, QATModel, prepare_qat
 from octavo.quantization.convert import quantize_graph
+from octavo.quantization.plan import Plan
 
 
 class Trained(Changed):
@@ -58,29 +57,22 @@ class Trained(Changed):
 
 
 @dataclass
-class Training:
+class Training(Knowledge):
     """What a model prepared for training knows.
 
     Attributes:
-        signature: the names of the model's arguments.
-        rules: what is rounded.
-        qat: the training model; ``None`` before the first call.
-        captured: whether there was one; ``qat`` stays ``None`` if nothing is to be quantized.
-        stubs: tensor -> path of the QuantStub that reads it.
+        qat: the training model; ``None`` before the first call, and if nothing of the model is to
+            be quantized.
         rounding, observing, norms_frozen: the switches.
     """
 
-    signature: Signature
-    rules: Rules
     qat: QATModel | None = None
-    captured: bool = False
-    stubs: Mapping[str, str] = field(default_factory=dict)
     rounding: bool = True
     observing: bool = True
     norms_frozen: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module, rules: Rules) -> Training:
+    def of(cls, model: nn.Module, rules: Rules) -> Self:
         """For a model, which shall go on as a prepared one.
 
         Raises:
@@ -88,7 +80,12 @@ class Training:
         """
         refuse_hooks(model)
         close(model, hooks=True)
-        return cls(Signature.of(model), rules)
+        return super().of(model, rules)
+
+    @property
+    def plan(self) -> Plan | None:
+        """``None`` where nothing is quantized."""
+        return None if self.qat is None else self.qat.plan
 
     def set(self, switch: str, value: bool) -> None:
         """Turn a switch, now or at the first call."""
@@ -144,7 +141,7 @@ class Training:
             return become(root, None)
         qat = self.qat.eval()
         graph = qat.deployed()
-        qparams = qat.qparams() if self.has_ranges else _unknown(qat)
+        qparams = qat.qparams() if self.has_ranges else unknown(graph, qat.plan).qparams
         return convert_into(
             root, quantize_graph(graph, qat.plan, qparams), qat.plan, self.signature, self.stubs
         )
@@ -203,8 +200,3 @@ def share(qat: QATModel, model: nn.Module) -> None:
             full = f"{path}.{name}".lstrip(".")
             if full in buffers:
                 hold(module, name, buffers[full])
-
-
-def _unknown(qat: QATModel) -> dict[str, QParams]:
-    """The qparams of a model that was never trained: activation scales are NaN until loaded."""
-    return dict(unknown(qat.deployed(), qat.plan).qparams)

@@ -22,7 +22,6 @@ from octavo.graph.capture.capture import capture
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.operators import arguments
-from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
@@ -109,7 +108,7 @@ class _Taps:
 
     def __init__(self, model: nn.Module, q: QuantizedModel, first: Batch) -> None:
         self.q = q
-        self.pixels = Pixels.from_dict(q.provenance.get("pixels"))
+        self.pixels = q.pixels
         floats = with_floats(first, self.pixels)
         with evaluating(model):
             self.graph = capture(model, floats.args, floats.kwargs, progress=False)

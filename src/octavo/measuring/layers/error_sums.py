@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from octavo.numerics.sqnr import sqnr_db
+
 _PART = 2**16  # values
 
 
@@ -54,9 +56,7 @@ class ErrorSums:
         """Signal over noise in dB: infinite where nothing was lost, minus infinite where all was
         noise.
         """
-        if self.noise == 0.0:
-            return math.inf
-        return 10.0 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        return sqnr_db(self.signal, self.noise)
 
     @property
     def mse(self) -> float:

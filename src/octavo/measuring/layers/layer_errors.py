@@ -24,7 +24,6 @@ from octavo.graph.capture.capture import capture
 from octavo.graph.cuts import Cuts
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph
-from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
@@ -186,7 +185,7 @@ class Measurement:
         self, model: nn.Module, q: QuantizedModel, first: Batch, runtime: str | None = None
     ) -> None:
         self.q = q
-        self.pixels = Pixels.from_dict(q.provenance.get("pixels"))
+        self.pixels = q.pixels
         floats = with_floats(first, self.pixels)
         with evaluating(model):
             self.float_graph = capture(model, floats.args, floats.kwargs, progress=False)

@@ -8,7 +8,6 @@ quantized, and all but this one.
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from octavo.measuring.engines import Workers, opened, require
 from octavo.measuring.layers.study import Study, Sums
 from octavo.measuring.metrics import Metric
 from octavo.model.kinds import require_float
+from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.calibrate import calibrate
 from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
@@ -221,7 +221,7 @@ def _summed(
 def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
     layers = []
     for name in study.layers:
-        estimate = _decibels(sums.signal, sums.noise[name])
+        estimate = sqnr_db(sums.signal, sums.noise[name])
         if not study.exact:
             layers.append(LayerSensitivity(name, estimate))
             continue
@@ -246,12 +246,6 @@ def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
         sums.samples,
         complete,
     )
-
-
-def _decibels(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return math.inf
-    return 10.0 * math.log10(signal / noise) if signal else -math.inf
 
 
 def _spearman(one: Iterable[float], other: Iterable[float]) -> float:
