@@ -1,4 +1,4 @@
-"""How results are shown to people: text that is safe to print, tables, JSON's numbers, progress.
+"""How results are shown to people: text that is safe to print, tables, JSON, progress.
 
 A name of a layer, a file or a class may hold anything: escape sequences that write a terminal's
 title or clear it, marks that turn the direction of writing, half characters that cannot be printed.
@@ -7,6 +7,7 @@ Every text that is shown goes through `plain`, and every table here sees to it.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -14,7 +15,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,6 +157,20 @@ class Tabular(ABC):
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
+
+
+@dataclass(frozen=True)
+class Result(Tabular):
+    """What was found: a table for people, and data for machines."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data; what is infinite is ``None``."""
+        fields: dict[str, Any] = finite(asdict(self))
+        return fields
+
+    def to_json(self) -> str:
+        """The same as text."""
+        return json.dumps(finite(self.to_dict()), indent=1)
 
 
 def _are_numbers(cells: Iterable[str]) -> bool:

@@ -26,6 +26,11 @@ from octavo.graph.pixels import Pixels
 LABEL_KEYS = (*LABEL_ARGUMENTS, "targets", "target", "y")
 
 
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """How many samples a call has; 1 where no tensor has a first axis."""
+    return next((tensor.shape[0] for tensor in tensors if tensor.dim()), 1)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One call of the model: positional and keyword arguments, and the labels that came along."""
@@ -43,7 +48,7 @@ class Batch:
     @property
     def size(self) -> int:
         """How many samples; 1 where no tensor has a first axis."""
-        return next((tensor.shape[0] for tensor in self.tensors if tensor.dim()), 1)
+        return size_of(self.tensors)
 
     def beside(self, model: nn.Module) -> Batch:
         """The call with its tensors where the model has its parameters."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
-from octavo.display import Table, Tabular
+from octavo.display import Result, Table
 from octavo.errors import InputError, MissingExtra, OctavoError, first_line
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
@@ -66,17 +66,13 @@ class BenchRow:
 
 
 @dataclass(frozen=True)
-class Bench(Tabular):
+class Bench(Result):
     """What `bench` found. Prints as a table."""
 
     file: str
     threads: int
     rows: tuple[BenchRow, ...]
     environment: Mapping[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON-ready data."""
-        return asdict(self)
 
     def fastest(self, batch: int) -> str:
         """Name of the quickest contender at a batch size."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from octavo.display import Table, Tabular, finite, plain
+from octavo.display import Result, Table, finite, plain
 from octavo.measuring.significance import LEVEL
 
 if TYPE_CHECKING:
@@ -68,33 +67,14 @@ class Row:
 
     def to_dict(self, metric_name: str) -> dict[str, Any]:
         """JSON-able; an infinite SQNR (equal outputs) is ``None``, as JSON has no infinity."""
-        sizes = {
-            "size_mb": None if self.size_bytes is None else self.size_bytes / MEGABYTE,
-            "size_bytes": self.size_bytes,
-            "size_ratio": self.size_ratio,
-        }
-        quality = {
-            metric_name: self.metric,
-            "interval": None if self.interval is None else list(self.interval),
-            "lost": self.lost,
-            "won": self.won,
-            "p_value": self.p_value,
-            "agreement": self.agreement,
-            "sqnr_db": _finite(self.sqnr_db),
-        }
-        times = {
-            "latency_ms": self.latency_ms,
-            "p95_ms": self.p95_ms,
-            "throughput": self.throughput,
-            "speedup": self.speedup,
-            "load_s": self.load_s,
-            "memory_mb": self.memory_mb,
-        }
-        return sizes | quality | times | {"runtime": self.runtime, "error": self.error}
+        values = finite(asdict(self))
+        del values["name"]
+        size_mb = None if self.size_bytes is None else self.size_bytes / MEGABYTE
+        return {"size_mb": size_mb, metric_name: values.pop("metric"), **values}
 
 
 @dataclass(frozen=True)
-class Comparison(Tabular):
+class Comparison(Result):
     """Size, accuracy and speed, side by side; the first row is fp32.
 
     Attributes:
@@ -141,9 +121,6 @@ class Comparison(Tabular):
             "notes": list(self.notes),
         }
         return {row.name: row.to_dict(self.metric) for row in self.rows} | {"settings": settings}
-
-    def to_json(self) -> str:
-        return json.dumps(finite(self.to_dict()), indent=2, allow_nan=False)
 
     def table(self) -> Table:
         """A row for each contender, with how it was measured below."""
@@ -280,7 +257,3 @@ def _pace(row: Row, other: Row) -> str:
     if 0.98 <= ratio <= 1.02:
         return f"as fast as {other.name}"
     return f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'SLOWER'} than {other.name}"
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or math.isinf(value) else value

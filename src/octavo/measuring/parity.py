@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.arguments import BATCHES, FUNCTION, NAMES, of, optional
-from octavo.display import Table, Tabular, finite
+from octavo.display import Result, Table
 from octavo.errors import InputError, MissingExtra, OctavoError
-from octavo.graph.batches import split_batch
+from octavo.graph.batches import size_of, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
@@ -113,7 +113,7 @@ class RuntimeParity:
 
 
 @dataclass(frozen=True)
-class Parity(Tabular):
+class Parity(Result):
     """What `verify` found: a runtime each. Prints as a table."""
 
     target: str
@@ -127,7 +127,7 @@ class Parity(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data; an infinite SQNR is ``None``."""
-        return {**finite(asdict(self)), "passed": self.passed}
+        return {**super().to_dict(), "passed": self.passed}
 
     def table(self) -> Table:
         title = f"Runtimes against the oracle, {self.samples} samples, target {self.target}"
@@ -214,7 +214,7 @@ def verify(
             _compared(q, graph, name, batches, limit, required=runtimes is not None)
             for name in names
         ]
-    samples = sum(_samples(batch) for batch in batches)
+    samples = sum(map(size_of, batches))
     return Parity(q.target, samples, tuple(item for item in parities if item is not None))
 
 
@@ -227,10 +227,6 @@ def _tensors(
 ) -> list[tuple[Tensor, ...]]:
     calls = (split_batch(batch, q.signature, inputs) for batch in data)
     return [tuple(flatten_call(q.graph, call.args, call.kwargs)) for call in calls]
-
-
-def _samples(batch: Sequence[Tensor]) -> int:
-    return batch[0].shape[0] if batch and batch[0].dim() else 1
 
 
 def _compared(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import InputError, RuntimeUnavailable
+from octavo.graph.batches import size_of
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
@@ -60,7 +61,7 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
         batches, wanted = [known[index][0] for index in ran], [known[index][1] for index in ran]
         errors = _errors(wanted, [made[index] or () for index in ran])
         bounds = _bounds(graph, lowered, batches, wanted, errors)
-    samples = sum(batch[0].shape[0] if batch and batch[0].dim() else 1 for batch in batches)
+    samples = sum(map(size_of, batches))
     if bounds is None:
         nearest = min((error.db for error in errors), default=math.inf)
         return Agreement(nearest, None, samples, agrees=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.display import Table, Tabular, finite
+from octavo.display import Result, Table
 from octavo.errors import InputError
 from octavo.model.files.source_file import check_file, reason
 from octavo.model.model import QuantizedModel
@@ -18,7 +18,7 @@ from octavo.searching.trial import Trial
 
 
 @dataclass(frozen=True)
-class SearchResult(Tabular):
+class SearchResult(Result):
     """What a search found. Prints as a table.
 
     Attributes:
@@ -121,9 +121,6 @@ class SearchResult(Tabular):
                 f"{path} is not the result of a search ({reason(error)}): octavo search --json "
                 "prints one"
             ) from None
-
-    def to_json(self) -> str:
-        return json.dumps(finite(self.to_dict()), indent=1)
 
     def table(self) -> Table:
         return Table(_COLUMNS, tuple(map(self._cells, self.trials)), self.verdict())

@@ -7,7 +7,6 @@ layers (`octavo.graph.cuts`), each fed with the float model's values, gives each
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
-from octavo.display import Table, Tabular, finite, track
+from octavo.display import Result, Table, track
 from octavo.errors import InputError, optional_import
 from octavo.graph.batches import Batch, split_batch, with_floats
 from octavo.graph.calls import flatten_call
@@ -70,7 +69,7 @@ class LayerError:
 
 
 @dataclass(frozen=True)
-class LayerErrors(Tabular):
+class LayerErrors(Result):
     """What `layer_errors` found, in the order of the graph. Prints as a table."""
 
     rows: tuple[LayerError, ...]
@@ -80,13 +79,6 @@ class LayerErrors(Tabular):
         """The layers that lose most by themselves, worst first; none that only moves values."""
         activations = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
         return tuple(sorted(activations, key=lambda row: row.sqnr_db)[:count])
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data; what is infinite is ``None``."""
-        return {"samples": self.samples, "rows": [finite(asdict(row)) for row in self.rows]}
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
 
     def to_frame(self) -> Any:
         """A pandas DataFrame with a row for each tensor.

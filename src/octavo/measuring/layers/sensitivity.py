@@ -7,17 +7,16 @@ quantized, and all but this one.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
-from octavo.display import Table, Tabular, finite, track
+from octavo.display import Result, Table, track
 from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, example_call, split_batch
 from octavo.graph.capture.capture import capture
@@ -55,7 +54,7 @@ class LayerSensitivity:
 
 
 @dataclass(frozen=True)
-class Sensitivity(Tabular):
+class Sensitivity(Result):
     """What `sensitivity` found: the layers, the most sensitive first. Prints as a table.
 
     Attributes:
@@ -81,14 +80,6 @@ class Sensitivity(Tabular):
         """Rank correlation of the estimate and the measured SQNR of a layer alone."""
         pairs = [(s.estimate_db, s.alone_db) for s in self.layers if s.alone_db is not None]
         return _spearman(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data; what is infinite is ``None``."""
-        fields: dict[str, Any] = finite(asdict(self))
-        return fields
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), indent=1)
 
     def table(self) -> Table:
         return Table(self._columns(), tuple(map(self._cells, self.layers)), self._title())
