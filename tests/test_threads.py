@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from recurrent import Recurrent
 from torch import Tensor, nn
 
 import octavo
@@ -19,15 +20,6 @@ import octavo
 THREADS = 8
 CALLS = int(os.environ.get("OCTAVO_THREAD_CALLS", "200"))
 TARGET = octavo.host_target()
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(x)[0])
 
 
 def linear() -> nn.Module:
@@ -59,7 +51,7 @@ CASES = {
     "dynamic": (linear, (16,), {"mode": "dynamic"}),
     "weight only": (linear, (16,), {"mode": "weight_only"}),
     "four bits": (linear, (16,), {"qconfig": octavo.weight_only_qconfig(4, group_size=16)}),
-    "recurrent": (Recurrent, (5, 8), {"mode": "dynamic"}),
+    "recurrent": (lambda: Recurrent(nn.LSTM(8, 8, batch_first=True)), (5, 8), {"mode": "dynamic"}),
 }
 
 

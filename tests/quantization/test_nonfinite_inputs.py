@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from calling import Call
+from recurrent import Recurrent
 from torch import Tensor, nn
 
 import octavo
@@ -25,15 +26,6 @@ HOW = {
     "weight only": {"mode": "weight_only"},
     "four bits": {"qconfig": octavo.weight_only_qconfig(4, group_size=8)},
 }
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(x)[0])
 
 
 class Attention(nn.Module):
@@ -60,7 +52,7 @@ NETS = {
         ),
         (4, 3, 8, 8),
     ),
-    "lstm": (Recurrent, (4, 5, 16)),
+    "lstm": (lambda: Recurrent(nn.LSTM(16, 16, batch_first=True)), (4, 5, 16)),
 }
 
 

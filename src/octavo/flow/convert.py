@@ -15,13 +15,13 @@ from octavo.arguments import expect, of, optional
 from octavo.errors import PlanError
 from octavo.graph.batches import SIGNATURE, Signature
 from octavo.graph.graph import GRAPH, Graph
-from octavo.graph.passes import take_pixels
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
 from octavo.numerics.affine import QParams
 from octavo.qat import QATModel
 from octavo.qat.model import prepared_in
 from octavo.quantization.convert import quantize_graph
+from octavo.quantization.pixel_input import take_pixels
 from octavo.quantization.plan import PLAN, Plan
 from octavo.quantization.weights import METHODS, Measured, WeightMethod, applied
 from octavo.version import __version__

@@ -17,11 +17,11 @@ from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import capture
 from octavo.graph.capture.example import module_of
 from octavo.graph.graph import Graph
-from octavo.graph.passes import take_pixels
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
 from octavo.qat import QATModel
 from octavo.quantization.calibrate import NO_CALIBRATION, calibrate
+from octavo.quantization.pixel_input import take_pixels
 from octavo.quantization.plan import Plan, plan, unmatched_in_words
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import (

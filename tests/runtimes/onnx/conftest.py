@@ -89,3 +89,15 @@ def refusal() -> Callable[..., str]:
         return str(caught.value)
 
     return refused
+
+
+@pytest.fixture
+def names_the_way_out(refusal: Callable[..., str]) -> Callable[..., None]:
+    """Whether a refusal says which operator has no form, and what to do."""
+
+    def check(model: Callable[..., Any], way_out: str, *tensors: Tensor) -> None:
+        message = refusal(model, *tensors)
+        assert way_out in message
+        assert "aten." in message
+
+    return check

@@ -103,8 +103,5 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_form_is_named(name, refusal):
-    function, way_out = REFUSED[name]
-    message = refusal(function, torch.randn(2, 3, 4, 6))
-    assert way_out in message
-    assert "aten." in message
+def test_what_has_no_form_is_named(name, names_the_way_out):
+    names_the_way_out(*REFUSED[name], torch.randn(2, 3, 4, 6))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recurrent import Recurrent
 from torch import nn
 
 import octavo
@@ -154,19 +155,10 @@ def test_layers_that_read_one_tensor_share_its_rounding():
     assert [node.name for node in rounded] == ["x.dynamic"]
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.GRU(16, 16, batch_first=True), nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.head(self.rnn(x)[0])
-
-
 MODELS = {
     "linear": lambda: nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8)),
     "attention": lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
-    "recurrent": Recurrent,
+    "recurrent": lambda: Recurrent(nn.GRU(16, 16, batch_first=True)),
 }
 
 

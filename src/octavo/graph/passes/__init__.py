@@ -9,7 +9,6 @@ from octavo.graph.passes.copies import copies_as_values
 from octavo.graph.passes.fold_batch_norm import fold_batch_norm, foldable_norms
 from octavo.graph.passes.fold_constants import fold_constants
 from octavo.graph.passes.linear import products_as_linear
-from octavo.graph.passes.pixel_input import take_pixels
 from octavo.graph.passes.simplify import normalise_spelling, remove_identities
 from octavo.graph.passes.training import in_evaluation, in_training
 
@@ -26,7 +25,6 @@ __all__ = [
     "products_as_linear",
     "remove_identities",
     "simplified",
-    "take_pixels",
 ]
 
 

@@ -10,8 +10,8 @@ from torch import nn
 import octavo
 from octavo.errors import InputError
 from octavo.graph.graph import TensorMeta
-from octavo.graph.passes import take_pixels
 from octavo.graph.pixels import Pixels
+from octavo.quantization.pixel_input import take_pixels
 
 PIXELS = Pixels(1 / 255, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 

@@ -1,4 +1,8 @@
-"""A graph that takes uint8 pixels: its image input is normalized by its own first nodes."""
+"""A graph that takes uint8 pixels: its image input is normalized by its own first nodes.
+
+They are put into the quantized graph, as conversion's last step: what is planned and calibrated are
+the floats that the model was written for, under the name that its input has.
+"""
 
 from __future__ import annotations
 
