@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from octavo.compat.quantization.conversion import Converted
 from octavo.compat.quantization.layers import QuantizedLayer
-from octavo.compat.quantization.missing import missing
-from octavo.errors import InputError, OctavoError
+from octavo.compat.quantization.missing import missing, refuse
+from octavo.errors import InputError
 from octavo.graph.calls import flatten_call
 from octavo.graph.capture.capture import capture
 from octavo.graph.graph import Graph
@@ -23,6 +23,8 @@ from octavo.graph.program import run_of
 from octavo.numerics import octavo_operators
 
 __all__ = ["compare_model_outputs", "compare_model_stub", "compare_weights"]
+
+_SUMS = "octavo.layer_errors(model, q, data) sums over batches"
 
 
 def compare_weights(
@@ -84,7 +86,7 @@ def compare_model_outputs(
     Raises:
         InputError: ``q_model`` was not converted.
     """
-    _refuse_logger(logger_cls)
+    refuse(_SUMS, logger_cls=logger_cls)
     quantized = _model(q_model).graph
     theirs = capture(float_model, data)
     paths = [path for path, _ in _layers(q_model) if _allowed(float_model, path, allow_list)]
@@ -119,7 +121,7 @@ def compare_model_stub(
     Raises:
         InputError: ``q_model`` was not converted.
     """
-    _refuse_logger(logger_cls)
+    refuse(_SUMS, logger_cls=logger_cls)
     graph = _model(q_model).graph
     kinds = list(module_swap_list)
     paths = [
@@ -158,15 +160,6 @@ def _layers(q_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _allowed(model: nn.Module, path: str, kinds: Iterable[Any] | None) -> bool:
     return kinds is None or type(model.get_submodule(path)) in set(kinds)
-
-
-def _refuse_logger(logger_cls: Any) -> None:
-    if logger_cls is not None:
-        raise OctavoError(
-            "octavo.compat does not take the argument logger_cls: octavo.layer_errors(model, q, "
-            "data) "
-            "sums over batches"
-        )
 
 
 def _inside(graph: Graph, path: str) -> list[Any]:

@@ -15,12 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from octavo.compat.quantization.preparation import Preparation
-from octavo.compat.quantization.quantize import convert, prepared, quantize_dynamic, trained
-from octavo.compat.quantization.takeover import as_float
-from octavo.compat.quantization.training import Training
+from octavo.compat.quantization.quantize import convert, copy_prepared, quantize_dynamic
 from octavo.compat.tinynn_config import completed, rules_of
 from octavo.errors import OctavoError, PlanError
 from octavo.graph.copying import copied
@@ -129,17 +126,13 @@ class QATQuantizer(_Quantizer):
             PlanError: the config does not fit the model.
         """
         rules = rules_of(self.config, self.model, self._trains)
-        prepare = trained if self._trains else prepared
-        made: Any = prepare(copied(self.model).train(self._trains), rules)
-        state: Training | Preparation = made._octavo
-        state.capture(as_float(made), *_arguments(self.dummy_input))
-        plan = state.plan
+        model = copy_prepared(self.model, rules, self._trains, self.dummy_input)
+        plan = model._octavo.plan
         if self.work_dir is not None and plan is not None:
             name = f"{type(self.model).__name__.lower()}_q_plan.json"
             with replacing(Path(self.work_dir, name)) as file:
                 file.write_text(plan.to_json(), encoding="utf-8")
-        found: nn.Module = made
-        return found
+        return model  # type: ignore[no-any-return]
 
 
 class PostQuantizer(QATQuantizer):
@@ -166,12 +159,6 @@ class DynamicQuantizer(_Quantizer):
     def convert(self, q_model: nn.Module, backend: str = "tflite") -> nn.Module:
         """The model itself: it runs in int8 already."""
         return q_model
-
-
-def _arguments(dummy_input: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if isinstance(dummy_input, Mapping):
-        return (), dummy_input
-    return ((dummy_input,) if isinstance(dummy_input, Tensor) else tuple(dummy_input)), {}
 
 
 def __getattr__(name: str) -> Any:

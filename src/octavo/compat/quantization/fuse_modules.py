@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from octavo.compat.quantization.holding import put
+from octavo.compat.quantization.missing import refuse
 from octavo.errors import PlanError
 from octavo.graph.copying import copied
 
@@ -41,6 +42,9 @@ for _d in ("1d", "2d", "3d"):
     }
 
 
+_FUSES = "Octavo fuses by its graph: leave it out"
+
+
 def fuse_modules(
     model: nn.Module,
     modules_to_fuse: Sequence[Any],
@@ -67,7 +71,7 @@ def fuse_modules(
         >>> type(fuse_modules(net, ["0", "1"])[0]).__name__
         'ConvReLU2d'
     """
-    _refuse(fuser_func, fuse_custom_config_dict)
+    refuse(_FUSES, fuser_func=fuser_func, fuse_custom_config_dict=fuse_custom_config_dict)
     return _fuse(model, modules_to_fuse, inplace, training=False)
 
 
@@ -79,15 +83,8 @@ def fuse_modules_qat(
     fuse_custom_config_dict: Any = None,
 ) -> nn.Module:
     """`fuse_modules` for training: batch norms stay, and are trained."""
-    _refuse(fuser_func, fuse_custom_config_dict)
+    refuse(_FUSES, fuser_func=fuser_func, fuse_custom_config_dict=fuse_custom_config_dict)
     return _fuse(model, modules_to_fuse, inplace, training=True)
-
-
-def _refuse(*given: Any) -> None:
-    if any(value is not None for value in given):
-        raise PlanError(
-            "Octavo fuses by its graph: leave out fuser_func and fuse_custom_config_dict"
-        )
 
 
 def _fuse(model: nn.Module, rows: Sequence[Any], inplace: bool, training: bool) -> nn.Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from octavo.errors import OctavoError
+from typing import Any
+
+from octavo.errors import OctavoError, PlanError
 
 _JIT = "octavo.quantize takes the nn.Module that was scripted; q.save(path) writes it"
 _MAPPINGS = (
@@ -90,3 +92,23 @@ def missing(module: str, name: str) -> Exception:
     if name in _MISSING:
         return OctavoError(f"octavo.compat has no {name}: {_MISSING[name]}. See docs/compat.md")
     return AttributeError(f"module {module!r} has no attribute {name!r}: see docs/compat.md")
+
+
+_RULES = (
+    "the model's qconfig says what is quantized, or an octavo.QConfigMapping for octavo.quantize"
+)
+
+
+def refuse(way_out: str = _RULES, **given: Any) -> None:
+    """Raise for an argument that Octavo gives no meaning.
+
+    Args:
+        way_out: what to do instead, as a clause.
+        given: the arguments, by their names; ``None`` is none.
+
+    Raises:
+        PlanError: one is given.
+    """
+    for name, value in given.items():
+        if value is not None:
+            raise PlanError(f"octavo.compat does not take the argument {name}: {way_out}")

@@ -39,7 +39,7 @@ from octavo.numerics.observers import (
 )
 from octavo.numerics.scheme import Scheme
 
-_EPS = torch.finfo(torch.float32).eps
+EPS = torch.finfo(torch.float32).eps
 
 
 class Partial:
@@ -115,7 +115,7 @@ class UniformQuantizationObserverBase(ObserverBase):
         quant_min: int | None = None,
         quant_max: int | None = None,
         factory_kwargs: Any = None,
-        eps: float = _EPS,
+        eps: float = EPS,
         is_dynamic: bool = False,
         ch_axis: int = 0,
     ) -> None:

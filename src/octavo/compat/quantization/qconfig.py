@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 import octavo.quantization.qconfig as core
@@ -28,6 +27,7 @@ from octavo.compat.quantization.fake_quantize import (
     default_weight_fake_quant,
 )
 from octavo.compat.quantization.observer import (
+    EPS,
     FixedQParamsObserver,
     HistogramObserver,
     MovingAverageMinMaxObserver,
@@ -47,8 +47,6 @@ from octavo.numerics.observers import MinMax, MovingAverageMinMax, Observer
 from octavo.numerics.scheme import Scheme
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.targets import target as target_named
-
-_EPS = torch.finfo(torch.float32).eps
 
 
 class QConfig(namedtuple("QConfig", ["activation", "weight"])):
@@ -197,7 +195,7 @@ def _observer(kind: Any) -> Any:
     inner = observer.activation_post_process if rounding else observer
     for one in (observer, inner):
         _refuse_own_code(one)
-    if getattr(inner, "eps", _EPS) != _EPS:
+    if getattr(inner, "eps", EPS) != EPS:
         warnings.warn(
             f"eps={inner.eps} of {type(inner).__name__} is used by its calculate_qparams alone: "
             "the scales of a model have no such floor",

@@ -37,6 +37,15 @@ class QConfigMapping:
         self.module_name_regex_qconfigs: dict[str, Any] = {}
         self.module_name_qconfigs: dict[str, Any] = {}
 
+    @property
+    def _rules(self) -> dict[str, dict[Any, Any]]:
+        """Kind of rule -> what it is about -> qconfig."""
+        return {
+            "object_type": self.object_type_qconfigs,
+            "module_name_regex": self.module_name_regex_qconfigs,
+            "module_name": self.module_name_qconfigs,
+        }
+
     def set_global(self, global_qconfig: Any) -> QConfigMapping:
         """The qconfig of all that no other rule matches."""
         self.global_qconfig = global_qconfig
@@ -88,21 +97,13 @@ class QConfigMapping:
 
     def to_dict(self) -> dict[str, Any]:
         """The ``qconfig_dict`` of the mapping."""
-        kinds: dict[str, Any] = {
-            "object_type": self.object_type_qconfigs,
-            "module_name_regex": self.module_name_regex_qconfigs,
-            "module_name": self.module_name_qconfigs,
-        }
-        return {"": self.global_qconfig} | {key: list(r.items()) for key, r in kinds.items()}
+        rules = {kind: list(rules.items()) for kind, rules in self._rules.items()}
+        return {"": self.global_qconfig, **rules}
 
     def qconfigs(self) -> Iterable[Any]:
         """All that it names."""
         yield self.global_qconfig
-        for rules in (
-            self.object_type_qconfigs,
-            self.module_name_regex_qconfigs,
-            self.module_name_qconfigs,
-        ):
+        for rules in self._rules.values():
             yield from rules.values()
 
     def native(self, training: bool = False) -> core.QConfigMapping:
@@ -117,12 +118,10 @@ class QConfigMapping:
             return native(qconfig, target, training)
 
         mapping = core.QConfigMapping().set_global(own(self.global_qconfig))
-        for kind, qconfig in self.object_type_qconfigs.items():
-            mapping.set_object_type(_object_type(kind), own(qconfig))
-        for pattern, qconfig in self.module_name_regex_qconfigs.items():
-            mapping.set_module_name_regex(pattern, own(qconfig))
-        for name, qconfig in self.module_name_qconfigs.items():
-            mapping.set_module_name(name, own(qconfig))
+        for kind, rules in self._rules.items():
+            set_rule = getattr(mapping, f"set_{kind}")
+            for what, qconfig in rules.items():
+                set_rule(_object_type(what), own(qconfig))
         return mapping
 
     def __repr__(self) -> str:

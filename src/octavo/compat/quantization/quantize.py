@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from octavo.compat.quantization.dynamic import DYNAMIC, swap_layers
+from octavo.compat.quantization.missing import refuse
 from octavo.compat.quantization.preparation import Preparation, Prepared
 from octavo.compat.quantization.qconfig import (
     common_target,
@@ -17,7 +18,7 @@ from octavo.compat.quantization.qconfig import (
     native,
 )
 from octavo.compat.quantization.rules import EagerRules, Rules
-from octavo.compat.quantization.takeover import Changed, become, float_copy, submodules
+from octavo.compat.quantization.takeover import Changed, as_float, become, float_copy, submodules
 from octavo.compat.quantization.torch_types import name_of
 from octavo.compat.quantization.training import Trained, Training
 from octavo.errors import PlanError
@@ -144,6 +145,29 @@ def trained(model: nn.Module, rules: Rules) -> nn.Module:
     return become(model, Trained, Training.of(model, rules))
 
 
+def copy_prepared(
+    model: nn.Module, rules: Rules, training: bool, example_inputs: Any = None
+) -> Any:
+    """A copy of a model, prepared for calibration or for training.
+
+    Args:
+        model: the float model.
+        rules: what is quantized.
+        training: which of both.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments to
+            capture it with; without any it is captured at its first call.
+    """
+    prepare = trained if training else prepared
+    copy: Any = prepare(copied(model).train(training), rules)
+    if isinstance(example_inputs, Mapping):
+        copy._octavo.capture(as_float(copy), (), example_inputs)
+    elif example_inputs is not None:
+        many = isinstance(example_inputs, tuple | list)
+        args = tuple(example_inputs) if many else (example_inputs,)
+        copy._octavo.capture(as_float(copy), args, {})
+    return copy
+
+
 def quantize(
     model: nn.Module,
     run_fn: Callable[..., Any],
@@ -242,16 +266,6 @@ def _refuse_unknown(model: nn.Module, qconfig_spec: Iterable[Any]) -> None:
         if isinstance(key, str) and key not in paths:
             raise PlanError(
                 f"qconfig_spec names {key!r}, which is not a module of the model: {paths}"
-            )
-
-
-def refuse(**given: Any) -> None:
-    """Raise for an argument that Octavo gives no meaning."""
-    for name, value in given.items():
-        if value is not None:
-            raise PlanError(
-                f"octavo.compat does not take the argument {name}: the model's qconfig says what "
-                "is quantized, or an octavo.QConfigMapping for octavo.quantize"
             )
 
 

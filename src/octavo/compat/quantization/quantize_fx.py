@@ -8,16 +8,10 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from octavo.compat.quantization.missing import refuse
 from octavo.compat.quantization.qconfig_mapping import mapping_of
-from octavo.compat.quantization.quantize import (
-    convert,
-    prepared,
-    refuse,
-    refuse_prepared,
-    trained,
-)
+from octavo.compat.quantization.quantize import convert, copy_prepared, refuse_prepared
 from octavo.compat.quantization.rules import MappingRules
-from octavo.compat.quantization.takeover import as_float
 from octavo.errors import PlanError
 from octavo.graph.copying import copied
 
@@ -164,10 +158,5 @@ def _ready(
 ) -> nn.Module:
     refuse_prepared(model)
     rules = MappingRules.of(mapping_of(qconfig_mapping), training)
-    prepare = trained if training else prepared
-    ready: Any = prepare(copied(model).train(training), rules)
-    if example_inputs is not None:
-        many = isinstance(example_inputs, tuple | list)
-        args = tuple(example_inputs) if many else (example_inputs,)
-        ready._octavo.capture(as_float(ready), args, {})
-    return ready  # type: ignore[no-any-return]
+    ready: nn.Module = copy_prepared(model, rules, training, example_inputs)
+    return ready
