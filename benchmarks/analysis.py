@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import time
+import timeit
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,12 +36,7 @@ ERRORS_LIMIT, ESTIMATE_LIMIT = 3.0, 5.0
 def seconds(call: Callable[[], object], rounds: int = 1) -> float:
     """The fastest of some calls; the first warms up."""
     call()
-    found = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return min(found)
+    return min(timeit.repeat(call, repeat=rounds, number=1))
 
 
 def costs(report: Report) -> list[Goal]:

@@ -52,6 +52,12 @@ def add_rounds(parser: ArgumentParser, seconds: float, each: str, slowest: float
     )
 
 
+def add_images(parser: ArgumentParser) -> None:
+    """The options of a script for its images."""
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
+    parser.add_argument("--size", type=int, default=224, help="of the images; default: %(default)s")
+
+
 def contest(
     makers: Mapping[str, Maker],
     rounds: int | None,

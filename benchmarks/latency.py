@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets
-from benchmarks.contest import Call, Maker, add_rounds, contest
+from benchmarks.contest import Call, Maker, add_images, add_rounds, contest
 from benchmarks.peers import fx
 from benchmarks.report import Goal, Report, parsed, parser
 
@@ -83,8 +83,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     add_rounds(made, seconds=25, each="a network and batch", slowest=4)
     made.add_argument("--nets", nargs="*", default=list(nets.FOR_IMAGES), choices=nets.FOR_IMAGES)
-    made.add_argument("--batches", nargs="*", type=int, default=[1, 16])
-    made.add_argument("--size", type=int, default=224, help="of the images; default: %(default)s")
+    add_images(made)
     options = parsed(made, words)
     report = Report(
         "latency",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import octavo
 from benchmarks import nets
-from benchmarks.contest import Call, Maker, add_rounds, contest
+from benchmarks.contest import Call, Maker, add_images, add_rounds, contest
 from benchmarks.report import Goal, Report, parsed, parser
 
 PIXELS, FLOATS = "int8, pixels in", "floats, then int8"
@@ -85,8 +85,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made = parser(__doc__)
     add_rounds(made, seconds=15, each="a network and batch", slowest=4)
     made.add_argument("--nets", nargs="*", default=["resnet18", "mobilenet_v2"])
-    made.add_argument("--batches", nargs="*", type=int, default=[1, 16])
-    made.add_argument("--size", type=int, default=224, help="of the images; default: %(default)s")
+    add_images(made)
     made.add_argument("--images", type=int, default=256, help="for agreement")
     options = parsed(made, words)
     report = Report(

@@ -109,17 +109,9 @@ def compare_model_stub(
     """What float modules make of the very inputs that the quantized ones had.
 
     Args:
-        float_model: the float model, its modules fused as in the other.
-        q_model: the converted model.
+        float_model, q_model, data, logger_cls: as for `compare_model_outputs`, whose result and
+            errors are these as well.
         module_swap_list: classes of float modules, each with one tensor for input and output.
-        data: the arguments of one call.
-        logger_cls: not shared.
-
-    Returns:
-        ``"<path>.stats"`` -> ``{"float": [...], "quantized": [...]}``, float32.
-
-    Raises:
-        InputError: ``q_model`` was not converted.
     """
     refuse(_SUMS, logger_cls=logger_cls)
     graph = _model(q_model).graph

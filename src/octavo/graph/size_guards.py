@@ -7,6 +7,7 @@ loop over the rows, a reshape to fixed sizes), the graph is right for sizes that
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +16,16 @@ from typing import Any
 Expression = Any
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
 _DIVISIONS: dict[str, Callable[[Any, Any], int]] = {
-    "//": lambda a, b: a // b,
-    "%": lambda a, b: a % b,
+    "//": operator.floordiv,
+    "%": operator.mod,
 }
 _OF_MANY: dict[str, Callable[[Sequence[Any]], Any]] = {
     "+": sum,

@@ -8,6 +8,8 @@ arXiv:1712.05877, section 3).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -101,22 +103,14 @@ def fake_quantize_dynamic(
     )
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    gqa: bool,
-    levels: int,
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *settings: Any) -> Tensor:
     """``octavo::attention`` with the gradient of attention whose probabilities are not rounded."""
+    causal, scale, gqa, _ = settings
     smooth = functional.scaled_dot_product_attention(
         q, k, v, mask, 0.0, causal, scale=scale, enable_gqa=gqa
     )
     with torch.no_grad():
-        rounded = octavo_operators.attention(q, k, v, mask, causal, scale, gqa, levels)
+        rounded = octavo_operators.attention(q, k, v, mask, *settings)
     return _straight_through(smooth, rounded)
 
 

@@ -68,18 +68,10 @@ def prepare_qat_fx(
 ) -> nn.Module:
     """Prepare a model for training: train it in any loop, then `convert_fx` it.
 
-    Args:
-        model: any module that ``torch.export`` takes; it is left as it was.
-        qconfig_mapping: a `QConfigMapping` or a ``qconfig_dict``.
-        example_inputs: as for `prepare_fx`.
-        prepare_custom_config, backend_config: not shared.
+    Arguments and errors are those of `prepare_fx`.
 
     Returns:
         A copy of the model, in training mode. Make the optimizer of *its* parameters.
-
-    Raises:
-        PlanError: a rule does not fit the model.
-        CaptureError: the model cannot be exported.
     """
     refuse(prepare_custom_config=prepare_custom_config, backend_config=backend_config)
     return _ready(model, qconfig_mapping, example_inputs, training=True)
