@@ -83,7 +83,7 @@ def test_what_does_not_fuse(row: list[str], message: str) -> None:
 
 def test_own_fusers_are_not_shared() -> None:
     own: Any = object()
-    with pytest.raises(octavo.OctavoError, match="does not take the argument fuser_func: Octavo fuses"):
+    with pytest.raises(octavo.OctavoError, match="argument fuser_func: Octavo fuses"):
         ours.fuse_modules(Net(), FUSED, fuser_func=own)
 
 
