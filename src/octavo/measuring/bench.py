@@ -144,7 +144,7 @@ def bench(
         times: dict[str, dict[int, float]] = {name: {} for name in runs}
         for batch in batches:
             inputs = random_inputs(graph, batch)
-            calls = {name: _call(run, inputs) for name, run in runs.items()}
+            calls = {name: partial(run, *inputs) for name, run in runs.items()}
             latencies = interleave(calls, budget_s=seconds, rest_s=REST_S, progress=progress)
             for name, latency in latencies.items():
                 times[name][batch] = 1e3 * latency.median_s
@@ -153,10 +153,6 @@ def bench(
         for name, row in rows.items()
     ]
     return Bench(os.fspath(path), count, tuple(finished), describe_machine())
-
-
-def _call(run: Run, inputs: tuple[Tensor, ...]) -> Callable[[], Any]:
-    return lambda: run(*inputs)
 
 
 def _contenders(

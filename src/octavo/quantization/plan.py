@@ -106,6 +106,15 @@ class Plan(Tabular):
         """
         return node in self.tensors and self.tensors[node].on_integers
 
+    def kernel_of(self, tensor: str) -> str:
+        """The tensor that the kernel which computes this one returns: its own, if nothing behind it
+        was fused.
+        """
+        planned = self.tensors.get(tensor)
+        if planned is None or planned.fused_into is None:
+            return tensor
+        return self.kernel_of(planned.fused_into)
+
     @property
     def needs_calibration(self) -> bool:
         """Whether the range of some activation has to be observed on data."""

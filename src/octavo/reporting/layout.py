@@ -87,15 +87,11 @@ def layout(graph: Graph, plan: Plan, errors: LayerErrors) -> Layout:
 def _kernels(graph: Graph, plan: Plan) -> dict[str, str]:
     """For each activation and input of the plan, the one whose kernel computes it."""
     present = set(graph.input_names()) | {node.name for node in graph.nodes}
-    kernels = {}
-    for name, planned in plan.tensors.items():
-        if planned.kind == "weight" or name not in present or planned.op in _SIZES:
-            continue
-        kernel = name
-        while plan.tensors[kernel].fused_into is not None:
-            kernel = plan.tensors[kernel].fused_into or kernel
-        kernels[name] = kernel
-    return kernels
+    return {
+        name: plan.kernel_of(name)
+        for name, planned in plan.tensors.items()
+        if planned.kind != "weight" and name in present and planned.op not in _SIZES
+    }
 
 
 def _edges(graph: Graph, kernels: dict[str, str]) -> set[tuple[str, str]]:

@@ -50,7 +50,7 @@ def repairs(
     by_layer: dict[str, Repair] = {}
     if sensitivity is not None:
         for layer in sensitivity.layers:
-            kernel = _kernel_of(layer.layer, plan)
+            kernel = plan.kernel_of(layer.layer)
             if plan.tensors.get(kernel) is not None and kernel not in by_layer:
                 why = [_effect(layer, sensitivity.metric), *_signs(kernel, plan, rows)]
                 by_layer[kernel] = Repair(kernel, _parts(kernel, plan), "; ".join(why))
@@ -90,15 +90,8 @@ def _by_themselves(errors: LayerErrors, plan: Plan) -> list[LayerError]:
     return [row for row in own if plan.tensors[row.tensor].on_integers]
 
 
-def _kernel_of(layer: str, plan: Plan) -> str:
-    """The layer whose value the kernel returns that computes this one."""
-    while plan.tensors.get(layer) is not None and plan.tensors[layer].fused_into is not None:
-        layer = plan.tensors[layer].fused_into or layer
-    return layer
-
-
 def _parts(kernel: str, plan: Plan) -> tuple[str, ...]:
-    inner = (n for n in plan.tensors if n != kernel and _kernel_of(n, plan) == kernel)
+    inner = (n for n in plan.tensors if n != kernel and plan.kernel_of(n) == kernel)
     return (*inner, kernel)
 
 

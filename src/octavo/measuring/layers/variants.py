@@ -87,7 +87,7 @@ def all_but(graph: Graph, plan: Plan, layer: str) -> Plan:
         name = todo.pop()
         if name not in plan.quantized:
             continue
-        if all(user.name in freed or not _reads_integers(plan, user.name) for user in users[name]):
+        if all(user.name in freed or not plan.reads_integers(user.name) for user in users[name]):
             freed.add(name)
             producer = graph.by_name.get(name)
             if producer is not None and ROLES.get(producer.short_op) == SHARED:
@@ -99,10 +99,6 @@ def all_but(graph: Graph, plan: Plan, layer: str) -> Plan:
         return replace(tensor, spec=None) if tensor.tensor in freed else tensor
 
     return replace(plan, tensors={n: decide(t) for n, t in plan.tensors.items()})
-
-
-def _reads_integers(plan: Plan, node: str) -> bool:
-    return node in plan.tensors and plan.tensors[node].on_integers
 
 
 @dataclass(frozen=True)

@@ -145,34 +145,21 @@ def _average_of_windows(w: Writer, x: str, axis: int, behind: int, members: Any)
     return w.op("ReduceSum", weighted, w.ints([axis + 1]), keepdims=0)
 
 
-# Which place of the input a place of the result reads, as torch has it.
-_NEAREST = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
-_NEAREST_EXACT = {
-    "coordinate_transformation_mode": "half_pixel",
-    "nearest_mode": "round_prefer_ceil",
-}
-_HALF_PIXEL = {"coordinate_transformation_mode": "half_pixel"}
-_ALIGNED = {"coordinate_transformation_mode": "align_corners"}
+def _resize(mode: str, **how: Any) -> Converter:
+    """Which place of the input a place of the result reads, as torch has it, is said in ``how`` or
+    by the operator's ``align_corners``.
+    """
+
+    def convert(w: Writer, node: Node) -> Any:
+        aligned = arguments(node).get("align_corners", False)
+        places = "align_corners" if aligned else "half_pixel"
+        return _resized(w, node, mode=mode, **{"coordinate_transformation_mode": places, **how})
+
+    return convert
 
 
-def _nearest(w: Writer, node: Node) -> Any:
-    return _resized(w, node, mode="nearest", **_NEAREST)
-
-
-def _nearest_exact(w: Writer, node: Node) -> Any:
-    return _resized(w, node, mode="nearest", **_NEAREST_EXACT)
-
-
-def _linear(w: Writer, node: Node) -> Any:
-    return _resized(w, node, mode="linear", **_corners(node))
-
-
-def _cubic(w: Writer, node: Node) -> Any:
-    return _resized(w, node, mode="cubic", cubic_coeff_a=-0.75, **_corners(node))
-
-
-def _corners(node: Node) -> dict[str, str]:
-    return _ALIGNED if arguments(node)["align_corners"] else _HALF_PIXEL
+_nearest = _resize("nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+_linear = _resize("linear")
 
 
 def _resized(w: Writer, node: Node, **how: Any) -> str:
@@ -194,8 +181,7 @@ def _resized(w: Writer, node: Node, **how: Any) -> str:
     # All sizes, since not every runtime knows `axes` here.
     batch = w.op("Shape", w.read(x), start=0, end=2)
     wanted = w.op("Concat", batch, w.ints(sizes), axis=0)
-    resized = w.op("Resize", w.read(x), "", "", wanted, **how)
-    return resized
+    return w.op("Resize", w.read(x), "", "", wanted, **how)
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -205,9 +191,9 @@ CONVERTERS: dict[str, Converter] = {
     **{f"adaptive_avg_pool{dims}d": _adaptive_average for dims in (1, 2, 3)},
     **{f"adaptive_max_pool{dims}d": _adaptive_max for dims in (1, 2, 3)},
     **{f"upsample_nearest{dims}d": _nearest for dims in (1, 2, 3)},
-    "_upsample_nearest_exact2d": _nearest_exact,
+    "_upsample_nearest_exact2d": _resize("nearest", nearest_mode="round_prefer_ceil"),
     "upsample_linear1d": _linear,
     "upsample_bilinear2d": _linear,
     "upsample_trilinear3d": _linear,
-    "upsample_bicubic2d": _cubic,
+    "upsample_bicubic2d": _resize("cubic", cubic_coeff_a=-0.75),
 }

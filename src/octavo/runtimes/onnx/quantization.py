@@ -150,8 +150,7 @@ def padded(w: Writer, x: Any, pads: str, made_by: Node | None = None) -> str:
     integers = w.op("Pad", w.read(q), pads, zero_point)
     if made_by is not None:
         w.values[f"{made_by.name}.integers"] = (integers, scale, start)
-    made = w.op("DequantizeLinear", integers, w.constant(scale, "float32"), zero_point)
-    return made
+    return w.op("DequantizeLinear", integers, w.constant(scale, "float32"), zero_point)
 
 
 def _unpack(w: Writer, node: Node) -> Any:

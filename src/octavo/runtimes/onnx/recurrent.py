@@ -63,8 +63,7 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
         q, scale, zero_point = map(w.initializer, names, (tensors[0].unsqueeze(0), *tensors[1:]))
         return w.op("DequantizeLinear", q, scale, zero_point, axis=1)
     value = w.op("Gather", w.read(ref), _row_numbers(w, kind, ref), axis=0)
-    value = w.op("Unsqueeze", value, w.ints([0]))
-    return value
+    return w.op("Unsqueeze", value, w.ints([0]))
 
 
 def _by_rows(integers: QuantizedWeight, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
