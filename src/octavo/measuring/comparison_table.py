@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from octavo.arguments import of
 from octavo.display import Result, Table, finite, plain
 from octavo.measuring.significance import LEVEL
 
@@ -217,6 +218,9 @@ class Comparison(Result):
             _Measure("memory MB", lambda row: row.memory_mb, "{:.0f}"),
         ]
         return [m for m in known if any(m.value(row) is not None for row in self.rows)]
+
+
+COMPARISON = of(Comparison, way_out="octavo.compare returns one")
 
 
 @dataclass(frozen=True)

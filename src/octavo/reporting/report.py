@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from octavo.arguments import BATCHES, COUNT, TEXT, expect, expect_repeatable, of, optional
+from octavo.arguments import BATCHES, COUNT, TEXT, expect, expect_repeatable, optional
 from octavo.measuring.comparison import compare
-from octavo.measuring.comparison_table import Comparison
+from octavo.measuring.comparison_table import COMPARISON, Comparison
 from octavo.measuring.layers import (
     Distribution,
     LayerErrors,
@@ -23,6 +23,7 @@ from octavo.measuring.layers import (
     layer_errors,
 )
 from octavo.measuring.layers.repair import Repair, repair_code, repairs
+from octavo.measuring.layers.sensitivity import SENSITIVITY
 from octavo.measuring.metrics import Metric
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_float, require_quantized
@@ -32,11 +33,9 @@ from octavo.quantization.plan import Plan
 from octavo.reporting.html import render
 from octavo.reporting.layout import Layout, layout
 from octavo.searching import SearchResult
+from octavo.searching.result import SEARCH
 
 FEW = 8  # batches that layers and histograms are measured on
-_COMPARISON = of(Comparison, way_out="octavo.compare returns one")
-_SENSITIVITY = of(Sensitivity, way_out="octavo.sensitivity returns one")
-_SEARCH = of(SearchResult, way_out="octavo.search returns one")
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,9 @@ def report(
     expect(BATCHES, data=data)
     expect(TEXT, title=title)
     optional(COUNT, batches=batches)
-    optional(_COMPARISON, comparison=comparison)
-    optional(_SENSITIVITY, sensitivity=sensitivity)
-    optional(_SEARCH, search=search)
+    optional(COMPARISON, comparison=comparison)
+    optional(SENSITIVITY, sensitivity=sensitivity)
+    optional(SEARCH, search=search)
     expect_repeatable("a report needs it several times", data=data)
     if comparison is None:
         comparison = compare(

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.arguments import of
 from octavo.display import Result, Table
 from octavo.errors import InputError
 from octavo.model.files.source_file import check_file, reason
@@ -141,6 +142,7 @@ class SearchResult(Result):
         )
 
 
+SEARCH = of(SearchResult, way_out="octavo.search returns one")
 _PLAIN = (
     *("objective", "max_drop", "float_metric", "float_bytes", "bf16_over_fp32"),
     *("complete", "seconds"),

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
+from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, of, optional
 from octavo.display import Result, Table, track
 from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, example_call, split_batch
@@ -102,6 +102,9 @@ class Sensitivity(Result):
         numbers = (layer.estimate_db, layer.alone_db, layer.alone, layer.without_db, layer.without)
         cells = ("" if number is None else f"{number:.2f}" for number in numbers)
         return (layer.layer, *cells)[: len(self._columns())]
+
+
+SENSITIVITY = of(Sensitivity, way_out="octavo.sensitivity returns one")
 
 
 def sensitivity(

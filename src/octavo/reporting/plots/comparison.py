@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from octavo.arguments import expect, of
-from octavo.measuring.comparison_table import BASELINES, Comparison, Row
+from octavo.arguments import expect
+from octavo.measuring.comparison_table import BASELINES, COMPARISON, Comparison, Row
 from octavo.reporting.plots.figure import new_figure, panel, words
 from octavo.reporting.plots.palette import PAPER, Palette
 
@@ -21,7 +21,7 @@ def comparison(result: Comparison, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    expect(of(Comparison, way_out="octavo.compare returns one"), result=result)
+    expect(COMPARISON, result=result)
     rows = [row for row in result.rows if row.error is None]
     figure = new_figure(11, 1.0 + 0.38 * len(rows))
     size, latency, quality = figure.subplots(1, 3, sharey=True)

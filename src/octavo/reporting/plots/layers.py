@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from octavo.arguments import expect, of
 from octavo.measuring.layers import LayerErrors, Sensitivity
+from octavo.measuring.layers.sensitivity import SENSITIVITY
 from octavo.reporting.plots.figure import legend, new_figure, panel, whole_numbers, words
 from octavo.reporting.plots.palette import PAPER, Palette
 
@@ -58,7 +59,7 @@ def sensitivity(found: Sensitivity, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    expect(of(Sensitivity, way_out="octavo.sensitivity returns one"), found=found)
+    expect(SENSITIVITY, found=found)
     layers = found.layers[:_MOST][::-1]
     figure = new_figure(8.5, 1.1 + 0.24 * len(layers))
     axes = panel(figure.subplots(), palette, grid="x")

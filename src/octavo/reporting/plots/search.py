@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from octavo.arguments import expect, of
+from octavo.arguments import expect
 from octavo.reporting.plots.figure import legend, new_figure, panel, words
 from octavo.reporting.plots.palette import PAPER, Palette
 from octavo.searching import SearchResult
+from octavo.searching.result import SEARCH
 from octavo.searching.trial import Trial
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def search(result: SearchResult, *, palette: Palette = PAPER) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    expect(of(SearchResult, way_out="octavo.search returns one"), result=result)
+    expect(SEARCH, result=result)
     figure = new_figure(8.5, 4.2)
     axes = panel(figure.subplots(), palette, grid="both")
     measured = [t for t in result.trials if t.metric is not None and t.over_fp32 is not None]

@@ -15,6 +15,7 @@ from octavo.graph.graph import Graph, Node
 from octavo.graph.size_guards import Expression, Guard, sizes_in
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.elementwise import floor_divided
+from octavo.runtimes.onnx.sizes import length_of
 from octavo.runtimes.onnx.writer import Writer
 
 # Operator of an expression -> ONNX's.
@@ -74,7 +75,9 @@ def write_guards(w: Writer) -> None:
             (_written(w, guard.condition) for guard in guards),
         )
         excess = w.op("Sub", w.ints([1]), w.cast(kept, "bool", "int64"))
-        parts = w.op("Concat", w.op("Add", _shape(w, carrier.name, 0), excess), w.ints([0]), axis=0)
+        parts = w.op(
+            "Concat", w.op("Add", length_of(w, carrier.name, 0), excess), w.ints([0]), axis=0
+        )
         finish(w.ops("Split", carrier.name, parts, outputs=2, axis=0)[0])
     w.values[carrier.name] = w.values[node.name]
 
@@ -84,17 +87,13 @@ def _is_about_open_sizes(guard: Guard, graph: Graph) -> bool:
     return any(shapes[name][axis] is None for name, axis in sizes_in(guard.condition))
 
 
-def _shape(w: Writer, name: str, axis: int) -> str:
-    return w.op("Shape", name, start=axis, end=axis + 1)
-
-
 def _written(w: Writer, expression: Expression) -> str:
     """An expression as a vector of one."""
     if isinstance(expression, int):
         return w.ints([expression])
     kind, *args = expression
     if kind == "size":
-        return _shape(w, *args)
+        return length_of(w, *args)
     values = [_written(w, arg) for arg in args]
     if kind == "//":
         return floor_divided(w, *values)

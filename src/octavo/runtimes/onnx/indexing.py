@@ -8,7 +8,7 @@ from typing import Any
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
-from octavo.runtimes.onnx.sizes import TO_THE_END, axis_of, scalar, size, sizes
+from octavo.runtimes.onnx.sizes import TO_THE_END, axis_of, length_of, scalar, size, sizes
 from octavo.runtimes.onnx.writer import Converter, Writer
 
 
@@ -132,7 +132,7 @@ def _gather(w: Writer, node: Node) -> Any:
     pairs = enumerate(zip(w.meta(x).shape, w.meta(index).shape, strict=True))
     for other, (read, wanted) in pairs:
         if other != place and read != wanted:
-            end = w.op("Shape", indices, start=other, end=other + 1)
+            end = length_of(w, indices, other)
             value = w.op("Slice", value, w.ints([0]), end, w.ints([other]))
     return w.op("GatherElements", value, indices, axis=place)
 

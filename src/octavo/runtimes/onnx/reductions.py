@@ -10,7 +10,7 @@ from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.elementwise import as_result
-from octavo.runtimes.onnx.sizes import axis_of, size
+from octavo.runtimes.onnx.sizes import axis_of, length_of, size
 from octavo.runtimes.onnx.writer import Converter, Writer, kept_apart
 
 _REDUCTIONS = {
@@ -197,16 +197,12 @@ def _topk(w: Writer, node: Node) -> Any:
 
 def _sort(w: Writer, node: Node) -> Any:
     given, x = arguments(node), node.args[0]
-    return _ordered(w, x, _length(w, x, given["dim"]), given["dim"], given["descending"])
+    count = length_of(w, w.read(x), axis_of(w, x, given["dim"]))
+    return _ordered(w, x, count, given["dim"], given["descending"])
 
 
 def _argsort(w: Writer, node: Node) -> Any:
     return _sort(w, node)[1]
-
-
-def _length(w: Writer, x: Ref, axis: int) -> str:
-    place = axis_of(w, x, axis)
-    return w.op("Shape", w.read(x), start=place, end=place + 1)
 
 
 def _ordered(

@@ -53,10 +53,14 @@ def scalar(w: Writer, arg: Any, dtype: str) -> str:
     return w.cast(w.op("Reshape", w.read(arg), w.ints([])), held, dtype)
 
 
+def length_of(w: Writer, value: str, axis: int) -> str:
+    """The size of a value's axis, counted from the first one, as a vector of one."""
+    return w.op("Shape", value, start=axis, end=axis + 1)
+
+
 def _sym_size(w: Writer, node: Node) -> Any:
     x, axis = node.args
-    place = axis_of(w, x, axis)
-    return w.op("Shape", w.read(x), start=place, end=place + 1)
+    return length_of(w, w.read(x), axis_of(w, x, axis))
 
 
 def _sym_numel(w: Writer, node: Node) -> Any:
