@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,22 +110,14 @@ class LayerWithNorm:
     rounding: LayerRounding
     mode: Mode
 
-    def __call__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, *norm: Any) -> Tensor:
         if self.mode.batch_statistics(self.norm.module):
+            gamma, _, _, variance = norm
             factor = torch.rsqrt(variance + self.norm.eps)
             factor = factor if gamma is None else factor * gamma
             y = self.operator(x, self._rounded(weight, factor.detach()), bias)
-            return self.norm(y, gamma, beta, mean, variance)
-        folded = self.folding.folded(weight, bias, gamma, beta, mean, variance)
+            return self.norm(y, *norm)
+        folded = self.folding.folded(weight, bias, *norm)
         return self.operator(x, *self.rounding(*folded))
 
     def _rounded(self, weight: Tensor, factor: Tensor) -> Tensor:
