@@ -8,21 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from observing import ARTICLE
+from observing import ARTICLE, observed
 from torch import Tensor
 
 from octavo.errors import CalibrationError
-from octavo.numerics.affine import QParams, qparams_of_range
+from octavo.numerics.affine import qparams_of_range
 from octavo.numerics.observers import Bounds, MinMax, MovingAverageMinMax
 from octavo.numerics.scheme import Scheme
-
-
-def observed(observer: MinMax | MovingAverageMinMax, data: list[Tensor], scheme: Scheme) -> QParams:
-    state = None
-    for batch in data:
-        state = observer.update(state, batch, scheme.channel_axis)
-    bounds = observer.bounds(state, scheme)
-    return qparams_of_range(bounds.low, bounds.high, scheme)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +38,8 @@ def test_the_numbers_of_the_article(
     scale: float | list[float],
     zero_point: int | list[int],
 ) -> None:
-    p = observed(observer, ARTICLE, scheme)
+    bounds = observed(observer, ARTICLE, scheme, scheme.channel_axis)
+    p = qparams_of_range(bounds.low, bounds.high, scheme)
     # Printed with four digits, so that half of the last is what they can be off.
     assert p.scale.tolist() == pytest.approx(scale, abs=0.5e-4)
     assert p.zero_point.tolist() == zero_point

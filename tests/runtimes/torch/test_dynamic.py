@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decibel import sqnr_db
 from recurrent import Recurrent
 from torch import nn
 
 import octavo
 
 TARGET = octavo.host_target()
-
-
-def sqnr_db(expected, got) -> float:
-    return float(20 * torch.log10(expected.norm() / (expected - got).norm().clamp_min(1e-30)))
 
 
 LAYERS = {

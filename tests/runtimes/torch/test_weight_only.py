@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decibel import sqnr_db
 from torch import nn
 
 import octavo
@@ -18,10 +19,6 @@ BITS = {
     "4 bits, groups of 128": octavo.weight_only_qconfig(4, group_size=128),
     "4 bits, groups of 16": octavo.weight_only_qconfig(4, group_size=16),
 }
-
-
-def sqnr_db(expected, got) -> float:
-    return float(20 * torch.log10(expected.norm() / (expected - got).norm().clamp_min(1e-30)))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
