@@ -196,21 +196,33 @@ def example_call(
     return split_batch(first, signature, inputs), data
 
 
-def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and an iterable that still begins with it."""
+NO_BATCH = (
+    "there was no calibration batch: the iterable is empty; give about 100 batches of "
+    "representative data"
+)
+
+
+def iterated(data: Iterable[Any]) -> Iterable[Any]:
+    """Calibration data as it is.
+
+    Raises:
+        CalibrationError: it is no iterable of batches.
+    """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise CalibrationError(
             f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
             "DataLoader, or a list such as [images]"
         )
-    rest = iter(data)
+    return data
+
+
+def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and an iterable that still begins with it."""
+    rest = iter(iterated(data))
     try:
         first = next(rest)
     except StopIteration:
-        raise CalibrationError(
-            "there was no calibration batch: the iterable is empty; give about 100 batches of "
-            "representative data"
-        ) from None
+        raise CalibrationError(NO_BATCH) from None
     return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
         [first], rest
     )

@@ -112,8 +112,7 @@ def _prove(
     elif not exact.agrees:
         raise ExportError(
             f"{runtime} computes something else from the file than the model says: its results are "
-            f"{exact.sqnr_db:.1f} dB from the oracle's, where rounding explains "
-            f"{exact.bound_db:.1f} dB. octavo.verify(q) names the layer; check=False writes the "
+            f"{exact.distance}. octavo.verify(q) names the layer; check=False writes the "
             "file as it is"
         )
     elif not plain.agrees:

@@ -17,7 +17,7 @@ from torch import Tensor
 from octavo.arguments import FUNCTION, expect, optional
 from octavo.display import track
 from octavo.errors import CalibrationError, OctavoError
-from octavo.graph.batches import SIGNATURE, Signature, split_batch
+from octavo.graph.batches import NO_BATCH, SIGNATURE, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call, range_of
 from octavo.graph.graph import GRAPH, Graph, Ref
 from octavo.graph.program import Step, compile_steps, steps_of
@@ -168,10 +168,7 @@ class Calibration:
             CalibrationError: no batch was observed.
         """
         if self.batches == 0 and self.needs_data:
-            raise CalibrationError(
-                "there was no calibration batch: the iterable is empty; give about 100 batches of "
-                "representative data"
-            )
+            raise CalibrationError(NO_BATCH)
         bounds = {}
         for name, tensor in self.plan.quantized.items():
             if tensor.kind != "weight" and tensor.shares is None:
@@ -281,7 +278,7 @@ def calibrate(
         return calibration.result()
     if data is None:
         raise CalibrationError(NO_CALIBRATION if plan.needs_calibration else _NO_STATISTICS)
-    for index, batch in enumerate(track(_iterated(data), "calibrating", progress)):
+    for index, batch in enumerate(track(iterated(data), "calibrating", progress)):
         try:
             call = split_batch(batch, signature, inputs)
             calibration.observe(flatten_call(graph, call.args, call.kwargs))
@@ -318,15 +315,6 @@ def _of_all_processes(calibration: Calibration) -> Calibration:
     for each in every:
         merged._take_in(*each)
     return merged
-
-
-def _iterated(data: Iterable[Any]) -> Iterable[Any]:
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise CalibrationError(
-            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
-            "DataLoader, or a list such as [images]"
-        )
-    return data
 
 
 def _with_taps(

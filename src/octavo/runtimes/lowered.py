@@ -30,6 +30,14 @@ class Agreement:
     samples: int
     agrees: bool
 
+    @property
+    def distance(self) -> str:
+        """How far off results are that do not agree, in words."""
+        return (
+            f"{self.sqnr_db:.1f} dB from the oracle's, where rounding explains "
+            f"{self.bound_db:.1f} dB"
+        )
+
     def __str__(self) -> str:
         near = "equal" if self.sqnr_db == math.inf else f"{self.sqnr_db:.1f} dB"
         bound = "" if self.bound_db is None else f", {self.bound_db:.1f} dB needed"

@@ -114,8 +114,7 @@ def _proved(
     if not near.agrees:
         raise RuntimeDisagrees(
             f"the {runtime} runtime computes something else than the model says here: its results "
-            f"are {near.sqnr_db:.1f} dB from the oracle's, where rounding explains "
-            f'{near.bound_db:.1f} dB{blame()}. Lower it to another runtime, or to "reference", '
+            f'are {near.distance}{blame()}. Lower it to another runtime, or to "reference", '
             "which is the oracle; check=False takes it as it is"
         )
     return replace(lowered, agreement=near)

@@ -284,25 +284,3 @@ def _following(observer: Any, training: bool) -> Observer:
         stacklevel=2,
     )
     return MovingAverageMinMax()
-
-
-__all__ = [
-    "QConfig",
-    "QConfigAny",
-    "QConfigDynamic",
-    "default_dynamic_qat_qconfig",
-    "default_dynamic_qconfig",
-    "default_embedding_qat_qconfig",
-    "default_embedding_qat_qconfig_4bit",
-    "default_per_channel_qconfig",
-    "default_qat_qconfig",
-    "default_qat_qconfig_v2",
-    "default_qconfig",
-    "default_weight_only_qconfig",
-    "float_qparams_weight_only_qconfig",
-    "float_qparams_weight_only_qconfig_4bit",
-    "get_default_qat_qconfig",
-    "get_default_qconfig",
-    "per_channel_dynamic_qconfig",
-    "qconfig_equals",
-]
