@@ -90,23 +90,24 @@ def test_own_observers_are_taken_as_they_are() -> None:
     assert kept.activation.scheme.qmax == 127  # such weights do not make pairs fit
 
 
+MODES = {
+    "dynamic int8": """
+        default_dynamic_qconfig per_channel_dynamic_qconfig default_dynamic_qat_qconfig
+    """,
+    "weight_only uint8": "float_qparams_weight_only_qconfig default_embedding_qat_qconfig",
+    "weight_only uint4": "float_qparams_weight_only_qconfig_4bit",
+    "weight_only int8": "default_weight_only_qconfig",
+    "static int8": "default_qat_qconfig_v2",
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "mode", "dtype"),
-    [
-        ("default_dynamic_qconfig", "dynamic", "int8"),
-        ("per_channel_dynamic_qconfig", "dynamic", "int8"),
-        ("float_qparams_weight_only_qconfig", "weight_only", "uint8"),
-        ("float_qparams_weight_only_qconfig_4bit", "weight_only", "uint4"),
-        ("default_embedding_qat_qconfig", "weight_only", "uint8"),
-        ("default_weight_only_qconfig", "weight_only", "int8"),
-        ("default_dynamic_qat_qconfig", "dynamic", "int8"),
-        ("default_qat_qconfig_v2", "static", "int8"),
-    ],
+    ("name", "kind"), [(name, kind) for kind, names in MODES.items() for name in names.split()]
 )
-def test_modes(name: str, mode: str, dtype: str) -> None:
+def test_modes(name: str, kind: str) -> None:
     made = native(getattr(ours, name), "x86-avx2")
     assert made is not None
-    assert (made.mode, made.weight.scheme.dtype) == (mode, dtype)
+    assert f"{made.mode} {made.weight.scheme.dtype}" == kind
     assert native(ours.QConfigDynamic(), "x86") == native(ours.default_dynamic_qconfig, "x86")
 
 
