@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,8 @@ from torch import nn
 import octavo
 from octavo.errors import ArtifactError
 from octavo.graph.as_json import decode, encode, from_json, to_json
-from octavo.graph.graph import Graph, Record, Ref
+from octavo.graph.graph import Graph, Ref
+from octavo.graph.records import Record
 
 Pair = namedtuple("Pair", "first second")
 
@@ -77,6 +78,8 @@ VALUES = [
     [1, (2.5, [None])],
     {"a": (Ref("x"),), 3: []},
     Record(logits=Ref("x")),
+    OrderedDict(b=Ref("x"), a=Ref("y")),
+    torch.return_types.max((Ref("x"), Ref("y"))),
     torch.float32,
     torch.qint8,
     torch.strided,

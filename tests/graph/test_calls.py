@@ -11,7 +11,8 @@ import torch
 
 from octavo.errors import InputError
 from octavo.graph.calls import build_output, flatten_call
-from octavo.graph.graph import Graph, Input, Record, Ref, TensorMeta
+from octavo.graph.graph import Graph, Input, Ref, TensorMeta
+from octavo.graph.records import Record
 
 IMAGE = TensorMeta((None, 3, 4, 4), "float32")
 ROW = TensorMeta((None, 2), "float32")

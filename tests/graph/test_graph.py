@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 from octavo.errors import OctavoError
-from octavo.graph.graph import Graph, Input, Node, Record, Ref, TensorMeta, map_refs, refs_in
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta, map_refs, refs_in
+from octavo.graph.records import Record
 
 Pair = namedtuple("Pair", "first second")
 META = TensorMeta((None, 4), "float32")
@@ -111,16 +111,6 @@ def test_refs_are_mapped_inside_any_structure() -> None:
     assert mapped == ["A", ("B", 1), Pair("C", None), {"k": "A"}, {"r": "B"}]
     assert [type(item) for item in mapped[1:]] == [tuple, Pair, dict, Record]
     assert list(refs_in(tree)) == ["a", "b", "c", "a", "b"]
-
-
-def test_a_record_has_entries_and_attributes() -> None:
-    record = Record(logits=torch.ones(1), hidden=(torch.zeros(1),))
-    assert record.logits is record["logits"]
-    with pytest.raises(AttributeError, match="loss"):
-        record.loss  # noqa: B018
-    leaves, spec = pytree.tree_flatten(record)
-    assert len(leaves) == 2
-    assert isinstance(pytree.tree_unflatten(leaves, spec), Record)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ArtifactError
-from octavo.graph.graph import Graph, Record, Ref
+from octavo.graph.graph import Graph, Ref
+from octavo.graph.records import Record
 from octavo.model import artifact
 from octavo.model.files import tensor_file
 

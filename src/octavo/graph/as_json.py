@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import ArtifactError
-from octavo.graph.graph import Graph, Input, Node, Record, Ref, TensorMeta
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.records import Kind, Record, kind_of
 from octavo.graph.size_guards import Guard, checked
 from octavo.graph.soundness.soundness import check
 
@@ -98,11 +99,16 @@ def encode(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         pairs = zip(value._fields, map(encode, value), strict=True)
         return {"namedtuple": [type(value).__name__, [list(pair) for pair in pairs]]}
+    if type(value).__module__ == "torch.return_types":
+        return {"return_type": [type(value).__name__, [encode(item) for item in value]]}
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in value]}
     if isinstance(value, Mapping):
-        kind = "record" if isinstance(value, Record) else "dict"
-        return {kind: [[_key(key), encode(item)] for key, item in value.items()]}
+        entries = [[_key(key), encode(item)] for key, item in value.items()]
+        stands_for = kind_of(value) if isinstance(value, Record) else None
+        if stands_for is not None:
+            return {"object": [stands_for.name, list(stands_for.absent), entries]}
+        return {_MAPPINGS.get(type(value), "dict"): entries}
     if isinstance(value, torch.device):
         return {"device": "model"}
     for kind, of_type in _TORCH_NAMES.items():
@@ -135,19 +141,40 @@ def _pairs(kind: type[dict[Any, Any]]) -> Callable[[Any], dict[Any, Any]]:
     return lambda content: kind((_key(key), decode(value)) for key, value in content)
 
 
+def _return_type(content: Any) -> Any:
+    name, items = content
+    of_type = vars(torch.return_types).get(_text(name))
+    if not (isinstance(of_type, type) and issubclass(of_type, tuple)):
+        raise ValueError(f"{name!r} is not a torch return type")
+    return of_type([decode(item) for item in items])
+
+
+def _record(content: Any) -> Record:
+    return Record((_text(key), decode(value)) for key, value in content)
+
+
+def _object(content: Any) -> Record:
+    name, absent, pairs = content
+    return Record.of(Kind(_text(name), tuple(map(_text, absent))), _record(pairs).items())
+
+
 def _namedtuple(content: Any) -> Any:
     name, fields = content
     return namedtuple(name, [_text(key) for key, _ in fields])(*(decode(v) for _, v in fields))
 
 
+_MAPPINGS: dict[type, str] = {Record: "record", OrderedDict: "ordered_dict"}
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "ref": lambda content: Ref(_text(content)),
     "tuple": lambda content: tuple(decode(item) for item in content),
     "float": lambda content: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content],
     "device": lambda content: torch.device("cpu"),
     "namedtuple": _namedtuple,
+    "return_type": _return_type,
     "dict": _pairs(dict),
-    "record": _pairs(Record),
+    "ordered_dict": _pairs(OrderedDict),
+    "record": _record,
+    "object": _object,
 } | {kind: _torch_name(kind) for kind in _TORCH_NAMES}
 
 

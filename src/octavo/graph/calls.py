@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Ref, TensorMeta, map_refs
+from octavo.graph.records import cache_record, is_cache, with_objects
 from octavo.graph.size_guards import Guard
 
 # What forward calls labels where it makes a loss of them; these are the names in transformers.
@@ -71,9 +72,9 @@ def range_of(tensor: Tensor) -> tuple[float, float] | None:
 
 
 def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:
-    """The structure that the model returns, around the flat results."""
+    """The structure that the model returns, around the flat results, with objects in it."""
     results: Iterator[Any] = iter(tensors)
-    return map_refs(graph.outputs, lambda ref: next(results))
+    return with_objects(map_refs(graph.outputs, lambda ref: next(results)))
 
 
 def _leave(name: str) -> str:
@@ -100,6 +101,7 @@ def _match(tree: Any, value: Any, where: str, tensors: dict[str, Tensor]) -> Non
         for index, (part, item) in enumerate(zip(tree, value, strict=True)):
             _match(part, item, f"{where}[{index}]", tensors)
     elif isinstance(tree, Mapping):
+        value = cache_record(value) if is_cache(value) else value
         items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
         if {key for key in items if key in tree or items[key] is not None} != set(tree):
             raise InputError(f"{where} has other keys than at capture, {list(tree)}")

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from octavo.arguments import of
 from octavo.errors import OctavoError
+from octavo.graph.records import Record, kind_of
 from octavo.graph.size_guards import Guard
 
 
@@ -242,6 +242,8 @@ def map_refs(tree: Any, function: Callable[[Ref], Any]) -> Any:
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, Mapping):
         mapped = {key: map_refs(value, function) for key, value in tree.items()}
+        if isinstance(tree, Record):
+            return Record.of(kind_of(tree), mapped.items())
         return type(tree)(mapped)  # type: ignore[call-arg]
     return tree
 
@@ -258,27 +260,4 @@ def refs_in(tree: Any) -> Iterator[str]:
             yield from refs_in(item)
 
 
-class Record(dict[str, Any]):
-    """A mapping whose entries are attributes too: what a model's output object becomes.
-
-    Example:
-        >>> Record(logits=1).logits
-        1
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
 GRAPH = of(Graph, way_out="octavo.capture(model, example) gives one")
-
-
-pytree.register_pytree_node(
-    Record,
-    lambda record: (list(record.values()), list(record)),
-    lambda values, keys: Record(zip(keys, values, strict=True)),
-    serialized_type_name="octavo.graph.Record",
-)

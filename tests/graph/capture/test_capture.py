@@ -21,7 +21,8 @@ import octavo
 from octavo.errors import CaptureError, InputError, PlanError
 from octavo.graph.capture.capture import capture
 from octavo.graph.capture.torch_export import as_records
-from octavo.graph.graph import Graph, Record
+from octavo.graph.graph import Graph
+from octavo.graph.records import Record
 from octavo.graph.soundness.soundness import check as check_sound
 
 
@@ -290,9 +291,10 @@ OUTPUTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "tuple": (lambda m, x: (m.conv(x), None, x), tuple),
     "named tuple": (lambda m, x: Point(m.conv(x), (x,)), tuple),
     "numbered dict": (lambda m, x: {0: m.conv(x), 1: x}, dict),
-    "ordered dict": (lambda m, x: OrderedDict(b=m.conv(x), a=x), dict),
-    "dataclass": (lambda m, x: State(m.conv(x), x), Record),
-    "dataclass in part": (lambda m, x: State(m.conv(x)), Record),
+    "ordered dict": (lambda m, x: OrderedDict(b=m.conv(x), a=x), OrderedDict),
+    "dataclass": (lambda m, x: State(m.conv(x), x), State),
+    "dataclass in part": (lambda m, x: State(m.conv(x)), State),
+    "what max returns": (lambda m, x: (m.conv(x).max(1), x), tuple),
     "output object": (lambda m, x: ModelOutput(logits=m.conv(x), hidden=(x,)), Record),
     "unknown object": (lambda m, x: Memory(m.conv(x)), Record),
     "unknown object in part": (lambda m, x: {"y": [Memory(m.conv(x))]}, dict),

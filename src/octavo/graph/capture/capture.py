@@ -28,9 +28,10 @@ from octavo.graph.capture.example import arguments_of, check_example, module_of
 from octavo.graph.capture.fidelity import Faithful
 from octavo.graph.capture.fixed_values import fixed_values
 from octavo.graph.capture.torch_export import EXPORTING, export, is_users, refuse_state
-from octavo.graph.graph import Graph, Input, Node, Record, Ref, TensorMeta
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.passes import canonical
 from octavo.graph.passes.functionalize import make_functional
+from octavo.graph.records import record_of, without_caches
 from octavo.graph.size_guards import Guard
 
 # Checks that export inserts. Those of inputs' sizes are kept as guards; those of dtypes and of
@@ -97,10 +98,9 @@ def _captured(
 ) -> Graph:
     """The model as a graph of a certain form, compared with the model."""
     model = module_of(model)
-    args = arguments_of(example_inputs)
-    check_example(args, example_kwargs or {})
-    named = bind_arguments(model, args, dict(example_kwargs or {}))
-    names, kwargs = tuple(named), dict(example_kwargs or {})
+    args, kwargs = without_caches((arguments_of(example_inputs), dict(example_kwargs or {})))
+    check_example(args, kwargs)
+    names = tuple(bind_arguments(model, args, kwargs))
     many_args, many_kwargs = _repeated((args, kwargs))
     graph = _faithful(model, many_args, many_kwargs, names, form)
     if many_args is args or _takes(graph, args, kwargs):
@@ -228,19 +228,17 @@ def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
         return None
     if spec.type is namedtuple:
         return spec.context(*children)
-    if isinstance(spec.type, type) and issubclass(spec.type, tuple):
-        return tuple(children)
+    if isinstance(spec.type, type) and issubclass(spec.type, tuple):  # what torch.max returns
+        return spec.type(children)
     if spec.type in (dict, OrderedDict):
-        return dict(zip(spec.context, children, strict=True))
-    keys = spec.context
-    if isinstance(keys, list | tuple) and keys and isinstance(keys[0], list | tuple):
-        keys = keys[0]
-    if not isinstance(keys, list | tuple) or len(keys) != len(children):
+        return spec.type(zip(spec.context, children, strict=True))
+    record = record_of(spec.type, spec.context, children)
+    if record is None:
         raise CaptureError(
             f"the model takes or returns a {getattr(spec.type, '__name__', spec.type)}; use dicts, "
             "lists and tuples of tensors"
         )
-    return Record(zip(map(str, keys), children, strict=True))
+    return record
 
 
 def _meta_of(node: torch.fx.Node) -> TensorMeta | None:

@@ -80,6 +80,10 @@ def _way_out(leaf: Any) -> str:
         return PACKED
     if isinstance(leaf, DataLoader | Dataset | Iterator):
         return "it is data; pass it as calibration=, an example is taken from that"
+    if hasattr(leaf, "get_seq_length"):
+        return (
+            "of caches a graph takes a DynamicCache of transformers, filled and with plain layers"
+        )
     if type(leaf).__module__ == "numpy":
         return "give tensors, torch.from_numpy(array)"
     return "give tensors and numbers, in dicts, lists and tuples"

@@ -20,11 +20,12 @@ from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError, OctavoWarning
 from octavo.graph.calls import build_output, flatten_call
-from octavo.graph.capture.torch_export import as_records, left_as_it_was
+from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.graph import Graph
 from octavo.graph.passes.training import DROPOUTS
 from octavo.graph.program import run_of
 from octavo.graph.quiet import quiet
+from octavo.graph.records import as_records, with_objects
 from octavo.graph.size_guards import Expression, Guard
 
 # Relative errors: rounding of float32 stays below the first by far. Beyond the second the graph is
@@ -173,14 +174,14 @@ class Faithful:
         )
         try:
             with quiet(), left_as_it_was(self.model), torch.no_grad():
-                return _values(as_records(self.model(*args, **kwargs)))
+                return _values(as_records(self.model(*with_objects(args), **with_objects(kwargs))))
         except Exception:  # noqa: BLE001  (whatever the user's code raises for another size)
             return None
 
     def _of_graph(self, tensors: Sequence[Tensor]) -> list[Any]:
         with torch.no_grad():
             results = self.run(*(tensor.clone() for tensor in tensors))
-        return _values(build_output(self.graph, results))
+        return _values(as_records(build_output(self.graph, results)))
 
 
 def _draws(graph: Graph) -> bool:

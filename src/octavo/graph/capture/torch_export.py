@@ -28,18 +28,16 @@ from octavo.graph.capture.padded_tokens import zero_padded_tokens
 from octavo.graph.capture.recurrent_layers import WholeRecurrentLayers, recall
 from octavo.graph.capture.specialization import NotedGuards, Specialized, Symbols, specialized
 from octavo.graph.evaluation import evaluating
-from octavo.graph.graph import Record
 from octavo.graph.passes.functionalize import is_safe
 from octavo.graph.passes.regions import inline_regions
 from octavo.graph.quiet import quiet
+from octavo.graph.records import as_records, with_objects
 
 # Held by who exports a model or looks at it as it was exported: its attributes change meanwhile.
 EXPORTING = threading.RLock()
 
 _STANDARD_LIBRARY = f"{Path(inspect.__file__).parent}/"
 _LIBRARIES = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[2]}/")
-# Objects with attributes that are values in themselves.
-_VALUES = (Tensor, nn.Module, torch.SymInt, torch.SymFloat, torch.SymBool, type)
 
 
 def is_users(file: str) -> bool:
@@ -77,6 +75,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
             torch.no_grad(),
             WholeRecurrentLayers(),
         ):
+            model.register_forward_pre_hook(_objects_in, with_kwargs=True)
             model.register_forward_hook(lambda module, args, result: as_records(result))
             _name_keywords(model, kwargs)
             dynamic = shapes.dynamic_shapes(model, args, kwargs)
@@ -116,31 +115,10 @@ def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
         vars(model)["forward"] = with_names
 
 
-def as_records(result: Any) -> Any:
-    """A model's result with each object that pytree does not know as a `Record`.
-
-    Such as the cache of a language model. The record has those attributes that hold tensors: a
-    result is data, and what else an object knows is the model's own.
-    """
-    return _as_records(result, frozenset())
-
-
-def _as_records(tree: Any, around: frozenset[int]) -> Any:
-    """``around`` are the objects that the tree is an attribute of: one may know its owner."""
-
-    def convert(leaf: Any) -> Any:
-        if isinstance(leaf, _VALUES) or not hasattr(leaf, "__dict__") or id(leaf) in around:
-            return leaf
-        inside = around | {id(leaf)}
-        parts = {name: _as_records(value, inside) for name, value in vars(leaf).items()}
-        held = {name: part for name, part in parts.items() if _holds_tensors(part)}
-        return Record(held) if held else leaf
-
-    return pytree.tree_map(convert, tree)
-
-
-def _holds_tensors(tree: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
+def _objects_in(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    return with_objects(args), with_objects(kwargs)
 
 
 @contextmanager
