@@ -24,7 +24,7 @@ from octavo.measuring.layers import (
     sensitivity,
 )
 from octavo.measuring.parity import Parity, verify
-from octavo.model import artifact
+from octavo.model import artifact, nn
 from octavo.model.model import QuantizedModel, load
 from octavo.model.onnx_file import export_onnx
 from octavo.model.package import export_package, load_package
@@ -104,6 +104,7 @@ __all__ = [
     "layer_errors",
     "load",
     "load_package",
+    "nn",
     "observers",
     "plan",
     "plots",

@@ -8,15 +8,17 @@ takes the names from here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from octavo.graph.graph import Graph, Node
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.operators import arguments
 from octavo.numerics import octavo_operators
+from octavo.numerics.scheme import Scheme
 
 QUANTIZE, DEQUANTIZE = "octavo.quantize.default", "octavo.dequantize.default"
 DEQUANTIZE_WEIGHT = "octavo.dequantize.Tensor"
@@ -111,6 +113,28 @@ class QuantizedWeight:
     def floats(self) -> Tensor:
         """What the integers stand for, float32."""
         return octavo_operators.dequantize(self.integers, self.scale, self.zero_point)
+
+
+def weight_readers(
+    name: str, shape: Sequence[int], scheme: Scheme, scale: str, zero_point: str
+) -> list[Node]:
+    """The nodes that read a weight back from its integers; the last one gives the floats.
+
+    Args:
+        name: of the constant that holds the integers, two to a byte if they have four bits.
+        shape: of the weight.
+        scheme: of its integers.
+        scale, zero_point: the constants that hold them, of the weight's rank.
+    """
+    sizes, nodes = tuple(shape), []
+    read = Ref(name)
+    if scheme.integers.bits <= 4:
+        signed = scheme.integers.signed
+        meta = TensorMeta(sizes, "int8" if signed else "uint8")
+        nodes.append(Node(f"{name}.unpacked", UNPACK, (read, list(sizes), signed), meta=meta))
+        read = Ref(nodes[-1].name)
+    args, meta = (read, Ref(scale), Ref(zero_point)), TensorMeta(sizes, "float32")
+    return [*nodes, Node(f"{name}.dequantized", DEQUANTIZE_WEIGHT, args, meta=meta)]
 
 
 def weight_behind(graph: Graph, value: Any) -> QuantizedWeight | None:

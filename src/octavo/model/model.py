@@ -29,7 +29,7 @@ from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
 from octavo.model import artifact
-from octavo.model.packed_buffers import Buffers
+from octavo.model.packed_buffers import let_go
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
 from octavo.quantization.nonfinite_inputs import Watched, run_around
@@ -147,20 +147,8 @@ class QuantizedModel(nn.Module):
             raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
         lowered = _as_planned(fresh, self.plan)
         _warn_of(lowered, self.plan)
-        self._let_go(lowered)
+        let_go(self, lowered.prepacked)
         return lowered
-
-    def _let_go(self, lowered: Lowered) -> None:
-        """Drop the tensors that kernels hold too: they are unpacked whenever they are asked for."""
-        for name, unpack in lowered.prepacked.items():
-            *path, leaf = name.split(".")
-            owner: Any = self
-            for part in path:
-                owner = owner._modules[part]
-            if torch.equal(owner._buffers[leaf], unpack()):
-                if not isinstance(owner._buffers, Buffers):
-                    owner._buffers = Buffers(owner._buffers)
-                owner._buffers.let_go(leaf, unpack)
 
     @property
     def precision(self) -> str | None:

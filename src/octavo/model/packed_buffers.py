@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.graph.tracing import refuse_tracers
 
@@ -60,3 +60,21 @@ class Buffers(MutableMapping[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+def let_go(root: nn.Module, prepacked: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Drop the tensors that kernels hold too: they are unpacked whenever they are asked for.
+
+    Args:
+        root: holds them, in the tree of its modules.
+        prepacked: name of a tensor -> what gives it back.
+    """
+    for name, unpack in prepacked.items():
+        *path, leaf = name.split(".")
+        owner: Any = root
+        for part in path:
+            owner = owner._modules[part]
+        if torch.equal(owner._buffers[leaf], unpack()):
+            if not isinstance(owner._buffers, Buffers):
+                owner._buffers = Buffers(owner._buffers)
+            owner._buffers.let_go(leaf, unpack)

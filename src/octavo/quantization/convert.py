@@ -22,16 +22,14 @@ from octavo.graph.operators import arguments, with_arguments
 from octavo.graph.qdq import (
     ATTENTION,
     DEQUANTIZE,
-    DEQUANTIZE_WEIGHT,
     DYNAMIC,
     QUANTIZE,
-    UNPACK,
+    weight_readers,
 )
 from octavo.graph.rewrite import rewrite
 from octavo.numerics import octavo_operators
 from octavo.numerics.affine import QParams
 from octavo.numerics.dtypes import UINT8
-from octavo.numerics.scheme import Scheme
 from octavo.quantization.bfloat16 import in_bfloat16
 from octavo.quantization.calibrate import check_constants
 from octavo.quantization.plan import Plan
@@ -142,26 +140,15 @@ def _check(graph: Graph, plan: Plan, qparams: Mapping[str, QParams]) -> None:
 
 def _quantized_weight(name: str, constants: dict[str, Tensor], qparams: QParams) -> list[Node]:
     """The nodes that read a weight back, whose integers are its constant."""
-    scheme, integers = qparams.scheme, constants[name]
+    integers = constants[name]
+    if qparams.scheme.integers.bits <= 4:
+        constants[name] = octavo_operators.pack_int4(integers)
+    read = []
     parameters = qparams.of_rank(integers.dim())
-    meta = TensorMeta(tuple(integers.shape), "float32")
-    stored = [_unpacking(name, constants, scheme)] if scheme.integers.bits <= 4 else []
-    read = [stored[0].name if stored else name]
     for kind, values in zip(("scale", "zero_point"), parameters, strict=True):
         read.append(_free(f"{name}_{kind}", constants))
         constants[read[-1]] = values.to(integers.device)
-    args = tuple(map(Ref, read))
-    return [*stored, Node(f"{name}.dequantized", DEQUANTIZE_WEIGHT, args, meta=meta)]
-
-
-def _unpacking(name: str, constants: dict[str, Tensor], scheme: Scheme) -> Node:
-    """Pack the constant two to a byte; the node that unpacks it."""
-    shape = list(constants[name].shape)
-    constants[name] = octavo_operators.pack_int4(constants[name])
-    signed = scheme.integers.signed
-    meta = TensorMeta(tuple(shape), "int8" if signed else "uint8")
-    args = (Ref(name), shape, signed)
-    return Node(f"{name}.unpacked", UNPACK, args, meta=meta)
+    return weight_readers(name, list(integers.shape), qparams.scheme, *read)
 
 
 class _DynamicInputs:

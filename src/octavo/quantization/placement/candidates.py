@@ -39,16 +39,18 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
             placement.reasons[node.name] = Reason(ReasonKind.TENSORS, obstacle)
         elif role == WEIGHTED and qconfig.mode == "dynamic":
             assert qconfig.activation is not None
-            placement.dynamic[node.name] = _range_of_input(node, qconfig.activation)
+            placement.dynamic[node.name] = range_of_input(
+                WEIGHT_LAYOUTS[node.short_op], qconfig.activation
+            )
             placement.reasons[node.name] = _QUANTIZES_AT_EACH_CALL
         else:
             placement.weight_only.add(node.name)
             placement.reasons[node.name] = _DEQUANTIZES_WEIGHTS
 
 
-def _range_of_input(node: Node, activation: QSpec) -> QSpec:
+def range_of_input(layer: WeightLayout, activation: QSpec) -> QSpec:
     """Per token where the layer sums over the last axis; a convolution sums over others."""
-    sums_last_axis = WEIGHT_LAYOUTS[node.short_op].input_axis in (-1, None)
+    sums_last_axis = layer.input_axis in (-1, None)
     per_token = activation.scheme.per_token and sums_last_axis
     return replace(activation, scheme=replace(activation.scheme, per_token=per_token))
 

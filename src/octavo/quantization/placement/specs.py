@@ -11,7 +11,7 @@ from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.placement import Placement
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.reasons import Reason, ReasonKind
-from octavo.quantization.targets import ROLES, SHARED
+from octavo.quantization.targets import ROLES, SHARED, Target
 
 
 def specify(context: Context, placement: Placement) -> None:
@@ -21,7 +21,8 @@ def specify(context: Context, placement: Placement) -> None:
         layer = WEIGHT_LAYOUTS.get(node.short_op)
         if layer is not None and qconfig is not None and placement.on_integers(node.name):
             names = layer.weights_of(node, context.graph.constants)
-            spec = _weight_of(context, node, layer, qconfig.weight)
+            pairs = _sums_pairs(context, node, layer)
+            spec = weight_spec(qconfig.weight, layer, context.target, pairs)
             placement.weights[node.name] = dict.fromkeys(names, spec)
     values = [i.name for i in context.graph.inputs] + [n.name for n in context.graph.nodes]
     for name in values:
@@ -70,11 +71,17 @@ def _activation_of(context: Context, name: str, readers: list[str]) -> QSpec:
     return default_spec
 
 
-def _weight_of(context: Context, node: Node, layer: WeightLayout, spec: QSpec) -> QSpec:
-    """The spec of a layer's weights, with one scale for each of its output channels if for any."""
-    default = context.target.qconfig.weight
-    without_pairs = context.target.weight_without_pairs
-    if without_pairs is not None and spec == default and not _sums_pairs(context, node, layer):
+def weight_spec(spec: QSpec, layer: WeightLayout, target: Target, sums_pairs: bool) -> QSpec:
+    """The spec of a layer's weights, with one scale for each of its output channels if for any.
+
+    Args:
+        spec: as a qconfig has it.
+        layer: where it has its outputs.
+        target: where it will run.
+        sums_pairs: whether an int8 kernel sums products of several of its inputs.
+    """
+    without_pairs = target.weight_without_pairs
+    if without_pairs is not None and spec == target.qconfig.weight and not sums_pairs:
         spec = without_pairs
     if spec.scheme.channel_axis is None:
         return spec

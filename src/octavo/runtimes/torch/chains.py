@@ -115,7 +115,7 @@ class Context:
             raise Unsupported(f"its weight is {integers.dtype}, the kernel takes int8")
         if scale is None or not weight.symmetric:
             raise Unsupported("its weight is not symmetric over output channels")
-        return integers, scale
+        return integers.contiguous(), scale  # kernels read the memory as it lies
 
     def hold(self, arg: Any, unpack: Callable[[], Tensor]) -> None:
         """Note that a kernel holds a weight, whose int8 integers ``unpack`` gives back."""

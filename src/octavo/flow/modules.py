@@ -1,0 +1,181 @@
+"""`quantize_modules`: layers become integers one by one, in a copy of the model that runs as it is
+written.
+
+Dynamic and weight-only quantization need neither data nor a graph, so that models with loops,
+branches and methods of their own keep them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from octavo.arguments import TEXT, expect
+from octavo.errors import NothingQuantized, OctavoWarning, PlanError
+from octavo.flow.replacing import Decision, Replaced, replace_modules
+from octavo.graph.copying import copied
+from octavo.graph.graph import Node
+from octavo.model.nn import quantized_form
+from octavo.quantization.placement.node_qconfigs import qconfig_of
+from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
+from octavo.quantization.targets import MODES
+from octavo.quantization.targets import target as target_named
+
+Only = Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+def quantize_modules(
+    model: nn.Module,
+    *,
+    mode: str | None = None,
+    qconfig: QConfig | QConfigMapping | None = None,
+    target: str = "x86",
+    only: Only | None = None,
+) -> nn.Module:
+    """Put quantized layers, of `octavo.nn`, in the places of float ones; without data or a graph.
+
+    Args:
+        model: any module. It is left as it was.
+        mode: ``"dynamic"``: linear and recurrent layers find the scale of their input at each call.
+            ``"weight_only"``: their weights alone are integers. Without it what ``qconfig`` is,
+            else dynamic. Tables have integers in both.
+        qconfig: one `QConfig` for all layers, or a `QConfigMapping`, whose rules name modules,
+            their classes or operators (``"linear"``, ``"conv2d"``); the target's default without.
+            Convolutions become integers where a rule asks for it.
+        target: where the model will run, see `octavo.targets`.
+        only: the paths of modules to quantize, with all inside of them, or a function of path and
+            module; all without.
+
+    Returns:
+        A copy of the model, of the same class. Warns of layers that could have been quantized and
+        were not, and of weights that are held twice now.
+
+    Raises:
+        PlanError: a rule names an unknown module, or asks for what needs a graph; or no layer would
+            be quantized.
+
+    Example:
+        >>> net = nn.Sequential(nn.Embedding(100, 16), nn.Linear(16, 4)).eval()
+        >>> q = quantize_modules(net, mode="weight_only")
+        >>> type(q[1]), q(torch.tensor([[1, 2, 3]])).shape
+        (<class 'octavo.model.nn.linear.Linear'>, torch.Size([1, 3, 4]))
+    """
+    replaced = quantized_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
+    for remark in replaced.remarks():
+        warnings.warn(remark, OctavoWarning, stacklevel=2)
+    return replaced.model
+
+
+def quantized_modules(
+    model: nn.Module,
+    *,
+    mode: str | None = None,
+    qconfig: QConfig | QConfigMapping | None = None,
+    target: str = "x86",
+    only: Only | None = None,
+) -> Replaced:
+    """`quantize_modules`, with an account of what was replaced, and why other layers were not."""
+    expect(TEXT, target=target)
+    mode = mode or mode_of(qconfig, "dynamic")
+    mapping = mapping_of(qconfig) or QConfigMapping()
+    if mode not in MODES or mode == "static":
+        raise PlanError(
+            f"mode is {mode!r}; one of 'dynamic' and 'weight_only': a static scale needs data and "
+            "the graph of a model or of a part of it"
+        )
+    known = target_named(target)
+    _check_rules(model, mapping)
+    chosen = _chosen(model, only)
+
+    def decide(path: str, module: nn.Module) -> Decision:
+        if not chosen(path, module):
+            return "it is not among those of only="
+        node = _node(path, module)
+        rule = mapping.rule_for(node)
+        if rule is not None and isinstance(rule.precision, torch.dtype):
+            raise PlanError(
+                f"the rule {rule} asks for {rule.precision}, which needs a graph; modules become "
+                'integers or stay as they are (None): leave the rule out, or take scope="model"'
+            )
+        wanted, why = qconfig_of(node, rule, known, mode)
+        if wanted is None:
+            return "" if why is None else why.words
+        return wanted
+
+    replaced = replace_modules(copied(model), decide, target)
+    if not replaced.modules:
+        reasons = sorted({f"{path!r}: {why}" for path, why in replaced.left.items()})
+        raise NothingQuantized(
+            "nothing would be quantized: "
+            f"{'; '.join(reasons[:4]) or f'a {type(model).__name__} has no layer with weights'}. "
+            "octavo.nn has linear and recurrent layers, attention and tables; a rule asks for "
+            'convolutions; scope="model" captures the model and finds products of matrices however '
+            "they are written"
+        )
+    return replaced
+
+
+def _node(path: str, module: nn.Module) -> Node:
+    """A module as rules see it: its path, its class, and the operator that it is."""
+    form = quantized_form(module)
+    operator = "none" if form is None else form.operator
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    return Node(path, f"aten.{operator}.default", module=path, module_type=kind)
+
+
+def _check_rules(model: nn.Module, mapping: QConfigMapping) -> None:
+    """Raise for a rule that names no module, warn of one that matches nothing.
+
+    Raises:
+        PlanError: it names the module.
+    """
+    nodes = [_node(path, module) for path, module in model.named_modules(remove_duplicate=False)]
+    missing = [rule for rule in mapping.rules if not any(rule.matches(node) for node in nodes)]
+    paths = [node.module for node in nodes if node.module]
+    for rule in missing:
+        if rule.kind == "module name":
+            raise PlanError(
+                f"no module is called {rule.pattern!r}, as a rule has it; "
+                f"{_near(rule.pattern, paths)}"
+            )
+    unmatched = [rule for rule in missing if rule.kind != "global"]
+    if unmatched:
+        warnings.warn(
+            f"rules that match no module of this model: {', '.join(map(str, unmatched))}",
+            OctavoWarning,
+            stacklevel=4,
+        )
+
+
+def _near(path: str, paths: list[str]) -> str:
+    close = difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
+
+
+def _chosen(model: nn.Module, only: Only | None) -> Callable[[str, nn.Module], bool]:
+    """Whether a module is among those that were asked for.
+
+    Raises:
+        PlanError: there is no module of a path.
+    """
+    if only is None:
+        return lambda path, module: True
+    if callable(only):
+        return only
+    wanted = [only] if isinstance(only, str) else list(only)
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    for path in wanted:
+        if path not in paths:
+            raise PlanError(
+                f"only= names {path!r}, which is no module of the model; {_near(path, paths)}"
+            )
+    return lambda path, module: any(is_inside(path, one) for one in wanted)
+
+
+def is_inside(path: str, module: str) -> bool:
+    """Whether a path is that of a module, or of something inside of it."""
+    return path == module or path.startswith(f"{module}." if module else "")

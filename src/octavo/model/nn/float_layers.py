@@ -1,0 +1,65 @@
+"""Float layers, as those see them who quantize them: their tensors, and what stands in the way.
+
+Tested in tests/model/nn/test_linear.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from octavo.quantization.qconfig import QConfig
+
+# transformers' linear layer of GPT-2 and its kin, whose weight is ``[in, out]``.
+_TRANSPOSED = "transformers.pytorch_utils.Conv1D"
+_COMPUTED = ("_orig", "_g", "_v")  # what torch's older ways of computing a weight add to its name
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight is ``[in, out]``."""
+    return f"{type(layer).__module__}.{type(layer).__qualname__}" == _TRANSPOSED
+
+
+def tensors_of(layer: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a layer; the weight of a linear layer ``[out, in]``, however it has it."""
+    tensors: dict[str, Tensor] = dict(layer.named_parameters())
+    return tensors | {"weight": tensors["weight"].t()} if is_transposed(layer) else tensors
+
+
+def is_computed(layer: nn.Module) -> bool:
+    """Whether a weight of the layer is computed from others: pruned, or normalized."""
+    names = (name for name, _ in layer.named_parameters(recurse=False))
+    return is_parametrized(layer) or any(name.endswith(_COMPUTED) for name in names)
+
+
+def obstacle_of(layer: nn.Module, qconfig: QConfig) -> str | None:
+    """Why a layer's weights cannot become integers, as a clause; ``None`` where they can."""
+    if qconfig.mode == "static":
+        return (
+            "its QConfig is static, which needs data and a graph: give octavo.dynamic_qconfig() or "
+            "octavo.weight_only_qconfig(), or calibration data for the whole model"
+        )
+    if is_computed(layer):
+        return (
+            "its weight is computed: make it a parameter first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+            "remove_spectral_norm or prune.remove"
+        )
+    if getattr(layer, "max_norm", None) is not None:
+        return "it has a max_norm, by which it changes its table at each call"
+    weights = {name: t for name, t in tensors_of(layer).items() if t.dim() > 1}
+    if not weights:
+        return "it has no weight"
+    for name, weight in weights.items():
+        if not weight.dtype.is_floating_point:
+            return f"its {name} is {weight.dtype}, not float"
+        if weight.is_meta:
+            return f"its {name} has no values, it is on meta"
+        if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
+            return f"its {name} has a NaN or an infinity in it"
+        size = qconfig.weight.scheme.group_size
+        if size is not None and (weight.dim() != 2 or weight.shape[1] % size):
+            shape = list(weight.shape)
+            return f"group_size {size} does not divide its {name} of shape {shape}"
+    return None

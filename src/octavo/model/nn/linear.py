@@ -1,0 +1,65 @@
+"""`Linear`: a linear layer with integer weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.errors import InputError
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.qdq import DYNAMIC
+from octavo.model.nn.float_layers import is_transposed
+from octavo.model.nn.one_operator import OneOperator
+
+
+class Linear(OneOperator):
+    """A linear layer, or transformers' ``Conv1D``, on ``[..., in]`` of any leading shape.
+
+    Example:
+        >>> import octavo
+        >>> layer = Linear.from_float(nn.Linear(8, 4), octavo.weight_only_qconfig())
+        >>> layer(torch.rand(2, 3, 8)).shape, layer.state_dict()["weight"].dtype
+        (torch.Size([2, 3, 4]), torch.int8)
+    """
+
+    floats = nn.Linear
+    operator = "linear"
+    settings = ("in_features", "out_features", "bias")
+
+    in_features: int
+    out_features: int
+
+    @classmethod
+    def settings_of(cls, layer: nn.Module) -> dict[str, Any]:
+        if is_transposed(layer):
+            inputs, outputs = layer.get_parameter("weight").shape
+            return {"in_features": inputs, "out_features": outputs, "bias": True}
+        return super().settings_of(layer)
+
+    def graph(self) -> Graph:
+        sizes = TensorMeta((None, self.in_features), "float32")
+        read, nodes = Ref("input"), self.weights["weight"].readers()
+        weight = Ref(nodes[-1].name)
+        scheme = self.activation
+        if scheme is not None:
+            rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+            nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=sizes))
+            read = Ref("input.dynamic")
+        tensors = self.tensors()
+        bias = Ref("bias") if "bias" in tensors else None
+        meta = TensorMeta((None, self.out_features), "float32")
+        nodes.append(Node("result", "aten.linear.default", (read, weight, bias), meta=meta))
+        inputs = (Input("input", sizes),)
+        return Graph(inputs, tensors, tuple(nodes), {"input": Ref("input")}, [Ref("result")])
+
+    def compute(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point() or input.shape[-1:] != (self.in_features,):
+            raise InputError(
+                f"a {self._get_name()} of {self.in_features} inputs takes floats "
+                f"[..., {self.in_features}], not {TensorMeta.of(input)}"
+            )
+        rows = input.to(torch.float32).reshape(-1, self.in_features)
+        result = self.results(rows).reshape(*input.shape[:-1], self.out_features)
+        return result.to(input.dtype)

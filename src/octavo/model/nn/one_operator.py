@@ -1,0 +1,84 @@
+"""`OneOperator`: a module that runs as a graph of one operator, by the kernels of the runtimes.
+
+Tested in tests/model/nn/test_linear.py.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.graph.graph import Graph
+from octavo.model.nn.quantized_module import QuantizedModule
+from octavo.model.packed_buffers import Buffers, let_go
+from octavo.quantization.nonfinite_inputs import Watched, run_around
+from octavo.runtimes import default_runtime, lower
+from octavo.runtimes.examples import random_inputs
+
+# One thread at a time makes a module ready: two that call a new one at once do it once.
+_LOWERING = threading.RLock()
+_MOST_COMPARED = 2**24  # weights: the oracle computes with all of them in float
+
+
+class OneOperator(QuantizedModule):
+    """A layer that is one operator of a graph: made ready for this device at its first call, and
+    compared with the oracle then.
+    """
+
+    _ready: tuple[Callable[..., tuple[Any, ...]], Watched] | None = None
+    _is_shared = False
+
+    @abstractmethod
+    def graph(self) -> Graph:
+        """The layer as a quantized graph, of the tensors as they are now."""
+
+    def results(self, *tensors: Tensor) -> Tensor:
+        """What the graph makes of tensors; of a NaN or an infinity what the float layer would."""
+        if self._ready is None:
+            with _LOWERING:
+                self._ready = self._ready or self._made_ready()
+        run, watched = self._ready
+        if watched.are_fine(tensors):
+            (result,) = run(*tensors)
+        else:
+            (result,) = run_around(self.graph(), watched, run, tensors)
+        assert isinstance(result, Tensor)
+        return result
+
+    def adopt(self, other: OneOperator) -> bool:
+        """Hold another module's weight, as they were tied in float; whether it fits."""
+        name = "weight"
+        if self.weights.get(name, None) is None or self.weights[name] != other.weights.get(name):
+            return False
+        tensors = other.tensors()
+        self._buffers.update({part: tensors[part] for part in self.weights[name].names})
+        self._is_shared = other._is_shared = True
+        return True
+
+    def _made_ready(self) -> tuple[Callable[..., tuple[Any, ...]], Watched]:
+        graph = self.graph()
+        compared = sum(t.numel() for t in graph.constants.values()) <= _MOST_COMPARED
+        samples = [random_inputs(graph, 2)] if compared and self.device.type == "cpu" else []
+        runtime = default_runtime(self.device)
+        lowered = lower(graph, runtime, self.device, samples=samples)
+        if not self._is_shared:
+            let_go(self, lowered.prepacked)
+        return lowered.run, Watched.of(graph)
+
+    def forget(self) -> None:
+        self._ready = None
+
+    def make_own(self) -> None:
+        if isinstance(self._buffers, Buffers):
+            self._buffers = {
+                name: None if tensor is None else torch.empty_like(tensor)
+                for name, tensor in self._buffers.items()
+            }
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_ready": None}

@@ -1,0 +1,231 @@
+"""Layers that become integers one by one, in models that run as they are written."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import octavo
+from octavo.errors import NothingQuantized, OctavoWarning, PlanError
+from octavo.flow.modules import quantize_modules, quantized_modules
+
+
+class Loops(nn.Module):
+    """A model that cannot be captured: its depth depends on its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(40, 32), nn.Linear(32, 32)
+        self.norm, self.lstm = nn.LayerNorm(32), nn.LSTM(32, 32, batch_first=True)
+        self.head = nn.Linear(32, 40, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        while x.norm() < 100:
+            x = x * 2 + self.layer(x)
+        result: Tensor = self.head(self.norm(self.lstm(x)[0]))
+        return result
+
+
+class Tied(Loops):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = self.table.weight
+
+
+def far(exact: Tensor, other: Tensor) -> float:
+    return float((exact - other).norm() / exact.norm())
+
+
+def size(model: nn.Module) -> int:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.getbuffer().nbytes
+
+
+IDS = torch.arange(24).reshape(4, 6)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_a_model_that_cannot_be_captured(mode: str) -> None:
+    torch.manual_seed(0)
+    model = Loops().eval()
+    with pytest.raises(octavo.OctavoError):
+        octavo.quantize(model, IDS, mode=mode, progress=False)
+    q = quantize_modules(model, mode=mode)
+    assert type(q) is Loops
+    kinds = {path: type(module) for path, module in q.named_children()}
+    assert kinds == {
+        "table": octavo.nn.Embedding,
+        "layer": octavo.nn.Linear,
+        "norm": nn.LayerNorm,
+        "lstm": octavo.nn.LSTM,
+        "head": octavo.nn.Linear,
+    }
+    assert isinstance(model.layer, nn.Linear)  # the user's model stays
+    assert far(model(IDS), q(IDS)) < 0.05
+    assert size(q) < 0.45 * size(model)
+    assert torch.equal(copy.deepcopy(q)(IDS), q(IDS))
+    other = quantize_modules(Loops().eval(), mode=mode)
+    other.load_state_dict(q.state_dict())
+    assert torch.equal(other(IDS), q(IDS))
+
+
+def test_tied_layers_hold_one_table() -> None:
+    torch.manual_seed(0)
+    model = Tied().eval()
+    q = quantize_modules(model, mode="weight_only")
+    assert far(model(IDS), q(IDS)) < 0.05
+    state = q.state_dict()
+    assert state["head.weight"].data_ptr() == state["table.weight"].data_ptr()
+    assert size(q) < 0.5 * size(model)
+    again = copy.deepcopy(q).state_dict()
+    assert again["head.weight"].data_ptr() == again["table.weight"].data_ptr()
+
+
+def rules(**of: object) -> octavo.QConfigMapping:
+    mapping = octavo.QConfigMapping()
+    for path, qconfig in of.items():
+        mapping.set_module_name(path, qconfig)  # type: ignore[arg-type]
+    return mapping
+
+
+def test_tied_layers_stay_float_where_one_of_them_has_to() -> None:
+    model = Tied().eval()
+    replaced = quantized_modules(model, mode="weight_only", qconfig=rules(table=None))
+    assert "both do, since the weight would be held twice" in replaced.notes[0]
+    assert set(replaced.modules) == {"layer", "lstm"}
+    assert replaced.left["head"] == "it shares its weight with 'table', which stays float"
+    assert replaced.model.head.weight is replaced.model.table.weight  # type: ignore[union-attr]
+
+
+def test_rules_by_name_class_operator_and_regex() -> None:
+    model, int4 = Loops().eval(), octavo.weight_only_qconfig(4, group_size=16)
+    mapping = (
+        octavo.QConfigMapping()
+        .set_object_type(nn.LSTM, None)
+        .set_object_type("linear", octavo.dynamic_qconfig())
+        .set_module_name_regex("he.*", int4)
+        .set_module_name("table", None)
+    )
+    q = quantized_modules(model, mode="weight_only", qconfig=mapping)
+    assert {path: module.mode for path, module in q.modules.items()} == {  # type: ignore[union-attr]
+        "layer": "dynamic",
+        "head": "weight_only",
+    }
+    assert q.model.head.state_dict()["weight"].numel() == 32 * 40 // 2  # type: ignore[union-attr]
+    assert q.left["lstm"] == "the rule op type 'torch.nn.modules.rnn.LSTM'"
+    assert q.left["table"] == "the rule module name 'table'"
+
+
+@pytest.mark.parametrize(
+    "only", [["layer", "head"], lambda path, module: isinstance(module, nn.Linear)]
+)
+def test_only_some(only: list[str] | Callable[[str, nn.Module], bool]) -> None:
+    q = quantized_modules(Loops().eval(), only=only)
+    assert set(q.modules) == {"layer", "head"}
+    assert q.left["lstm"] == "it is not among those of only="
+
+
+def test_a_shared_module_is_replaced_once() -> None:
+    layer = nn.Linear(8, 8)
+    q = quantize_modules(nn.Sequential(layer, nn.ReLU(), layer))
+    assert isinstance(q, nn.Sequential)
+    assert q[0] is q[2]
+    assert isinstance(q[0], octavo.nn.Linear)
+
+
+class Scaled(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Named(nn.Linear):
+    """Computes what its base does."""
+
+
+def test_what_derives_from_a_layer() -> None:
+    q = quantized_modules(nn.Sequential(Named(8, 8), Scaled(8, 8)))
+    assert set(q.modules) == {"0"}
+    assert "has a forward of its own" in q.left["1"]
+
+
+def test_computed_weights_stay_float_and_it_is_said() -> None:
+    layers = [nn.Linear(8, 8) for _ in range(4)]
+    nn.utils.parametrizations.weight_norm(layers[0])
+    prune.l1_unstructured(layers[1], "weight", 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(layers[2])
+    with pytest.warns(OctavoWarning, match="stays float: its weight is computed") as said:
+        q = quantize_modules(nn.Sequential(*layers))
+    assert [str(w.message)[:3] for w in said if "computed" in str(w.message)] == [
+        "'0'",
+        "'1'",
+        "'2'",
+    ]
+    assert [isinstance(m, octavo.nn.Linear) for m in q.children()] == [False, False, False, True]
+    assert q(torch.randn(2, 8)).shape == (2, 8)
+
+
+def test_hooks_stay() -> None:
+    model, seen = nn.Sequential(nn.Linear(4, 4)), []
+    model[0].register_forward_hook(lambda *args: seen.append("after"))
+    model[0].register_forward_pre_hook(lambda *args, **kw: seen.append("before"), with_kwargs=True)
+    quantize_modules(model)(torch.rand(2, 4))
+    assert seen == ["before", "after"]
+
+
+def test_torchs_own_transformer() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2).eval()
+    x = torch.randn(2, 7, 32)
+    q = quantize_modules(model)
+    seen: list[Tensor] = []
+    q.layers[0].linear1.register_forward_hook(lambda module, args, result: seen.append(result))  # type: ignore[union-attr,index]
+    with torch.no_grad():
+        assert far(model(x), q(x)) < 0.03
+    assert [tuple(t.shape) for t in seen] == [(2, 7, 64)]
+
+
+def test_a_small_share_is_told() -> None:
+    with pytest.warns(
+        OctavoWarning, match="only 10% of the weights are integers now; float: Conv2d"
+    ):
+        quantize_modules(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"qconfig": rules(laier=None)}, "no module is called 'laier'.*did you mean 'layer'"),
+        ({"qconfig": rules(layer=torch.bfloat16)}, "which needs a graph"),
+        ({"mode": "static"}, "one of 'dynamic' and 'weight_only'"),
+        ({"mode": "none"}, "mode is 'none'"),
+        ({"target": "z80"}, "unknown target 'z80'"),
+        ({"only": ["heads"]}, "only= names 'heads'.*did you mean 'head'"),
+    ],
+)
+def test_mistakes_name_the_way_out(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        quantize_modules(Loops().eval(), **arguments)  # type: ignore[arg-type]
+
+
+def test_nothing_to_quantize_is_an_error() -> None:
+    with pytest.raises(NothingQuantized, match="has no layer with weights"):
+        quantize_modules(nn.Sequential(nn.ReLU()))
+    with pytest.raises(NothingQuantized, match=r"'1': .*has no such layer"):
+        quantize_modules(nn.Sequential(nn.BatchNorm1d(3), nn.Bilinear(2, 2, 2)))
+
+
+def test_a_rule_that_matches_nothing_is_told() -> None:
+    mapping = octavo.QConfigMapping().set_object_type(nn.GRU, None)
+    with pytest.warns(OctavoWarning, match="rules that match no module"):
+        quantize_modules(nn.Sequential(nn.Linear(4, 4)), qconfig=mapping)

@@ -1,0 +1,92 @@
+"""LSTM, GRU, RNN and their cells."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import octavo
+
+LAYERS: dict[str, nn.Module] = {
+    "LSTM": nn.LSTM(8, 12, num_layers=2, bidirectional=True),
+    "LSTM, batch first": nn.LSTM(8, 12, batch_first=True, bias=False),
+    "LSTM, projected": nn.LSTM(8, 12, proj_size=5),
+    "GRU": nn.GRU(8, 12, num_layers=2, bidirectional=True),
+    "RNN": nn.RNN(8, 12, nonlinearity="relu"),
+}
+QCONFIGS = {
+    "dynamic": octavo.dynamic_qconfig(),
+    "int8": octavo.weight_only_qconfig(),
+    "int4": octavo.weight_only_qconfig(4),
+}
+
+
+def far(exact: Tensor, other: Tensor) -> float:
+    return float((exact - other).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("how", QCONFIGS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_it_computes_what_the_captured_layer_does(name: str, how: str) -> None:
+    layer, x = LAYERS[name], torch.randn(5, 3, 8)
+    q = octavo.nn.from_float(layer, QCONFIGS[how])
+    graph = octavo.quantize(layer, x, qconfig=QCONFIGS[how], progress=False)
+    ours: Any = q(x)
+    bound = 0.15 if how == "int4" else 0.02
+    assert far(layer(x)[0], ours[0]) < bound
+    assert far(graph(x)[0], ours[0]) < 0.01
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_packed_sequences_and_states(name: str) -> None:
+    layer = LAYERS[name]
+    q = octavo.nn.from_float(layer, octavo.dynamic_qconfig())
+    packed = pack_padded_sequence(torch.randn(5, 3, 8), [5, 2, 4], enforce_sorted=False)
+    exact, state = layer(packed)
+    ours, own_state = q(packed)
+    assert torch.equal(ours.batch_sizes, exact.batch_sizes)
+    assert far(exact.data, ours.data) < 0.02
+    again = q(packed, own_state)[0].data
+    assert far(layer(packed, state)[0].data, again) < 0.02
+    assert far(again, ours.data) > 0.02  # the state counts
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells(kind: type[nn.Module]) -> None:
+    cell, x = kind(8, 12), torch.randn(3, 8)
+    q = octavo.nn.from_float(cell, octavo.weight_only_qconfig())
+    state: Any = None
+    own: Any = None
+    for _ in range(3):
+        state, own = cell(x, state), q(x, own)
+    pairs = zip(state, own, strict=True) if isinstance(state, tuple) else [(state, own)]
+    assert all(far(exact, ours) < 0.02 for exact, ours in pairs)
+    assert q(x[0]).shape == (12,) if kind is not nn.LSTMCell else True
+
+
+def test_it_takes_a_quarter_of_the_memory_and_can_be_copied() -> None:
+    layer = LAYERS["LSTM"]
+    q = octavo.nn.from_float(layer, octavo.weight_only_qconfig())
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+    assert sum(t.numel() for t in q.state_dict().values() if t.dtype == torch.int8) == weights
+    assert q.state_dict()["weight_hh_l1_reverse"].dtype == torch.int8
+    x = torch.randn(5, 3, 8)
+    before = q(x)[0]
+    assert torch.equal(copy.deepcopy(q)(x)[0], before)
+    other = octavo.nn.from_float(nn.LSTM(8, 12, num_layers=2, bidirectional=True), QCONFIGS["int8"])
+    other.load_state_dict(q.state_dict())
+    assert torch.equal(other(x)[0], before)
+
+
+def test_bfloat16_comes_back_as_such() -> None:
+    layer = nn.GRU(8, 12).bfloat16()
+    q = octavo.nn.from_float(layer, octavo.weight_only_qconfig())
+    x = torch.randn(5, 3, 8).bfloat16()
+    result, state = q(x)
+    assert (result.dtype, state.dtype) == (torch.bfloat16, torch.bfloat16)
+    assert far(layer(x)[0].float(), result.float()) < 0.05
