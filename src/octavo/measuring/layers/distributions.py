@@ -13,19 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import BATCHES, FUNCTION, expect, optional
-from octavo.display import track
-from octavo.errors import InputError
-from octavo.graph.batches import Batch, split_batch, with_floats
-from octavo.graph.calls import flatten_call
-from octavo.graph.capture.capture import capture
-from octavo.graph.evaluation import evaluating
+from octavo.graph.batches import Batch
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.program import run_of
-from octavo.model.kinds import require_float, require_quantized
+from octavo.measuring.layers.beside import Beside
 from octavo.model.model import QuantizedModel
-from octavo.model.origin import check_made_of
 from octavo.numerics.observers.dyadic import DyadicHistogram, dyadic_histogram, merge_histograms
 from octavo.quantization.plan import TensorPlan
 
@@ -89,48 +82,30 @@ def distributions(
         >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
         >>> octavo.plots.distribution(seen["conv1.weight"]).savefig("w.png")  # doctest: +SKIP
     """
-    require_float(model, "distributions")
-    require_quantized(q, "distributions")
-    expect(BATCHES, data=data)
-    optional(FUNCTION, inputs=inputs)
-    taps: _Taps | None = None
-    for batch in track(data, "counting values", progress):
-        call = split_batch(batch, q.signature, inputs)
-        taps = taps or _Taps(model, q, call)
-        taps.update(call)
-    if taps is None:
-        raise InputError("distributions got no data; give at least one batch")
-    return taps.result()
+    return _Taps.over(model, q, data, inputs, progress).result()
 
 
-class _Taps:
+class _Taps(Beside):
     """The float model with its quantized tensors as outputs, and what came out so far."""
 
+    function = "distributions"
+    words = "counting values"
+
     def __init__(self, model: nn.Module, q: QuantizedModel, first: Batch) -> None:
-        self.q = q
-        self.pixels = q.pixels
-        floats = with_floats(first, self.pixels)
-        with evaluating(model):
-            self.graph = capture(model, floats.args, floats.kwargs, progress=False)
+        super().__init__(model, q, first)
         known = set(self.graph.metas)
         quantized = q.plan.quantized.items()
         self.names = [n for n, t in quantized if t.kind != "weight" and n in known]
         missing = [n for n, t in quantized if t.kind == "weight" and n not in self.graph.constants]
-        if missing or not (known & set(q.plan.tensors)):
-            raise InputError(
-                f"the model has no {(missing or ['tensor'])[0]!r}, which the quantized one has: "
-                "was it made from another model?"
-            )
-        check_made_of(self.graph, q)
+        if not known & set(q.plan.tensors):
+            missing.append("tensor")
+        self.check(repr(missing[0]) if missing else None)
         self.run = run_of(self.graph, q.device, self.names)
         self.seen: dict[str, DyadicHistogram] = {}
 
     @torch.no_grad()
     def update(self, call: Batch) -> None:
-        """Add a batch."""
-        floats = with_floats(call, self.pixels)
-        values = self.run(*flatten_call(self.graph, floats.args, floats.kwargs))
-        for name, value in zip(self.names, values, strict=True):
+        for name, value in zip(self.names, self.run(*self.floats(call)), strict=True):
             new = dyadic_histogram(value, None, BINS)
             self.seen[name] = merge_histograms(self.seen[name], new) if name in self.seen else new
 

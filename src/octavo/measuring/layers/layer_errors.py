@@ -14,21 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, optional
-from octavo.display import Result, Table, track
-from octavo.errors import InputError, optional_import
-from octavo.graph.batches import Batch, split_batch, with_floats
+from octavo.arguments import TEXT, optional
+from octavo.display import Result, Table
+from octavo.errors import optional_import
+from octavo.graph.batches import Batch
 from octavo.graph.calls import flatten_call
-from octavo.graph.capture.capture import capture
 from octavo.graph.cuts import Cuts
-from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
+from octavo.measuring.layers.beside import Beside
 from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
-from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.model.origin import check_made_of, rounded_weight
+from octavo.model.origin import rounded_weight
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.targets import ROLES, SHARED
@@ -148,44 +146,29 @@ def layer_errors(
     Example:
         >>> print(octavo.layer_errors(model, q, loader))  # doctest: +SKIP
     """
-    require_float(model, "layer_errors")
-    require_quantized(q, "layer_errors")
-    expect(BATCHES, data=data)
-    optional(FUNCTION, inputs=inputs)
     optional(TEXT, runtime=runtime)
-    measured = None
-    for batch in track(data, "comparing layers", progress):
-        call = split_batch(batch, q.signature, inputs)
-        if measured is None:
-            measured = Measurement(model, q, call, runtime)
-        measured.update(call)
-    if measured is None:
-        raise InputError("layer_errors got no data; give at least one batch")
-    return measured.result()
+    return _Layers.over(model, q, data, inputs, progress, runtime=runtime).result()
 
 
-class Measurement:
-    """The float model, the quantized one and its pieces side by side; feed it batches.
+class _Layers(Beside):
+    """The float model, the quantized one and its pieces side by side.
 
     Attributes:
-        float_graph: the captured float model.
         cuts: the quantized graph in pieces.
-        layers: the layers that are compared.
     """
+
+    function = "layer_errors"
+    words = "comparing layers"
 
     def __init__(
         self, model: nn.Module, q: QuantizedModel, first: Batch, runtime: str | None = None
     ) -> None:
-        self.q = q
-        self.pixels = q.pixels
-        floats = with_floats(first, self.pixels)
-        with evaluating(model):
-            self.float_graph = capture(model, floats.args, floats.kwargs, progress=False)
+        super().__init__(model, q, first)
         if runtime is None:
             runtime = q.runtime if q.runtime in ("torch", "reference") else "reference"
         tensors = flatten_call(q.graph, first.args, first.kwargs)
         self.cuts = Cuts.of(q.graph, _one_sample(q.graph, tensors), _returning_floats(q.plan))
-        known = set(self.float_graph.metas)
+        known = set(self.graph.metas)
         layers = dict.fromkeys([*self.cuts.layers, *self.cuts.sources])
         # What a model of pixels has in place of the float image.
         self.names = {
@@ -193,13 +176,8 @@ class Measurement:
             for name in layers
         }
         missing = [name for name, own in self.names.items() if own not in known]
-        if missing:
-            raise InputError(
-                f"the model has no layer {missing[0]!r}, which the quantized one has: was it made "
-                "from another model?"
-            )
-        check_made_of(self.float_graph, q)
-        self.run_float = run_of(self.float_graph, q.device, list(self.names.values()))
+        self.check(f"layer {missing[0]!r}" if missing else None)
+        self.run_float = run_of(self.graph, q.device, list(self.names.values()))
         self.run_whole = lower(self.cuts.whole, runtime, q.device).run
         self.run_pieces = lower(self.cuts.graph, runtime, q.device).run
         self.samples = 0
@@ -207,11 +185,9 @@ class Measurement:
 
     @torch.no_grad()
     def update(self, call: Batch) -> None:
-        """Add one batch."""
         tensors = flatten_call(self.q.graph, call.args, call.kwargs)
-        floats = with_floats(call, self.pixels)
-        read = flatten_call(self.float_graph, floats.args, floats.kwargs)
-        exact = dict(zip(self.names, self.run_float(*map(channels_last, read)), strict=True))
+        read = map(channels_last, self.floats(call))
+        exact = dict(zip(self.names, self.run_float(*read), strict=True))
         whole = self.run_whole(*tensors)
         pieces = self.run_pieces(*tensors, *(exact[name] for name in self.cuts.sources))
         self.samples += call.size
@@ -239,7 +215,7 @@ class Measurement:
 
     def result(self) -> LayerErrors:
         """All that was found."""
-        weights = weight_errors(self.float_graph, self.q)
+        weights = weight_errors(self.graph, self.q)
         rows = []
         plans = self.q.plan.tensors
         for name in plans:
