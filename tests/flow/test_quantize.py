@@ -257,6 +257,8 @@ def test_pixels_in_predict_what_preprocessed_floats_do(make, size, tmp_path):
     assert torch.equal(loaded(x), q(x))
     assert loaded.provenance == q.provenance
     assert loaded.provenance["pixels"] == {"scale": 1 / 255, "mean": [*MEAN], "std": [*STD]}
+    assert loaded.pixels == octavo.Pixels(1 / 255, MEAN, STD)
+    assert ordinary.pixels is None
     exact = q.lower("reference")(x)
     assert sqnr(exact, ordinary.lower("reference")(floats)) > 60
     with pytest.raises(InputError, match=r"is float32\[8, 3, .* expected uint8\[N, 3, "):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from octavo.errors import CaptureError, OctavoError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.graph.program import Step, compile_steps, steps_of
+from octavo.graph.program import Step, compile_steps, run_of, steps_of
 
 
 def scaled(x: Tensor, by: float = 2.0) -> Tensor:
@@ -172,3 +172,16 @@ def test_devices_among_the_arguments_follow_the_model() -> None:
 def test_an_operator_that_is_not_allowed_has_no_step() -> None:
     with pytest.raises(CaptureError, match=r"os\.system"):
         steps_of(graph_of(Node("a", "os.system", ("true",))))
+
+
+def test_a_graph_gives_its_results_or_the_values_that_are_named() -> None:
+    nodes = (
+        Node("half", "aten.mul.Tensor", (Ref("x"), 0.5)),
+        Node("sum", "aten.add.Tensor", (Ref("half"), Ref("x"))),
+    )
+    entry = Input("x", TensorMeta((2,), "float32"))
+    graph = Graph((entry,), {}, nodes, {"x": Ref("x")}, [Ref("sum")])
+    x = torch.tensor([2.0, 4.0])
+    assert [value.tolist() for value in run_of(graph)(x)] == [[3.0, 6.0]]
+    named = run_of(graph, outputs=["half", "x"])(x)
+    assert [value.tolist() for value in named] == [[1.0, 2.0], [2.0, 4.0]]

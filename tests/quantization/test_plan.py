@@ -64,6 +64,13 @@ def test_the_later_convolution_takes_the_addition_and_the_relu(graph):
     assert plan.tensors["conv2"].fused_into is None
     assert plan.tensors["conv2"].spec is not None
     assert plan.tensors["shortcut"].spec is None
+    kernels = {
+        name: plan.kernel_of(name) for name in ("shortcut", "add", "relu_1", "conv2", "none")
+    }
+    assert kernels == {
+        **dict.fromkeys(("shortcut", "add", "relu_1"), "relu_1"),
+        **{"conv2": "conv2", "none": "none"},
+    }
 
 
 def test_x86_avx2_keeps_pairs_of_weights_small():
