@@ -54,7 +54,8 @@ FORBIDDEN = {
 
 # The wall around `compat`: the rooms and modules that it may import, by their public names alone.
 SEAMS = tuple(
-    "version display errors numerics qat model.model model.files.atomic runtimes.cpu "
+    "version display errors numerics qat model.model model.nn model.files.atomic runtimes.cpu "
+    "flow.replacing "
     "graph.batches graph.calls graph.capture.capture graph.copying graph.graph graph.operators "
     "graph.passes graph.program graph.qdq graph.quiet graph.rewrite graph.weight_layouts "
     "quantization.calibrate quantization.convert quantization.plan quantization.qconfig "

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.compat.quantization.conversion import Converted
-from octavo.compat.quantization.layers import QuantizedLayer
+from octavo.compat.quantization.layers import WeightReader
 from octavo.compat.quantization.missing import missing, refuse
 from octavo.errors import InputError
 from octavo.graph.calls import flatten_call
@@ -147,7 +147,7 @@ def _model(q_model: nn.Module) -> Any:
 
 
 def _layers(q_model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((path, m) for path, m in q_model.named_modules() if isinstance(m, QuantizedLayer))
+    return ((path, m) for path, m in q_model.named_modules() if isinstance(m, WeightReader))
 
 
 def _allowed(model: nn.Module, path: str, kinds: Iterable[Any] | None) -> bool:

@@ -154,14 +154,15 @@ def test_hooks_on_a_layer_stay() -> None:
     assert seen == ["before", "after"] * 2
 
 
-def test_computed_weights() -> None:
+def test_computed_weights_stay_float_and_it_is_said() -> None:
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-    with pytest.warns(OctavoWarning, match="'0' stays float, since its weight is computed"):
-        ours.quantize_dynamic(nn.Sequential(layer, nn.Linear(4, 4)), inplace=True)
-    pruned = nn.Sequential(nn.Linear(4, 4))
-    prune.l1_unstructured(pruned[0], "weight", 0.5)
-    with pytest.raises(octavo.OctavoError, match=r"prune\.remove"):
-        ours.quantize_dynamic(pruned, inplace=True)
+    pruned = nn.Linear(4, 4)
+    prune.l1_unstructured(pruned, "weight", 0.5)
+    model = nn.Sequential(layer, pruned, nn.Linear(4, 4))
+    with pytest.warns(OctavoWarning, match=r"'[01]' stays float: its weight is.*prune\.remove"):
+        ours.quantize_dynamic(model, inplace=True)
+    assert [isinstance(m, nn.Linear) for m in model] == [True, True, False]
+    assert model(torch.rand(2, 4)).shape == (2, 4)
 
 
 def test_rules_that_fit_nothing_are_refused() -> None:

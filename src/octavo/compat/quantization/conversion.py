@@ -225,7 +225,7 @@ def _layers(root: nn.Module, graph: Graph, plan: Plan) -> dict[str, tuple[Quanti
             continue
         module = root.get_submodule(path)
         output = planned.fused_into or name
-        kind = name_of_kind(module, planned.runs, plan.tensors[output].op == "relu")
+        kind = name_of_kind(type(module).__name__, planned.runs, plan.tensors[output].op == "relu")
         weights = _weights(node, graph, plan)
         layers[path] = (QuantizedLayer(kind, about(module), weights), output)
     for path, (layer, _) in layers.items():

@@ -85,30 +85,22 @@ class QuantizedTensor:
         return dequantized(self.integers, QParams(self.scale, self.zero_point, self.scheme))
 
 
-class QuantizedLayer(nn.Module):
-    """A layer whose weights are integers.
+class WeightReader(nn.Module):
+    """What is read of a layer whose weights are integers, by torch.ao's names.
 
-    Args:
+    Attributes:
         kind: what it prints as.
         about: its sizes, as the float layer prints them.
-        weights: name of a weight -> how it is quantized, and its shape.
+        schemes, shapes: name of a weight -> how it is quantized, and its shape.
         output: the module, and the names of its buffers, that hold scale and zero point of what
             the layer returns; ``None`` where that is float.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        about: str,
-        weights: Mapping[str, tuple[Scheme, list[int]]],
-        output: tuple[nn.Module, str, str] | None = None,
-    ) -> None:
-        super().__init__()
-        self.kind, self.about = kind, about
-        self.schemes = {name: scheme for name, (scheme, _) in weights.items()}
-        self.shapes = {name: shape for name, (_, shape) in weights.items()}
-        self.output = output
-        self.eval()
+    kind: str
+    about: str
+    schemes: Mapping[str, Scheme]
+    shapes: Mapping[str, list[int]]
+    output: tuple[nn.Module, str, str] | None
 
     def quantized(self, name: str) -> QuantizedTensor:
         """One of the weights.
@@ -161,6 +153,37 @@ class QuantizedLayer(nn.Module):
         owner, *names = self.output
         return [held(owner, name) for name in names]
 
+    def _get_name(self) -> str:
+        return self.kind
+
+    def extra_repr(self) -> str:
+        if self.output is None:
+            return self.about
+        return f"{self.about}, scale={self.scale}, zero_point={self.zero_point}"
+
+
+class QuantizedLayer(WeightReader):
+    """A layer of a converted model, whose graph does its work.
+
+    Args:
+        kind, about, output: see `WeightReader`.
+        weights: name of a weight -> how it is quantized, and its shape.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        about: str,
+        weights: Mapping[str, tuple[Scheme, list[int]]],
+        output: tuple[nn.Module, str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.kind, self.about = kind, about
+        self.schemes = {name: scheme for name, (scheme, _) in weights.items()}
+        self.shapes = {name: shape for name, (_, shape) in weights.items()}
+        self.output = output
+        self.eval()
+
     def forward(self, *args: Any) -> Any:
         """Not for calling.
 
@@ -171,14 +194,6 @@ class QuantizedLayer(nn.Module):
             f"a {self.kind} runs as a part of its model: call the model; octavo.capture(layer, x) "
             "and octavo.quantize(layer, ...) take a layer alone"
         )
-
-    def _get_name(self) -> str:
-        return self.kind
-
-    def extra_repr(self) -> str:
-        if self.output is None:
-            return self.about
-        return f"{self.about}, scale={self.scale}, zero_point={self.zero_point}"
 
 
 def refuse_other_dtypes(fn: Callable[[Tensor], Tensor]) -> None:
@@ -214,9 +229,9 @@ LAYERS: tuple[type[nn.Module], ...] = (
 )
 
 
-def name_of_kind(module: nn.Module, runs: str, with_relu: bool) -> str:
+def name_of_kind(name: str, runs: str, with_relu: bool) -> str:
     """What torch.ao calls such a layer: ``QuantizedConvReLU2d``, ``DynamicQuantizedLinear``."""
-    name = type(module).__name__.replace("Bn", "")
+    name = name.replace("Bn", "")
     if with_relu and "ReLU" not in name:
         bare = name.rstrip("123d")
         name = f"{bare}ReLU{name[len(bare) :]}"

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from octavo.compat.quantization.dynamic import DYNAMIC, swap_layers
+from octavo.compat.quantization.dynamic import DYNAMIC, TABLES, float_kind, swap_layers
 from octavo.compat.quantization.missing import refuse
 from octavo.compat.quantization.preparation import Preparation, Prepared
 from octavo.compat.quantization.qconfig import (
@@ -195,8 +194,8 @@ def quantize_qat(
 # any.
 _DEFAULTS: Mapping[str, tuple[Any, tuple[type[nn.Module], ...]]] = {
     "qint8": (None, DYNAMIC),
-    "quint8": (float_qparams_weight_only_qconfig, (nn.Embedding,)),
-    "quint4x2": (float_qparams_weight_only_qconfig_4bit, (nn.Embedding,)),
+    "quint8": (float_qparams_weight_only_qconfig, TABLES),
+    "quint4x2": (float_qparams_weight_only_qconfig_4bit, TABLES),
 }
 
 
@@ -249,15 +248,23 @@ def quantize_dynamic(
         usual = dynamic_qconfig(target) if default is None else native(default, target)
         rules = dict.fromkeys(kinds if qconfig_spec is None else qconfig_spec, usual)
 
-    def qconfig_of(path: str, module: nn.Module) -> QConfig | None:
-        kind = type_before_parametrizations(module)
-        while path not in rules and path:
-            if kind in rules:
-                break
+    def rule_of(path: str, module: nn.Module) -> Any:
+        """The key of the spec that says of a module, or of one around it, how it is quantized."""
+        kinds = (type(module), float_kind(module))
+        while path and path not in rules:
+            kind = next((kind for kind in kinds if kind in rules), None)
+            if kind is not None:
+                return kind
             path = path.rpartition(".")[0]
-        return rules.get(path, rules.get(kind))
+        return path if path in rules else next((kind for kind in kinds if kind in rules), None)
 
-    return swap_layers(model if inplace else copied(model), qconfig_of, target)
+    root = model if inplace else copied(model)
+    return swap_layers(
+        root,
+        lambda path, module: rules.get(rule_of(path, module)),
+        target,
+        lambda path, module: rule_of(path, module) is not None,
+    )
 
 
 def _refuse_unknown(model: nn.Module, qconfig_spec: Iterable[Any]) -> None:
