@@ -56,7 +56,18 @@ def refuse_scripting() -> None:
     )
 
 
+def call_whole(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function as it is, inside of what ``torch.compile`` compiles too.
+
+    Raises:
+        ExportError: as `refuse_tracers`.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _uncompiled(function, *args)
+    refuse_tracers()
+    return function(*args)
+
+
 @_disable_dynamo  # as torch.compiler.disable, which would import the compiler now
-def uncompiled(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function as it is inside of what ``torch.compile`` compiles."""
+def _uncompiled(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)

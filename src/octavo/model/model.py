@@ -27,7 +27,7 @@ from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.graph import GRAPH, Graph, TensorMeta
 from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
-from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
+from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.model import artifact
 from octavo.model.packed_buffers import let_go
 from octavo.model.state import extra_state, restored
@@ -192,10 +192,7 @@ class QuantizedModel(nn.Module):
             RuntimeUnavailable: the runtime stops on what the oracle can run.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            return uncompiled(self._call, args, kwargs)
-        refuse_tracers()
-        return self._call(args, kwargs)
+        return call_whole(self._call, args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors = flatten_call(self._structure, args, kwargs)

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import InputError, OctavoError, PlanError
+from octavo.errors import InputError, OctavoError, PlanError, first_line
 from octavo.graph.graph import TensorMeta
 from octavo.graph.operators import dtype_of
-from octavo.graph.tracing import refuse_scripting, refuse_tracers, uncompiled
+from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout
 from octavo.model.nn.dequantized import Dequantized
 from octavo.model.nn.description import Description
@@ -220,18 +220,16 @@ class QuantizedModule(nn.Module):
             InputError: the arguments do not fit the layer.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-            return uncompiled(self._call, args, kwargs)
-        refuse_tracers()
-        return self._call(args, kwargs)
+        return call_whole(self._call, args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             with torch.no_grad():
                 return self.compute(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise InputError(f"the {self!r} cannot take these inputs: {first_line}") from error
+            raise InputError(
+                f"the {self!r} cannot take these inputs: {first_line(error)}"
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         weight = self.__dict__.get("weights", {}).get(name)
