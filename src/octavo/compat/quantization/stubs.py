@@ -86,9 +86,5 @@ class FloatFunctional(nn.Module):
         return torch.matmul(x, y)
 
 
-class FXFloatFunctional(FloatFunctional):
-    """`FloatFunctional`."""
-
-
 class QFunctional(FloatFunctional):
     """What ``convert`` leaves of a `FloatFunctional`: the graph does its work."""
