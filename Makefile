@@ -12,18 +12,24 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test isa wheel check format bench fuzz clean
+.PHONY: help native sanitize demo test isa wheel check format bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
-demo: $(DEV) ## train on real digits, quantize, compare; writes build/demo
+native: ## compile the kernels in native/ where there is a C compiler; the other targets do it first
+	@$(PYTHON) native/compile.py || true
+
+sanitize: ## run the kernels under the address and undefined behaviour sanitizers
+	$(PYTHON) native/sanitize.py
+
+demo: $(DEV) native ## train on real digits, quantize, compare; writes build/demo
 	$(BIN)/octavo demo --out build/demo
 
-test: $(DEV) ## all tests, README's code among them
+test: $(DEV) native ## all tests, README's code among them
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-isa: $(DEV) ## tests of kernels, once for each kind of CPU that this one can act out
+isa: $(DEV) native ## tests of kernels, once for each kind of CPU that this one can act out
 	$(BIN)/python tests/instruction_sets.py
 
 wheel: $(DEV) ## the wheel in a virtual environment of its own
@@ -39,13 +45,14 @@ format: $(DEV) ## rewrite the sources in the style that check asks for
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(PEERS) ## measure against the peers; on a machine that does nothing else
+bench: $(PEERS) native ## measure against the peers; on a machine that does nothing else
 	$(BIN)/python -m benchmarks
 
-fuzz: $(DEV) ## 100,000 foreign calls of operators and as many hostile files; some hours
+fuzz: $(DEV) native ## 100,000 foreign calls of operators and as many hostile files; some hours
 	$(BIN)/python tests/fuzzing.py
 
 clean: ## remove what these targets made
+	rm -rf src/octavo/runtimes/native/kernels.so
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEV): pyproject.toml constraints.txt

@@ -65,7 +65,9 @@ def has_weights(name: str) -> bool:
     return any(isinstance(module, weighted) for module in CASES[name].make().modules())
 
 
-LAYERS = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
+LAYERS = """
+    linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d lstm gru rnn_tanh
+""".split()
 # How the layers are quantized -> the mode, the operators that rules name, and how these want them.
 WAYS: dict[str, tuple[str, list[str], octavo.QConfig]] = {
     "static": ("static", ASKED, octavo.static_qconfig(TARGET)),
@@ -83,6 +85,10 @@ NAMES = {
 # OpenVINO's kernel for a layer norm on few columns of integers ends the process with AVX2.
 _AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 FATAL = frozenset() if _AVX512 else frozenset({("openvino", "static", "layer norm")})
+
+# OpenVINO takes one input for another where several recurrent layers read the same tensor, rounded
+# by the range of all of it. Lowering finds that out, and refuses such a model.
+WRONG = frozenset({("openvino", "dynamic, one range", name) for name in ("LSTM", "GRU")})
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 ``make isa`` runs it. A kind is acted out by limits that libraries read when they are loaded:
 ``ONEDNN_MAX_CPU_ISA`` limits oneDNN in torch and in OpenVINO, ``ATEN_CPU_CAPABILITY`` torch's own
-kernels. ONNX Runtime reads neither and takes what the CPU has; so does Inductor's C++ code, and so
-do some kernels of OpenVINO's own.
+kernels, ``OCTAVO_MAX_CPU_ISA`` Octavo's. ONNX Runtime reads none of them and takes what the CPU
+has; so does Inductor's C++ code, and so do some kernels of OpenVINO's own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.environment import cpu_flags  # noqa: E402
 # What depends on instructions. Inductor and packages are compiled for some minutes: `make test` has
 # them, on the CPU's own instructions.
 FILES = (
+    "tests/runtimes/native/test_recurrent.py",
     "tests/runtimes/torch/test_onednn.py",
     "tests/runtimes/torch/test_int8.py",
     "tests/runtimes/torch/test_integer_kernels.py",
@@ -44,10 +45,15 @@ def main() -> int:
     results = []
     for kind in (kind for kind in KINDS if kind.onednn in ACTED_OUT):
         limits = {"ONEDNN_MAX_CPU_ISA": kind.onednn, "ATEN_CPU_CAPABILITY": kind.aten}
+        limits |= {
+            "OCTAVO_MAX_CPU_ISA": "avx2"
+            if kind.onednn in ("AVX2", "AVX512_CORE")
+            else "avx512_vnni"
+        }
         has_it = kind.flag in flags
         results.append((limits, tests_under(limits) if has_it else "this CPU lacks it"))
-    # oneDNN with all that the CPU has, torch's own kernels with none of it.
-    limits = {"ATEN_CPU_CAPABILITY": "default"}
+    # oneDNN with all that the CPU has, torch's own kernels and Octavo's with none of it.
+    limits = {"ATEN_CPU_CAPABILITY": "default", "OCTAVO_MAX_CPU_ISA": "portable"}
     results.append((limits, tests_under(limits)))
     print("\nacted out:")
     for limits, result in results:

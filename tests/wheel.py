@@ -8,6 +8,7 @@ that a wheel has to hold, records that are found by name, and what counts as the
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from torch import nn
 from octavo.cli.demo.demo import Net
 from octavo.model.replay import replay_in_fresh_process
 from octavo.runtimes import RUNTIMES
+from octavo.runtimes.native import library
 
 torch.manual_seed(0)
 net = Net().eval()
@@ -49,6 +51,7 @@ try:
     raise SystemExit("that cannot be captured")
 except octavo.OctavoError as error:
     assert "program.py:" in str(error), error
+assert (library.library() is not None) == COMPILED, library.PATH
 before = q(x)
 assert replay_in_fresh_process("model.octavo", x, before).max_difference == 0
 print("the wheel works:", octavo.__version__)
@@ -63,8 +66,11 @@ def main() -> int:
         run(sys.executable, "-m", "venv", home / "venv")
         python = home / "venv" / "bin" / "python"
         (wheel,) = home.glob("octavo-*.whl")
+        compiled = any(map(shutil.which, ("cc", "gcc", "clang")))
+        assert wheel.name.endswith("-none-any.whl") != compiled, wheel.name
         run(python, "-m", "pip", "install", "--quiet", "--quiet", f"{wheel}[all]")
-        (home / "program.py").write_text(PROGRAM, encoding="utf-8")
+        program = PROGRAM.replace("COMPILED", str(compiled))
+        (home / "program.py").write_text(program, encoding="utf-8")
         run(python, "program.py", cwd=home)
         run(python, "-m", "octavo", "inspect", "model.octavo", cwd=home)
     return 0

@@ -189,27 +189,6 @@ def test_per_token_rows_have_scales_of_their_own():
     assert next(iter(token.lowered.kernels.values())).endswith("per token")
 
 
-def test_recurrent_layers_keep_integers_in_the_file_and_compute_in_float():
-    class Net(nn.Module):
-        def __init__(self, kind) -> None:
-            super().__init__()
-            self.rnn = kind(8, 16, 2, batch_first=True, bidirectional=True)
-
-        def forward(self, x):
-            return self.rnn(x)[0]
-
-    for kind in (nn.LSTM, nn.GRU, nn.RNN):
-        model, x = Net(kind).eval(), torch.randn(2, 5, 8)
-        q = octavo.quantize(model, x, target=TARGET)
-        assert sum(t.dtype == torch.int8 for t in q.graph.constants.values()) == 8
-        assert "has no per-token kernel for" in next(iter(q.summary().fallbacks.values()))
-        for batch in (1, 3):
-            y = torch.randn(batch, 5, 8)
-            with torch.no_grad():
-                assert sqnr_db(model(y), q(y)) > 25
-            assert sqnr_db(q.lower("reference")(y), q(y)) > 90
-
-
 def test_cells():
     for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell):
         model, x = kind(8, 16), torch.randn(3, 8)
@@ -218,31 +197,3 @@ def test_cells():
             expected, got = model(x), q(x)
         first, other = (r[0] if isinstance(r, tuple) else r for r in (expected, got))
         assert sqnr_db(first, other) > 25
-
-
-@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_run_in_the_precision_of_what_stays_float(kind, mode):
-    """Float32 on every CPU; bfloat16, on every CPU, where it is asked for."""
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = kind(8, 16, 2, batch_first=True, bidirectional=True)
-
-        def forward(self, x):
-            return self.rnn(x)
-
-    model, x = Net().eval(), torch.randn(3, 5, 8)
-    q = octavo.quantize(model, calibration=[x], mode=mode, target=TARGET)
-    exact = q.lower("reference")(x)
-    assert sqnr_db(exact[0], q(x)[0]) > 90
-    assert q.summary().precision == "float32"
-    narrow = q.lower("torch", precision="bfloat16")
-    got = narrow(x)
-    assert got[0].dtype == torch.float32
-    assert 30 < sqnr_db(exact[0], got[0]) < 90
-    assert sqnr_db(q.lower("reference", precision="bfloat16")(x)[0], got[0]) > 90
-    assert narrow.summary().precision == "bfloat16"
-    assert narrow.summary().fallbacks.keys() == q.summary().fallbacks.keys()
-    assert torch.equal(narrow(x)[0], got[0])

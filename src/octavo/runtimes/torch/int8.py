@@ -29,6 +29,7 @@ from octavo.graph.qdq import (
     weight_behind,
 )
 from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.native import library
 from octavo.runtimes.options import Options
 from octavo.runtimes.torch import dynamic, integer_kernels, pixel_quantization
 from octavo.runtimes.torch.chains import (
@@ -228,7 +229,14 @@ def _accounted(
     kernels = _with_joined(matched.kernels, joined)
     fallbacks = _with_joined(matched.fallbacks, joined)
     rounds = _with_joined(matched.rounds, joined)
-    return Lowered(run, kernels, fallbacks, rounds=rounds, prepacked=prepacked)
+    return Lowered(run, kernels, fallbacks, _note(fallbacks, graph), rounds, prepacked=prepacked)
+
+
+def _note(fallbacks: Mapping[str, str], graph: Graph) -> str:
+    """What kernels of Octavo's own would run, if they were installed."""
+    missing = (name for name, reason in fallbacks.items() if reason == library.MISSING)
+    layers = dict.fromkeys(graph.by_name[name].short_op for name in missing)
+    return library.NOTE.format(layers=" and ".join(layers)) if layers else ""
 
 
 def _with_joined(by_node: Mapping[str, T], joined: Mapping[str, str]) -> dict[str, T]:

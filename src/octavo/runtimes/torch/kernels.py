@@ -5,13 +5,20 @@ Tested in tests/runtimes/test_contract.py.
 
 from __future__ import annotations
 
-from octavo.runtimes.torch import dynamic, integer_operators, onednn, transposed, weight_only
+from octavo.runtimes.torch import (
+    dynamic,
+    integer_operators,
+    onednn,
+    recurrent,
+    transposed,
+    weight_only,
+)
 from octavo.runtimes.torch.kernel import Kernel, Reads
 
 # Of several for one operator the last is taken, so that one that is appended counts.
 KERNELS: list[Kernel] = [
     kernel
-    for family in (onednn, transposed, integer_operators, dynamic, weight_only)
+    for family in (onednn, transposed, integer_operators, dynamic, weight_only, recurrent)
     for kernel in family.KERNELS
 ]
 

@@ -1,0 +1,67 @@
+"""Compile Octavo's own kernels into one library beside the Python that loads it.
+
+``make native`` runs it, and so does every installation from source (``hatch_hook.py``). It needs
+Python's standard library and a C compiler: ``CC``, or the first of cc, gcc and clang.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+LIBRARY = HERE.parent / "src" / "octavo" / "runtimes" / "native" / "kernels.so"
+SOURCES = [HERE / f"{name}.c" for name in ("isa", "threads", "product", "recurrent")]
+
+LANGUAGE = ["-std=gnu11", "-pthread", "-Wall", "-Wextra", "-Werror=implicit"]
+# Nobody asks for floating point exceptions or errno; order and rounding stay as they are written.
+FAST = ["-O3", "-fno-math-errno", "-fno-trapping-math"]
+SHARED = ["-fPIC", "-shared", "-fvisibility=hidden"]
+
+
+def compiler() -> list[str] | None:
+    """The command that compiles C; ``None`` where there is none."""
+    if os.environ.get("CC"):
+        return shlex.split(os.environ["CC"])
+    return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
+
+
+def is_new(library: Path) -> bool:
+    """Whether a library is younger than all that it is made of."""
+    parts = [*HERE.glob("*.[ch]"), Path(__file__)]
+    return library.exists() and all(
+        part.stat().st_mtime <= library.stat().st_mtime for part in parts
+    )
+
+
+def compile_library(library: Path = LIBRARY) -> str:
+    """Make it, unless it is new; says why it cannot be made, ``""`` where it is there."""
+    command = compiler()
+    if command is None:
+        return "there is no C compiler (cc, gcc or clang) on the PATH"
+    if is_new(library):
+        return ""
+    # Whole, then in its place: a process may be running the old one.
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        words = [*command, *LANGUAGE, *FAST, *SHARED, *map(str, SOURCES), "-lm", "-o", str(made)]
+        try:
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+        except OSError as error:
+            return f"{command[0]} cannot be started: {error}"
+        if done.returncode:
+            return f"{shlex.join(words)}\n{done.stderr}"
+        os.replace(made, library)
+    return ""
+
+
+if __name__ == "__main__":
+    problem = compile_library()
+    if problem:
+        print(f"Octavo's own kernels were not compiled: {problem}", file=sys.stderr)
+    sys.exit(bool(problem))

@@ -1,0 +1,378 @@
+/* Rows rounded to integers, and their products with int8 weights.
+ *
+ * With VNNI a row is uint8: integers as they come, or floats of 16 bits as two digits, whose
+ * products are summed as 256 * upper + lower. Without, it is int16, and pairs of products are summed
+ * in int32, since pairs of uint8 x int8 overflow int16. Both read the weights once.
+ */
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+#include "octavo.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define AVX2 __attribute__((target("avx2,fma")))
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { BLOCK = 16, LANES = 16, HALF = 32767 };
+
+/* Adding this rounds a float, half to even: there it has no fractions. */
+#define NO_FRACTIONS 12582912.0f
+
+/* ---- rounding, written once and compiled for each instruction set ---- */
+
+/* Lowest and highest, zero among them; both NaN where a value is not finite. */
+INLINE void find_bounds(const float *x, int64_t count, float *low, float *high) {
+    float lows[LANES] = {0}, highs[LANES] = {0}, odd[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES)
+        for (int j = 0; j < LANES; j++) {
+            float v = x[i + j];
+            lows[j] = v < lows[j] ? v : lows[j];
+            highs[j] = v > highs[j] ? v : highs[j];
+            odd[j] += v * 0.0f;
+        }
+    for (; i < count; i++) {
+        lows[0] = x[i] < lows[0] ? x[i] : lows[0];
+        highs[0] = x[i] > highs[0] ? x[i] : highs[0];
+        odd[0] += x[i] * 0.0f;
+    }
+    for (int j = 1; j < LANES; j++) {
+        lows[0] = lows[j] < lows[0] ? lows[j] : lows[0];
+        highs[0] = highs[j] > highs[0] ? highs[j] : highs[0];
+        odd[0] += odd[j];
+    }
+    *low = lows[0] + odd[0];
+    *high = highs[0] + odd[0];
+}
+
+INLINE int32_t rounded(float x) { return (int32_t)((x + NO_FRACTIONS) - NO_FRACTIONS); }
+
+INLINE float clipped(float x, float low, float high) {
+    x = x > low ? x : low; /* NaN too */
+    return x < high ? x : high;
+}
+
+/* As octavo::fake_quantize_dynamic finds them; the zero point is that of stored integers. */
+INLINE void range_to_scale(octavo_reading *r, float low, float high) {
+    const float smallest = 1.0842021724855044e-19f;
+    int32_t shift = r->low < 0 ? -r->low : 0;
+    float zero_point = 0;
+    if (r->symmetric) {
+        int32_t steps = r->high < -r->low ? r->high : -r->low;
+        r->scale = (-low > high ? -low : high) / (float)steps;
+    } else {
+        r->scale = (high - low) / (float)(r->high - r->low);
+    }
+    if (r->scale < smallest) r->scale = smallest;
+    if (!r->symmetric)
+        zero_point = clipped(
+            (float)r->low - nearbyintf(low / r->scale), (float)r->low, (float)r->high);
+    r->zero_point = (int32_t)zero_point + shift;
+}
+
+/* Floats to stored integers, by a scale. */
+INLINE void to_integers(const float *x, int64_t count, const octavo_reading *r, uint8_t *q) {
+    int32_t shift = r->low < 0 ? -r->low : 0;
+    float zero_point = (float)r->zero_point, low = (float)(r->low + shift),
+          high = (float)(r->high + shift), scale = r->scale;
+    for (int64_t i = 0; i < count; i++) {
+        float steps = clipped(x[i] / scale, -1024, 1024);
+        steps = (steps + NO_FRACTIONS) - NO_FRACTIONS;
+        q[i] = (uint8_t)(int32_t)clipped(steps + zero_point, low, high);
+    }
+}
+
+/* The step at which the largest of a row is HALF; NaN where a value is not finite. */
+INLINE float step_of(const float *x, int64_t count) {
+    float low, high;
+    find_bounds(x, count, &low, &high);
+    float most = -low > high ? -low : high;
+    return most == most ? (most > FLT_MIN * HALF ? most / HALF : FLT_MIN) : most;
+}
+
+INLINE void to_int16(const float *x, int64_t count, float step, int16_t *q) {
+    float inverse = 1.0f / step;
+    for (int64_t i = 0; i < count; i++) q[i] = (int16_t)rounded(clipped(x[i] * inverse, -HALF, HALF));
+}
+
+INLINE void to_two_digits(
+    const float *x, int64_t count, float step, uint8_t *upper, uint8_t *lower) {
+    float inverse = 1.0f / step;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t q = (uint32_t)(rounded(clipped(x[i] * inverse, -HALF, HALF)) + HALF + 1);
+        upper[i] = (uint8_t)(q >> 8);
+        lower[i] = (uint8_t)q;
+    }
+}
+
+INLINE void read_row(
+    octavo_rows *rows, int64_t index, const void *x, int64_t width, const octavo_reading *reading,
+    const int vnni) {
+    int64_t columns = rows->columns;
+    uint8_t *digits = rows->digits + index * 2 * columns;
+    if (reading->how == OCTAVO_FLOATS) {
+        float step = step_of(x, width);
+        rows->scales[index] = step;
+        rows->zero_points[index] = 0;
+        if (vnni)
+            to_two_digits(x, width, step, digits, digits + columns);
+        else
+            to_int16(x, width, step, (int16_t *)digits);
+    } else {
+        octavo_reading own = *reading;
+        uint8_t *q = vnni ? digits : digits + columns; /* int16 overtake them from the front */
+        if (own.how == OCTAVO_ROW_RANGE) {
+            float low, high;
+            find_bounds(x, width, &low, &high);
+            range_to_scale(&own, low, high);
+        }
+        if (own.how == OCTAVO_INTEGERS)
+            memcpy(q, x, (size_t)width);
+        else
+            to_integers(x, width, &own, q);
+        rows->scales[index] = own.scale;
+        rows->zero_points[index] = own.zero_point;
+        if (!vnni)
+            for (int64_t i = 0; i < width; i++) {
+                int16_t value = (int16_t)(q[i] - own.zero_point);
+                memcpy(digits + 2 * i, &value, 2);
+            }
+    }
+    /* What stands behind a row meets weights of zero. */
+    int64_t size = vnni && reading->how != OCTAVO_FLOATS ? 1 : 2;
+    if (vnni)
+        for (int64_t digit = 0; digit < size; digit++)
+            memset(digits + digit * columns + width, 0, (size_t)(columns - width));
+    else
+        memset(digits + 2 * width, 0, (size_t)(2 * (columns - width)));
+}
+
+/* ---- every CPU ---- */
+
+static void read_row_portable(
+    octavo_rows *rows, int64_t i, const void *x, int64_t width, const octavo_reading *reading) {
+    read_row(rows, i, x, width, reading, 0);
+}
+
+/* So many columns at a time: their products fit into an int32. */
+enum { PORTABLE_COLUMNS = 512, AVX2_COLUMNS = 1024 };
+
+static void product_portable(
+    const octavo_matrix *m, int64_t first, int64_t last, const octavo_rows *rows, int64_t count,
+    float *y) {
+    int64_t columns = m->columns;
+    for (int64_t block = first; block < last; block++)
+        for (int64_t r = 0; r < count; r++) {
+            const int16_t *x = (const int16_t *)(rows->digits + r * 2 * columns);
+            float sums[BLOCK] = {0};
+            for (int64_t begin = 0; begin < columns; begin += PORTABLE_COLUMNS) {
+                int64_t end = begin + PORTABLE_COLUMNS < columns ? begin + PORTABLE_COLUMNS : columns;
+                int32_t part[BLOCK] = {0};
+                for (int64_t k = begin; k < end; k += 4) {
+                    const int8_t *w = m->weights + (block * columns + k) * BLOCK;
+                    for (int n = 0; n < BLOCK; n++)
+                        part[n] += x[k] * w[4 * n] + x[k + 1] * w[4 * n + 1] +
+                                   x[k + 2] * w[4 * n + 2] + x[k + 3] * w[4 * n + 3];
+                }
+                for (int n = 0; n < BLOCK; n++) sums[n] += (float)part[n];
+            }
+            const float *scales = m->scales + block * BLOCK, *bias = m->bias + block * BLOCK;
+            float *out = y + r * m->rows + block * BLOCK;
+            for (int n = 0; n < BLOCK; n++) out[n] = sums[n] * (scales[n] * rows->scales[r]) + bias[n];
+        }
+}
+
+#if defined(__x86_64__)
+
+/* ---- AVX2 ---- */
+
+AVX2 static void read_row_avx2(
+    octavo_rows *rows, int64_t i, const void *x, int64_t width, const octavo_reading *reading) {
+    read_row(rows, i, x, width, reading, 0);
+}
+
+/* One block, `count` rows: each sum in two lanes that stand beside each other. */
+INLINE AVX2 void tile_avx2(
+    const int8_t *w, const int16_t *const *x, int64_t columns, __m256 sums[2][4], const int count) {
+    for (int64_t begin = 0; begin < columns; begin += AVX2_COLUMNS) {
+        int64_t end = begin + AVX2_COLUMNS < columns ? begin + AVX2_COLUMNS : columns;
+        __m256i part[2][4];
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < 4; i++) part[r][i] = _mm256_setzero_si256();
+        for (int64_t k = begin; k < end; k += 4) {
+            __m256i four[2];
+            for (int r = 0; r < count; r++) {
+                int64_t bits;
+                memcpy(&bits, x[r] + k, 8);
+                four[r] = _mm256_set1_epi64x(bits);
+            }
+            for (int i = 0; i < 4; i++) {
+                const __m128i *p = (const __m128i *)(w + k * BLOCK + 16 * i);
+                __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128(p));
+                for (int r = 0; r < count; r++)
+                    part[r][i] =
+                        _mm256_add_epi32(part[r][i], _mm256_madd_epi16(weights, four[r]));
+            }
+        }
+        for (int r = 0; r < count; r++)
+            for (int i = 0; i < 4; i++)
+                sums[r][i] = _mm256_add_ps(sums[r][i], _mm256_cvtepi32_ps(part[r][i]));
+    }
+}
+
+AVX2 static void product_avx2(
+    const octavo_matrix *m, int64_t first, int64_t last, const octavo_rows *rows, int64_t count,
+    float *y) {
+    for (int64_t block = first; block < last; block++) {
+        const int8_t *w = m->weights + block * BLOCK * m->columns;
+        for (int64_t r = 0; r < count; r += 2) {
+            int two = r + 1 < count;
+            const int16_t *x[2];
+            __m256 sums[2][4];
+            for (int i = 0; i < 2; i++) {
+                x[i] = (const int16_t *)(rows->digits + (r + i * two) * 2 * m->columns);
+                for (int j = 0; j < 4; j++) sums[i][j] = _mm256_setzero_ps();
+            }
+            if (two)
+                tile_avx2(w, x, m->columns, sums, 2);
+            else
+                tile_avx2(w, x, m->columns, sums, 1);
+            for (int i = 0; i <= two; i++)
+                for (int half = 0; half < 2; half++) {
+                    int64_t at = block * BLOCK + 8 * half;
+                    __m256 sum = _mm256_hadd_ps(sums[i][2 * half], sums[i][2 * half + 1]);
+                    sum = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(sum), 0xd8));
+                    __m256 scale = _mm256_mul_ps(
+                        _mm256_loadu_ps(m->scales + at), _mm256_set1_ps(rows->scales[r + i]));
+                    _mm256_storeu_ps(
+                        y + (r + i) * m->rows + at,
+                        _mm256_fmadd_ps(sum, scale, _mm256_loadu_ps(m->bias + at)));
+                }
+        }
+    }
+}
+
+/* ---- AVX512 with VNNI ---- */
+
+VNNI static void read_row_vnni(
+    octavo_rows *rows, int64_t i, const void *x, int64_t width, const octavo_reading *reading) {
+    read_row(rows, i, x, width, reading, 1);
+}
+
+/* Blocks that stand `stride` bytes apart, and rows of digits. */
+INLINE VNNI void tile_vnni(
+    const int8_t *w, size_t stride, const uint8_t *const *x, int64_t columns, __m512i sums[4][4],
+    const int blocks, const int count) {
+    __m512i local[4][4];
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) local[r][b] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < columns; k += 4) {
+        __m512i weights[4];
+        for (int b = 0; b < blocks; b++) weights[b] = _mm512_loadu_si512(w + b * stride + k * BLOCK);
+        for (int r = 0; r < count; r++) {
+            int32_t bits;
+            memcpy(&bits, x[r] + k, 4);
+            __m512i four = _mm512_set1_epi32(bits);
+            for (int b = 0; b < blocks; b++)
+                local[r][b] = _mm512_dpbusd_epi32(local[r][b], four, weights[b]);
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int b = 0; b < blocks; b++) sums[r][b] = local[r][b];
+}
+
+/* Each number of blocks and rows is compiled by itself, so that sums stay in registers. */
+#define TILES(B)                                                     \
+    switch (count) {                                                 \
+    case 1: tile_vnni(w, stride, x, columns, sums, B, 1); break;     \
+    case 2: tile_vnni(w, stride, x, columns, sums, B, 2); break;     \
+    case 3: tile_vnni(w, stride, x, columns, sums, B, 3); break;     \
+    default: tile_vnni(w, stride, x, columns, sums, B, 4);           \
+    }
+
+VNNI static void tiles_vnni(
+    const int8_t *w, size_t stride, const uint8_t *const *x, int64_t columns, __m512i sums[4][4],
+    int blocks, int count) {
+    switch (blocks) {
+    case 1: TILES(1); break;
+    case 2: TILES(2); break;
+    case 3: TILES(3); break;
+    default: TILES(4);
+    }
+}
+
+VNNI static void product_vnni(
+    const octavo_matrix *m, int64_t first, int64_t last, const octavo_rows *rows, int64_t count,
+    float *y) {
+    int64_t columns = m->columns;
+    size_t stride = (size_t)(BLOCK * columns);
+    int digits = rows->two_digits ? 2 : 1;
+    for (int64_t block = first; block < last; block += 4) {
+        int blocks = last - block < 4 ? (int)(last - block) : 4;
+        for (int64_t r = 0; r < count; r += 4 / digits) {
+            int taken = count - r < 4 / digits ? (int)(count - r) : 4 / digits;
+            const uint8_t *x[4] = {0};
+            for (int i = 0; i < taken * digits; i++)
+                x[i] = rows->digits + (2 * (r + i / digits) + i % digits) * columns;
+            __m512i sums[4][4];
+            tiles_vnni(
+                m->weights + block * (int64_t)stride, stride, x, columns, sums, blocks,
+                taken * digits);
+            for (int i = 0; i < taken; i++)
+                for (int b = 0; b < blocks; b++) {
+                    int64_t at = (block + b) * BLOCK;
+                    __m512i of_weights = _mm512_loadu_si512(m->sums + at);
+                    int32_t zero_point = digits == 2 ? 128 : rows->zero_points[r + i];
+                    __m512i upper = _mm512_sub_epi32(
+                        sums[i * digits][b],
+                        _mm512_mullo_epi32(of_weights, _mm512_set1_epi32(zero_point)));
+                    __m512 sum = _mm512_cvtepi32_ps(upper);
+                    if (digits == 2)
+                        sum = _mm512_fmadd_ps(
+                            sum, _mm512_set1_ps(256), _mm512_cvtepi32_ps(sums[2 * i + 1][b]));
+                    __m512 scale = _mm512_mul_ps(
+                        _mm512_loadu_ps(m->scales + at), _mm512_set1_ps(rows->scales[r + i]));
+                    _mm512_storeu_ps(
+                        y + (r + i) * m->rows + at,
+                        _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(m->bias + at)));
+                }
+        }
+    }
+}
+
+#endif
+
+/* ---- which of them ---- */
+
+void octavo_find_range(octavo_reading *reading, const float *x, int64_t count) {
+    float low, high;
+    find_bounds(x, count, &low, &high);
+    range_to_scale(reading, low, high);
+}
+
+void octavo_read_row(
+    octavo_rows *rows, int64_t index, const void *x, int64_t width, const octavo_reading *reading) {
+    switch (octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: read_row_vnni(rows, index, x, width, reading); return;
+    case OCTAVO_AVX2: read_row_avx2(rows, index, x, width, reading); return;
+#endif
+    default: read_row_portable(rows, index, x, width, reading);
+    }
+}
+
+void octavo_product(
+    const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,
+    int64_t count, float *y) {
+    switch (octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: product_vnni(matrix, first, last, rows, count, y); return;
+    case OCTAVO_AVX2: product_avx2(matrix, first, last, rows, count, y); return;
+#endif
+    default: product_portable(matrix, first, last, rows, count, y);
+    }
+}

@@ -1,0 +1,67 @@
+/* Every kernel on many sizes, under each instruction set: for the sanitizers, which see what a test
+ * of results does not. Memory is exactly as long as the kernels may read and write. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "octavo.h"
+
+static unsigned seed = 1;
+static int below(int limit) { return (int)((seed = seed * 1103515245u + 12345u) >> 8) % limit; }
+
+static void *filled(int64_t count, int size) {
+    if (size == 1) {
+        uint8_t *bytes = malloc((size_t)count);
+        for (int64_t i = 0; i < count; i++) bytes[i] = (uint8_t)below(256);
+        return bytes;
+    }
+    float *floats = malloc((size_t)count * 4);
+    for (int64_t i = 0; i < count; i++) floats[i] = (float)below(2000) / 1000 - 1;
+    return floats;
+}
+
+static int64_t up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
+
+static octavo_matrix matrix(int64_t rows, int64_t columns) {
+    int32_t *sums = calloc((size_t)rows, 4);
+    int8_t *weights = filled(rows * columns, 1);
+    for (int64_t i = 0; i < rows * columns; i++)
+        sums[i / (16 * columns) * 16 + i / 4 % 16] += weights[i];
+    return (octavo_matrix){weights, filled(rows, 4), sums, filled(rows, 4), rows, columns};
+}
+
+static void forget(octavo_matrix m) {
+    free((void *)m.weights), free((void *)m.scales), free((void *)m.sums), free((void *)m.bias);
+}
+
+static void one_layer(int kind, int how, int threads) {
+    static const int gates[] = {4, 3, 1, 1};
+    int64_t steps = 1 + below(5), batch = 1 + below(5), inputs = 1 + below(40), hidden = 1 + below(300);
+    int64_t width = up(hidden, 16), states = batch * hidden;
+    octavo_matrix of_input = matrix(gates[kind] * width, up(inputs, 4));
+    octavo_matrix of_state = matrix(gates[kind] * width, width);
+    void *x = filled(steps * batch * inputs, how == OCTAVO_INTEGERS ? 1 : 4);
+    float *h0 = filled(states, 4), *c0 = filled(states, 4), *out = filled(steps * states, 4);
+    float *hn = filled(states, 4), *cn = filled(states, 4);
+    octavo_recurrent_call call = {
+        .kind = kind, .reverse = below(2), .threads = threads, .steps = steps, .batch = batch,
+        .inputs = inputs, .hidden = hidden,
+        .reading = {.how = how, .high = 255, .scale = 0.02f, .zero_point = 128},
+        .of_input = of_input, .of_state = of_state, .x = x, .x_step = batch * inputs,
+        .x_row = inputs, .h0 = h0, .c0 = kind ? NULL : c0, .out = out, .out_step = states,
+        .out_row = hidden, .hn = hn, .cn = kind ? NULL : cn};
+    if (octavo_recurrent(&call)) exit(1);
+    forget(of_input), forget(of_state);
+    free(x), free(h0), free(c0), free(out), free(hn), free(cn);
+}
+
+int main(void) {
+    if (octavo_abi() != OCTAVO_ABI) return 1;
+    for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
+        octavo_limit_isa(set);
+        for (int kind = OCTAVO_LSTM; kind <= OCTAVO_RNN_RELU; kind++)
+            for (int how = OCTAVO_INTEGERS; how <= OCTAVO_FLOATS; how++)
+                for (int round = 0; round < 12; round++) one_layer(kind, how, 1 + round % 3);
+        printf("instruction set %d: clean\n", set);
+    }
+    return 0;
+}

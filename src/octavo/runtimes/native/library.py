@@ -1,0 +1,84 @@
+"""Loading the library, and which of a CPU's instructions it uses.
+
+Tested in tests/runtimes/native/test_library.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import warnings
+from functools import cache
+from pathlib import Path
+
+from octavo.errors import OctavoWarning
+
+ABI = 1  # OCTAVO_ABI of native/octavo.h
+INSTRUCTION_SETS = ("portable", "avx2", "avx512_vnni")
+LIMIT = "OCTAVO_MAX_CPU_ISA"  # of the environment: one of them, to act out a lesser CPU
+PATH = Path(__file__).with_name("kernels.so")
+
+MISSING = "Octavo's own kernels are not in this installation"
+_SLOW = "Octavo's own kernels know no vector instructions of this CPU"
+NOTE = (
+    "this installation has no kernels of Octavo's own, which run {layers} on integers: with a C "
+    "compiler (gcc or clang) on the PATH, installing Octavo from source again compiles them"
+)
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library; ``None`` where there is none that fits."""
+    found = load(PATH)
+    limit = os.environ.get(LIMIT, "").lower()
+    if found is not None and limit:
+        if limit in INSTRUCTION_SETS:
+            found.octavo_limit_isa(INSTRUCTION_SETS.index(limit))
+        else:
+            known = ", ".join(INSTRUCTION_SETS)
+            warnings.warn(f"{LIMIT}={limit} is ignored: it is none of {known}", OctavoWarning, 2)
+    return found
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """The library of a file; ``None`` where there is no file, or with a warning one that fits."""
+    if not path.exists():
+        return None
+    try:
+        found = ctypes.CDLL(str(path))
+        abi = int(found.octavo_abi())
+    except (OSError, AttributeError) as error:
+        problem = str(error)
+    else:
+        if abi == ABI:
+            return found
+        problem = f"its interface is {abi}, this version of Octavo calls {ABI}"
+    warnings.warn(
+        f"Octavo's own kernels are not used: {path} is not the library that belongs to this version"
+        f" ({problem}). Install Octavo again, or run `make native` in a checkout",
+        OctavoWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def obstacle() -> str:
+    """Why a runtime does not call the kernels here, as a clause; ``""`` where it does.
+
+    What is compiled for every CPU is right and slow: it has to be asked for.
+    """
+    if library() is None:
+        return MISSING
+    portable = instruction_set() == INSTRUCTION_SETS[0]
+    return _SLOW if portable and not os.environ.get(LIMIT) else ""
+
+
+def instruction_set() -> str | None:
+    """What the kernels use here; ``None`` without a library.
+
+    Example:
+        >>> instruction_set() in (*INSTRUCTION_SETS, None)
+        True
+    """
+    loaded = library()
+    return None if loaded is None else INSTRUCTION_SETS[loaded.octavo_isa()]

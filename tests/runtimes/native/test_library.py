@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import shutil
+import subprocess
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.runtimes.native import library
+
+
+def test_no_file_is_no_library_and_no_warning(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert library.load(tmp_path / "kernels.so") is None
+
+
+def test_a_broken_file_is_ignored_with_one_warning(tmp_path):
+    path = tmp_path / "kernels.so"
+    path.write_bytes(b"\x7fELF and no more")
+    with pytest.warns(
+        octavo.OctavoWarning, match=r"kernels\.so is not the library .* Install"
+    ) as w:
+        assert library.load(path) is None
+    assert len(w) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("int other(void) { return 1; }", "octavo_abi"),
+        ("int octavo_abi(void) { return 77; }", "its interface is 77, this version of Octavo"),
+    ],
+)
+def test_a_foreign_library_is_ignored_with_one_warning(tmp_path, source, problem):
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    path, text = tmp_path / "kernels.so", tmp_path / "foreign.c"
+    text.write_text(source)
+    subprocess.run([compiler, "-shared", "-fPIC", text, "-o", path], check=True)
+    with pytest.warns(octavo.OctavoWarning, match=problem) as warned:
+        assert library.load(path) is None
+    assert len(warned) == 1
+
+
+@pytest.fixture
+def recurrent():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, batch_first=True)
+
+        def forward(self, x):
+            return self.lstm(x)[0][:, -1]
+
+    torch.manual_seed(0)
+    return Last().eval()
+
+
+def test_without_a_library_all_works_and_the_summary_says_what_a_compiler_brings(
+    monkeypatch, recurrent
+):
+    monkeypatch.setattr(library, "library", lambda: None)
+    x = torch.randn(3, 5, 8)
+    q = octavo.quantize(recurrent, (x,), mode="dynamic", progress=False)
+    assert q.summary().fallbacks == {"lstm.lstm": library.MISSING}
+    assert "no kernels of Octavo's own, which run lstm on integers: with a C compiler" in str(
+        q.summary()
+    )
+    assert torch.nn.functional.mse_loss(q(x), recurrent(x)) < 1e-4
+
+
+def test_with_the_library_the_summary_names_the_kernel(recurrent):
+    if library.obstacle():
+        pytest.skip(library.obstacle())
+    x = torch.randn(3, 5, 8)
+    q = octavo.quantize(recurrent, (x,), mode="dynamic", progress=False)
+    assert not q.summary().fallbacks
+    assert not q.summary().note
+
+
+@pytest.mark.parametrize("limit", ["portable", "avx2", "AVX2", "sse9"])
+def test_the_environment_limits_the_instructions(monkeypatch, limit):
+    loaded = library.library()
+    if loaded is None:
+        pytest.skip("the kernels are not compiled here")
+    before = loaded.octavo_isa()
+    monkeypatch.setenv(library.LIMIT, limit)
+    library.library.cache_clear()
+    try:
+        if limit == "sse9":
+            with pytest.warns(
+                octavo.OctavoWarning, match="sse9 is ignored: it is none of portable"
+            ):
+                assert library.instruction_set() == library.INSTRUCTION_SETS[before]
+        else:
+            assert library.instruction_set() in ("portable", limit.lower())
+            assert library.obstacle() == ""
+    finally:
+        loaded.octavo_limit_isa(before)
+        library.library.cache_clear()

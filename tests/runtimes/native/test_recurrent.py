@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from octavo.numerics import octavo_operators
+from octavo.runtimes.native import library, recurrent
+from octavo.runtimes.native.matrix import How
+
+LAYERS = {
+    "lstm": (nn.LSTM, {}),
+    "gru": (nn.GRU, {}),
+    "rnn_tanh": (nn.RNN, {}),
+    "rnn_relu": (nn.RNN, {"nonlinearity": "relu"}),
+}
+
+
+class Case:
+    """A layer whose weights are integers, and sequences; what the oracle makes of them."""
+
+    def __init__(self, kind, layers, bidirectional, batch_first, bias, sizes, how, seed=0):
+        torch.manual_seed(seed)
+        steps, batch, inputs, hidden = sizes
+        make, more = LAYERS[kind]
+        layer = make(
+            inputs,
+            hidden,
+            layers,
+            bias=bias,
+            batch_first=batch_first,
+            bidirectional=bidirectional,
+            **more,
+        )
+        self.tensors = []
+        for name, weight in layer.named_parameters():
+            if weight.dim() == 2:
+                scale = weight.detach().abs().amax(1) / 127
+                q = (weight / scale[:, None]).round().to(torch.int8)
+                weight.data = q * scale[:, None]
+                given = getattr(layer, name.replace("weight", "bias")) if bias else None
+                given = None if given is None else given.detach()
+                of_state = "_hh_" in name
+                self.tensors += recurrent.packed(kind, q, scale, given, of_state).tensors
+        directions = layers * (1 + bidirectional)
+        self.states = [torch.randn(directions, batch, hidden) for _ in range(1 + (kind == "lstm"))]
+        shape = (batch, steps) if batch_first else (steps, batch)
+        x = 3 * torch.randn(*shape, inputs)
+        self.settings = {"kind": kind, "bidirectional": bidirectional, "batch_first": batch_first}
+        self.settings |= {"how": how, "low": 0, "high": 255, "symmetric": False}
+        self.settings |= {"scale": 1.0, "zero_point": 0}
+        self.x, read = x, x
+        if how is How.INTEGERS:
+            self.x = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+            self.settings |= {"scale": 0.02, "zero_point": 120}
+            read = (self.x.float() - 120) * 0.02
+        elif how is not How.FLOATS:
+            per_token = how is How.ROW_RANGE
+            read = octavo_operators.fake_quantize_dynamic(x, 0, 255, False, per_token)
+        with torch.no_grad():
+            hx = tuple(t.double() for t in self.states)
+            out, states = layer.double()(read.double(), hx if kind == "lstm" else hx[0])
+        self.expected = [out, *(states if kind == "lstm" else [states])]
+
+    def run(self):
+        c0 = self.states[1] if len(self.states) > 1 else None
+        results = recurrent.recurrent(self.x, self.states[0], c0, self.tensors, **self.settings)
+        return results[: len(self.expected)]
+
+    def agrees(self):
+        """Rounding states to 16 bits is all that differs."""
+        for have, want in zip(self.run(), self.expected, strict=True):
+            assert have.shape == want.shape
+            torch.testing.assert_close(
+                have.double(), want, atol=5e-4 * max(1, want.abs().max().item()), rtol=0
+            )
+
+
+sizes = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 40), st.integers(1, 50))
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(list(LAYERS)),
+    layers=st.integers(1, 2),
+    bidirectional=st.booleans(),
+    batch_first=st.booleans(),
+    bias=st.booleans(),
+    sizes=sizes,
+    how=st.sampled_from(list(How)),
+    seed=st.integers(0, 99),
+)
+def test_every_layer_is_the_oracles(instruction_set, **case):
+    Case(**case).agrees()
+
+
+def case(**changed):
+    known = {"kind": "lstm", "layers": 1, "bidirectional": False, "batch_first": True, "bias": True}
+    return Case(**known | {"sizes": (4, 2, 8, 16), "how": How.FLOATS} | changed)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_long_sequences_batches_and_threads(instruction_set, kind, threads):
+    """More steps than whose sums are kept at a time, and states that several threads share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        case(kind=kind, sizes=(40, 32, 20, 200), how=How.ROW_RANGE).agrees()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_wide_rows_do_not_overflow(instruction_set):
+    """More columns than products are summed of in 32 bits, all of one sign."""
+    wide = case(kind="rnn_relu", sizes=(1, 1, 5000, 16))
+    wide.tensors[0].fill_(127)
+    wide.tensors[2].fill_(127 * 5000)
+    wide.x.fill_(3.0)
+    wide.states[0].zero_()
+    have = wide.run()[0]
+    scale, bias = wide.tensors[1], wide.tensors[3] + wide.tensors[7]
+    torch.testing.assert_close(
+        have.flatten(), 127 * 3.0 * 5000 * scale + bias, rtol=1e-5, atol=1e-3
+    )
+
+
+def test_values_that_are_not_finite_stay_so(instruction_set):
+    for how in (How.FLOATS, How.ROW_RANGE, How.TENSOR_RANGE):
+        broken = case(how=how)
+        broken.x[1, 2, 3] = float("nan")
+        out = broken.run()[0]
+        assert out[1, 2:].isnan().all()
+        if how is not How.TENSOR_RANGE:
+            assert out[0].isfinite().all()
+            assert out[1, :2].isfinite().all()
+
+
+def test_other_memory_orders_are_read_right(instruction_set):
+    turned = case()
+    turned.x = turned.x.transpose(0, 1).contiguous().transpose(0, 1)
+    turned.states = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in turned.states]
+    turned.agrees()
+
+
+def test_calls_from_several_threads(instruction_set):
+    from concurrent.futures import ThreadPoolExecutor
+
+    shared = case(sizes=(12, 4, 20, 160))
+    with ThreadPoolExecutor(4) as pool:
+        for outcome in [pool.submit(shared.agrees) for _ in range(12)]:
+            outcome.result()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: setattr(c, "x", c.x[0]), "sequences of torch.float32"),
+        (lambda c: setattr(c, "x", c.x.double()), "sequences of torch.float64"),
+        (lambda c: setattr(c, "x", c.x[:, :0]), "sequences of torch.float32"),
+        (lambda c: setattr(c, "x", c.x[:, :, :4]), "weights that do not fit"),
+        (lambda c: setattr(c, "x", c.x[:1]), "states that do not fit"),
+        (lambda c: setattr(c, "states", c.states[:1]), "states that do not fit"),
+        (lambda c: c.tensors.append(c.tensors[0]), "whole layers"),
+        (lambda c: setattr(c, "tensors", []), "whole layers"),
+        (lambda c: c.settings.update(kind="gru"), "states that do not fit"),
+        (lambda c: c.settings.update(bidirectional=True), "whole layers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    wrong = case()
+    change(wrong)
+    with pytest.raises(ValueError, match=message):
+        wrong.run()
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_weights_come_back(kind):
+    gates = recurrent.KINDS[kind][1]
+    for of_state, columns in ((False, 7), (True, 19)):
+        weight = torch.randint(-127, 128, (gates * 19, columns), dtype=torch.int8)
+        matrix = recurrent.packed(kind, weight, torch.ones(gates * 19), None, of_state)
+        assert recurrent.unpacked(kind, matrix.weights, 19, columns).equal(weight)
+
+
+def test_torch_knows_what_it_makes():
+    if library.library() is None:
+        pytest.skip("the kernels are not compiled here")
+    for kind in ("lstm", "gru"):
+        known = case(kind=kind, layers=2, bidirectional=True)
+        c0 = known.states[1] if kind == "lstm" else None
+        given = (known.x, known.states[0], c0, known.tensors, *known.settings.values())
+        operator = torch.ops.octavo.recurrent.default
+        with torch.inference_mode():
+            torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_it_can_be_compiled_around():
+    if library.library() is None:
+        pytest.skip("the kernels are not compiled here")
+    known = case()
+    given = (known.states[0], known.states[1], known.tensors, *known.settings.values())
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def run(x):
+        return torch.ops.octavo.recurrent(x, *given)[0] + 1
+
+    torch.testing.assert_close(run(known.x), known.run()[0] + 1)
