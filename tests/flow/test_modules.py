@@ -116,7 +116,7 @@ def test_rules_by_name_class_operator_and_regex() -> None:
         .set_module_name("table", None)
     )
     q = quantized_modules(model, mode="weight_only", qconfig=mapping)
-    assert {path: module.mode for path, module in q.modules.items()} == {  # type: ignore[union-attr]
+    assert {path: module.runs for path, module in q.modules.items()} == {  # type: ignore[union-attr]
         "layer": "dynamic",
         "head": "weight_only",
     }

@@ -43,6 +43,7 @@ _CONV = WeightLayout(input_axis=1)
 _TRANSPOSED = WeightLayout(output_axis=1, input_axis=1)
 _RECURRENT = WeightLayout(weights=("params",))
 _CELL = WeightLayout(weights=("w_ih", "w_hh"))
+_TABLE = WeightLayout(input=None)
 
 
 def groups_of(node: Node) -> int:
@@ -75,5 +76,6 @@ WEIGHT_LAYOUTS = {
     "gru_cell": _CELL,
     "rnn_tanh_cell": _CELL,
     "rnn_relu_cell": _CELL,
-    "embedding": WeightLayout(input=None),
+    "embedding": _TABLE,
+    "embedding_bag": _TABLE,
 }

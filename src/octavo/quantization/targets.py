@@ -29,6 +29,7 @@ _LAYERS = """
     linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
 """.split()
 _RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()
+_TABLES = "embedding embedding_bag".split()
 _ARITHMETIC = """
     add sub mul mean relu hardtanh avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d
@@ -49,15 +50,15 @@ _MOVES = """
 
 ROLES: Mapping[str, str] = {
     **dict.fromkeys([*_LAYERS, *_RECURRENT], WEIGHTED),
-    "embedding": LOOKUP,
+    **dict.fromkeys(_TABLES, LOOKUP),
     **dict.fromkeys(_PRODUCTS, PRODUCT),
     **dict.fromkeys([*_ARITHMETIC, *_FUNCTIONS, *_NORMS], COMPUTED),
     **dict.fromkeys(_MOVES, SHARED),
 }
 
 # What is quantized unless a rule says otherwise, by mode. A rule can ask for what else is in ROLES.
-_DYNAMIC = frozenset([*_RECURRENT, "linear", "embedding"])
-_STATIC = frozenset([*_LAYERS, *_RECURRENT, *_ARITHMETIC, *_MOVES, "embedding"])
+_DYNAMIC = frozenset([*_RECURRENT, "linear", *_TABLES])
+_STATIC = frozenset([*_LAYERS, *_RECURRENT, *_ARITHMETIC, *_MOVES, *_TABLES])
 
 
 @dataclass(frozen=True)

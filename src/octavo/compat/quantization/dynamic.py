@@ -20,7 +20,7 @@ from octavo.quantization.qconfig import QConfig
 
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 DYNAMIC: tuple[type[nn.Module], ...] = (nn.Linear, *_RECURRENT)
-TABLES: tuple[type[nn.Module], ...] = (nn.Embedding,)
+TABLES: tuple[type[nn.Module], ...] = (nn.Embedding, nn.EmbeddingBag)
 
 
 class _Named(WeightReader, native.QuantizedModule):
@@ -30,7 +30,7 @@ class _Named(WeightReader, native.QuantizedModule):
 
     @property
     def kind(self) -> str:  # type: ignore[override]
-        return name_of_kind(self.floats.__name__, self.mode, False)
+        return name_of_kind(self.floats.__name__, self.runs, False)
 
     @property
     def about(self) -> str:  # type: ignore[override]
@@ -51,6 +51,10 @@ class Linear(_Named, native.Linear):
 
 class Embedding(_Named, native.Embedding):
     """``WeightOnlyEmbedding``."""
+
+
+class EmbeddingBag(_Named, native.EmbeddingBag):
+    """``WeightOnlyEmbeddingBag``."""
 
 
 class LSTM(_Named, native.LSTM):
@@ -77,9 +81,8 @@ class RNNCell(_Named, native.RNNCell):
     """``DynamicQuantizedRNNCell``."""
 
 
-_LAYERS: dict[type[nn.Module], type[_Named]] = {
-    layer.floats: layer for layer in (Linear, Embedding, LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
-}
+_ALL = (Linear, Embedding, EmbeddingBag, LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
+_LAYERS: dict[type[nn.Module], type[_Named]] = {layer.floats: layer for layer in _ALL}
 
 
 def float_kind(module: nn.Module) -> type[nn.Module] | None:

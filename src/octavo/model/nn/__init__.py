@@ -20,16 +20,15 @@ from torch import Tensor
 from torch import nn as float_nn
 
 from octavo.errors import ArtifactError, PlanError
-from octavo.model.nn.embedding import Embedding
+from octavo.model.nn.embedding import Embedding, EmbeddingBag
 from octavo.model.nn.float_layers import is_transposed
 from octavo.model.nn.linear import Linear
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from octavo.quantization.qconfig import QConfig
 
-MODULES: Mapping[str, type[QuantizedModule]] = {
-    kind.__name__: kind for kind in (Linear, Embedding, LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
-}
+_ALL = (Linear, Embedding, EmbeddingBag, LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
+MODULES: Mapping[str, type[QuantizedModule]] = {kind.__name__: kind for kind in _ALL}
 
 
 # torch's own name for the layer whose weight attention reads without calling it.
@@ -87,6 +86,7 @@ __all__ = [
     "MODULES",
     "RNN",
     "Embedding",
+    "EmbeddingBag",
     "GRUCell",
     "LSTMCell",
     "Linear",

@@ -1,4 +1,4 @@
-"""`Embedding`: a table of integers."""
+"""`Embedding` and `EmbeddingBag`: tables of integers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.model.nn.one_operator import OneOperator
+from octavo.runtimes.torch.weight_only import bags
 
 
 class Table(OneOperator):
     """A table whose rows are picked as integers."""
 
     settings: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim", "padding_idx")
+    operator = "embedding"
 
     num_embeddings: int
     embedding_dim: int
@@ -60,8 +62,57 @@ class Embedding(Table):
     """
 
     floats = nn.Embedding
-    operator = "embedding"
 
     def compute(self, input: Tensor) -> Tensor:
         rows = self.rows(input.reshape(-1))
         return rows.reshape(*input.shape, self.embedding_dim).to(self.dtype)
+
+
+class EmbeddingBag(Table):
+    """Sums, means or maxima of rows of a table; it returns floats of the dtype that it had.
+
+    Example:
+        >>> import octavo
+        >>> bag = nn.EmbeddingBag(100, 8, mode="sum")
+        >>> q = EmbeddingBag.from_float(bag, octavo.weight_only_qconfig())
+        >>> q(torch.tensor([1, 2, 4, 5, 4]), torch.tensor([0, 3])).shape
+        torch.Size([2, 8])
+    """
+
+    floats = nn.EmbeddingBag
+    operator = "embedding_bag"
+    settings = (*Table.settings, "mode", "include_last_offset")
+
+    mode: str
+    include_last_offset: bool
+
+    def compute(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        ends, mode = self.include_last_offset, self.mode
+        if per_sample_weights is not None and (
+            mode != "sum" or per_sample_weights.shape != input.shape
+        ):
+            raise InputError(
+                f"per_sample_weights {list(per_sample_weights.shape)} for indices "
+                f'{list(input.shape)}, mode="{mode}": they are for mode="sum", one for each index'
+            )
+        if input.dim() == 2:
+            if offsets is not None:
+                raise InputError("indices [bags, n] need no offsets: leave them out")
+            offsets, ends = torch.arange(len(input), device=input.device) * input.shape[1], False
+        elif input.dim() != 1 or offsets is None:
+            raise InputError(
+                f"indices are [bags, n], or [n] with offsets of the bags, not {list(input.shape)}"
+            )
+        indices = input.reshape(-1)
+        factors = None if per_sample_weights is None else per_sample_weights.reshape(-1).float()
+        arguments = (offsets.to(torch.int64), _MODES.index(mode), factors, ends, self.padding_idx)
+        result: Tensor = bags(self.rows(indices), indices.to(torch.int64), *arguments)[0]
+        return result.to(self.dtype)
+
+
+_MODES = ("sum", "mean", "max")

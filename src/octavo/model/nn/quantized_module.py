@@ -179,7 +179,7 @@ class QuantizedModule(nn.Module):
         return self.description.to_dict()
 
     @property
-    def mode(self) -> str:
+    def runs(self) -> str:
         """``"dynamic"`` or ``"weight_only"``."""
         return "weight_only" if self.description.activation is None else "dynamic"
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.graph.operators import arguments
+from octavo.graph.operators import arguments, resolve
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_operators
 from octavo.runtimes import cpu
@@ -190,20 +190,70 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
 
 def embedding(context: Context, chain: Chain) -> Call:
     """Rows of a quantized table, picked as integers."""
-    table, indices = chain.layer.args[:2]
-    quantized = weight_behind(context.graph, table)
-    if quantized is None:
-        raise Unsupported("its table is float")
-    weight = Weight(quantized)
+    weight = _table(context, chain)
 
     def kernel(indices: Tensor) -> Tensor:
-        picked = weight.rows(indices.reshape(-1))
+        picked = _picked(weight, indices.reshape(-1))
         return picked.reshape(*indices.shape, weight.shape[1])
 
-    return Call("octavo.embedding", kernel, (indices,))
+    return Call("octavo.embedding", kernel, (arguments(chain.layer)["indices"],))
+
+
+def embedding_bag(context: Context, chain: Chain) -> Call:
+    """Sums, means or maxima of rows of a quantized table: the rows that are read become floats."""
+    weight, given = _table(context, chain), arguments(chain.layer)
+    mode, ends, padding = given["mode"], given["include_last_offset"], given.get("padding_idx")
+    if padding is not None:
+        padding %= weight.shape[0]
+
+    def kernel(indices: Tensor, offsets: Tensor, factors: Tensor | None) -> Any:
+        rows = _picked(weight, indices)
+        return bags(rows, indices, offsets, mode, factors, ends, padding)
+
+    args = (given["indices"], given["offsets"], given["per_sample_weights"])
+    return Call("octavo.embedding_bag", kernel, args)
+
+
+def bags(
+    rows: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    mode: int,
+    factors: Tensor | None,
+    include_last_offset: bool,
+    padding: int | None,
+) -> Any:
+    """What ``aten.embedding_bag`` returns of the rows that it would read.
+
+    Args:
+        rows: float ``[n, columns]``, of the n ``indices``.
+        indices, offsets, mode, factors, include_last_offset, padding: as the operator has them.
+    """
+    operator = resolve("aten.embedding_bag.padding_idx")
+    places = torch.arange(len(indices), dtype=offsets.dtype, device=offsets.device)
+    if padding is not None:  # one row in front, for those that do not count
+        rows = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+        places = torch.where(indices == padding, 0, places + 1)
+    rest = (include_last_offset, None if padding is None else 0)
+    return operator(rows, places, offsets, False, mode, False, factors, *rest)
+
+
+def _table(context: Context, chain: Chain) -> Weight:
+    quantized = weight_behind(context.graph, arguments(chain.layer)["weight"])
+    if quantized is None:
+        raise Unsupported("its table is float")
+    return Weight(quantized)
+
+
+def _picked(weight: Weight, indices: Tensor) -> Tensor:
+    """Rows of a table; an index below zero is none of them, as for a float table."""
+    if not torch.compiler.is_compiling() and indices.numel() and int(indices.min()) < 0:
+        raise IndexError(f"index {int(indices.min())} is out of range")
+    return weight.rows(indices)
 
 
 KERNELS = (
     Kernel(("linear",), linear, Reads.FLOATS, fusion=None),
     Kernel(("embedding",), embedding, Reads.FLOATS, fusion=None),
+    Kernel(("embedding_bag",), embedding_bag, Reads.FLOATS, fusion=None),
 )
