@@ -158,7 +158,7 @@ def test_a_model_that_branches_on_values_is_named():
     with pytest.raises(
         CaptureError, match=r"test_quantize.py:\d+ .forward. in module '1'.*torch.where"
     ):
-        octavo.quantize(model, calibration=[torch.randn(4, 4)])
+        octavo.quantize(model, calibration=[torch.randn(4, 4)], scope="model")
 
 
 MODES = {

@@ -117,6 +117,7 @@ def quantize(
         input_mean=options.numbers_of("--input-mean", input_mean),
         input_std=options.numbers_of("--input-std", input_std),
         progress=not as_json,
+        scope="model",
     )
     q.save(output)
     size = Path(output).stat().st_size

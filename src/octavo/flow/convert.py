@@ -6,6 +6,7 @@ Tested in tests/flow/test_quantize.py and tests/quantization/test_convert.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from octavo.graph.batches import SIGNATURE, Signature
 from octavo.graph.graph import GRAPH, Graph
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
+from octavo.model.place import Place
 from octavo.numerics.affine import QParams
 from octavo.qat import QATModel
 from octavo.qat.model import prepared_in
+from octavo.quantization.calibrate import Calibrated
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.pixel_input import take_pixels
 from octavo.quantization.plan import PLAN, Plan
@@ -44,6 +47,7 @@ def convert(
     batches: int = 0,
     pixels: Pixels | None = None,
     samples: Sequence[Tensor] | None = None,
+    place: Place | None = None,
 ) -> QuantizedModel:
     """A quantized model from a trained `QATModel`, or from a float graph, a plan and its qparams.
 
@@ -61,6 +65,7 @@ def convert(
             the float model takes without.
         samples: a batch of inputs, a tensor for each input of the graph, on which lowering compares
             runtimes with the oracle; without it inputs are drawn from the ranges of the data.
+        place: the module of a larger model that it stands in for.
 
     Raises:
         PlanError: the plan is another graph's, qparams are missing, or the module is another one.
@@ -104,6 +109,38 @@ def convert(
     if pixels is not None:
         quantized = take_pixels(quantized, pixels)
         provenance["pixels"] = pixels.to_dict()
-    model = QuantizedModel(quantized, plan, signature, provenance, samples=samples)
+    model = QuantizedModel(quantized, plan, signature, provenance, samples=samples, place=place)
     _ = model.lowered
     return model
+
+
+def convert_calibrated(
+    graph: Graph,
+    plan: Plan,
+    calibrated: Calibrated,
+    *,
+    weights: Sequence[WeightMethod],
+    signature: Signature | None = None,
+    pixels: Pixels | None = None,
+    samples: Sequence[Tensor] | None = None,
+    place: Place | None = None,
+) -> QuantizedModel:
+    """`convert`, of all that calibration has found.
+
+    Arguments and errors as for `convert`.
+    """
+    seen = (
+        replace(entry, seen=calibrated.seen.get(entry.name, entry.seen)) for entry in graph.inputs
+    )
+    return convert(
+        replace(graph, inputs=tuple(seen)),
+        plan,
+        calibrated.qparams,
+        weights=weights,
+        statistics=calibrated.statistics,
+        signature=signature,
+        batches=calibrated.batches,
+        pixels=pixels,
+        samples=samples,
+        place=place,
+    )

@@ -4,35 +4,64 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
-from torch import Tensor, nn
+from torch import nn
 
-from octavo.arguments import expect
-from octavo.errors import CalibrationError, OctavoWarning, PlanError
-from octavo.flow.convert import convert
-from octavo.graph.batches import Signature, example_call, split_batch, with_floats
-from octavo.graph.calls import flatten_call, with_seen
-from octavo.graph.capture.capture import capture
+from octavo.arguments import FUNCTION, Kind, expect, optional
+from octavo.errors import CalibrationError, CaptureError, InputError, OctavoWarning, PlanError
+from octavo.flow.regions import quantize_regions, told_of_regions
+from octavo.flow.running import Calls
+from octavo.flow.settings import Only, Settings
+from octavo.flow.whole import quantize_whole
+from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.example import module_of
-from octavo.graph.graph import Graph
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
 from octavo.qat import QATModel
-from octavo.quantization.calibrate import NO_CALIBRATION, calibrate
-from octavo.quantization.pixel_input import take_pixels
-from octavo.quantization.plan import Plan, plan, unmatched_in_words
+from octavo.quantization.calibrate import NO_CALIBRATION
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
-from octavo.quantization.weights import (
-    METHODS,
-    BiasCorrection,
-    WeightMethod,
-    with_correction,
-)
+from octavo.quantization.weights import METHODS, WeightMethod, with_correction
+
+Model = TypeVar("Model", bound=nn.Module)
+
+SCOPES = ("auto", "model", "regions")
+_SCOPE = Kind(lambda scope: scope in SCOPES, f"give one of {', '.join(map(repr, SCOPES))}")
 
 
+def _picks(only: Any) -> bool:
+    names = isinstance(only, list | tuple) and all(isinstance(path, str) for path in only)
+    return callable(only) or (names and bool(only))
+
+
+_ONLY = Kind(_picks, 'give paths of modules, ["backbone"], or a function of a path and a module')
+
+
+@overload
 def quantize(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    scope: Literal["model"],
+    **settings: Any,
+) -> QuantizedModel: ...
+@overload
+def quantize(
+    model: Model,
+    example_inputs: Any = None,
+    *,
+    scope: Literal["regions"],
+    **settings: Any,
+) -> Model: ...
+@overload
+def quantize(
+    model: Model,
+    example_inputs: Any = None,
+    *,
+    scope: str = "auto",
+    **settings: Any,
+) -> QuantizedModel | Model: ...
+def quantize(  # type: ignore[misc]  # the settings are what follows here
     model: nn.Module,
     example_inputs: Any = None,
     *,
@@ -49,11 +78,14 @@ def quantize(
     precision: str = "float32",
     distributed: bool = False,
     progress: bool = True,
-) -> QuantizedModel:
+    scope: str = "auto",
+    only: Only | None = None,
+    run: Callable[[nn.Module, Any], object] | None = None,
+) -> Any:
     """Quantize a trained model: capture, plan, calibrate, convert.
 
     Args:
-        model: any ``nn.Module`` that ``torch.export`` takes. It is left as it was.
+        model: any ``nn.Module``. It is left as it was.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments to capture the
             model with; the first calibration batch without it.
         calibration: any iterable of batches, a ``DataLoader`` as it is; about 100 batches of
@@ -85,13 +117,22 @@ def quantize(
         distributed: in ``torchrun``: each process calibrates on its own part of the data, and all
             get what they have seen together.
         progress: show a progress bar on a terminal.
+        scope: what becomes a graph. ``"model"``: the whole model. ``"regions"``: the largest of
+            its submodules that can be captured; the rest runs in Python as it did. ``"auto"``: the
+            whole where that can be captured, else regions, with a warning that says why.
+        only: which regions: paths of modules, ``["backbone"]``, or a rule, ``only(path, module)``.
+            Regions are these modules, or the largest inside of them.
+        run: how a batch is run while regions are found and calibrated, where that is not a call of
+            the model: ``lambda model, batch: model.generate(**batch)``.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
-        the CPU.
+        the CPU. With regions it is a copy of ``model``, of its own class, in which quantized models
+        stand in the places of submodules: see `octavo.summary`, `octavo.save`, `octavo.load` and
+        `octavo.lower`.
 
     Raises:
-        CaptureError: the model cannot be exported.
+        CaptureError: the model, or what ``only`` names, cannot be captured.
         PlanError: a rule names an unknown module or asks for a mode that a layer cannot have,
             nothing would be quantized, or the model is not a float model.
         CalibrationError: no data, or data that does not fit.
@@ -113,101 +154,55 @@ def quantize(
     if isinstance(model, QuantizedModel):
         raise PlanError("the model is quantized already: start from the float model")
     expect(METHODS, weights=weights)
-    methods = with_correction(weights, bias_correction)
+    expect(_SCOPE, scope=scope)
+    optional(_ONLY, only=only)
+    optional(FUNCTION, run=run)
     model = module_of(model)
     if mode is None:
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
-    signature = Signature.of(model)
-    pixels = Pixels.given(input_scale, input_mean, input_std)
     if mode == "static" and calibration is None and example_inputs is None:
         raise CalibrationError(NO_CALIBRATION)
-    example, calibration = example_call(example_inputs, calibration, signature, inputs)
-    example = with_floats(example, pixels).beside(model)
-    graph = capture(model, example.args, example.kwargs, progress=progress)
-    signature = Signature.of(model, graph.arguments)
-    example_tensors = flatten_call(graph, example.args, example.kwargs)
-    graph = with_seen(graph, example_tensors)
-    if pixels is not None:
-        take_pixels(graph, pixels)  # what does not fit is said before the long calibration
-        inputs = _reading_floats(pixels, signature, inputs)
-    decided = plan(graph, mapping_of(qconfig), target, mode, precision)
-    if decided.unmatched:
-        warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=2)
-    return quantize_captured(
-        graph,
-        decided,
-        calibration,
-        weights=methods,
-        signature=signature,
-        inputs=inputs,
-        distributed=distributed,
-        progress=progress,
-        pixels=pixels,
-        samples=None if pixels is not None else _few(graph, example_tensors),
+    methods = with_correction(weights, bias_correction)
+    settings = Settings(
+        target, mode, precision, mapping_of(qconfig), methods, only, distributed, progress
     )
+    pixels = Pixels.given(input_scale, input_mean, input_std)
+    scope = _scope(scope, only, run, pixels)
+    if scope != "regions":
+        signature = Signature.of(model)
+        example, calibration = example_call(example_inputs, calibration, signature, inputs)
+        try:
+            return quantize_whole(
+                model, example, calibration, settings, inputs=inputs, pixels=pixels
+            )
+        except CaptureError as error:
+            if scope == "model":
+                raise
+            why = str(error)
+    else:
+        why = ""
+    calls = Calls.of(model, example_inputs, calibration, inputs, run)
+    quantized = quantize_regions(model, calls, settings, why)
+    if why:
+        warnings.warn(told_of_regions(quantized, why), OctavoWarning, stacklevel=2)
+    return quantized
 
 
-def quantize_captured(
-    graph: Graph,
-    plan: Plan,
-    data: Iterable[Any] | None,
-    *,
-    weights: Sequence[WeightMethod] = (BiasCorrection(),),
-    signature: Signature | None = None,
-    inputs: Callable[[Any], Any] | None = None,
-    distributed: bool = False,
-    progress: bool = True,
-    pixels: Pixels | None = None,
-    samples: Sequence[Tensor] | None = None,
-) -> QuantizedModel:
-    """`quantize`, from the captured model and its plan on: calibrate, then convert.
+def _scope(scope: str, only: Only | None, run: object, pixels: Pixels | None) -> str:
+    """The scope that the other arguments leave.
 
-    Arguments and errors as for `octavo.calibrate` and `convert`.
+    Raises:
+        InputError: they contradict each other.
     """
-    calibrated = calibrate(
-        graph,
-        plan,
-        data,
-        weights=weights,
-        signature=signature,
-        inputs=inputs,
-        distributed=distributed,
-        progress=progress,
-    )
-    seen = (
-        replace(entry, seen=calibrated.seen.get(entry.name, entry.seen)) for entry in graph.inputs
-    )
-    return convert(
-        replace(graph, inputs=tuple(seen)),
-        plan,
-        calibrated.qparams,
-        weights=weights,
-        statistics=calibrated.statistics,
-        signature=signature,
-        batches=calibrated.batches,
-        pixels=pixels,
-        samples=samples,
-    )
-
-
-def _few(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The first samples of a batch."""
-    return tuple(
-        tensor[:_SAMPLES].clone() if entry.meta.shape[:1] == (None,) else tensor.clone()
-        for entry, tensor in zip(graph.inputs, tensors, strict=True)
-    )
-
-
-_SAMPLES = 2  # on which runtimes are compared with the oracle
-
-
-def _reading_floats(
-    pixels: Pixels, signature: Signature, inputs: Callable[[Any], Any] | None
-) -> Callable[[Any], Any]:
-    """From a batch to the float model's arguments."""
-
-    def read(batch: Any) -> Any:
-        call = with_floats(split_batch(batch, signature, inputs), pixels)
-        return call.kwargs or call.args
-
-    return read
+    of_regions = {"only": only is not None, "run": run is not None}
+    given = [name for name, is_given in of_regions.items() if is_given]
+    if scope == "model" and given:
+        raise InputError(f'{given[0]}= is for regions, and scope is "model": leave one of them out')
+    if pixels is None:
+        return "regions" if given else scope
+    if scope == "regions" or given:
+        raise InputError(
+            "input_scale, input_mean and input_std are for a model that is one graph: leave them "
+            "out, and give regions what the float model takes"
+        )
+    return "model"

@@ -184,18 +184,17 @@ def example_call(
     Raises:
         CalibrationError: there is neither, or the data has no batches.
     """
-    if isinstance(example_inputs, Mapping):
-        return Batch((), dict(example_inputs)), data
     if example_inputs is not None:
-        return Batch(arguments_of(example_inputs), {}), data
+        return arguments_in(example_inputs), data
     if data is None:
         raise CalibrationError(
             "pass example_inputs, a tensor or the model's arguments, to capture the model with"
         )
-    first, data = _peek(data)
+    (first,), data = peek(data)
     return split_batch(first, signature, inputs), data
 
 
+<<<<<<< HEAD
 NO_BATCH = (
     "there was no calibration batch: the iterable is empty; give about 100 batches of "
     "representative data"
@@ -207,12 +206,27 @@ def iterated(data: Iterable[Any]) -> Iterable[Any]:
 
     Raises:
         CalibrationError: it is no iterable of batches.
+=======
+def arguments_in(example_inputs: Any) -> Batch:
+    """The call that a user's example stands for: a tensor, a tuple of arguments, or a dict."""
+    if isinstance(example_inputs, Mapping):
+        return Batch((), dict(example_inputs))
+    return Batch(arguments_of(example_inputs), {})
+
+
+def peek(data: Iterable[Any], count: int = 1) -> tuple[list[Any], Iterable[Any]]:
+    """The first batches, and an iterable that still begins with them.
+
+    Raises:
+        CalibrationError: there is no batch.
+>>>>>>> 0500107 (Regions: a model that cannot be captured whole is quantized in the largest submodules that can)
     """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise CalibrationError(
             f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
             "DataLoader, or a list such as [images]"
         )
+<<<<<<< HEAD
     return data
 
 
@@ -226,6 +240,17 @@ def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
         [first], rest
     )
+=======
+    rest = iter(data)
+    first = list(itertools.islice(rest, count))
+    if not first:
+        raise CalibrationError(
+            "there was no calibration batch: the iterable is empty; give about 100 batches of "
+            "representative data"
+        )
+    again = rest is not data and hasattr(data, "__len__")
+    return first, data if again else itertools.chain(first, rest)
+>>>>>>> 0500107 (Regions: a model that cannot be captured whole is quantized in the largest submodules that can)
 
 
 def with_floats(batch: Batch, pixels: Pixels | None) -> Batch:

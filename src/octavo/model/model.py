@@ -29,7 +29,12 @@ from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.model import artifact
+<<<<<<< HEAD
 from octavo.model.packed_buffers import let_go
+=======
+from octavo.model.packed_buffers import Buffers
+from octavo.model.place import Place
+>>>>>>> 0500107 (Regions: a model that cannot be captured whole is quantized in the largest submodules that can)
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
 from octavo.quantization.nonfinite_inputs import Watched, run_around
@@ -58,6 +63,7 @@ class QuantizedModel(nn.Module):
         samples: inputs, a tensor for each of the graph's, on which lowering compares a runtime with
             the oracle. Without any they are drawn from the ranges that calibration has seen.
         check: whether lowering does so.
+        place: the module of a larger model that this one stands in for; ``None`` for a whole model.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class QuantizedModel(nn.Module):
         options: Options | None = None,
         samples: Sequence[Tensor] | None = None,
         check: bool = True,
+        place: Place | None = None,
     ) -> None:
         expect(GRAPH, graph=graph)
         expect(PLAN, plan=plan)
@@ -81,6 +88,7 @@ class QuantizedModel(nn.Module):
         self.options = options or Options()
         self.samples = None if samples is None else tuple(samples)
         self.check = check
+        self.place = place
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         self._watched = Watched.of(graph)
@@ -195,7 +203,10 @@ class QuantizedModel(nn.Module):
         return call_whole(self._call, args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = flatten_call(self._structure, args, kwargs)
+        try:
+            tensors = flatten_call(self._structure, args, kwargs)
+        except InputError as error:
+            raise error if self.place is None else _told_of_place(error, self.place) from None
         run = self.lowered.run
         try:
             with torch.inference_mode():  # less work for each operator than under no_grad
@@ -258,7 +269,7 @@ class QuantizedModel(nn.Module):
         optional(PATH, cache=cache)
         options = Options(threads, batch, None if cache is None else Path(cache), precision)
         parts = (self.graph, self.plan, self.signature, self.provenance)
-        model = QuantizedModel(*parts, runtime, options, self.samples, check)
+        model = QuantizedModel(*parts, runtime, options, self.samples, check, self.place)
         _ = model.lowered
         return model
 
@@ -335,6 +346,16 @@ class QuantizedModel(nn.Module):
         self._lowered = None
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        """Plain attributes of the module that it stands in for, too."""
+        place: Place | None = self.__dict__.get("place")
+        if place is not None and name in place.attributes:
+            return place.attributes[name]
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise error if place is None else AttributeError(place.lacks(name)) from None
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lowered": None}
 
@@ -377,6 +398,13 @@ def load(
             f"{os.fspath(path)} holds a graph that cannot run: {first_line(error)}"
         ) from error
     return model
+
+
+def _told_of_place(error: InputError, place: Place) -> InputError:
+    return InputError(
+        f"the region {place} was captured for other arguments: {error}. Let the first calibration "
+        "batches lead to such calls as well, or keep the region out (only=...)"
+    )
 
 
 def _usable_in_training(result: Any) -> Any:

@@ -284,7 +284,7 @@ def calibrate(
             calibration.observe(flatten_call(graph, call.args, call.kwargs))
         except OctavoError as error:
             raise CalibrationError(f"calibration batch {index}: {error}") from error
-    return (_of_all_processes(calibration) if distributed else calibration).result()
+    return (of_all_processes(calibration) if distributed else calibration).result()
 
 
 NO_CALIBRATION = (
@@ -297,7 +297,7 @@ _NO_STATISTICS = (
 )
 
 
-def _of_all_processes(calibration: Calibration) -> Calibration:
+def of_all_processes(calibration: Calibration) -> Calibration:
     """What the processes of ``torch.distributed`` have seen together; the same in each of them.
 
     Raises:

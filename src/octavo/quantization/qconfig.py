@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -123,35 +123,63 @@ Precision = QConfig | torch.dtype | None
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a mapping, see `QConfigMapping`."""
+    """One line of a mapping, see `QConfigMapping`.
+
+    Attributes:
+        kind: ``"global"``, ``"op type"``, ``"module name regex"`` or ``"module name"``.
+        pattern: what it matches.
+        precision: what it asks for.
+        inside: path of the module whose graph's nodes it is asked about, in the model that the
+            pattern is about.
+    """
 
     kind: str
     pattern: str
     precision: Precision
+    inside: str = ""
 
     def matches(self, node: Node) -> bool:
-        return _MATCHERS[self.kind](self.pattern, node)
+        paths = [_joined(self.inside, path) for path in (node.module, node.name)]
+        return _MATCHERS[self.kind](self.pattern, node, paths)
+
+    def concerns(self, path: str) -> bool:
+        """Whether it may say something of a module: one with a name is for what is inside of it."""
+        if self.kind != "module name":
+            return True
+        return is_inside(path, self.pattern) or is_inside(self.pattern, path)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.pattern!r}" if self.pattern else self.kind
 
 
-def _in_module(pattern: str, node: Node) -> bool:
-    return any(
-        path == pattern or path.startswith(f"{pattern}.") for path in (node.module, node.name)
-    )
+def is_inside(path: str, module: str) -> bool:
+    """Whether a path is that of a module, or of something inside of it.
+
+    Example:
+        >>> is_inside("layer1.0", "layer1"), is_inside("layer10", "layer1")
+        (True, False)
+    """
+    return path == module or path.startswith(f"{module}." if module else "")
 
 
-def _by_regex(pattern: str, node: Node) -> bool:
-    return any(re.fullmatch(pattern, path) is not None for path in (node.module, node.name))
+def _joined(inside: str, path: str) -> str:
+    return f"{inside}.{path}".strip(".")
 
 
-def _by_op_type(pattern: str, node: Node) -> bool:
+def _in_module(pattern: str, node: Node, paths: Sequence[str]) -> bool:
+    return any(is_inside(path, pattern) for path in paths)
+
+
+def _by_regex(pattern: str, node: Node, paths: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, path) is not None for path in paths)
+
+
+def _by_op_type(pattern: str, node: Node, paths: Sequence[str]) -> bool:
     return pattern in (node.short_op, node.op, node.module_type)
 
 
-_MATCHERS: dict[str, Callable[[str, Node], bool]] = {
-    "global": lambda pattern, node: True,
+_MATCHERS: dict[str, Callable[[str, Node, Sequence[str]], bool]] = {
+    "global": lambda pattern, node, paths: True,
     "op type": _by_op_type,
     "module name regex": _by_regex,
     "module name": _in_module,
@@ -216,6 +244,13 @@ class QConfigMapping:
             if rule.matches(node)
         ]
         return max(matching, key=lambda item: item[:3])[3] if matching else None
+
+    def within(self, path: str) -> QConfigMapping:
+        """The rules for the graph of one module of the model: what they say of it, and of all
+        inside of it.
+        """
+        rules = [replace(rule, inside=path) for rule in self.rules if rule.concerns(path)]
+        return QConfigMapping(rules)
 
     def _add(self, kind: str, pattern: str, qconfig: Precision) -> QConfigMapping:
         if qconfig is not None and not isinstance(qconfig, QConfig | torch.dtype):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from octavo.flow.convert import convert
-from octavo.flow.quantize import quantize_captured
+from octavo.flow.whole import quantize_captured
 from octavo.graph.batches import Batch, Signature
 from octavo.graph.graph import Graph
 from octavo.measuring.layers.sensitivity import sensitivity

@@ -157,7 +157,9 @@ def run_demo(
 
     chosen = target or host_target()
     say(f"target: {chosen} " + ("(as asked)" if target else "(this CPU; --target takes another)"))
-    q = quantize(net, calibration=loaders.calibration, target=chosen, progress=progress)
+    q = quantize(
+        net, calibration=loaders.calibration, target=chosen, progress=progress, scope="model"
+    )
     q.save(str(folder / "model.octavo"))
     comparison = compare(net, q, loaders.test, progress=progress)
     page = report(

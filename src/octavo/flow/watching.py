@@ -1,0 +1,163 @@
+"""Running a model in Python to see how its submodules are called, and whether they are functions.
+
+A graph computes results from arguments, and does nothing else. A module that changes its arguments
+or itself, or that takes or returns objects of its own (a cache), is more than that.
+
+Tested in tests/flow/test_regions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from octavo.flow.running import Run, run_all
+
+_LEAVES = (Tensor, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout)
+
+
+@dataclass
+class Seen:
+    """What was seen of a module.
+
+    Attributes:
+        count: how often it was called.
+        args, kwargs: of the first call.
+        problem: why it is not a function of its arguments; ``""`` if it may be one.
+    """
+
+    count: int = 0
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    _before: list[list[Any]] = field(default_factory=list)
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a call that begins."""
+        if not self.count:
+            self.args, self.kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+        self.count += 1
+        self._before.append([_held((args, kwargs)), _state(module)])
+
+    def leave(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Note a call that ends."""
+        arguments, state = self._before.pop()
+        changed = next((n for n, value in _state(module).items() if state.get(n) != value), None)
+        odd = next(_odd((args, kwargs)), None)
+        if odd is not None:
+            self.problem = f"it takes a {type(odd).__name__}, which a graph has no place for"
+        elif _held((args, kwargs)) != arguments:
+            self.problem = "it changes its arguments"
+        elif (odd := next(_odd(result), None)) is not None:
+            self.problem = f"it returns a {type(odd).__name__}, which a graph has no place for"
+        elif changed is not None:
+            self.problem = f"it changes {changed!r} of itself when it is called"
+
+
+def called(model: nn.Module, runs: Sequence[Run]) -> set[nn.Module]:
+    """The modules that are called when the model runs."""
+    found: set[nn.Module] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args: found.add(module))
+        for module in model.modules()
+    ]
+    with _removing(hooks):
+        run_all(model, runs)
+    return found
+
+
+def watch(
+    model: nn.Module, modules: Mapping[str, nn.Module], runs: Sequence[Run]
+) -> dict[str, Seen]:
+    """Run the model, and see how some of its modules are called."""
+    seen = {path: Seen() for path in modules}
+    hooks = []
+    for path, module in modules.items():
+        enter, leave = seen[path].enter, seen[path].leave
+        # Before the user's own hooks, which are a part of the module.
+        hooks.append(module.register_forward_pre_hook(enter, prepend=True, with_kwargs=True))
+        hooks.append(module.register_forward_hook(leave, with_kwargs=True))
+    with _removing(hooks):
+        run_all(model, runs)
+    return seen
+
+
+@contextmanager
+def hooked(
+    modules: Mapping[str, nn.Module],
+    tell: Callable[[str, tuple[Any, ...], dict[str, Any]], None],
+) -> Iterator[None]:
+    """Inside, the arguments of each call of these modules are told, with the module's path."""
+
+    def hook(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tell(path, args, kwargs)
+
+    hooks = [
+        module.register_forward_pre_hook(partial(hook, path), prepend=True, with_kwargs=True)
+        for path, module in modules.items()
+    ]
+    with _removing(hooks):
+        yield
+
+
+@contextmanager
+def _removing(hooks: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _odd(tree: Any) -> Iterator[Any]:
+    """The objects in it that are neither values nor structures of them."""
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _odd(item)
+    elif isinstance(tree, dict):
+        yield from _odd(list(tree.values()))
+    elif not isinstance(tree, _LEAVES):
+        yield tree
+
+
+def _held(tree: Any) -> list[Any]:
+    """What a call could change of its arguments: which objects they are, and what tensors hold."""
+    return [_Same(leaf) for leaf in pytree.tree_leaves(tree)]
+
+
+def _state(module: nn.Module) -> dict[str, list[Any]]:
+    """What a call could change of a module, by name."""
+    state = {}
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            content = [value, *(value.values() if isinstance(value, dict) else ())]
+            content += value if isinstance(value, list) else ()
+            state[f"{path}.{name}".lstrip(".")] = [_Same(item) for item in content]
+    return state
+
+
+class _Same:
+    """Equal to the same object, as long as that holds the same values."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        is_tensor = isinstance(value, Tensor) and not value.is_inference()
+        self.version = value._version if is_tensor else 0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return NotImplemented
+        plain = isinstance(self.value, int | float | str)  # other objects of equal value are made
+        same = self.value is other.value or (plain and self.value == other.value)
+        return same and self.version == other.version
+
+    __hash__ = None  # type: ignore[assignment]

@@ -1,0 +1,134 @@
+"""A model as one graph: capture, plan, calibrate, convert.
+
+Tested in tests/flow/test_quantize.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.errors import OctavoWarning
+from octavo.flow.convert import convert_calibrated
+from octavo.flow.settings import Settings
+from octavo.graph.batches import Batch, Signature, split_batch, with_floats
+from octavo.graph.calls import flatten_call, with_seen
+from octavo.graph.capture.capture import capture
+from octavo.graph.graph import Graph
+from octavo.graph.pixels import Pixels
+from octavo.model.model import QuantizedModel
+from octavo.quantization.calibrate import calibrate
+from octavo.quantization.pixel_input import take_pixels
+from octavo.quantization.plan import Plan, unmatched_in_words
+from octavo.quantization.weights import BiasCorrection, WeightMethod
+
+
+def quantize_whole(
+    model: nn.Module,
+    example: Batch,
+    data: Iterable[Any] | None,
+    settings: Settings,
+    *,
+    inputs: Callable[[Any], Any] | None = None,
+    pixels: Pixels | None = None,
+) -> QuantizedModel:
+    """`octavo.quantize` with ``scope="model"``.
+
+    Args:
+        model: the float model. It is left as it was.
+        example: the call to capture it with.
+        data: the calibration batches.
+        settings: how.
+        inputs: maps a batch to the model's arguments.
+        pixels: what makes floats of the uint8 image that the model shall take.
+
+    Raises:
+        CaptureError, PlanError, CalibrationError, InputError: as `octavo.quantize`.
+    """
+    example = with_floats(example, pixels).beside(model)
+    graph = capture(model, example.args, example.kwargs, progress=settings.progress)
+    signature = Signature.of(model, graph.arguments)
+    tensors = flatten_call(graph, example.args, example.kwargs)
+    graph = with_seen(graph, tensors)
+    if pixels is not None:
+        take_pixels(graph, pixels)  # what does not fit is said before the long calibration
+        inputs = _reading_floats(pixels, signature, inputs)
+    decided = settings.plan(graph)
+    if decided.unmatched:
+        warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=3)
+    return quantize_captured(
+        graph,
+        decided,
+        data,
+        weights=settings.weights,
+        signature=signature,
+        inputs=inputs,
+        distributed=settings.distributed,
+        progress=settings.progress,
+        pixels=pixels,
+        samples=None if pixels is not None else few_samples(graph, tensors),
+    )
+
+
+def quantize_captured(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any] | None,
+    *,
+    weights: Sequence[WeightMethod] = (BiasCorrection(),),
+    signature: Signature | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    distributed: bool = False,
+    progress: bool = True,
+    pixels: Pixels | None = None,
+    samples: Sequence[Tensor] | None = None,
+) -> QuantizedModel:
+    """`quantize`, from the captured model and its plan on: calibrate, then convert.
+
+    Arguments and errors as for `octavo.calibrate` and `convert`.
+    """
+    calibrated = calibrate(
+        graph,
+        plan,
+        data,
+        weights=weights,
+        signature=signature,
+        inputs=inputs,
+        distributed=distributed,
+        progress=progress,
+    )
+    return convert_calibrated(
+        graph,
+        plan,
+        calibrated,
+        weights=weights,
+        signature=signature,
+        pixels=pixels,
+        samples=samples,
+    )
+
+
+def few_samples(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The first samples of a batch, a tensor for each input of the graph."""
+    return tuple(
+        tensor[:_SAMPLES].clone() if entry.meta.shape[:1] == (None,) else tensor.clone()
+        for entry, tensor in zip(graph.inputs, tensors, strict=True)
+    )
+
+
+_SAMPLES = 2  # on which runtimes are compared with the oracle
+
+
+def _reading_floats(
+    pixels: Pixels, signature: Signature, inputs: Callable[[Any], Any] | None
+) -> Callable[[Any], Any]:
+    """From a batch to the float model's arguments."""
+
+    def read(batch: Any) -> Any:
+        call = with_floats(split_batch(batch, signature, inputs), pixels)
+        return call.kwargs or call.args
+
+    return read
