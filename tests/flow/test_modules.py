@@ -58,7 +58,7 @@ def test_a_model_that_cannot_be_captured(mode: str) -> None:
     torch.manual_seed(0)
     model = Loops().eval()
     with pytest.raises(octavo.OctavoError):
-        octavo.quantize(model, IDS, mode=mode, progress=False)
+        octavo.quantize(model, IDS, mode=mode, progress=False, scope="model")
     q = quantize_modules(model, mode=mode)
     assert type(q) is Loops
     kinds = {path: type(module) for path, module in q.named_children()}

@@ -406,3 +406,11 @@ def test_plain_attributes_are_kept() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         regions(Net())
+
+
+def test_scope_modules_needs_neither_data_nor_a_graph() -> None:
+    q = octavo.quantize(Branching(), scope="modules", only=["head"])
+    assert type(q) is Branching
+    assert [p for p, m in q.named_modules() if isinstance(m, octavo.nn.QuantizedModule)] == [
+        "head.1"
+    ]

@@ -10,6 +10,7 @@ from torch import nn
 
 from octavo.arguments import FUNCTION, Kind, expect, optional
 from octavo.errors import CalibrationError, CaptureError, InputError, OctavoWarning, PlanError
+from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import quantize_regions, told_of_regions
 from octavo.flow.running import Calls
 from octavo.flow.settings import Only, Settings
@@ -25,7 +26,7 @@ from octavo.quantization.weights import METHODS, WeightMethod, with_correction
 
 Model = TypeVar("Model", bound=nn.Module)
 
-SCOPES = ("auto", "model", "regions")
+SCOPES = ("auto", "model", "regions", "modules")
 _SCOPE = Kind(lambda scope: scope in SCOPES, f"give one of {', '.join(map(repr, SCOPES))}")
 
 
@@ -50,7 +51,7 @@ def quantize(
     model: Model,
     example_inputs: Any = None,
     *,
-    scope: Literal["regions"],
+    scope: Literal["regions", "modules"],
     **settings: Any,
 ) -> Model: ...
 @overload
@@ -120,7 +121,9 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         scope: what becomes a graph. ``"model"``: the whole model. ``"regions"``: the largest of
             its submodules that can be captured; the rest runs in Python as it did. ``"auto"``: the
             whole where that can be captured, else regions, with a warning that says why.
-        only: which regions: paths of modules, ``["backbone"]``, or a rule, ``only(path, module)``.
+            ``"modules"``: no graph, and no data; single layers become those of `octavo.nn`, see
+            `octavo.flow.modules`.
+        only: which regions, or modules: paths, ``["backbone"]``, or a rule, ``only(path, module)``.
             Regions are these modules, or the largest inside of them.
         run: how a batch is run while regions are found and calibrated, where that is not a call of
             the model: ``lambda model, batch: model.generate(**batch)``.
@@ -158,6 +161,10 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     optional(_ONLY, only=only)
     optional(FUNCTION, run=run)
     model = module_of(model)
+    pixels = Pixels.given(input_scale, input_mean, input_std)
+    scope = _scope(scope, only, run, pixels)
+    if scope == "modules":
+        return quantize_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
     if mode is None:
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
     if mode == "static" and calibration is None and example_inputs is None:
@@ -166,8 +173,6 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     settings = Settings(
         target, mode, precision, mapping_of(qconfig), methods, only, distributed, progress
     )
-    pixels = Pixels.given(input_scale, input_mean, input_std)
-    scope = _scope(scope, only, run, pixels)
     if scope != "regions":
         signature = Signature.of(model)
         example, calibration = example_call(example_inputs, calibration, signature, inputs)
@@ -194,15 +199,15 @@ def _scope(scope: str, only: Only | None, run: object, pixels: Pixels | None) ->
     Raises:
         InputError: they contradict each other.
     """
-    of_regions = {"only": only is not None, "run": run is not None}
-    given = [name for name, is_given in of_regions.items() if is_given]
+    needed = {"only": only is not None, "run": run is not None}
+    given = [f"{name}=" for name, is_given in needed.items() if is_given]
     if scope == "model" and given:
-        raise InputError(f'{given[0]}= is for regions, and scope is "model": leave one of them out')
-    if pixels is None:
-        return "regions" if given else scope
-    if scope == "regions" or given:
+        raise InputError(f'{given[0]} is for regions, and scope is "model": leave one of them out')
+    if pixels is not None and (given or scope in ("regions", "modules")):
         raise InputError(
             "input_scale, input_mean and input_std are for a model that is one graph: leave them "
-            "out, and give regions what the float model takes"
+            "out, and give the others what the float model takes"
         )
-    return "model"
+    if scope != "auto":
+        return scope
+    return "regions" if given else "auto" if pixels is None else "model"

@@ -194,7 +194,13 @@ def example_call(
     return split_batch(first, signature, inputs), data
 
 
-<<<<<<< HEAD
+def arguments_in(example_inputs: Any) -> Batch:
+    """The call that a user's example stands for: a tensor, a tuple of arguments, or a dict."""
+    if isinstance(example_inputs, Mapping):
+        return Batch((), dict(example_inputs))
+    return Batch(arguments_of(example_inputs), {})
+
+
 NO_BATCH = (
     "there was no calibration batch: the iterable is empty; give about 100 batches of "
     "representative data"
@@ -206,12 +212,13 @@ def iterated(data: Iterable[Any]) -> Iterable[Any]:
 
     Raises:
         CalibrationError: it is no iterable of batches.
-=======
-def arguments_in(example_inputs: Any) -> Batch:
-    """The call that a user's example stands for: a tensor, a tuple of arguments, or a dict."""
-    if isinstance(example_inputs, Mapping):
-        return Batch((), dict(example_inputs))
-    return Batch(arguments_of(example_inputs), {})
+    """
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise CalibrationError(
+            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
+            "DataLoader, or a list such as [images]"
+        )
+    return data
 
 
 def peek(data: Iterable[Any], count: int = 1) -> tuple[list[Any], Iterable[Any]]:
@@ -219,38 +226,13 @@ def peek(data: Iterable[Any], count: int = 1) -> tuple[list[Any], Iterable[Any]]
 
     Raises:
         CalibrationError: there is no batch.
->>>>>>> 0500107 (Regions: a model that cannot be captured whole is quantized in the largest submodules that can)
     """
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise CalibrationError(
-            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
-            "DataLoader, or a list such as [images]"
-        )
-<<<<<<< HEAD
-    return data
-
-
-def _peek(data: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and an iterable that still begins with it."""
     rest = iter(iterated(data))
-    try:
-        first = next(rest)
-    except StopIteration:
-        raise CalibrationError(NO_BATCH) from None
-    return first, data if rest is not data and hasattr(data, "__len__") else itertools.chain(
-        [first], rest
-    )
-=======
-    rest = iter(data)
     first = list(itertools.islice(rest, count))
     if not first:
-        raise CalibrationError(
-            "there was no calibration batch: the iterable is empty; give about 100 batches of "
-            "representative data"
-        )
+        raise CalibrationError(NO_BATCH)
     again = rest is not data and hasattr(data, "__len__")
     return first, data if again else itertools.chain(first, rest)
->>>>>>> 0500107 (Regions: a model that cannot be captured whole is quantized in the largest submodules that can)
 
 
 def with_floats(batch: Batch, pixels: Pixels | None) -> Batch:

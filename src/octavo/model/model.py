@@ -29,12 +29,8 @@ from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.model import artifact
-<<<<<<< HEAD
 from octavo.model.packed_buffers import let_go
-=======
-from octavo.model.packed_buffers import Buffers
 from octavo.model.place import Place
->>>>>>> 0500107 (Regions: a model that cannot be captured whole is quantized in the largest submodules that can)
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
 from octavo.quantization.nonfinite_inputs import Watched, run_around
