@@ -159,7 +159,7 @@ def is_inside(path: str, module: str) -> bool:
         >>> is_inside("layer1.0", "layer1"), is_inside("layer10", "layer1")
         (True, False)
     """
-    return path == module or path.startswith(f"{module}." if module else "")
+    return path == module or path.startswith(f"{module}.")
 
 
 def _joined(inside: str, path: str) -> str:
