@@ -77,6 +77,43 @@ def test_attention_products_are_float_on_x86_and_int8_elsewhere(graph):
         assert runs(graph, name)["matmul"] == "int8"
 
 
+class Projections(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.out(nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_openvino_multiplies_queries_and_keys_without_zero_points_and_the_rest_in_float():
+    graph = octavo.capture(Projections(), (torch.randn(2, 5, 8),))
+    plan = octavo.plan(graph, target="openvino")
+    schemes = {n: None if t.spec is None else str(t.spec.scheme) for n, t in plan.tensors.items()}
+    assert schemes["q"] == schemes["k"] == "int8 per-tensor symmetric"
+    assert schemes["v"] is None
+    assert schemes["x"] == "uint8 per-tensor affine"
+    x = [torch.randn(2, 5, 8)]
+    q = octavo.quantize(Projections(), calibration=x, target="openvino", progress=False)
+    ops = {n.short_op for n in q.graph.nodes}
+    assert "scaled_dot_product_attention" in ops
+    assert "attention" not in ops
+
+
+def test_what_is_never_negative_keeps_all_its_steps_in_a_product():
+    class Products(Projections):
+        def forward(self, x):
+            scores = (self.q(x) @ self.k(x).transpose(-2, -1)).softmax(-1)
+            return self.out(scores @ self.v(x))
+
+    graph = octavo.capture(Products(), (torch.randn(2, 5, 8),))
+    plan = octavo.plan(graph, target="openvino")
+    by_op = {t.op: str(t.spec.scheme) for t in plan.quantized.values() if t.kind == "activation"}
+    assert by_op["softmax"] == "uint8 per-tensor affine"
+    assert by_op["transpose"] == "int8 per-tensor symmetric"
+
+
 def test_nothing_between_layers_is_float_on_the_edge(graph):
     assert set(runs(graph, "edge").values()) == {"int8"}
 

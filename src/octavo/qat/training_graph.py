@@ -34,7 +34,7 @@ from octavo.qat import rounding
 from octavo.qat.fake_quantize import FakeQuantize
 from octavo.qat.layer_rounding import LayerRounding
 from octavo.qat.layer_with_norm import BatchNorm, LayerWithNorm, Mode
-from octavo.quantization.convert import with_rounded_probabilities
+from octavo.quantization.convert import rounds_probabilities, with_rounded_probabilities
 from octavo.quantization.plan import Plan
 from octavo.quantization.targets import ROLES, SHARED
 from octavo.quantization.weights import IntegerBiases, quantized_layers
@@ -217,10 +217,9 @@ class TrainingProgram:
             return Step(node.name, layer, (*args, *tensors_of(norm)))
         if node.name in self.sums:
             return replace(plain, function=self._layer_rounding(node).before(plain.function))
-        if self.plan.runs_int8(node.name):
+        if rounds_probabilities(node, self.plan):
             rounded = with_rounded_probabilities(node)
-            if rounded is not node:
-                return Step(node.name, rounding.attention, rounded.args)
+            return Step(node.name, rounding.attention, rounded.args)
         flag = training_flag(node)
         if flag is None:
             return plain

@@ -96,7 +96,7 @@ def _with_qdq(plan: Plan, rounded: RoundedGraph) -> Graph:
         if node.name in dynamic.specs:
             made, read = dynamic.read_by(read, graph.metas[node.args[0].name])
             yield from made
-        yield with_rounded_probabilities(read) if runs_int8 else read
+        yield with_rounded_probabilities(read) if rounds_probabilities(node, plan) else read
         if node.name in activations:
             yield from _qdq(node.name, node.meta, qparams[node.name])
 
@@ -173,10 +173,15 @@ class _DynamicInputs:
         return nodes, with_arguments(node, input=Ref(name))
 
 
+def rounds_probabilities(node: Node, plan: Plan) -> bool:
+    """Whether a node is attention in int8 up to its second product, that with its values."""
+    if node.op != "aten.scaled_dot_product_attention.default" or not plan.runs_int8(node.name):
+        return False
+    return arguments(node)["value"].name in plan.quantized
+
+
 def with_rounded_probabilities(node: Node) -> Node:
     """Attention with int8 products: its probabilities are integers too."""
-    if node.op != "aten.scaled_dot_product_attention.default":
-        return node
     q, k, v, mask, _, causal, scale, gqa = arguments(node).values()
     args = (q, k, v, mask, causal, scale, gqa, UINT8.qmax)
     return replace(node, op=ATTENTION, args=args, kwargs={})

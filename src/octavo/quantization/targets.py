@@ -56,9 +56,25 @@ ROLES: Mapping[str, str] = {
     **dict.fromkeys(_MOVES, SHARED),
 }
 
+# Functions whose results are never below zero.
+FROM_ZERO = frozenset({"relu", "sigmoid", "hardsigmoid", "softmax"})
+
 # What is quantized unless a rule says otherwise, by mode. A rule can ask for what else is in ROLES.
 _DYNAMIC = frozenset([*_RECURRENT, "linear", *_TABLES])
 _STATIC = frozenset([*_LAYERS, *_RECURRENT, *_ARITHMETIC, *_MOVES, *_TABLES])
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a product of activations reads in int8 where a target's kernels want it of a kind.
+
+    Attributes:
+        scheme: of each that can be negative; what cannot has the default one, whose zero is 0 then.
+        count: the first so many are read in int8, the others in float.
+    """
+
+    scheme: Scheme
+    count: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,7 @@ class Target:
         weight_without_pairs: where kernels that sum pairs of u8 x s8 products in int16 limit the
             default weights, those of layers that sum none.
         fixed_outputs: operator -> the range that its result always has, as kernels there want it.
+        operands: product of activations -> what it reads in int8, where not all as by default.
     """
 
     name: str
@@ -84,6 +101,7 @@ class Target:
     fusions: Mapping[str, Fusion]
     weight_without_pairs: QSpec | None = None
     fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
+    operands: Mapping[str, Operands] = field(default_factory=dict)
 
     @property
     def qconfig(self) -> QConfig:
@@ -165,6 +183,10 @@ _ONNXRUNTIME = Target(
 
 _ACTIVATIONS = CLIPS | {"hardswish", "silu", "gelu", "leaky_relu"}
 
+# Without zero points: with them OpenVINO computes a product of activations in float. And attention
+# is one kernel where softmax stands between its products with nothing that rounds.
+_SIGNED = Scheme("int8", symmetric=True)
+
 _OPENVINO = Target(
     name="openvino",
     about="OpenVINO: QDQ before convolutions and matrix products, the rest is fused there",
@@ -174,6 +196,7 @@ _OPENVINO = Target(
         **dict.fromkeys([*_LAYERS, "add"], Fusion(_ACTIVATIONS)),
         "conv2d": Fusion(_ACTIVATIONS, addition=True),
     },
+    operands=dict.fromkeys(_PRODUCTS, Operands(_SIGNED, 2)),
 )
 
 _TENSORRT = Target(

@@ -30,7 +30,7 @@ from octavo.runtimes.saturation import overflowing, with_float_weights
 
 # Its kernels add float biases, its own dynamic quantization starts from float products, and its
 # recurrent layers want constant weights, which it does not make of integers in every model. It
-# computes concatenations and attention of int8 tensors wrongly, gaps, and what it fuses behind a
+# computes concatenations of int8 tensors with zero points wrongly, gaps, and what it fuses behind a
 # mean of three axes; and it moves a shift behind an average, and so behind the zeros that this
 # counts. A convolution that adds to its result does not round it before. Where a
 # concatenation is quantized behind it, and again after next to nothing (a relu), its compiler ends
@@ -42,6 +42,8 @@ _DIALECT = Dialect(
     integer_gaps=False,
     means_of_four=True,
     unsigned=True,
+    symmetric=not cpu.saturates(),  # of int8 it makes products that overflow without VNNI
+    late_rounding=True,
     integer_concatenations=True,
     squeezes_batches=False,
     fenced_summands=True,

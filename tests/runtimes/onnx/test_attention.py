@@ -53,6 +53,17 @@ def test_a_mask_of_each_sample(agrees):
     )
 
 
+def test_a_target_that_sees_nothing_gets_zeros(agrees):
+    seen = torch.tensor([[0, 0, 0, 0, 0], [0, 1, 1, 1, 1]]).bool()
+    added = torch.where(seen, 0.5, -torch.inf)
+    for mask in (seen, added):
+        agrees(
+            lambda x, mask: attention(x, x, x, mask[:, None, None].expand(-1, 1, 5, -1)),
+            torch.randn(2, 3, 5, 8),
+            mask,
+        )
+
+
 def test_samples_as_the_axis_that_attends(agrees):
     """The causal mask is as large as the batch."""
     agrees(

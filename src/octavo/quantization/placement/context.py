@@ -41,7 +41,8 @@ class Context:
             is_read = isinstance(source, Ref) and source.name not in self.graph.constants
             return [source.name] if is_read else []  # type: ignore[union-attr]
         names = [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]
-        return names[: _READS.get(node.short_op)]
+        operands = self.target.operands.get(node.short_op)
+        return names[: _READS.get(node.short_op) if operands is None else operands.count]
 
     def _is_activation(self, name: str) -> bool:
         if name in self.graph.constants:

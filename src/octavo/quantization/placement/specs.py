@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from octavo.graph.graph import Node
@@ -11,7 +12,7 @@ from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.placement import Placement
 from octavo.quantization.qconfig import QSpec
 from octavo.quantization.reasons import Reason, ReasonKind
-from octavo.quantization.targets import ROLES, SHARED, Target
+from octavo.quantization.targets import FROM_ZERO, ROLES, SHARED, Target
 
 
 def specify(context: Context, placement: Placement) -> None:
@@ -95,6 +96,21 @@ def _sums_pairs(context: Context, node: Node, layer: WeightLayout) -> bool:
     return not is_depthwise(node, context.graph.constants[arguments(node)["weight"].name])
 
 
+def _specify_operands(context: Context, placement: Placement, lead: Callable[[str], str]) -> None:
+    """What products of activations read as the target's kernels want it, if nobody says how."""
+    default = context.target.qconfig.activation
+    assert default is not None
+    for node in context.graph.nodes:
+        operands = context.target.operands.get(node.short_op)
+        if operands is None or node.name not in placement.int8:
+            continue
+        for first in map(lead, context.reads(node)):
+            spec, producer = placement.specs.get(first), context.graph.by_name.get(first)
+            from_zero = producer is not None and producer.short_op in FROM_ZERO
+            if spec is not None and spec.scheme == default.scheme and not from_zero:
+                placement.specs[first] = replace(spec, scheme=operands.scheme)
+
+
 def _share(context: Context, placement: Placement, values: list[str]) -> None:
     """Join the inputs and the output of every shared operator to one scale, the first one's."""
     leader: dict[str, str] = {}
@@ -111,6 +127,7 @@ def _share(context: Context, placement: Placement, values: list[str]) -> None:
                 first, second = sorted((lead(name), lead(node.name)), key=order.__getitem__)
                 if first != second:
                     leader[second] = first
+    _specify_operands(context, placement, lead)
     for name in values:
         first = lead(name)
         if first != name and name in placement.specs:

@@ -42,17 +42,36 @@ def _repeated(w: Writer, q: Any, k: Any, gqa: bool) -> str:
 
 
 def _masked(w: Writer, scores: str, q: Any, k: Any, mask: Any, causal: bool) -> str:
-    dtype = w.meta(q).dtype
     if causal:
         scores = w.op("Add", scores, _causal_mask(w, q, k))
-    if mask is None:
-        return scores
-    if w.meta(mask).dtype == "bool":
-        minus = w.constant(-math.inf, dtype)
-        added = w.op("Where", w.read(mask), w.constant(0.0, dtype), minus)
-    else:
-        added = w.read(mask)
-    return w.op("Add", scores, added)
+    return scores if mask is None else w.op("Add", scores, _added_by(w, q, mask))
+
+
+def _added_by(w: Writer, q: Any, mask: Any) -> str:
+    """What a mask adds to the scores."""
+    if w.meta(mask).dtype != "bool":
+        return w.read(mask)
+    dtype = w.meta(q).dtype
+    seen, hidden = w.constant(0.0, dtype), w.constant(-math.inf, dtype)
+    return w.op("Where", w.read(mask), seen, hidden)
+
+
+def _added_to_what_sees(w: Writer, q: Any, k: Any, mask: Any, causal: bool) -> tuple[str, str]:
+    """What is added to the scores, nothing where a target has no source; and 0.0 there, else 1.0.
+
+    Layers with the same mask share both.
+    """
+    key = f"{mask.name}.added" + (f".{q.name}.{k.name}" if causal else "")
+    if key not in w.values:
+        added, dtype = _added_by(w, q, mask), w.meta(q).dtype
+        if causal:
+            added = w.op("Add", added, _causal_mask(w, q, k))
+        largest = w.op("ReduceMax", added, w.ints([-1]), keepdims=1)
+        sees = w.op("Greater", largest, w.constant(-math.inf, dtype))
+        nothing = w.constant(0.0, dtype)
+        w.values[key] = (w.op("Where", sees, added, nothing), w.cast(sees, "bool", dtype))
+    pair: tuple[str, str] = w.values[key]
+    return pair
 
 
 def _causal_mask(w: Writer, q: Any, k: Any) -> str:
@@ -68,24 +87,24 @@ def _causal_mask(w: Writer, q: Any, k: Any) -> str:
 def _sdpa(w: Writer, node: Node) -> Any:
     given = arguments(node)
     q, k, v = (given[name] for name in ("query", "key", "value"))
-    gqa = bool(given["enable_gqa"])
-    scores = _scores(w, q, k, given["scale"], gqa)
-    scores = _masked(w, scores, q, k, given["attn_mask"], given["is_causal"])
-    result = w.op("MatMul", w.op("Softmax", scores, axis=-1), _repeated(w, q, v, gqa))
-    if not _may_hide_all(w, given["attn_mask"]):
-        return result
-    # torch gives zeros where there is nothing to see. Not between softmax and product, which
-    # runtimes know as one.
-    zero = w.constant(0.0, w.meta(q).dtype)
-    return w.op("Where", w.op("IsNaN", result), zero, result)
+    gqa, mask, causal = bool(given["enable_gqa"]), given["attn_mask"], given["is_causal"]
+    scores, values = _scores(w, q, k, given["scale"], gqa), _repeated(w, q, v, gqa)
+    if not _may_hide_all(w, mask, causal):
+        weights = w.op("Softmax", _masked(w, scores, q, k, mask, causal), axis=-1)
+        return w.op("MatMul", weights, values)
+    # torch gives zeros where there is nothing to see. They are multiplied in: runtimes take that
+    # into their one kernel for all of attention, but no test for NaN behind it.
+    added, sees = _added_to_what_sees(w, q, k, mask, causal)
+    weights = w.op("Softmax", w.op("Add", scores, added), axis=-1)
+    return w.op("MatMul", w.op("Mul", weights, sees), values)
 
 
-def _may_hide_all(w: Writer, mask: Any) -> bool:
+def _may_hide_all(w: Writer, mask: Any, causal: bool) -> bool:
     """Whether a mask may leave a target without any source."""
     if mask is None:
         return False
     tensor = w.tensor_of(mask)
-    if tensor is None:
+    if tensor is None or causal:
         return True
     hidden = ~tensor if tensor.dtype == torch.bool else tensor == -math.inf
     return bool(hidden.all(-1).any())

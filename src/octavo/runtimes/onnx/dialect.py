@@ -21,7 +21,10 @@ class Dialect:
         integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
             some results are sums of nothing, have integer weights; else floats.
         means_of_four: a mean of three axes is written as one of four.
-        unsigned: activations in int8 are uint8 with another zero point.
+        unsigned: activations in int8 with a zero point are uint8 with another one.
+        symmetric: those without a zero point stay int8 where all others are unsigned.
+        late_rounding: what is only moved is rounded once: behind its moves where a product of
+            activations makes it, else in front of them.
         integer_concatenations: what quantizes a concatenation stands in front of it, for each part,
             which then is one of integers; else behind it.
         fenced_summands: between a layer and the rounding of its result, which a sum reads, stands
@@ -40,6 +43,8 @@ class Dialect:
     integer_gaps: bool = True
     means_of_four: bool = False
     unsigned: bool = False
+    symmetric: bool = True
+    late_rounding: bool = False
     integer_concatenations: bool = False
     squeezes_batches: bool = True
     fenced_summands: bool = False

@@ -13,6 +13,7 @@ from octavo.quantization.bfloat16 import in_float32
 from octavo.runtimes.onnx.converters import CONVERTERS, LAZY
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.guards import with_squeezing_guarded, write_guards
+from octavo.runtimes.onnx.late_rounding import with_late_rounding
 from octavo.runtimes.onnx.unsigned import with_unsigned_activations
 from octavo.runtimes.onnx.writer import Writer
 from octavo.version import __version__
@@ -31,8 +32,10 @@ def to_onnx(graph: Graph, dialect: Dialect | None = None, name: str = "octavo") 
     """
     dialect = dialect or Dialect()
     graph = with_squeezing_guarded(in_float32(graph), dialect)
+    if dialect.late_rounding:
+        graph = with_late_rounding(graph)
     if dialect.unsigned:
-        graph = with_unsigned_activations(graph)
+        graph = with_unsigned_activations(graph, dialect.symmetric)
     missing = {node.op: node.name for node in graph.nodes if converter_of(node) is None}
     if missing:
         listed = ", ".join(f"{op} (first in {where!r})" for op, where in missing.items())

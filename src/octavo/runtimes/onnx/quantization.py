@@ -23,14 +23,13 @@ from octavo.graph.qdq import (
     weight_behind,
 )
 from octavo.numerics import octavo_operators
-from octavo.quantization.targets import ROLES, SHARED, WEIGHTED
+from octavo.quantization.targets import FROM_ZERO, ROLES, SHARED, WEIGHTED
 from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
 _PASSED = frozenset("mul div neg add sub relu hardtanh leaky_relu prelu".split())
-_FROM_ZERO = frozenset({"relu", "sigmoid", "hardsigmoid", "softmax"})  # never below it
 
 
 def _quantize(w: Writer, node: Node) -> Any:
@@ -85,7 +84,7 @@ def _stays_within(w: Writer, x: Any, node: Node) -> bool:
         return source is not None and source.args[1:] == node.args[1:]
     largest = qmax == _RANGES[dtype_name(dtype)][1] and qmin <= zero_point
     return largest and (
-        maker.short_op in _FROM_ZERO
+        maker.short_op in FROM_ZERO
         or (maker.short_op == "hardtanh" and arguments(maker)["min_val"] >= 0)
     )
 

@@ -13,19 +13,22 @@ import torch
 
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.operators import arguments, with_arguments
-from octavo.graph.qdq import DEQUANTIZE, QUANTIZE
+from octavo.graph.qdq import ATTENTION, DEQUANTIZE, QUANTIZE
 from octavo.graph.rewrite import rewrite
+from octavo.quantization.targets import ROLES, SHARED
 
 _SHIFT = 128
 
 
-def with_unsigned_activations(graph: Graph) -> Graph:
+def with_unsigned_activations(graph: Graph, symmetric: bool = False) -> Graph:
     """The graph whose int8 activations are uint8; results stay int8.
 
     Args:
         graph: in canonical QDQ form.
+        symmetric: leave those whose zero point is 0 as they are, but for what rounded attention
+            reads.
     """
-    shifted = {node.name for node in graph.nodes if _is_shifted(node, graph)}
+    shifted = {node.name for node in graph.nodes if _is_shifted(node, graph, symmetric)}
     if not shifted:
         return graph
     results = {name: f"{name}.int8" for name in graph.output_names() if name in shifted}
@@ -43,10 +46,21 @@ def with_unsigned_activations(graph: Graph) -> Graph:
     return rewrite(graph.returning(results), unsigned)
 
 
-def _is_shifted(node: Node, graph: Graph) -> bool:
+def _is_shifted(node: Node, graph: Graph, symmetric: bool) -> bool:
     if node.op != QUANTIZE or arguments(node)["dtype"] != torch.int8:
         return False
+    stays = symmetric and arguments(node)["zero_point"] == 0
+    if stays and not any(reader.op == ATTENTION for reader in _readers(node, graph)):
+        return False
     return all(user.op == DEQUANTIZE for user in graph.users[node.name])
+
+
+def _readers(node: Node, graph: Graph) -> Iterator[Node]:
+    """What reads the values that a node rounds, moved perhaps."""
+    for user in graph.users[node.name]:
+        yield user
+        if user.op == DEQUANTIZE or ROLES.get(user.short_op) == SHARED:
+            yield from _readers(user, graph)
 
 
 def _shifted(node: Node) -> Node:
