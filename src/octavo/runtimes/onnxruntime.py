@@ -32,9 +32,14 @@ from octavo.runtimes.runtime import OnnxReader, Runtime
 from octavo.runtimes.saturation import overflowing, with_own_weights
 
 # Its kernels for integers take int32 biases, it fuses products of integers with what stands around
-# them, and it has an operator for an LSTM on integers.
-_DIALECT = Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True)
+# them, and it has an operator for an LSTM on integers. Of linear layers its kernel for two matrices
+# alone takes the bias in, and rounds what it gives.
+_DIALECT = Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True, rows_as_matrix=True)
 _ERRORS_ONLY = 3
+# The first makes float layers of integer products wherever shapes are known, the second integers of
+# float weights and biases between quantized tensors; the kernel that the third puts in the place of
+# a sum and a normalization takes several times as long as the two.
+_UNWANTED = ["MatMulAddFusion", "WeightBiasQuantization", "SkipLayerNormFusion"]
 # Operators on integers, besides those called QLinear...
 _INTEGER = frozenset(
     """
@@ -132,9 +137,7 @@ def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any
             data,
             settings,
             providers=["CPUExecutionProvider"],
-            # One makes float layers of integer products wherever shapes are known, the other makes
-            # integers of float weights and biases between quantized tensors.
-            disabled_optimizers=["MatMulAddFusion", "WeightBiasQuantization"],
+            disabled_optimizers=_UNWANTED,
         )
     except Exception as error:  # its errors share no base of their own
         raise RuntimeUnavailable(f"ONNX Runtime cannot load the model: {_reason(error)}") from error

@@ -23,6 +23,8 @@ class Dialect:
         means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 with a zero point are uint8 with another one.
         symmetric: those without a zero point stay int8 where all others are unsigned.
+        rows_as_matrix: linear layers on integers with more axes than rows and columns are written
+            as products of two matrices.
         late_rounding: what is only moved is rounded once: behind its moves where a product of
             activations makes it, else in front of them.
         integer_concatenations: what quantizes a concatenation stands in front of it, for each part,
@@ -45,6 +47,7 @@ class Dialect:
     unsigned: bool = False
     symmetric: bool = True
     late_rounding: bool = False
+    rows_as_matrix: bool = False
     integer_concatenations: bool = False
     squeezes_batches: bool = True
     fenced_summands: bool = False

@@ -341,8 +341,28 @@ def linear(w: Writer, node: Node) -> Any:
     if w.rank(x) == 2:
         matrix = weight(w, weight_ref)
         return w.op("Gemm", w.read(x), matrix, bias(w, x, weight_ref, bias_ref), transB=1)
+    if w.dialect.rows_as_matrix and source is not None and source.op == DEQUANTIZE:
+        return _of_rows(w, node)
     product = w.op("MatMul", w.read(x), weight(w, weight_ref, transposed=True))
     return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+
+
+def _of_rows(w: Writer, node: Node) -> str:
+    """A layer on rows in more axes than one, as a product of two matrices."""
+    x, weight_ref, bias_ref = arguments(node).values()
+    outputs, inputs = (size or 0 for size in w.meta(weight_ref).shape)
+    rows = w.op("Reshape", w.read(x), w.ints([-1, inputs]))
+    matrix, added = weight(w, weight_ref), bias(w, x, weight_ref, bias_ref)
+    product = w.op("Gemm", rows, matrix, added, transB=1)
+    return w.op("Reshape", product, _sizes_of_rows(w, x, outputs))
+
+
+def _sizes_of_rows(w: Writer, x: Any, width: int) -> str:
+    """The sizes of a tensor with another last one."""
+    sizes = [-1 if size is None else size for size in w.meta(x).shape[:-1]]
+    if sizes.count(-1) <= 1:
+        return w.ints([*sizes, width])
+    return w.op("Concat", w.op("Shape", w.read(x), end=-1), w.ints([width]), axis=0)
 
 
 def _integer_product(w: Writer, node: Node, source: Node, integers: QuantizedWeight) -> Any:
