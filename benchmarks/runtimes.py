@@ -162,7 +162,7 @@ def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Cal
         elif runtime != q.runtime:
             q = q.lower(runtime, batch=batch)
     summary = q.summary()
-    column["int8"] = f"{summary.int8} of {summary.layers}"
+    column["int8"] = summary.headline
     column["not in int8"] = {**summary.float_layers, **summary.fallbacks}
     return bound(q, work.args if has_own_threads(runtime) else tuple(map(channels_last, work.args)))
 

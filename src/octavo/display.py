@@ -47,6 +47,18 @@ def _spelled(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def percent(share: float) -> str:
+    """A share in words; neither all nor nothing where it is not quite that.
+
+    Example:
+        >>> percent(0.9996), percent(0.973), percent(0.004)
+        ('99.9 %', '97 %', '0.4 %')
+    """
+    if 0.01 <= share < 0.995 or share in (0, 1):
+        return f"{100 * share:.0f} %"
+    return "under 0.1 %" if share < 0.001 else f"{min(99.9, 100 * share):.1f} %"
+
+
 @dataclass(frozen=True)
 class Table:
     """What a result shows: as text, in rich's terminals, in notebooks, in Markdown, as dicts.

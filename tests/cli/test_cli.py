@@ -96,7 +96,7 @@ def test_all_kinds_of_models_and_data(arguments: tuple[str, ...], tmp_path: Path
     path = tmp_path / "m.octavo"
     answer = octavo_command("quantize", *arguments, "-o", str(path))
     assert answer.code == 0, answer.err
-    assert "layers run in int8" in answer.out
+    assert "of the multiply-adds in int8" in answer.out
     assert octavo.load(path)(torch.rand(1, 1, 8, 8)).shape == (1, 10)
 
 
@@ -166,7 +166,7 @@ def test_compare_several_files(artifact: str, tmp_path: Path) -> None:
 
 def test_inspect(artifact: str) -> None:
     short, long = octavo_command("inspect", artifact), octavo_command("inspect", artifact, "--plan")
-    assert "layers run in int8" in short.out
+    assert "of the multiply-adds in int8" in short.out
     assert "0.weight" not in short.out
     assert "0.weight" in long.out
     data = json.loads(octavo_command("inspect", artifact, "--json").out)

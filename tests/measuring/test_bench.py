@@ -45,7 +45,7 @@ def test_every_contender_at_every_batch_size(file):
     assert found.fastest(1) in names
     assert found.threads == 1
     torch_row = found.rows[2]
-    assert torch_row.integers == "4 of 4"
+    assert torch_row.integers == "100 %"
     assert torch_row.memory_mb > 0
 
 

@@ -151,13 +151,19 @@ def test_without_labels_there_is_agreement_and_sqnr(model, q, batches) -> None:
     assert result["int8"].metric is None
     assert result["int8"].agreement > 90
     assert result["int8"].sqnr_db > 25
-    assert result.notes == ("no top1: the data has no labels",)
+    assert result.notes == (
+        "no top1: the data has no labels",
+        "int8: 100 % of the multiply-adds in int8",
+    )
 
 
 def test_labels_that_do_not_fit(model, q, batches) -> None:
     data = [(x, torch.rand(8)) for x, _ in batches]
     result = compare(model, q, data, **torch_only)
-    assert result.notes == ("no top1: the labels are torch.float32, not class indices",)
+    assert result.notes == (
+        "no top1: the labels are torch.float32, not class indices",
+        "int8: 100 % of the multiply-adds in int8",
+    )
     with pytest.raises(InputError, match="'top1' cannot be computed on batch 0: the labels are"):
         compare(model, q, data, metric="top1", **torch_only)
 

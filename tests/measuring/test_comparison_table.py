@@ -44,6 +44,7 @@ def test_the_dict_has_a_key_for_each_row(comparison: Comparison) -> None:
         "speedup": 4.0,
         "load_s": None,
         "memory_mb": None,
+        "integers": None,
         "runtime": "torch",
         "error": None,
     }

@@ -67,7 +67,9 @@ def test_sizes_are_counted_in_bytes_and_not_in_elements() -> None:
     groups = 2 * 128 * 2
     assert q.summary().size_mb == pytest.approx((2 * 128 * 64 + 8 * groups + 2 * 4 * 128) / 1e6)
     assert q.summary().float_mb == pytest.approx(2 * 4 * (128 * 128 + 128) / 1e6)
-    assert str(q.summary()).splitlines()[1] == "tensors: 0.02 MB, 0.13 MB in float32"
+    assert str(q.summary()).splitlines()[1] == (
+        "tensors: 0.02 MB, 0.02 MB of them integers; 0.13 MB in float32"
+    )
 
 
 def test_a_static_model_counts_alike() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
-from octavo.display import Result, Table
+from octavo.display import Result, Table, percent
 from octavo.errors import InputError, MissingExtra, OctavoError, first_line
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
@@ -47,7 +47,8 @@ class BenchRow:
         name: ``"fp32"``, ``"bf16"`` or ``"int8 <runtime>"``.
         latency_ms: batch size -> median of a call, in milliseconds.
         load_s, memory_mb: see `octavo.measuring.cold_start.ColdStart`; ``None`` for float models.
-        integers: layers that run on integers, of how many that are quantized.
+        integers: the share of the multiply-adds that read integers, in words; ``""`` for float
+            models.
         error: why it has no numbers; ``""`` where it has.
         runtime: what runs it; ``""`` for float models.
     """
@@ -185,8 +186,8 @@ def _contenders(
 def _lowered(q: QuantizedModel, runtime: str, threads: int) -> tuple[Run, str]:
     # The others have torch's threads.
     model = q.lower(runtime, threads=threads if has_own_threads(runtime) else None)
-    summary = model.summary()
-    return model.lowered.run, f"{summary.int8} of {summary.layers}"
+    share = model.summary().coverage.share
+    return model.lowered.run, "-" if share is None else percent(share)
 
 
 def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import check_made_of
+from octavo.model.summary import Summary
 from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
 
@@ -251,9 +252,17 @@ def _rows(
         if contender.name in cold:
             start = cold[contender.name]
             row = replace(row, load_s=start.load_s, memory_mb=start.memory_mb)
+        row = replace(row, integers=_on_integers(contender))
         row = _with_quality(row, contender)
         rows.append(_with_times(row, times[contender.name], times["fp32"], batch_size))
     return tuple(rows)
+
+
+def _on_integers(contender: Contender) -> float | None:
+    if not isinstance(contender.model, QuantizedModel):
+        return None
+    share = contender.model.summary().coverage.share
+    return None if share is None else 100 * share
 
 
 def _with_quality(row: Row, contender: Contender) -> Row:
@@ -291,10 +300,15 @@ def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
         yield "int8 normalizes its pixels itself; fp32 and bf16 are given them normalized"
     for contender in contenders:
         if isinstance(contender.model, QuantizedModel):
-            fallbacks = contender.model.lowered.fallbacks
-            reasons = "; ".join(sorted(set(fallbacks.values())))
-            if fallbacks:
-                yield f"{contender.name}: {len(fallbacks)} layers run in float here: {reasons}"
+            yield from _coverage(contender.name, contender.model.summary())
+
+
+def _coverage(name: str, summary: Summary) -> Iterator[str]:
+    yield f"{name}: {summary.headline}"
+    fallbacks = summary.fallbacks
+    if fallbacks:
+        reasons = "; ".join(sorted(set(fallbacks.values())))
+        yield f"{name}: {len(fallbacks)} layers run in float here: {reasons}"
 
 
 def _all_finite(tree: Any) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from octavo.arguments import of
-from octavo.display import Result, Table, finite, plain
+from octavo.display import Result, Table, finite, percent, plain
 from octavo.measuring.significance import LEVEL
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Row:
         p_value: how often chance alone would divide these as unevenly (McNemar's exact test).
         load_s: seconds from the file to the first result, in a new process.
         memory_mb: the most megabytes that this took, beyond the packages themselves.
+        integers: percent of its multiply-adds that read integers; ``None`` for float models.
 
     ``interval`` to ``p_value`` need one label for each sample.
     """
@@ -65,6 +66,7 @@ class Row:
     p_value: float | None = None
     load_s: float | None = None
     memory_mb: float | None = None
+    integers: float | None = None
 
     def to_dict(self, metric_name: str) -> dict[str, Any]:
         """JSON-able; an infinite SQNR (equal outputs) is ``None``, as JSON has no infinity."""
@@ -216,6 +218,11 @@ class Comparison(Result):
             _Measure("speed", lambda row: row.speedup, "{:.2f}x"),
             _Measure("load s", lambda row: row.load_s, "{:.2f}"),
             _Measure("memory MB", lambda row: row.memory_mb, "{:.0f}"),
+            _Measure(
+                "on integers",
+                lambda row: None if row.integers is None else percent(row.integers / 100),
+                "{}",
+            ),
         ]
         return [m for m in known if any(m.value(row) is not None for row in self.rows)]
 

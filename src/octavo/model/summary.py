@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from octavo.display import Table, Tabular, plain
-from octavo.graph.graph import Graph, Ref
-from octavo.graph.qdq import weight_behind
+from octavo.graph.graph import Graph
+from octavo.model.coverage import Coverage, coverage
 from octavo.quantization.plan import Plan
 from octavo.runtimes import ORACLE, Lowered
-
-# What the counted layers do, by the mode that is the default in the plan.
-_RUN = {
-    "static": "run in int8",
-    "dynamic": "run in dynamic int8",
-    "weight_only": "have integer weights",
-}
 
 
 @dataclass(frozen=True)
 class Summary(Tabular):
-    """Counts and reasons.
+    """How much runs on integers, and why the rest does not.
 
     Attributes:
         target, mode, runtime: what it was quantized for, how by default, and what runs it now.
-        layers: layers of the graph; ``int8`` of them run on integers in this runtime, or have
-            integers for weights.
-        float_layers: layer -> why it was left float by the plan.
-        fallbacks: quantized layer -> why this runtime runs it dequantized.
-        size_mb: megabytes (10**6 bytes) of its tensors.
-        float_mb: of the same weights in float32, where there are no scales.
+        coverage: of multiply-adds and bytes, by how layers run in this runtime.
         unmatched_rules: rules of the mapping that matched nothing.
         provenance: versions and the number of calibration batches.
         note: what the runtime says of itself.
@@ -43,46 +30,99 @@ class Summary(Tabular):
     target: str
     mode: str
     runtime: str
-    layers: int
-    int8: int
-    float_layers: Mapping[str, str]
-    fallbacks: Mapping[str, str]
-    size_mb: float
-    float_mb: float
+    coverage: Coverage
     unmatched_rules: tuple[str, ...]
     provenance: Mapping[str, Any]
     note: str = ""
     precision: str = "float32"
     agreement: str = "not compared"
 
+    @property
+    def headline(self) -> str:
+        """What matters most, as in ``"97 % of the multiply-adds in int8"``."""
+        return self.coverage.headline
+
+    @property
+    def layers(self) -> int:
+        """The layers of the graph."""
+        return self.coverage.layers
+
+    @property
+    def int8(self) -> int:
+        """The layers that run on integers in this runtime, or have integers for weights."""
+        return self.layers - len(self.coverage.floats)
+
+    @property
+    def float_layers(self) -> dict[str, str]:
+        """Layer -> why it was left float by the plan."""
+        return {layer.name: layer.why for layer in self.coverage.floats if not layer.runtime}
+
+    @property
+    def fallbacks(self) -> dict[str, str]:
+        """Quantized layer -> why this runtime runs it dequantized."""
+        return {layer.name: layer.why for layer in self.coverage.floats if layer.runtime}
+
+    @property
+    def size_mb(self) -> float:
+        """Megabytes (10**6 bytes) of the tensors."""
+        return self.coverage.bytes / 1e6
+
+    @property
+    def float_mb(self) -> float:
+        """Of the same weights in float32, where there are no scales."""
+        return self.coverage.float_bytes / 1e6
+
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
-        return asdict(self)
+        covered = self.coverage
+        return {
+            "headline": self.headline,
+            "target": self.target,
+            "mode": self.mode,
+            "runtime": self.runtime,
+            "multiply_adds": dict(covered.multiply_adds),
+            "share": covered.share,
+            "layers": self.layers,
+            "int8": self.int8,
+            "float_layers": self.float_layers,
+            "fallbacks": self.fallbacks,
+            "size_mb": self.size_mb,
+            "integer_mb": covered.integer_bytes / 1e6,
+            "float_mb": self.float_mb,
+            "unmatched_rules": list(self.unmatched_rules),
+            "provenance": dict(self.provenance),
+            "note": self.note,
+            "precision": self.precision,
+            "agreement": self.agreement,
+        }
 
     def table(self) -> Table:
-        rows = [(layers, "float", why) for layers, why in _grouped(self.float_layers)]
-        on_runtime = f"float on {self.runtime}"
-        rows += [(layers, on_runtime, why) for layers, why in _grouped(self.fallbacks)]
-        title = "\n".join(self._counts())
-        return Table(("layer", "runs in", "why"), tuple(rows), title, tuple(self._origin()))
+        rows = [
+            (layers, cost, f"float on {runtime}" if runtime else "float", why)
+            for cost, layers, runtime, why in self.coverage.costs()
+        ]
+        columns = ("layer", "costs", "runs in", "why")
+        notes = (*filter(None, [self.coverage.rest()]), *self._origin())
+        return Table(columns, tuple(rows), "\n".join(self._figures()), notes)
 
     def __str__(self) -> str:
-        lines = list(self._counts())
-        for title, entries in (
-            ("left in float", self.float_layers),
-            (f"quantized, but run in float by {self.runtime}", self.fallbacks),
-        ):
-            if entries:
-                lines.append(f"{title}:")
-                lines += [f"  {names}: {reason}" for names, reason in _grouped(entries)]
-        return plain("\n".join([*lines, *self._origin()]), "\n")
+        lines = list(self._figures())
+        costs = self.coverage.costs()
+        if costs:
+            lines.append("in float:")
+        for cost, layers, runtime, why in costs:
+            here = f"quantized, but {runtime} runs it in float: " if runtime else ""
+            lines.append(f"  {cost:>7}  {layers}: {here}{why}")
+        rest = filter(None, [self.coverage.rest()])
+        return plain("\n".join([*lines, *rest, *self._origin()]), "\n")
 
-    def _counts(self) -> Iterator[str]:
+    def _figures(self) -> Iterator[str]:
+        covered = self.coverage
+        yield f"{self.headline} on {self.runtime} (target {self.target})"
         yield (
-            f"{self.int8} of {self.layers} layers {_RUN[self.mode]} on {self.runtime} "
-            f"(target {self.target})"
+            f"tensors: {self.size_mb:.2f} MB, {covered.integer_bytes / 1e6:.2f} MB of them "
+            f"integers; {self.float_mb:.2f} MB in float32"
         )
-        yield f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32"
         yield f"what stays float computes in {self.precision}"
         yield f"against the oracle: {self.agreement}"
         if self.note:
@@ -94,64 +134,19 @@ class Summary(Tabular):
         yield f"made with: {', '.join(f'{key} {value}' for key, value in self.provenance.items())}"
 
 
-_MANY = 4  # layers of one reason, from which on they are counted
-
-
-def _grouped(entries: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Layers and their reason, a line each, or a line for many of the same reason."""
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in entries.items():
-        by_reason.setdefault(reason, []).append(name)
-    lines = []
-    for reason, names in by_reason.items():
-        if len(names) < _MANY:
-            lines += [(name, reason) for name in names]
-        else:
-            lines.append((f"{len(names)} layers ({', '.join(names[:2])}, ...)", reason))
-    return lines
-
-
 def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]) -> Summary:
-    """Count the layers of a quantized graph by how they run."""
-    layers = {
-        name: tensor
-        for name, tensor in plan.tensors.items()
-        if tensor.kind == "activation" and tensor.op not in ("getitem", "sym_size")
-    }
-    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in layers}
-    float_layers = {
-        name: tensor.reason.words for name, tensor in layers.items() if not tensor.on_integers
-    }
+    """What runs on integers of a quantized graph, and all else that is to be said of it."""
     return Summary(
         target=plan.target,
         mode=plan.mode,
         runtime=lowered.runtime,
-        layers=len(layers),
-        int8=len(layers) - len(float_layers) - len(fallbacks),
-        float_layers=float_layers,
-        fallbacks=fallbacks,
-        size_mb=sum(t.numel() * t.element_size() for t in graph.constants.values()) / 1e6,
-        float_mb=_float_bytes(graph) / 1e6,
+        coverage=coverage(graph, plan, lowered),
         unmatched_rules=plan.unmatched,
         provenance=provenance,
         note=lowered.note,
         precision=lowered.precision,
         agreement=_agreement(lowered),
     )
-
-
-def _float_bytes(graph: Graph) -> int:
-    """Bytes of the constants, had no weight been quantized; integers that are data stay."""
-    sizes = {
-        name: tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size())
-        for name, tensor in graph.constants.items()
-    }
-    for node in graph.nodes:
-        weight = weight_behind(graph, Ref(node.name))
-        if weight is not None:
-            sizes |= {name: 0 for name in weight.reader.refs() if name in sizes}
-            sizes[weight.name] = 4 * math.prod(weight.shape)
-    return sum(sizes.values())
 
 
 def _agreement(lowered: Lowered) -> str:

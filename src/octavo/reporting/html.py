@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from octavo.display import plain
+from octavo.display import percent, plain
 from octavo.errors import optional_import
 from octavo.measuring.comparison_table import BASELINES, Comparison
 from octavo.measuring.layers import Distribution, LayerErrors, Sensitivity
@@ -177,7 +177,9 @@ def _cards(comparison: Comparison, summary: Summary) -> Iterable[tuple[str, str,
         yield name, f"{row.metric:.2f}", f"{row.metric - fp32.metric:+.2f} against fp32{tested}"
     elif row is not None and row.sqnr_db is not None:
         yield "SQNR", f"{row.sqnr_db:.1f} dB", "of the outputs against fp32's"
-    yield "On integers", f"{summary.int8} of {summary.layers}", f"layers, on {summary.runtime}"
+    share = summary.coverage.share
+    if share is not None:
+        yield "On integers", percent(share), f"of the multiply-adds, on {summary.runtime}"
 
 
 def _histograms(

@@ -8,7 +8,7 @@ Both are far above what real models need.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph
+from octavo.graph.soundness.products import MULTIPLY_ADDS, Count
 from octavo.graph.soundness.schemas import MOST_DIMENSIONS
 from octavo.graph.soundness.shapes.common import broadcast
 
@@ -110,45 +111,16 @@ def _listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple) else [value]
 
 
-Count = Callable[[Mapping[str, Any], Any], int]
-
-
-def _per_result(name: str, axis: int | None) -> Count:
-    """Each value made reads an axis of an argument (without: all of its axes but the first)."""
-
-    def count(values: Mapping[str, Any], result: Any) -> int:
-        read = values[name]
-        length = math.prod(read.shape[1:]) if axis is None else ([1, *read.shape])[axis]
-        return int(_listed(result)[0].numel() * length)
-
-    return count
-
-
-def _per_value(values: Mapping[str, Any], result: Any) -> int:
-    """Each value read is spread by a transposed kernel."""
-    return int(values["input"].numel() * math.prod(values["weight"].shape[1:]))
-
-
-def _convolution(values: Mapping[str, Any], result: Any) -> int:
-    return (_per_value if values["transposed"] else _per_result("weight", None))(values, result)
-
-
 def _columns(values: Mapping[str, Any], result: Any) -> int:
     """Kernels of float64 write each window down."""
     if values["input"].dtype != torch.float64:
         return 0
-    return _PRODUCTS["convolution"](dict(values, transposed=False), result) // max(
-        1, len(values["weight"])
-    )
+    windows = MULTIPLY_ADDS["convolution"](dict(values, transposed=False), result)
+    return windows // max(1, len(values["weight"]))
 
 
 def _scores(values: Mapping[str, Any], result: Any) -> int:
     return int(math.prod(result.shape[:-1]) * list(values.values())[1].shape[-2])
-
-
-def _attention(values: Mapping[str, Any], result: Any) -> int:
-    q, _, v = list(values.values())[:3]
-    return int(_scores(values, result) * (q.shape[-1] + v.shape[-1]))
 
 
 def _windows(values: Mapping[str, Any], result: Any) -> int:
@@ -161,13 +133,6 @@ def _steps(values: Mapping[str, Any], result: Any) -> int:
     sizes = values["input"].shape
     of_a_step = sum(weight.numel() + _CALL for weight in values["params"])
     return int(sizes[0] * sizes[1] * of_a_step)
-
-
-def _cell(values: Mapping[str, Any], result: Any) -> int:
-    return int(
-        values["input"].numel() * len(values["w_ih"])
-        + _listed(values["hx"])[0].numel() * len(values["w_hh"])
-    )
 
 
 def _gates(values: Mapping[str, Any], result: Any) -> int:
@@ -189,18 +154,6 @@ def _expanded(values: Mapping[str, Any], result: Any) -> int:
     return int(math.prod(result.shape[:-2]) * (math.prod(a.shape[-2:]) + math.prod(b.shape[-2:])))
 
 
-def _contraction(values: Mapping[str, Any], result: Any) -> int:
-    """einsum: the product of all sizes that have a letter, at most."""
-    sizes = [size for tensor in values["tensors"] for size in tensor.shape]
-    letters = [letter for letter in values["equation"].split("->")[0] if letter.isalpha()]
-    if len(letters) != len(sizes):  # with an ellipsis
-        return int(result.numel() * max(sizes, default=1))
-    largest: dict[str, int] = {}
-    for letter, size in zip(letters, sizes, strict=True):
-        largest[letter] = max(size, largest.get(letter, 1))
-    return math.prod(largest.values())
-
-
 def _compared(values: Mapping[str, Any], result: Any) -> int:
     """Losses of pairs: a value for each, before they are reduced."""
     return math.prod(broadcast(values["self"].shape, values["target"].shape))
@@ -213,22 +166,10 @@ def _singular(values: Mapping[str, Any], result: Any) -> int:
 
 _LOSSES = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 _PRODUCTS: dict[str, Count] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _per_result("weight", None)),
-    **{f"conv_transpose{n}d": _per_value for n in (1, 2, 3)},
-    "convolution": _convolution,
-    "linear": _per_result("input", -1),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "tensordot"), _per_result("self", -1)),
-    "addmm": _per_result("mat1", -1),
-    "addmv": _per_result("mat", -1),
-    "baddbmm": _per_result("batch1", -1),
-    "cdist": _per_result("x1", -1),
-    "bilinear": _per_result("weight", None),
-    **dict.fromkeys(("scaled_dot_product_attention", "attention"), _attention),
+    **MULTIPLY_ADDS,
     **{f"{kind}_pool{n}d": _windows for kind in ("max", "avg") for n in (1, 2, 3)},
     "max_pool2d_with_indices": _windows,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _steps),
-    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _cell),
-    "einsum": _contraction,
     **dict.fromkeys(("linalg_norm", "linalg_matrix_norm"), _singular),
     **dict.fromkeys(_LOSSES, _compared),
 }
@@ -241,6 +182,6 @@ _TEMPORARY: dict[str, Count] = {
     **dict.fromkeys(("cosine_similarity", "pairwise_distance", "bilinear"), _pairs),
     **dict.fromkeys(_LOSSES, _compared),
     "einsum": lambda values, result: (
-        _contraction(values, result) if len(values["tensors"]) > 2 else 0
+        MULTIPLY_ADDS["einsum"](values, result) if len(values["tensors"]) > 2 else 0
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,12 +119,21 @@ def _product_and_sum(operator: Any, values: Values) -> Tensor:
     return result
 
 
-def _einsum(operator: Any, values: Values) -> Tensor:
-    tensors = values["tensors"]
-    _check_dtypes(*tensors)
-    inputs, arrow, output = values["equation"].replace(" ", "").partition("->")
+def einsum_sizes(
+    equation: str, tensors: Sequence[Tensor]
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """The size that each letter of an equation stands for, and the shape of its ellipsis.
+
+    Raises:
+        ValueError: the tensors do not fit the equation.
+
+    Example:
+        >>> einsum_sizes("ij,jk->ik", [torch.ones(2, 3), torch.ones(3, 4)])
+        ({'i': 2, 'j': 3, 'k': 4}, ())
+    """
     sizes: dict[str, int] = {}
     ellipsis: tuple[int, ...] = ()
+    inputs = equation.replace(" ", "").partition("->")[0]
     for subscript, tensor in zip(inputs.split(","), tensors, strict=True):
         before, dots, after = subscript.partition("...")
         require("." not in before + after, "an equation with stray dots")
@@ -136,6 +145,14 @@ def _einsum(operator: Any, values: Values) -> Tensor:
             before + after, shape[: len(before)] + shape[len(before) + rest :], strict=True
         ):
             (sizes[letter],) = broadcast((sizes.get(letter, 1),), (size,))
+    return sizes, ellipsis
+
+
+def _einsum(operator: Any, values: Values) -> Tensor:
+    tensors = values["tensors"]
+    _check_dtypes(*tensors)
+    sizes, ellipsis = einsum_sizes(values["equation"], tensors)
+    inputs, arrow, output = values["equation"].replace(" ", "").partition("->")
     if not arrow:
         output = "..." * bool(ellipsis) + "".join(s for s in sorted(sizes) if inputs.count(s) == 1)
     before, _, after = output.partition("...")
