@@ -20,6 +20,15 @@ from torch import Tensor
 from torch import nn as float_nn
 
 from octavo.errors import ArtifactError, PlanError
+from octavo.model.nn.attention import MultiheadAttention
+from octavo.model.nn.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from octavo.model.nn.embedding import Embedding, EmbeddingBag
 from octavo.model.nn.float_layers import is_transposed
 from octavo.model.nn.linear import Linear
@@ -27,7 +36,11 @@ from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from octavo.quantization.qconfig import QConfig
 
-_ALL = (Linear, Embedding, EmbeddingBag, LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)
+_ALL: tuple[type[QuantizedModule], ...] = (
+    *(Linear, Embedding, EmbeddingBag, MultiheadAttention),
+    *(LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell),
+    *(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d),
+)
 MODULES: Mapping[str, type[QuantizedModule]] = {kind.__name__: kind for kind in _ALL}
 
 
@@ -85,11 +98,18 @@ __all__ = [
     "LSTM",
     "MODULES",
     "RNN",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
     "Embedding",
     "EmbeddingBag",
     "GRUCell",
     "LSTMCell",
     "Linear",
+    "MultiheadAttention",
     "QuantizedModule",
     "RNNCell",
     "from_description",

@@ -5,6 +5,8 @@ Tested in tests/model/nn/test_linear.py.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -13,7 +15,19 @@ from octavo.quantization.qconfig import QConfig
 
 # transformers' linear layer of GPT-2 and its kin, whose weight is ``[in, out]``.
 _TRANSPOSED = "transformers.pytorch_utils.Conv1D"
-_COMPUTED = ("_orig", "_g", "_v")  # what torch's older ways of computing a weight add to its name
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def taking_place(module: Module, layer: nn.Module) -> Module:
+    """A quantized module with the hooks of the float layer, and in its mode."""
+    for table in _HOOKS:
+        for kind in (table, f"{table}_with_kwargs"):
+            setattr(module, kind, getattr(layer, kind).copy())
+    return module.train(layer.training)
 
 
 def is_transposed(layer: nn.Module) -> bool:
@@ -29,8 +43,10 @@ def tensors_of(layer: nn.Module) -> dict[str, Tensor]:
 
 def is_computed(layer: nn.Module) -> bool:
     """Whether a weight of the layer is computed from others: pruned, or normalized."""
-    names = (name for name, _ in layer.named_parameters(recurse=False))
-    return is_parametrized(layer) or any(name.endswith(_COMPUTED) for name in names)
+    names = {name for name, _ in layer.named_parameters(recurse=False)}
+    # What torch's older ways of computing a weight add to its name.
+    normed = any(f"{name.removesuffix('_g')}_v" in names for name in names if name.endswith("_g"))
+    return is_parametrized(layer) or normed or any(name.endswith("_orig") for name in names)
 
 
 def obstacle_of(layer: nn.Module, qconfig: QConfig) -> str | None:
@@ -40,7 +56,7 @@ def obstacle_of(layer: nn.Module, qconfig: QConfig) -> str | None:
             "its QConfig is static, which needs data and a graph: give octavo.dynamic_qconfig() or "
             "octavo.weight_only_qconfig(), or calibration data for the whole model"
         )
-    if is_computed(layer):
+    if any(map(is_computed, layer.modules())):
         return (
             "its weight is computed: make it a parameter first, with "
             "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "

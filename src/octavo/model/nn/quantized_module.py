@@ -18,7 +18,7 @@ from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout
 from octavo.model.nn.dequantized import Dequantized
 from octavo.model.nn.description import Description
-from octavo.model.nn.float_layers import obstacle_of, tensors_of
+from octavo.model.nn.float_layers import obstacle_of, taking_place, tensors_of
 from octavo.model.nn.stored_weight import StoredWeight
 from octavo.numerics.scheme import Scheme
 from octavo.quantization.placement.candidates import range_of_input
@@ -26,8 +26,6 @@ from octavo.quantization.placement.specs import weight_spec
 from octavo.quantization.qconfig import QConfig, QSpec
 from octavo.quantization.targets import target as target_named
 from octavo.quantization.weights import qparams_of_weight
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class QuantizedModule(nn.Module):
@@ -103,10 +101,7 @@ class QuantizedModule(nn.Module):
             else:
                 tensors[name] = values.clone()
         module = cls(description, tensors)
-        for table in _HOOKS:
-            for kind in (table, f"{table}_with_kwargs"):
-                setattr(module, kind, getattr(layer, kind).copy())
-        return module.train(layer.training)
+        return taking_place(module, layer)
 
     @classmethod
     def obstacle(cls, layer: nn.Module, qconfig: QConfig) -> str | None:
@@ -117,11 +112,16 @@ class QuantizedModule(nn.Module):
     def specs(cls, layer: nn.Module, qconfig: QConfig, target: str) -> tuple[QSpec, QSpec | None]:
         """How the weights, and the input at each call, are quantized."""
         layout = cls.layout()
-        pairs = layout.input_axis is not None
+        pairs = cls.sums_pairs(layer)
         weight = weight_spec(qconfig.weight, layout, target_named(target), pairs)
         if qconfig.activation is None or layout.input is None:
             return weight, None
         return weight, range_of_input(layout, qconfig.activation)
+
+    @classmethod
+    def sums_pairs(cls, layer: nn.Module) -> bool:
+        """Whether int8 kernels sum products of several of its inputs."""
+        return cls.layout().input_axis is not None
 
     @classmethod
     def layout(cls) -> WeightLayout:

@@ -1,11 +1,10 @@
 """LSTM, GRU, RNN and their cells: weights in integers, the input rounded at each call if dynamic.
 
-The state stays float, as in a captured model. Weights are dequantized where they are used.
+The state stays float. Weights are dequantized where they are used.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from octavo.model.nn.quantized_module import QuantizedModule
-from octavo.numerics import octavo_operators
+from octavo.model.nn.dequantizing import Dequantizing
 
 
-class Recurrent(QuantizedModule):
+class Recurrent(Dequantizing):
     """A recurrent layer or cell; it takes tensors and, but for cells, packed sequences."""
 
     settings: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
@@ -25,39 +23,10 @@ class Recurrent(QuantizedModule):
     def compute(self, input: Any, hx: Any = None) -> Any:
         packed = isinstance(input, PackedSequence)
         values = input.data if packed else input
-        rounded = self._rounded(values.to(torch.float32))
+        rounded = self.rounded(values.to(torch.float32))
         states = pytree.tree_map_only(Tensor, lambda state: state.to(torch.float32), hx)
-        result = self._floats()(input._replace(data=rounded) if packed else rounded, states)
+        result = self.float_layer()(input._replace(data=rounded) if packed else rounded, states)
         return pytree.tree_map_only(Tensor, lambda x: _like(x, values), result)
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        scheme = self.activation
-        if scheme is None or not x.numel():
-            return x
-        rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-        return octavo_operators.fake_quantize_dynamic(x, *rounding)
-
-    def _floats(self) -> nn.Module:
-        """The float layer, of the rounded weights; another one at each call, since threads may
-        call at once.
-        """
-        layer: Any = object.__new__(self.floats)
-        weights = self.dequantized()
-        layer.__dict__.update(self._without_values.__dict__, _parameters=weights)
-        if isinstance(layer, nn.RNNBase):
-            names = layer._flat_weights_names
-            layer.__dict__.update(
-                _flat_weights=[weights[name] for name in names],
-                _flat_weight_refs=[None] * len(names),
-            )
-        return layer  # type: ignore[no-any-return]
-
-    @cached_property
-    def _without_values(self) -> nn.Module:
-        return self.empty(self.description.settings)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_without_values"}
 
 
 def _like(result: Tensor, values: Tensor) -> Tensor:

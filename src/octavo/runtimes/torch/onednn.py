@@ -110,7 +110,10 @@ class PackedConv:
         doubled = _misreads_one_channel(context, weight, strides, groups)
         if doubled:
             weight = F.pad(weight, [0, 0] * dims + [0, 1])
-        read = [(1 if n is None else n) + 2 * p for n, p in zip(image, outside, strict=True)]
+        # Where a size is open, one that a window fits into: oneDNN packs for no smaller image.
+        windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
+        known = [n or window for n, window in zip(image, windows, strict=True)]
+        read = [size + 2 * p for size, p in zip(known, outside, strict=True)]
         geometry = (strides, paddings, dilations, groups)
         packed = torch.ops.onednn.qconv_prepack(
             weight,

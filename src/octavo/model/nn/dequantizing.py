@@ -1,0 +1,48 @@
+"""`Dequantizing`: a module that runs as the float layer does, of weights dequantized at each call.
+
+Tested in tests/model/nn/test_recurrent.py.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.model.nn.quantized_module import QuantizedModule
+from octavo.numerics import octavo_operators
+
+
+class Dequantizing(QuantizedModule):
+    """A layer whose weights are floats for as long as a call takes."""
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """An input as the layer reads it: rounded by its own range if it is dynamic."""
+        scheme = self.activation
+        if scheme is None or not x.numel():
+            return x
+        rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+        return octavo_operators.fake_quantize_dynamic(x, *rounding)
+
+    def float_layer(self) -> nn.Module:
+        """The float layer, of the rounded weights; another one at each call, since threads may
+        call at once.
+        """
+        layer: Any = object.__new__(self.floats)
+        weights = self.dequantized()
+        layer.__dict__.update(self._without_values.__dict__, _parameters=weights)
+        if isinstance(layer, nn.RNNBase):
+            names = layer._flat_weights_names
+            layer.__dict__.update(
+                _flat_weights=[weights[name] for name in names],
+                _flat_weight_refs=[None] * len(names),
+            )
+        return layer  # type: ignore[no-any-return]
+
+    @cached_property
+    def _without_values(self) -> nn.Module:
+        return self.empty(self.description.settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_without_values"}
