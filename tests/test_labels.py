@@ -107,12 +107,12 @@ def test_search_and_report_take_them_for_labels() -> None:
 
 
 def test_a_call_with_labels_says_what_to_do(tmp_path: Path) -> None:
-    loader = batches()
-    q = octavo.quantize(classifier(), calibration=loader, progress=False)
-    q.save(tmp_path / "bert.octavo")
-    for model in (q, octavo.load(tmp_path / "bert.octavo")):
+    batch = small_batch()
+    q = octavo.quantize(WithShare(), calibration=[batch], progress=False)
+    q.save(tmp_path / "m.octavo")
+    for model in (q, octavo.load(tmp_path / "m.octavo")):
         with pytest.raises(InputError, match="leave the labels out of the call, and compute the"):
-            model(**loader[0])
+            model(**batch)
 
 
 def test_labels_in_the_example_are_arguments() -> None:

@@ -38,7 +38,11 @@ OPTIONAL = {
     "ray": {"octavo.measuring.engines.ray"},
     "pandas": {"octavo.measuring.layers.layer_errors"},
     "lightning": {"octavo.qat.lightning"},
-    "transformers": {"octavo.graph.records", "octavo.qat.transformers"},
+    "transformers": {
+        "octavo.graph.records",
+        "octavo.model.configuration",
+        "octavo.qat.transformers",
+    },
     "libcst": {"octavo.compat.migrate.syntax"},
 }
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import octavo
-from octavo.errors import InputError
+from octavo.errors import CaptureError, InputError
 from octavo.graph.as_json import decode, encode
 from octavo.graph.records import Kind, Record, as_records, kind_of, with_objects
 
@@ -203,6 +203,8 @@ def test_a_cache_is_an_input_like_others() -> None:
     out = q(**call)
     assert cache.get_seq_length() == 12
     assert out.past_key_values.get_seq_length() == 13
+    octavo.compare(model, q, [call], rounds=1, progress=False)
+    assert cache.get_seq_length() == 12
     torch.testing.assert_close(out.logits, model(**call).logits, atol=0.02, rtol=0)
 
 
@@ -223,3 +225,13 @@ def test_a_cache_that_slides_is_told_what_to_give() -> None:
     cache = transformers.StaticCache(config=config, max_cache_len=4)
     with pytest.raises(InputError, match=r"StaticCache.*DynamicCache"):
         octavo.capture(_gpt2(transformers), (torch.zeros(1, 1, dtype=torch.long), cache))
+
+
+def test_a_module_that_fills_its_callers_cache_has_no_graph() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = _gpt2(transformers)
+    cache = model(input_ids=torch.randint(0, 50, (4, 12))).past_key_values
+    call = {"past_key_values": cache}
+    with pytest.raises(CaptureError, match="GPT2Block fills the DynamicCache that it is given"):
+        octavo.capture(model.transformer.h[0], (torch.rand(4, 1, 16),), call)
+    assert cache.get_seq_length() == 12

@@ -161,7 +161,7 @@ def test_the_file_is_a_safetensors_file_that_says_what_it_is(saved: Path) -> Non
     assert (metadata["format"], metadata["version"]) == ("octavo", "2")
     assert tensors["stem.0.weight"].dtype == torch.int8
     assert tensors["stem.0.weight_scale"].shape == (8, 1, 1, 1)
-    assert json.loads(metadata["signature"]) == {"names": ["x"], "required": 1}
+    assert json.loads(metadata["signature"]) == {"names": ["x"], "required": 1, "losses": []}
     assert json.loads(metadata["provenance"])["calibration_batches"] == 2
 
 

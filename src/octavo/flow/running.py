@@ -75,7 +75,7 @@ def calling(batch: Batch) -> Run:
 
     def run(model: nn.Module) -> object:
         call = batch.beside(model)
-        return model(*call.args, **call.kwargs)
+        return call.run(model)
 
     return run
 

@@ -18,6 +18,7 @@ from octavo.graph.batches import Batch, Signature, split_batch, with_floats
 from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import capture
 from octavo.graph.graph import Graph
+from octavo.graph.losses import signature_with_losses
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
 from octavo.quantization.calibrate import calibrate
@@ -50,7 +51,7 @@ def quantize_whole(
     """
     example = with_floats(example, pixels).beside(model)
     graph = capture(model, example.args, example.kwargs, progress=settings.progress)
-    signature = Signature.of(model, graph.arguments)
+    signature = signature_with_losses(model, graph, example)
     tensors = flatten_call(graph, example.args, example.kwargs)
     graph = with_seen(graph, tensors)
     if pixels is not None:

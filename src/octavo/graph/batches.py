@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from octavo.errors import CalibrationError, InputError
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.capture.example import PACKED, arguments_of, module_of
 from octavo.graph.pixels import Pixels
+from octavo.graph.records import with_objects, without_caches
 
 LABEL_KEYS = (*LABEL_ARGUMENTS, "targets", "target", "y")
 
@@ -33,11 +35,22 @@ def size_of(tensors: Iterable[Tensor]) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """One call of the model: positional and keyword arguments, and the labels that came along."""
+    """One call of the model: positional and keyword arguments, and the labels that came along.
+
+    A record stands in it for a cache, which each call of a model would fill.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     labels: Any = None
+
+    def __post_init__(self) -> None:
+        args, kwargs = without_caches((self.args, self.kwargs))
+        self.__dict__.update(args=args, kwargs=kwargs)
+
+    def run(self, model: nn.Module) -> Any:
+        """What a model answers."""
+        return model(*with_objects(self.args), **with_objects(self.kwargs))
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -63,10 +76,18 @@ class Signature:
     """The names of a model's arguments, in order; ``required`` of them have no default.
 
     Arguments that take labels, of which a model makes a loss, are not among them, see `of`.
+
+    Attributes:
+        config: what a model of transformers says of itself, as JSON-ready data.
+        main_input: the argument that such a model counts its samples by.
+        losses: which of `octavo.graph.losses.LOSSES` it makes of labels.
     """
 
     names: tuple[str, ...]
     required: int
+    config: Mapping[str, Any] | None = None
+    main_input: str | None = None
+    losses: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, captured: Collection[str] = ()) -> Signature:
@@ -94,10 +115,24 @@ class Signature:
                 required += parameter.default is parameter.empty
             elif parameter.kind is parameter.KEYWORD_ONLY:
                 names.append(parameter.name)
-        return cls(tuple(names), required)
+        return cls(tuple(names), required, _config_of(model), _main_input_of(model))
 
 
 SIGNATURE = of(Signature, way_out="give octavo.graph.batches.Signature.of(model)")
+
+
+def _config_of(model: nn.Module) -> dict[str, Any] | None:
+    config = getattr(model, "config", None)
+    if not callable(getattr(config, "to_dict", None)):
+        return None
+    data = json.loads(json.dumps(config.to_dict(), default=str))  # type: ignore[union-attr]
+    data.pop("_name_or_path", None)  # of a folder on this machine, perhaps
+    return dict(data)
+
+
+def _main_input_of(model: nn.Module) -> str | None:
+    name = getattr(model, "main_input_name", None)
+    return name if isinstance(name, str) else None
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:

@@ -73,8 +73,13 @@ def range_of(tensor: Tensor) -> tuple[float, float] | None:
 
 def build_output(graph: Graph, tensors: Sequence[Any]) -> Any:
     """The structure that the model returns, around the flat results, with objects in it."""
+    return with_objects(filled_output(graph, tensors))
+
+
+def filled_output(graph: Graph, tensors: Sequence[Any]) -> Any:
+    """The structure that the model returns, around the flat results, with records in it."""
     results: Iterator[Any] = iter(tensors)
-    return with_objects(map_refs(graph.outputs, lambda ref: next(results)))
+    return map_refs(graph.outputs, lambda ref: next(results))
 
 
 def _leave(name: str) -> str:

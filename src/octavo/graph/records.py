@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -58,6 +58,20 @@ class Record(dict[str, Any]):
         record = cls(entries)
         record._kind = kind
         return record
+
+    def with_first(self, name: str, value: Any) -> Record:
+        """The record with one more entry, before the others."""
+        kind = self._kind
+        if kind is not None:
+            kind = replace(kind, absent=tuple(n for n in kind.absent if n != name))
+        return Record.of(kind, [(name, value), *self.items()])
+
+    def without(self, names: Collection[str]) -> Record:
+        """The record without some entries, which are ``None`` then."""
+        kind, out = self._kind, [name for name in self if name in names]
+        if kind is not None:
+            kind = replace(kind, absent=(*kind.absent, *out))
+        return Record.of(kind, [(n, value) for n, value in self.items() if n not in names])
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The entries without their names."""

@@ -48,10 +48,9 @@ class Contender:
     def call_on(self, batch: Batch) -> Callable[[], Any]:
         """A call of the model, its inputs already normalized and cast where it wants that."""
         batch = with_floats(batch, self.pixels)
-        args, kwargs = batch.args, batch.kwargs
         if self.dtype is not None:
-            args, kwargs = cast((args, kwargs), self.dtype)
-        return lambda: self.model(*args, **kwargs)
+            batch = Batch(*cast((batch.args, batch.kwargs), self.dtype))
+        return lambda: batch.run(self.model)
 
     def outputs(self, batch: Batch) -> Any:
         """What it answers; that of a contender with its own dtype in float32."""

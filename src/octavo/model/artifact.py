@@ -7,7 +7,7 @@ metadata              what
 ``version``           of this layout; older ones are read too, a newer one is refused
 ``graph``             JSON, see `octavo.graph.as_json`: operators from an allow-list, no code
 ``plan``              JSON, see `octavo.plan`
-``signature``         JSON: names of the model's arguments, how many are required
+``signature``         JSON, see `octavo.graph.batches.Signature`: names of the model's arguments
 ``provenance``        JSON: versions, target, number of calibration batches
 ``samples``           JSON, if there: inputs of which the file holds samples, see `Artifact`
 ``sha256``            over all of the above and the tensors
@@ -23,7 +23,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from octavo.graph import as_json, version_1
 from octavo.graph.batches import Signature
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.graph import Graph, TensorMeta
+from octavo.graph.losses import LOSSES
 from octavo.model.files import tensor_file
 from octavo.model.files.atomic import replacing
 from octavo.model.files.source_file import check_file, reason
@@ -93,13 +94,15 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
 
 def metadata_of(artifact: Artifact) -> dict[str, str]:
     """All but the tensors, as text."""
-    signature = {"names": artifact.signature.names, "required": artifact.signature.required}
+    signature = asdict(artifact.signature)
     return {
         "format": FORMAT,
         "version": str(VERSION),
         "graph": json.dumps(as_json.to_json(artifact.graph)),
         "plan": artifact.plan.to_json(),
-        "signature": json.dumps(signature),
+        "signature": json.dumps(
+            {name: value for name, value in signature.items() if value is not None}
+        ),
         "provenance": json.dumps(dict(artifact.provenance)),
     }
 
@@ -185,7 +188,12 @@ def _signature(data: Any, graph: Graph) -> Signature:
     if not texts or type(required) is not int or not 0 <= required <= len(names):
         raise ArtifactError(f"its signature {data} is malformed")
     kept = (n for n in names if n in graph.arguments or n not in LABEL_ARGUMENTS)
-    return Signature(tuple(kept), required)
+    config, main_input = data.get("config"), data.get("main_input")
+    losses = data.get("losses", [])
+    described = isinstance(config, dict | None) and isinstance(main_input, str | None)
+    if not described or not isinstance(losses, list) or not LOSSES.keys() >= set(losses):
+        raise ArtifactError(f"its signature {data} is malformed")
+    return Signature(tuple(kept), required, config, main_input, tuple(losses))
 
 
 def _check_header(metadata: Mapping[str, str], needed: Sequence[str]) -> None:

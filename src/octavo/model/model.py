@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 import warnings
@@ -23,12 +24,15 @@ from octavo.errors import (
     first_line,
 )
 from octavo.graph.batches import Signature
-from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.calls import build_output, filled_output, flatten_call
 from octavo.graph.graph import GRAPH, Graph, TensorMeta
 from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
+from octavo.graph.records import with_objects
 from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.model import artifact
+from octavo.model.configuration import configuration
+from octavo.model.forward import Asked, Signed, arguments_of
 from octavo.model.packed_buffers import let_go
 from octavo.model.place import Place
 from octavo.model.state import extra_state, restored
@@ -93,6 +97,7 @@ class QuantizedModel(nn.Module):
             buffers, leaf = self._place_of(name)
             buffers[leaf] = tensor
         self._lowered: Lowered | None = None
+        self._config: Any = None
         self.eval()
 
     @property
@@ -127,6 +132,37 @@ class QuantizedModel(nn.Module):
     def device(self) -> torch.device:
         """Where the tensors are."""
         return next((buffer.device for buffer in self.buffers()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the floats that go in, or come out where none go in."""
+        names = (*self._structure.input_names(), *self._structure.output_names())
+        dtypes = (
+            getattr(torch, meta.dtype) for meta in map(self._structure.metas.get, names) if meta
+        )
+        return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
+
+    @property
+    def config(self) -> Any:
+        """The configuration of a model of transformers, of its class there if that is installed.
+
+        Raises:
+            AttributeError: the float model is no such model.
+        """
+        if self._config is None:
+            self._config = configuration(self.signature)
+        return self._config
+
+    @property
+    def main_input_name(self) -> str:
+        """Of a model of transformers, by which it counts its samples.
+
+        Raises:
+            AttributeError: the float model is no such model.
+        """
+        if self.signature.main_input is None:
+            raise AttributeError("the float model is not of transformers")
+        return self.signature.main_input
 
     @property
     def lowered(self) -> Lowered:
@@ -184,11 +220,18 @@ class QuantizedModel(nn.Module):
         ]
         return [kept, *(random_inputs(self._structure, size, seed=size) for size in others)]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    @Signed
+    def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
         """What the float model returns, computed in int8.
 
         Samples with NaN or an infinity in them are computed without rounding: they get what the
         float model returns, NaN mostly, and other samples what they get without them.
+
+        Args:
+            args, kwargs: as the float model was called.
+            labels: where the float model makes a loss of them that Octavo knows (see
+                `octavo.graph.losses`), the result begins with that loss, of the quantized results.
+                So are others, ``start_positions`` and ``end_positions`` for one.
 
         Raises:
             InputError: the arguments differ in name, structure, shape or dtype from the captured,
@@ -196,9 +239,23 @@ class QuantizedModel(nn.Module):
             RuntimeUnavailable: the runtime stops on what the oracle can run.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
+        if labels is not None:
+            kwargs["labels"] = labels
         return call_whole(self._call, args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.keys() <= self._structure.arguments.keys():
+            return build_output(self._structure, self._results(args, kwargs))
+        asked = Asked.of(kwargs, self.signature, self._structure)
+        outputs = filled_output(self._structure, self._results(args, asked.kwargs))
+        return with_objects(asked.answered(outputs, self.signature))
+
+    @property
+    def arguments(self) -> inspect.Signature:
+        """What the float model's ``forward`` takes, which ``inspect.signature(q.forward)`` is."""
+        return arguments_of(self.signature, self._structure.arguments)
+
+    def _results(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         try:
             tensors = flatten_call(self._structure, args, kwargs)
         except InputError as error:
@@ -212,7 +269,7 @@ class QuantizedModel(nn.Module):
                     results = run_around(self.graph, self._watched, run, tensors)
         except (RuntimeUnavailable, RuntimeError, ValueError, IndexError) as error:
             raise self._blamed(error, tensors) from error
-        return build_output(self._structure, tuple(map(_usable_in_training, results)))
+        return tuple(map(_usable_in_training, results))
 
     def _blamed(self, error: Exception, tensors: Sequence[Tensor]) -> OctavoError:
         """What stops a call: its inputs, if they stop the oracle as well, else the runtime."""
@@ -325,6 +382,7 @@ class QuantizedModel(nn.Module):
                 _watched=Watched.of(content.graph),
                 samples=None,  # those were of another calibration
                 _lowered=None,
+                _config=None,
             )
             for name, tensor in graph.constants.items():
                 buffers, leaf = self._place_of(name)

@@ -13,6 +13,7 @@ from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import traced
 from octavo.graph.capture.example import module_of
 from octavo.graph.graph import Graph
+from octavo.graph.losses import signature_with_losses
 from octavo.numerics.affine import qparams_of_range
 from octavo.numerics.observers import Bounds, FixedRange
 from octavo.qat.fake_quantize import (
@@ -93,7 +94,7 @@ def prepare_qat(
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = example.beside(model)
     graph = traced(model, example.args, example.kwargs, progress=progress)
-    signature = Signature.of(model, graph.arguments)
+    signature = signature_with_losses(model, graph, example)
     graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
     trained = TrainingGraph.of(graph)
     deployed = trained.deployed()

@@ -35,7 +35,7 @@ class Judge:
         metric = self.make()
         for batch in self.data:
             call = split_batch(batch, self.signature, self.inputs)
-            metric.update(model(*call.args, **call.kwargs), call.labels)
+            metric.update(call.run(model), call.labels)
         value = metric.value()
         if value is None:
             raise InputError(
@@ -84,12 +84,11 @@ class Stopwatch:
 
     def over_fp32(self, other: nn.Module) -> float:
         """The median ratio of interleaved rounds."""
-        args, kwargs = self.example.args, self.example.kwargs
         with evaluating(self.model), torch.no_grad():
             times = interleave(
                 {
-                    "fp32": lambda: self.model(*args, **kwargs),
-                    "other": lambda: other(*args, **kwargs),
+                    "fp32": lambda: self.example.run(self.model),
+                    "other": lambda: self.example.run(other),
                 },
                 budget_s=LATENCY_S,
                 progress=False,
@@ -98,7 +97,6 @@ class Stopwatch:
 
     def bf16(self) -> float | None:
         """That of the model under autocast to bf16; ``None`` where it cannot run so."""
-        args, kwargs = self.example.args, self.example.kwargs
 
         class Half(nn.Module):
             def forward(half, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +105,7 @@ class Stopwatch:
 
         try:
             with evaluating(self.model), torch.no_grad():
-                Half()(*args, **kwargs)
+                self.example.run(Half())
             return self.over_fp32(Half())
         except RuntimeError:
             return None

@@ -14,6 +14,7 @@ from octavo.errors import InputError
 from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.capture import capture
 from octavo.graph.evaluation import evaluating
+from octavo.graph.losses import signature_with_losses
 from octavo.measuring.engines import opened, require
 from octavo.measuring.footprint import float_bytes
 from octavo.measuring.metrics import Metric
@@ -113,7 +114,7 @@ def search(
     try:
         with evaluating(model), deadline.watching(model):
             graph = capture(model, example.args, example.kwargs, progress=progress)
-            signature = Signature.of(model, graph.arguments)
+            signature = signature_with_losses(model, graph, example)
             judge = evaluate or Judge(measured or [], metric, signature, inputs)
             float_metric = checked(judge, model)
             bf16_over_fp32 = stopwatch.bf16()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import operator
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ from octavo.graph.evaluation import evaluating
 from octavo.graph.passes.functionalize import is_safe
 from octavo.graph.passes.regions import inline_regions
 from octavo.graph.quiet import quiet
-from octavo.graph.records import as_records, with_objects
+from octavo.graph.records import as_records, cache_record, is_cache, with_objects
 
 # Held by who exports a model or looks at it as it was exported: its attributes change meanwhile.
 EXPORTING = threading.RLock()
@@ -75,8 +76,9 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
             torch.no_grad(),
             WholeRecurrentLayers(),
         ):
-            model.register_forward_pre_hook(_objects_in, with_kwargs=True)
-            model.register_forward_hook(lambda module, args, result: as_records(result))
+            caches = _Caches()
+            model.register_forward_pre_hook(caches.given, with_kwargs=True)
+            model.register_forward_hook(caches.returned)
             _name_keywords(model, kwargs)
             dynamic = shapes.dynamic_shapes(model, args, kwargs)
             zero_padded_tokens(model)
@@ -115,10 +117,44 @@ def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
         vars(model)["forward"] = with_names
 
 
-def _objects_in(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Any]:
-    return with_objects(args), with_objects(kwargs)
+class _Caches:
+    """Gives ``forward`` objects where a graph has records, and takes records of what it returns.
+
+    A cache that it is given and fills belongs to the caller, and a graph changes nothing of that:
+    so the cache has to be part of the result.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[Any, list[Tensor]]] = []
+
+    def given(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        """The call with objects; a hook."""
+        call = with_objects(args), with_objects(kwargs)
+        self._before = [(cache, _tensors_of(cache)) for cache in _caches_in(call)]
+        return call
+
+    def returned(self, module: nn.Module, args: Any, result: Any) -> Any:
+        """The result with records; a hook."""
+        kept = list(map(id, _caches_in(result)))
+        for cache, before in self._before:
+            now = _tensors_of(cache)
+            same = len(now) == len(before) and all(map(operator.is_, now, before))
+            if not same and id(cache) not in kept:
+                raise CaptureError(
+                    f"{type(module).__name__} fills the {type(cache).__name__} that it is given "
+                    "and does not return it: a graph would leave the caller's as it was"
+                )
+        return as_records(result)
+
+
+def _caches_in(tree: Any) -> list[Any]:
+    return [leaf for leaf in pytree.tree_leaves(tree, is_leaf=is_cache) if is_cache(leaf)]
+
+
+def _tensors_of(cache: Any) -> list[Tensor]:
+    return pytree.tree_leaves(cache_record(cache))
 
 
 @contextmanager
