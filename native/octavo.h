@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 1
+#define OCTAVO_ABI 2
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -76,6 +76,24 @@ void octavo_read_row(
 void octavo_product(
     const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,
     int64_t count, float *y);
+
+/* ---- weights of four bits: four_bits.c ---- */
+
+/* The weights [rows, columns], 0..15, stand as [rows / 16][columns / 32][4][16][4]: a byte has
+ * columns 8 i + k and 8 i + k + 4. Scales and zero points are those of groups of neighbours, which
+ * stand as [rows / 16][groups][16]. Rows are a multiple of 16, the columns of a group of 32. */
+typedef struct {
+    const uint8_t *weights;
+    const float *scales;
+    const uint8_t *zero_points;
+    const float *bias; /* or NULL */
+    int64_t rows, columns, groups;
+} octavo_four_bits;
+
+/* y[r][n] = sum of x[r][k] (weights[n][k] - zero_point) scale, + bias[n], of contiguous rows; 0, or
+ * 1 where there is no memory. y has as many columns as the weights have rows. */
+OCTAVO_EXPORT int octavo_multiply_four_bits(
+    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
 
 /* ---- recurrent layers: recurrent.c ---- */
 

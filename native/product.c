@@ -4,57 +4,15 @@
  * products are summed as 256 * upper + lower. Without, it is int16, and pairs of products are summed
  * in int32, since pairs of uint8 x int8 overflow int16. Both read the weights once.
  */
-#include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "octavo.h"
+#include "rounding.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#define AVX2 __attribute__((target("avx2,fma")))
-#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-enum { BLOCK = 16, LANES = 16, HALF = 32767 };
-
-/* Adding this rounds a float, half to even: there it has no fractions. */
-#define NO_FRACTIONS 12582912.0f
+enum { HALF = 32767 };
 
 /* ---- rounding, written once and compiled for each instruction set ---- */
-
-/* Lowest and highest, zero among them; both NaN where a value is not finite. */
-INLINE void find_bounds(const float *x, int64_t count, float *low, float *high) {
-    float lows[LANES] = {0}, highs[LANES] = {0}, odd[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            float v = x[i + j];
-            lows[j] = v < lows[j] ? v : lows[j];
-            highs[j] = v > highs[j] ? v : highs[j];
-            odd[j] += v * 0.0f;
-        }
-    for (; i < count; i++) {
-        lows[0] = x[i] < lows[0] ? x[i] : lows[0];
-        highs[0] = x[i] > highs[0] ? x[i] : highs[0];
-        odd[0] += x[i] * 0.0f;
-    }
-    for (int j = 1; j < LANES; j++) {
-        lows[0] = lows[j] < lows[0] ? lows[j] : lows[0];
-        highs[0] = highs[j] > highs[0] ? highs[j] : highs[0];
-        odd[0] += odd[j];
-    }
-    *low = lows[0] + odd[0];
-    *high = highs[0] + odd[0];
-}
-
-INLINE int32_t rounded(float x) { return (int32_t)((x + NO_FRACTIONS) - NO_FRACTIONS); }
-
-INLINE float clipped(float x, float low, float high) {
-    x = x > low ? x : low; /* NaN too */
-    return x < high ? x : high;
-}
 
 /* As octavo::fake_quantize_dynamic finds them; the zero point is that of stored integers. */
 INLINE void range_to_scale(octavo_reading *r, float low, float high) {
@@ -86,14 +44,6 @@ INLINE void to_integers(const float *x, int64_t count, const octavo_reading *r, 
     }
 }
 
-/* The step at which the largest of a row is HALF; NaN where a value is not finite. */
-INLINE float step_of(const float *x, int64_t count) {
-    float low, high;
-    find_bounds(x, count, &low, &high);
-    float most = -low > high ? -low : high;
-    return most == most ? (most > FLT_MIN * HALF ? most / HALF : FLT_MIN) : most;
-}
-
 INLINE void to_int16(const float *x, int64_t count, float step, int16_t *q) {
     float inverse = 1.0f / step;
     for (int64_t i = 0; i < count; i++) q[i] = (int16_t)rounded(clipped(x[i] * inverse, -HALF, HALF));
@@ -115,7 +65,7 @@ INLINE void read_row(
     int64_t columns = rows->columns;
     uint8_t *digits = rows->digits + index * 2 * columns;
     if (reading->how == OCTAVO_FLOATS) {
-        float step = step_of(x, width);
+        float step = step_of(x, width, HALF);
         rows->scales[index] = step;
         rows->zero_points[index] = 0;
         if (vnni)

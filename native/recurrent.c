@@ -7,8 +7,7 @@
 #include <string.h>
 
 #include "octavo.h"
-
-#define INLINE static inline __attribute__((always_inline))
+#include "rounding.h"
 
 enum { UNITS = 16 };
 
@@ -21,10 +20,9 @@ enum { UNITS = 16 };
 
 /* e^x to about 2 units in the last place (S. Moshier, Cephes, expf); NaN stays NaN. */
 INLINE float exponential(float x) {
-    const float no_fractions = 12582912.0f;
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504088896341f + no_fractions, n = shifted - no_fractions;
+    float shifted = x * 1.44269504088896341f + NO_FRACTIONS, n = shifted - NO_FRACTIONS;
     float f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * f + 1.3981999507e-3f;
@@ -35,7 +33,7 @@ INLINE float exponential(float x) {
     p = p * f * f + f + 1.0f;
     uint32_t bits;
     memcpy(&bits, &shifted, 4);
-    bits = (bits - 0x4b400000u + 127u) << 23; /* of no_fractions */
+    bits = (bits - 0x4b400000u + 127u) << 23; /* of NO_FRACTIONS */
     float power;
     memcpy(&power, &bits, 4);
     return p * power;
@@ -111,8 +109,8 @@ typedef void (*Gates)(const float *, const float *, float *, const float *, floa
 
 GATES(portable, )
 #if defined(__x86_64__)
-GATES(avx2, __attribute__((target("avx2,fma"))))
-GATES(avx512, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"))))
+GATES(avx2, AVX2)
+GATES(avx512, VNNI)
 #endif
 
 static Gates gates_of(int kind) {

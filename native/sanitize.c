@@ -54,6 +54,18 @@ static void one_layer(int kind, int how, int threads) {
     free(x), free(h0), free(c0), free(out), free(hn), free(cn);
 }
 
+static void one_product(int threads) {
+    int64_t rows = 16 * (1 + below(20)), groups = 1 + below(4), count = 1 + below(9);
+    int64_t columns = groups * 32 * (1 + below(4));
+    uint8_t *weights = filled(rows * columns / 2, 1), *zero_points = filled(rows * groups, 1);
+    float *scales = filled(rows * groups, 4), *bias = filled(rows, 4);
+    float *x = filled(count * columns, 4), *y = malloc((size_t)(count * rows) * 4);
+    octavo_four_bits matrix = {
+        weights, scales, zero_points, below(2) ? bias : NULL, rows, columns, groups};
+    if (octavo_multiply_four_bits(&matrix, x, count, y, threads)) exit(1);
+    free(weights), free(zero_points), free(scales), free(bias), free(x), free(y);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
@@ -61,6 +73,7 @@ int main(void) {
         for (int kind = OCTAVO_LSTM; kind <= OCTAVO_RNN_RELU; kind++)
             for (int how = OCTAVO_INTEGERS; how <= OCTAVO_FLOATS; how++)
                 for (int round = 0; round < 12; round++) one_layer(kind, how, 1 + round % 3);
+        for (int round = 0; round < 50; round++) one_product(1 + round % 3);
         printf("instruction set %d: clean\n", set);
     }
     return 0;

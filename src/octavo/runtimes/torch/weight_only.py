@@ -6,13 +6,15 @@ are two ways to make use of it, and a third for many rows:
 - Weights of eight bits: each row of the input is written as the sum of two rows of integers, a
   coarse one and the remainder that it leaves, and both go through the int8 kernel. The weights are
   read once, as bytes, and 14 to 16 bits of the input are kept, more than bf16 has.
-- Weights of four bits: torch's kernel for them, which computes in bf16.
+- Weights of four bits: Octavo's own kernel, which keeps 16 bits of the input; where there is none,
+  torch's for them, which computes in bf16.
 - Many rows: a part of the weights after the other is dequantized and multiplied in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ from octavo.graph.operators import arguments, resolve
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_operators
 from octavo.runtimes import cpu
+from octavo.runtimes.native import four_bits as native
+from octavo.runtimes.native import library
 from octavo.runtimes.torch import four_bits
 from octavo.runtimes.torch.chains import (
     Call,
@@ -34,8 +38,9 @@ from octavo.runtimes.torch.integer_kernels import Integers
 from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.onednn import check_kernel, product_kernel
 
-# From so many rows on, the float product of dequantized parts is the faster: by bits of the weight.
-_MANY_ROWS = {8: 128, 4: 32}
+# From so many rows on, the float product of dequantized parts is the faster than oneDNN's kernel,
+# torch's for four bits, or Octavo's own.
+_MANY_ROWS, _MANY_OF_TORCH, _MANY_OF_OWN = 128, 32, 512
 _PART = 512  # output channels that are dequantized at a time
 _GROUPS_OF_KERNEL = (32, 64, 128, 256)
 _Rows = Callable[[Any], Tensor]  # which rows -> their integers
@@ -50,19 +55,35 @@ def linear(context: Context, chain: Chain) -> Call:
         raise Unsupported("its weight is float")
     weight = Weight(quantized)
     try:
-        name, few_rows, rounds = _few_rows(weight, context, chain)
+        few = _few_rows(weight, context, chain)
     except Unsupported:
-        name, few_rows, rounds = "octavo.linear, dequantized in parts", weight.product_in_parts, 0.0
-
-    limit, columns = _MANY_ROWS[4 if weight.packed else 8], weight.shape[1]
+        few = FewRows("octavo.linear, dequantized in parts", weight.product_in_parts, 0.0, 0)
+    columns = weight.shape[1]
 
     def kernel(x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(x.numel() // columns, columns)
-        product = few_rows if len(rows) < limit else weight.product_in_parts
+        product = few.product if len(rows) < few.limit else weight.product_in_parts
         result = product(rows).reshape(*x.shape[:-1], weight.shape[0])
         return result if bias is None else result.add_(bias)
 
-    return Call(name, kernel, (x, bias), rounds=rounds)
+    return Call(few.name, kernel, (x, bias), rounds=few.rounds)
+
+
+@dataclass(frozen=True)
+class FewRows:
+    """A kernel that reads the weights as they are stored.
+
+    Attributes:
+        name: in summaries.
+        product: ``x @ weight.T``.
+        rounds: see `octavo.runtimes.lowered.Lowered`.
+        limit: from so many rows on another is faster.
+    """
+
+    name: str
+    product: Callable[[Tensor], Tensor]
+    rounds: float
+    limit: int
 
 
 class Weight:
@@ -112,24 +133,22 @@ def _of_nibbles(stored: Tensor, signed: bool) -> _Rows:
     return read
 
 
-def _few_rows(
-    weight: Weight, context: Context, chain: Chain
-) -> tuple[str, Callable[[Tensor], Tensor], float]:
-    """The kernel that reads the weights as they are stored, and how it rounds, see `Lowered`.
+def _few_rows(weight: Weight, context: Context, chain: Chain) -> FewRows:
+    """The kernel for a weight.
 
     Raises:
         Unsupported: there is none for this weight or on this CPU.
     """
     if weight.packed:
-        kernel = _four_bits(weight, context)
-        return "aten._weight_int4pack_mm_for_cpu", kernel, _STEP_OF_BFLOAT16
+        return _own_four_bits(weight, context) or _four_bits(weight, context)
     integers, scale = context.weight(arguments(chain.layer)["weight"])
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
     unpack = context.prepacked[weight.name]
     weight.opened = lambda: unpack().__getitem__
-    return f"{name}, two digits", _two_digits(product, bits), 2.0 / (2**bits - 2) ** 2
+    rounds = 2.0 / (2**bits - 2) ** 2
+    return FewRows(f"{name}, two digits", _two_digits(product, bits), rounds, _MANY_ROWS)
 
 
 def _two_digits(product: Callable[..., Tensor], bits: int) -> Callable[[Tensor], Tensor]:
@@ -152,7 +171,39 @@ def _two_digits(product: Callable[..., Tensor], bits: int) -> Callable[[Tensor],
     return kernel
 
 
-def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
+def _own_four_bits(weight: Weight, context: Context) -> FewRows | None:
+    """Octavo's own kernel; ``None`` where it does not run."""
+    (rows, columns), shift = weight.shape, 8 if weight.signed else 0
+    zero_point = weight.zero_point + shift
+    in_range = bool(((zero_point >= 0) & (zero_point < 256)).all())
+    fits = native.fits(columns, weight.scale.shape[1])
+    if context.caller == "package" or library.obstacle() or not (fits and in_range):
+        return None
+    packed = native.pack(weight.integers() + shift)
+    groups = native.by_blocks(weight.scale), native.by_blocks(zero_point).to(torch.uint8)
+    _hold(weight, context, lambda which: native.unpack(packed, which, rows))
+
+    def product(x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            result: Tensor = torch.ops.octavo.multiply_four_bits.default(x, packed, *groups, rows)
+            return result
+        return native.multiply_four_bits(x, packed, *groups, rows)
+
+    return FewRows("octavo.linear, four bits", product, native.STEP, _MANY_OF_OWN)
+
+
+def _hold(weight: Weight, context: Context, held: _Rows) -> None:
+    """Let the weight be read from where a kernel holds it, as integers from 0 on."""
+    signed, name = weight.signed, weight.name
+
+    def read(which: slice) -> Tensor:
+        return held(which).to(torch.int8) - 8 if signed else held(which)
+
+    weight.opened = lambda: read
+    context.prepacked[name] = lambda: octavo_operators.pack_int4(read(slice(None)))
+
+
+def _four_bits(weight: Weight, context: Context) -> FewRows:
     """torch's kernel: ``w = (q - 8) * scale + offset`` with q in 0..15, in bf16."""
     rows, columns = weight.shape
     size = columns // weight.scale.shape[1]
@@ -171,13 +222,7 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
         raise Unsupported(f"torch cannot pack four bits here ({error})") from None
     held = four_bits.reader(packed, integers)
     if held is not None:
-        signed, name = weight.signed, weight.name
-
-        def read(which: slice) -> Tensor:
-            return held(which).to(torch.int8) - 8 if signed else held(which)
-
-        weight.opened = lambda: read
-        context.prepacked[name] = lambda: octavo_operators.pack_int4(read(slice(None)))
+        _hold(weight, context, held)
     parameters = torch.stack([scale, offset], 2).transpose(0, 1).contiguous().to(torch.bfloat16)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
 
@@ -185,7 +230,8 @@ def _four_bits(weight: Weight, context: Context) -> Callable[[Tensor], Tensor]:
         result: Tensor = product(x.to(torch.bfloat16), packed, smaller, parameters)
         return result.to(torch.float32)
 
-    return kernel
+    name = "aten._weight_int4pack_mm_for_cpu"
+    return FewRows(name, kernel, _STEP_OF_BFLOAT16, _MANY_OF_TORCH)
 
 
 def embedding(context: Context, chain: Chain) -> Call:

@@ -1,0 +1,277 @@
+/* Products of a few rows of floats with weights of four bits, in groups of columns.
+ *
+ * Of a row 16 bits are kept, as two digits that are int8 both: 256 * upper + lower. The weights are
+ * unpacked once for four rows, and a row is rounded once for all weights.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "octavo.h"
+#include "rounding.h"
+
+enum { CHUNK = 32, CHUNK_BYTES = CHUNK * BLOCK / 2, MOST_STEPS = 127 * 256, TILE = 4 };
+
+/* A thread more is woken for so many products. */
+#define WORK_OF_A_THREAD (1 << 18)
+
+/* Rows of x, rounded: x = step * (256 * upper + lower); sums of each group's steps. */
+typedef struct {
+    int8_t *upper, *lower; /* [count][columns] */
+    float *sums;           /* [count][groups] */
+    float *steps;
+} Rows;
+
+typedef struct {
+    const octavo_four_bits *matrix;
+    const float *x;
+    float *y;
+    int64_t count;
+    Rows rows;
+    octavo_barrier barrier;
+    void (*read)(const octavo_four_bits *, const float *, int64_t, Rows *);
+    void (*multiply)(const octavo_four_bits *, const Rows *, int64_t, int64_t, int64_t, float *);
+} Product;
+
+INLINE void read_row(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
+    const float *from = x + row * m->columns;
+    int8_t *upper = rows->upper + row * m->columns, *lower = rows->lower + row * m->columns;
+    int64_t size = m->columns / m->groups;
+    float step = step_of(from, m->columns, MOST_STEPS), inverse = 1.0f / step;
+    rows->steps[row] = step;
+    for (int64_t group = 0; group < m->groups; group++) {
+        int32_t sum = 0;
+        for (int64_t k = group * size; k < (group + 1) * size; k++) {
+            int32_t q = rounded(clipped(from[k] * inverse, -MOST_STEPS, MOST_STEPS));
+            int32_t high = (q + 128) >> 8;
+            upper[k] = (int8_t)high;
+            lower[k] = (int8_t)(q - high * 256);
+            sum += q;
+        }
+        rows->sums[row * m->groups + group] = (float)sum;
+    }
+}
+
+/* ---- every CPU ---- */
+
+static void read_portable(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
+    read_row(m, x, row, rows);
+}
+
+static void multiply_portable(
+    const octavo_four_bits *m, const Rows *rows, int64_t count, int64_t first, int64_t last,
+    float *y) {
+    int64_t chunks = m->columns / m->groups / CHUNK;
+    for (int64_t block = first; block < last; block++)
+        for (int64_t r = 0; r < count; r++) {
+            const uint8_t *w = m->weights + block * m->columns / CHUNK * CHUNK_BYTES;
+            const int8_t *upper = rows->upper + r * m->columns, *lower = rows->lower + r * m->columns;
+            float sums[BLOCK] = {0};
+            for (int64_t group = 0; group < m->groups; group++) {
+                int64_t at = (block * m->groups + group) * BLOCK;
+                int32_t high[BLOCK] = {0}, low[BLOCK] = {0};
+                for (int64_t c = 0; c < chunks; c++, w += CHUNK_BYTES, upper += CHUNK, lower += CHUNK)
+                    for (int i = 0; i < CHUNK_BYTES; i++) {
+                        int n = i / 4 % BLOCK, k = i / 64 * 8 + i % 4;
+                        high[n] += (w[i] & 15) * upper[k] + (w[i] >> 4) * upper[k + 4];
+                        low[n] += (w[i] & 15) * lower[k] + (w[i] >> 4) * lower[k + 4];
+                    }
+                for (int n = 0; n < BLOCK; n++) {
+                    float sum = (float)high[n] * 256.0f + (float)low[n];
+                    sum -= (float)m->zero_points[at + n] * rows->sums[r * m->groups + group];
+                    sums[n] += sum * m->scales[at + n];
+                }
+            }
+            for (int n = 0; n < BLOCK; n++) {
+                int64_t column = block * BLOCK + n;
+                float bias = m->bias ? m->bias[column] : 0.0f;
+                y[r * m->rows + column] = sums[n] * rows->steps[r] + bias;
+            }
+        }
+}
+
+#if defined(__x86_64__)
+
+/* ---- AVX2 ---- */
+
+AVX2 static void read_avx2(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
+    read_row(m, x, row, rows);
+}
+
+INLINE AVX2 __m256i four_of(const int8_t *digits) {
+    int32_t bits;
+    memcpy(&bits, digits, 4);
+    return _mm256_set1_epi32(bits);
+}
+
+/* A block's sums for one row and group. Pairs of products are at most 3840, and eight of these fit
+ * into an int16. */
+INLINE AVX2 void group_avx2(
+    const uint8_t *w, const int8_t *upper, const int8_t *lower, int64_t chunks, __m256i high[2],
+    __m256i low[2]) {
+    const __m256i nibble = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+    for (int half = 0; half < 2; half++) high[half] = low[half] = _mm256_setzero_si256();
+    for (int64_t c = 0; c < chunks; c++, w += CHUNK_BYTES, upper += CHUNK, lower += CHUNK) {
+        __m256i pairs_high[2], pairs_low[2];
+        for (int half = 0; half < 2; half++)
+            pairs_high[half] = pairs_low[half] = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++) {
+            __m256i u0 = four_of(upper + 8 * i), u1 = four_of(upper + 8 * i + 4);
+            __m256i l0 = four_of(lower + 8 * i), l1 = four_of(lower + 8 * i + 4);
+            for (int half = 0; half < 2; half++) {
+                __m256i both = _mm256_loadu_si256((const __m256i *)(w + 64 * i + 32 * half));
+                __m256i w0 = _mm256_and_si256(both, nibble);
+                __m256i w1 = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+                pairs_high[half] = _mm256_add_epi16(
+                    pairs_high[half],
+                    _mm256_add_epi16(_mm256_maddubs_epi16(w0, u0), _mm256_maddubs_epi16(w1, u1)));
+                pairs_low[half] = _mm256_add_epi16(
+                    pairs_low[half],
+                    _mm256_add_epi16(_mm256_maddubs_epi16(w0, l0), _mm256_maddubs_epi16(w1, l1)));
+            }
+        }
+        for (int half = 0; half < 2; half++) {
+            high[half] = _mm256_add_epi32(high[half], _mm256_madd_epi16(pairs_high[half], one));
+            low[half] = _mm256_add_epi32(low[half], _mm256_madd_epi16(pairs_low[half], one));
+        }
+    }
+}
+
+AVX2 static void multiply_avx2(
+    const octavo_four_bits *m, const Rows *rows, int64_t count, int64_t first, int64_t last,
+    float *y) {
+    int64_t chunks = m->columns / m->groups / CHUNK;
+    for (int64_t block = first; block < last; block++)
+        for (int64_t r = 0; r < count; r++) {
+            const uint8_t *w = m->weights + block * m->columns / CHUNK * CHUNK_BYTES;
+            const int8_t *upper = rows->upper + r * m->columns, *lower = rows->lower + r * m->columns;
+            __m256 sums[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+            for (int64_t group = 0; group < m->groups; group++) {
+                __m256i high[2], low[2];
+                group_avx2(w, upper, lower, chunks, high, low);
+                w += chunks * CHUNK_BYTES, upper += chunks * CHUNK, lower += chunks * CHUNK;
+                __m256 steps = _mm256_set1_ps(rows->sums[r * m->groups + group]);
+                for (int half = 0; half < 2; half++) {
+                    int64_t at = (block * m->groups + group) * BLOCK + 8 * half;
+                    __m256 sum = _mm256_fmadd_ps(
+                        _mm256_cvtepi32_ps(high[half]), _mm256_set1_ps(256),
+                        _mm256_cvtepi32_ps(low[half]));
+                    __m128i zeros = _mm_loadl_epi64((const __m128i *)(m->zero_points + at));
+                    __m256 zero_points = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(zeros));
+                    sum = _mm256_fnmadd_ps(zero_points, steps, sum);
+                    sums[half] = _mm256_fmadd_ps(sum, _mm256_loadu_ps(m->scales + at), sums[half]);
+                }
+            }
+            for (int half = 0; half < 2; half++) {
+                int64_t column = block * BLOCK + 8 * half;
+                __m256 bias = m->bias ? _mm256_loadu_ps(m->bias + column) : _mm256_setzero_ps();
+                _mm256_storeu_ps(
+                    y + r * m->rows + column,
+                    _mm256_fmadd_ps(sums[half], _mm256_set1_ps(rows->steps[r]), bias));
+            }
+        }
+}
+
+/* ---- AVX512 with VNNI ---- */
+
+VNNI static void read_vnni(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
+    read_row(m, x, row, rows);
+}
+
+INLINE VNNI __m512i sixteen_of(const int8_t *digits) {
+    int32_t bits;
+    memcpy(&bits, digits, 4);
+    return _mm512_set1_epi32(bits);
+}
+
+/* A block's results for `count` rows from `r` on. */
+INLINE VNNI void tile_vnni(
+    const octavo_four_bits *m, const Rows *rows, int64_t block, int64_t r, float *y,
+    const int count) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    const int64_t size = m->columns / m->groups;
+    const uint8_t *w = m->weights + block * m->columns / CHUNK * CHUNK_BYTES;
+    const int8_t *upper = rows->upper + r * m->columns, *lower = rows->lower + r * m->columns;
+    __m512 sums[TILE];
+    for (int i = 0; i < count; i++) sums[i] = _mm512_setzero_ps();
+    for (int64_t group = 0; group < m->groups; group++) {
+        __m512i high[TILE], low[TILE];
+        for (int i = 0; i < count; i++) high[i] = low[i] = _mm512_setzero_si512();
+        for (int64_t k = group * size; k < (group + 1) * size; k += 8, w += 64) {
+            _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
+            __m512i both = _mm512_loadu_si512(w);
+            __m512i w0 = _mm512_and_si512(both, nibble);
+            __m512i w1 = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            for (int i = 0; i < count; i++) {
+                int64_t at = i * m->columns + k;
+                high[i] = _mm512_dpbusd_epi32(high[i], w0, sixteen_of(upper + at));
+                low[i] = _mm512_dpbusd_epi32(low[i], w0, sixteen_of(lower + at));
+                high[i] = _mm512_dpbusd_epi32(high[i], w1, sixteen_of(upper + at + 4));
+                low[i] = _mm512_dpbusd_epi32(low[i], w1, sixteen_of(lower + at + 4));
+            }
+        }
+        int64_t at = (block * m->groups + group) * BLOCK;
+        __m512 scales = _mm512_loadu_ps(m->scales + at);
+        __m128i zeros = _mm_loadu_si128((const __m128i *)(m->zero_points + at));
+        __m512 zero_points = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(zeros));
+        for (int i = 0; i < count; i++) {
+            __m512 steps = _mm512_set1_ps(rows->sums[(r + i) * m->groups + group]);
+            __m512 sum = _mm512_fmadd_ps(
+                _mm512_cvtepi32_ps(high[i]), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low[i]));
+            sums[i] = _mm512_fmadd_ps(_mm512_fnmadd_ps(zero_points, steps, sum), scales, sums[i]);
+        }
+    }
+    __m512 bias = m->bias ? _mm512_loadu_ps(m->bias + block * BLOCK) : _mm512_setzero_ps();
+    for (int i = 0; i < count; i++)
+        _mm512_storeu_ps(
+            y + (r + i) * m->rows + block * BLOCK,
+            _mm512_fmadd_ps(sums[i], _mm512_set1_ps(rows->steps[r + i]), bias));
+}
+
+VNNI static void multiply_vnni(
+    const octavo_four_bits *m, const Rows *rows, int64_t count, int64_t first, int64_t last,
+    float *y) {
+    for (int64_t block = first; block < last; block++)
+        for (int64_t r = 0; r < count; r += TILE) switch (count - r) {
+            case 1: tile_vnni(m, rows, block, r, y, 1); break;
+            case 2: tile_vnni(m, rows, block, r, y, 2); break;
+            case 3: tile_vnni(m, rows, block, r, y, 3); break;
+            default: tile_vnni(m, rows, block, r, y, 4);
+            }
+}
+
+#endif
+
+/* ---- threads ---- */
+
+static void run(void *context, int thread, int threads) {
+    Product *product = context;
+    const octavo_four_bits *m = product->matrix;
+    int64_t count = product->count, blocks = m->rows / BLOCK;
+    for (int64_t r = count * thread / threads; r < count * (thread + 1) / threads; r++)
+        product->read(m, product->x, r, &product->rows);
+    octavo_wait(&product->barrier, threads);
+    product->multiply(
+        m, &product->rows, count, blocks * thread / threads, blocks * (thread + 1) / threads,
+        product->y);
+}
+
+int octavo_multiply_four_bits(
+    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads) {
+    int64_t digits = count * matrix->columns, work = digits * matrix->rows / WORK_OF_A_THREAD + 1;
+    char *memory = malloc((size_t)(2 * digits + 4 * count * (matrix->groups + 1)));
+    if (!memory) return 1;
+    float *floats = (float *)memory; /* first, where memory is aligned for them */
+    int8_t *bytes = (int8_t *)(floats + count * (matrix->groups + 1));
+    Product product = {
+        .matrix = matrix, .x = x, .y = y, .count = count,
+        .rows = {bytes, bytes + digits, floats, floats + count * matrix->groups},
+        .read = read_portable, .multiply = multiply_portable};
+#if defined(__x86_64__)
+    if (octavo_isa() == OCTAVO_AVX2) product.read = read_avx2, product.multiply = multiply_avx2;
+    if (octavo_isa() == OCTAVO_AVX512_VNNI)
+        product.read = read_vnni, product.multiply = multiply_vnni;
+#endif
+    octavo_in_threads(run, &product, work < threads ? (int)work : threads);
+    free(memory);
+    return 0;
+}
