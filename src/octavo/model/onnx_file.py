@@ -39,6 +39,8 @@ def export_onnx(
     (``mode="dynamic"``) becomes ``DynamicQuantizeLinear`` and ``MatMulInteger`` where the runtime
     fuses these, and an LSTM ``com.microsoft.DynamicQuantizeLSTM`` for ONNX Runtime, but not for
     the target "x86-avx2": its kernel would overflow there on the weights that an LSTM has.
+    Weight-only layers become ``com.microsoft.MatMulNBits`` and ``GatherBlockQuantized`` for it, if
+    this is written on a CPU with VNNI.
 
     Before it is written the file is run in its runtime, if that is installed, and compared with the
     oracle. A warning says so where it agrees only under settings that are not the runtime's own.

@@ -24,6 +24,7 @@ from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import as_array, check_batch
 from octavo.runtimes.lowered import Lowered
+from octavo.runtimes.onnx import blocks
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.export import to_onnx
 from octavo.runtimes.onnx.writer import BATCH, layer_of, node_kinds, serialized
@@ -32,9 +33,15 @@ from octavo.runtimes.runtime import OnnxReader, Runtime
 from octavo.runtimes.saturation import overflowing, with_own_weights
 
 # Its kernels for integers take int32 biases, it fuses products of integers with what stands around
-# them, and it has an operator for an LSTM on integers. Of linear layers its kernel for two matrices
-# alone takes the bias in, and rounds what it gives.
-_DIALECT = Dialect(integer_bias=True, integer_products=True, dynamic_lstm=True, rows_as_matrix=True)
+# them, and it has operators for an LSTM on integers, and for weights that alone are. Of linear
+# layers its kernel for two matrices alone takes the bias in, and rounds what it gives.
+_DIALECT = Dialect(
+    integer_bias=True,
+    integer_products=True,
+    dynamic_lstm=True,
+    rows_as_matrix=True,
+    blocks=not cpu.saturates(),
+)
 _ERRORS_ONLY = 3
 # The first makes float layers of integer products wherever shapes are known, the second integers of
 # float weights and biases between quantized tensors; the kernel that the third puts in the place of
@@ -44,7 +51,7 @@ _UNWANTED = ["MatMulAddFusion", "WeightBiasQuantization", "SkipLayerNormFusion"]
 _INTEGER = frozenset(
     """
     QGemm QAttention MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul ConvInteger
-    DynamicQuantizeLSTM QOrderedMatMul MatMulNBits
+    DynamicQuantizeLSTM QOrderedMatMul MatMulNBits GatherBlockQuantized
     """.split()
 )
 # Fusing adds to an operator's name.
@@ -171,9 +178,14 @@ def _executed(kinds: list[tuple[str, str]]) -> tuple[dict[str, str], dict[str, s
     return integer, otherwise
 
 
+# Its LSTM on integers rounds its states as well, to 255 steps, and adds up what that makes.
+_ROUNDS = {"DynamicQuantizeLSTM": 4 / 255, "MatMulNBits": blocks.ROUNDS}
+
+
 def _rounding(kernels: Mapping[str, str]) -> dict[str, float]:
-    """Its LSTM on integers rounds its states as well, to 255 steps, and adds up what that makes."""
-    return {n: 4 / 255 for n, kernel in kernels.items() if kernel.endswith("DynamicQuantizeLSTM")}
+    """Layers whose kernels round what the oracle does not, and how far."""
+    operators = {name: kernel.removeprefix("onnxruntime ") for name, kernel in kernels.items()}
+    return {name: _ROUNDS[kind] for name, kind in operators.items() if kind in _ROUNDS}
 
 
 def _reason(error: Exception) -> str:

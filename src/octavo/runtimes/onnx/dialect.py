@@ -23,6 +23,8 @@ class Dialect:
         means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 with a zero point are uint8 with another one.
         symmetric: those without a zero point stay int8 where all others are unsigned.
+        blocks: linear layers and tables of which only the weights are integers are ONNX Runtime's
+            own operators on blocks of 4 and 8 bits.
         rows_as_matrix: linear layers on integers with more axes than rows and columns are written
             as products of two matrices.
         late_rounding: what is only moved is rounded once: behind its moves where a product of
@@ -47,6 +49,7 @@ class Dialect:
     unsigned: bool = False
     symmetric: bool = True
     late_rounding: bool = False
+    blocks: bool = False
     rows_as_matrix: bool = False
     integer_concatenations: bool = False
     squeezes_batches: bool = True

@@ -9,6 +9,7 @@ import numpy as np
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
+from octavo.runtimes.onnx.blocks import embedding as of_blocks
 from octavo.runtimes.onnx.sizes import TO_THE_END
 from octavo.runtimes.onnx.writer import Converter, Writer
 
@@ -93,6 +94,9 @@ def _embedding(w: Writer, node: Node) -> Any:
     table, ids = node.args[:2]
     integers = quantization.integers_of(w, table)
     if integers is None or not integers.symmetric or integers.axis is None:
+        blocks = quantization.blocks_of(w, table)
+        if blocks is not None:
+            return of_blocks(w, ids, blocks)
         return w.op("Gather", quantization.weight(w, table), w.read(ids), axis=0)
     q = w.initializer(integers.name, integers.integers)
     scale = w.initializer(integers.reader.args[1].name, integers.scale.flatten())

@@ -24,6 +24,9 @@ from octavo.graph.qdq import (
 )
 from octavo.numerics import octavo_operators
 from octavo.quantization.targets import FROM_ZERO, ROLES, SHARED, WEIGHTED
+from octavo.runtimes.onnx import sizes
+from octavo.runtimes.onnx.blocks import Blocks
+from octavo.runtimes.onnx.blocks import linear as of_blocks
 from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
@@ -338,6 +341,10 @@ def linear(w: Writer, node: Node) -> Any:
         and integers.symmetric
     ):
         return _integer_product(w, node, source, integers)
+    is_float = source is None or source.op not in (DEQUANTIZE, DYNAMIC)
+    blocks = blocks_of(w, weight_ref) if is_float else None
+    if blocks is not None:
+        return of_blocks(w, node, blocks)
     if w.rank(x) == 2:
         matrix = weight(w, weight_ref)
         return w.op("Gemm", w.read(x), matrix, bias(w, x, weight_ref, bias_ref), transB=1)
@@ -347,6 +354,12 @@ def linear(w: Writer, node: Node) -> Any:
     return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
 
 
+def blocks_of(w: Writer, ref: Any) -> Blocks | None:
+    """A constant matrix in blocks of integers, where the dialect has operators on them."""
+    constant = weight_behind(w.graph, ref) if w.dialect.blocks else None
+    return None if constant is None else Blocks.of(constant)
+
+
 def _of_rows(w: Writer, node: Node) -> str:
     """A layer on rows in more axes than one, as a product of two matrices."""
     x, weight_ref, bias_ref = arguments(node).values()
@@ -354,15 +367,7 @@ def _of_rows(w: Writer, node: Node) -> str:
     rows = w.op("Reshape", w.read(x), w.ints([-1, inputs]))
     matrix, added = weight(w, weight_ref), bias(w, x, weight_ref, bias_ref)
     product = w.op("Gemm", rows, matrix, added, transB=1)
-    return w.op("Reshape", product, _sizes_of_rows(w, x, outputs))
-
-
-def _sizes_of_rows(w: Writer, x: Any, width: int) -> str:
-    """The sizes of a tensor with another last one."""
-    sizes = [-1 if size is None else size for size in w.meta(x).shape[:-1]]
-    if sizes.count(-1) <= 1:
-        return w.ints([*sizes, width])
-    return w.op("Concat", w.op("Shape", w.read(x), end=-1), w.ints([width]), axis=0)
+    return w.op("Reshape", product, sizes.of_rows(w, x, outputs))
 
 
 def _integer_product(w: Writer, node: Node, source: Node, integers: QuantizedWeight) -> Any:

@@ -58,6 +58,14 @@ def length_of(w: Writer, value: str, axis: int) -> str:
     return w.op("Shape", value, start=axis, end=axis + 1)
 
 
+def of_rows(w: Writer, x: Any, width: int) -> str:
+    """The sizes of a tensor with another last one."""
+    known = [-1 if size is None else size for size in w.meta(x).shape[:-1]]
+    if known.count(-1) <= 1:
+        return w.ints([*known, width])
+    return w.op("Concat", w.op("Shape", w.read(x), end=-1), w.ints([width]), axis=0)
+
+
 def _sym_size(w: Writer, node: Node) -> Any:
     x, axis = node.args
     return length_of(w, w.read(x), axis_of(w, x, axis))
