@@ -39,8 +39,6 @@ def export_onnx(
     (``mode="dynamic"``) becomes ``DynamicQuantizeLinear`` and ``MatMulInteger`` where the runtime
     fuses these, and an LSTM ``com.microsoft.DynamicQuantizeLSTM`` for ONNX Runtime, but not for
     the target "x86-avx2": its kernel would overflow there on the weights that an LSTM has.
-    Weight-only layers become ``com.microsoft.MatMulNBits`` and ``GatherBlockQuantized`` for it, if
-    this is written on a CPU with VNNI.
 
     Before it is written the file is run in its runtime, if that is installed, and compared with the
     oracle. A warning says so where it agrees only under settings that are not the runtime's own.
@@ -72,7 +70,7 @@ def export_onnx(
     if reader is None:
         known = sorted(name for name, record in RUNTIMES.items() if record.onnx is not None)
         raise ExportError(f"there is no ONNX dialect for the runtime {runtime!r}; one of {known}")
-    dialect = reader.dialect
+    dialect = replace(reader.dialect, blocks=False)  # others read the file as well
     if target(q.target).weight_without_pairs is not None:
         dialect = replace(dialect, dynamic_lstm=False)
     data = serialized(to_onnx(q.graph, dialect))

@@ -70,5 +70,5 @@ def test_tables(scheme: str) -> None:
 @needs_blocks
 def test_files_for_others_have_standard_operators_alone() -> None:
     q = lowered(nn.Linear(96, 37), torch.randn(3, 96), "uint4 in groups")
-    assert operators(q, RUNTIMES["openvino"].onnx.dialect) == {"DequantizeLinear", "Gemm"}
-    assert operators(q, None) == {"DequantizeLinear", "Gemm"}
+    assert operators(q, RUNTIMES["openvino"].onnx.dialect) == {"DequantizeLinear", "MatMul", "Add"}
+    assert operators(q, None) == {"DequantizeLinear", "MatMul", "Add"}

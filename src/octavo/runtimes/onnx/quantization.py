@@ -345,7 +345,10 @@ def linear(w: Writer, node: Node) -> Any:
     blocks = blocks_of(w, weight_ref) if is_float else None
     if blocks is not None:
         return of_blocks(w, node, blocks)
-    if w.rank(x) == 2:
+    # ONNX Runtime makes one kernel of weights of four bits and a product that is no Gemm.
+    constant = weight_behind(w.graph, weight_ref)
+    four_bits = constant is not None and constant.unpack is not None
+    if w.rank(x) == 2 and not (is_float and four_bits):
         matrix = weight(w, weight_ref)
         return w.op("Gemm", w.read(x), matrix, bias(w, x, weight_ref, bias_ref), transB=1)
     if w.dialect.rows_as_matrix and source is not None and source.op == DEQUANTIZE:
