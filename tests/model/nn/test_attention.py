@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ArtifactError, InputError
+from octavo.flow.modules import quantize_modules
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -78,8 +79,6 @@ def test_a_transformer_has_integers_in_all_projections(mode: str) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     model = nn.TransformerEncoder(layer, 2).eval()
-    from octavo.flow.modules import quantize_modules
-
     q = quantize_modules(model, mode=mode)
     floats = [name for name, p in q.named_parameters() if p.dim() > 1]
     assert floats == []
@@ -108,7 +107,7 @@ def test_described_copied_and_loaded() -> None:
     result, weights = q(x, x, x)
     assert (result.dtype, weights.dtype) == (torch.bfloat16, torch.bfloat16)
     described = json.loads(json.dumps(q.describe()))
-    again = octavo.nn.from_description(described, q.state_dict())
+    again = octavo.nn.from_description(described, q.tensors())
     assert torch.equal(again(x, x, x)[0], result)
     assert torch.equal(copy.deepcopy(q)(x, x, x)[0], result)
     other = octavo.nn.from_float(

@@ -122,6 +122,14 @@ class MultiheadAttention(QuantizedModule):
         module._check_sizes()
         return module
 
+    def tensors(self) -> dict[str, Tensor]:
+        inner = {
+            f"{name}.{key}": tensor
+            for name in _PARTS
+            for key, tensor in getattr(self, name).tensors().items()
+        }
+        return self.own_tensors() | inner
+
     def describe(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).describe() for name in _PARTS}
         return super().describe() | {"parts": parts}
@@ -216,7 +224,7 @@ class MultiheadAttention(QuantizedModule):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys, values and mask with the learned key and value behind them, and with zeros."""
         added = 0
-        own = self.tensors()
+        own = self.own_tensors()
         if "bias_k" in own:
             extra = ((k, own["bias_k"]), (v, own["bias_v"]))
             k, v = (torch.cat([x, bias.expand(len(x), 1, -1)], 1) for x, bias in extra)

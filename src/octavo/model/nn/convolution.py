@@ -78,7 +78,7 @@ class _Forward(_Convolution, OneOperator):
             rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
             nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=meta))
             read = Ref("input.dynamic")
-        tensors = self.tensors()
+        tensors = self.own_tensors()
         bias = Ref("bias") if "bias" in tensors else None
         padding = [0] * dims if self._pads_before() else list(self.padding)
         geometry = (list(self.stride), padding, list(self.dilation), self.groups)
@@ -95,7 +95,8 @@ class _Forward(_Convolution, OneOperator):
         if self._pads_before():
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             images = F.pad(images, self._around(), mode=mode)
-        return self.like(self.results(images), input)
+        (result,) = self.results(images)
+        return self.like(result, input)
 
     def _pads_before(self) -> bool:
         return self.padding_mode != "zeros" or isinstance(self.padding, str)

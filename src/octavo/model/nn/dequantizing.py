@@ -43,6 +43,3 @@ class Dequantizing(QuantizedModule):
     @cached_property
     def _without_values(self) -> nn.Module:
         return self.empty(self.description.settings)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_without_values"}

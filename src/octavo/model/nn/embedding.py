@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from octavo.errors import InputError
+from octavo.graph.embedding_bags import bags
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.model.nn.one_operator import OneOperator
-from octavo.runtimes.torch.weight_only import bags
 
 
 class Table(OneOperator):
@@ -31,7 +31,7 @@ class Table(OneOperator):
         last = float(self.num_embeddings - 1)
         inputs = (Input("input", TensorMeta((None,), "int64"), seen=(0.0, last)),)
         arguments = {"input": Ref("input")}
-        return Graph(inputs, self.tensors(), tuple(nodes), arguments, [Ref("result")])
+        return Graph(inputs, self.own_tensors(), tuple(nodes), arguments, [Ref("result")])
 
     def rows(self, indices: Tensor) -> Tensor:
         """The rows of indices ``[n]``, float32 ``[n, embedding_dim]``.
@@ -48,7 +48,8 @@ class Table(OneOperator):
                 f"an index is beyond the {self.num_embeddings} rows of the table: they are "
                 f"{int(indices.min())} to {int(indices.max())}"
             )
-        return self.results(indices.to(torch.int64))
+        (rows,) = self.results(indices.to(torch.int64))
+        return rows
 
 
 class Embedding(Table):

@@ -47,7 +47,7 @@ class Linear(OneOperator):
             rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
             nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=sizes))
             read = Ref("input.dynamic")
-        tensors = self.tensors()
+        tensors = self.own_tensors()
         bias = Ref("bias") if "bias" in tensors else None
         meta = TensorMeta((None, self.out_features), "float32")
         nodes.append(Node("result", "aten.linear.default", (read, weight, bias), meta=meta))
@@ -61,5 +61,5 @@ class Linear(OneOperator):
                 f"[..., {self.in_features}], not {TensorMeta.of(input)}"
             )
         rows = input.to(torch.float32).reshape(-1, self.in_features)
-        result = self.results(rows).reshape(*input.shape[:-1], self.out_features)
-        return result.to(input.dtype)
+        (result,) = self.results(rows)
+        return result.reshape(*input.shape[:-1], self.out_features).to(input.dtype)

@@ -37,25 +37,22 @@ class OneOperator(QuantizedModule):
     def graph(self) -> Graph:
         """The layer as a quantized graph, of the tensors as they are now."""
 
-    def results(self, *tensors: Tensor) -> Tensor:
+    def results(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the graph makes of tensors; of a NaN or an infinity what the float layer would."""
         if self._ready is None:
             with _LOWERING:
                 self._ready = self._ready or self._made_ready()
         run, watched = self._ready
         if watched.are_fine(tensors):
-            (result,) = run(*tensors)
-        else:
-            (result,) = run_around(self.graph(), watched, run, tensors)
-        assert isinstance(result, Tensor)
-        return result
+            return run(*tensors)
+        return run_around(self.graph(), watched, run, tensors)
 
     def adopt(self, other: OneOperator) -> bool:
         """Hold another module's weight, as they were tied in float; whether it fits."""
         name = "weight"
         if self.weights.get(name, None) is None or self.weights[name] != other.weights.get(name):
             return False
-        tensors = other.tensors()
+        tensors = other.own_tensors()
         self._buffers.update({part: tensors[part] for part in self.weights[name].names})
         self._is_shared = other._is_shared = True
         return True
@@ -63,7 +60,7 @@ class OneOperator(QuantizedModule):
     def _made_ready(self) -> tuple[Callable[..., tuple[Any, ...]], Watched]:
         graph = self.graph()
         compared = sum(t.numel() for t in graph.constants.values()) <= _MOST_COMPARED
-        samples = [random_inputs(graph, 2)] if compared and self.device.type == "cpu" else []
+        samples = [random_inputs(graph)] if compared and self.device.type == "cpu" else []
         runtime = default_runtime(self.device)
         lowered = lower(graph, runtime, self.device, samples=samples)
         if not self._is_shared:
@@ -79,6 +76,3 @@ class OneOperator(QuantizedModule):
                 name: None if tensor is None else torch.empty_like(tensor)
                 for name, tensor in self._buffers.items()
             }
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ready": None}

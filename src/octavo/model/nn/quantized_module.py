@@ -27,6 +27,8 @@ from octavo.quantization.qconfig import QConfig, QSpec
 from octavo.quantization.targets import target as target_named
 from octavo.quantization.weights import qparams_of_weight
 
+_MADE = ("_ready", "_without_values")  # of the tensors, at the first call; a copy makes its own
+
 
 class QuantizedModule(nn.Module):
     """A layer whose weights are integers, in the place of a float one.
@@ -199,12 +201,16 @@ class QuantizedModule(nn.Module):
         return next(buffer.device for buffer in self.buffers())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its own tensors, by name."""
+        """All tensors that it holds, by their names in its state dict."""
+        return self.own_tensors()
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """The tensors that it holds itself, by name."""
         return {name: tensor for name, tensor in self._buffers.items() if tensor is not None}
 
     def dequantized(self) -> dict[str, Tensor]:
         """The float layer's parameters, float32, of the rounded weights."""
-        tensors = self.tensors()
+        tensors = self.own_tensors()
         rounded = {name: weight.floats(tensors) for name, weight in self.weights.items()}
         own = {name for weight in self.weights.values() for name in weight.names}
         return rounded | {name: tensor for name, tensor in tensors.items() if name not in own}
@@ -236,7 +242,7 @@ class QuantizedModule(nn.Module):
         if weight is None:
             return super().__getattr__(name)
         return Dequantized(
-            lambda: weight.floats(self.tensors()), weight.shape, self.dtype, self.device
+            lambda: weight.floats(self.own_tensors()), weight.shape, self.dtype, self.device
         )
 
     def _bias_is_a_tensor(self) -> bool:
@@ -255,7 +261,7 @@ class QuantizedModule(nn.Module):
         return self.empty(self.description.settings).extra_repr()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        dtypes = {tensor.dtype for tensor in self.tensors().values()}
+        dtypes = {tensor.dtype for tensor in self.own_tensors().values()}
         if any(fn(torch.empty(0, dtype=dtype)).dtype != dtype for dtype in dtypes):
             raise OctavoError(
                 "a quantized layer cannot change its dtype: its scales are float32; change that of "
@@ -264,6 +270,9 @@ class QuantizedModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.forget()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _MADE}
 
     def forget(self) -> None:
         """Drop what was made ready of the tensors, which are other ones from now on."""
@@ -278,7 +287,7 @@ class QuantizedModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        given = {name: state_dict.get(prefix + name) for name in self.tensors()}
+        given = {name: state_dict.get(prefix + name) for name in self.own_tensors()}
         for name, (there, here) in _differing(given, self.metas(self.description)).items():
             error_msgs.append(
                 f"{prefix + name!r} is {there} there and {here} here: quantize this model as that "

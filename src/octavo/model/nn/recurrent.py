@@ -1,6 +1,7 @@
 """LSTM, GRU, RNN and their cells: weights in integers, the input rounded at each call if dynamic.
 
-The state stays float. Weights are dequantized where they are used.
+Tensors go through the kernels of the runtimes, a cell as a layer of one step. A packed sequence
+goes through torch's own kernels, with weights that are floats for as long as the call takes.
 """
 
 from __future__ import annotations
@@ -12,21 +13,102 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
+from octavo.errors import InputError
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.qdq import DYNAMIC
 from octavo.model.nn.dequantizing import Dequantizing
+from octavo.model.nn.one_operator import OneOperator
+
+_EXAMPLE = (2, 3)  # batch and steps on which a runtime is compared
 
 
-class Recurrent(Dequantizing):
-    """A recurrent layer or cell; it takes tensors and, but for cells, packed sequences."""
+class Recurrent(OneOperator, Dequantizing):
+    """A recurrent layer or cell."""
 
     settings: ClassVar[tuple[str, ...]] = ("input_size", "hidden_size", "bias")
 
-    def compute(self, input: Any, hx: Any = None) -> Any:
-        packed = isinstance(input, PackedSequence)
-        values = input.data if packed else input
-        rounded = self.rounded(values.to(torch.float32))
-        states = pytree.tree_map_only(Tensor, lambda state: state.to(torch.float32), hx)
-        result = self.float_layer()(input._replace(data=rounded) if packed else rounded, states)
-        return pytree.tree_map_only(Tensor, lambda x: _like(x, values), result)
+    input_size: int
+    hidden_size: int
+    nonlinearity: str
+
+    @property
+    def layer_operator(self) -> str:
+        """Name of the operator of layers."""
+        name = type(self).operator.removesuffix("_cell")
+        return f"rnn_{self.nonlinearity}" if name.startswith("rnn") else name
+
+    @property
+    def state_shapes(self) -> list[tuple[int, int]]:
+        """Of each state: how many there are for a sequence, and of how many channels."""
+        own = self.description.settings
+        count = own.get("num_layers", 1) * (1 + own.get("bidirectional", False))
+        hidden = (count, self.hidden_size)
+        if self.layer_operator != "lstm":
+            return [hidden]
+        return [(count, own.get("proj_size") or self.hidden_size), hidden]
+
+    def graph(self) -> Graph:
+        """Of sequences ``[batch, steps, input_size]`` and states ``[count, batch, channels]``."""
+        batch, steps = _EXAMPLE
+        sizes = TensorMeta((None, None, self.input_size), "float32")
+        inputs = [Input("input", sizes, (batch, steps, self.input_size))]
+        for index, (count, channels) in enumerate(self.state_shapes):
+            meta = TensorMeta((count, None, channels), "float32")
+            inputs.append(Input(f"state{index}", meta, (count, batch, channels)))
+        nodes: list[Node] = []
+        params: list[Ref] = []
+        for name in self.parameter_shapes(self.description):
+            readers = self.weights[name].readers() if name in self.weights else []
+            nodes += readers
+            params.append(Ref(readers[-1].name if readers else name))
+        read, scheme = Ref("input"), self.activation
+        if scheme is not None:
+            rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+            nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=sizes))
+            read = Ref("input.dynamic")
+        own = self.description.settings
+        layers, both = own.get("num_layers", 1), own.get("bidirectional", False)
+        states: Any = [Ref(entry.name) for entry in inputs[1:]]
+        args = (read, states if self.layer_operator == "lstm" else states[0], params)
+        operator, how = (
+            f"aten.{self.layer_operator}.input",
+            (own["bias"], layers, 0.0, False, both, True),
+        )
+        nodes.append(Node("result", operator, (*args, *how)))
+        width = self.state_shapes[0][1] * (1 + both)
+        metas = [TensorMeta((None, None, width), "float32"), *(entry.meta for entry in inputs[1:])]
+        results = [f"result{index}" for index in range(len(metas))]
+        for index, (name, meta) in enumerate(zip(results, metas, strict=True)):
+            nodes.append(Node(name, "python.getitem", (Ref("result"), index), meta=meta))
+        arguments = {entry.name: Ref(entry.name) for entry in inputs}
+        outputs = [Ref(name) for name in results]
+        return Graph(tuple(inputs), self.own_tensors(), tuple(nodes), arguments, outputs)
+
+    def sequences(self, x: Tensor, states: Any) -> tuple[Tensor, ...]:
+        """The graph's results for ``[batch, steps, input_size]``; states of zeros without any.
+
+        Raises:
+            InputError: the input or the states are of other sizes.
+        """
+        given = [states] if isinstance(states, Tensor) else states
+        if given is None:
+            given = [x.new_zeros(n, len(x), size) for n, size in self.state_shapes]
+        shapes = [(n, len(x), size) for n, size in self.state_shapes]
+        if x.shape[-1] != self.input_size or [tuple(state.shape) for state in given] != shapes:
+            raise InputError(
+                f"a {self._get_name()} of {self.input_size} inputs takes states {shapes} for an "
+                f"input {list(x.shape)} [batch, steps, inputs], not "
+                f"{[tuple(state.shape) for state in given]}"
+            )
+        return self.results(x.contiguous(), *(state.float().contiguous() for state in given))
+
+    def torchs(self, x: PackedSequence, states: Any) -> Any:
+        """What the float layer makes of a packed sequence, of the rounded weights."""
+        values = x.data
+        packed = x._replace(data=self.rounded(values.to(torch.float32)))
+        states = pytree.tree_map_only(Tensor, lambda state: state.to(torch.float32), states)
+        result = self.float_layer()(packed, states)
+        return pytree.tree_map_only(Tensor, lambda y: _like(y, values), result)
 
 
 def _like(result: Tensor, values: Tensor) -> Tensor:
@@ -34,10 +116,49 @@ def _like(result: Tensor, values: Tensor) -> Tensor:
     return result.to(values.dtype) if result.is_floating_point() else result
 
 
-_LAYER = (*Recurrent.settings, "num_layers", "batch_first", "dropout", "bidirectional")
+class _Layer(Recurrent):
+    """A layer of ``torch.nn``: sequences in, packed or not, results and states out."""
+
+    settings: ClassVar[tuple[str, ...]] = (
+        *Recurrent.settings,
+        *("num_layers", "batch_first", "dropout", "bidirectional"),
+    )
+
+    batch_first: bool
+
+    def compute(self, input: Any, hx: Any = None) -> Any:
+        if isinstance(input, PackedSequence):
+            return self.torchs(input, hx)
+        batched, dtype = input.dim() == 3, input.dtype
+        x = input.to(torch.float32) if batched else input.to(torch.float32).unsqueeze(0)
+        if batched and not self.batch_first:
+            x = x.transpose(0, 1)
+        if not batched and hx is not None:
+            hx = pytree.tree_map(lambda state: state.unsqueeze(1), hx)
+        result, *states = self.sequences(x, hx)
+        if not batched:
+            result, states = result.squeeze(0), [state.squeeze(1) for state in states]
+        elif not self.batch_first:
+            result = result.transpose(0, 1)
+        ends = [state.to(dtype) for state in states]
+        return result.to(dtype), ends[0] if len(ends) == 1 else tuple(ends)
 
 
-class LSTM(Recurrent):
+class _Cell(Recurrent):
+    """A cell of ``torch.nn``: a step in, the states behind it out."""
+
+    def compute(self, input: Tensor, hx: Any = None) -> Any:
+        batched = input.dim() == 2
+        x = (input if batched else input.unsqueeze(0)).to(torch.float32).unsqueeze(1)
+        if hx is not None:
+            hx = pytree.tree_map(lambda h: h.unsqueeze(0) if batched else h.reshape(1, 1, -1), hx)
+        _, *states = self.sequences(x, hx)
+        ends = [state.squeeze(0).to(input.dtype) for state in states]
+        ends = ends if batched else [end.squeeze(0) for end in ends]
+        return ends[0] if len(ends) == 1 else tuple(ends)
+
+
+class LSTM(_Layer):
     """A quantized ``nn.LSTM``.
 
     Example:
@@ -49,40 +170,39 @@ class LSTM(Recurrent):
 
     floats = nn.LSTM
     operator = "lstm"
-    settings = (*_LAYER, "proj_size")
+    settings = (*_Layer.settings, "proj_size")
 
 
-class GRU(Recurrent):
+class GRU(_Layer):
     """A quantized ``nn.GRU``."""
 
     floats = nn.GRU
     operator = "gru"
-    settings = _LAYER
 
 
-class RNN(Recurrent):
+class RNN(_Layer):
     """A quantized ``nn.RNN``."""
 
     floats = nn.RNN
     operator = "rnn_tanh"
-    settings = (*_LAYER, "nonlinearity")
+    settings = (*_Layer.settings, "nonlinearity")
 
 
-class LSTMCell(Recurrent):
+class LSTMCell(_Cell):
     """A quantized ``nn.LSTMCell``."""
 
     floats = nn.LSTMCell
     operator = "lstm_cell"
 
 
-class GRUCell(Recurrent):
+class GRUCell(_Cell):
     """A quantized ``nn.GRUCell``."""
 
     floats = nn.GRUCell
     operator = "gru_cell"
 
 
-class RNNCell(Recurrent):
+class RNNCell(_Cell):
     """A quantized ``nn.RNNCell``."""
 
     floats = nn.RNNCell

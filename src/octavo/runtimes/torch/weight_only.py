@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.graph.operators import arguments, resolve
+from octavo.graph.embedding_bags import bags
+from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_operators
 from octavo.runtimes import cpu
@@ -258,30 +259,6 @@ def embedding_bag(context: Context, chain: Chain) -> Call:
 
     args = (given["indices"], given["offsets"], given["per_sample_weights"])
     return Call("octavo.embedding_bag", kernel, args)
-
-
-def bags(
-    rows: Tensor,
-    indices: Tensor,
-    offsets: Tensor,
-    mode: int,
-    factors: Tensor | None,
-    include_last_offset: bool,
-    padding: int | None,
-) -> Any:
-    """What ``aten.embedding_bag`` returns of the rows that it would read.
-
-    Args:
-        rows: float ``[n, columns]``, of the n ``indices``.
-        indices, offsets, mode, factors, include_last_offset, padding: as the operator has them.
-    """
-    operator = resolve("aten.embedding_bag.padding_idx")
-    places = torch.arange(len(indices), dtype=offsets.dtype, device=offsets.device)
-    if padding is not None:  # one row in front, for those that do not count
-        rows = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
-        places = torch.where(indices == padding, 0, places + 1)
-    rest = (include_last_offset, None if padding is None else 0)
-    return operator(rows, places, offsets, False, mode, False, factors, *rest)
 
 
 def _table(context: Context, chain: Chain) -> Weight:
