@@ -45,6 +45,7 @@ def test_the_dict_has_a_key_for_each_row(comparison: Comparison) -> None:
         "load_s": None,
         "memory_mb": None,
         "integers": None,
+        "loss": None,
         "runtime": "torch",
         "error": None,
     }

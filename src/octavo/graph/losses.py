@@ -10,7 +10,7 @@ Tested in tests/model/test_transformers.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,16 +160,26 @@ def signature_with_losses(model: nn.Module, graph: Graph, call: Batch) -> Signat
         graph: the model, captured.
         call: that it was captured with.
     """
-    signature = Signature.of(model, graph.arguments)
+    return replace(
+        Signature.of(model, graph.arguments), losses=losses_of(model, call, graph.arguments)
+    )
+
+
+def losses_of(model: nn.Module, call: Batch, captured: Collection[str] = ()) -> tuple[str, ...]:
+    """The names of those of `LOSSES` that a float model makes of labels.
+
+    Args:
+        model: the float model; it is left as it was.
+        call: of it, without labels.
+        captured: arguments that are no labels to it, whatever their names.
+    """
     parameters = signature_of(model).parameters
     names = {n for n in LABEL_ARGUMENTS if n in parameters and parameters[n].default is None}
-    names -= graph.arguments.keys()
+    names -= {*captured, *call.kwargs}
     if not any(names.issuperset(loss.takes) for loss in LOSSES.values()):
-        return signature
+        return ()
     outputs = _answer(model, call, {})
-    if outputs is None:
-        return signature
-    return replace(signature, losses=tuple(_agreeing(model, call, outputs, names)))
+    return () if outputs is None else tuple(_agreeing(model, call, outputs, names))
 
 
 def fitting_loss(names: Sequence[str], labels: Mapping[str, Tensor]) -> Loss | None:

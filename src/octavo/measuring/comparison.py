@@ -28,6 +28,7 @@ from octavo.measuring.contenders import Contender, check_model, contenders_of, o
 from octavo.measuring.footprint import bytes_on_disk, cold_starts_of
 from octavo.measuring.machine import describe_machine
 from octavo.measuring.metrics import Metric, float_tensors, metric_factory
+from octavo.measuring.next_tokens import Perplexity, tells_next_tokens, with_next_tokens
 from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
 from octavo.model.model import QuantizedModel
@@ -63,8 +64,11 @@ def compare(
         data: any iterable of batches, of the same kinds as `quantize` takes for calibration.
         metric: ``"top1"`` or ``"top5"`` (percent; labels are class indices), or a function
             ``(outputs, labels) -> float`` of the whole set, whose outputs are then kept and joined
-            along the batch. ``None`` is top-1 where the labels allow it. Agreement with fp32 and
-            SQNR are always measured.
+            along the batch. ``"perplexity"``, with the loss beside it, is of causal language
+            models: labels, or ``input_ids`` where there are none, are what follows each place;
+            what is -100 or masked is left out. ``None`` is that where ``forward`` makes such a
+            loss of labels, else top-1 where the labels allow it. Agreement with fp32 and SQNR are
+            always measured.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         runtimes: a row of each quantized model for each of them; ``None`` is the model's own.
         threads: of torch, while measuring; ``None`` leaves the number as it is.
@@ -90,7 +94,7 @@ def compare(
     optional(FUNCTION, inputs=inputs)
     optional(NAMES, runtimes=runtimes)
     optional(COUNT, threads=threads, rounds=rounds)
-    new_metric = metric_factory(metric)
+    new_metric = Perplexity if metric == Perplexity.name else metric_factory(metric)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         thread_number = stack.enter_context(thread_count(threads))
@@ -100,7 +104,7 @@ def compare(
         signature = _signature(contenders)
         tracked = track(data, "comparing", progress)
         batches = (split_batch(batch, signature, inputs) for batch in tracked)
-        first, samples = _judge(contenders, batches, metric_is_required=metric is not None)
+        first, samples = _judge(contenders, batches, signature, metric)
         rest_s = REST_S if any(has_own_threads(c.runtime) for c in contenders) else 0.0
         calls = _calls(contenders, first)
         times = interleave(calls, rounds=rounds, rest_s=rest_s, progress=progress)
@@ -129,18 +133,25 @@ def _signature(contenders: Sequence[Contender]) -> Signature:
 
 
 def _judge(
-    contenders: Sequence[Contender], batches: Iterable[Batch], *, metric_is_required: bool
+    contenders: Sequence[Contender],
+    batches: Iterable[Batch],
+    signature: Signature,
+    metric: str | Metric | None,
 ) -> tuple[Batch, int]:
     """Run all batches through all contenders; returns the first batch and the number of samples."""
     fp32, *others = contenders
-    first, samples = None, 0
+    first, samples, of_next_tokens = None, 0, metric == Perplexity.name
     for index, batch in enumerate(batches):
         if first is None:
             _check_origin(contenders, batch)
+            of_next_tokens |= not callable(metric) and tells_next_tokens(fp32.model, batch)
+            for contender in contenders if of_next_tokens and metric is None else ():
+                contender.task = Perplexity()
+        batch = with_next_tokens(batch, signature) if of_next_tokens else batch
         reference = _reference_outputs(fp32, index, batch)
         right = fp32.task.update(reference, batch.labels)
         fp32.counts.update(right, right)
-        if fp32.task.problem is not None and metric_is_required:
+        if fp32.task.problem is not None and metric is not None:
             raise InputError(
                 f"metric={fp32.task.name!r} cannot be computed on batch {index}: "
                 f"{fp32.task.problem}; give class indices, or metric=(outputs, labels) -> float"
@@ -276,6 +287,7 @@ def _with_quality(row: Row, contender: Contender) -> Row:
     return replace(
         row,
         metric=contender.task.value(),
+        loss=contender.task.loss if isinstance(contender.task, Perplexity) else None,
         agreement=contender.likeness.agreement,
         sqnr_db=contender.likeness.sqnr_db if contender.name != "fp32" else None,
     )

@@ -32,6 +32,7 @@ class Row:
         size_bytes: bytes on disk (weights as safetensors; the whole artifact for int8).
         size_ratio: those bytes over fp32's.
         metric: the task metric (top-1 in percent); ``None`` without labels.
+        loss: beside a perplexity, the mean cross-entropy of a token, in nats.
         agreement: percent of class decisions that equal fp32's; ``None`` for fp32 itself.
         sqnr_db: SQNR of the outputs against fp32's in dB; infinite where they are equal.
         latency_ms, p95_ms: median and 95th percentile of one call.
@@ -67,6 +68,7 @@ class Row:
     load_s: float | None = None
     memory_mb: float | None = None
     integers: float | None = None
+    loss: float | None = None
 
     def to_dict(self, metric_name: str) -> dict[str, Any]:
         """JSON-able; an infinite SQNR (equal outputs) is ``None``, as JSON has no infinity."""
@@ -204,6 +206,7 @@ class Comparison(Result):
             _Measure("size MB", lambda row: row.size_bytes and row.size_bytes / MEGABYTE, "{:.2f}"),
             _Measure("of fp32", lambda row: row.size_ratio, "{:.3f}"),
             _Measure(title, lambda row: row.metric, "{:.2f}"),
+            _Measure("loss", lambda row: row.loss, "{:.4f}"),
             _Measure(
                 "95 % range",
                 lambda row: row.interval and "{:.1f}-{:.1f}".format(*row.interval),

@@ -12,6 +12,7 @@ from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.graph.evaluation import evaluating
 from octavo.measuring.metrics import Metric, metric_factory
+from octavo.measuring.next_tokens import judged
 from octavo.runtimes.timing import interleave
 
 LATENCY_S = 2.0  # of interleaved rounds for each trial
@@ -28,13 +29,14 @@ class Judge:
         inputs: Callable[[Any], Any] | None,
     ) -> None:
         self.data, self.signature, self.inputs = data, signature, inputs
-        self.make = metric_factory(metric)
+        self.make, self.metric = metric_factory(metric), metric
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
         metric = self.make()
         for batch in self.data:
             call = split_batch(batch, self.signature, self.inputs)
+            call = judged(call, self.signature, self.metric)
             metric.update(call.run(model), call.labels)
         value = metric.value()
         if value is None:

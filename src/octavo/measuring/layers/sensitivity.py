@@ -21,9 +21,11 @@ from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, example_call, split_batch
 from octavo.graph.capture.capture import capture
 from octavo.graph.evaluation import evaluating
+from octavo.graph.losses import signature_with_losses
 from octavo.measuring.engines import Workers, opened, require
 from octavo.measuring.layers.study import Study, Sums
 from octavo.measuring.metrics import Metric
+from octavo.measuring.next_tokens import judged
 from octavo.model.kinds import require_float
 from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.calibrate import calibrate
@@ -162,7 +164,7 @@ def sensitivity(
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     with evaluating(model):
         graph = capture(model, example.args, example.kwargs, progress=progress)
-    signature = Signature.of(model, graph.arguments)
+    signature = signature_with_losses(model, graph, example)
     decided = plan(graph, mapping_of(qconfig), target, mode)
     methods = with_correction(weights, bias_correction)
     calibrated = calibrate(
@@ -176,7 +178,8 @@ def sensitivity(
     )
     study = Study(graph, decided, calibrated, metric, exact, methods, seed)
     batches = track(data, "measuring layers", progress)
-    calls = (split_batch(batch, signature, inputs) for batch in batches)
+    read = (split_batch(batch, signature, inputs) for batch in batches)
+    calls = (judged(call, signature, metric) for call in read)
     with opened(engine, study.opened) as workers:
         sums, complete = _summed(study, workers, enumerate(calls))
     if not sums.samples:

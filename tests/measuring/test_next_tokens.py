@@ -1,0 +1,147 @@
+"""Causal language models are judged by the token behind each place."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torchvision_shim  # noqa: F401  before transformers
+from torch import Tensor, nn
+
+import octavo
+from octavo.graph.batches import Batch, Signature
+from octavo.measuring.next_tokens import Perplexity, tells_next_tokens, with_next_tokens
+from octavo.searching.measuring import Judge
+
+transformers = pytest.importorskip("transformers")
+SIGNATURE = Signature(("input_ids", "attention_mask"), 1)
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+def padded() -> dict[str, Tensor]:
+    """Sequences of 12, 9, 7 and 5 tokens."""
+    torch.manual_seed(1)
+    ids = torch.randint(1, 50, (4, 12))
+    mask = (torch.arange(12) < torch.tensor([[12], [9], [7], [5]])).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def own_loss(model: Any, batch: dict[str, Tensor]) -> float:
+    """What the model itself makes of the labels that a user would give."""
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with torch.no_grad():
+        return float(model(**batch, labels=labels).loss)
+
+
+def rows_of(model: nn.Module, q: nn.Module, data: Any, **options: Any) -> Any:
+    return octavo.compare(model, q, data, rounds=1, progress=False, **options)
+
+
+@pytest.mark.parametrize("labels", ["none", "masked", "not masked"])
+def test_loss_and_perplexity_are_the_models_own(labels: str) -> None:
+    model, batch = llama(), padded()
+    q = octavo.quantize(model, batch, qconfig=octavo.weight_only_qconfig(4, group_size=32))
+    given = {
+        "none": batch,
+        "masked": batch
+        | {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)},
+        "not masked": batch | {"labels": batch["input_ids"]},
+    }[labels]
+    comparison = rows_of(model, q, [given])
+    assert comparison.metric == "perplexity"
+    for name, network in (("fp32", model), ("int8", q)):
+        exact = own_loss(network, batch)
+        assert comparison[name].loss == pytest.approx(exact, rel=1e-5)
+        assert comparison[name].metric == pytest.approx(math.exp(exact), rel=1e-5)
+    assert comparison["int8"].loss != comparison["fp32"].loss
+    text = str(comparison)
+    assert "perplexity" in text
+    assert "loss" in text
+
+
+def test_ids_alone_and_models_that_keep_their_class() -> None:
+    model, ids = llama(), padded()["input_ids"]
+    q = octavo.quantize(model, ids, mode="weight_only", scope="modules")
+    comparison = rows_of(model, q, [ids])
+    with torch.no_grad():
+        exact = [float(m(ids, labels=ids).loss) for m in (model, q)]
+    assert [comparison[n].loss for n in ("fp32", "int8")] == pytest.approx(exact, rel=1e-5)
+
+
+def test_top_1_is_of_the_next_token() -> None:
+    model, batch = llama(), padded()
+    q = octavo.quantize(model, batch, mode="weight_only")
+    top1 = rows_of(model, q, [batch], metric="top1")["fp32"].metric
+    with torch.no_grad():
+        best = model(**batch).logits.argmax(-1)[:, :-1]
+    counted = batch["attention_mask"][:, 1:] == 1
+    right = (best == batch["input_ids"][:, 1:])[counted]
+    assert top1 == pytest.approx(100 * right.double().mean().item())
+
+
+def test_sensitivity_and_search_judge_by_the_next_token() -> None:
+    model, batch = llama(), padded()
+    options = {"mode": "dynamic", "data": [batch], "progress": False}
+    found = octavo.sensitivity(model, batch, exact=True, **options)
+    with torch.no_grad():
+        best = model(**batch).logits.argmax(-1)[:, :-1]
+    right = (best == batch["input_ids"][:, 1:])[batch["attention_mask"][:, 1:] == 1]
+    assert found.metric == "top1"
+    assert found.float_metric == pytest.approx(100 * right.double().mean().item())
+    signature = Signature(tuple(batch), 1, losses=("shifted_cross_entropy",))
+    assert Judge([batch], None, signature, None)(model) == pytest.approx(found.float_metric)
+
+
+def test_a_function_gets_the_labels_as_they_are() -> None:
+    model, batch = llama(), padded()
+    q = octavo.quantize(model, batch, mode="weight_only")
+    seen: list[Tensor] = []
+
+    def metric(outputs: Any, labels: Tensor) -> float:
+        seen.append(labels)
+        return 0.0
+
+    rows_of(model, q, [batch | {"labels": batch["input_ids"]}], metric=metric)
+    assert torch.equal(seen[0], batch["input_ids"])
+
+
+def test_the_mean_is_over_tokens_and_not_over_batches() -> None:
+    perplexity, logits = Perplexity(), torch.randn(3, 5, 7)
+    labels = torch.randint(0, 7, (3, 5))
+    labels[0, 1:] = -100
+    perplexity.update(logits[:1], labels[:1])
+    perplexity.update(logits[1:], labels[1:])
+    exact = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    assert perplexity.loss == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_other_models_tell_no_next_tokens() -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    ids = torch.randint(1, 50, (2, 6))
+    for kind, answer in (("BertForMaskedLM", False), ("BertModel", False)):
+        model = getattr(transformers, kind)(config).eval()
+        assert tells_next_tokens(model, Batch((ids,), {})) is answer
+    assert tells_next_tokens(llama(), Batch((ids,), {}))
+
+
+def test_what_is_no_row_of_tokens_is_left_as_it_is() -> None:
+    batch = Batch((torch.rand(2, 3),), {}, torch.tensor([1, 2]))
+    assert with_next_tokens(batch, SIGNATURE) is batch
