@@ -17,6 +17,7 @@ from octavo.flow.settings import Only, Settings
 from octavo.flow.whole import quantize_whole
 from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.example import module_of
+from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
 from octavo.qat import QATModel
@@ -71,6 +72,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     inputs: Callable[[Any], Any] | None = None,
+    open_sizes: OpenSizes | None = None,
     input_scale: float | None = None,
     input_mean: float | Sequence[float] | None = None,
     input_std: float | Sequence[float] | None = None,
@@ -100,6 +102,9 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         target: where the model will run, see `octavo.quantization.targets`; `host_target` tells
             which suits the CPU at hand.
         inputs: maps a batch to the model's arguments, where the default reading does not fit.
+        open_sizes: sizes that have to be open, with their names: ``{"input_ids": {1: "length"}}``;
+            all that the model leaves open without it, see `octavo.capture`. Batches of differing
+            sizes need nothing.
         input_scale, input_mean, input_std: if any is given, the quantized model takes uint8 pixels
             for its image (the first float input of four dimensions), and computes
             ``(x * input_scale - input_mean) / input_std`` itself; mean and std are for each
@@ -139,8 +144,8 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         PlanError: a rule names an unknown module or asks for a mode that a layer cannot have,
             nothing would be quantized, or the model is not a float model.
         CalibrationError: no data, or data that does not fit.
-        InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model, or it
-            is not a module.
+        InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model, it is
+            not a module, or fixes a size that has to be open.
 
     Example:
         >>> import torch
@@ -162,7 +167,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     optional(FUNCTION, run=run)
     model = module_of(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
-    scope = _scope(scope, only, run, pixels)
+    scope = _scope(scope, only, run, pixels, open_sizes)
     if scope == "modules":
         return quantize_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
     if mode is None:
@@ -171,7 +176,15 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         raise CalibrationError(NO_CALIBRATION)
     methods = with_correction(weights, bias_correction)
     settings = Settings(
-        target, mode, precision, mapping_of(qconfig), methods, only, distributed, progress
+        target,
+        mode,
+        precision,
+        mapping_of(qconfig),
+        methods,
+        only,
+        distributed,
+        progress,
+        open_sizes,
     )
     if scope != "regions":
         signature = Signature.of(model)
@@ -193,7 +206,13 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     return quantized
 
 
-def _scope(scope: str, only: Only | None, run: object, pixels: Pixels | None) -> str:
+def _scope(
+    scope: str,
+    only: Only | None,
+    run: object,
+    pixels: Pixels | None,
+    open_sizes: OpenSizes | None,
+) -> str:
     """The scope that the other arguments leave.
 
     Raises:
@@ -208,6 +227,12 @@ def _scope(scope: str, only: Only | None, run: object, pixels: Pixels | None) ->
             "input_scale, input_mean and input_std are for a model that is one graph: leave them "
             "out, and give the others what the float model takes"
         )
+    if open_sizes is not None and (given or scope in ("regions", "modules")):
+        raise InputError(
+            "open_sizes is about the inputs of a model that is one graph: leave it out; regions "
+            "and modules take all sizes that they can"
+        )
     if scope != "auto":
         return scope
-    return "regions" if given else "auto" if pixels is None else "model"
+    one_graph = pixels is not None or open_sizes is not None
+    return "regions" if given else "model" if one_graph else "auto"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from octavo.graph.graph import Graph
+from octavo.graph.open_sizes import OpenSizes
 from octavo.quantization.plan import Plan, plan
 from octavo.quantization.qconfig import QConfigMapping
 from octavo.quantization.weights import WeightMethod
@@ -31,6 +32,7 @@ class Settings:
     only: Only | None = None
     distributed: bool = False
     progress: bool = True
+    open_sizes: OpenSizes | None = None
 
     def plan(self, graph: Graph, inside: str = "") -> Plan:
         """The plan of a graph, be it that of the module of this path.

@@ -15,7 +15,7 @@ from octavo.errors import OctavoWarning
 from octavo.flow.convert import convert_calibrated
 from octavo.flow.settings import Settings
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
-from octavo.graph.calls import flatten_call, with_seen
+from octavo.graph.calls import first_samples, flatten_call, with_seen
 from octavo.graph.capture.capture import capture
 from octavo.graph.graph import Graph
 from octavo.graph.losses import signature_with_losses
@@ -50,7 +50,13 @@ def quantize_whole(
         CaptureError, PlanError, CalibrationError, InputError: as `octavo.quantize`.
     """
     example = with_floats(example, pixels).beside(model)
-    graph = capture(model, example.args, example.kwargs, progress=settings.progress)
+    graph = capture(
+        model,
+        example.args,
+        example.kwargs,
+        open_sizes=settings.open_sizes,
+        progress=settings.progress,
+    )
     signature = signature_with_losses(model, graph, example)
     tensors = flatten_call(graph, example.args, example.kwargs)
     graph = with_seen(graph, tensors)
@@ -115,7 +121,7 @@ def quantize_captured(
 def few_samples(graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The first samples of a batch, a tensor for each input of the graph."""
     return tuple(
-        tensor[:_SAMPLES].clone() if entry.meta.shape[:1] == (None,) else tensor.clone()
+        first_samples(entry, tensor, _SAMPLES).clone()
         for entry, tensor in zip(graph.inputs, tensors, strict=True)
     )
 

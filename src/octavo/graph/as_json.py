@@ -181,20 +181,26 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
 def _encode_input(entry: Input) -> list[Any]:
     shape, dtype, seen = list(entry.meta.shape), entry.meta.dtype, entry.seen
     bounds = None if seen is None else [encode(bound) for bound in seen]
-    return [entry.name, shape, dtype, list(entry.sizes), bounds]
+    return [entry.name, shape, dtype, list(entry.sizes), bounds, list(entry.axes)]
 
 
-def _decode_input(name: Any, shape: Any, dtype: Any, example: Any, seen: Any = None) -> Input:
+def _decode_input(
+    name: Any, shape: Any, dtype: Any, example: Any, seen: Any = None, axes: Any = ()
+) -> Input:
+    """In files of earlier versions there are no names of sizes, and no range of values."""
     meta = _meta([shape, dtype])
+    names = tuple(map(_text, axes))
+    if names and [not named for named in names] != [size is not None for size in meta.shape]:
+        raise ValueError(f"{axes!r} are not the names of the open sizes of {meta}")
     sizes = tuple(size for size in _meta([example, dtype]).shape if size is not None)
     if not TensorMeta(sizes, meta.dtype).fits(meta):
         raise ValueError(f"{example!r} is not an example of {meta}")
     if seen is None:
-        return Input(_text(name), meta, sizes)
+        return Input(_text(name), meta, sizes, axes=names)
     low, high = (decode(bound) for bound in seen)
     if not all(isinstance(b, int | float) for b in (low, high)) or not low <= high:
         raise ValueError(f"{seen!r} is not a range of values")
-    return Input(_text(name), meta, sizes, (float(low), float(high)))
+    return Input(_text(name), meta, sizes, (float(low), float(high)), names)
 
 
 def _encode_node(node: Node) -> dict[str, Any]:

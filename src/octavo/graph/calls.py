@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Ref, TensorMeta, map_refs
 from octavo.graph.records import cache_record, is_cache, with_objects
-from octavo.graph.size_guards import Guard
+from octavo.graph.size_guards import Guard, sizes_in
 
 # What forward calls labels where it makes a loss of them; these are the names in transformers.
 # class_labels and targets are none of them: elsewhere they are what a model is conditioned on.
@@ -61,6 +61,13 @@ def with_seen(graph: Graph, tensors: Sequence[Tensor]) -> Graph:
     """The graph with the ranges of these tensors at its inputs."""
     pairs = zip(graph.inputs, tensors, strict=True)
     return replace(graph, inputs=tuple(replace(i, seen=range_of(t)) for i, t in pairs))
+
+
+def first_samples(entry: Input, tensor: Tensor, count: int) -> Tensor:
+    """A view of an input's first samples; all of it where its batch is not open."""
+    if entry.batch_axis is None:
+        return tensor
+    return tensor.narrow(entry.batch_axis, 0, min(count, tensor.shape[entry.batch_axis]))
 
 
 def range_of(tensor: Tensor) -> tuple[float, float] | None:
@@ -127,13 +134,20 @@ def _check(expected: Input, tensor: Tensor, graph: Graph) -> None:
     hint = (
         "these look like labels: pass inputs=lambda batch: ... to choose the model's arguments"
         if labels
-        else "give the dtype and sizes that the model was captured with (N is free)"
+        else f"give the dtype and sizes that the model was captured with{_free(expected)}"
     )
     if found.dtype == meta.dtype and tensor.dim() == len(meta.shape):
         shapes = {expected.name: tuple(tensor.shape)}
         own = [guard for guard in graph.guards if guard.inputs() == [expected.name]]
         hint = next((f"{g} is fixed: {_way_out(g)}" for g in own if not g.holds(shapes)), hint)
-    raise InputError(f"input {expected.name!r} is {found}; expected {meta}; {hint}")
+    raise InputError(f"input {expected.name!r} is {found}; expected {expected}; {hint}")
+
+
+def _free(expected: Input) -> str:
+    names = [name for name in expected.axes if name]
+    if not names:
+        return ""
+    return f" ({' and '.join(names)} {'is' if len(names) == 1 else 'are'} free)"
 
 
 def check_guards(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -149,8 +163,10 @@ def check_guards(graph: Graph, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def _way_out(guard: Guard) -> str:
+    """What to do about a guard that does not hold; it is often about the batch."""
+    loader = " (a DataLoader's last one is often smaller: drop_last=True)"
+    is_first = any(axis == 0 for _, axis in sizes_in(guard.condition))
     return (
-        f"{guard.reason}; give such a batch (a DataLoader's last one is often smaller: "
-        "drop_last=True), capture the model with an example of the size that you need, or rewrite "
-        "that line for any size"
+        f"{guard.reason}; give such a batch{loader if is_first else ''}, capture the model with an "
+        "example of the size that you need, or rewrite that line for any size"
     )

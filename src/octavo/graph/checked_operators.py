@@ -67,7 +67,7 @@ def check_recurrent(
     for layer in range(min(num_layers, len(params))):
         columns = directions * out if layer else input.shape[2]
         of_one = [(rows, columns), (rows, out), *[(rows,)] * (2 * has_biases)]
-        expected += [*of_one, *[(out, hidden)] * (out != hidden)] * directions
+        expected += [*of_one, *[(out, hidden)] * bool(out != hidden)] * directions
     if [tuple(weight.shape) for weight in params] != expected:
         raise ValueError("weights that do not fit")
 

@@ -54,8 +54,14 @@ class TensorMeta:
         )
 
     def __str__(self) -> str:
-        sizes = ", ".join("N" if size is None else str(size) for size in self.shape)
-        return f"{self.dtype}[{sizes}]"
+        """The first open size is an N; a tensor knows no names for others."""
+        sizes = ["?" if size is None else str(size) for size in self.shape]
+        return f"{self.dtype}[{', '.join(sizes).replace('?', BATCH, 1)}]"
+
+
+BATCH = "N"  # what the size of the batch is called, unless the user has a name for it
+# What users call it.
+BATCH_NAMES = (BATCH, "batch", "batch_size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +74,39 @@ class Input:
         example: its shape when the model was captured.
         seen: the least and the largest value of the data that it was calibrated or captured with;
             ``None`` where that is not known.
+        axes: what its open sizes are called; sizes of one name are equal. ``""`` for a fixed one.
     """
 
     name: str
     meta: TensorMeta
     example: tuple[int, ...] | None = None
     seen: tuple[float, float] | None = None
+    axes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != len(self.meta.shape):  # as of files of before sizes had names
+            names = {a: f"{self.name}_{a}" if a else BATCH for a in self._open()}
+            object.__setattr__(self, "axes", self._named(names))
+
+    def with_axes(self, names: Mapping[int, str]) -> Input:
+        """The input whose open sizes have these names, by axis."""
+        return replace(self, axes=self._named(names))
+
+    def _named(self, names: Mapping[int, str]) -> tuple[str, ...]:
+        return tuple(names.get(axis, "") for axis in range(len(self.meta.shape)))
+
+    def _open(self) -> list[int]:
+        return [axis for axis, size in enumerate(self.meta.shape) if size is None]
+
+    @property
+    def batch_axis(self) -> int | None:
+        """The axis of the batch; ``None`` if that is fixed, or there is none."""
+        return next((axis for axis, name in enumerate(self.axes) if name in BATCH_NAMES), None)
+
+    def __str__(self) -> str:
+        """dtype and sizes, by their names where they are open: ``"int64[N, length]"``."""
+        sizes = zip(self.axes, self.meta.shape, strict=True)
+        return f"{self.meta.dtype}[{', '.join(name or str(size) for name, size in sizes)}]"
 
     @property
     def sizes(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from octavo.graph.capture.capture import traced
 from octavo.graph.capture.example import module_of
 from octavo.graph.graph import Graph
 from octavo.graph.losses import signature_with_losses
+from octavo.graph.open_sizes import OpenSizes
 from octavo.numerics.affine import qparams_of_range
 from octavo.numerics.observers import Bounds, FixedRange
 from octavo.qat.fake_quantize import (
@@ -41,6 +42,7 @@ def prepare_qat(
     calibration: Iterable[Any] | None = None,
     learned_scales: bool = False,
     inputs: Callable[[Any], Any] | None = None,
+    open_sizes: OpenSizes | None = None,
     distributed: bool = False,
     progress: bool = True,
 ) -> QATModel:
@@ -62,6 +64,7 @@ def prepare_qat(
             training batch shows.
         learned_scales: train the scales too (LSQ, arXiv:1902.08153). They start from calibration.
         inputs: maps a calibration batch to the model's arguments.
+        open_sizes: sizes that have to be open, with their names, as for `octavo.quantize`.
         distributed: in ``torchrun``, calibrate on what all processes together see.
         progress: show a progress bar on a terminal.
 
@@ -75,6 +78,7 @@ def prepare_qat(
             training.
         CalibrationError: the data does not fit, or learned scales have none to start from.
         TrainingError: no parameter is to be trained.
+        InputError: the model fixes a size that has to be open.
 
     Example:
         >>> import torch
@@ -93,7 +97,7 @@ def prepare_qat(
     signature = Signature.of(model)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = example.beside(model)
-    graph = traced(model, example.args, example.kwargs, progress=progress)
+    graph = traced(model, example.args, example.kwargs, open_sizes=open_sizes, progress=progress)
     signature = signature_with_losses(model, graph, example)
     graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
     trained = TrainingGraph.of(graph)

@@ -23,10 +23,9 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
     Raises:
         InputError: there is no such input, or mean or std is for another number of channels.
     """
-    image = _image_input(graph)
+    image = _with_channels(_image_input(graph))
     shape, device = image.meta.shape, next((t.device for t in graph.constants.values()), None)
-    assert shape[1] is not None
-    constants = [constant.to(device) for constant in pixels.constants(shape[1])]
+    constants = [constant.to(device) for constant in pixels.constants(image.sizes[1])]
     floats, factor, scaled, offset, normalized = _new_names(graph, image.name)
     nodes = (
         Node(floats, "aten.to.dtype", (Ref(image.name), torch.float32), meta=image.meta),
@@ -37,7 +36,7 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
     names = {image.name: normalized}
     return replace(
         graph,
-        inputs=tuple(uint8_image if one is image else one for one in graph.inputs),
+        inputs=tuple(uint8_image if one.name == image.name else one for one in graph.inputs),
         constants={**graph.constants, factor: constants[0], offset: constants[1]},
         nodes=(*nodes, *(node.renamed(names) for node in graph.nodes)),
     ).returning(names)
@@ -46,13 +45,20 @@ def take_pixels(graph: Graph, pixels: Pixels) -> Graph:
 def _image_input(graph: Graph) -> Input:
     for entry in graph.inputs:
         shape = entry.meta.shape
-        if len(shape) == 4 and shape[1] is not None and entry.meta.dtype == "float32":
+        if len(shape) == 4 and entry.meta.dtype == "float32":
             return entry
-    inputs = ", ".join(f"{entry.name!r} {entry.meta}" for entry in graph.inputs)
+    inputs = ", ".join(f"{entry.name!r} {entry}" for entry in graph.inputs)
     raise InputError(
         "the model has no image input, float32 [N, channels, height, width]: it takes "
         f"{inputs or 'nothing'}; leave input_scale, input_mean and input_std out"
     )
+
+
+def _with_channels(image: Input) -> Input:
+    """With as many channels as in the example: each has a mean."""
+    batch, _, *space = image.meta.shape
+    meta = replace(image.meta, shape=(batch, image.sizes[1], *space))
+    return replace(image, meta=meta, axes=(image.axes[0], "", *image.axes[2:]))
 
 
 def _new_names(graph: Graph, stem: str) -> list[str]:

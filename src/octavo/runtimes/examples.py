@@ -11,6 +11,7 @@ from torch import Tensor
 
 from octavo.graph.calls import check_guards
 from octavo.graph.graph import Graph, Input
+from octavo.graph.open_sizes import batch_sizes
 from octavo.graph.size_guards import sizes_in
 
 _LARGE = 1e6  # beyond it a range is not one of numbers: a mask holds nothing but its ends
@@ -27,7 +28,7 @@ def random_inputs(graph: Graph, batch: int | None = None, seed: int = 0) -> tupl
 
     Args:
         graph: whose inputs.
-        batch: size of the first axis where that is open; ``None`` is the example's.
+        batch: size of the batch where that is open; ``None`` is the example's.
         seed: of the random numbers.
 
     Raises:
@@ -52,15 +53,13 @@ def takes_batch(graph: Graph, batch: int) -> bool:
 
 def _sizes(graph: Graph, batch: int | None) -> dict[str, tuple[int, ...]]:
     """The shapes of the inputs, of which a batch may have been fixed by ``forward``."""
-    if batch is None:
-        return {entry.name: entry.sizes for entry in graph.inputs}
-    fixed = {size for guard in graph.guards for size in sizes_in(guard.condition)}
-    return {
-        entry.name: (batch, *entry.sizes[1:])
-        if entry.meta.shape[:1] == (None,) or (entry.name, 0) in fixed
-        else entry.sizes
-        for entry in graph.inputs
-    }
+    sizes = {entry.name: list(entry.sizes) for entry in graph.inputs}
+    if batch is not None:
+        fixed = {size for guard in graph.guards for size in sizes_in(guard.condition)}
+        first = {(e.name, 0) for e in graph.inputs if e.batch_axis is None}
+        for name, axis in {*batch_sizes(graph), *(fixed & first)}:
+            sizes[name][axis] = batch
+    return {name: tuple(shape) for name, shape in sizes.items()}
 
 
 def _random(entry: Input, sizes: Sequence[int], generator: torch.Generator) -> Tensor:

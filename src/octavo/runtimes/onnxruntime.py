@@ -20,6 +20,7 @@ from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable, first_line, optional_import
 from octavo.graph.graph import Graph
+from octavo.graph.open_sizes import batch_name
 from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import as_array, check_batch
@@ -27,7 +28,7 @@ from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.onnx import blocks
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.export import to_onnx
-from octavo.runtimes.onnx.writer import BATCH, layer_of, node_kinds, serialized
+from octavo.runtimes.onnx.writer import layer_of, node_kinds, serialized
 from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import OnnxReader, Runtime
 from octavo.runtimes.saturation import overflowing, with_own_weights
@@ -96,7 +97,7 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     """
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder, "optimized.onnx")
-        session = _session(data, options, optimized, _needs_exact_kernels(graph))
+        session = _session(data, graph, options, optimized)
         kinds = node_kinds(optimized)
     integer, otherwise = _executed(kinds)
     kernels, fallbacks = account(graph, integer, otherwise, "onnxruntime")
@@ -127,18 +128,20 @@ _SETTINGS = (
 )
 
 
-def _session(data: bytes, options: Options, optimized: Path, exact: bool) -> Any:
+def _session(data: bytes, graph: Graph, options: Options, optimized: Path) -> Any:
     onnxruntime = package()
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.log_severity_level = _ERRORS_ONLY
     # Left to itself it rounds the float input of a product with integer weights to eight bits.
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if exact:  # slower kernels, for CPUs without VNNI, that sum no pairs of products in int16
+    if _needs_exact_kernels(
+        graph
+    ):  # slower kernels, for CPUs without VNNI, that sum no pairs of products in int16
         settings.add_session_config_entry("session.x64quantprecision", "1")
     settings.optimized_model_filepath = str(optimized)
     if options.batch is not None:
-        settings.add_free_dimension_override_by_name(BATCH, options.batch)
+        settings.add_free_dimension_override_by_name(batch_name(graph), options.batch)
     try:
         return onnxruntime.InferenceSession(
             data,

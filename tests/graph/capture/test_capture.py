@@ -136,7 +136,7 @@ def test_names_do_not_depend_on_the_example(resnet: tuple[nn.Module, Graph]) -> 
     assert [node.name for node in again.nodes] == [node.name for node in graph.nodes]
     assert list(again.constants) == list(graph.constants)
     assert again.inputs[0].meta == graph.inputs[0].meta
-    assert again.inputs[0].meta.shape == (None, 3, 64, 64)
+    assert again.inputs[0].meta.shape == (None, 3, None, None)
     assert again.inputs[0].example == (5, 3, 64, 64)
 
 
@@ -249,7 +249,7 @@ def test_an_example_of_one_stands_for_any_batch() -> None:
     model = Calls(lambda m, x: m.conv(x).flatten(1), conv=conv())
     example = image(1)
     graph = capture(model, example)
-    assert graph.inputs[0].meta.shape == (None, 3, 8, 8)
+    assert graph.inputs[0].meta.shape == (None, 3, None, None)
     assert example.shape == (1, 3, 8, 8)
     for batch in (1, 2, 7):
         check(model, graph, image(batch))

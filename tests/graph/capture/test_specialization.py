@@ -152,14 +152,20 @@ def test_sizes_of_two_inputs(function: Callable[..., Any], sizes: set[tuple[int,
     assert {pair for pair in pairs if answers(model, graph, *pair)} == sizes
 
 
-def test_a_usual_network_has_no_guards() -> None:
-    model = nn.Sequential(
+def test_a_usual_network_needs_nothing_but_its_width() -> None:
+    conv = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     )
-    assert capture(model, torch.randn(2, 3, 8, 8)).guards == ()
-    assert capture(nn.LSTM(4, 5, batch_first=True), torch.randn(2, 6, 4)).guards == ()
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-    assert capture(layer, torch.randn(2, 5, 16)).guards == ()
+    for model, example, described, guard in (
+        (conv, torch.randn(2, 3, 8, 8), "[N, 3, input_2, input_3]", "input.shape[1] == 3"),
+        (nn.LSTM(4, 5, batch_first=True), torch.randn(2, 6, 4), "[N, input_1, 4]", "[2] == 4"),
+        (layer, torch.randn(2, 5, 16), "[N, src_1, 16]", "src.shape[2] == 16"),
+    ):
+        graph = capture(model, example)
+        assert str(graph.inputs[0]) == f"float32{described}"
+        assert len(graph.guards) == 1
+        assert guard in str(graph.guards[0])
 
 
 def test_a_guard_holds_in_every_stage(tmp_path: Any) -> None:

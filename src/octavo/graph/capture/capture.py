@@ -1,4 +1,4 @@
-"""From an ``nn.Module`` to a `Graph`, by ``torch.export`` (non-strict, dynamic batch).
+"""From an ``nn.Module`` to a `Graph`, by ``torch.export`` (non-strict, open sizes).
 
 The user's model is left as it was: its training flags are restored, and the graph's constants are
 references to its parameters until a later stage makes tensors of its own.
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
+from octavo.arguments import optional
 from octavo.display import waiting
 from octavo.errors import CaptureError, InputError, OctavoWarning
 from octavo.graph import operators
@@ -27,8 +27,11 @@ from octavo.graph.calls import flatten_call
 from octavo.graph.capture.example import arguments_of, check_example, module_of
 from octavo.graph.capture.fidelity import Faithful
 from octavo.graph.capture.fixed_values import fixed_values
+from octavo.graph.capture.ones import repeated
+from octavo.graph.capture.sizes_open import MayBeOpen, is_any, with_sizes_open
 from octavo.graph.capture.torch_export import EXPORTING, export, is_users, refuse_state
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.open_sizes import OPEN_SIZES, OpenSizes
 from octavo.graph.passes import canonical
 from octavo.graph.passes.functionalize import make_functional
 from octavo.graph.records import record_of, without_caches
@@ -47,31 +50,41 @@ def capture(
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    open_sizes: OpenSizes | None = None,
     progress: bool = True,
 ) -> Graph:
-    """Capture a model in evaluation mode as a canonical graph whose batch size is free.
+    """Capture a model in evaluation mode as a canonical graph, for inputs of all sizes that the
+    model takes.
 
     Dropout is gone and batch normalization is folded into the layers before it, see
-    `octavo.graph.passes`.
+    `octavo.graph.passes`. Sizes are open where the model leaves them so: the batch, the length of
+    texts, height and width of images. A size that the model depends on is part of the graph, and
+    the error for an input of another size names the line.
 
     Args:
         model: any module that ``torch.export`` takes; it is not changed.
-        example_inputs: a tensor or a tuple of positional arguments; tensors have the batch in
-            dimension 0. A batch of one is repeated, since export would take 1 for a constant.
+        example_inputs: a tensor or a tuple of positional arguments. Sizes of one are repeated where
+            the model takes more, since export would take 1 for a constant.
         example_kwargs: keyword arguments.
+        open_sizes: the sizes that have to be open, by input and axis, with a name for each:
+            ``{"input_ids": {1: "length"}}``. Others, but for the batch, are then fixed, so that
+            ``{}`` leaves the batch open alone. Without it all are open that the model leaves open.
         progress: a clock on a terminal, where it takes over two seconds.
 
     Raises:
         CaptureError: the model cannot be exported; the message names the line and the way out.
-        InputError: the example does not fit the signature of ``forward``.
+        InputError: the example does not fit the signature of ``forward``, or the model fixes a size
+            that has to be open.
 
     Example:
         >>> graph = capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.rand(1, 3, 8, 8))
         >>> [node.name for node in graph.nodes]
         ['0', '1']
+        >>> print(graph.inputs[0])
+        float32[N, 3, input_2, input_3]
     """
     with waiting("capturing the model", progress):
-        return _captured(model, example_inputs, example_kwargs, canonical)
+        return _captured(model, example_inputs, example_kwargs, open_sizes, canonical)
 
 
 def traced(
@@ -79,6 +92,7 @@ def traced(
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None = None,
     *,
+    open_sizes: OpenSizes | None = None,
     progress: bool = True,
 ) -> Graph:
     """What `capture` starts from: the graph as the model computes it, free of in-place operators.
@@ -87,26 +101,34 @@ def traced(
         CaptureError, InputError: as `capture`.
     """
     with waiting("capturing the model", progress):
-        return _captured(model, example_inputs, example_kwargs, lambda graph: graph)
+        return _captured(model, example_inputs, example_kwargs, open_sizes, lambda graph: graph)
 
 
 def _captured(
     model: nn.Module,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None,
+    open_sizes: OpenSizes | None,
     form: Callable[[Graph], Graph],
 ) -> Graph:
     """The model as a graph of a certain form, compared with the model."""
     model = module_of(model)
+    optional(OPEN_SIZES, open_sizes=open_sizes)
     args, kwargs = without_caches((arguments_of(example_inputs), dict(example_kwargs or {})))
     check_example(args, kwargs)
     names = tuple(bind_arguments(model, args, kwargs))
-    many_args, many_kwargs = _repeated((args, kwargs))
-    graph = _faithful(model, many_args, many_kwargs, names, form)
-    if many_args is args or _takes(graph, args, kwargs):
-        return graph
+
+    def graph_for(
+        args: tuple[Any, ...], kwargs: dict[str, Any], may_be_open: MayBeOpen = is_any
+    ) -> Graph:
+        return _faithful(model, args, kwargs, names, form, may_be_open)
+
+    for many_args, many_kwargs in repeated(model, args, kwargs):
+        graph = with_sizes_open(graph_for, many_args, many_kwargs, open_sizes)
+        if _takes(graph, args, kwargs):
+            return graph
     # The model does something of its own with one sample, and one was given.
-    alone = _faithful(model, args, kwargs, names, form)
+    alone = with_sizes_open(graph_for, args, kwargs, open_sizes)
     own = (_of_one(entry) for entry in alone.inputs if entry.meta.shape[:1] == (1,))
     return replace(alone, guards=(*alone.guards, *own))
 
@@ -117,14 +139,18 @@ def _faithful(
     kwargs: dict[str, Any],
     names: tuple[str, ...],
     form: Callable[[Graph], Graph],
+    may_be_open: MayBeOpen,
 ) -> Graph:
     with EXPORTING:
-        exported = export(model, args, kwargs)
-        _tell_of_checks(exported.program, model)
+        exported = export(model, args, kwargs, may_be_open)
         graph = form(_graph_of(exported.program, names))
         faithful = Faithful(replace(graph, guards=exported.sizes.guards), model, args, kwargs)
-        faithful.check()
-        return faithful.settled(exported.sizes.doubtful)
+        same = faithful.check()
+        settled = faithful.settled(exported.sizes.doubtful)
+        if same:
+            faithful.check_elsewhere(settled)
+        _tell_of_checks(exported.program, model)
+        return settled
 
 
 def _takes(graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -166,14 +192,6 @@ def bind_arguments(
         else:
             named[name] = value
     return named
-
-
-def _repeated(tree: Any) -> Any:
-    """Tensors of batch one repeated to two, where all tensors have the same batch of one."""
-    tensors = [t for t in pytree.tree_leaves(tree) if isinstance(t, Tensor)]
-    if any(t.dim() and t.shape[0] != 1 for t in tensors):
-        return tree
-    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, tree)
 
 
 def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Graph:

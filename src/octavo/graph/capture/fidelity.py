@@ -7,10 +7,9 @@ evaluation takes, chance, a number that NumPy made) makes another function of th
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,25 +21,31 @@ from octavo.errors import CaptureError, OctavoWarning
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.graph import Graph
+from octavo.graph.open_sizes import Sizes, tied
 from octavo.graph.passes.training import DROPOUTS
 from octavo.graph.program import run_of
 from octavo.graph.quiet import quiet
 from octavo.graph.records import as_records, with_objects
-from octavo.graph.size_guards import Expression, Guard
+from octavo.graph.size_guards import Expression, Guard, sizes_in
 
 # Relative errors: rounding of float32 stays below the first by far. Beyond the second the graph is
 # another function by any measure.
 _ROUNDING = 1e-3
 _ROUNDING_OF_HALVES = 3e-2
 _ANOTHER_FUNCTION = 0.1
-# Batch sizes that export may exclude without need, and how many of them are tried.
+# Sizes that export may exclude without need, and how many of them are tried.
 _SMALL = range(1, 9)
 _TRIED = 3
 _FAR = range(1, 1025)
-
-
-# Input and axis of sizes that are equal.
-Sizes = list[tuple[str, int]]
+_NEAR = range(1, 65)
+_MOST_GROUPS = 6
+# From the example's size to another.
+_OTHER_SIZES: Sequence[Callable[[int], int]] = (
+    lambda size: size - 1 if size > 1 else 2,
+    lambda size: size + 1,
+    lambda size: max(1, size // 2),
+    lambda size: 2 * size,
+)
 
 
 class Faithful:
@@ -62,9 +67,10 @@ class Faithful:
         metas = [meta for meta in graph.metas.values() if meta is not None]
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
         self.rounding = _ROUNDING_OF_HALVES if halves else _ROUNDING
+        self._known: dict[Any, bool] = {}
 
-    def check(self) -> None:
-        """Compare both on the example.
+    def check(self) -> bool:
+        """Compare both on the example; whether they could be compared, and are the same.
 
         Raises:
             CaptureError: the graph is another function.
@@ -74,10 +80,10 @@ class Faithful:
         """
         expected = self._of_model(self.tensors)
         if expected is None or _draws(self.graph):
-            return
+            return False
         told = difference(self._of_graph(self.tensors), expected, self.rounding)
         if told is None:
-            return
+            return True
         again = self._of_model(self.tensors)
         name = type(self.model).__name__
         if again is None or difference(again, expected, self.rounding) is not None:
@@ -88,7 +94,7 @@ class Faithful:
                 OctavoWarning,
                 stacklevel=4,
             )
-            return
+            return False
         error, what = told
         message = (
             f"the graph of {name} is not what the model computes on the example: {what}. "
@@ -99,61 +105,133 @@ class Faithful:
         if error > _ANOTHER_FUNCTION:
             raise CaptureError(message)
         warnings.warn(message, OctavoWarning, stacklevel=4)
+        return False
 
     def settled(self, doubtful: Sequence[Guard]) -> Graph:
         """The graph with those of export's doubtful assumptions that the result depends on.
 
-        The batch sizes that they exclude are tried; where graph and model agree, they are free.
+        Sizes that they exclude are tried; where graph and model agree, they are free.
         """
-        groups = list(_tied(self.graph))
-        excluded = [n for n in _SMALL if self._excludes(doubtful, groups, n)]
-        far = any(n not in _SMALL and self._excludes(doubtful, groups, n) for n in _FAR)
-        if far or len(excluded) > _TRIED:
-            return replace(self.graph, guards=(*self.graph.guards, *doubtful))
-        why = "the model takes another path for that size"
-        conditions = [c for n in excluded for c in self._conditions(groups, n)]
-        guards = (Guard(condition, why) for condition in conditions)
-        return replace(self.graph, guards=(*self.graph.guards, *guards))
+        groups = tied(self.graph)
+        graph = self.graph
+        for guard in self._needed(doubtful, groups):
+            graph = replace(graph, guards=(*graph.guards, guard))
+        return graph
 
-    def _excludes(self, guards: Sequence[Guard], groups: Sequence[Sizes], n: int) -> bool:
-        """Whether nothing but these guards stands against the batch size ``n``."""
-        shapes = self._shapes(groups, n)
-        return self.graph.broken_guard(shapes) is None and not all(
-            guard.holds(shapes) for guard in guards
-        )
+    def check_elsewhere(self, graph: Graph) -> None:
+        """Compare both where all open sizes are others: the first such that the model takes.
+
+        Args:
+            graph: with the guards that it shall have.
+
+        Raises:
+            CaptureError: the graph is another function there.
+        """
+        groups = tied(self.graph)
+        for change in _OTHER_SIZES:
+            sizes = {group: change(self._size(group)) for group in groups}
+            if graph.broken_guard(self._shapes(sizes)) is not None:
+                continue
+            tensors = self._tensors(sizes)
+            expected = self._of_model(tensors)
+            if expected is None:
+                continue
+            if not self._agrees(sizes):
+                given = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+                raise CaptureError(
+                    f"the graph of {type(self.model).__name__} is not what the model computes on "
+                    f"inputs of other sizes, {given}"
+                )
+            return
+
+    def _needed(self, doubtful: Sequence[Guard], groups: Sequence[Sizes]) -> Iterator[Guard]:
+        """What remains of doubtful guards: as they are, or about single sizes."""
+        excluded: dict[int, dict[Sizes, None]] = {}
+        for guard in doubtful:
+            about = set(sizes_in(guard.condition))
+            involved = [group for group in groups if group & about]
+            if not involved:  # of sizes that are fixed after all
+                continue
+            few = self._few_excluded(guard, involved[0]) if len(involved) == 1 else None
+            if few is None and not self._is_needless(guard, involved):
+                yield guard
+            for n in few or ():
+                excluded.setdefault(n, {})[involved[0]] = None
+        why = "the model takes another path for that size"
+        for n, those in excluded.items():
+            yield from (Guard(condition, why) for condition in self._conditions(list(those), n))
+
+    def _few_excluded(self, guard: Guard, group: Sizes) -> list[int] | None:
+        """The values of a size that a guard excludes; ``None`` if these are many."""
+        values = [n for n in _FAR if self._excludes(guard, {group: n})]
+        return values if len(values) <= _TRIED and all(n in _SMALL for n in values) else None
+
+    def _is_needless(self, guard: Guard, groups: Sequence[Sizes]) -> bool:
+        """Whether graph and model agree where a guard excludes that something is one number."""
+        if guard.condition[0] != "!=":
+            return False
+        ways: list[Mapping[Sizes, int]] = [dict.fromkeys(groups, n) for n in _NEAR]
+        ways += [{group: n} for group in groups for n in _SMALL]
+        against = [sizes for sizes in ways if self._excludes(guard, sizes)]
+        tried = against[-1:] + against[:1]
+        return bool(tried) and all(map(self._agrees, tried))
+
+    def _excludes(self, guard: Guard, sizes: Mapping[Sizes, int]) -> bool:
+        """Whether nothing but this guard stands against sizes."""
+        shapes = self._shapes(sizes)
+        return not guard.holds(shapes) and self.graph.broken_guard(shapes) is None
 
     def _conditions(self, groups: Sequence[Sizes], n: int) -> Iterator[Expression]:
-        """What must hold of batch sizes for graph and model to agree where one is ``n``."""
-        together = self._agrees(groups, n)
-        if len(groups) == 1:
-            if not together:
-                yield _differs(groups[0], n)
+        """What must hold of sizes for graph and model to agree where one is ``n``."""
+        if len(groups) > _MOST_GROUPS:  # trying all takes long
+            if not self._agrees(dict.fromkeys(groups, n)):
+                yield ("or", *(_differs(group, n) for group in groups))
             return
-        if not together:
-            yield ("or", *(_differs(group, n) for group in groups))
-        for index, group in enumerate(groups):
-            # Trying all of many takes long: one of them is n only with the others.
-            if len(groups) > _TRIED - 1 or not self._agrees([group], n):
-                others = [*groups[:index], *groups[index + 1 :]]
-                same = (("==", ("size", *other[0]), n) for other in others)
-                yield ("or", _differs(group, n), ("and", *same))
+        free = []
+        for group in groups:
+            if self._agrees({group: n}):
+                free.append(group)
+                continue
+            others = [other for other in groups if other is not group]
+            with_one = [other for other in others if self._agrees({group: n, other: n})]
+            same = [_equals(other, n) for other in with_one]
+            if not same and len(others) > 1 and self._agrees(dict.fromkeys(groups, n)):
+                same = [("and", *(_equals(other, n) for other in others))]
+            yield ("or", _differs(group, n), *same) if same else _differs(group, n)
+        if len(free) > 1 and not self._agrees(dict.fromkeys(free, n)):
+            yield ("or", *(_differs(group, n) for group in free))
 
-    def _shapes(self, groups: Sequence[Sizes], n: int) -> dict[str, tuple[int, ...]]:
+    def _size(self, group: Sizes) -> int:
+        """What a size is in the example."""
+        name, axis = next(iter(group))
+        return self.tensors[self.graph.input_names().index(name)].shape[axis]
+
+    def _shapes(self, sizes: Mapping[Sizes, int]) -> dict[str, tuple[int, ...]]:
+        """The shapes of the inputs where some sizes differ from the example's."""
         shapes = {
             entry.name: list(tensor.shape)
             for entry, tensor in zip(self.graph.inputs, self.tensors, strict=True)
         }
-        for name, axis in itertools.chain(*groups):
-            shapes[name][axis] = n
+        for group, n in sizes.items():
+            for name, axis in group:
+                shapes[name][axis] = n
         return {name: tuple(shape) for name, shape in shapes.items()}
 
-    def _agrees(self, groups: Sequence[Sizes], n: int) -> bool:
-        """Whether graph and model return the same for ``n`` samples, or the model nothing."""
-        names = [name for name, _ in itertools.chain(*groups)]
-        tensors = [
-            _of_size(tensor, n) if entry.name in names else tensor
+    def _tensors(self, sizes: Mapping[Sizes, int]) -> list[Tensor]:
+        shapes = self._shapes(sizes)
+        return [
+            _of_shape(tensor, shapes[entry.name])
             for entry, tensor in zip(self.graph.inputs, self.tensors, strict=True)
         ]
+
+    def _agrees(self, sizes: Mapping[Sizes, int]) -> bool:
+        """Whether graph and model return the same for these sizes, or the model nothing."""
+        key = frozenset(sizes.items())
+        if key not in self._known:
+            self._known[key] = self._agree(self._tensors(sizes))
+        return self._known[key]
+
+    def _agree(self, tensors: Sequence[Tensor]) -> bool:
         expected = self._of_model(tensors)
         if expected is None:
             return True
@@ -189,30 +267,20 @@ def _draws(graph: Graph) -> bool:
 
 
 def _differs(sizes: Sizes, n: int) -> Expression:
-    return ("!=", ("size", *sizes[0]), n)
+    return ("!=", ("size", *min(sizes)), n)
 
 
-def _tied(graph: Graph) -> Iterator[Sizes]:
-    """The open batch sizes, those together that a guard says are equal."""
-    groups: list[Sizes] = [
-        [(g.name, 0)] for g in graph.inputs if g.meta.shape and g.meta.shape[0] is None
-    ]
-    for guard in graph.guards:
-        kind, *sides = guard.condition
-        if kind == "==" and all(isinstance(s, tuple) and s[0] == "size" for s in sides):
-            one, other = (
-                next((g for g in groups if (side[1], side[2]) in g), None) for side in sides
-            )
-            if one is not None and other is not None and one is not other:
-                one += other
-                groups.remove(other)
-    yield from groups
+def _equals(sizes: Sizes, n: int) -> Expression:
+    return ("==", ("size", *min(sizes)), n)
 
 
-def _of_size(tensor: Tensor, n: int) -> Tensor:
-    """The first ``n`` samples, beginning again where there are fewer."""
-    times = -(-n // max(1, len(tensor)))
-    return torch.cat([tensor] * times)[:n]
+def _of_shape(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first values along each axis, beginning again where there are fewer."""
+    for axis, size in enumerate(shape):
+        times = -(-size // max(1, tensor.shape[axis]))
+        tensor = torch.cat([tensor] * times, axis) if times > 1 else tensor
+        tensor = tensor.narrow(axis, 0, size)
+    return tensor
 
 
 def _values(tree: Any) -> list[Any]:

@@ -50,8 +50,7 @@ def _results(
     """Tensors as a layer returns them, without values: its output, and its last states."""
     states = [hx] if isinstance(hx, Tensor) else hx
     by_time = input.transpose(0, 1) if batch_first else input
-    # What a graph has open is its batch: the number of steps is that of the example.
-    steps, batch, width = int(by_time.shape[0]), by_time.shape[1], states[0].shape[2]
+    steps, batch, width = *by_time.shape[:2], states[0].shape[2]
     output = input.new_empty([steps, batch, (1 + bidirectional) * width])
     output = output.transpose(0, 1) if batch_first else output
     return (output, *(state.new_empty(state.shape) for state in states))

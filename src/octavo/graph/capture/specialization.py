@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from octavo.errors import CaptureError
 from octavo.graph.size_guards import Expression, Guard, sizes_in
 
 _OPERATORS = {
@@ -39,6 +40,9 @@ _OPERATORS = {
     "Not": "not",
 }
 _EXACT = ("==", "and", "or")
+# Parts of a condition on sizes: one of more is no longer one that anybody reads, and sizes that
+# are computed from it take export minutes.
+_LONGEST = 150
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class NotedGuards(list[Any]):
         super().__init__()
         self.is_users = is_users
         self.lines: list[str] = []
+        self.too_long = False
 
     def watch(self, *_: Any) -> None:
         """Take the place of the list of the export under way; a hook for the first module."""
@@ -81,6 +86,11 @@ class NotedGuards(list[Any]):
             environment.guards = self
 
     def append(self, guard: Any) -> None:
+        """Note a guard, and where it came from.
+
+        Raises:
+            CaptureError: what it says of sizes is too long.
+        """
         super().append(guard)
         frame = sys._getframe(1)
         while frame.f_back is not None and not self.is_users(frame.f_code.co_filename):
@@ -90,11 +100,31 @@ class NotedGuards(list[Any]):
         self.lines.append(
             _line(code.co_filename, frame.f_lineno, code.co_name) if in_users_code else ""
         )
+        self.too_long = self.too_long or _is_too_long(guard.expr)
+        self.check()
+
+    def check(self) -> None:
+        """Stop an export that computes with sizes at length.
+
+        Raises:
+            CaptureError: one of the guards is too long.
+        """
+        if self.too_long:
+            where = f" at {self.lines[-1]}" if self.lines[-1] else ""
+            raise CaptureError(f"what forward computes from its sizes{where} is too long to follow")
 
     def is_torchs_own(self, guard: Any) -> bool:
         """Whether torch asked, and not the user's code itself."""
         place = guard.sloc.framework_loc
         return not (hasattr(place, "filename") and self.is_users(place.filename))
+
+
+def _is_too_long(expression: Any) -> bool:
+    parts, count = [expression], 0
+    while parts and count <= _LONGEST:
+        parts += parts.pop().args
+        count += 1
+    return bool(parts)
 
 
 def _line(file: str, number: int | None, function: str) -> str:
@@ -143,7 +173,8 @@ def specialized(symbols: Symbols, noted: NotedGuards) -> Specialized:
     for guard, line in zip(noted, noted.lines, strict=True):
         why = f"forward depends on it at {line}" if line else "an operator of the model needs it"
         for condition in _conditions(guard.expr, symbols):
-            exact = condition[0] in _EXACT or len(set(sizes_in(condition))) != 1
+            related = len(set(sizes_in(condition))) != 1
+            exact = condition[0] in _EXACT or (related and condition[0] != "!=")
             kept = guards if exact or not noted.is_torchs_own(guard) else doubtful
             kept.setdefault(condition, Guard(condition, why))
     for symbol, value in symbols.examples.items():

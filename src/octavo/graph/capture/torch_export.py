@@ -11,7 +11,7 @@ import inspect
 import operator
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,19 +55,31 @@ class Exported:
     sizes: Specialized
 
 
-def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
-    """The model in evaluation mode as a program with a free batch size.
+def export(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    may_be_open: Callable[[Tensor, int], bool] = lambda tensor, axis: True,
+) -> Exported:
+    """The model in evaluation mode as a program whose sizes are open where the model leaves them.
 
     Its in-place operators are such that `octavo.graph.passes.functionalize` can replace them. The
     model is left as it was.
+
+    Args:
+        model: what is exported.
+        args, kwargs: the call.
+        may_be_open: whether an axis of one of the call's tensors may be open.
 
     Raises:
         CaptureError: the model cannot be exported; the message names the line and the way out.
     """
     shapes = ShapesCollection()
-    for leaf in pytree.tree_leaves((args, kwargs)):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            shapes[leaf] = {0: Dim.AUTO}
+    tensors = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    for tensor in tensors:
+        if tensor.dim():
+            axes = (axis for axis in range(tensor.dim()) if may_be_open(tensor, axis))
+            shapes[tensor] = dict.fromkeys(axes, Dim.AUTO)
     try:
         with (
             _exporting(),
@@ -87,6 +99,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> E
             program = torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
             )
+            noted.check()
             symbols = Symbols.of(program)
             if not (inline_regions(program) and is_safe(program)):
                 program = program.run_decompositions({})

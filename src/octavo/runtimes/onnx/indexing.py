@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from octavo.errors import ExportError
@@ -40,7 +41,9 @@ def _split(w: Writer, node: Node) -> Any:
     given = arguments(node)
     parts: Any = given.get("split_sizes", given.get("split_size"))
     if isinstance(parts, int):
-        length = _length(w, node, given["dim"])
+        length = w.meta(node.args[0]).shape[axis_of(w, node.args[0], given["dim"])]
+        if length is None:
+            return _in_slices(w, node, w.ints([parts]), given["dim"])
         parts = [min(parts, length - start) for start in range(0, length, parts)]
     return _in_parts(w, node, parts, given["dim"])
 
@@ -48,7 +51,11 @@ def _split(w: Writer, node: Node) -> Any:
 def _chunk(w: Writer, node: Node) -> Any:
     """At most so many parts, of one size but for the last."""
     given = arguments(node)
-    length = _length(w, node, given["dim"])
+    length = w.meta(node.args[0]).shape[axis_of(w, node.args[0], given["dim"])]
+    if length is None:
+        whole, count = _whole(w, node.args[0], given["dim"]), given["chunks"]
+        each = w.op("Div", w.op("Add", whole, w.ints([count - 1])), w.ints([count]))
+        return _in_slices(w, node, each, given["dim"])
     each = math.ceil(length / given["chunks"])
     parts = [min(each, length - start) for start in range(0, length, each)]
     return _in_parts(w, node, parts, given["dim"])
@@ -60,6 +67,19 @@ def _in_parts(w: Writer, node: Node, parts: list[Any], axis: int) -> list[str]:
         return [w.read(x)]
     place = axis_of(w, x, axis)
     return w.ops("Split", w.read(x), sizes(w, parts), outputs=len(parts), axis=place)
+
+
+def _whole(w: Writer, x: Ref, axis: int) -> str:
+    """The size of an axis when the model runs."""
+    return length_of(w, w.read(x), axis_of(w, x, axis))
+
+
+def _in_slices(w: Writer, node: Node, each: str, axis: int) -> list[str]:
+    """As many parts as are read, of one size but for the last."""
+    readers = w.graph.users[node.name]
+    count = max((user.args[1] for user in readers if user.op == "python.getitem"), default=0) + 1
+    ends = [w.op("Mul", each, w.ints([index])) for index in range(count + 1)]
+    return [_part(w, node.args[0], axis, start, end) for start, end in pairwise(ends)]
 
 
 def _unbind(w: Writer, node: Node) -> Any:

@@ -12,6 +12,7 @@ from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.layers import each
+from octavo.runtimes.onnx.sizes import joined, shape, sizes
 from octavo.runtimes.onnx.writer import Converter, Writer, fenced, kept_apart
 
 
@@ -64,18 +65,35 @@ def _windows(w: Writer, node: Node, dilations: list[int]) -> dict[str, Any]:
     strides = each(given["stride"], dims) if given["stride"] else kernel
     behind = before
     if given["ceil_mode"]:
-        sizes, wanted = (w.meta(ref).shape[-dims:] for ref in (node.args[0], node))
-        if None in sizes:
-            raise ExportError(
-                f"{node.name}: {node.op} with ceil_mode needs sizes that do not depend on the "
-                "batch; do without it"
-            )
+        read, wanted = (w.meta(ref).shape[-dims:] for ref in (node.args[0], node))
         reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
+        if None in read:
+            behind = _behind_any_size(node, before, strides, reach)
+            return {"kernel_shape": kernel, "strides": strides, "pads": before + behind}
         behind = [
             max(p, ((after or 0) - 1) * stride + r - (size or 0) - p)
-            for p, after, stride, r, size in zip(before, wanted, strides, reach, sizes, strict=True)
+            for p, after, stride, r, size in zip(before, wanted, strides, reach, read, strict=True)
         ]
     return {"kernel_shape": kernel, "strides": strides, "pads": before + behind}
+
+
+def _behind_any_size(
+    node: Node, before: list[int], strides: list[int], reach: list[int]
+) -> list[int]:
+    """What ``ceil_mode`` adds behind an axis of any size: a stride more, but for one.
+
+    Raises:
+        ExportError: for some sizes the last window would lie in the padding, which torch leaves
+            out.
+    """
+    windows = zip(before, strides, reach, strict=True)
+    if any(pad + stride > size for pad, stride, size in windows):
+        raise ExportError(
+            f"{node.name}: {node.op} with ceil_mode, and windows that are smaller than stride and "
+            "padding together, has an ONNX form for fixed sizes only: do without it, or fix the "
+            "sizes (open_sizes={})"
+        )
+    return [pad + stride - 1 for pad, stride in zip(before, strides, strict=True)]
 
 
 def _adaptive_average(w: Writer, node: Node) -> Any:
@@ -91,21 +109,38 @@ def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
     """Over everything, in equal windows, or axis by axis in windows of several sizes."""
     x, wanted = w.read(node.args[0]), [int(size) for size in arguments(node)["output_size"]]
     dims = len(wanted)
-    sizes = w.meta(node.args[0]).shape[-dims:]
+    read = w.meta(node.args[0]).shape[-dims:]
     if all(size == 1 for size in wanted):
         return _global(w, kind, x, dims)
-    before = [size for size in sizes if size is not None]
+    before = [size for size in read if size is not None]
     if len(before) < dims:
-        raise ExportError(
-            f"{node.name}: {node.op} of an axis whose size depends on the batch has no ONNX form; "
-            "pool to a size of 1"
-        )
+        for axis, count in zip(range(w.rank(node) - dims, w.rank(node)), wanted, strict=True):
+            x = _in_windows(w, x, axis, count, _REDUCTIONS[kind])
+        return x
     if all(b % size == 0 for b, size in zip(before, wanted, strict=True)):
         kernel = [b // size for b, size in zip(before, wanted, strict=True)]
         return w.op(kind, x, kernel_shape=kernel, strides=kernel)
     for axis, b, size in zip(range(-dims, 0), before, wanted, strict=True):
         x = along(w, x, w.rank(node.args[0]) + axis, -axis - 1, _members(b, size))
     return x
+
+
+_REDUCTIONS = {"AveragePool": "ReduceMean", "MaxPool": "ReduceMax"}
+
+
+def _in_windows(w: Writer, x: str, axis: int, count: int, reduction: str) -> str:
+    """An axis of any size in so many windows, each reduced to one."""
+    length = w.op("Shape", x, start=axis, end=axis + 1)
+    parts = []
+    for index in range(count):
+        # From the floor of index / count of the length to the ceiling of (index + 1) / count.
+        start = w.op("Div", w.op("Mul", length, w.ints([index])), w.ints([count]))
+        behind = w.op("Add", w.op("Mul", length, w.ints([index + 1])), w.ints([count - 1]))
+        end = w.op("Div", behind, w.ints([count]))
+        part = w.op("Slice", x, start, end, w.ints([axis]))
+        parts.append(w.op(reduction, part, w.ints([axis]), keepdims=1))
+    joined: str = w.op("Concat", *parts, axis=axis)
+    return kept_apart(w, joined) if reduction == "ReduceMax" else joined
 
 
 def _global(w: Writer, kind: str, x: str, dims: int) -> str:
@@ -172,15 +207,10 @@ def _resized(w: Writer, node: Node, **how: Any) -> str:
     if len(factors) == dims:
         scales = w.constant([1.0, 1.0, *factors], "float32")
         return w.op("Resize", w.read(x), "", scales, **how)
-    sizes = [size for size in w.meta(node).shape[2:] if size is not None]
-    if len(sizes) < dims:
-        raise ExportError(
-            f"{node.name}: {node.op} to a computed size has no ONNX form; give a factor or a fixed "
-            "size"
-        )
+    known = w.meta(node).shape[2:]
+    sides = given["output_size"] if None in known else known
     # All sizes, since not every runtime knows `axes` here.
-    batch = w.op("Shape", w.read(x), start=0, end=2)
-    wanted = w.op("Concat", batch, w.ints(sizes), axis=0)
+    wanted = joined(w, shape(w, x, 0, 2), sizes(w, sides))
     return w.op("Resize", w.read(x), "", "", wanted, **how)
 
 

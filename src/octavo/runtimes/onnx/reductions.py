@@ -10,7 +10,7 @@ from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.elementwise import as_result
-from octavo.runtimes.onnx.sizes import axis_of, length_of, size
+from octavo.runtimes.onnx.sizes import axis_of, length_of, shape, size
 from octavo.runtimes.onnx.writer import Converter, Writer, kept_apart
 
 _REDUCTIONS = {
@@ -88,22 +88,22 @@ def _variance(w: Writer, node: Node) -> tuple[str, str]:
     """Variance and mean."""
     given, axes = arguments(node), _axes(w, node)
     keep = bool(given.get("keepdim"))
-    shape = w.meta(node.args[0]).shape
-    if any(shape[axis] is None for axis in axes):
-        raise ExportError(
-            f"{node.name}: {node.op} over an axis whose size depends on the batch has no ONNX "
-            "form; compute it with mean"
-        )
-    count = math.prod(shape[axis] or 0 for axis in axes)
+    known = [w.meta(node.args[0]).shape[axis] for axis in axes]
     correction = given.get("correction", int(given.get("unbiased", True)))
-    divisor = count - (1 if correction is None else correction)
+    less = 1 if correction is None else correction
     x, dtype = w.read(node.args[0]), w.meta(node.args[0]).dtype
     mean = _reduced(w, "ReduceMean", x, axes, True)
     difference = w.op("Sub", x, mean)
     total = _reduced(w, "ReduceSum", w.op("Mul", difference, difference), axes, keep)
     if not keep:
         mean = w.op("Squeeze", mean, w.ints(axes))
-    return w.op("Div", total, w.constant(divisor, dtype)), mean
+    if None not in known:
+        divisor = w.constant(math.prod(size or 0 for size in known) - less, dtype)
+    else:
+        chosen = w.op("Gather", shape(w, node.args[0]), w.ints(axes))
+        count = w.cast(w.op("ReduceProd", chosen, keepdims=0), "int64", dtype)
+        divisor = w.op("Sub", count, w.constant(less, dtype))
+    return w.op("Div", total, divisor), mean
 
 
 def _var(w: Writer, node: Node) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
-from octavo.runtimes.onnx.sizes import TO_THE_END, axis_of, sizes
+from octavo.runtimes.onnx.sizes import TO_THE_END, axis_of, joined, shape, sizes
 from octavo.runtimes.onnx.writer import Converter, Writer
 
 # torch's modes -> ONNX's.
@@ -17,28 +18,38 @@ _PADDING = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 
 def _reshape(w: Writer, node: Node) -> Any:
     """To the shape that is known, where at most one size is open; else to the computed one."""
-    x = w.read(node.args[0])
-    if node.short_op in ("reshape", "view", "_unsafe_view") and _open_sizes(w, node) > 1:
-        return w.op("Reshape", x, sizes(w, node.args[1]))
-    return w.op("Reshape", x, _known_shape(w, node))
+    meta, x = w.meta(node).shape, w.read(node.args[0])
+    if meta.count(None) <= 1:
+        return w.op("Reshape", x, w.ints([-1 if size is None else size for size in meta]))
+    return w.op("Reshape", x, _COMPUTED.get(node.short_op, _given_shape)(w, node))
 
 
-def _open_sizes(w: Writer, node: Node) -> int:
-    return w.meta(node).shape.count(None)
+def _given_shape(w: Writer, node: Node) -> str:
+    return sizes(w, node.args[1])
 
 
-def _known_shape(w: Writer, node: Node) -> str:
-    """The result's shape as `Reshape` takes it.
+def _shape_of_another(w: Writer, node: Node) -> str:
+    return shape(w, node.args[1])
 
-    Raises:
-        ExportError: it is not known enough.
-    """
-    if _open_sizes(w, node) > 1:
-        raise ExportError(
-            f"{node.name}: {node.op} to {w.meta(node)} has several sizes that depend on the batch; "
-            "write it as a reshape"
-        )
-    return w.ints([-1 if size is None else size for size in w.meta(node).shape])
+
+def _flattened(w: Writer, node: Node) -> str:
+    x, given = node.args[0], arguments(node)
+    start, end = (axis_of(w, x, given[name]) for name in ("start_dim", "end_dim"))
+    return joined(w, shape(w, x, 0, start), [-1], shape(w, x, end + 1))
+
+
+def _unflattened(w: Writer, node: Node) -> str:
+    x, given = node.args[0], arguments(node)
+    axis = axis_of(w, x, given["dim"])
+    return joined(w, shape(w, x, 0, axis), sizes(w, given["sizes"]), shape(w, x, axis + 1))
+
+
+_COMPUTED: dict[str, Callable[[Writer, Node], str]] = {
+    "view_as": _shape_of_another,
+    "reshape_as": _shape_of_another,
+    "flatten": _flattened,
+    "unflatten": _unflattened,
+}
 
 
 def _transposed(order: Any) -> Converter:
@@ -85,10 +96,10 @@ def _moved(axes: list[int], sources: list[int], places: list[int]) -> list[int]:
 
 def _squeeze(w: Writer, node: Node) -> Any:
     """Axes whose size is not 1 stay."""
-    x, shape = node.args[0], w.meta(node.args[0]).shape
+    x, known = node.args[0], w.meta(node.args[0]).shape
     dim = arguments(node).get("dim")
-    axes = range(len(shape)) if dim is None else _axes(w, x, dim)
-    chosen = [axis for axis in axes if shape and shape[axis] == 1]
+    axes = range(len(known)) if dim is None else _axes(w, x, dim)
+    chosen = [axis for axis in axes if known and known[axis] == 1]
     return w.op("Squeeze", w.read(x), w.ints(chosen)) if chosen else w.read(x)
 
 
@@ -101,11 +112,11 @@ def _expand(w: Writer, node: Node) -> Any:
     """ONNX's sizes of 1 keep what is there."""
     x, wanted = node.args[0], w.meta(node).shape
     padded = (1,) * (len(wanted) - w.rank(x)) + w.meta(x).shape
-    shape = [
+    expanded = [
         computed if size is None and old == 1 else 1 if size is None else size
         for size, old, computed in zip(wanted, padded, arguments(node)["size"], strict=True)
     ]
-    return w.op("Expand", w.read(x), sizes(w, shape))
+    return w.op("Expand", w.read(x), sizes(w, expanded))
 
 
 def _expand_as(w: Writer, node: Node) -> Any:
@@ -140,7 +151,8 @@ def _repeat_interleave(w: Writer, node: Node) -> Any:
     spread = w.op("Unsqueeze", w.read(x), w.ints([axis + 1]))
     tiles = [1] * (w.rank(x) + 1)
     tiles[axis + 1] = repeats
-    return w.op("Reshape", w.op("Tile", spread, w.ints(tiles)), _known_shape(w, node))
+    wanted = joined(w, shape(w, x, 0, axis), [-1], shape(w, x, axis + 1))
+    return w.op("Reshape", w.op("Tile", spread, w.ints(tiles)), wanted)
 
 
 def _cat(w: Writer, node: Node) -> Any:
@@ -208,26 +220,25 @@ def _pixel_shuffle(w: Writer, node: Node) -> Any:
 def _pixel_unshuffle(w: Writer, node: Node) -> Any:
     """ONNX's `SpaceToDepth` orders channels otherwise."""
     x, block = node.args
-    shape = w.meta(node).shape
-    if w.rank(x) != 4 or None in shape[1:]:
-        raise ExportError(
-            f"{node.name}: {node.op} has an ONNX form only for batches of images of a fixed size"
-        )
-    _, channels, height, width = (size or 0 for size in shape)
-    split = [-1, channels // block**2, height, block, width, block]
-    parts = w.op("Reshape", w.read(x), w.ints(split))
-    moved = w.op("Transpose", parts, perm=[0, 1, 3, 5, 2, 4])
-    return w.op("Reshape", moved, w.ints([-1, channels, height, width]))
+    channels = w.meta(node).shape[1]
+    if w.rank(x) != 4 or channels is None:
+        raise ExportError(f"{node.name}: {node.op} has an ONNX form only for batches of images")
+    height, width = (w.op("Div", shape(w, x, a, a + 1), w.ints([block])) for a in (2, 3))
+    split = joined(w, [-1, channels // block**2], height, [block], width, [block])
+    moved = w.op("Transpose", w.op("Reshape", w.read(x), split), perm=[0, 1, 3, 5, 2, 4])
+    return w.op("Reshape", moved, joined(w, [-1, channels], height, width))
 
 
 def _channel_shuffle(w: Writer, node: Node) -> Any:
     x, groups = node.args
-    shape = _known_shape(w, node)
-    batch, channels, *space = (-1 if size is None else size for size in w.meta(x).shape)
-    split = [batch, groups, channels // groups, *space]
-    parts = w.op("Reshape", w.read(x), w.ints(split))
-    moved = w.op("Transpose", parts, perm=[0, 2, 1, *range(3, len(split))])
-    return w.op("Reshape", moved, shape)
+    channels = w.meta(x).shape[1]
+    if channels is None:
+        raise ExportError(f"{node.name}: {node.op} has an ONNX form only for a number of channels")
+    space = shape(w, x, 2)
+    split = joined(w, shape(w, x, 0, 1), [groups, channels // groups], space)
+    order = [0, 2, 1, *range(3, w.rank(x) + 1)]
+    moved = w.op("Transpose", w.op("Reshape", w.read(x), split), perm=order)
+    return w.op("Reshape", moved, shape(w, x))
 
 
 def _same(w: Writer, node: Node) -> Any:

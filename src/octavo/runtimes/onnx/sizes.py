@@ -45,6 +45,21 @@ def sizes(w: Writer, args: Sequence[Any]) -> str:
     return w.op("Concat", *(size(w, arg) for arg in args), axis=0)
 
 
+def shape(w: Writer, ref: Ref, start: int = 0, end: int | None = None) -> str:
+    """The sizes that a tensor has when the model runs, of some of its axes; "" of none."""
+    if start >= (w.rank(ref) if end is None else end):
+        return ""
+    value: str = w.op("Shape", w.read(ref), start=start or None, end=end)
+    return value
+
+
+def joined(w: Writer, *parts: str | Sequence[int]) -> str:
+    """A shape of parts, computed or known."""
+    values = [part if isinstance(part, str) else w.ints(part) for part in parts if part]
+    whole: str = values[0] if len(values) == 1 else w.op("Concat", *values, axis=0)
+    return whole
+
+
 def scalar(w: Writer, arg: Any, dtype: str) -> str:
     """A number without dimensions."""
     if not isinstance(arg, Ref):

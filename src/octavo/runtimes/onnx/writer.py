@@ -20,6 +20,7 @@ from torch import Tensor
 
 from octavo.errors import ExportError, optional_import
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.open_sizes import batch_name
 from octavo.runtimes.onnx.dialect import Dialect
 
 with optional_import("onnx", "onnx", "write ONNX models"):
@@ -33,7 +34,6 @@ OPSET, IR_VERSION = 20, 9
 LATER_OPSET, LATER_IR_VERSION = 21, 10
 _OF_LATER_OPSET = frozenset({TensorProto.INT4, TensorProto.UINT4, TensorProto.INT16})
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
-BATCH = "N"  # name of the size that is open in the first axis of inputs and outputs
 
 DTYPES: Mapping[str, int] = {
     "float32": TensorProto.FLOAT,
@@ -248,7 +248,7 @@ class Writer:
 
     def model(self, name: str, metadata: Mapping[str, str]) -> Any:
         """The ONNX model."""
-        inputs = [_described(entry.name, entry.meta) for entry in self.graph.inputs]
+        inputs = [_described(entry.name, entry.meta, entry.axes) for entry in self.graph.inputs]
         outputs = self._outputs()
         nodes = self._needed({described.name for described in outputs})
         read = {value for node in nodes for value in node.input}
@@ -275,7 +275,12 @@ class Writer:
         return kept[::-1]
 
     def _outputs(self) -> list[Any]:
-        """The results in order: each has a name of its own, also where two are one tensor."""
+        """The results in order: each has a name of its own, also where two are one tensor.
+
+        Where the batch comes first, so it does in what is returned.
+        """
+        first = any(entry.batch_axis == 0 for entry in self.graph.inputs)
+        batch = batch_name(self.graph) if first else ""
         described, seen = [], set(self.graph.input_names())
         for name in self.graph.output_names():
             value = self.read(Ref(name))
@@ -284,7 +289,9 @@ class Writer:
                 self._nodes.append(onnx.helper.make_node("Identity", [value], [unique], unique))
                 value = unique
             seen.add(value)
-            described.append(_described(value, self.meta(Ref(name))))
+            meta = self.meta(Ref(name))
+            axes = [f"{value}_{axis}" for axis in range(len(meta.shape))]
+            described.append(_described(value, meta, [batch, *axes[1:]] if batch else axes))
         return described
 
     def _unused(self, base: str) -> str:
@@ -329,12 +336,10 @@ def _versions(nodes: Sequence[Any], initializers: Sequence[Any]) -> tuple[int, i
     return OPSET, IR_VERSION
 
 
-def _described(name: str, meta: TensorMeta) -> Any:
-    """An input or output of the model; sizes that are open get names: all first ones are "N"."""
-    shape = [
-        (BATCH if axis == 0 else f"{name}_{axis}") if size is None else size
-        for axis, size in enumerate(meta.shape)
-    ]
+def _described(name: str, meta: TensorMeta, axes: Sequence[str]) -> Any:
+    """An input or output of the model, whose open sizes have these names."""
+    sizes = zip(axes, meta.shape, strict=False)  # a number has no axes
+    shape = [called if size is None else size for called, size in sizes]
     return onnx.helper.make_tensor_value_info(name, DTYPES[meta.dtype], shape)
 
 

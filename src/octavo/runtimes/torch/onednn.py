@@ -27,6 +27,7 @@ from octavo.runtimes.torch.row_counts import with_few_row_counts
 # Weights are packed for an input of some size. Any will do for all, but without one oneDNN packs
 # them anew at each call.
 _ROWS = 128
+_PIXELS = 56  # of an image's side, where that is open
 
 
 def conv(context: Context, chain: Chain) -> Call:
@@ -110,9 +111,9 @@ class PackedConv:
         doubled = _misreads_one_channel(context, weight, strides, groups)
         if doubled:
             weight = F.pad(weight, [0, 0] * dims + [0, 1])
-        # Where a size is open, one that a window fits into: oneDNN packs for no smaller image.
+        # Where a size is open, a usual one that a window fits into.
         windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
-        known = [n or window for n, window in zip(image, windows, strict=True)]
+        known = [n or max(_PIXELS, window) for n, window in zip(image, windows, strict=True)]
         read = [size + 2 * p for size, p in zip(known, outside, strict=True)]
         geometry = (strides, paddings, dilations, groups)
         packed = torch.ops.onednn.qconv_prepack(

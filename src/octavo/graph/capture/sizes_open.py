@@ -1,0 +1,92 @@
+"""How many sizes a capture leaves open.
+
+All that the model leaves open, if the graph with all of them open is the model. Where it is not, or
+export cannot follow what the model computes from its sizes, the batch alone is open.
+
+Tested in tests/graph/capture/test_capture.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from octavo.errors import CaptureError
+from octavo.graph.calls import flatten_call
+from octavo.graph.graph import Graph
+from octavo.graph.open_sizes import OpenSizes, batch_sizes, check_stated, named, tied
+from octavo.graph.size_guards import Guard
+
+# Whether an axis of one of a call's tensors may be open.
+MayBeOpen = Callable[[Tensor, int], bool]
+# The graph for a call's arguments, with sizes open.
+GraphFor = Callable[[tuple[Any, ...], dict[str, Any], MayBeOpen], Graph]
+
+
+def is_any(tensor: Tensor, axis: int) -> bool:
+    """Every axis may be open."""
+    return True
+
+
+def _is_first(tensor: Tensor, axis: int) -> bool:
+    return axis == 0
+
+
+def with_sizes_open(
+    graph_for: GraphFor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    open_sizes: OpenSizes | None,
+) -> Graph:
+    """The graph for a call, with the sizes open that have to be, or all that can be.
+
+    Raises:
+        CaptureError: there is no graph.
+        InputError: the model fixes a size that has to be open.
+    """
+    if open_sizes is None:
+        try:
+            return named(graph_for(args, kwargs, is_any), {})
+        except CaptureError as error:
+            fixed = named(graph_for(args, kwargs, _is_first), {})
+            return _told(fixed, str(error).split(". ")[0])
+    return named(_with_few(graph_for, args, kwargs, open_sizes), open_sizes)
+
+
+def _with_few(
+    graph_for: GraphFor, args: tuple[Any, ...], kwargs: dict[str, Any], stated: OpenSizes
+) -> Graph:
+    """The graph with the batch and what is stated open, and what is always equal to these."""
+    if not stated:
+        return graph_for(args, kwargs, _is_first)
+    wanted = {(name, axis) for name, axes in stated.items() for axis in axes}
+    try:
+        graph = graph_for(args, kwargs, is_any)
+    except CaptureError:
+        graph = graph_for(args, kwargs, _is_first)
+        wanted |= set(batch_sizes(graph))
+    else:
+        check_stated(graph, stated)
+        groups = tied(graph)
+        wanted |= set(batch_sizes(named(graph, stated)))
+        wanted = set().union(*(group for group in groups if group & wanted))
+        if wanted == set().union(*groups):
+            return graph
+    tensors = flatten_call(graph, args, kwargs)
+    names = {id(t): name for t, name in zip(tensors, graph.input_names(), strict=True)}
+    return graph_for(args, kwargs, lambda tensor, axis: (names[id(tensor)], axis) in wanted)
+
+
+def _told(graph: Graph, why: str) -> Graph:
+    """The graph with the reason why sizes are fixed."""
+    guards = list(graph.guards)
+    known = {guard.condition for guard in guards}
+    for entry in graph.inputs:
+        for axis, size in enumerate(entry.meta.shape):
+            condition = ("==", ("size", entry.name, axis), size)
+            if size is not None and condition not in known:
+                guards.append(Guard(condition, f"with more than the batch open, {why}"))
+    return replace(graph, guards=tuple(guards))
