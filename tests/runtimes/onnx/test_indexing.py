@@ -50,6 +50,8 @@ FUNCTIONS = {
     "written in place": lambda x: written(x, x[:, 0] + 1),
     "rows of a number": lambda x: written(x, 3),
     "slice replaced": lambda x: torch.slice_scatter(x, x[:, :, :, 2:4] + 1, 3, 0, 2),
+    "chunks of samples": lambda x: [part + 1 for part in x.transpose(0, 1).chunk(2, 1)],
+    "some of samples": lambda x: torch.cat([x, x]).split(5)[1],
     "last replaced": lambda x: torch.select_scatter(x, x[:, 0], 1, -1),
 }
 
@@ -66,7 +68,6 @@ REFUSED = {
         lambda x: x.scatter(1, (x > 0).long(), x, reduce="multiply"),
         "scatter_add",
     ),
-    "samples": (lambda x: [part + 1 for part in x.transpose(0, 1).chunk(2, 1)], "another axis"),
 }
 
 

@@ -46,6 +46,7 @@ POOLED = {
     "values of windows": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
     "adaptive in one axis": lambda x: F.adaptive_avg_pool2d(x, (None, 4)),
     "adaptive to more than there is": lambda x: F.adaptive_avg_pool2d(x, (13, 1)),
+    "adaptive along the batch": lambda x: F.adaptive_avg_pool2d(x.transpose(0, 2), 2),
     "adaptive integers of windows": lambda x: F.adaptive_avg_pool2d(x, (3, 5)),
 }
 
@@ -61,6 +62,7 @@ def resized(mode, **options):
 
 RESIZED = {  # by the number of dimensions
     1: {
+        "to a computed size": lambda x: F.interpolate(x, size=x.shape[0] + 2),
         "nearest 1d": resized("nearest", scale_factor=3),
         "linear": resized("linear", size=9),
         "linear aligned": resized("linear", size=9, align_corners=True),
@@ -99,11 +101,6 @@ REFUSED = {
     "places of the largest": (
         lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
         "max_pool2d_with_indices",
-    ),
-    "the batch": (lambda x: F.adaptive_avg_pool2d(x.transpose(0, 2), 2), "a size of 1"),
-    "to a computed size": (
-        lambda x: F.interpolate(x, size=(x.shape[0] + 2, 4)),
-        "a fixed size",
     ),
 }
 

@@ -9,36 +9,43 @@ import torch
 
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
+from octavo.runtimes.onnx.sizes import joined, shape
 from octavo.runtimes.onnx.writer import Writer
 
 
 def _scores(w: Writer, q: Any, k: Any, scale: float | None, gqa: bool) -> str:
     """``q k^T`` times the scale."""
-    width = w.meta(q).shape[-1]
-    factor = (width or 1) ** -0.5 if scale is None else float(scale)
     keys = _repeated(w, q, k, gqa)
     order = list(range(w.rank(k)))
     order[-2:] = order[:-3:-1]
     product = w.op("MatMul", w.read(q), w.op("Transpose", keys, perm=order))
-    return w.op("Mul", product, w.constant(factor, w.meta(q).dtype))
+    return w.op("Mul", product, _factor(w, q, scale))
+
+
+def _factor(w: Writer, q: Any, scale: float | None) -> str:
+    width, dtype = w.meta(q).shape[-1], w.meta(q).dtype
+    if scale is None and width is None:
+        last = w.cast(w.op("Reshape", shape(w, q, w.rank(q) - 1), w.ints([])), "int64", dtype)
+        return w.op("Pow", last, w.constant(-0.5, dtype))
+    factor = float(scale) if scale is not None else (width or 1) ** -0.5
+    return w.constant(factor, dtype)
 
 
 def _repeated(w: Writer, q: Any, k: Any, gqa: bool) -> str:
     """Keys or values with a head for each head of the queries."""
     heads, groups = w.meta(q).shape[-3], w.meta(k).shape[-3]
-    value = w.read(k)
-    if not gqa or heads == groups or heads is None or groups is None:
+    value, rank = w.read(k), w.rank(k)
+    if not gqa or (heads is not None and heads == groups):
         return value
-    rank, sizes = w.rank(k), w.meta(k).shape
     spread = w.op("Unsqueeze", value, w.ints([rank - 2]))
-    repeats = [1] * (rank + 1)
-    repeats[rank - 2] = heads // groups
-    tiled = w.op("Tile", spread, w.ints(repeats))
-    shape = [-1 if size is None else size for size in sizes]
-    shape[-3] = heads
-    if shape.count(-1) > 1:
-        shape = [0 if size == -1 and axis < rank - 3 else size for axis, size in enumerate(shape)]
-    return w.op("Reshape", tiled, w.ints(shape))
+    of_queries, of_keys = (shape(w, ref, rank - 3, rank - 2) for ref in (q, k))
+    each = w.op("Div", of_queries, of_keys)
+    if heads is not None and groups is not None:
+        of_queries, each = w.ints([heads]), w.ints([heads // groups])
+    tiled = w.op("Tile", spread, joined(w, [1] * (rank - 2), each, [1, 1]))
+    return w.op(
+        "Reshape", tiled, joined(w, shape(w, k, 0, rank - 3), of_queries, shape(w, k, rank - 2))
+    )
 
 
 def _masked(w: Writer, scores: str, q: Any, k: Any, mask: Any, causal: bool) -> str:

@@ -138,7 +138,10 @@ def _roll(w: Writer, node: Node) -> Any:
     for shift, axis in zip(shifts, axes, strict=True):
         place = axis_of(w, x, axis)
         length = shape[place]
-        cut = w.ints([-shift if length is None else -shift % length])
+        if length is None:
+            cut = w.op("Mod", w.ints([-shift]), length_of(w, value, place))
+        else:
+            cut = w.ints([-shift % length])
         end = w.op("Slice", value, cut, w.ints([TO_THE_END]), w.ints([place]))
         start = w.op("Slice", value, w.ints([0]), cut, w.ints([place]))
         value = w.op("Concat", end, start, axis=place)

@@ -10,7 +10,7 @@ from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.blocks import embedding as of_blocks
-from octavo.runtimes.onnx.sizes import TO_THE_END
+from octavo.runtimes.onnx.sizes import TO_THE_END, length_of
 from octavo.runtimes.onnx.writer import Converter, Writer
 
 
@@ -176,9 +176,15 @@ def _scale_and_shift(w: Writer, node: Node) -> list[str]:
     """A normalization's weight and bias for each channel, also where it has none."""
     given = arguments(node)
     x = given["input"]
-    channels = w.meta(x).shape[1] or 0
+    channels, dtype = w.meta(x).shape[1], w.meta(x).dtype
+
+    def all_of(number: float) -> str:
+        if channels is None:
+            return w.op("Expand", w.constant(number, dtype), length_of(w, w.read(x), 1))
+        return w.constant([number] * channels, dtype)
+
     return [
-        w.constant([default] * channels, w.meta(x).dtype) if ref is None else w.read(ref)
+        all_of(default) if ref is None else w.read(ref)
         for ref, default in ((given["weight"], 1.0), (given["bias"], 0.0))
     ]
 

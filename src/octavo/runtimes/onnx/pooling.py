@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from octavo.errors import ExportError
-from octavo.graph.graph import Node
+from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.layers import each
-from octavo.runtimes.onnx.sizes import joined, shape, sizes
+from octavo.runtimes.onnx.sizes import axis_of, joined, shape, sizes
 from octavo.runtimes.onnx.writer import Converter, Writer, fenced, kept_apart
 
 
@@ -68,32 +68,15 @@ def _windows(w: Writer, node: Node, dilations: list[int]) -> dict[str, Any]:
         read, wanted = (w.meta(ref).shape[-dims:] for ref in (node.args[0], node))
         reach = [d * (k - 1) + 1 for d, k in zip(dilations, kernel, strict=True)]
         if None in read:
-            behind = _behind_any_size(node, before, strides, reach)
+            # As many windows as there are, of which none begins in the padding behind.
+            windows = zip(before, strides, reach, strict=True)
+            behind = [min(p + stride, r) - 1 for p, stride, r in windows]
             return {"kernel_shape": kernel, "strides": strides, "pads": before + behind}
         behind = [
             max(p, ((after or 0) - 1) * stride + r - (size or 0) - p)
             for p, after, stride, r, size in zip(before, wanted, strides, reach, read, strict=True)
         ]
     return {"kernel_shape": kernel, "strides": strides, "pads": before + behind}
-
-
-def _behind_any_size(
-    node: Node, before: list[int], strides: list[int], reach: list[int]
-) -> list[int]:
-    """What ``ceil_mode`` adds behind an axis of any size: a stride more, but for one.
-
-    Raises:
-        ExportError: for some sizes the last window would lie in the padding, which torch leaves
-            out.
-    """
-    windows = zip(before, strides, reach, strict=True)
-    if any(pad + stride > size for pad, stride, size in windows):
-        raise ExportError(
-            f"{node.name}: {node.op} with ceil_mode, and windows that are smaller than stride and "
-            "padding together, has an ONNX form for fixed sizes only: do without it, or fix the "
-            "sizes (open_sizes={})"
-        )
-    return [pad + stride - 1 for pad, stride in zip(before, strides, strict=True)]
 
 
 def _adaptive_average(w: Writer, node: Node) -> Any:
@@ -107,15 +90,17 @@ def _adaptive_max(w: Writer, node: Node) -> Any:
 
 def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
     """Over everything, in equal windows, or axis by axis in windows of several sizes."""
-    x, wanted = w.read(node.args[0]), [int(size) for size in arguments(node)["output_size"]]
+    x, wanted = w.read(node.args[0]), list(arguments(node)["output_size"])
     dims = len(wanted)
     read = w.meta(node.args[0]).shape[-dims:]
     if all(size == 1 for size in wanted):
         return _global(w, kind, x, dims)
     before = [size for size in read if size is not None]
     if len(before) < dims:
-        for axis, count in zip(range(w.rank(node) - dims, w.rank(node)), wanted, strict=True):
-            x = _in_windows(w, x, axis, count, _REDUCTIONS[kind])
+        rank = w.rank(node.args[0])
+        for axis, count in zip(range(rank - dims, rank), wanted, strict=True):
+            if not _is_size_of(w, node.args[0], axis, count):
+                x = _in_windows(w, x, axis, count, _REDUCTIONS[kind])
         return x
     if all(b % size == 0 for b, size in zip(before, wanted, strict=True)):
         kernel = [b // size for b, size in zip(before, wanted, strict=True)]
@@ -123,6 +108,20 @@ def _adaptive(w: Writer, node: Node, kind: str, along: Any) -> str:
     for axis, b, size in zip(range(-dims, 0), before, wanted, strict=True):
         x = along(w, x, w.rank(node.args[0]) + axis, -axis - 1, _members(b, size))
     return x
+
+
+def _is_size_of(w: Writer, x: Ref, axis: int, count: Any) -> bool:
+    """Whether an axis is as long as it was before: what ``None`` means.
+
+    Raises:
+        ExportError: it is to be of another computed size.
+    """
+    if not isinstance(count, Ref):
+        return False
+    maker = w.producer(count)
+    if maker is None or maker.short_op != "sym_size" or maker.args[0] != x:
+        raise ExportError(f"{count.name!r}, a computed number of windows, has no ONNX form")
+    return axis_of(w, x, maker.args[1]) == axis
 
 
 _REDUCTIONS = {"AveragePool": "ReduceMean", "MaxPool": "ReduceMax"}
