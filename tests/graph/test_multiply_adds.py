@@ -78,6 +78,8 @@ PRODUCTS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
         (ones(2, 4, 6, 8), ones(2, 4, 9, 8), ones(2, 4, 9, 5)),
         2 * 4 * 6 * 9 * (8 + 5),
     ),
+    "a transform": (lambda a: torch.fft.fft(a).real, (ones(3, 16),), int(2.5 * 48 * 4)),
+    "a transform of two axes": (lambda a: torch.fft.fft2(a).real, (ones(2, 8, 4),), 160 * 5),
     "a function": (lambda a: torch.softmax(a * a, -1), (ones(2, 3),), 0),
 }
 

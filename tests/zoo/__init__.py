@@ -6,11 +6,20 @@ is a row in the table of its family.
 
 import torchvision_shim  # noqa: F401  (before anything imports torchvision, timm or transformers)
 
-from zoo import from_timm, from_torch, from_torchvision, from_transformers
+from zoo import (
+    from_timm,
+    from_torch,
+    from_torchvision,
+    from_transformers,
+    other_kinds,
+    sequences,
+)
 from zoo.entry import Call, Entry, arguments
 
 ENTRIES: tuple[Entry, ...] = (
     *from_torch.ENTRIES,
+    *sequences.ENTRIES,
+    *other_kinds.ENTRIES,
     *from_torchvision.ENTRIES,
     *from_transformers.ENTRIES,
     *from_timm.ENTRIES,

@@ -14,11 +14,12 @@ _NAMES: dict[str, tuple[int, dict[str, Any]]] = {
         """
         ghostnet_100 hrnet_w18_small resnest14d ese_vovnet19b_dw repvgg_a0 eca_nfnet_l0
         mobilenetv4_conv_small fastvit_t8 poolformer_s12 convnextv2_atto mobilevit_xxs
-        xcit_nano_12_p16_224 focalnet_tiny_srf
+        xcit_nano_12_p16_224 focalnet_tiny_srf pvt_v2_b0 edgenext_xx_small efficientvit_b0
         """.split(),
         (64, {}),
     ),
     "mixer_s32_224": (96, {"img_size": 96}),
+    "resmlp_12_224": (64, {"img_size": 64}),
     "levit_128s": (224, {}),
     "deit_tiny_patch16_224": (64, {"img_size": 64}),
     "eva02_tiny_patch14_224": (56, {"img_size": 56}),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
-from zoo.entry import Entry, images
+from zoo.entry import Call, Entry, images
 
 # name -> what its function takes; all take images of 64 by 64
 _NAMES: dict[str, dict[str, Any]] = {
@@ -59,7 +60,12 @@ def _entry(name: str, options: dict[str, Any]) -> Entry:
     return Entry(name.split(".")[-1], "torchvision", lambda: _network(name, options), images(64))
 
 
+def _clips(batch: int) -> Call:
+    return (torch.randn(batch, 3, 4, 32, 32),)
+
+
 ENTRIES = (
     *(_entry(name, options) for name, options in _NAMES.items()),
     Entry("maxvit_t", "torchvision", _maxvit, images(64)),
+    Entry("r3d_18", "torchvision", lambda: _network("video.r3d_18", {}), _clips),
 )

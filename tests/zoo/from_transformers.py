@@ -21,6 +21,10 @@ def text(batch: int) -> dict[str, Any]:
     }
 
 
+def words(batch: int) -> Call:
+    return {"input_ids": tokens(batch, LENGTH, WORDS)}
+
+
 def text_to_text(batch: int) -> Call:
     return text(batch) | {"decoder_input_ids": tokens(batch, 9, WORDS)}
 
@@ -71,6 +75,24 @@ _DEBERTA = {
     "norm_rel_ebd": "layer_norm",
     "share_att_key": True,
     "position_biased_input": False,
+}
+_BART = {
+    "vocab_size": WORDS,
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 96,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+_SEGFORMER = {
+    "hidden_sizes": [16, 32, 48, 64],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 3, 4],
+    "decoder_hidden_size": 32,
 }
 _WAV2VEC2 = {
     "conv_dim": [32] * 3,
@@ -154,6 +176,27 @@ _ROWS: dict[str, _Row] = {
     ),
     "whisper": _Row("WhisperForConditionalGeneration", "WhisperConfig", _WHISPER, spectrum),
     "wav2vec2": _Row("Wav2Vec2ForCTC", "Wav2Vec2Config", {**_SIZES, **_WAV2VEC2}, sound),
+    "hubert": _Row("HubertForCTC", "HubertConfig", {**_SIZES, **_WAV2VEC2}, sound),
+    "bart": _Row("BartForConditionalGeneration", "BartConfig", _BART, text_to_text),
+    "fnet": _Row("FNetForSequenceClassification", "FNetConfig", _SIZES, words),
+    "convbert": _Row(
+        "ConvBertForSequenceClassification", "ConvBertConfig", {**_SIZES, "embedding_size": 48}
+    ),
+    "qwen2": _Row("Qwen2ForCausalLM", "Qwen2Config", _GROUPED),
+    "gemma": _Row("GemmaForCausalLM", "GemmaConfig", {**_GROUPED, "head_dim": 12}),
+    "gpt_neox": _Row("GPTNeoXForCausalLM", "GPTNeoXConfig", _SIZES),
+    "opt": _Row(
+        "OPTForCausalLM",
+        "OPTConfig",
+        {**_SIZES, "ffn_dim": 96, "word_embed_proj_dim": WIDTH},
+    ),
+    "segformer": _Row("SegformerForSemanticSegmentation", "SegformerConfig", _SEGFORMER, images),
+    "dinov2": _Row(
+        "Dinov2ForImageClassification",
+        "Dinov2Config",
+        {**_SIZES, "image_size": 32, "patch_size": 8},
+        images,
+    ),
 }
 
 ENTRIES = tuple(Entry(name, "transformers", row.make, row.example) for name, row in _ROWS.items())

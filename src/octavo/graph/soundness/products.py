@@ -1,7 +1,9 @@
 """How many multiply-adds an operator does, from the shapes of its arguments and its result.
 
-A product and the addition of it to a sum count as one. What has no products (normalizations, sums,
-functions, lookups) counts as none. Tested in tests/graph/test_multiply_adds.py.
+A product and the addition of it to a sum count as one. What reads no weights and is no product of
+matrices (normalizations, sums, functions, lookups) counts as none, but for transforms.
+
+Tested in tests/graph/test_multiply_adds.py.
 """
 
 from __future__ import annotations
@@ -71,6 +73,16 @@ def _contraction(values: Mapping[str, Any], result: Any) -> int:
     return math.prod((*sizes.values(), *ellipsis)) if is_product else 0
 
 
+def _fourier(values: Mapping[str, Any], result: Any) -> int:
+    """Of a fast transform: by convention ``2.5 n log2 n`` for ``n`` complex numbers."""
+    whole = values["self"] if values["self"].is_complex() else result
+    axes = values["dim"]
+    dims = range(whole.dim()) if axes is None else [axes] if isinstance(axes, int) else axes
+    length = math.prod(whole.shape[dim] for dim in dims)
+    return int(2.5 * whole.numel() * math.log2(max(length, 1)))
+
+
+_TRANSFORMS = ("fft", "rfft", "fft2", "rfft2", "fftn", "rfftn")
 # By the operator's name, for all of its overloads.
 MULTIPLY_ADDS: dict[str, Count] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _per_result("weight", None)),
@@ -88,4 +100,6 @@ MULTIPLY_ADDS: dict[str, Count] = {
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _cell),
     "einsum": _contraction,
+    **{f"fft_{name}": _fourier for name in _TRANSFORMS},
+    **{f"fft_i{name}": _fourier for name in _TRANSFORMS},
 }
