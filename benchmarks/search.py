@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import octavo
 from benchmarks import hard_digits, nets
@@ -74,32 +74,8 @@ def search(**changes: Any) -> octavo.SearchResult:
     return octavo.search(network(data), **(settings | changes))
 
 
-def int8_share(net: nn.Module, q: octavo.QuantizedModel, images: Tensor) -> float:
-    """Percent of the multiplications and additions of convolutions and linear layers."""
-    work: dict[str, int] = {}
-
-    def count(name: str, module: nn.Module, output: Tensor) -> None:
-        weight = module.get_parameter("weight")
-        work[name] = output[0].numel() * weight[0].numel()
-
-    hooks = [
-        module.register_forward_hook(lambda m, i, o, name=name: count(name, m, o))
-        for name, module in net.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    ]
-    with torch.no_grad():
-        net(images)
-    for hook in hooks:
-        hook.remove()
-    plans, fallbacks = q.plan.tensors, q.lowered.fallbacks
-    in_int8 = [n for n in work if plans[n].runs != "float" and n not in fallbacks]
-    return 100 * sum(work[name] for name in in_int8) / sum(work.values())
-
-
 def found(report: Report) -> octavo.SearchResult:
     """What it finds, trial by trial."""
-    data = hard_digits.load()
-    net = network(data)
     result = search()
     for trial in result.trials:
         report.rows.append(
@@ -120,7 +96,7 @@ def found(report: Report) -> octavo.SearchResult:
     ]
     share = None
     if result.model is not None:
-        share = int8_share(net, result.model, data.calibration[0])
+        share = 100 * (result.model.summary().coverage.share or 0.0)
     report.goals += [
         Goal("plain static loses more than the budget", result.trials[0].drop, MAX_DROP, False),
         Goal("drop of the best", None if result.best is None else result.best.drop, MAX_DROP),
