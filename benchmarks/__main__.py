@@ -14,6 +14,7 @@ NAMES = (
     "memory_bound",
     "pixels",
     "recurrent",
+    "native",
     "tokens",
     "qat_step",
     "articles",

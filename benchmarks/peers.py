@@ -86,7 +86,7 @@ def dynamic(model: nn.Module) -> nn.Module:
         from torch.ao.quantization import quantize_dynamic
 
         torch.backends.quantized.engine = "x86"
-        return quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTM}, torch.qint8)
+        return quantize_dynamic(copy.deepcopy(model), {nn.Linear, nn.LSTM, nn.GRU}, torch.qint8)
 
 
 def compiled(model: Callable[..., Any], args: Batch) -> Answer:
