@@ -16,7 +16,10 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIBRARY = HERE.parent / "src" / "octavo" / "runtimes" / "native" / "kernels.so"
-SOURCES = [HERE / f"{name}.c" for name in ("isa", "threads", "product", "four_bits", "recurrent")]
+SOURCES = [
+    HERE / f"{name}.c"
+    for name in ("isa", "threads", "product", "eight_bits", "four_bits", "recurrent")
+]
 
 LANGUAGE = ["-std=gnu11", "-pthread", "-Wall", "-Wextra", "-Werror=implicit"]
 # Nobody asks for floating point exceptions or errno; order and rounding stay as they are written.

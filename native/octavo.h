@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 2
+#define OCTAVO_ABI 3
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -76,6 +76,14 @@ void octavo_read_row(
 void octavo_product(
     const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,
     int64_t count, float *y);
+
+/* ---- weights of eight bits: eight_bits.c ---- */
+
+/* y[r][n] = x[r] . weights[n] + bias[n] of contiguous rows of `width` floats; 0, or 1 where there is
+ * no memory. y has as many columns as the weights have rows. */
+OCTAVO_EXPORT int octavo_multiply_eight_bits(
+    const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
+    int threads);
 
 /* ---- weights of four bits: four_bits.c ---- */
 

@@ -145,29 +145,50 @@ AVX2 static void read_row_avx2(
     read_row(rows, i, x, width, reading, 0);
 }
 
-/* One block, `count` rows: each sum in two lanes that stand beside each other. */
-INLINE AVX2 void tile_avx2(
-    const int8_t *w, const int16_t *const *x, int64_t columns, __m256 sums[2][4], const int count) {
-    for (int64_t begin = 0; begin < columns; begin += AVX2_COLUMNS) {
-        int64_t end = begin + AVX2_COLUMNS < columns ? begin + AVX2_COLUMNS : columns;
-        __m256i part[2][4];
-        for (int r = 0; r < count; r++)
-            for (int i = 0; i < 4; i++) part[r][i] = _mm256_setzero_si256();
-        for (int64_t k = begin; k < end; k += 4) {
-            __m256i four[2];
-            for (int r = 0; r < count; r++) {
-                int64_t bits;
-                memcpy(&bits, x[r] + k, 8);
-                four[r] = _mm256_set1_epi64x(bits);
-            }
-            for (int i = 0; i < 4; i++) {
-                const __m128i *p = (const __m128i *)(w + k * BLOCK + 16 * i);
-                __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128(p));
-                for (int r = 0; r < count; r++)
-                    part[r][i] =
-                        _mm256_add_epi32(part[r][i], _mm256_madd_epi16(weights, four[r]));
-            }
+/* One block, `count` rows, so many columns that sums fit: each sum in two lanes side by side. */
+INLINE AVX2 void part_avx2(
+    const int8_t *w, const int16_t *const *x, int64_t columns, __m256i sums[2][4], const int count) {
+    __m256i part[2][4];
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 4; i++) part[r][i] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < columns; k += 4) {
+        __m256i four[2];
+        for (int r = 0; r < count; r++) {
+            int64_t bits;
+            memcpy(&bits, x[r] + k, 8);
+            four[r] = _mm256_set1_epi64x(bits);
         }
+        for (int i = 0; i < 4; i++) {
+            const __m128i *p = (const __m128i *)(w + k * BLOCK + 16 * i);
+            __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128(p));
+            for (int r = 0; r < count; r++)
+                part[r][i] = _mm256_add_epi32(part[r][i], _mm256_madd_epi16(weights, four[r]));
+        }
+    }
+    for (int r = 0; r < count; r++)
+        for (int i = 0; i < 4; i++) sums[r][i] = part[r][i];
+}
+
+/* Functions of their own, so that nothing else wants registers. */
+#define NOINLINE static __attribute__((noinline))
+
+NOINLINE AVX2 void part_of_one_row(
+    const int8_t *w, const int16_t *const *x, int64_t columns, __m256i sums[2][4]) {
+    part_avx2(w, x, columns, sums, 1);
+}
+
+NOINLINE AVX2 void part_of_two_rows(
+    const int8_t *w, const int16_t *const *x, int64_t columns, __m256i sums[2][4]) {
+    part_avx2(w, x, columns, sums, 2);
+}
+
+AVX2 static void tile_avx2(
+    const int8_t *w, const int16_t *const *x, int64_t columns, __m256 sums[2][4], int count) {
+    for (int64_t begin = 0; begin < columns; begin += AVX2_COLUMNS) {
+        int64_t size = begin + AVX2_COLUMNS < columns ? AVX2_COLUMNS : columns - begin;
+        const int16_t *rest[2] = {x[0] + begin, x[1] + begin};
+        __m256i part[2][4];
+        (count == 1 ? part_of_one_row : part_of_two_rows)(w + begin * BLOCK, rest, size, part);
         for (int r = 0; r < count; r++)
             for (int i = 0; i < 4; i++)
                 sums[r][i] = _mm256_add_ps(sums[r][i], _mm256_cvtepi32_ps(part[r][i]));
@@ -187,10 +208,7 @@ AVX2 static void product_avx2(
                 x[i] = (const int16_t *)(rows->digits + (r + i * two) * 2 * m->columns);
                 for (int j = 0; j < 4; j++) sums[i][j] = _mm256_setzero_ps();
             }
-            if (two)
-                tile_avx2(w, x, m->columns, sums, 2);
-            else
-                tile_avx2(w, x, m->columns, sums, 1);
+            tile_avx2(w, x, m->columns, sums, 1 + two);
             for (int i = 0; i <= two; i++)
                 for (int half = 0; half < 2; half++) {
                     int64_t at = block * BLOCK + 8 * half;

@@ -54,6 +54,15 @@ static void one_layer(int kind, int how, int threads) {
     free(x), free(h0), free(c0), free(out), free(hn), free(cn);
 }
 
+static void one_product_of_bytes(int threads) {
+    int64_t width = 1 + below(70), count = 1 + below(9);
+    octavo_matrix weights = matrix(16 * (1 + below(20)), up(width, 4));
+    float *x = filled(count * width, 4), *y = malloc((size_t)(count * weights.rows) * 4);
+    if (octavo_multiply_eight_bits(&weights, x, width, count, y, threads)) exit(1);
+    forget(weights);
+    free(x), free(y);
+}
+
 static void one_product(int threads) {
     int64_t rows = 16 * (1 + below(20)), groups = 1 + below(4), count = 1 + below(9);
     int64_t columns = groups * 32 * (1 + below(4));
@@ -73,7 +82,10 @@ int main(void) {
         for (int kind = OCTAVO_LSTM; kind <= OCTAVO_RNN_RELU; kind++)
             for (int how = OCTAVO_INTEGERS; how <= OCTAVO_FLOATS; how++)
                 for (int round = 0; round < 12; round++) one_layer(kind, how, 1 + round % 3);
-        for (int round = 0; round < 50; round++) one_product(1 + round % 3);
+        for (int round = 0; round < 50; round++) {
+            one_product_of_bytes(1 + round % 3);
+            one_product(1 + round % 3);
+        }
         printf("instruction set %d: clean\n", set);
     }
     return 0;

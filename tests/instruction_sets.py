@@ -22,6 +22,7 @@ from benchmarks.environment import cpu_flags  # noqa: E402
 # What depends on instructions. Inductor and packages are compiled for some minutes: `make test` has
 # them, on the CPU's own instructions.
 FILES = (
+    "tests/runtimes/native/test_eight_bits.py",
     "tests/runtimes/native/test_four_bits.py",
     "tests/runtimes/native/test_recurrent.py",
     "tests/runtimes/torch/test_recurrent.py",

@@ -3,9 +3,10 @@
 The weights are read once for each call, which is what a linear layer on few rows waits for. There
 are two ways to make use of it, and a third for many rows:
 
-- Weights of eight bits: each row of the input is written as the sum of two rows of integers, a
-  coarse one and the remainder that it leaves, and both go through the int8 kernel. The weights are
-  read once, as bytes, and 14 to 16 bits of the input are kept, more than bf16 has.
+- Weights of eight bits: Octavo's own kernel, which keeps 16 bits of the input. Where there is none,
+  each row of the input is written as the sum of two rows of integers, a coarse one and the
+  remainder that it leaves, and both go through oneDNN's int8 kernel: the weights are read once, as
+  bytes, and 14 to 16 bits of the input are kept, more than bf16 has.
 - Weights of four bits: Octavo's own kernel, which keeps 16 bits of the input; where there is none,
   torch's for them, which computes in bf16.
 - Many rows: a part of the weights after the other is dequantized and multiplied in float32.
@@ -26,8 +27,9 @@ from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_operators
 from octavo.runtimes import cpu
+from octavo.runtimes.native import eight_bits, library, matrix
 from octavo.runtimes.native import four_bits as native
-from octavo.runtimes.native import library
+from octavo.runtimes.native.matrix import MOST_COLUMNS, Matrix
 from octavo.runtimes.torch import four_bits
 from octavo.runtimes.torch.chains import (
     Call,
@@ -143,6 +145,9 @@ def _few_rows(weight: Weight, context: Context, chain: Chain) -> FewRows:
     if weight.packed:
         return _own_four_bits(weight, context) or _four_bits(weight, context)
     integers, scale = context.weight(arguments(chain.layer)["weight"])
+    own = _own_eight_bits(weight, context, integers, scale)
+    if own is not None:
+        return own
     bits = 7 if cpu.saturates() else 8
     check_kernel(Integers(1.0, 0, 0, 2**bits - 1, torch.uint8), integers)
     name, product = product_kernel(context, integers, scale, Chain(chain.layer))
@@ -170,6 +175,31 @@ def _two_digits(product: Callable[..., Tensor], bits: int) -> Callable[[Tensor],
         return high.add_(low, alpha=1.0 / (levels - 1)).mul_(step)
 
     return kernel
+
+
+def _own_eight_bits(
+    weight: Weight, context: Context, integers: Tensor, scale: Tensor
+) -> FewRows | None:
+    """Octavo's own kernel; ``None`` where it does not run."""
+    rows, columns = integers.shape
+    if context.caller == "package" or library.obstacle() or columns > MOST_COLUMNS:
+        return None
+    held = Matrix.of(integers, scale, None)
+    tensors = (held.weights, held.scales, held.sums, held.bias)
+
+    def unpack() -> Tensor:
+        return matrix.unpack(held.weights, rows, columns)
+
+    context.prepacked[weight.name] = unpack
+    weight.opened = lambda: unpack().__getitem__
+
+    def product(x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            result: Tensor = torch.ops.octavo.multiply_eight_bits.default(x, *tensors, rows)
+            return result
+        return eight_bits.multiply_eight_bits(x, *tensors, rows)
+
+    return FewRows("octavo.linear, eight bits", product, eight_bits.STEP, _MANY_ROWS)
 
 
 def _own_four_bits(weight: Weight, context: Context) -> FewRows | None:

@@ -1,0 +1,46 @@
+/* Products of a few rows of floats with weights of eight bits: of a row 16 bits are kept. */
+#include <stdlib.h>
+
+#include "octavo.h"
+#include "rounding.h"
+
+/* A thread more is woken for so many products. */
+#define WORK_OF_A_THREAD (1 << 18)
+
+typedef struct {
+    const octavo_matrix *matrix;
+    const float *x;
+    float *y;
+    int64_t width, count;
+    octavo_rows rows;
+    octavo_barrier barrier;
+} Product;
+
+static void run(void *context, int thread, int threads) {
+    Product *product = context;
+    const octavo_reading floats = {.how = OCTAVO_FLOATS};
+    int64_t count = product->count, blocks = product->matrix->rows / BLOCK;
+    for (int64_t r = count * thread / threads; r < count * (thread + 1) / threads; r++)
+        octavo_read_row(
+            &product->rows, r, product->x + r * product->width, product->width, &floats);
+    octavo_wait(&product->barrier, threads);
+    octavo_product(
+        product->matrix, blocks * thread / threads, blocks * (thread + 1) / threads,
+        &product->rows, count, product->y);
+}
+
+int octavo_multiply_eight_bits(
+    const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
+    int threads) {
+    int64_t work = count * matrix->columns * matrix->rows / WORK_OF_A_THREAD + 1;
+    char *memory = malloc((size_t)(count * (2 * matrix->columns + 8)));
+    if (!memory) return 1;
+    float *scales = (float *)memory; /* first, where memory is aligned for them */
+    int32_t *zero_points = (int32_t *)(scales + count);
+    Product product = {
+        .matrix = matrix, .x = x, .y = y, .width = width, .count = count,
+        .rows = {(uint8_t *)(zero_points + count), scales, zero_points, matrix->columns, 1}};
+    octavo_in_threads(run, &product, work < threads ? (int)work : threads);
+    free(memory);
+    return 0;
+}

@@ -1,0 +1,66 @@
+"""Products with weights of eight bits: ``octavo::multiply_eight_bits``.
+
+Of each row of the input 16 bits are kept.
+
+Tested in tests/runtimes/native/test_eight_bits.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from octavo.runtimes.native.library import library
+from octavo.runtimes.native.matrix import FOUR, MOST_COLUMNS, Matrix
+
+STEP = 1 / 32767  # of the input, as a share of the largest value in a row
+
+
+def multiply_eight_bits(
+    x: Tensor, weights: Tensor, scales: Tensor, sums: Tensor, bias: Tensor, rows: int
+) -> Tensor:
+    """``x @ weight.T + bias``: float32 ``[count, rows]``.
+
+    Args:
+        x: float32 ``[count, columns]``.
+        weights, scales, sums, bias: `Matrix.tensors` of the weight.
+        rows: of the weight.
+
+    Raises:
+        ValueError: shapes or types do not fit each other.
+    """
+    matrix = Matrix(weights, scales, sums, bias)
+    matrix.check()
+    padded, columns = matrix.shape
+    width = x.shape[1] if x.dim() == 2 else 0
+    if x.dtype != torch.float32 or x.device.type != "cpu" or width < 1:
+        raise ValueError(f"rows of {x.dtype}{list(x.shape)} where float32 is expected")
+    if columns != width + -width % FOUR or columns > MOST_COLUMNS or not 0 <= padded - rows < 16:
+        raise ValueError(f"rows of {width} values for a weight of {rows} x {columns}")
+    x = x.contiguous()
+    result = torch.empty((len(x), padded), dtype=torch.float32)
+    source, target = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, result))
+    sizes, threads = (ctypes.c_int64(width), ctypes.c_int64(len(x))), torch.get_num_threads()
+    loaded = library()
+    if loaded is None or loaded.octavo_multiply_eight_bits(
+        ctypes.byref(matrix.as_struct()), source, *sizes, target, threads
+    ):
+        raise MemoryError(f"no memory for the digits of {len(x)} rows")
+    return result if padded == rows else result[:, :rows].contiguous()
+
+
+def _shapes(
+    x: Tensor, weights: Tensor, scales: Tensor, sums: Tensor, bias: Tensor, rows: int
+) -> Tensor:
+    return x.new_empty((x.shape[0], rows))
+
+
+_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
+_LIBRARY.define(
+    "multiply_eight_bits(Tensor x, Tensor weights, Tensor scales, Tensor sums, Tensor bias,"
+    " int rows) -> Tensor"
+)
+_LIBRARY.impl("multiply_eight_bits", multiply_eight_bits, "CPU")
+_LIBRARY.impl("multiply_eight_bits", _shapes, "Meta")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from octavo.runtimes.native import eight_bits, library
+from octavo.runtimes.native.matrix import Matrix
+
+
+class Case:
+    """Integers with a scale for each row, a bias or none, and rows of floats."""
+
+    def __init__(self, rows=20, columns=30, count=3, bias=True, seed=0):
+        torch.manual_seed(seed)
+        self.integers = torch.randint(-128, 128, (rows, columns), dtype=torch.int8)
+        self.scale = torch.rand(rows) + 0.01
+        self.bias = torch.randn(rows) if bias else None
+        self.x = torch.randn(count, columns)
+        self.x[0] *= 1000.0
+
+    def given(self):
+        matrix = Matrix.of(self.integers, self.scale, self.bias)
+        names = ("weights", "scales", "sums", "bias")
+        return dict(zip(names, matrix.tensors, strict=True)) | {"rows": len(self.integers)}
+
+    def agrees(self):
+        """A value is off by at most half a step of its row's largest."""
+        have = eight_bits.multiply_eight_bits(self.x, **self.given()).double()
+        weight = self.integers.double() * self.scale[:, None].double()
+        bias = 0 if self.bias is None else self.bias.double()
+        step = self.x.abs().amax(1, keepdim=True).double() * eight_bits.STEP
+        error = (have - (self.x.double() @ weight.T + bias)).abs() / step
+        assert float(error.max()) < 128 * self.x.shape[1] ** 0.5
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.integers(1, 150),
+    columns=st.integers(1, 300),
+    count=st.integers(1, 9),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_products_are_those_of_dequantized_weights(instruction_set, **sizes):
+    Case(**sizes).agrees()
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_the_largest_sums_do_not_overflow(instruction_set, sign):
+    case = Case(columns=32768, count=2)
+    case.integers.fill_(-128)
+    case.x.fill_(3.0 * sign)
+    case.agrees()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_rows_of_the_weight(instruction_set, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        Case(rows=600, columns=1000, count=5).agrees()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_row_that_is_not_finite_stays_so(instruction_set):
+    case = Case(count=6)
+    case.x[2, 5], case.x[4, 0] = float("nan"), float("inf")
+    bad = eight_bits.multiply_eight_bits(case.x, **case.given()).isnan().all(1)
+    assert bad.tolist() == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("x", lambda x: x.double(), "rows of torch.float64"),
+        ("x", lambda x: x[0], "rows of torch.float32"),
+        ("x", lambda x: x[:, :28], "rows of 28 values for a weight of 20 x 32"),
+        ("weights", lambda w: w[:1], "no part of packed weights"),
+        ("bias", lambda b: b[:16], "no part of packed weights"),
+        ("rows", lambda rows: rows + 16, "for a weight of 36 x 32"),
+        ("rows", lambda rows: rows - 16, "for a weight of 4 x 32"),
+    ],
+)
+def test_what_does_not_fit_is_refused(name, change, message):
+    case = Case()
+    known = {"x": case.x, **case.given()}
+    with pytest.raises(ValueError, match=message):
+        eight_bits.multiply_eight_bits(**known | {name: change(known[name])})
+
+
+def test_torch_knows_what_it_makes():
+    if library.library() is None:
+        pytest.skip("the kernels are not compiled here")
+    case = Case()
+    operator = torch.ops.octavo.multiply_eight_bits.default
+    with torch.inference_mode():
+        given = (case.x, *case.given().values())
+        torch.library.opcheck(operator, given, test_utils=("test_schema", "test_faketensor"))
