@@ -19,32 +19,26 @@ once: a loaded model is its own, whatever becomes of the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from octavo.arguments import PATH, expect
-from octavo.errors import ArtifactError, OctavoError
+from octavo.errors import ArtifactError
 from octavo.graph import as_json, version_1
 from octavo.graph.batches import Signature
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.graph import Graph, TensorMeta
 from octavo.graph.losses import LOSSES
-from octavo.model.files import tensor_file
-from octavo.model.files.atomic import replacing
-from octavo.model.files.source_file import check_file, reason
+from octavo.model.files import sealed
 from octavo.quantization.plan import Plan
 
-FORMAT, VERSION = "octavo", 2
+FORMAT, VERSION = sealed.FORMAT, 2
+_VERSIONS = range(1, VERSION + 1)
 _UPGRADES = {"1": version_1.upgraded}
 _HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
 _SAMPLES, _SAMPLE_OF = "samples", "samples of "  # its key, and what stands before a tensor's name
@@ -80,16 +74,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
         names = [i.name for i in artifact.graph.inputs]
         metadata[_SAMPLES] = json.dumps(names)
         content |= {f"{_SAMPLE_OF}{n}": t for n, t in zip(names, artifact.samples, strict=True)}
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in content.items()
-    }
-    metadata["sha256"] = _digest(metadata, tensors)
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # a full disk, for one
-            raise ArtifactError(f"cannot write {os.fspath(path)}: {error}") from error
+    sealed.write(path, metadata, content, _sealed(metadata))
 
 
 def metadata_of(artifact: Artifact) -> dict[str, str]:
@@ -114,20 +99,18 @@ def load(path: str | os.PathLike[str]) -> Artifact:
         ArtifactError: there is no such file, or it is not an artifact, is truncated or altered,
             holds an operator that is not allowed, or was written by a newer Octavo.
     """
-    try:
-        metadata, tensors = _read(Path(path))
-        _check_header(metadata, (*_HASHED, "sha256"))
-        if metadata["sha256"] != _digest(metadata, tensors):
+    with sealed.reading(path):
+        metadata, tensors = sealed.read(path)
+        if "parts" in metadata:
             raise ArtifactError(
-                "its content does not match its checksum: it was damaged or altered"
+                "it holds parts of a model, whose own code is not in it: octavo.load(path, "
+                "into=model) puts them into the float model, which may be on the meta device"
             )
+        sealed.check_header(metadata, (*_HASHED, sealed.SEAL), _VERSIONS)
+        sealed.check_seal(metadata, tensors, _sealed(metadata))
         samples = _samples(metadata, tensors)
         content = from_metadata(metadata, tensors)
         return content if samples is None else _with_samples(content, samples)
-    except OctavoError as error:
-        raise ArtifactError(f"{os.fspath(path)} cannot be loaded: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{os.fspath(path)} is malformed: {error}") from None
 
 
 def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Artifact:
@@ -136,7 +119,7 @@ def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     Raises:
         ArtifactError: a part is missing, malformed, or does not fit the tensors.
     """
-    _check_header(metadata, _HASHED)
+    sealed.check_header(metadata, _HASHED, _VERSIONS)
     upgrade = _UPGRADES.get(metadata["version"], lambda graph: graph)
     graph = as_json.from_json(json.loads(metadata["graph"]), tensors, upgrade)
     plan = Plan.from_json(metadata["plan"])
@@ -168,19 +151,6 @@ def _with_samples(content: Artifact, samples: Mapping[str, Tensor]) -> Artifact:
     return replace(content, samples=tuple(samples[name] for name in wanted))
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        check_file(path)
-        metadata, tensors = tensor_file.read(path)
-    except OSError as error:
-        raise ArtifactError(reason(error)) from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
-    if metadata.get("format") != FORMAT:
-        raise ArtifactError("it is a safetensors file, but not an Octavo artifact")
-    return metadata, tensors
-
-
 def _signature(data: Any, graph: Graph) -> Signature:
     """The signature, without labels that the model was captured without: older files name them."""
     names, required = data["names"], data["required"]
@@ -196,24 +166,6 @@ def _signature(data: Any, graph: Graph) -> Signature:
     return Signature(tuple(kept), required, config, main_input, tuple(losses))
 
 
-def _check_header(metadata: Mapping[str, str], needed: Sequence[str]) -> None:
-    missing = [key for key in needed if key not in metadata]
-    if missing:
-        raise ArtifactError(f"it lacks {missing}: it is not an Octavo artifact")
-    if not metadata["version"].isdecimal() or int(metadata["version"]) not in range(1, VERSION + 1):
-        raise ArtifactError(
-            f"it has version {metadata['version']} of the format, this Octavo reads up to "
-            f"{VERSION}: upgrade octavo"
-        )
-
-
-def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in (*_HASHED, *([_SAMPLES] if _SAMPLES in metadata else [])):
-        digest.update(f"{key}:{len(metadata[key])}:{metadata[key]}".encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)}:".encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _sealed(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys under the seal, in order."""
+    return (*_HASHED, *([_SAMPLES] if _SAMPLES in metadata else []))

@@ -342,7 +342,7 @@ class QuantizedModel(nn.Module):
                 "the model has no samples to write: octavo.quantize keeps two of its example, "
                 "octavo.load those that the file has"
             )
-        content = self._content()
+        content = self.content()
         artifact.save(replace(content, samples=self.samples) if samples else content, path)
 
     def summary(self) -> Summary:
@@ -355,12 +355,13 @@ class QuantizedModel(nn.Module):
     def extra_repr(self) -> str:
         return f"target={self.target!r}, runtime={self.runtime!r}"
 
-    def _content(self) -> artifact.Artifact:
+    def content(self) -> artifact.Artifact:
+        """What a file holds of it."""
         return artifact.Artifact(self.graph, self.plan, self.signature, self.provenance)
 
     def get_extra_state(self) -> Tensor:
         """What a state dict holds besides the tensors: scales, zero points, plan (JSON, uint8)."""
-        return extra_state(self._content())
+        return extra_state(self.content())
 
     def set_extra_state(self, state: Tensor) -> None:
         """Nothing is left to do: `load_state_dict` sees it together with the tensors."""

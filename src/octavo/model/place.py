@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.graph.graph import TensorMeta
+
 _OF_EVERY_MODULE = frozenset(dir(nn.Module)) | frozenset(vars(nn.Module()))
 _CODE = (property, staticmethod, classmethod)
 _VALUES = (int, float, complex, str, bytes, Enum, type(None), torch.dtype, torch.device)
@@ -29,11 +31,13 @@ class Place:
         path: of the module.
         kind: name of its class.
         attributes: what it has that is neither a tensor, nor a module, nor code.
+        tensors: shape and dtype of its parameters and buffers, by name.
     """
 
     path: str
     kind: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, TensorMeta] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: str, module: nn.Module) -> Place:
@@ -46,7 +50,8 @@ class Place:
         }
         of_itself = {n: v for n, v in vars(module).items() if n not in _OF_EVERY_MODULE}
         plain = {name: value for name, value in (of_class | of_itself).items() if _is_plain(value)}
-        return cls(path, type(module).__name__, plain)
+        tensors = {name: TensorMeta.of(tensor) for name, tensor in module.state_dict().items()}
+        return cls(path, type(module).__name__, plain, tensors)
 
     def lacks(self, name: str) -> str:
         """What to say where the region is asked for what it does not have."""

@@ -1,0 +1,51 @@
+"""The quantized parts of a model that is the user's own class: regions, and modules of `octavo.nn`.
+
+Tested in tests/model/test_parts.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from octavo.graph.copying import copied
+from octavo.model.model import QuantizedModel
+from octavo.model.nn import QuantizedModule
+from octavo.model.tree import put
+
+Model = TypeVar("Model", bound=nn.Module)
+
+Part = QuantizedModel | QuantizedModule
+
+
+def parts_of(model: nn.Module) -> dict[str, Part]:
+    """The quantized parts of a model, by their paths; a shared one at its first.
+
+    Example:
+        >>> import octavo
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+        >>> list(parts_of(octavo.quantize(net, scope="modules")))
+        ['0']
+    """
+    found: dict[str, Part] = {}
+    inside: set[nn.Module] = set()
+    for path, module in model.named_modules():
+        if module not in inside and isinstance(module, QuantizedModel | QuantizedModule):
+            found[path] = module
+            inside |= set(module.modules())
+    return found
+
+
+def regions_of(model: nn.Module) -> dict[str, QuantizedModel]:
+    """The parts that are graphs, by their paths."""
+    parts = parts_of(model)
+    return {path: part for path, part in parts.items() if isinstance(part, QuantizedModel)}
+
+
+def lower_parts(model: Model, runtime: str, **options: Any) -> Model:
+    """A copy of the model whose regions run on another runtime."""
+    lowered = copied(model)
+    for region in regions_of(lowered).values():
+        put(lowered, region, region.lower(runtime, **options))
+    return lowered
