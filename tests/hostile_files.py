@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import octavo
-from octavo.model import artifact
+from octavo.model import artifact, parts_file
+from octavo.model.files import sealed
 
 CODE = '__import__("pathlib").Path("canary").touch()'
 
@@ -33,8 +34,9 @@ def read(path: Path) -> tuple[Metadata, Tensors]:
 
 def write(path: Path, metadata: Metadata, tensors: Tensors) -> None:
     """A file with the right checksum."""
-    if set(artifact._HASHED) <= set(metadata):
-        metadata = metadata | {"sha256": artifact._digest(metadata, tensors)}
+    keys = parts_file.KEYS if "parts" in metadata else artifact.sealed_keys(metadata)
+    if set(keys) <= set(metadata):
+        metadata = metadata | {"sha256": sealed.checksum(metadata, tensors, keys)}
     save_file(tensors, path, metadata)
 
 

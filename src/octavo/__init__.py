@@ -25,9 +25,10 @@ from octavo.measuring.layers import (
 )
 from octavo.measuring.parity import Parity, verify
 from octavo.model import artifact, nn
-from octavo.model.model import QuantizedModel, load
+from octavo.model.model import QuantizedModel
 from octavo.model.onnx_file import export_onnx
 from octavo.model.package import export_package, load_package
+from octavo.model.verbs import load, lower, save, summary
 from octavo.numerics import observers
 from octavo.numerics.affine import QParams
 from octavo.numerics.observers import (
@@ -104,6 +105,7 @@ __all__ = [
     "layer_errors",
     "load",
     "load_package",
+    "lower",
     "nn",
     "observers",
     "plan",
@@ -112,9 +114,11 @@ __all__ = [
     "qat_qconfig",
     "quantize",
     "report",
+    "save",
     "search",
     "sensitivity",
     "static_qconfig",
+    "summary",
     "targets",
     "verify",
     "weight_only_qconfig",

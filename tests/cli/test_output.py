@@ -10,17 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hostile_files
 import pytest
 import torch
 from commands import octavo_command
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 import octavo
 from octavo.cli import app
 from octavo.measuring.comparison_table import Comparison, Row
-from octavo.model import artifact
 
 ESCAPES = "\x1b]0;owned\x07"
 
@@ -45,8 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     metadata["provenance"] = '{"x": NaN, "y": "\\u001b]0;owned\\u0007"}'
     metadata["plan"] = metadata["plan"].replace("m.user[id]", "\\u001b]0;owned\\u0007x")
-    metadata["sha256"] = artifact._digest(metadata, tensors)
-    save_file(tensors, folder / "hostile.octavo", metadata)
+    hostile_files.write(folder / "hostile.octavo", metadata, tensors)
     return folder
 
 

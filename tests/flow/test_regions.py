@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import CalibrationError, CaptureError, InputError, OctavoWarning, PlanError
-from octavo.flow.regions import regions_of
+from octavo.model.parts import regions_of
 
 
 def body(channels: int = 4) -> nn.Sequential:

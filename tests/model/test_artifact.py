@@ -24,7 +24,7 @@ from octavo.errors import ArtifactError
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.records import Record
 from octavo.model import artifact
-from octavo.model.files import tensor_file
+from octavo.model.files import sealed, tensor_file
 
 TESTS = Path(__file__).parents[1]
 
@@ -416,7 +416,7 @@ def test_an_interrupted_save_leaves_what_was_there(
         Path(temporary).write_bytes(b"half of")
         raise error
 
-    monkeypatch.setattr(artifact, "save_file", interrupted)
+    monkeypatch.setattr(sealed, "save_file", interrupted)
     with pytest.raises(expected):
         branching.save(path)
     assert [file.name for file in tmp_path.iterdir()] == (["model.octavo"] if existing else [])
@@ -469,7 +469,6 @@ def test_damaged_samples(tmp_path, change, message):
     octavo.quantize(net, torch.randn(2, 8), progress=False).save(path, samples=True)
     metadata, tensors = tensor_file.read(path)
     change(tensors, metadata)
-    metadata["sha256"] = artifact._digest(metadata, tensors)
-    save_file(tensors, path, metadata)
+    hostile_files.write(path, metadata, tensors)
     with pytest.raises(ArtifactError, match=message):
         octavo.load(path)

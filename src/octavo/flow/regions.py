@@ -37,7 +37,7 @@ from octavo.graph.capture.capture import capture
 from octavo.graph.copying import copied
 from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
-from octavo.model.model import QuantizedModel
+from octavo.model.parts import regions_of
 from octavo.model.place import Place
 from octavo.model.tree import children_of, near, put
 from octavo.quantization.calibrate import NO_CALIBRATION, Calibration, of_all_processes
@@ -80,7 +80,7 @@ class Search:
         while starts := {p: m for p, m in starts.items() if m not in known and _has_weights(m)}:
             known |= set(starts.values())
             seen = watch(self.model, {p: m for p, m in starts.items() if m in alive}, runs)
-            candidates = dict(self._candidates(starts, seen))
+            candidates = dict(self._candidates(starts, seen, len(runs)))
             refused = try_out(self.model, candidates, runs)
             self.reasons |= refused
             for path in candidates.keys() - refused.keys():
@@ -94,7 +94,7 @@ class Search:
             }
 
     def _candidates(
-        self, modules: Mapping[str, nn.Module], seen: Mapping[str, Seen]
+        self, modules: Mapping[str, nn.Module], seen: Mapping[str, Seen], runs: int
     ) -> Iterator[tuple[str, Candidate]]:
         """Those that can be captured, and have something to quantize."""
         for path, module in modules.items():
@@ -107,8 +107,9 @@ class Search:
                     with quiet():
                         graph = capture(module, seen[path].args, seen[path].kwargs, progress=False)
                     self.settings.plan(graph, path)
-                    place = Place.of(path, module)
-                    yield path, Candidate(module, graph, place, seen[path].count)
+                    count = seen[path].count
+                    place = Place.of(path, module, max(1, count // runs))
+                    yield path, Candidate(module, graph, place, count)
                 except NothingQuantized:
                     self.reasons[path] = _NOTHING
                 except (CaptureError, InputError) as error:
@@ -175,11 +176,6 @@ def told_of_regions(model: nn.Module, why: str) -> str:
         f"{type(model).__name__}: octavo.summary(q) tells of it, octavo.save(q, path) writes it. "
         'scope="regions" says that this is meant, and scope="model" makes it an error'
     )
-
-
-def regions_of(model: nn.Module) -> dict[str, QuantizedModel]:
-    """The quantized regions of a model, by their paths."""
-    return {p: m for p, m in model.named_modules() if isinstance(m, QuantizedModel)}
 
 
 _SHOWN = 4

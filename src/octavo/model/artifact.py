@@ -74,7 +74,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
         names = [i.name for i in artifact.graph.inputs]
         metadata[_SAMPLES] = json.dumps(names)
         content |= {f"{_SAMPLE_OF}{n}": t for n, t in zip(names, artifact.samples, strict=True)}
-    sealed.write(path, metadata, content, _sealed(metadata))
+    sealed.write(path, metadata, content, sealed_keys(metadata))
 
 
 def metadata_of(artifact: Artifact) -> dict[str, str]:
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> Artifact:
                 "into=model) puts them into the float model, which may be on the meta device"
             )
         sealed.check_header(metadata, (*_HASHED, sealed.SEAL), _VERSIONS)
-        sealed.check_seal(metadata, tensors, _sealed(metadata))
+        sealed.check_seal(metadata, tensors, sealed_keys(metadata))
         samples = _samples(metadata, tensors)
         content = from_metadata(metadata, tensors)
         return content if samples is None else _with_samples(content, samples)
@@ -166,6 +166,6 @@ def _signature(data: Any, graph: Graph) -> Signature:
     return Signature(tuple(kept), required, config, main_input, tuple(losses))
 
 
-def _sealed(metadata: Mapping[str, str]) -> tuple[str, ...]:
+def sealed_keys(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The keys under the seal, in order."""
     return (*_HASHED, *([_SAMPLES] if _SAMPLES in metadata else []))

@@ -7,7 +7,8 @@ metadata              what
 ``version``           of this layout, ``"3"``: files of one graph have their own, `artifact`
 ``model``             name of the model's class, for messages
 ``parts``             JSON: path -> the part. A region is ``{"kind": "region", "of": name of the
-                      class in whose place it stands, "floats": the tensors that this had, "graph",
+                      class in whose place it stands, "floats": the tensors that this had, "calls":
+                      how often it is called, "graph",
                       "plan", "signature", "provenance"}``; a module is ``{"kind": "module"}`` and
                       what its ``describe()`` says
 ``sha256``            over all of the above and the tensors
@@ -43,7 +44,7 @@ from octavo.model.place import Place
 from octavo.model.tree import near, put
 
 VERSION = 3
-_KEYS = ("format", "version", "model", "parts")
+KEYS = ("format", "version", "model", "parts")
 _OF_REGION = ("graph", "plan", "signature", "provenance")
 
 
@@ -88,7 +89,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "model": type(model).__name__,
         "parts": json.dumps({at: _described(part) for at, part in parts.items()}),
     }
-    sealed.write(path, metadata, tensors, _KEYS)
+    sealed.write(path, metadata, tensors, KEYS)
 
 
 def read(path: str | os.PathLike[str]) -> Content:
@@ -102,8 +103,8 @@ def read(path: str | os.PathLike[str]) -> Content:
         if "parts" not in metadata:
             raise ArtifactError("it holds one graph, which needs no model: octavo.load(path)")
         versions = range(VERSION, VERSION + 1)
-        sealed.check_header(metadata, (*_KEYS, sealed.SEAL), versions)
-        sealed.check_seal(metadata, tensors, _KEYS)
+        sealed.check_header(metadata, (*KEYS, sealed.SEAL), versions)
+        sealed.check_seal(metadata, tensors, KEYS)
         return _content(metadata["model"], json.loads(metadata["parts"]), tensors)
 
 
@@ -135,7 +136,7 @@ def put_into(model: nn.Module, content: Content, runtime: str, check: bool) -> N
             region.provenance,
             runtime,
             check=check,
-            place=Place.of(path, modules[path]),
+            place=Place.of(path, modules[path], content.places[path].calls),
         )
         _ = parts[path].lowered
     for path, part in parts.items():
@@ -151,7 +152,7 @@ def _described(part: Part) -> dict[str, Any]:
     floats = {name: [meta.dtype, *meta.shape] for name, meta in place.tensors.items()}
     texts = artifact.metadata_of(part.content())
     own = {key: json.loads(texts[key]) for key in _OF_REGION}
-    return {"kind": "region", "of": place.kind, "floats": floats, **own}
+    return {"kind": "region", "of": place.kind, "floats": floats, "calls": place.calls, **own}
 
 
 def _content(model: str, parts: Any, tensors: dict[str, Tensor]) -> Content:
@@ -180,7 +181,10 @@ def _place(path: str, described: Mapping[str, Any]) -> Place:
         if not isinstance(dtype, str) or not all(type(size) is int for size in shape):
             raise ArtifactError(f"the tensor {name!r} of its part {path!r} is malformed")
         floats[name] = TensorMeta(tuple(shape), dtype)
-    return Place(path, str(described["of"]), {}, floats)
+    calls = described["calls"]
+    if type(calls) is not int or calls < 1:
+        raise ArtifactError(f"its part {path!r} is called {calls!r} times")
+    return Place(path, str(described["of"]), {}, floats, calls)
 
 
 def _rest(model: nn.Module, parts: Mapping[str, Part]) -> Iterator[tuple[str, Tensor]]:

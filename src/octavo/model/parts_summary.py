@@ -5,16 +5,19 @@ Tested in tests/model/test_parts.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 from torch import nn
 
-from octavo.display import Table, Tabular
+from octavo.display import Table, Tabular, plain
+from octavo.model.coverage import Coverage, FloatLayer, coverage, megabytes
 from octavo.model.model import QuantizedModel
 from octavo.model.parts import Part, parts_of
-from octavo.model.summary import Summary
+from octavo.model.place import Place
 
 
 @dataclass(frozen=True)
@@ -24,15 +27,12 @@ class PartSummary:
     Attributes:
         kind: the class in whose place it stands.
         runs: what it does, in words.
-        size_mb, float_mb: megabytes (10**6 bytes) of its tensors, and of the same in float32.
-        summary: of a region, what runs in int8 in it, what does not, and why.
+        coverage: of multiply-adds (a module does not know how many it is called with) and bytes.
     """
 
     kind: str
     runs: str
-    size_mb: float
-    float_mb: float
-    summary: Summary | None = None
+    coverage: Coverage
 
 
 @dataclass(frozen=True)
@@ -42,71 +42,124 @@ class PartsSummary(Tabular):
     Attributes:
         model: name of its class.
         parts: the quantized parts, by path.
-        rest: what stays in Python and has weights, path -> name of the class.
-        rest_mb: megabytes of the tensors that stay in Python.
+        rest: what stays in Python.
     """
 
     model: str
     parts: Mapping[str, PartSummary]
-    rest: Mapping[str, str]
-    rest_mb: float
+    rest: Coverage
+
+    @property
+    def coverage(self) -> Coverage:
+        """Of all together; multiply-adds are those of regions."""
+        return reduce(add, (part.coverage for part in self.parts.values()), self.rest)
+
+    @property
+    def headline(self) -> str:
+        """What matters most, as in ``"97 % of the multiply-adds in int8"``."""
+        covered = self.coverage
+        if covered.total:
+            return f"{covered.headline} of the graphs"
+        return f"{megabytes(covered.integer_bytes)} of integers for weights"
 
     @property
     def size_mb(self) -> float:
-        """Megabytes of all its tensors."""
-        return self.rest_mb + sum(part.size_mb for part in self.parts.values())
+        """Megabytes (10**6 bytes) of all tensors."""
+        return self.coverage.bytes / 1e6
 
     @property
     def float_mb(self) -> float:
-        """Megabytes of all, had no weight been quantized."""
-        return self.rest_mb + sum(part.float_mb for part in self.parts.values())
+        """Of the same weights in float32, where there are no scales."""
+        return self.coverage.float_bytes / 1e6
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
-        return asdict(self) | {"size_mb": self.size_mb, "float_mb": self.float_mb}
+        covered = self.coverage
+        return {
+            "model": self.model,
+            "headline": self.headline,
+            "multiply_adds": dict(covered.multiply_adds),
+            "share": covered.share,
+            "size_mb": self.size_mb,
+            "integer_mb": covered.integer_bytes / 1e6,
+            "float_mb": self.float_mb,
+            "parts": {
+                path: {"of": part.kind, "runs": part.runs, "size_mb": part.coverage.bytes / 1e6}
+                for path, part in self.parts.items()
+            },
+            "in_python": {layer.name: layer.op for layer in self.rest.floats},
+            "float_layers": {layer.name: layer.why for layer in covered.floats},
+        }
 
     def table(self) -> Table:
         rows = [
-            (path, part.kind, part.runs, f"{part.size_mb:.2f} MB")
+            (path, part.kind, part.runs, megabytes(part.coverage.bytes))
             for path, part in self.parts.items()
         ]
-        rows += [(path, kind, "float, in Python", "") for path, kind in self.rest.items()]
-        title = (
-            f"{self.model}: {len(self.parts)} quantized parts, the rest in Python\n"
-            f"tensors: {self.size_mb:.2f} MB, {self.float_mb:.2f} MB in float32"
+        rows += [
+            (layer.name, layer.op, f"float: {layer.why}", megabytes(layer.bytes))
+            for layer in self.rest.floats
+        ]
+        columns = ("part", "was", "runs", "size")
+        return Table(columns, tuple(rows), "\n".join(self._figures()), tuple(self._costs()))
+
+    def __str__(self) -> str:
+        parts = (f"  {path} ({part.kind}): {part.runs}" for path, part in self.parts.items())
+        return plain("\n".join([*self._figures(), *parts, *self._costs()]), "\n")
+
+    def _figures(self) -> Iterator[str]:
+        covered = self.coverage
+        yield f"{self.model}, {len(self.parts)} parts quantized: {self.headline}"
+        yield (
+            f"tensors: {self.size_mb:.2f} MB, {covered.integer_bytes / 1e6:.2f} MB of them "
+            f"integers; {self.float_mb:.2f} MB in float32"
         )
-        return Table(("part", "was", "runs", "size"), tuple(rows), title)
+
+    def _costs(self) -> Iterator[str]:
+        for cost, layers, runtime, why in self.coverage.costs():
+            yield f"{cost} in float: {layers}: {f'{runtime}: ' if runtime else ''}{why}"
 
 
 def summarize_parts(model: nn.Module) -> PartsSummary:
     """The summary of a model with quantized parts."""
     parts = parts_of(model)
+    told = {path: _told(path, part) for path, part in parts.items()}
+    return PartsSummary(type(model).__name__, told, _rest(model, parts))
+
+
+def _rest(model: nn.Module, parts: Mapping[str, Part]) -> Coverage:
     inside = {module for part in parts.values() for module in part.modules()}
-    outside = {path: module for path, module in model.named_modules() if module not in inside}
-    tensors = {
-        id(tensor): tensor.nbytes
-        for module in outside.values()
-        for tensor in (*module._parameters.values(), *module._buffers.values())
-        if tensor is not None
-    }
-    rest = {
-        path: type(module).__name__
-        for path, module in outside.items()
-        if any(p is not None and p.dim() > 1 for p in module._parameters.values())
-    }
-    told = {path: _told(part) for path, part in parts.items()}
-    return PartsSummary(type(model).__name__, told, rest, sum(tensors.values()) / 1e6)
+    counted: set[int] = set()
+    size, floats = 0, []
+    for path, module in model.named_modules():
+        if module in inside:
+            continue
+        own = (*module._parameters.values(), *module._buffers.values())
+        fresh = [tensor for tensor in own if tensor is not None and id(tensor) not in counted]
+        counted |= {id(tensor) for tensor in fresh}
+        size += sum(tensor.nbytes for tensor in fresh)
+        if any(tensor.dim() > 1 and tensor.is_floating_point() for tensor in fresh):
+            held = sum(tensor.nbytes for tensor in fresh)
+            floats.append(FloatLayer(path, type(module).__name__, _IN_PYTHON, 0, held))
+    return Coverage({}, size, 0, size, 0, tuple(floats))
 
 
-def _told(part: Part) -> PartSummary:
+_IN_PYTHON = "it is in no region, and runs in Python"
+
+
+def _told(path: str, part: Part) -> PartSummary:
     if isinstance(part, QuantizedModel):
-        summary = part.summary()
-        words = f"{summary.int8} of {summary.layers} layers {summary.runs}"
-        kind = part.place.kind if part.place is not None else "QuantizedModel"
-        return PartSummary(kind, words, summary.size_mb, summary.float_mb, summary)
-    size = sum(tensor.nbytes for tensor in part.tensors().values())
+        place = part.place or Place(path, "QuantizedModel")
+        covered = coverage(part.graph, part.plan, part.lowered, calls=place.calls, path=path)
+        runs = f"{covered.headline} on {part.lowered.runtime}"
+        return PartSummary(place.kind, runs, covered)
+    integers = {name for weight in part.weights.values() for name in weight.names[:1]}
+    tensors = part.tensors()
+    held = sum(tensor.nbytes for tensor in tensors.values())
+    whole = sum(tensors[name].nbytes for name in integers)
     floats = sum(4 * tensor.numel() for tensor in part.dequantized().values())
-    return PartSummary(type(part).__name__, _OF_MODULE[part.runs], size / 1e6, floats / 1e6)
+    covered = Coverage({}, held, whole, floats, 1)
+    return PartSummary(type(part).__name__, _OF_MODULE[part.runs], covered)
 
 
 _OF_MODULE = {"dynamic": "dynamic int8", "weight_only": "integer weights"}

@@ -32,15 +32,17 @@ class Place:
         kind: name of its class.
         attributes: what it has that is neither a tensor, nor a module, nor code.
         tensors: shape and dtype of its parameters and buffers, by name.
+        calls: how often a call of the whole model calls it.
     """
 
     path: str
     kind: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, TensorMeta] = field(default_factory=dict)
+    calls: int = 1
 
     @classmethod
-    def of(cls, path: str, module: nn.Module) -> Place:
+    def of(cls, path: str, module: nn.Module, calls: int = 1) -> Place:
         """That of a module in its model."""
         of_class = {
             name: value
@@ -51,7 +53,7 @@ class Place:
         of_itself = {n: v for n, v in vars(module).items() if n not in _OF_EVERY_MODULE}
         plain = {name: value for name, value in (of_class | of_itself).items() if _is_plain(value)}
         tensors = {name: TensorMeta.of(tensor) for name, tensor in module.state_dict().items()}
-        return cls(path, type(module).__name__, plain, tensors)
+        return cls(path, type(module).__name__, plain, tensors, calls)
 
     def lacks(self, name: str) -> str:
         """What to say where the region is asked for what it does not have."""

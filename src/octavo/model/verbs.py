@@ -25,7 +25,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 @overload
-def summary(q: QuantizedModel) -> Summary: ...
+def summary(q: QuantizedModel) -> Summary: ...  # type: ignore[overload-overlap]
 @overload
 def summary(q: nn.Module) -> PartsSummary: ...
 

@@ -40,7 +40,7 @@ def write(
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    seal = {SEAL: _digest(metadata, plain, keys)}
+    seal = {SEAL: checksum(metadata, plain, keys)}
     with replacing(path) as temporary:
         try:
             save_file(plain, temporary, {**metadata, **seal})
@@ -106,11 +106,14 @@ def check_seal(
     Raises:
         ArtifactError: it was damaged or altered.
     """
-    if metadata[SEAL] != _digest(metadata, tensors, keys):
+    if metadata[SEAL] != checksum(metadata, tensors, keys):
         raise ArtifactError("its content does not match its checksum: it was damaged or altered")
 
 
-def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], keys: Sequence[str]) -> str:
+def checksum(
+    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], keys: Sequence[str]
+) -> str:
+    """Over the metadata of these keys, in this order, and all tensors."""
     digest = hashlib.sha256()
     for key in keys:
         digest.update(f"{key}:{len(metadata[key])}:{metadata[key]}".encode())
