@@ -223,6 +223,8 @@ def test_nothing_to_quantize_is_an_error() -> None:
         quantize_modules(nn.Sequential(nn.ReLU()))
     with pytest.raises(NothingQuantized, match=r"'1': .*has no such layer"):
         quantize_modules(nn.Sequential(nn.BatchNorm1d(3), nn.Bilinear(2, 2, 2)))
+    with pytest.raises(NothingQuantized, match="has quantized layers already"):
+        quantize_modules(quantize_modules(nn.Sequential(nn.Linear(4, 4))))
 
 
 def test_a_rule_that_matches_nothing_is_told() -> None:

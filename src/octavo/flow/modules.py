@@ -19,7 +19,7 @@ from octavo.errors import NothingQuantized, OctavoWarning, PlanError
 from octavo.flow.replacing import Decision, Replaced, replace_modules
 from octavo.graph.copying import copied
 from octavo.graph.graph import Node
-from octavo.model.nn import quantized_form
+from octavo.model.nn import QuantizedModule, quantized_form
 from octavo.quantization.placement.node_qconfigs import qconfig_of
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.targets import MODES
@@ -109,6 +109,11 @@ def quantized_modules(
     replaced = replace_modules(copied(model), decide, target)
     if not replaced.modules:
         reasons = sorted({f"{path!r}: {why}" for path, why in replaced.left.items()})
+        if any(isinstance(module, QuantizedModule) for module in model.modules()):
+            raise NothingQuantized(
+                "nothing is left to quantize: the model has quantized layers already; start from "
+                "the float model"
+            )
         raise NothingQuantized(
             "nothing would be quantized: "
             f"{'; '.join(reasons[:4]) or f'a {type(model).__name__} has no layer with weights'}. "

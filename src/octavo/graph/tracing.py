@@ -7,6 +7,7 @@ what records calls cannot hold them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ def refuse_scripting() -> None:
 
 
 def call_whole(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function as it is, inside of what ``torch.compile`` compiles too.
+    """Call a function as it is, inside of what ``torch.compile`` compiles too, and in the types
+    that it was made for, inside of ``torch.autocast`` too: kernels read memory as float32.
 
     Raises:
         ExportError: as `refuse_tracers`.
@@ -65,9 +67,19 @@ def call_whole(function: Callable[..., Any], *args: Any) -> Any:
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         return _uncompiled(function, *args)
     refuse_tracers()
-    return function(*args)
+    return _in_own_types(function, *args)
+
+
+def _in_own_types(function: Callable[..., Any], *args: Any) -> Any:
+    with ExitStack() as stack:
+        for kind in filter(torch.is_autocast_enabled, _AUTOCAST):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        return function(*args)
+
+
+_AUTOCAST = ("cpu", "cuda")  # kinds of devices
 
 
 @_disable_dynamo  # as torch.compiler.disable, which would import the compiler now
 def _uncompiled(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
+    return _in_own_types(function, *args)

@@ -130,3 +130,15 @@ def test_what_cannot_be() -> None:
         q(x, x, x, is_causal=True)
     with pytest.raises(InputError, match="no nested tensors"):
         q(*[torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(2, 16)])] * 3)
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_autocast_changes_nothing(mode: str) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.MultiheadAttention(32, 4).eval(), torch.randn(5, 2, 32)
+    module = quantize_modules(layer, mode=mode)
+    graph = octavo.quantize(layer, (x, x, x), mode=mode, progress=False)
+    for quantized in (module, graph):
+        exact = quantized(x, x, x)[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(quantized(x, x, x)[0], exact)

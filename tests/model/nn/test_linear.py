@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import threading
+import warnings
 
 import pytest
 import torch
@@ -192,3 +193,14 @@ def test_it_stands_in_a_model_whose_other_parts_are_trained() -> None:
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
     assert not any("0." in name for name, _ in model.named_parameters())
+
+
+def test_a_gradient_that_ends_is_told_in_training() -> None:
+    q = octavo.nn.from_float(nn.Linear(8, 4), octavo.dynamic_qconfig()).train()
+    x = torch.randn(2, 8, requires_grad=True)
+    with pytest.warns(octavo.OctavoWarning, match="no gradient goes through a QuantizedLinear"):
+        assert not q(x).requires_grad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q.eval()(x)
+        q.train()(x.detach())
