@@ -70,11 +70,15 @@ def test_a_network_is_quantized_in_each_mode_and_run(entry: zoo.Entry) -> None:
         found = [reach.floats(q(*args, **kwargs)) for args, kwargs in calls]
         assert math.isfinite(db := reach.sqnr_db(expected, found))
         assert db > LEAST_DB
-        counts = multiply_adds(q.graph)
-        on_integers = (name for name, t in q.plan.tensors.items() if t.on_integers)
-        assert sum(counts.get(name, 0) for name in on_integers) > 0  # not silently float
+        assert on_integers(q) > 0  # not silently float
     data = json.loads(json.dumps(to_json(q.graph)))
     assert from_json(data, q.graph.constants).nodes == q.graph.nodes  # checks every shape too
+
+
+def on_integers(q: octavo.QuantizedModel) -> int:
+    """The multiply-adds of the layers that the plan puts on integers."""
+    counts = multiply_adds(q.graph)
+    return sum(counts.get(name, 0) for name, t in q.plan.tensors.items() if t.on_integers)
 
 
 def _counts_as_torch_does(graph: Graph, model: nn.Module, args: Any, kwargs: Any) -> None:
@@ -93,9 +97,46 @@ def _counts_as_torch_does(graph: Graph, model: nn.Module, args: Any, kwargs: Any
     assert sum(multiply_adds(graph).values()) == counter.get_total_flops() / 2
 
 
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+@pytest.mark.parametrize("entry", zoo.IN_PARTS, ids=lambda entry: entry.name)
+def test_a_network_that_no_graph_can_hold_is_quantized_in_parts(
+    entry: zoo.Entry, mode: str
+) -> None:
+    model = entry.build()
+    data = [entry.example(4) for _ in range(2)]
+    has_convolutions = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    rule = convolutions(mode) if has_convolutions and mode != "static" else None
+    with pytest.warns(octavo.OctavoWarning, match="its largest parts that can be captured"):
+        q = octavo.quantize(
+            model,
+            calibration=data,
+            mode=mode,
+            qconfig=rule,
+            target=octavo.host_target(),
+            progress=False,
+        )
+    assert type(q) is type(model)
+    parts = [part for part in q.modules() if isinstance(part, octavo.QuantizedModel)]
+    assert sum(map(on_integers, parts)) > 0
+    expected, found = [], []
+    for batch in RUN:
+        args, kwargs = reach.call(entry, batch, seed=batch)
+        for network, results in ((model, expected), (q, found)):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(batch)  # some draw noise
+                results.append(reach.floats(network(*args, **kwargs)))
+    assert reach.sqnr_db(expected, found) > 15
+
+
+def convolutions(mode: str) -> octavo.QConfigMapping:
+    """Convolutions are static unless a rule asks."""
+    dynamic, only = octavo.dynamic_qconfig(octavo.host_target()), octavo.weight_only_qconfig()
+    return octavo.QConfigMapping().set_object_type("conv2d", dynamic if mode == "dynamic" else only)
+
+
 def test_the_zoo_is_alive() -> None:
     """Names are unique, and a result depends on what the network is given."""
-    names = [entry.name for entry in zoo.ENTRIES]
+    names = [entry.name for entry in (*zoo.ENTRIES, *zoo.IN_PARTS)]
     assert len(set(names)) == len(names) >= 90
     assert set(names) >= SPREAD
     pytest.importorskip("torchvision")

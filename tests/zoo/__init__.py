@@ -11,6 +11,7 @@ from zoo import (
     from_torch,
     from_torchvision,
     from_transformers,
+    in_parts,
     other_kinds,
     sequences,
 )
@@ -24,6 +25,7 @@ ENTRIES: tuple[Entry, ...] = (
     *from_transformers.ENTRIES,
     *from_timm.ENTRIES,
 )
+IN_PARTS: tuple[Entry, ...] = in_parts.ENTRIES  # no graph holds one of these whole
 BY_NAME = {entry.name: entry for entry in ENTRIES}
 
-__all__ = ["BY_NAME", "ENTRIES", "Call", "Entry", "arguments"]
+__all__ = ["BY_NAME", "ENTRIES", "IN_PARTS", "Call", "Entry", "arguments"]
