@@ -6,10 +6,9 @@ module is the one place that says how a batch becomes a call.
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch.utils import _pytree as pytree
 from octavo.arguments import of
 from octavo.errors import CalibrationError, InputError
 from octavo.graph.calls import LABEL_ARGUMENTS
-from octavo.graph.capture.example import PACKED, arguments_of, module_of
+from octavo.graph.capture.example import PACKED, arguments_of, module_of, signature_of
 from octavo.graph.pixels import Pixels
 from octavo.graph.records import with_objects, without_caches
 
@@ -81,6 +80,8 @@ class Signature:
         config: what a model of transformers says of itself, as JSON-ready data.
         main_input: the argument that such a model counts its samples by.
         losses: which of `octavo.graph.losses.LOSSES` it makes of labels.
+        any_args, any_kwargs: whether it takes others too, by ``*args`` and by ``**kwargs``; a model
+            that is captured does not.
     """
 
     names: tuple[str, ...]
@@ -88,6 +89,8 @@ class Signature:
     config: Mapping[str, Any] | None = None
     main_input: str | None = None
     losses: tuple[str, ...] = ()
+    any_args: bool = False
+    any_kwargs: bool = False
 
     @classmethod
     def of(cls, model: nn.Module, captured: Collection[str] = ()) -> Signature:
@@ -105,17 +108,34 @@ class Signature:
             InputError: it is not a module.
         """
         model = module_of(model)
-        names, required = [], 0
+        names: list[str] = []
+        required, many, more = 0, "", False
         for parameter in signature_of(model).parameters.values():
             takes_labels = parameter.name in LABEL_ARGUMENTS and parameter.default is None
             if takes_labels and parameter.name not in captured:
                 continue
-            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                many = parameter.name
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                more = "Unpack" not in str(parameter.annotation)  # which names what it takes
+            else:
                 names.append(parameter.name)
-                required += parameter.default is parameter.empty
-            elif parameter.kind is parameter.KEYWORD_ONLY:
-                names.append(parameter.name)
-        return cls(tuple(names), required, _config_of(model), _main_input_of(model))
+                is_positional = parameter.kind is not parameter.KEYWORD_ONLY
+                required += is_positional and parameter.default is parameter.empty
+        config = _config_of(model)
+        if captured:
+            required += sum(bool(many) and name.startswith(f"{many}_") for name in captured)
+            names += [name for name in captured if name not in names]
+            return cls(tuple(names), required, config, _main_input_of(model))
+        more = more and not (config and names)  # transformers' own are for its inner functions
+        return cls(
+            tuple(names),
+            required,
+            config,
+            _main_input_of(model),
+            any_args=bool(many),
+            any_kwargs=more,
+        )
 
 
 SIGNATURE = of(Signature, way_out="give octavo.graph.batches.Signature.of(model)")
@@ -135,21 +155,6 @@ def _main_input_of(model: nn.Module) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def signature_of(model: nn.Module) -> inspect.Signature:
-    """The signature of a module's ``forward``.
-
-    Raises:
-        InputError: it has none, as what ``torch.jit.trace`` returns.
-    """
-    try:
-        return inspect.signature(model.forward)
-    except ValueError:
-        raise InputError(
-            f"the forward of the {type(model).__name__} has no signature; if it is TorchScript, "
-            "give the nn.Module that it was made from"
-        ) from None
-
-
 def split_batch(
     batch: Any, signature: Signature, inputs: Callable[[Any], Any] | None = None
 ) -> Batch:
@@ -159,7 +164,8 @@ def split_batch(
     arguments or a dict of keyword arguments. Without it: a tensor is the only argument; a mapping
     gives keyword arguments, reduced to the names that the signature has; of a tuple or list the
     first ``signature.required`` items are arguments, and the item behind them is taken for the
-    labels.
+    labels. Where ``forward`` takes any arguments, all are given to it but what must be labels:
+    usual keys of a mapping, and a last item that is one integer a sample.
 
     Raises:
         InputError: the batch is of another type, or has fewer items than the model has arguments.
@@ -179,6 +185,8 @@ def split_batch(
         return Batch((batch,), {})
     if isinstance(batch, Mapping):
         kwargs = {name: batch[name] for name in signature.names if name in batch}
+        if signature.any_kwargs:
+            kwargs |= {n: v for n, v in batch.items() if n not in (*kwargs, *LABEL_KEYS)}
         if not kwargs:
             raise InputError(
                 f"the batch has the keys {sorted(map(str, batch))}, the model takes "
@@ -189,7 +197,7 @@ def split_batch(
     if isinstance(batch, PackedSequence):
         raise InputError(f"a batch is a PackedSequence: {PACKED}")
     if isinstance(batch, tuple | list):
-        count = max(1, signature.required)
+        count = _positional(batch, signature)
         if len(batch) < count:
             raise InputError(
                 f"the batch has {len(batch)} items, the model needs {count} arguments "
@@ -303,5 +311,15 @@ def _labels(batch: Any, signature: Signature) -> Any:
     if isinstance(batch, Mapping):
         labels = {k: batch[k] for k in LABEL_KEYS if k in batch and k not in signature.names}
         return labels if len(labels) > 1 else next(iter(labels.values()), None)
-    count = max(1, signature.required)
+    count = _positional(batch, signature) if isinstance(batch, tuple | list) else 1
     return batch[count] if isinstance(batch, tuple | list) and len(batch) > count else None
+
+
+def _positional(batch: Sequence[Any], signature: Signature) -> int:
+    """How many items of a batch are arguments."""
+    count = max(1, signature.required)
+    if not signature.any_args or len(batch) <= count:
+        return count
+    last = batch[-1]
+    are_labels = isinstance(last, Tensor) and last.dim() < 2 and not last.is_floating_point()
+    return len(batch) - are_labels

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo.graph.batches import Batch, Signature, signature_of
+from octavo.graph.batches import Batch, Signature
 from octavo.graph.calls import LABEL_ARGUMENTS
+from octavo.graph.capture.example import signature_of
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet

@@ -86,7 +86,7 @@ def metadata_of(artifact: Artifact) -> dict[str, str]:
         "graph": json.dumps(as_json.to_json(artifact.graph)),
         "plan": artifact.plan.to_json(),
         "signature": json.dumps(
-            {name: value for name, value in signature.items() if value is not None}
+            {name: v for name, v in signature.items() if v is not None and v is not False}
         ),
         "provenance": json.dumps(dict(artifact.provenance)),
     }

@@ -24,7 +24,7 @@ from octavo.display import waiting
 from octavo.errors import CaptureError, InputError, OctavoWarning
 from octavo.graph import operators
 from octavo.graph.calls import flatten_call
-from octavo.graph.capture.example import arguments_of, check_example, module_of
+from octavo.graph.capture.example import arguments_of, check_example, module_of, signature_of
 from octavo.graph.capture.fidelity import Faithful
 from octavo.graph.capture.fixed_values import fixed_values
 from octavo.graph.capture.ones import repeated
@@ -174,7 +174,8 @@ def bind_arguments(
     Raises:
         InputError: they do not fit the signature.
     """
-    signature = inspect.signature(model.forward)
+    own = inspect.signature(model.forward)
+    signature = next((s for s in (signature_of(model), own) if _takes_call(s, args, kwargs)), own)
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -192,6 +193,16 @@ def bind_arguments(
         else:
             named[name] = value
     return named
+
+
+def _takes_call(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,6 +49,28 @@ def module_of(model: Any) -> nn.Module:
             "weights first, with load_state_dict(..., assign=True)"
         )
     return model
+
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """The signature of a module's ``forward``; of a wrapper that passes all on, that of the module
+    in it.
+
+    Raises:
+        InputError: it has none, as what ``torch.jit.trace`` returns.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except ValueError:
+        raise InputError(
+            f"the forward of the {type(model).__name__} has no signature; if it is TorchScript, "
+            "give the nn.Module that it was made from"
+        ) from None
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    inside = list(model.children())
+    return signature_of(inside[0]) if kinds == _ALL_PASSED_ON and len(inside) == 1 else signature
+
+
+_ALL_PASSED_ON = [inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD]
 
 
 def arguments_of(example: Any) -> tuple[Any, ...]:
