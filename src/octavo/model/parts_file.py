@@ -235,8 +235,7 @@ def _floats_of(
     """What the float module had that a part stands for."""
     if path in content.places:
         return content.places[path].tensors
-    module = content.modules[path]
-    shapes = module.parameter_shapes(module.description)
+    shapes = content.modules[path].float_shapes()
     return {
         name: TensorMeta(shape, here[name].dtype if name in here else "float32")
         for name, shape in shapes.items()

@@ -19,6 +19,9 @@ LAYERS: list[nn.Module] = [
     nn.LSTM(8, 4, num_layers=2, bidirectional=True, proj_size=2),
     nn.RNN(8, 4, nonlinearity="relu"),
     nn.GRUCell(8, 4),
+    nn.MultiheadAttention(8, 2),
+    nn.MultiheadAttention(8, 2, add_bias_kv=True),
+    nn.Conv1d(8, 4, 1),
 ]
 
 
@@ -30,10 +33,17 @@ def test_there_and_back(layer: nn.Module, bits: int) -> None:
     other = octavo.nn.from_description(json.loads(text), q.tensors())
     assert str(other) == str(q)
     x = torch.randint(0, 10, (3,)) if isinstance(layer, nn.Embedding) else torch.randn(3, 8)
-    ours, again = q(x), other(x)
+    x = x.t() if isinstance(layer, nn.Conv1d) else x
+    args = (x, x, x) if isinstance(layer, nn.MultiheadAttention) else (x,)
+    ours, again = q(*args), other(*args)
     if isinstance(ours, tuple):
         ours, again = ours[0], again[0]
     assert torch.equal(ours, again)
+
+
+def sized(in_features: Any, bias: bool = True) -> dict[str, Any]:
+    settings = {"in_features": in_features, "out_features": 4, "bias": bias, "transposed": False}
+    return {"settings": settings}
 
 
 def hostile() -> list[tuple[dict[str, Any], str]]:
@@ -41,14 +51,11 @@ def hostile() -> list[tuple[dict[str, Any], str]]:
         ({"type": "Sequential"}, "no quantized module 'Sequential'"),
         ({"type": ["Linear"]}, "no quantized module"),
         ({"settings": {}}, "its settings are"),
-        ({"settings": {"in_features": 2**40, "out_features": 4, "bias": True}}, "settings are"),
-        (
-            {"settings": {"in_features": 16, "out_features": 4, "bias": True}},
-            "'weight' of a Linear",
-        ),
-        ({"settings": {"in_features": -8, "out_features": 4, "bias": True}}, "Linear"),
-        ({"settings": {"in_features": 8, "out_features": 4, "bias": False}}, "'bias' of a Linear"),
-        ({"settings": {"in_features": "8", "out_features": 4, "bias": True}}, "no Linear of"),
+        (sized(2**40), "its settings are"),
+        (sized(16), "'weight' of a Linear"),
+        (sized(-8), "Linear"),
+        (sized("8"), "there is no Linear of"),
+        (sized(8, bias=False), "'bias' of a Linear"),
         ({"weights": {}}, "'weight' of a Linear is int8"),
         ({"weights": {"weight": {"dtype": "int9"}}}, "not the description of a Linear"),
         ({"weights": {"weight": {"dtype": "int8", "channel_axis": 7}}}, "there is no Linear"),
@@ -78,3 +85,22 @@ def test_a_missing_tensor_is_named() -> None:
     tensors = {name: t for name, t in q.tensors().items() if name != "weight_scale"}
     with pytest.raises(ArtifactError, match="'weight_scale' of a Linear is missing"):
         octavo.nn.from_description(q.describe(), tensors)
+
+
+@pytest.mark.parametrize(
+    "layer", [*LAYERS, nn.MultiheadAttention(8, 2, bias=False, kdim=6), nn.Linear(3, 2)], ids=str
+)
+def test_it_knows_the_state_of_the_float_layer(layer: nn.Module) -> None:
+    q = octavo.nn.from_float(layer, octavo.weight_only_qconfig())
+    assert q.float_shapes() == {name: tuple(t.shape) for name, t in layer.state_dict().items()}
+
+
+def test_a_transposed_layer_knows_its_own_state() -> None:
+    pytorch_utils = pytest.importorskip("transformers.pytorch_utils")
+    layer = pytorch_utils.Conv1D(6, 8)
+    q = octavo.nn.from_float(layer, octavo.weight_only_qconfig())
+    assert (q.float_shapes()["weight"], q.state_dict()["weight"].shape) == ((8, 6), (6, 8))
+    x = torch.randn(3, 8)
+    assert float((q(x) - layer(x)).norm() / layer(x).norm()) < 0.02
+    again = octavo.nn.from_description(q.describe(), q.tensors())
+    assert torch.equal(again(x), q(x))

@@ -130,6 +130,12 @@ class MultiheadAttention(QuantizedModule):
         }
         return self.own_tensors() | inner
 
+    def float_shapes(self) -> dict[str, tuple[int, ...]]:
+        settings = self.description.settings
+        bias = "bias" in self.q_proj.own_tensors()
+        layer = nn.MultiheadAttention(**settings, bias=bias, device="meta")
+        return {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
+
     def describe(self) -> dict[str, Any]:
         parts = {name: getattr(self, name).describe() for name in _PARTS}
         return super().describe() | {"parts": parts}

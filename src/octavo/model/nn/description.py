@@ -81,7 +81,7 @@ class Description:
             ArtifactError: it names the first that does not fit.
         """
         # A layer of so many weights has a tensor for each: a number out of a file builds no tower.
-        layers = self.settings.get("num_layers", 1)
+        layers = self.settings.get("num_layers", 0)
         if not isinstance(layers, int) or layers > len(tensors):
             raise ArtifactError(
                 f"a {self.kind} of {layers} layers has more than the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.qdq import DYNAMIC
-from octavo.model.nn.float_layers import is_transposed
+from octavo.model.nn.float_layers import is_transposed, tensors_of
 from octavo.model.nn.one_operator import OneOperator
 
 
@@ -26,17 +27,26 @@ class Linear(OneOperator):
 
     floats = nn.Linear
     operator = "linear"
-    settings = ("in_features", "out_features", "bias")
+    settings = ("in_features", "out_features", "bias", "transposed")
 
     in_features: int
     out_features: int
+    transposed: bool  # whether the float layer's weight was [in, out]
 
     @classmethod
     def settings_of(cls, layer: nn.Module) -> dict[str, Any]:
-        if is_transposed(layer):
-            inputs, outputs = layer.get_parameter("weight").shape
-            return {"in_features": inputs, "out_features": outputs, "bias": True}
-        return super().settings_of(layer)
+        weight = tensors_of(layer)["weight"]
+        bias = is_transposed(layer) or layer.bias is not None
+        sizes = (weight.shape[1], weight.shape[0], bias, is_transposed(layer))
+        return dict(zip(cls.settings, sizes, strict=True))
+
+    @classmethod
+    def empty(cls, settings: Mapping[str, Any]) -> nn.Module:
+        return super().empty({n: value for n, value in settings.items() if n != "transposed"})
+
+    def float_shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = super().float_shapes()
+        return shapes | {"weight": shapes["weight"][::-1]} if self.transposed else shapes
 
     def graph(self) -> Graph:
         sizes = TensorMeta((None, self.in_features), "float32")

@@ -153,6 +153,10 @@ class QuantizedModule(nn.Module):
         empty = cls.empty(description.settings)
         return {name: tuple(p.shape) for name, p in empty.named_parameters()}
 
+    def float_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the tensors in the state dict of the float layer that it was."""
+        return self.parameter_shapes(self.description)
+
     @classmethod
     def metas(cls, description: Description) -> dict[str, TensorMeta]:
         """Shape and dtype of all tensors that a module of this description holds."""
