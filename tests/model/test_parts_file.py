@@ -203,3 +203,32 @@ def test_what_a_file_says_of_itself(quantized: nn.Module, tmp_path: Path) -> Non
     content = parts_file.read(path)
     assert content.model == "Net"
     assert content.paths == list(parts_of(quantized))
+
+
+class Tied(nn.Module):
+    """A table that the head shares, and a loop that no graph has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(300, 32), nn.Linear(32, 300, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        while x.norm() < 100:
+            x = x * 2
+        result: Tensor = self.head(x)
+        return result
+
+
+def test_what_is_tied_is_in_the_file_once_and_stays_tied(tmp_path: Path) -> None:
+    model, ids = Tied().eval(), torch.arange(8)[None]
+    q = octavo.quantize(model, scope="modules", mode="weight_only")
+    octavo.save(q, tmp_path / "tied.octavo")
+    assert (tmp_path / "tied.octavo").stat().st_size < 1.3 * 300 * 32 + 4000
+    with torch.device("meta"):
+        empty = Tied().eval()
+    loaded = octavo.load(tmp_path / "tied.octavo", into=empty)
+    assert torch.equal(loaded(ids), q(ids))
+    state = loaded.state_dict()
+    assert state["head.weight"].data_ptr() == state["table.weight"].data_ptr()

@@ -39,12 +39,13 @@ from octavo.model.artifact import Artifact
 from octavo.model.files import sealed
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule, from_description
+from octavo.model.nn.one_operator import OneOperator
 from octavo.model.parts import Part, parts_of
 from octavo.model.place import Place
 from octavo.model.tree import near, put
 
 VERSION = 3
-KEYS = ("format", "version", "model", "parts")
+KEYS = ("format", "version", "model", "parts", "tied")
 _OF_REGION = ("graph", "plan", "signature", "provenance")
 
 
@@ -88,8 +89,10 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "version": str(VERSION),
         "model": type(model).__name__,
         "parts": json.dumps({at: _described(part) for at, part in parts.items()}),
+        "tied": json.dumps(tied := _tied(tensors)),
     }
-    sealed.write(path, metadata, tensors, KEYS)
+    own = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    sealed.write(path, metadata, own, KEYS)
 
 
 def read(path: str | os.PathLike[str]) -> Content:
@@ -105,7 +108,25 @@ def read(path: str | os.PathLike[str]) -> Content:
         versions = range(VERSION, VERSION + 1)
         sealed.check_header(metadata, (*KEYS, sealed.SEAL), versions)
         sealed.check_seal(metadata, tensors, KEYS)
-        return _content(metadata["model"], json.loads(metadata["parts"]), tensors)
+        tied = json.loads(metadata["tied"])
+        tensors |= {name: tensors[first] for name, first in tied.items()}
+        content = _content(metadata["model"], json.loads(metadata["parts"]), tensors)
+        for at, module in content.modules.items():
+            shared = {*tied, *tied.values()} & {f"{at}.{name}" for name in module.tensors()}
+            if shared and isinstance(module, OneOperator):
+                module.keep()
+        return content
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Names of tensors whose memory another holds, which comes before them -> its name."""
+    first: dict[tuple[object, ...], str] = {}
+    tied = {}
+    for name, tensor in tensors.items():
+        memory = (tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride())
+        if tensor.numel() and first.setdefault(memory, name) != name:
+            tied[name] = first[memory]
+    return tied
 
 
 def holds_parts(path: str | os.PathLike[str]) -> bool:

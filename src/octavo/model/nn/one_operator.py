@@ -54,8 +54,13 @@ class OneOperator(QuantizedModule):
             return False
         tensors = other.own_tensors()
         self._buffers.update({part: tensors[part] for part in self.weights[name].names})
-        self._is_shared = other._is_shared = True
+        self.keep()
+        other.keep()
         return True
+
+    def keep(self) -> None:
+        """Leave the tensors as they are, beside what a kernel packs: others hold them too."""
+        self._is_shared = True
 
     def _made_ready(self) -> tuple[Callable[..., tuple[Any, ...]], Watched]:
         graph = self.graph()
