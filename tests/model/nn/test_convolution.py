@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.errors import InputError, PlanError
+from octavo.errors import InputError, OctavoWarning, PlanError
 from octavo.flow.modules import quantized_modules
 
 LAYERS: list[nn.Module] = [
@@ -93,3 +93,9 @@ def test_what_cannot_be() -> None:
         q(torch.rand(2, 4, 2, 2))
     with pytest.raises(PlanError, match="group_size 4 does not divide"):
         octavo.nn.from_float(nn.Conv2d(4, 6, 3), octavo.weight_only_qconfig(4, group_size=4))
+
+
+def test_it_is_told_where_no_kernel_is() -> None:
+    q = octavo.nn.from_float(nn.Conv2d(4, 6, 3), octavo.weight_only_qconfig())
+    with pytest.warns(OctavoWarning, match="a QuantizedConv2d runs in float on the torch runtime"):
+        q(torch.rand(2, 4, 9, 9))

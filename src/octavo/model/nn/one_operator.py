@@ -6,6 +6,7 @@ Tested in tests/model/nn/test_linear.py.
 from __future__ import annotations
 
 import threading
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.errors import OctavoWarning
 from octavo.graph.graph import Graph
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.packed_buffers import Buffers, let_go
@@ -22,6 +24,8 @@ from octavo.runtimes.examples import random_inputs
 
 # One thread at a time makes a module ready: two that call a new one at once do it once.
 _LOWERING = threading.RLock()
+# Where these run in float, something can be done about it.
+_WITH_KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 _MOST_COMPARED = 2**24  # weights: the oracle computes with all of them in float
 
 
@@ -68,6 +72,13 @@ class OneOperator(QuantizedModule):
         samples = [random_inputs(graph)] if compared and self.device.type == "cpu" else []
         runtime = default_runtime(self.device)
         lowered = lower(graph, runtime, self.device, samples=samples)
+        if lowered.fallbacks and type(self).operator in _WITH_KERNELS:
+            warnings.warn(
+                f"a {self._get_name()} runs in float on the {runtime} runtime: "
+                f"{'; '.join(sorted(set(lowered.fallbacks.values())))}",
+                OctavoWarning,
+                stacklevel=2,
+            )
         if not self._is_shared:
             let_go(self, lowered.prepacked)
         return lowered.run, Watched.of(graph)
