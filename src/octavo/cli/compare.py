@@ -44,18 +44,18 @@ def compare(
     """
     from octavo.cli.sources.model_source import load_model
     from octavo.measuring.comparison import compare as compare_models
-    from octavo.model.model import load
+    from octavo.model.verbs import load_beside
 
     network = load_model(model, weights)
     names = [name.strip() for name in runtimes.split(",")]
-    models = {file: load(file, runtime=names[0]) for file in files}
+    models = {file: load_beside(file, network, names[0]) for file in files}
     first = models[files[0]]
     stems = [Path(file).stem for file in models]
     labels = stems if len(set(stems)) == len(stems) else list(models)
     result = compare_models(
         network,
         first if len(models) == 1 else dict(zip(labels, models.values(), strict=True)),
-        reading.load(data, network, raw=first.pixels is not None),
+        reading.load(data, network, raw=getattr(first, "pixels", None) is not None),
         metric=options.metric_of(metric),
         runtimes=names,
         threads=threads,

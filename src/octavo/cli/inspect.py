@@ -23,10 +23,14 @@ def inspect(
 
     **Example:** `octavo inspect m.octavo --plan`
     """
+    from octavo.model import parts_file
     from octavo.model.model import load
 
-    q = load(file)
     size = Path(file).stat().st_size
+    if parts_file.holds_parts(file):
+        _show_parts(file, size, as_json)
+        return
+    q = load(file)
     if as_json:
         print_json(
             {
@@ -44,3 +48,23 @@ def inspect(
     screen.print(q.summary())
     if plan:
         screen.print(q.plan)
+
+
+def _show_parts(file: str, size: int, as_json: bool) -> None:
+    """What a file of parts holds; its layers run where there is a model."""
+    from octavo.model.parts_file import read
+
+    content = read(file)
+    parts = content.described()
+    if as_json:
+        print_json({"file": file, "size_bytes": size, "model": content.model, "parts": parts})
+        return
+    screen = console()
+    screen.print(
+        f"{file}: {size / 1e6:.2f} MB, {len(parts)} quantized parts of a {content.model}; "
+        f"octavo.load({file!r}, into=model) puts them into the float model",
+        style="bold",
+        highlight=False,
+    )
+    for path, what in parts.items():
+        screen.print(f"  {path}: {what}", highlight=False, markup=False)

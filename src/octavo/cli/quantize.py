@@ -39,6 +39,14 @@ def quantize(
             "--group-size", help="Number of input channels that share a scale, with --bits."
         ),
     ] = None,
+    scope: Annotated[
+        str,
+        typer.Option(
+            "--scope",
+            help="What becomes a graph: auto, model, regions (the largest parts that can) or "
+            "modules (single layers; no graph).",
+        ),
+    ] = "auto",
     precision: Annotated[
         str,
         typer.Option(
@@ -96,6 +104,7 @@ def quantize(
     from octavo.errors import InputError
     from octavo.flow.quantize import quantize as quantize_model
     from octavo.model.files.atomic import require_file
+    from octavo.model.verbs import save, summary
     from octavo.quantization.targets import weight_only_qconfig
     from octavo.runtimes.cpu import host_target
 
@@ -106,26 +115,25 @@ def quantize(
     require_file(output)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))
     data = reading.load(calibration, network, raw=raw)
+    target = target or host_target()
     q = quantize_model(
         network,
         calibration=data if batches is None else islice(data, batches),
         mode=mode.value,
         qconfig=weight_only_qconfig(bits, group_size=group_size) if weight_only else None,
-        target=target or host_target(),
+        target=target,
         precision=precision,
         input_scale=input_scale,
         input_mean=options.numbers_of("--input-mean", input_mean),
         input_std=options.numbers_of("--input-std", input_std),
         progress=not as_json,
-        scope="model",
+        scope=scope,
     )
-    q.save(output)
-    size = Path(output).stat().st_size
+    save(q, output)
+    size, told = Path(output).stat().st_size, summary(q)
     if as_json:
-        print_json(
-            {"file": output, "size_bytes": size, "target": q.target, **q.summary().to_dict()}
-        )
+        print_json({"file": output, "size_bytes": size, "target": target, **told.to_dict()})
         return
     screen = console()
-    screen.print(q.summary())
-    screen.print(f"target {q.target}; {output} has {size / 1e6:.2f} MB", highlight=False)
+    screen.print(told)
+    screen.print(f"target {target}; {output} has {size / 1e6:.2f} MB", highlight=False)

@@ -25,10 +25,17 @@ def verify(
 
     **Example:** `octavo verify m.octavo --data test.npz`
     """
+    from octavo.errors import InputError
     from octavo.measuring.parity import verify as verify_model
+    from octavo.model import parts_file
     from octavo.model.model import load
 
-    q = load(file, runtime="reference")
+    if parts_file.holds_parts(file):
+        q = parts_file.skeleton(parts_file.read(file))
+        if data is not None:
+            raise InputError("--data needs the model's own code: octavo.verify(q, data) in Python")
+    else:
+        q = load(file, runtime="reference")
     names = options.names_of(runtimes)
     batches = None if data is None else reading.load(data, q, raw=q.pixels is not None)
     found = verify_model(q, batches, runtimes=names)

@@ -33,6 +33,8 @@ from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import check_made_of
+from octavo.model.parts import parts_of
+from octavo.model.parts_summary import summarize_parts
 from octavo.model.summary import Summary
 from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
@@ -313,6 +315,8 @@ def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
     for contender in contenders:
         if isinstance(contender.model, QuantizedModel):
             yield from _coverage(contender.name, contender.model.summary())
+        elif parts_of(contender.model):
+            yield f"{contender.name}: {summarize_parts(contender.model).headline}"
 
 
 def _coverage(name: str, summary: Summary) -> Iterator[str]:

@@ -24,6 +24,7 @@ from octavo.measuring.metrics import Likeness, TaskMetric
 from octavo.measuring.significance import PairedCounts
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
+from octavo.model.parts import lower_parts, regions_of
 from octavo.qat import QATModel
 
 
@@ -81,7 +82,7 @@ def contenders_of(
     contenders = [fp32, half]
     for label, other in others.items():
         if not isinstance(other, QuantizedModel):
-            contenders.append(Contender(label, label, "eager", other, new_metric(), pixels=pixels))
+            contenders += _of_users_class(label, other, runtimes, new_metric, pixels)
             continue
         own = pixels if other.pixels is None else None
         names = list(dict.fromkeys(runtimes or [other.runtime]))
@@ -90,6 +91,27 @@ def contenders_of(
             title = label if len(names) == 1 else f"{label} {name}"
             runtime = lowered.lowered.runtime
             contenders.append(Contender(title, label, runtime, lowered, new_metric(), pixels=own))
+    return contenders
+
+
+def _of_users_class(
+    label: str,
+    other: nn.Module,
+    runtimes: Sequence[str] | None,
+    new_metric: Callable[[], TaskMetric],
+    pixels: Pixels | None,
+) -> list[Contender]:
+    """A model as it is; one with regions on each of the runtimes that are asked for."""
+    regions = regions_of(other)
+    if not regions:
+        return [Contender(label, label, "eager", other, new_metric(), pixels=pixels)]
+    own = ", ".join(sorted({region.runtime for region in regions.values()}))
+    names = list(dict.fromkeys(runtimes or [own]))
+    contenders = []
+    for name in names:
+        lowered = other if name == own else lower_parts(other, name)
+        title = label if len(names) == 1 else f"{label} {name}"
+        contenders.append(Contender(title, label, name, lowered, new_metric(), pixels=pixels))
     return contenders
 
 

@@ -19,7 +19,9 @@ from octavo.graph.capture.capture import capture
 from octavo.measuring.cold_start import ColdStart, cold_start
 from octavo.measuring.comparison_table import BASELINES
 from octavo.measuring.contenders import Contender, cast, one_line
+from octavo.model import parts_file
 from octavo.model.model import QuantizedModel
+from octavo.model.parts import parts_of
 from octavo.quantization.plan import Plan
 
 
@@ -32,6 +34,8 @@ def bytes_on_disk(contenders: Sequence[Contender], folder: Path) -> dict[str, in
         file = folder / f"{place}"
         if isinstance(contender.model, QuantizedModel):
             contender.model.save(file)
+        elif parts_of(contender.model):
+            parts_file.save(contender.model, file)
         else:
             state = _untied(contender.model.state_dict())
             save_file(state if contender.dtype is None else cast(state, contender.dtype), file)

@@ -9,12 +9,12 @@ comes out at the next. So one run shows every layer's own error.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, FUNCTION, NAMES, of, optional
 from octavo.display import Result, Table
@@ -25,6 +25,7 @@ from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.measuring.metrics import Likeness
+from octavo.measuring.regions import calls_of, regions_in
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.runtimes import ORACLE, RUNTIMES, lower
@@ -174,7 +175,7 @@ _THRESHOLD = of(Threshold, way_out="give an octavo.measuring.parity.Threshold")
 
 
 def verify(
-    q: QuantizedModel,
+    q: nn.Module,
     data: Iterable[Any] | None = None,
     *,
     inputs: Callable[[Any], Any] | None = None,
@@ -184,7 +185,7 @@ def verify(
     """Compare runtimes with the oracle, layer by layer and end to end.
 
     Args:
-        q: the model.
+        q: the model; of one with regions, these, with their paths in front of the layers' names.
         data: batches as `quantize` takes them for calibration; ``None`` takes random ones. The
             layers are compared on the first.
         inputs: batch -> the model's arguments, where the defaults do not fit.
@@ -198,12 +199,30 @@ def verify(
     Example:
         >>> print(octavo.verify(q))  # doctest: +SKIP
     """
-    require_quantized(q, "verify")
     optional(BATCHES, data=data)
     optional(FUNCTION, inputs=inputs)
     optional(NAMES, runtimes=runtimes)
     optional(_THRESHOLD, threshold=threshold)
     limit = threshold or Threshold()
+    regions = regions_in(q)
+    if regions:
+        calls = {} if data is None else calls_of(q, regions, data, inputs)
+        return _together(
+            {
+                path: _of_graph(region, calls.get(path), dict, runtimes, limit)
+                for path, region in regions.items()
+            }
+        )
+    return _of_graph(require_quantized(q, "verify"), data, inputs, runtimes, limit)
+
+
+def _of_graph(
+    q: QuantizedModel,
+    data: Iterable[Any] | None,
+    inputs: Callable[[Any], Any] | None,
+    runtimes: Sequence[str] | None,
+    limit: Threshold,
+) -> Parity:
     batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
     if not batches:
         raise InputError("verify got no data; give at least one batch, or None for random ones")
@@ -216,6 +235,35 @@ def verify(
         ]
     samples = sum(map(size_of, batches))
     return Parity(q.target, samples, tuple(item for item in parities if item is not None))
+
+
+def _together(found: Mapping[str, Parity]) -> Parity:
+    """The regions of a model as one: of each runtime the worst, and all layers."""
+    runtimes: dict[str, list[tuple[str, RuntimeParity]]] = {}
+    for path, parity in found.items():
+        for each in parity.runtimes:
+            runtimes.setdefault(each.runtime, []).append((path, each))
+    target = next(iter(found.values())).target
+    samples = max(parity.samples for parity in found.values())
+    return Parity(target, samples, tuple(_worst(name, each) for name, each in runtimes.items()))
+
+
+def _worst(name: str, regions: Sequence[tuple[str, RuntimeParity]]) -> RuntimeParity:
+    agreements = [each.agreement for _, each in regions if each.agreement is not None]
+    wholes = [each.whole for _, each in regions if each.whole is not None]
+    return RuntimeParity(
+        name,
+        min(agreements, default=None),
+        min(wholes, key=lambda whole: whole.sqnr_db, default=None),
+        tuple(
+            replace(layer, layer=f"{path}.{layer.layer}")
+            for path, each in regions
+            for layer in each.layers
+        ),
+        next((f"{path}.{each.first}" for path, each in regions if each.first), ""),
+        next((f"{path}: {each.error}" for path, each in regions if each.error), ""),
+        all(each.passed for _, each in regions),
+    )
 
 
 def _random_batches(q: QuantizedModel) -> list[tuple[Tensor, ...]]:

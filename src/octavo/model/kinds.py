@@ -13,8 +13,8 @@ from octavo.model.model import QuantizedModel
 from octavo.qat import QATModel
 
 
-def require_quantized(q: object, function: str) -> None:
-    """Refuse what is not a `QuantizedModel`.
+def require_quantized(q: object, function: str) -> QuantizedModel:
+    """The model itself; what is not a `QuantizedModel` is refused.
 
     Args:
         q: what was given.
@@ -27,6 +27,7 @@ def require_quantized(q: object, function: str) -> None:
         raise InputError(
             f"octavo.{function} takes a quantized model, but got {described(q)}: {_way_to_int8(q)}"
         )
+    return q
 
 
 def _way_to_int8(given: object) -> str:

@@ -72,6 +72,15 @@ class Content:
         """Of all parts."""
         return [*self.regions, *self.modules]
 
+    def described(self) -> dict[str, str]:
+        """Each part in words, by its path."""
+        regions = {
+            path: f"a region in place of a {self.places[path].kind}, {region.plan.mode}, target "
+            f"{region.plan.target}"
+            for path, region in self.regions.items()
+        }
+        return regions | {path: str(module) for path, module in self.modules.items()}
+
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a file, whole or not at all.
@@ -139,6 +148,30 @@ def holds_parts(path: str | os.PathLike[str]) -> bool:
         return "parts" in sealed.read(path)[0]
 
 
+def skeleton(content: Content) -> nn.Module:
+    """The regions of a file at their paths, in a module that does nothing."""
+    root = nn.Module()
+    for path, region in content.regions.items():
+        *around, name = path.split(".")
+        owner = root
+        for part in around:
+            owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        owner._modules[name] = _region(region, content.places[path], "reference", check=False)
+    return root
+
+
+def _region(content: Artifact, place: Place, runtime: str, check: bool) -> QuantizedModel:
+    return QuantizedModel(
+        content.graph,
+        content.plan,
+        content.signature,
+        content.provenance,
+        runtime,
+        check=check,
+        place=place,
+    )
+
+
 def put_into(model: nn.Module, content: Content, runtime: str, check: bool) -> None:
     """Put the parts of a file into a float model, in place, and give the rest its tensors.
 
@@ -150,15 +183,8 @@ def put_into(model: nn.Module, content: Content, runtime: str, check: bool) -> N
     _check_fits(model, modules, content)
     parts: dict[str, Part] = dict(content.modules)
     for path, region in content.regions.items():
-        parts[path] = QuantizedModel(
-            region.graph,
-            region.plan,
-            region.signature,
-            region.provenance,
-            runtime,
-            check=check,
-            place=Place.of(path, modules[path], content.places[path].calls),
-        )
+        place = Place.of(path, modules[path], content.places[path].calls)
+        parts[path] = _region(region, place, runtime, check)
         _ = parts[path].lowered
     for path, part in parts.items():
         put(model, modules[path], part)

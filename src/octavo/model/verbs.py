@@ -13,6 +13,7 @@ from torch import nn
 
 from octavo.arguments import FILE, PATH, TEXT, expect
 from octavo.errors import ArtifactError, InputError
+from octavo.graph.copying import copied
 from octavo.model import model as whole
 from octavo.model import parts_file
 from octavo.model.kinds import require_quantized
@@ -126,6 +127,18 @@ def load(
     except ArtifactError as error:
         raise ArtifactError(f"{os.fspath(path)} cannot be loaded: {error}") from None
     return into
+
+
+def load_beside(path: str | os.PathLike[str], model: nn.Module, runtime: str) -> nn.Module:
+    """`load`, into a copy of the float model where the file needs one.
+
+    Raises:
+        OctavoError: as `load`.
+    """
+    expect(FILE, path=path)
+    if parts_file.holds_parts(path):
+        return load(path, runtime, into=copied(model))
+    return load(path, runtime)
 
 
 @overload

@@ -8,13 +8,13 @@ layers (`octavo.graph.cuts`), each fed with the float model's values, gives each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import TEXT, optional
+from octavo.arguments import BATCHES, TEXT, expect, optional
 from octavo.display import Result, Table
 from octavo.errors import optional_import
 from octavo.graph.batches import Batch
@@ -25,6 +25,8 @@ from octavo.graph.program import run_of
 from octavo.measuring.layers.beside import Beside
 from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
+from octavo.measuring.regions import calls_of, regions_in
+from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import rounded_weight
 from octavo.quantization.plan import Plan
@@ -123,7 +125,7 @@ def _cells(row: LayerError) -> tuple[str, ...]:
 
 def layer_errors(
     model: nn.Module,
-    q: QuantizedModel,
+    q: nn.Module,
     data: Iterable[Any],
     *,
     inputs: Callable[[Any], Any] | None = None,
@@ -134,7 +136,7 @@ def layer_errors(
 
     Args:
         model: the float model that ``q`` was made of. It is left as it was.
-        q: the quantized model.
+        q: the quantized model; of one with regions, these, with their paths in front of the names.
         data: any iterable of batches, as `quantize` takes for calibration.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         runtime: ``"torch"`` or ``"reference"``; ``None`` is ``q``'s own of these, else the oracle.
@@ -147,7 +149,32 @@ def layer_errors(
         >>> print(octavo.layer_errors(model, q, loader))  # doctest: +SKIP
     """
     optional(TEXT, runtime=runtime)
-    return _Layers.over(model, q, data, inputs, progress, runtime=runtime).result()
+    if regions_in(q):
+        return _of_regions(model, q, data, inputs, progress, runtime)
+    own = require_quantized(q, "layer_errors")
+    return _Layers.over(model, own, data, inputs, progress, runtime=runtime).result()
+
+
+def _of_regions(
+    model: nn.Module,
+    q: nn.Module,
+    data: Iterable[Any],
+    inputs: Callable[[Any], Any] | None,
+    progress: bool,
+    runtime: str | None,
+) -> LayerErrors:
+    """Those of each region, on what it is called with in the float model."""
+    require_float(model, "layer_errors")
+    expect(BATCHES, data=data)
+    regions = regions_in(q)
+    calls = calls_of(model, regions, data, inputs)
+    rows, samples = [], 0
+    for path, region in regions.items():
+        module = model.get_submodule(path)
+        found = _Layers.over(module, region, calls[path], dict, progress, runtime=runtime).result()
+        rows += [replace(row, tensor=f"{path}.{row.tensor}") for row in found.rows]
+        samples = max(samples, found.samples)
+    return LayerErrors(tuple(rows), samples)
 
 
 class _Layers(Beside):

@@ -1,0 +1,58 @@
+"""The regions of a model, and what they are called with when the whole model runs.
+
+Tested in tests/measuring/test_regions.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.errors import InputError
+from octavo.flow.running import calling
+from octavo.flow.watching import hooked
+from octavo.graph.batches import Signature, split_batch
+from octavo.graph.evaluation import evaluating
+from octavo.model.model import QuantizedModel
+from octavo.model.parts import regions_of
+
+
+def regions_in(q: object) -> dict[str, QuantizedModel]:
+    """The regions of a model of the user's class; none of what is one graph, or not quantized."""
+    if isinstance(q, QuantizedModel) or not isinstance(q, nn.Module):
+        return {}
+    return regions_of(q)
+
+
+def calls_of(
+    model: nn.Module,
+    regions: Mapping[str, QuantizedModel],
+    data: Iterable[Any],
+    inputs: Callable[[Any], Any] | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run a model, float or quantized, and note what its regions are called with.
+
+    Returns:
+        The arguments of each call, by their names, for each region by its path.
+
+    Raises:
+        InputError: one of them is never called.
+    """
+    names = {path: list(region.graph.arguments) for path, region in regions.items()}
+    calls: dict[str, list[dict[str, Any]]] = {path: [] for path in regions}
+
+    def tell(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[path].append(dict(zip(names[path], args, strict=False)) | kwargs)
+
+    signature = Signature.of(model)
+    modules = {path: model.get_submodule(path) for path in regions}
+    with torch.no_grad(), evaluating(model), hooked(modules, tell):
+        for batch in data:
+            calling(split_batch(batch, signature, inputs))(model)
+    silent = next((path for path, told in calls.items() if not told), None)
+    if silent is not None:
+        raise InputError(f"the region {silent!r} is not called on this data: give other batches")
+    return calls

@@ -1,0 +1,75 @@
+"""compare, layer_errors and verify of a model with regions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import octavo
+from octavo.errors import InputError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head(y) if y.sum().abs() < 1e9 else y
+
+
+@pytest.fixture
+def models() -> tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    model = Net().eval()
+    data = [(torch.randn(8, 6), torch.arange(8) % 4) for _ in range(3)]
+    q = octavo.quantize(model, calibration=data, scope="regions", target=octavo.host_target())
+    return model, q, data
+
+
+def test_layer_errors_are_those_of_each_region(models) -> None:
+    model, q, data = models
+    found = octavo.layer_errors(model, q, data)
+    alone = octavo.layer_errors(model.body, q.body, data)
+    rows = {row.tensor: row for row in found.rows}
+    assert found.samples == 24
+    assert {name.split(".")[0] for name in rows} == {"body", "head"}
+    for row in alone.rows:
+        assert rows[f"body.{row.tensor}"].sqnr_db == row.sqnr_db
+
+
+def test_verify_joins_regions(models) -> None:
+    _, q, data = models
+    for batches in (None, data):
+        found = octavo.verify(q, batches, runtimes=["torch"])
+        assert found.passed
+        (torch_runtime,) = found.runtimes
+        assert {layer.layer.split(".")[0] for layer in torch_runtime.layers} == {"body", "head"}
+
+
+def test_verify_finds_a_region_that_is_off(models, monkeypatch) -> None:
+    _, q, _ = models
+    found = octavo.verify(q, runtimes=["nowhere"])
+    assert not found.passed
+    assert found.runtimes[0].error.startswith("body: ")
+
+
+def test_compare_takes_a_model_with_regions(models, tmp_path) -> None:
+    model, q, data = models
+    found = octavo.compare(model, q, data, rounds=1, runtimes=["torch", "reference"])
+    names = [row.name for row in found.rows]
+    assert names == ["fp32", "bf16", "int8 torch", "int8 reference"]
+    octavo.save(q, tmp_path / "q")
+    rows = {row.name: row for row in found.rows}
+    assert rows["int8 torch"].size_bytes == (tmp_path / "q").stat().st_size
+    assert "int8 torch: 100 % of the multiply-adds in int8 of the graphs" in found.notes
+    assert rows["int8 torch"].sqnr_db > 20
+
+
+def test_a_region_that_the_data_does_not_reach(models) -> None:
+    model, q, data = models
+    with pytest.raises(InputError, match="the region 'head' is not called on this data"):
+        octavo.layer_errors(model, q, [(x * 1e12, y) for x, y in data])
