@@ -1,8 +1,8 @@
 """What is captured and quantized, over the whole zoo of the tests: static, dynamic, weight-only.
 
 For each network and mode: the share of all multiply-adds that runs on integer weights, the SQNR of
-the outputs against the float network at two other batch sizes than it was captured with, and what
-stayed float that has multiply-adds. Weights are random, so the SQNR is that of a network that
+the outputs against the float network at two batch sizes and, where it takes any, two lengths or
+image sizes, and what stayed float that has multiply-adds. Weights are random, so the SQNR is that of a network that
 nothing has made robust: deep networks without shortcuts or with many branches come out far lower
 than trained ones do. Exact arithmetic (`reference`) for the target of this CPU; the columns with
 "torch" say how the `torch` runtime ran it here.
@@ -74,10 +74,18 @@ def pair(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     return kwargs or args
 
 
-def call(entry: zoo.Entry, batch: int, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def call(
+    entry: zoo.Entry, batch: int, seed: int, another: bool = False
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    example = entry.another if another and entry.another else entry.example
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return zoo.arguments(entry.example(batch))
+        return zoo.arguments(example(batch))
+
+
+def calls(entry: zoo.Entry) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """At two batch sizes, and at another length or image size where the network takes any."""
+    return [call(entry, batch, 100 + batch, size) for size in (False, True) for batch in RUN]
 
 
 def floats(result: object) -> Tensor:
@@ -102,12 +110,12 @@ def row_of(entry: zoo.Entry, modes: Sequence[str]) -> dict[str, Any]:
         graph = octavo.capture(model, *call(entry, CAPTURED, 0))
     except Exception as error:  # noqa: BLE001  (whatever fails is this network's result)
         return row | {"error": problem(error)}
-    calls = [call(entry, batch, 100 + batch) for batch in RUN]
+    runs = calls(entry)
     with torch.no_grad():
-        expected = [floats(model(*args, **kwargs)) for args, kwargs in calls]
+        expected = [floats(model(*args, **kwargs)) for args, kwargs in runs]
     for mode in modes:
         try:
-            row |= _mode_columns(entry, model, graph, mode, calls, expected)
+            row |= _mode_columns(entry, model, graph, mode, runs, expected)
         except Exception as error:  # noqa: BLE001
             row["error"] = f"{mode}: {problem(error)}"
     return row
@@ -118,14 +126,14 @@ def _mode_columns(
     model: nn.Module,
     graph: Graph,
     mode: str,
-    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
+    runs: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
     expected: Sequence[Tensor],
 ) -> dict[str, Any]:
     here = quantized(entry, model, graph, mode, octavo.host_target())
     exact = here.lower("reference")
     columns: dict[str, Any] = {}
     for name, q in (("", exact), ("torch ", here)):
-        found = [floats(q(*args, **kwargs)) for args, kwargs in calls]
+        found = [floats(q(*args, **kwargs)) for args, kwargs in runs]
         columns[f"{mode} {name}share %"] = round(100 * (q.summary().coverage.share or 0.0), 1)
         columns[f"{mode} {name}dB"] = round(sqnr_db(expected, found), 1)
     if not all(map(math.isfinite, columns.values())):

@@ -25,12 +25,14 @@ class Entry:
         family: where it comes from; also the package that must be installed.
         make: the network as its library initialises it.
         example: a call with this many samples, random ones.
+        another: the same at another length or image size, where the network takes any.
     """
 
     name: str
     family: str
     make: Callable[[], nn.Module]
     example: Callable[[int], Call]
+    another: Callable[[int], Call] | None = None
 
     def build(self) -> nn.Module:
         """The network in evaluation mode, its signals as alive as after training."""

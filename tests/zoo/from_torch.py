@@ -84,18 +84,29 @@ def _words(batch: int) -> Call:
     return (tokens(batch, LENGTH, WORDS),)
 
 
+def _fewer_words(batch: int) -> Call:
+    return (tokens(batch, 12, WORDS),)
+
+
 def _padded_words(batch: int) -> Call:
     return {"words": tokens(batch, LENGTH, WORDS), "padding": padding_mask(batch, LENGTH) == 0}
 
 
 ENTRIES = (
-    Entry("unet", "torch", UNet, images(32)),
-    Entry("lstm", "torch", lambda: RecurrentClassifier(nn.LSTM, num_layers=2), _words),
+    Entry("unet", "torch", UNet, images(32), images(48)),
+    Entry(
+        "lstm",
+        "torch",
+        lambda: RecurrentClassifier(nn.LSTM, num_layers=2),
+        _words,
+        _fewer_words,
+    ),
     Entry(
         "bidirectional_gru",
         "torch",
         lambda: RecurrentClassifier(nn.GRU, bidirectional=True),
         _words,
+        _fewer_words,
     ),
     Entry("transformer_encoder", "torch", TransformerClassifier, _words),
     Entry("transformer_encoder_padded", "torch", TransformerClassifier, _padded_words),

@@ -14,11 +14,15 @@ from zoo.entry import Call, Entry, padding_mask, tokens
 WORDS, LENGTH, WIDTH = 120, 32, 48
 
 
-def text(batch: int) -> dict[str, Any]:
+def text(batch: int, length: int = LENGTH) -> dict[str, Any]:
     return {
-        "input_ids": tokens(batch, LENGTH, WORDS),
-        "attention_mask": padding_mask(batch, LENGTH),
+        "input_ids": tokens(batch, length, WORDS),
+        "attention_mask": padding_mask(batch, length),
     }
+
+
+def short_text(batch: int) -> Call:
+    return text(batch, 20)
 
 
 def words(batch: int) -> Call:
@@ -199,4 +203,7 @@ _ROWS: dict[str, _Row] = {
     ),
 }
 
-ENTRIES = tuple(Entry(name, "transformers", row.make, row.example) for name, row in _ROWS.items())
+ENTRIES = tuple(
+    Entry(name, "transformers", row.make, row.example, short_text if row.example is text else None)
+    for name, row in _ROWS.items()
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -203,12 +204,19 @@ class SuperResolution(nn.Module):
         return image
 
 
-def _graph(batch: int) -> Call:
-    return (torch.randn(batch, 12, 16), torch.randint(0, 12, (batch, 30, 2)))
+def _graph(nodes: int, edges: int) -> Callable[[int], Call]:
+    return lambda batch: (
+        torch.randn(batch, nodes, 16),
+        torch.randint(0, nodes, (batch, edges, 2)),
+    )
 
 
-def _noisy(batch: int) -> Call:
-    return (torch.randn(batch, 3, 16, 16), torch.rand(batch) * 1000)
+def _points(count: int) -> Callable[[int], Call]:
+    return lambda batch: (torch.randn(batch, 3, count),)
+
+
+def _noisy(size: int) -> Callable[[int], Call]:
+    return lambda batch: (torch.randn(batch, 3, size, size), torch.rand(batch) * 1000)
 
 
 def _clicks(batch: int) -> Call:
@@ -220,12 +228,12 @@ def _features(batch: int) -> Call:
 
 
 ENTRIES = (
-    Entry("yolo_like", "torch", Detector, images(64)),
-    Entry("graph_network", "torch", GraphNetwork, _graph),
-    Entry("pointnet", "torch", PointNet, lambda batch: (torch.randn(batch, 3, 40),)),
-    Entry("diffusion_unet", "torch", Diffusion, _noisy),
+    Entry("yolo_like", "torch", Detector, images(64), images(96)),
+    Entry("graph_network", "torch", GraphNetwork, _graph(12, 30), _graph(9, 40)),
+    Entry("pointnet", "torch", PointNet, _points(40), _points(25)),
+    Entry("diffusion_unet", "torch", Diffusion, _noisy(16), _noisy(24)),
     Entry("dlrm", "torch", Recommender, _clicks),
     Entry("wide_and_deep", "torch", WideAndDeep, _features),
-    Entry("autoencoder", "torch", Autoencoder, images(32)),
-    Entry("edsr", "torch", SuperResolution, images(16)),
+    Entry("autoencoder", "torch", Autoencoder, images(32), images(48)),
+    Entry("edsr", "torch", SuperResolution, images(16), images(24)),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -194,31 +196,39 @@ class Conformer(nn.Module):
         return letters.log_softmax(-1)
 
 
-def _with_states(batch: int) -> Call:
-    states = (torch.randn(batch, 2, WIDTH) for _ in range(2))
-    return (torch.randn(batch, LENGTH, WIDTH), *states)
+def _with_states(length: int) -> Callable[[int], Call]:
+    def call(batch: int) -> Call:
+        states = (torch.randn(batch, 2, WIDTH) for _ in range(2))
+        return (torch.randn(batch, length, WIDTH), *states)
+
+    return call
 
 
-def _words(batch: int) -> Call:
-    return (tokens(batch, LENGTH, WORDS),)
+def _words(length: int) -> Callable[[int], Call]:
+    return lambda batch: (tokens(batch, length, WORDS),)
 
 
-def _steps(batch: int) -> Call:
-    return (torch.randn(batch, 6, WIDTH),)
+def _floats(*shape: int) -> Callable[[int], Call]:
+    return lambda batch: (torch.randn(batch, *shape),)
 
 
-def _spectra(batch: int) -> Call:
-    return (torch.randn(batch, 64, BANDS),)
+def _entry(
+    name: str,
+    make: Callable[[], nn.Module],
+    example: Callable[[int], Call],
+    another: Callable[[int], Call] | None = None,
+) -> Entry:
+    return Entry(name, "torch", make, example, another)
 
 
 ENTRIES = (
-    Entry("time_major_lstm_with_states", "torch", TimeMajor, _with_states),
-    Entry("bidirectional_lstm_tagger", "torch", Tagger, _words),
-    Entry("lstm_cells", "torch", lambda: CellByCell(nn.LSTMCell), _steps),
-    Entry("gru_cells", "torch", lambda: CellByCell(nn.GRUCell), _steps),
-    Entry("gru_with_attention", "torch", Translator, _words),
-    Entry("crnn", "torch", Crnn, lambda batch: (torch.randn(batch, 1, 32, 64),)),
-    Entry("deepspeech", "torch", DeepSpeech, _spectra),
-    Entry("tcn", "torch", Convolutions, lambda batch: (torch.randn(batch, BANDS, 64),)),
-    Entry("conformer", "torch", Conformer, _spectra),
+    _entry("time_major_lstm_with_states", TimeMajor, _with_states(LENGTH), _with_states(12)),
+    _entry("bidirectional_lstm_tagger", Tagger, _words(LENGTH), _words(12)),
+    _entry("lstm_cells", lambda: CellByCell(nn.LSTMCell), _floats(6, WIDTH)),
+    _entry("gru_cells", lambda: CellByCell(nn.GRUCell), _floats(6, WIDTH)),
+    _entry("gru_with_attention", Translator, _words(LENGTH), _words(12)),
+    _entry("crnn", Crnn, _floats(1, 32, 64), _floats(1, 32, 96)),
+    _entry("deepspeech", DeepSpeech, _floats(64, BANDS), _floats(96, BANDS)),
+    _entry("tcn", Convolutions, _floats(BANDS, 64), _floats(BANDS, 40)),
+    _entry("conformer", Conformer, _floats(64, BANDS), _floats(96, BANDS)),
 )
