@@ -11,6 +11,7 @@ import time
 NAMES = (
     "latency",
     "runtimes",
+    "profiles",
     "memory_bound",
     "pixels",
     "recurrent",

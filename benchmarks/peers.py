@@ -125,6 +125,11 @@ def onnxruntime_float(model: nn.Module, args: Batch) -> Answer:
 
 
 def onnxruntime_static(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> Answer:
+    """`onnxruntime_static_file`, run by ONNX Runtime."""
+    return _session(onnxruntime_static_file(model, args, calibration))
+
+
+def onnxruntime_static_file(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> bytes:
     """ONNX Runtime's static quantizer: QDQ, a scale for each channel of a weight."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
         from onnxruntime import quantization
@@ -148,10 +153,15 @@ def onnxruntime_static(model: nn.Module, args: Batch, calibration: Sequence[Batc
             weight_type=quantization.QuantType.QInt8,
             reduce_range=saturates(),
         )
-        return _session(result)
+        return result.read_bytes()
 
 
 def onnxruntime_dynamic(model: nn.Module, args: Batch) -> Answer:
+    """`onnxruntime_dynamic_file`, run by ONNX Runtime."""
+    return _session(onnxruntime_dynamic_file(model, args))
+
+
+def onnxruntime_dynamic_file(model: nn.Module, args: Batch) -> bytes:
     """ONNX Runtime's dynamic quantizer."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
         from onnxruntime import quantization
@@ -165,7 +175,7 @@ def onnxruntime_dynamic(model: nn.Module, args: Batch) -> Answer:
             weight_type=quantization.QuantType.QInt8,
             reduce_range=saturates(),
         )
-        return _session(result)
+        return result.read_bytes()
 
 
 def openvino_float(model: nn.Module, args: Batch) -> Answer:
@@ -176,6 +186,13 @@ def openvino_float(model: nn.Module, args: Batch) -> Answer:
 def nncf(
     model: nn.Module, args: Batch, calibration: Sequence[Batch], *, transformer: bool
 ) -> Answer:
+    """`nncf_model`, run by OpenVINO."""
+    return _openvino(nncf_model(model, args, calibration, transformer=transformer), {})
+
+
+def nncf_model(
+    model: nn.Module, args: Batch, calibration: Sequence[Batch], *, transformer: bool
+) -> Any:
     """OpenVINO's own conversion, quantized by NNCF."""
     with _quiet():
         import nncf as library
@@ -183,7 +200,7 @@ def nncf(
         library.set_log_level(logging.ERROR)
         # By default this is for the first layer alone, which on these CPUs is not enough.
         overflow = library.OverflowFix.ENABLE if saturates() else library.OverflowFix.FIRST_LAYER
-        quantized = library.quantize(
+        return library.quantize(
             _converted(model, args),
             library.Dataset(list(calibration), lambda batch: [t.numpy() for t in batch]),
             subset_size=len(calibration),
@@ -191,7 +208,6 @@ def nncf(
             model_type=library.ModelType.TRANSFORMER if transformer else None,
             advanced_parameters=library.AdvancedQuantizationParameters(overflow_fix=overflow),
         )
-        return _openvino(quantized, {})
 
 
 def _exported(model: nn.Module, args: Batch, folder: Path) -> Path:
@@ -213,7 +229,7 @@ def _prepared(file: Path) -> Path:
     return result
 
 
-def _session(file: Path) -> Answer:
+def _session(file: Path | bytes) -> Answer:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -140,3 +140,21 @@ def test_scripts_explain_themselves(name: str, capsys: pytest.CaptureFixture[str
 
 def test_all_scripts_are_run_by_one_command() -> None:
     assert set(importlib.import_module("benchmarks.__main__").NAMES) == set(SCRIPTS)
+
+
+def test_a_profile_adds_up_kinds_and_what_is_small() -> None:
+    from benchmarks.profiles import beside
+
+    ours = {"MatMul": [2.0, 3.0], "Add": [0.01], "Cast": [0.02]}
+    rows = {row["kernel"]: row for row in beside({"a": ours, "b": {"Gemm": [4.0]}})}
+    assert list(rows) == ["MatMul", "Gemm", "others", "all"]
+    assert rows["MatMul"] == {
+        "kernel": "MatMul",
+        "a: ms": 5.0,
+        "kernels of a": 2,
+        "b: ms": 0,
+        "kernels of b": 0,
+    }
+    assert rows["others"]["a: ms"] == pytest.approx(0.03)
+    assert rows["all"]["kernels of a"] == 4
+    assert rows["all"]["b: ms"] == 4.0

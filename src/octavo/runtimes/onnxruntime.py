@@ -47,7 +47,7 @@ _ERRORS_ONLY = 3
 # The first makes float layers of integer products wherever shapes are known, the second integers of
 # float weights and biases between quantized tensors; the kernel that the third puts in the place of
 # a sum and a normalization takes several times as long as the two.
-_UNWANTED = ["MatMulAddFusion", "WeightBiasQuantization", "SkipLayerNormFusion"]
+UNWANTED = ["MatMulAddFusion", "WeightBiasQuantization", "SkipLayerNormFusion"]
 # Operators on integers, besides those called QLinear...
 _INTEGER = frozenset(
     """
@@ -128,26 +128,30 @@ _SETTINGS = (
 )
 
 
-def _session(data: bytes, graph: Graph, options: Options, optimized: Path) -> Any:
-    onnxruntime = package()
-    settings = onnxruntime.SessionOptions()
+def session_settings(graph: Graph, options: Options) -> Any:
+    """ONNX Runtime's settings of a session, but for the optimizers that are `UNWANTED`."""
+    settings = package().SessionOptions()
     settings.intra_op_num_threads = options.threads or torch.get_num_threads()
     settings.log_severity_level = _ERRORS_ONLY
     # Left to itself it rounds the float input of a product with integer weights to eight bits.
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if _needs_exact_kernels(
-        graph
-    ):  # slower kernels, for CPUs without VNNI, that sum no pairs of products in int16
+    if _needs_exact_kernels(graph):
+        # Slower ones, for CPUs without VNNI, that sum no pairs of products in int16.
         settings.add_session_config_entry("session.x64quantprecision", "1")
-    settings.optimized_model_filepath = str(optimized)
     if options.batch is not None:
         settings.add_free_dimension_override_by_name(batch_name(graph), options.batch)
+    return settings
+
+
+def _session(data: bytes, graph: Graph, options: Options, optimized: Path) -> Any:
+    settings = session_settings(graph, options)
+    settings.optimized_model_filepath = str(optimized)
     try:
-        return onnxruntime.InferenceSession(
+        return package().InferenceSession(
             data,
             settings,
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=_UNWANTED,
+            disabled_optimizers=UNWANTED,
         )
     except Exception as error:  # its errors share no base of their own
         raise RuntimeUnavailable(f"ONNX Runtime cannot load the model: {_reason(error)}") from error

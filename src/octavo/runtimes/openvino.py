@@ -88,7 +88,7 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     Raises:
         RuntimeUnavailable: OpenVINO cannot compile it.
     """
-    compiled = _compiled(data, options)
+    compiled = compiled_model(data, options)
     integer, otherwise = _executed(compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
     run = _runner(compiled, graph, options.batch)
@@ -117,9 +117,15 @@ _SETTINGS = (
 )
 
 
-def _compiled(data: bytes, options: Options) -> Any:
+def compiled_model(data: bytes, options: Options, **more: Any) -> Any:
+    """An ONNX file as OpenVINO compiles it here; ``more`` are settings of its own.
+
+    Raises:
+        RuntimeUnavailable: it cannot.
+    """
     core = package().Core()
     settings: dict[str, Any] = {
+        **more,
         **_EXACT,
         "INFERENCE_PRECISION_HINT": _PRECISION[options.precision],
         "PERFORMANCE_HINT": "LATENCY",
