@@ -179,7 +179,7 @@ def _graph(work: Workload, model: Model, runtime: str) -> Graph:
             calibration=work.calibration if mode == "static" else None,
             mode=mode,
             target=target_of(runtime),
-            qconfig=qconfig_of(mode),
+            qconfig=qconfig_of(mode, runtime),
             progress=False,
         )
     return q.graph

@@ -154,7 +154,7 @@ def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Cal
             calibration=work.calibration if mode == "static" else None,
             mode=mode,
             target=target_of(runtime),
-            qconfig=qconfig_of(mode),
+            qconfig=qconfig_of(mode, runtime),
             progress=False,
         )
         if has_own_threads(runtime):
@@ -173,10 +173,10 @@ def target_of(runtime: str) -> str:
     return runtime if own else octavo.host_target()
 
 
-def qconfig_of(mode: str) -> octavo.QConfig:
-    """Schemes and observers for this CPU: without VNNI, weights whose products fit in pairs."""
+def qconfig_of(mode: str, runtime: str) -> octavo.QConfig:
+    """Of the runtime's target; without VNNI with weights whose products fit in pairs."""
     make = octavo.static_qconfig if mode == "static" else octavo.dynamic_qconfig
-    return make(octavo.host_target())
+    return make(octavo.host_target() if saturates() else target_of(runtime))
 
 
 def measure(name: str, options: Namespace) -> None:

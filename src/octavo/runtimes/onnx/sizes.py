@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from octavo.graph.graph import Node, Ref
+from octavo.graph.qdq import rounding_behind
 from octavo.runtimes.onnx.elementwise import floor_divided
 from octavo.runtimes.onnx.writer import Converter, Writer
 
@@ -78,7 +79,12 @@ def of_rows(w: Writer, x: Any, width: int) -> str:
     known = [-1 if size is None else size for size in w.meta(x).shape[:-1]]
     if known.count(-1) <= 1:
         return w.ints([*known, width])
-    return w.op("Concat", w.op("Shape", w.read(x), end=-1), w.ints([width]), axis=0)
+    rounding = rounding_behind(w.graph, x)  # that nothing is read back for its sizes alone
+    value = w.read(x if rounding is None else Ref(rounding.name))
+    key = f"{value}.sizes of rows"
+    if key not in w.values:
+        w.values[key] = w.op("Shape", value, end=-1)
+    return w.op("Concat", w.values[key], w.ints([width]), axis=0)
 
 
 def _sym_size(w: Writer, node: Node) -> Any:
