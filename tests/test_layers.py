@@ -39,6 +39,7 @@ OPTIONAL = {
     "pandas": {"octavo.measuring.layers.layer_errors"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {
+        "octavo.flow.transformers",
         "octavo.graph.records",
         "octavo.model.configuration",
         "octavo.qat.transformers",

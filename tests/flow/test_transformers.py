@@ -1,0 +1,125 @@
+"""``from_pretrained(..., quantization_config=OctavoConfig(...))`` and ``save_pretrained``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision_shim  # noqa: F401  before transformers
+
+import octavo
+from octavo.errors import ArtifactError, PlanError
+
+transformers = pytest.importorskip("transformers")
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "weight_only": {},
+    "4 bits": {"bits": 4, "group_size": 32},
+    "dynamic": {"mode": "dynamic"},
+}
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def saved(folder: Path, tied: bool = False) -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def tokens(model: Any) -> torch.Tensor:
+    mask = torch.ones_like(IDS)
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0}
+    generated: torch.Tensor = model.generate(IDS, attention_mask=mask, **options)
+    return generated
+
+
+FRESH = """
+import sys, torch, torchvision_shim
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+import octavo.flow.transformers
+model = LlamaForCausalLM.from_pretrained(sys.argv[1])
+ids = torch.arange(12).reshape(2, 6)
+with torch.no_grad():
+    save_file({"logits": model(ids).logits}, sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_saved_folder_is_the_same_model(
+    options: dict[str, Any], tied: bool, tmp_path: Path
+) -> None:
+    from octavo.flow.transformers import OctavoConfig
+
+    exact = saved(tmp_path / "float", tied)
+    load = transformers.LlamaForCausalLM.from_pretrained
+    q = load(tmp_path / "float", quantization_config=OctavoConfig(**options))
+    layer = q.model.layers[0].mlp.up_proj
+    assert isinstance(layer, octavo.nn.Linear)
+    assert not isinstance(q.lm_head, octavo.nn.Linear)
+    with torch.no_grad():
+        difference = (q(IDS).logits - exact(IDS).logits).norm() / exact(IDS).logits.norm()
+    assert 0 < difference < 0.2
+    q.save_pretrained(tmp_path / "q")
+    again = load(tmp_path / "q")
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, q(IDS).logits)
+    assert torch.equal(tokens(again), tokens(q))
+    assert tokens(q).shape == (2, 9)
+    assert sum(p.stat().st_size for p in (tmp_path / "q").glob("*.safetensors")) < sum(
+        p.stat().st_size for p in (tmp_path / "float").glob("*.safetensors")
+    )
+
+
+def test_a_fresh_process_loads_it(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from octavo.flow.transformers import OctavoConfig
+
+    saved(tmp_path / "float")
+    load = transformers.LlamaForCausalLM.from_pretrained
+    q = load(tmp_path / "float", quantization_config=OctavoConfig())
+    q.save_pretrained(tmp_path / "q")
+    arguments = [str(tmp_path / "q"), str(tmp_path / "result")]
+    subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, capture_output=True)
+    with torch.no_grad():
+        assert torch.equal(load_file(tmp_path / "result")["logits"], q(IDS).logits)
+
+
+def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    from octavo.flow.transformers import OctavoConfig
+
+    saved(tmp_path / "float")
+    load = transformers.LlamaForCausalLM.from_pretrained
+    load(tmp_path / "float", quantization_config=OctavoConfig()).save_pretrained(tmp_path / "q")
+    file = tmp_path / "q" / "config.json"
+    config = json.loads(file.read_text())
+    modules = config["quantization_config"]["modules"]
+    modules["model.layers.9.mlp.up_proj"] = next(iter(modules.values()))
+    file.write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match=r"model\.layers\.9\.mlp\.up_proj"):
+        load(tmp_path / "q")
+
+
+@pytest.mark.parametrize("options", [{"mode": "static"}, {"mode": "dynamic", "bits": 4}])
+def test_what_needs_data_is_refused(options: dict[str, Any]) -> None:
+    from octavo.flow.transformers import OctavoConfig
+
+    with pytest.raises(PlanError):
+        OctavoConfig(**options)
