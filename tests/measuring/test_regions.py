@@ -73,3 +73,9 @@ def test_a_region_that_the_data_does_not_reach(models) -> None:
     model, q, data = models
     with pytest.raises(InputError, match="the region 'head' is not called on this data"):
         octavo.layer_errors(model, q, [(x * 1e12, y) for x, y in data])
+
+
+def test_what_takes_one_graph_says_to_give_a_region(models) -> None:
+    model, q, data = models
+    with pytest.raises(InputError, match=r"give one of them, q\.get_submodule\('body'\)"):
+        octavo.distributions(model, q, data)

@@ -10,6 +10,7 @@ from torch import nn
 from octavo.arguments import described
 from octavo.errors import InputError
 from octavo.model.model import QuantizedModel
+from octavo.model.parts import regions_of
 from octavo.qat import QATModel
 
 
@@ -38,6 +39,9 @@ def _way_to_int8(given: object) -> str:
     if hasattr(type(given), "octavo_model"):
         return "for a model of octavo.compat, give its octavo_model"
     if isinstance(given, nn.Module):
+        region = next(iter(regions_of(given)), None)
+        if region is not None:
+            return f"it has quantized regions: give one of them, q.get_submodule({region!r})"
         return "octavo.quantize makes one from a float model"
     return "octavo.quantize, octavo.convert and octavo.load return one"
 
