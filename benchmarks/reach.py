@@ -2,10 +2,11 @@
 
 For each network and mode: the share of all multiply-adds that runs on integer weights, the SQNR of
 the outputs against the float network at two batch sizes and, where it takes any, two lengths or
-image sizes, and what stayed float that has multiply-adds. Weights are random, so the SQNR is that of a network that
-nothing has made robust: deep networks without shortcuts or with many branches come out far lower
-than trained ones do. Exact arithmetic (`reference`) for the target of this CPU; the columns with
-"torch" say how the `torch` runtime ran it here.
+image sizes, and what stayed float that has multiply-adds. Weights are random, so the SQNR is that
+of a network that nothing has made robust: deep networks without shortcuts or with many branches
+come out far lower than trained ones do. Exact arithmetic (`reference`) for the target of this CPU;
+the columns with "torch" say how the `torch` runtime ran it here. Of networks that no graph holds
+whole, what runs in Python has no multiply-adds that are counted.
 
 `python -m benchmarks.reach --docs docs/reach.md` writes the table of the docs.
 """
@@ -39,9 +40,16 @@ BATCHES = 4
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose2d")
 
 
-def rule_for(graph: Graph, mode: str, target: str) -> octavo.QConfigMapping | None:
+def operators_of(model: nn.Module) -> set[str]:
+    """The operators of a network that no graph holds whole, as far as a rule may ask for them."""
+    kinds = {nn.Conv2d: "conv2d", nn.Linear: "linear", nn.Embedding: "embedding"}
+    return {kinds[type(module)] for module in model.modules() if type(module) in kinds}
+
+
+def rule_for(graph: Graph | nn.Module, mode: str, target: str) -> octavo.QConfigMapping | None:
     """Convolutions, where there is nothing else: they are static unless a rule asks."""
-    ops = {node.short_op for node in graph.nodes}
+    is_graph = isinstance(graph, Graph)
+    ops = {node.short_op for node in graph.nodes} if is_graph else operators_of(graph)
     if mode == "static" or ops & {"linear", "lstm", "gru", "embedding"}:
         return None
     qconfig = octavo.dynamic_qconfig(target) if mode == "dynamic" else octavo.weight_only_qconfig()
@@ -52,8 +60,8 @@ def rule_for(graph: Graph, mode: str, target: str) -> octavo.QConfigMapping | No
 
 
 def quantized(
-    entry: zoo.Entry, model: nn.Module, graph: Graph, mode: str, target: str
-) -> octavo.QuantizedModel:
+    entry: zoo.Entry, model: nn.Module, graph: Graph | nn.Module, mode: str, target: str
+) -> Any:
     """The network in one call, with a rule where the mode needs one."""
     data = [pair(call(entry, CALIBRATED, seed)) for seed in range(BATCHES)]
     with warnings.catch_warnings():
@@ -95,6 +103,13 @@ def floats(result: object) -> Tensor:
     return torch.cat([t.detach().flatten() for t in tensors])
 
 
+def drawn(network: nn.Module, args: Any, kwargs: Any) -> Tensor:
+    """The float values of a call, with the noise that some networks draw always the same."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return floats(network(*args, **kwargs))
+
+
 def sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     likeness = Likeness()
     for one, other in zip(expected, found, strict=True):
@@ -104,15 +119,17 @@ def sqnr_db(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 def row_of(entry: zoo.Entry, modes: Sequence[str]) -> dict[str, Any]:
     """One network, quantized in each mode in one call, and run at two batch sizes."""
-    row: dict[str, Any] = {"network": entry.name, "family": entry.family, "scope": "model"}
+    in_parts = entry in zoo.IN_PARTS
+    scope = "regions" if in_parts else "model"
+    row: dict[str, Any] = {"network": entry.name, "family": entry.family, "scope": scope}
     try:
         model = entry.build()
-        graph = octavo.capture(model, *call(entry, CAPTURED, 0))
+        graph = model if in_parts else octavo.capture(model, *call(entry, CAPTURED, 0))
     except Exception as error:  # noqa: BLE001  (whatever fails is this network's result)
         return row | {"error": problem(error)}
     runs = calls(entry)
     with torch.no_grad():
-        expected = [floats(model(*args, **kwargs)) for args, kwargs in runs]
+        expected = [drawn(model, args, kwargs) for args, kwargs in runs]
     for mode in modes:
         try:
             row |= _mode_columns(entry, model, graph, mode, runs, expected)
@@ -124,27 +141,30 @@ def row_of(entry: zoo.Entry, modes: Sequence[str]) -> dict[str, Any]:
 def _mode_columns(
     entry: zoo.Entry,
     model: nn.Module,
-    graph: Graph,
+    graph: Graph | nn.Module,
     mode: str,
     runs: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
     expected: Sequence[Tensor],
 ) -> dict[str, Any]:
     here = quantized(entry, model, graph, mode, octavo.host_target())
-    exact = here.lower("reference")
+    exact = octavo.lower(here, "reference")
     columns: dict[str, Any] = {}
     for name, q in (("", exact), ("torch ", here)):
-        found = [floats(q(*args, **kwargs)) for args, kwargs in runs]
-        columns[f"{mode} {name}share %"] = round(100 * (q.summary().coverage.share or 0.0), 1)
+        found = [drawn(q, args, kwargs) for args, kwargs in runs]
+        columns[f"{mode} {name}share %"] = round(100 * (octavo.summary(q).coverage.share or 0.0), 1)
         columns[f"{mode} {name}dB"] = round(sqnr_db(expected, found), 1)
     if not all(map(math.isfinite, columns.values())):
         raise ValueError(f"a result is not finite: {columns}")
     if mode == "static":
-        covered = exact.summary().coverage
+        told = octavo.summary(exact)
+        in_python = () if isinstance(graph, Graph) else told.rest.floats
         columns["costs in float"] = _counted(
-            layer.op for layer in covered.floats if layer.multiply_adds
+            layer.op
+            for layer in told.coverage.floats
+            if layer.multiply_adds or (layer.bytes and layer in in_python)
         )
         columns["float in torch"] = _counted(
-            here.plan.tensors[name].op for name in here.lowered.fallbacks
+            layer.op for layer in octavo.summary(here).coverage.floats if layer.runtime
         )
     return columns
 
@@ -172,7 +192,8 @@ def _figures(row: Mapping[str, Any], mode: str) -> str:
     share = row.get(f"{mode} share %")
     if share is None:
         return str(row["error"])
-    return f"{percent(share / 100)}, {row[f'{mode} dB']:.1f}"
+    of = " of the graphs" if row["scope"] == "regions" else ""
+    return f"{percent(share / 100)}{of}, {row[f'{mode} dB']:.1f}"
 
 
 def write_table(text: str, path: Path) -> None:
@@ -186,11 +207,12 @@ def write_table(text: str, path: Path) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Quantize the zoo and report."""
     made = parser(__doc__)
-    made.add_argument("--only", nargs="*", choices=list(zoo.BY_NAME), help="these networks")
+    known = {entry.name: entry for entry in (*zoo.ENTRIES, *zoo.IN_PARTS)}
+    made.add_argument("--only", nargs="*", choices=list(known), help="these networks")
     made.add_argument("--modes", nargs="*", default=list(octavo.quantization.targets.MODES))
     made.add_argument("--docs", type=Path, help="file whose table is written anew: docs/reach.md")
     options = parsed(made, words)
-    entries = [zoo.BY_NAME[name] for name in options.only] if options.only else zoo.ENTRIES
+    entries = [known[name] for name in options.only or known]
     settings = {"networks": len(entries), "target": octavo.host_target()}
     report = Report("reach", "The zoo, quantized", settings)
     for entry in entries:
