@@ -17,6 +17,7 @@ NAMES = (
     "recurrent",
     "native",
     "tokens",
+    "open_sizes",
     "qat_step",
     "articles",
     "calibration",

@@ -29,7 +29,7 @@ from benchmarks.workloads import MODELS, Model, Workload
 from octavo.graph.graph import Graph
 from octavo.runtimes import RUNTIMES, Options
 from octavo.runtimes.onnxruntime import UNWANTED, session_settings
-from octavo.runtimes.openvino import compiled_model
+from octavo.runtimes.openvino import compiled_model, sides_of_images
 
 SMALL = 0.01  # of the whole: kinds that take less are added up
 OURS, PEER = "Octavo", "peer"
@@ -96,8 +96,9 @@ def on_openvino(work: Workload, model: Model, calls: int) -> dict[str, Times]:
         "INFERENCE_NUM_THREADS": options.threads,
     }
     theirs = openvino.Core().compile_model(quantized, "CPU", settings)
-    data = _file(_graph(work, model, "openvino"), "openvino")
-    mine = compiled_model(data, options, PERF_COUNT=True)
+    graph = _graph(work, model, "openvino")
+    data = _file(graph, "openvino")
+    mine = compiled_model(data, options, sides_of_images(graph), PERF_COUNT=True)
     return {
         OURS: _openvino_times(mine, work.args, calls),
         PEER: _openvino_times(theirs, work.args, calls),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+import octavo
 from octavo.graph.graph import Graph, Input, TensorMeta
-from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.examples import random_inputs, smaller_inputs
 
 
 def _graph(dtype: str, seen: tuple[float, float] | None, shape=(None, 500)) -> Graph:
@@ -51,3 +53,12 @@ def test_a_seed_is_a_batch():
     one, same, other = (random_inputs(graph, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+
+
+def test_smaller_inputs_are_within_the_guards() -> None:
+    halved = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.PixelUnshuffle(2))
+    graph = octavo.capture(halved, torch.randn(2, 3, 8, 12))
+    smaller = smaller_inputs(graph)
+    assert smaller is not None
+    assert [list(tensor.shape) for tensor in smaller] == [[2, 3, 6, 10]]
+    assert smaller_inputs(octavo.capture(nn.Linear(8, 4), torch.randn(2, 8))) is None

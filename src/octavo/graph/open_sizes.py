@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from octavo.arguments import Kind
 from octavo.errors import InputError
 from octavo.graph.graph import BATCH, BATCH_NAMES, Graph
@@ -142,3 +144,11 @@ def batch_sizes(graph: Graph) -> Iterator[tuple[str, int]]:
 def batch_name(graph: Graph) -> str:
     """What the size of the batch is called."""
     return next((e.axes[e.batch_axis] for e in graph.inputs if e.batch_axis is not None), BATCH)
+
+
+def has_batch(graph: Graph, tensors: Sequence[Tensor], batch: int) -> bool:
+    """Whether a call's batch, wherever it is open, is of this size."""
+    return all(
+        entry.batch_axis is None or tensor.shape[entry.batch_axis] == batch
+        for entry, tensor in zip(graph.inputs, tensors, strict=True)
+    )

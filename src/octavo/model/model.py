@@ -26,6 +26,7 @@ from octavo.errors import (
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, filled_output, flatten_call
 from octavo.graph.graph import GRAPH, Graph, TensorMeta
+from octavo.graph.open_sizes import has_batch
 from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.graph.records import with_objects
@@ -40,7 +41,7 @@ from octavo.model.summary import Summary, summarize
 from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.quantization.plan import PLAN, Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
-from octavo.runtimes.examples import random_inputs, takes, takes_batch
+from octavo.runtimes.examples import random_inputs, smaller_inputs, takes, takes_batch
 
 # One thread at a time makes a model ready: two that call a new model at once do it once, and the
 # compilers of some runtimes are for one thread.
@@ -206,19 +207,25 @@ class QuantizedModel(nn.Module):
         batch, kept = self.options.batch, self.samples
         if kept is not None and not takes(self._structure, kept):
             kept = None
-        if kept is None or (batch is not None and any(len(t) != batch for t in kept if t.dim())):
+        if kept is None or (batch is not None and not has_batch(self._structure, kept, batch)):
             sizes = (_SAMPLES,) if self._is_small else (1, _SAMPLES)
             usual = next((size for size in sizes if takes_batch(self._structure, size)), None)
             kept = random_inputs(self._structure, batch or usual)
         if sum(tensor.numel() for tensor in kept) > _MOST_VALUES:
             return []
-        # Where it takes no time: some faults show in a batch of one, or in one that is larger.
+        # Where it takes no time: some faults show in a batch of one, in one that is larger, or at
+        # other sizes than the example's.
         others = [
             size
             for size in (_OTHER_BATCHES if self._is_small and batch is None else ())
             if takes_batch(self._structure, size)
         ]
-        return [kept, *(random_inputs(self._structure, size, seed=size) for size in others)]
+        smaller = smaller_inputs(self._structure) if others else None
+        return [
+            kept,
+            *(random_inputs(self._structure, size, seed=size) for size in others),
+            *([smaller] if smaller is not None else []),
+        ]
 
     @Signed
     def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import InputError
-from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.program import run_of
 from octavo.graph.tracing import without_values
 from octavo.quantization.float_graph import roundings_removed
@@ -44,7 +44,7 @@ class Watched:
         values: floats that ought to be finite.
         masks: floats that are only added to scores before a softmax: minus infinity hides a score,
             but one in each row has to be left.
-        batched: inputs with an open size, and the axis where it is.
+        batched: inputs with an open batch, and the axis where it is.
     """
 
     values: tuple[int, ...]
@@ -62,7 +62,7 @@ class Watched:
             tuple(
                 (index, axis)
                 for index, entry in enumerate(graph.inputs)
-                if (axis := _batch_axis(entry.meta)) is not None
+                if (axis := entry.batch_axis) is not None
             ),
         )
 
@@ -137,7 +137,7 @@ def run_around(
     if bool(bad.all()):
         return tuple(exact[name] for name in names)
     pairs = zip(graph.inputs, tensors, strict=True)
-    results = run(*(_emptied(tensor, entry.meta, bad) for entry, tensor in pairs))
+    results = run(*(_emptied(tensor, entry, bad) for entry, tensor in pairs))
     return tuple(
         _merged(result, exact[name], graph.metas.get(name), bad)
         for name, result in zip(names, results, strict=True)
@@ -198,10 +198,10 @@ def _floats_behind(graph: Graph, name: str) -> Iterator[str]:
             to_see += graph.by_name[current].refs()
 
 
-def _emptied(tensor: Tensor, meta: TensorMeta, bad: Tensor) -> Tensor:
+def _emptied(tensor: Tensor, entry: Input, bad: Tensor) -> Tensor:
     """An input with zeros for bad samples: they stretch no range that others share."""
-    axis = _batch_axis(meta)
-    if axis is None or not _is_float(meta):
+    axis = entry.batch_axis
+    if axis is None or not _is_float(entry.meta):
         return tensor
     return torch.where(_along(bad, axis, tensor), 0.0, tensor)
 

@@ -15,6 +15,7 @@ from octavo.graph.open_sizes import batch_sizes
 from octavo.graph.size_guards import sizes_in
 
 _LARGE = 1e6  # beyond it a range is not one of numbers: a mask holds nothing but its ends
+_LESS = (1, 2, 4, 8, 16, 32)  # by which a size is made smaller, until a model takes it
 _SET = 0.9  # share of a mask's elements that are let through
 
 
@@ -38,6 +39,27 @@ def random_inputs(graph: Graph, batch: int | None = None, seed: int = 0) -> tupl
     check_guards(graph, sizes)
     generator = torch.Generator().manual_seed(seed)
     return tuple(_random(entry, sizes[entry.name], generator) for entry in graph.inputs)
+
+
+def smaller_inputs(graph: Graph, seed: int = 0) -> tuple[Tensor, ...] | None:
+    """As `random_inputs`, where open sizes but for the batch are smaller than the example's.
+
+    ``None`` where there are none, or the model was captured for no such sizes.
+    """
+    for less in _LESS:
+        sizes = {
+            entry.name: tuple(
+                max(1, size - less) if called and axis != entry.batch_axis else size
+                for axis, (size, called) in enumerate(zip(entry.sizes, entry.axes, strict=True))
+            )
+            for entry in graph.inputs
+        }
+        if sizes == _sizes(graph, None):
+            return None
+        if graph.broken_guard(sizes) is None:
+            generator = torch.Generator().manual_seed(seed)
+            return tuple(_random(entry, sizes[entry.name], generator) for entry in graph.inputs)
+    return None
 
 
 def takes(graph: Graph, tensors: Sequence[Tensor]) -> bool:

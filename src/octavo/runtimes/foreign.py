@@ -11,19 +11,21 @@ from typing import Any
 from torch import Tensor
 
 from octavo.errors import InputError
+from octavo.graph.graph import Graph
+from octavo.graph.open_sizes import has_batch
 
 
-def check_batch(tensors: Sequence[Tensor], batch: int | None) -> None:
+def check_batch(graph: Graph, tensors: Sequence[Tensor], batch: int | None) -> None:
     """Refuse another batch size than the one a model was made for.
 
     Raises:
         InputError: it differs.
     """
-    samples = tensors[0].shape[0] if tensors and tensors[0].dim() else batch
-    if batch is not None and samples != batch:
+    if batch is not None and not has_batch(graph, tensors, batch):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
         raise InputError(
-            f"the batch has {samples} samples, the model was lowered with batch={batch}; "
-            "lower it without batch for any size"
+            f"the inputs are {shapes}, the model was lowered with batch={batch}; lower it without "
+            "batch for any size"
         )
 
 

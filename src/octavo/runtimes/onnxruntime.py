@@ -162,7 +162,7 @@ def _runner(session: Any, graph: Graph, batch: int | None) -> Callable[..., tupl
     names = graph.input_names()
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        check_batch(tensors, batch)
+        check_batch(graph, tensors, batch)
         arrays = map(as_array, tensors)
         feeds = {n: array for n, array in zip(names, arrays, strict=True) if n in read}
         try:

@@ -6,8 +6,8 @@ that runs on integers.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from octavo.errors import RuntimeUnavailable, optional_import
 from octavo.graph.graph import Graph
+from octavo.graph.open_sizes import batch_sizes
 from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import as_array, check_batch
@@ -57,6 +58,12 @@ _ERRORS = {None: 2.0**-15, "float32": 2.0**-15, "bfloat16": 2.0**-7}
 _PRECISION = {None: "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
+_IMAGE = 4  # dimensions
+_MOST_PROGRAMS = 8
+# Input and axis -> size.
+Sizes = dict[tuple[str, int], int]
+
+
 def package() -> Any:
     """OpenVINO.
 
@@ -88,11 +95,11 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     Raises:
         RuntimeUnavailable: OpenVINO cannot compile it.
     """
-    compiled = compiled_model(data, options)
-    integer, otherwise = _executed(compiled)
+    batch = {} if options.batch is None else dict.fromkeys(batch_sizes(graph), options.batch)
+    programs = _Programs(graph, options, lambda sides: compiled_model(data, options, sides | batch))
+    integer, otherwise = _executed(programs.of([entry.sizes for entry in graph.inputs]).compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
-    run = _runner(compiled, graph, options.batch)
-    lowered = Lowered(run, kernels, fallbacks)
+    lowered = Lowered(programs.run, kernels, fallbacks)
     return replace(lowered, float_error=_ERRORS[options.precision])
 
 
@@ -107,7 +114,7 @@ def as_others_load(data: bytes, graph: Graph) -> Lowered:
         compiled = core.compile_model(core.read_model(data), "CPU")
     except RuntimeError as error:
         raise RuntimeUnavailable(f"OpenVINO cannot compile the model: {_reason(error)}") from error
-    return Lowered(_runner(compiled, graph, None), {}, {})
+    return Lowered(_Programs(graph, Options(), lambda sides: compiled).run, {}, {})
 
 
 # What `from_file` sets, in words.
@@ -117,8 +124,14 @@ _SETTINGS = (
 )
 
 
-def compiled_model(data: bytes, options: Options, **more: Any) -> Any:
-    """An ONNX file as OpenVINO compiles it here; ``more`` are settings of its own.
+def compiled_model(data: bytes, options: Options, sizes: Sizes | None = None, **more: Any) -> Any:
+    """An ONNX file as OpenVINO compiles it here.
+
+    Args:
+        data: the file.
+        options: how it is run.
+        sizes: those that are open in the file and known now, by input and axis.
+        more: settings of OpenVINO's own.
 
     Raises:
         RuntimeUnavailable: it cannot.
@@ -133,8 +146,8 @@ def compiled_model(data: bytes, options: Options, **more: Any) -> Any:
     }
     try:
         model = core.read_model(data)
-        if options.batch is not None:
-            model.reshape(_with_batch(model, options.batch))
+        if sizes:
+            model.reshape(_with_sizes(model, sizes))
         if options.cache is not None:
             return _from_cache(core, model, settings | {"CACHE_DIR": str(options.cache)})
         return core.compile_model(model, "CPU", settings)
@@ -142,13 +155,16 @@ def compiled_model(data: bytes, options: Options, **more: Any) -> Any:
         raise RuntimeUnavailable(f"OpenVINO cannot compile the model: {_reason(error)}") from error
 
 
-def _with_batch(model: Any, batch: int) -> dict[str, Any]:
-    """The inputs' shapes with a number for the batch, where it is open."""
+def _with_sizes(model: Any, known: Sizes) -> dict[str, Any]:
+    """The inputs' shapes with numbers where sizes are known, by input and axis."""
     openvino, shapes = package(), {}
     for entry in model.inputs:
-        first, *rest = list(entry.get_partial_shape())
+        given = {axis: size for (name, axis), size in known.items() if name in entry.get_names()}
         shapes[entry.get_any_name()] = openvino.PartialShape(
-            [openvino.Dimension(batch) if first.is_dynamic else first, *rest]
+            [
+                openvino.Dimension(given[axis]) if axis in given else size
+                for axis, size in enumerate(entry.get_partial_shape())
+            ]
         )
     return shapes
 
@@ -162,15 +178,34 @@ def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
         return core.compile_model(model, "CPU", without)
 
 
-def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tuple[Any, ...]]:
-    idle: deque[Any] = deque()  # a request serves one call at a time: one for each that overlap
-    count = len(compiled.outputs)
-    read = _inputs_read(compiled, graph)
+def sides_of_images(graph: Graph) -> Sizes:
+    """The open sizes of images but for the batch, as they are in the example."""
+    return {
+        (entry.name, axis): entry.sizes[axis]
+        for entry in graph.inputs
+        for axis, size in enumerate(entry.meta.shape)
+        if size is None and len(entry.axes) >= _IMAGE and axis != entry.batch_axis
+    }
 
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        check_batch(tensors, batch)
-        arrays = [as_array(tensors[index]) for index in read]
-        request = _taken(idle) or compiled.create_infer_request()
+
+class _Program:
+    """A model as it was compiled for some sizes."""
+
+    def __init__(self, compiled: Any, graph: Graph) -> None:
+        self.compiled = compiled
+        # A request serves one call at a time: one for each that overlap.
+        self.idle: deque[Any] = deque()
+        self.read = _inputs_read(compiled, graph)
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What the model gives.
+
+        Raises:
+            RuntimeUnavailable: OpenVINO cannot run it.
+        """
+        count = len(self.compiled.outputs)
+        arrays = [as_array(tensors[index]) for index in self.read]
+        request = _taken(self.idle) or self.compiled.create_infer_request()
         try:
             results = request.infer(arrays, share_inputs=True, share_outputs=True)
             # Copied, since the request's next call writes to the same memory. To give OpenVINO
@@ -181,9 +216,48 @@ def _runner(compiled: Any, graph: Graph, batch: int | None) -> Callable[..., tup
             words = f"OpenVINO cannot run these inputs: {_reason(error)}"
             raise RuntimeUnavailable(words) from error
         finally:
-            idle.append(request)
+            self.idle.append(request)
 
-    return run
+
+class _Programs:
+    """A model for any sizes: compiled once for each size of images that it met last.
+
+    For images of open sizes OpenVINO computes concatenations and moves of integers wrongly, which
+    it does right where it knows the sides.
+
+    Args:
+        graph: the model.
+        options: how it is run.
+        compile_for: makes it for images of some sides.
+    """
+
+    def __init__(self, graph: Graph, options: Options, compile_for: Callable[[Sizes], Any]) -> None:
+        self.graph, self.batch, self.compile_for = graph, options.batch, compile_for
+        self.sides = sides_of_images(graph)
+        self.known: OrderedDict[tuple[int, ...], _Program] = OrderedDict()
+
+    def of(self, shapes: Sequence[Sequence[int]]) -> _Program:
+        """The program for inputs of these shapes."""
+        of_input = dict(zip(self.graph.input_names(), shapes, strict=True))
+        sizes = tuple(of_input[name][axis] for name, axis in self.sides)
+        program = self.known.pop(sizes, None)
+        if program is None:
+            compiled = self.compile_for(dict(zip(self.sides, sizes, strict=True)))
+            program = _Program(compiled, self.graph)
+        self.known[sizes] = program
+        while len(self.known) > _MOST_PROGRAMS:
+            self.known.popitem(last=False)
+        return program
+
+    def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the model gives.
+
+        Raises:
+            InputError: the batch is not the one that it was lowered for.
+            RuntimeUnavailable: OpenVINO cannot run it.
+        """
+        check_batch(self.graph, tensors, self.batch)
+        return self.of([tensor.shape for tensor in tensors]).run(tensors)
 
 
 def _taken(idle: deque[Any]) -> Any:

@@ -42,7 +42,7 @@ _OPERATORS = {
 _EXACT = ("==", "and", "or")
 # Parts of a condition on sizes: one of more is no longer one that anybody reads, and sizes that
 # are computed from it take export minutes.
-_LONGEST = 150
+_LONGEST = 60
 
 
 @dataclass(frozen=True)

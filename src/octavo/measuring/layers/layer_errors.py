@@ -18,7 +18,7 @@ from octavo.arguments import BATCHES, TEXT, expect, optional
 from octavo.display import Result, Table
 from octavo.errors import optional_import
 from octavo.graph.batches import Batch
-from octavo.graph.calls import flatten_call
+from octavo.graph.calls import first_samples, flatten_call
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
@@ -285,9 +285,10 @@ def _returning_floats(plan: Plan) -> list[str]:
 
 def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
     """The first sample of a batch, where the graph leaves the batch size free: it is run slowly."""
-    if any(entry.meta.shape[:1] != (None,) for entry in graph.inputs):
+    pairs = list(zip(graph.inputs, tensors, strict=True))
+    if any(entry.batch_axis is None for entry, _ in pairs):
         return tensors
-    return [tensor[:1] for tensor in tensors]
+    return [first_samples(entry, tensor, 1) for entry, tensor in pairs]
 
 
 def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:

@@ -12,6 +12,7 @@ from functools import reduce
 
 from octavo.errors import ExportError
 from octavo.graph.graph import Graph, Node
+from octavo.graph.open_sizes import tied
 from octavo.graph.size_guards import Expression, Guard, sizes_in
 from octavo.runtimes.onnx.dialect import Dialect
 from octavo.runtimes.onnx.elementwise import floor_divided
@@ -52,7 +53,7 @@ def with_squeezing_guarded(graph: Graph, dialect: Dialect) -> Graph:
     reason = "squeeze() takes the axis of a batch of one away; name the axis: x.squeeze(1)"
     if not dialect.squeezes_batches:
         raise ExportError(f"{open_ones[0]!r} has no ONNX form that is right here: {reason}")
-    sizes = (("size", i.name, 0) for i in graph.inputs if i.meta.shape[:1] == (None,))
+    sizes = (("size", *size) for group in tied(graph) for size in sorted(group))
     guards = tuple(Guard((">", size, 1), reason) for size in sizes)
     return replace(graph, guards=(*graph.guards, *guards))
 
