@@ -35,6 +35,15 @@ class Text(nn.Module):
         return self.head(self.table(tokens).mean(1))
 
 
+class Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(50, 16, mode="mean"), nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens))
+
+
 class AllCases(nn.Module):
     """Every case on an input of its own kind: of as many dimensions as it has, or tokens."""
 
@@ -48,7 +57,8 @@ class AllCases(nn.Module):
         }
         for kind in (nn.LSTM, nn.GRU, nn.RNN):
             cases[kind.__name__], self.inputs[kind.__name__] = Recurrent(kind), 1
-        cases["embedding"], self.inputs["embedding"] = Text(), 4
+        for name, text in (("embedding", Text()), ("embedding bag", Bags())):
+            cases[name], self.inputs[name] = text, 4
         self.cases = nn.ModuleDict({name.replace(" ", "_"): case for name, case in cases.items()})
 
     def forward(
@@ -75,7 +85,7 @@ WAYS: dict[str, tuple[str, list[str], octavo.QConfig]] = {
     "dynamic, one range": ("dynamic", LAYERS, octavo.dynamic_qconfig(TARGET, per_token=False)),
     "weight-only": ("weight_only", LAYERS, octavo.weight_only_qconfig()),
 }
-OTHERS = ("LSTM", "GRU", "RNN", "embedding")
+OTHERS = ("LSTM", "GRU", "RNN", "embedding", "embedding bag")
 NAMES = {
     way: (*(name for name in CASES if way == "static" or has_weights(name)), *OTHERS)
     for way in WAYS

@@ -84,7 +84,7 @@ def test_threads_quantize_save_load_and_call_at_once(tmp_path: Path) -> None:
 
     def failing() -> None:
         try:
-            octavo.quantize(branching, x, progress=False)
+            octavo.quantize(branching, x, scope="model", progress=False)
         except octavo.OctavoError:
             return
         raise AssertionError("a branch on values was captured")

@@ -21,6 +21,7 @@ from octavo.runtimes.onnx import (
     reductions,
     shapes,
     sizes,
+    tables,
 )
 from octavo.runtimes.onnx.writer import Converter
 
@@ -34,6 +35,7 @@ CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
         **creation.CONVERTERS,
         **sizes.CONVERTERS,
         **layers.CONVERTERS,
+        **tables.CONVERTERS,
         **pooling.CONVERTERS,
         **recurrent.CONVERTERS,
         "linear": quantization.linear,

@@ -9,7 +9,6 @@ import numpy as np
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
-from octavo.runtimes.onnx.blocks import embedding as of_blocks
 from octavo.runtimes.onnx.sizes import TO_THE_END, length_of
 from octavo.runtimes.onnx.writer import Converter, Writer
 
@@ -87,22 +86,6 @@ def _conv_transpose(w: Writer, node: Node) -> Any:
         output_padding=each(given["output_padding"], dims),
         group=int(given["groups"]),
     )
-
-
-def _embedding(w: Writer, node: Node) -> Any:
-    """Rows are picked as integers and dequantized then: not the table at each call."""
-    table, ids = node.args[:2]
-    integers = quantization.integers_of(w, table)
-    if integers is None or not integers.symmetric or integers.axis is None:
-        blocks = quantization.blocks_of(w, table)
-        if blocks is not None:
-            return of_blocks(w, ids, blocks)
-        return w.op("Gather", quantization.weight(w, table), w.read(ids), axis=0)
-    q = w.initializer(integers.name, integers.integers)
-    scale = w.initializer(integers.reader.args[1].name, integers.scale.flatten())
-    rows = w.op("Cast", w.op("Gather", q, w.read(ids), axis=0), to=1)
-    scales = w.op("Unsqueeze", w.op("Gather", scale, w.read(ids), axis=0), w.ints([-1]))
-    return w.op("Mul", rows, scales)
 
 
 def _matmul(w: Writer, node: Node) -> Any:
@@ -243,7 +226,6 @@ def _rms_norm(w: Writer, node: Node) -> Any:
 CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _conv),
     **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _conv_transpose),
-    "embedding": _embedding,
     **dict.fromkeys(["matmul", "bmm", "mm", "mv", "dot"], _matmul),
     "addmm": _addmm,
     "baddbmm": _baddbmm,
