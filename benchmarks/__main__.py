@@ -33,6 +33,7 @@ NAMES = (
     "search",
     "qat_accuracy",
     "qat_deployed",
+    "detection",
     "reach",
     "demo",
 )
