@@ -152,7 +152,7 @@ def rows(names: Sequence[str], samples: int) -> Iterator[dict[str, object]]:
             "float boxes": sum(len(boxes["boxes"]) for boxes in wanted),
             "found in int8": share(wanted, answers(q, images)),
             "found in float, input half a step off": share(wanted, moved),
-            "multiply-adds in int8": octavo.summary(q).coverage,
+            "multiply-adds in int8": octavo.summary(q).coverage.share,
         }
 
 
