@@ -190,9 +190,8 @@ def test_torchvisions_detectors_in_one_line(make: Callable[[], nn.Module]) -> No
             wanted, got = net(shown), q(shown)
             assert [set(a) for a in got] == [set(a) for a in wanted]
             assert found(wanted, got) >= least
-            near = [sqnr_db(a, b) for a, b in zip(maps(net, shown[0]), maps(q, shown[0]))]
-            print(make.__name__, found(wanted, got), near)
-            assert min(near) > 15
+            pairs = zip(maps(net, shown[0]), maps(q, shown[0]), strict=True)
+            assert min(sqnr_db(a, b) for a, b in pairs) > 15
 
 
 def test_a_backbone_alone_and_saved(tmp_path: Path) -> None:
