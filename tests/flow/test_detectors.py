@@ -253,3 +253,40 @@ def test_a_network_that_makes_its_anchors_and_suppresses_boxes_itself() -> None:
             x = torch.stack(images(*[size] * count, seed=7))
             assert sqnr_db(net.raw(x), q.raw(x)) > 20
             assert [len(boxes) for boxes in q(x)] == [10] * count
+
+
+def test_a_detector_without_suppression_is_one_graph_for_any_size() -> None:
+    transformers = pytest.importorskip("transformers")
+    made = {"layers": 1, "attention_heads": 2, "ffn_dim": 64}
+    config = transformers.DetrConfig(
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=transformers.ResNetConfig(
+            embedding_size=16,
+            hidden_sizes=[16, 24, 32, 48],
+            depths=[1, 1, 1, 1],
+            layer_type="basic",
+            out_features=["stage4"],
+        ),
+        d_model=WIDTH,
+        num_queries=8,
+        num_labels=CLASSES,
+        **{
+            f"{half}_{key}": value for half in ("encoder", "decoder") for key, value in made.items()
+        },
+    )
+    net = built(lambda: transformers.DetrForObjectDetection(config))
+
+    def masked(*sizes: tuple[int, int]) -> dict[str, Tensor]:
+        pixels = torch.stack(images(*sizes, seed=len(sizes)))
+        return {"pixel_values": pixels, "pixel_mask": torch.ones_like(pixels[:, 0]).long()}
+
+    q = quantized(net, calibration=[masked(SMALL, SMALL), masked(LARGE)])
+    assert isinstance(q, octavo.QuantizedModel)
+    assert octavo.summary(q).coverage.share >= 0.95
+    with torch.no_grad():
+        for sizes in ([SMALL], [LARGE] * 3, [(64, 160)] * 2):
+            wanted, got = net(**masked(*sizes)), q(**masked(*sizes))
+            assert sqnr_db(wanted.logits, got.logits) > 12
+            assert sqnr_db(wanted.pred_boxes, got.pred_boxes) > 20
