@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import octavo
-from octavo.errors import CaptureError, ExportError
+from octavo.errors import ExportError, PlanError
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_torchs_new_onnx_export_tells_the_way_out_too(
 
 
 def test_quantized_again_it_is_refused(q: octavo.QuantizedModel, x: Tensor) -> None:
-    with pytest.raises(CaptureError, match=r"quantized already: .* start from the float model"):
+    with pytest.raises(PlanError, match=r"quantized already, at '0': start from the float model"):
         octavo.quantize(nn.Sequential(q, nn.Linear(4, 4)), calibration=[x], progress=False)
 
 

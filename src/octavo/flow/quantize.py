@@ -20,6 +20,7 @@ from octavo.graph.capture.example import module_of
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
+from octavo.model.nn import QuantizedModule
 from octavo.qat import QATModel
 from octavo.quantization.calibrate import NO_CALIBRATION
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
@@ -159,13 +160,12 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     """
     if isinstance(model, QATModel):
         raise PlanError("the model is prepared for training: octavo.convert makes it int8")
-    if isinstance(model, QuantizedModel):
-        raise PlanError("the model is quantized already: start from the float model")
     expect(METHODS, weights=weights)
     expect(_SCOPE, scope=scope)
     optional(_ONLY, only=only)
     optional(FUNCTION, run=run)
     model = module_of(model)
+    _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     scope = _scope(scope, only, run, pixels, open_sizes)
     if scope == "modules":
@@ -204,6 +204,18 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     if why:
         warnings.warn(told_of_regions(quantized, why), OctavoWarning, stacklevel=2)
     return quantized
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    """Raise for a model of which a part is quantized.
+
+    Raises:
+        PlanError: it names the part.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, QuantizedModel | QuantizedModule):
+            where = f", at {path!r}" if path else ""
+            raise PlanError(f"the model is quantized already{where}: start from the float model")
 
 
 def _scope(

@@ -18,7 +18,7 @@ from octavo.errors import CaptureError
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import OpenSizes, batch_sizes, check_stated, named, tied
-from octavo.graph.size_guards import Guard
+from octavo.graph.size_guards import Guard, sizes_in
 
 # Whether an axis of one of a call's tensors may be open.
 MayBeOpen = Callable[[Tensor, int], bool]
@@ -49,11 +49,57 @@ def with_sizes_open(
     """
     if open_sizes is None:
         try:
-            return named(graph_for(args, kwargs, is_any), {})
+            return named(_with_all(graph_for, args, kwargs), {})
         except CaptureError as error:
             fixed = named(graph_for(args, kwargs, _is_first), {})
             return _told(fixed, str(error).split(". ")[0])
     return named(_with_few(graph_for, args, kwargs, open_sizes), open_sizes)
+
+
+def _with_all(graph_for: GraphFor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+    """The graph with all sizes open that the model leaves open."""
+    graph = graph_for(args, kwargs, is_any)
+    pinned = _pinned(graph)
+    if not pinned:
+        return graph
+    left = _open(graph) - pinned.keys()
+    graph = graph_for(args, kwargs, _among(left, graph, args, kwargs))
+    examples = {entry.name: entry.sizes for entry in graph.inputs}
+    guards = (
+        Guard(("==", ("size", name, axis), examples[name][axis]), guard.reason)
+        for (name, axis), guard in pinned.items()
+    )
+    return replace(graph, guards=(*graph.guards, *guards))
+
+
+def _pinned(graph: Graph) -> dict[tuple[str, int], Guard]:
+    """The sizes that the model computes with until they give a number, and the guard that says so.
+
+    As of images that are flattened for a linear layer, ``4 * (h // 2) * (w // 2) == 36``. Few sizes
+    satisfy that, and those that do are not what anyone has in mind. First axes stay as they are.
+    """
+    pinned: dict[tuple[str, int], Guard] = {}
+    for guard in graph.guards:
+        kind, *sides = guard.condition
+        computed = [side for side in sides if isinstance(side, tuple)]
+        if kind == "==" and len(computed) == 1 and computed[0][0] in ("+", "*", "//"):
+            of_rest = (size for size in sizes_in(guard.condition) if size[1])
+            pinned |= {size: guard for size in of_rest if size in _open(graph)}
+    return pinned
+
+
+def _open(graph: Graph) -> set[tuple[str, int]]:
+    """Input and axis of each open size."""
+    return {size for group in tied(graph) for size in group}
+
+
+def _among(
+    sizes: set[tuple[str, int]], graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> MayBeOpen:
+    """Whether an axis of one of this call's tensors is among sizes of a graph's inputs."""
+    tensors = flatten_call(graph, args, kwargs)
+    names = {id(t): name for t, name in zip(tensors, graph.input_names(), strict=True)}
+    return lambda tensor, axis: (names[id(tensor)], axis) in sizes
 
 
 def _with_few(
@@ -75,9 +121,7 @@ def _with_few(
         wanted = set().union(*(group for group in groups if group & wanted))
         if wanted == set().union(*groups):
             return graph
-    tensors = flatten_call(graph, args, kwargs)
-    names = {id(t): name for t, name in zip(tensors, graph.input_names(), strict=True)}
-    return graph_for(args, kwargs, lambda tensor, axis: (names[id(tensor)], axis) in wanted)
+    return graph_for(args, kwargs, _among(wanted, graph, args, kwargs))
 
 
 def _told(graph: Graph, why: str) -> Graph:
