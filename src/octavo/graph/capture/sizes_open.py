@@ -2,8 +2,6 @@
 
 All that the model leaves open, if the graph with all of them open is the model. Where it is not, or
 export cannot follow what the model computes from its sizes, the batch alone is open.
-
-Tested in tests/graph/capture/test_capture.py.
 """
 
 from __future__ import annotations
@@ -12,13 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from octavo.errors import CaptureError
+from octavo.errors import CaptureError, InputError
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import OpenSizes, batch_sizes, check_stated, named, tied
-from octavo.graph.size_guards import Guard, sizes_in
+from octavo.graph.size_guards import Expression, Guard, sizes_in
 
 # Whether an axis of one of a call's tensors may be open.
 MayBeOpen = Callable[[Tensor, int], bool]
@@ -60,6 +60,10 @@ def _with_all(graph_for: GraphFor, args: tuple[Any, ...], kwargs: dict[str, Any]
     """The graph with all sizes open that the model leaves open."""
     graph = graph_for(args, kwargs, is_any)
     pinned = _pinned(graph)
+    ones = {size for size, guard in pinned.items() if 1 in guard.condition}
+    larger = _larger(graph_for, graph, args, kwargs, ones) if ones else None
+    if larger is not None:
+        return larger
     if not pinned:
         return graph
     left = _open(graph) - pinned.keys()
@@ -72,20 +76,58 @@ def _with_all(graph_for: GraphFor, args: tuple[Any, ...], kwargs: dict[str, Any]
     return replace(graph, guards=(*graph.guards, *guards))
 
 
+def _larger(
+    graph_for: GraphFor,
+    graph: Graph,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sizes: set[tuple[str, int]],
+) -> Graph | None:
+    """The graph for a call of twice these sizes; ``None`` where it is not that of this call too.
+
+    Export takes a computed size of one, as of a pyramid's last map, for a constant.
+    """
+    axes = {
+        id(tensor): [axis for name, axis in sizes if name == entry.name]
+        for entry, tensor in zip(graph.inputs, flatten_call(graph, args, kwargs), strict=True)
+    }
+
+    def doubled(tensor: Tensor) -> Tensor:
+        for axis in axes.get(id(tensor), ()):
+            tensor = torch.cat([tensor, tensor], axis)
+        return tensor
+
+    more_args, more_kwargs = pytree.tree_map_only(Tensor, doubled, (args, kwargs))
+    try:
+        larger = graph_for(more_args, more_kwargs, is_any)
+        flatten_call(larger, args, kwargs)
+    except (CaptureError, InputError):
+        return None
+    return None if _pinned(larger) else larger
+
+
 def _pinned(graph: Graph) -> dict[tuple[str, int], Guard]:
     """The sizes that the model computes with until they give a number, and the guard that says so.
 
     As of images that are flattened for a linear layer, ``4 * (h // 2) * (w // 2) == 36``. Few sizes
-    satisfy that, and those that do are not what anyone has in mind. First axes stay as they are.
+    satisfy that, and those that do are not what anyone has in mind. Plain products, as of rows that
+    are reshaped, are left open, and so are first axes.
     """
     pinned: dict[tuple[str, int], Guard] = {}
     for guard in graph.guards:
         kind, *sides = guard.condition
         computed = [side for side in sides if isinstance(side, tuple)]
-        if kind == "==" and len(computed) == 1 and computed[0][0] in ("+", "*", "//"):
+        if kind == "==" and len(computed) == 1 and _is_computed(computed[0]):
             of_rest = (size for size in sizes_in(guard.condition) if size[1])
             pinned |= {size: guard for size in of_rest if size in _open(graph)}
     return pinned
+
+
+def _is_computed(expression: Expression) -> bool:
+    """Whether it is more than a product of sizes, and no remainder."""
+    if not isinstance(expression, tuple) or expression[0] in ("size", "%"):
+        return False
+    return expression[0] in ("+", "//") or any(map(_is_computed, expression[1:]))
 
 
 def _open(graph: Graph) -> set[tuple[str, int]]:

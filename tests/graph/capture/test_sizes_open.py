@@ -1,0 +1,31 @@
+"""Sizes that a model computes with: some have to be numbers, some export only takes for such."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import octavo
+from octavo.graph.program import run_of
+
+
+def test_a_computed_size_of_one_is_no_constant() -> None:
+    """The last map of a pyramid is 1 x 1 on the example, and larger on other images."""
+    net = nn.Sequential(*[nn.Conv2d(3, 3, 3, 2, 1) for _ in range(5)]).eval()
+    graph = octavo.capture(net, torch.rand(2, 3, 32, 32))
+    assert graph.inputs[0].meta.shape == (None, 3, None, None)
+    run = run_of(graph, torch.device("cpu"))
+    for size in ((32, 32), (32, 64), (40, 70)):
+        x = torch.rand(3, 3, *size)
+        with torch.no_grad():
+            assert torch.allclose(run(x)[0], net(x), atol=1e-6)
+
+
+def test_images_that_are_flattened_for_a_linear_layer_have_one_size() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)).eval()
+    graph = octavo.capture(net, torch.rand(2, 3, 8, 8))
+    assert graph.inputs[0].meta.shape == (None, 3, 8, 8)
+    q = octavo.quantize(net, torch.rand(2, 3, 8, 8), mode="weight_only", progress=False)
+    with pytest.raises(octavo.OctavoError, match=r"shape\[3\] == 8 is fixed: forward"):
+        q(torch.rand(1, 3, 8, 9))
