@@ -29,7 +29,7 @@ from benchmarks.workloads import MODELS, Model, Workload
 from octavo.graph.graph import Graph
 from octavo.runtimes import RUNTIMES, Options
 from octavo.runtimes.onnxruntime import UNWANTED, session_settings
-from octavo.runtimes.openvino import compiled_model, sides_of_images
+from octavo.runtimes.openvino import compiled_model, sides
 
 SMALL = 0.01  # of the whole: kinds that take less are added up
 OURS, PEER = "Octavo", "peer"
@@ -98,7 +98,7 @@ def on_openvino(work: Workload, model: Model, calls: int) -> dict[str, Times]:
     theirs = openvino.Core().compile_model(quantized, "CPU", settings)
     graph = _graph(work, model, "openvino")
     data = _file(graph, "openvino")
-    mine = compiled_model(data, options, sides_of_images(graph), PERF_COUNT=True)
+    mine = compiled_model(data, options, sides(graph), PERF_COUNT=True)
     return {
         OURS: _openvino_times(mine, work.args, calls),
         PEER: _openvino_times(theirs, work.args, calls),

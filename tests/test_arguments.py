@@ -139,6 +139,7 @@ def cases() -> dict[str, Case]:
         "load_package(path": (lambda v: o.load_package(v), ""),
         "load(path": (lambda v: o.load(v), ""),
         "load(runtime": (lambda v: o.load("m.octavo", v), ""),
+        "summary(q": (lambda v: o.summary(v), "a quantized model, a model of compat"),
         "save(path": (lambda v: q.save(v), "a text, a path"),
         "lower(runtime": (lambda v: q.lower(v), ""),
         "lower(threads": (lambda v: q.lower("openvino", threads=v), NO),

@@ -33,7 +33,7 @@ _NAMES: dict[str, dict[str, Any]] = {
 
 
 # Windows or places of one number, and a map of one pixel, which torch.export fixes.
-_OF_ONE_SIZE = ("vit_b_32", "swin_t", "alexnet")
+_OF_ONE_SIZE = ("vit_b_32", "swin_t", "alexnet", "squeezenet1_1")
 
 
 def _network(name: str, options: dict[str, Any]) -> nn.Module:

@@ -26,8 +26,9 @@ def inspect(
     from octavo.model import parts_file
     from octavo.model.model import load
 
+    has_parts = parts_file.holds_parts(file)  # which says what is wrong with it
     size = Path(file).stat().st_size
-    if parts_file.holds_parts(file):
+    if has_parts:
         _show_parts(file, size, as_json)
         return
     q = load(file)

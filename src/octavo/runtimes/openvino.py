@@ -58,7 +58,7 @@ _ERRORS = {None: 2.0**-15, "float32": 2.0**-15, "bfloat16": 2.0**-7}
 _PRECISION = {None: "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
-_IMAGE = 4  # dimensions
+_WITH_FEATURES = 3  # dimensions, or more
 _MOST_PROGRAMS = 8
 # Input and axis -> size.
 Sizes = dict[tuple[str, int], int]
@@ -178,13 +178,15 @@ def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
         return core.compile_model(model, "CPU", without)
 
 
-def sides_of_images(graph: Graph) -> Sizes:
-    """The open sizes of images but for the batch, as they are in the example."""
+def sides(graph: Graph) -> Sizes:
+    """The open sizes of images and sequences but for the batch, as they are in the example; texts,
+    which are token ids, have none.
+    """
     return {
         (entry.name, axis): entry.sizes[axis]
         for entry in graph.inputs
         for axis, size in enumerate(entry.meta.shape)
-        if size is None and len(entry.axes) >= _IMAGE and axis != entry.batch_axis
+        if size is None and len(entry.axes) >= _WITH_FEATURES and axis != entry.batch_axis
     }
 
 
@@ -220,10 +222,10 @@ class _Program:
 
 
 class _Programs:
-    """A model for any sizes: compiled once for each size of images that it met last.
+    """A model for any sizes: compiled once for each size of images or sequences that it met last.
 
-    For images of open sizes OpenVINO computes concatenations and moves of integers wrongly, which
-    it does right where it knows the sides.
+    At open sizes OpenVINO computes concatenations, moves and means of integers wrongly, which it
+    does right where it knows the sides.
 
     Args:
         graph: the model.
@@ -233,7 +235,7 @@ class _Programs:
 
     def __init__(self, graph: Graph, options: Options, compile_for: Callable[[Sizes], Any]) -> None:
         self.graph, self.batch, self.compile_for = graph, options.batch, compile_for
-        self.sides = sides_of_images(graph)
+        self.sides = sides(graph)
         self.known: OrderedDict[tuple[int, ...], _Program] = OrderedDict()
 
     def of(self, shapes: Sequence[Sequence[int]]) -> _Program:

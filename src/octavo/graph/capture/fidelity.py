@@ -167,8 +167,9 @@ class Faithful:
         return values if len(values) <= _TRIED and all(n in _SMALL for n in values) else None
 
     def _is_needless(self, guard: Guard, groups: Sequence[Sizes]) -> bool:
-        """Whether graph and model agree where a guard excludes that something is one number."""
-        if guard.condition[0] != "!=":
+        """Whether graph and model agree where a guard excludes one number, or none and one."""
+        kind, *sides = guard.condition
+        if kind != "!=" and (kind != ">=" or sides[1] != 2):
             return False
         ways: list[Mapping[Sizes, int]] = [dict.fromkeys(groups, n) for n in _NEAR]
         ways += [{group: n} for group in groups for n in _SMALL]

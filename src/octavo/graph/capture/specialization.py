@@ -18,7 +18,7 @@ import torch
 from torch.export import ExportedProgram
 
 from octavo.errors import CaptureError
-from octavo.graph.size_guards import Expression, Guard, sizes_in
+from octavo.graph.size_guards import Expression, Guard
 
 _OPERATORS = {
     "Add": "+",
@@ -173,9 +173,8 @@ def specialized(symbols: Symbols, noted: NotedGuards) -> Specialized:
     for guard, line in zip(noted, noted.lines, strict=True):
         why = f"forward depends on it at {line}" if line else "an operator of the model needs it"
         for condition in _conditions(guard.expr, symbols):
-            related = len(set(sizes_in(condition))) != 1
-            exact = condition[0] in _EXACT or (related and condition[0] != "!=")
-            kept = guards if exact or not noted.is_torchs_own(guard) else doubtful
+            certain = condition[0] in _EXACT or not noted.is_torchs_own(guard)
+            kept = guards if certain else doubtful
             kept.setdefault(condition, Guard(condition, why))
     for symbol, value in symbols.examples.items():
         # Export has no guard for its assumption that a size is neither 0 nor 1.

@@ -149,6 +149,7 @@ def layer_errors(
         >>> print(octavo.layer_errors(model, q, loader))  # doctest: +SKIP
     """
     optional(TEXT, runtime=runtime)
+    require_float(model, "layer_errors")
     if regions_in(q):
         return _of_regions(model, q, data, inputs, progress, runtime)
     own = require_quantized(q, "layer_errors")
@@ -164,7 +165,6 @@ def _of_regions(
     runtime: str | None,
 ) -> LayerErrors:
     """Those of each region, on what it is called with in the float model."""
-    require_float(model, "layer_errors")
     expect(BATCHES, data=data)
     regions = regions_in(q)
     calls = calls_of(model, regions, data, inputs)
