@@ -58,7 +58,7 @@ def from_json(
     """
     try:
         graph = Graph(
-            tuple(_decode_input(*item) for item in data["inputs"]),
+            tuple(decode_input(*item) for item in data["inputs"]),
             constants,
             tuple(_decode_node(item) for item in data["nodes"]),
             {_text(name): decode(tree) for name, tree in data["arguments"]},
@@ -184,7 +184,7 @@ def _encode_input(entry: Input) -> list[Any]:
     return [entry.name, shape, dtype, list(entry.sizes), bounds, list(entry.axes)]
 
 
-def _decode_input(
+def decode_input(
     name: Any, shape: Any, dtype: Any, example: Any, seen: Any = None, axes: Any = ()
 ) -> Input:
     """In files of earlier versions there are no names of sizes, and no range of values."""

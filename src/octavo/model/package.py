@@ -21,10 +21,10 @@ from torch.export import Dim
 
 from octavo.arguments import FILE, PATH, expect
 from octavo.errors import ArtifactError, ExportError, InputError, first_line
-from octavo.graph.as_json import decode, decode_guards, to_json
+from octavo.graph.as_json import decode, decode_guards, decode_input, to_json
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.torch_export import EXPORTING
-from octavo.graph.graph import Graph, Input, TensorMeta
+from octavo.graph.graph import Graph, Input
 from octavo.graph.quiet import quiet
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_quantized
@@ -164,10 +164,7 @@ def _open_sizes(entry: Input) -> dict[int, Any]:
 
 def _graph_of(call: Any) -> Graph:
     """What is left of the graph: how it is called and what it returns."""
-    inputs = [
-        Input(name, TensorMeta(tuple(shape), dtype), tuple(sizes))
-        for name, shape, dtype, sizes, _ in call["inputs"]
-    ]
+    inputs = [decode_input(*item) for item in call["inputs"]]
     arguments = {name: decode(tree) for name, tree in call["arguments"]}
     guards = decode_guards(call, inputs)
     return Graph(tuple(inputs), {}, (), arguments, decode(call["outputs"]), guards)
