@@ -29,7 +29,7 @@ demo: $(DEV) native ## train on real digits, quantize, compare; writes build/dem
 test: $(DEV) native ## all tests, README's code among them
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-zoo: $(DEV) ## the networks of the zoo that make test leaves out
+zoo: $(DEV) native ## the networks of the zoo that make test leaves out
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m whole_zoo tests/test_zoo.py
 
 isa: $(DEV) native ## tests of kernels, once for each kind of CPU that this one can act out
