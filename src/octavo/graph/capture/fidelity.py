@@ -173,6 +173,8 @@ class Faithful:
             return False
         ways: list[Mapping[Sizes, int]] = [dict.fromkeys(groups, n) for n in _NEAR]
         ways += [{group: n} for group in groups for n in _SMALL]
+        if kind == ">=":  # what divides by a size of none fails in the model too
+            ways = [sizes for sizes in ways if all(sizes.values())]
         against = [sizes for sizes in ways if self._excludes(guard, sizes)]
         tried = against[-1:] + against[:1]
         return bool(tried) and all(map(self._agrees, tried))

@@ -202,6 +202,11 @@ def _translated(expression: Any, symbols: Symbols) -> Expression:
     if expression.is_Integer:
         return int(expression)
     kind = type(expression).__name__
+    if kind == "FloorDiv" and expression.args[1].is_Symbol and expression.args[0].is_polynomial():
+        upper, by = expression.args
+        whole = ((upper - by + 1) / by).expand()
+        if whole.is_polynomial() and whole.is_integer:  # a product divided by a factor, upwards
+            return _translated(whole, symbols)
     args = [_translated(arg, symbols) for arg in expression.args]
     if kind == "Identity":
         return args[0]
