@@ -232,3 +232,37 @@ def test_what_is_tied_is_in_the_file_once_and_stays_tied(tmp_path: Path) -> None
     assert torch.equal(loaded(ids), q(ids))
     state = loaded.state_dict()
     assert state["head.weight"].data_ptr() == state["table.weight"].data_ptr()
+
+
+class Encoder(nn.Module):
+    def __init__(self, table: nn.Embedding) -> None:
+        super().__init__()
+        self.table, self.linear = table, nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        result: Tensor = self.linear(self.table(ids))
+        return result
+
+
+class SharedTable(nn.Module):
+    """A table that the encoder and the code around it look into, as T5 has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 16)
+        self.encoder = Encoder(self.table)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        result: Tensor = self.encoder(ids)
+        return result + self.table(ids) if result.sum() < 1e9 else result
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_module_that_a_region_shares_with_the_rest(tmp_path: Path, device: str) -> None:
+    ids = torch.arange(10)[None]
+    q = octavo.quantize(SharedTable().eval(), calibration=[ids], only=["encoder"])
+    octavo.save(q, tmp_path / "net.octavo")
+    with torch.device(device):
+        model = SharedTable()
+    loaded = octavo.load(tmp_path / "net.octavo", into=model)
+    assert torch.equal(loaded(ids), q(ids))

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ from octavo.model.nn import QuantizedModule, from_description
 from octavo.model.nn.one_operator import OneOperator
 from octavo.model.parts import Part, parts_of
 from octavo.model.place import Place
-from octavo.model.tree import near, put
+from octavo.model.tree import near, outside, put
 
 VERSION = 3
 KEYS = ("format", "version", "model", "parts", "tied")
@@ -89,7 +89,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ArtifactError: it cannot be written.
     """
     parts = parts_of(model)
-    tensors = dict(_rest(model, parts))
+    tensors = dict(_rest(model, parts.values()))
     for at, part in parts.items():
         own = part.graph.constants if isinstance(part, QuantizedModel) else part.tensors()
         tensors |= {f"{at}.{name}": tensor for name, tensor in own.items()}
@@ -234,15 +234,12 @@ def _place(path: str, described: Mapping[str, Any]) -> Place:
     return Place(path, str(described["of"]), {}, floats, calls)
 
 
-def _rest(model: nn.Module, parts: Mapping[str, Part]) -> Iterator[tuple[str, Tensor]]:
+def _rest(model: nn.Module, parts: Iterable[nn.Module]) -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers outside of the parts, those too that a state dict leaves out."""
-    inside = {module for part in parts.values() for module in part.modules()}
-    for path, module in model.named_modules():
-        if module not in inside:
-            own = {**module._parameters, **module._buffers}
-            for name, tensor in own.items():
-                if tensor is not None:
-                    yield f"{path}.{name}".lstrip("."), tensor
+    for path, module in outside(model, parts):
+        for name, tensor in {**module._parameters, **module._buffers}.items():
+            if tensor is not None:
+                yield f"{path}.{name}".lstrip("."), tensor
 
 
 def _check_fits(model: nn.Module, modules: Mapping[str, nn.Module], content: Content) -> None:
@@ -264,14 +261,7 @@ def _check_fits(model: nn.Module, modules: Mapping[str, nn.Module], content: Con
         floats = {name: TensorMeta.of(t) for name, t in modules[path].state_dict().items()}
         _same(_floats_of(content, path, floats), floats, f"{path}.", kind)
     taken = [modules[path] for path in content.paths]
-    inside = {module for part in taken for module in part.modules()}
-    here = {
-        f"{path}.{name}".lstrip("."): TensorMeta.of(tensor)
-        for path, module in modules.items()
-        if module not in inside
-        for name, tensor in {**module._parameters, **module._buffers}.items()
-        if tensor is not None
-    }
+    here = {name: TensorMeta.of(tensor) for name, tensor in _rest(model, taken)}
     there = {name: TensorMeta.of(tensor) for name, tensor in content.rest.items()}
     _same(there, here, "", kind)
 

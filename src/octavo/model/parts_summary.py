@@ -18,6 +18,7 @@ from octavo.model.coverage import Coverage, FloatLayer, coverage, megabytes
 from octavo.model.model import QuantizedModel
 from octavo.model.parts import Part, parts_of
 from octavo.model.place import Place
+from octavo.model.tree import outside
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,9 @@ def summarize_parts(model: nn.Module) -> PartsSummary:
 
 
 def _rest(model: nn.Module, parts: Mapping[str, Part]) -> Coverage:
-    inside = {module for part in parts.values() for module in part.modules()}
     counted: set[int] = set()
     size, floats = 0, []
-    for path, module in model.named_modules():
-        if module in inside:
-            continue
+    for path, module in outside(model, parts.values()):
         own = (*module._parameters.values(), *module._buffers.values())
         fresh = [tensor for tensor in own if tensor is not None and id(tensor) not in counted]
         counted |= {id(tensor) for tensor in fresh}

@@ -1,10 +1,12 @@
 """The tree of a model's modules: what stands where, and putting another module there.
+
 Tested in tests/flow/test_regions.py.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
@@ -20,6 +22,14 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def children_of(path: str, module: nn.Module) -> dict[str, nn.Module]:
     """The modules right below one, by their paths in the model."""
     return {f"{path}.{name}".lstrip("."): child for name, child in module.named_children()}
+
+
+def outside(model: nn.Module, parts: Iterable[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model that stay where parts of it are taken out, by their paths.
+
+    A module that a part shares with the rest stays.
+    """
+    return model.named_modules(memo=set(parts))
 
 
 def near(path: str, model: nn.Module) -> str:
