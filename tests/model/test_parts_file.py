@@ -266,3 +266,28 @@ def test_a_module_that_a_region_shares_with_the_rest(tmp_path: Path, device: str
         model = SharedTable()
     loaded = octavo.load(tmp_path / "net.octavo", into=model)
     assert torch.equal(loaded(ids), q(ids))
+
+
+class Unwritable(nn.Module):
+    """Holds a buffer whose elements share memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 4)
+        self.register_buffer("mean", torch.full((1,), 0.5).expand(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x) - self.mean
+        return y if y.sum() < 1e9 else x
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_tensors_that_cannot_be_written_are_renewed(tmp_path: Path, inference: bool) -> None:
+    q = octavo.quantize(Unwritable().eval(), calibration=[X], scope="regions")
+    octavo.save(q, tmp_path / "net.octavo")
+    with torch.inference_mode(inference):
+        model = Unwritable()
+        model.mean = torch.zeros(1).expand(4)
+    loaded = octavo.load(tmp_path / "net.octavo", into=model)
+    with torch.no_grad():
+        assert torch.equal(loaded(X), q(X))

@@ -302,14 +302,22 @@ def _fill(model: nn.Module, rest: Mapping[str, Tensor]) -> None:
             module._parameters if leaf in module._parameters else module._buffers
         )
         old = table[leaf]
-        if old.is_meta:
-            table[leaf] = renewed.setdefault(id(old), _like(old, tensor))
-        else:
+        if _is_writable(old):
             with torch.no_grad():
                 old.copy_(tensor)
+        else:
+            table[leaf] = renewed.setdefault(id(old), _like(old, tensor))
+
+
+def _is_writable(tensor: Tensor) -> bool:
+    """Not on the meta device, of inference mode, or where elements share memory (``expand``)."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    shares = any(size > 1 and step == 0 for size, step in steps)
+    return not (tensor.is_meta or tensor.is_inference() or shares)
 
 
 def _like(old: Tensor, tensor: Tensor) -> Tensor:
+    tensor = tensor if old.is_meta else tensor.to(old.device)
     if isinstance(old, nn.Parameter):
         return nn.Parameter(tensor, requires_grad=old.requires_grad)
     return tensor
