@@ -414,3 +414,16 @@ def test_scope_modules_needs_neither_data_nor_a_graph() -> None:
     assert [p for p, m in q.named_modules() if isinstance(m, octavo.nn.QuantizedModule)] == [
         "head.1"
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("weights", [octavo.BiasCorrection()]),
+        ("precision", "bfloat16"),
+        ("run", lambda model, batch: model(batch)),
+    ],
+)
+def test_scope_modules_refuses_what_it_has_no_use_for(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f'{name}= is for graphs, and scope="modules" makes none'):
+        octavo.quantize(Branching(), scope="modules", **{name: value})

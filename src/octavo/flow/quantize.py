@@ -146,7 +146,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
             nothing would be quantized, or the model is not a float model.
         CalibrationError: no data, or data that does not fit.
         InputError: ``input_scale``, ``input_mean`` or ``input_std`` does not fit the model, it is
-            not a module, or fixes a size that has to be open.
+            not a module, or fixes a size that has to be open; or arguments contradict each other.
 
     Example:
         >>> import torch
@@ -169,6 +169,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     pixels = Pixels.given(input_scale, input_mean, input_std)
     scope = _scope(scope, only, run, pixels, open_sizes)
     if scope == "modules":
+        _refuse_for_modules(weights=weights, run=run, precision=precision != "float32")
         return quantize_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
     if mode is None:
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
@@ -216,6 +217,20 @@ def _refuse_quantized(model: nn.Module) -> None:
         if isinstance(module, QuantizedModel | QuantizedModule):
             where = f", at {path!r}" if path else ""
             raise PlanError(f"the model is quantized already{where}: start from the float model")
+
+
+def _refuse_for_modules(**given: object) -> None:
+    """Raise for settings that would change nothing where there is no graph.
+
+    Raises:
+        InputError: one of them is given.
+    """
+    for name, value in given.items():
+        if value:
+            raise InputError(
+                f'{name}= is for graphs, and scope="modules" makes none: leave it out, or take '
+                'scope="regions"'
+            )
 
 
 def _scope(
