@@ -408,6 +408,40 @@ def test_plain_attributes_are_kept() -> None:
         regions(Net())
 
 
+@pytest.mark.parametrize("name", ["check", "samples", "runtime", "precision", "target"])
+def test_attributes_that_a_region_has_of_its_own(name: str) -> None:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            setattr(self, name, None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.linear(x)
+            return result
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(x)
+            return y if getattr(self.body, name) is None and y.sum() < 1e9 else y * 100
+
+    x = torch.randn(8, 4)
+    q = regions(Net(), calibration=[x])
+    assert set(regions_of(q)) == {"body.linear"}
+    with torch.no_grad():
+        assert near(q(x), q.body.linear(x))
+
+
+def test_what_a_region_holds_of_its_own_is_declared() -> None:
+    q = octavo.quantize(nn.Linear(4, 4), torch.randn(2, 4))
+    own = {name for name in vars(q).keys() - vars(nn.Module()).keys() if name[0] != "_"}
+    assert own == set(type(q).__annotations__)
+
+
 def test_scope_modules_needs_neither_data_nor_a_graph() -> None:
     q = octavo.quantize(Branching(), scope="modules", only=["head"])
     assert type(q) is Branching

@@ -21,6 +21,7 @@ from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.fidelity import difference
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
+from octavo.model.model import QuantizedModel
 from octavo.model.place import Place
 from octavo.model.tree import put
 
@@ -105,11 +106,18 @@ class _OnTrial(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         candidate: Candidate = self.__dict__["_candidate"]
-        if name in candidate.place.attributes:
+        kept = name in candidate.place.attributes
+        if kept and name not in _OF_REGIONS:
             return candidate.place.attributes[name]
         value = getattr(candidate.module, name)
-        self.__dict__["_problem"] = f"the model reads its {name!r}, which a graph does not have"
+        has = "of which a region has its own" if kept else "which a graph does not have"
+        self.__dict__["_problem"] = f"the model reads its {name!r}, {has}"
         return value
+
+
+# What a region says of itself under the names of the module's attributes; these it says alike.
+_ALIKE = {"config", "device", "main_input_name"}
+_OF_REGIONS = {*dir(QuantizedModel), *QuantizedModel.__annotations__} - _ALIKE
 
 
 def _leaves(tree: Any) -> list[Any]:

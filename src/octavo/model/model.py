@@ -67,6 +67,15 @@ class QuantizedModel(nn.Module):
         place: the module of a larger model that this one stands in for; ``None`` for a whole model.
     """
 
+    plan: Plan
+    signature: Signature
+    provenance: dict[str, Any]
+    runtime: str
+    options: Options
+    samples: tuple[Tensor, ...] | None
+    check: bool
+    place: Place | None
+
     def __init__(
         self,
         graph: Graph,
