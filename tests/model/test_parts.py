@@ -51,6 +51,14 @@ def test_a_module_says_its_bytes() -> None:
     assert summary.headline == "0.00 MB of integers for weights"
 
 
+def test_attention_counts_the_bytes_of_its_projections() -> None:
+    net = nn.Sequential(nn.MultiheadAttention(64, 2))
+    covered = octavo.summary(octavo.quantize(net, scope="modules")).coverage
+    weights, biases = 4 * 64 * 64, 4 * 64
+    assert covered.integer_bytes == weights
+    assert covered.float_bytes == 4 * (weights + biases)
+
+
 def test_the_same_functions_take_a_model_that_is_one_graph() -> None:
     one = octavo.quantize(nn.Linear(4, 4), torch.randn(2, 4))
     assert octavo.summary(one).to_dict() == one.summary().to_dict()

@@ -5,6 +5,7 @@ Tested in tests/model/test_parts.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +17,7 @@ from torch import nn
 from octavo.display import Table, Tabular, plain
 from octavo.model.coverage import Coverage, FloatLayer, coverage, megabytes
 from octavo.model.model import QuantizedModel
+from octavo.model.nn import QuantizedModule
 from octavo.model.parts import Part, parts_of
 from octavo.model.place import Place
 from octavo.model.tree import outside
@@ -157,13 +159,17 @@ def _told(path: str, part: Part) -> PartSummary:
         covered = coverage(part.graph, part.plan, part.lowered, calls=place.calls, path=path)
         runs = f"{covered.headline} on {part.lowered.runtime}"
         return PartSummary(place.kind, runs, covered)
-    integers = {name for weight in part.weights.values() for name in weight.names[:1]}
-    tensors = part.tensors()
-    held = sum(tensor.nbytes for tensor in tensors.values())
-    whole = sum(tensors[name].nbytes for name in integers)
-    floats = sum(4 * tensor.numel() for tensor in part.dequantized().values())
+    held = sum(tensor.nbytes for tensor in part.tensors().values())
+    inside = [module for module in part.modules() if isinstance(module, QuantizedModule)]
+    whole = sum(map(_integer_bytes, inside))  # attention holds them in its projections
+    floats = sum(4 * math.prod(shape) for shape in part.float_shapes().values())
     covered = Coverage({}, held, whole, floats, 1)
     return PartSummary(type(part).__name__, _OF_MODULE[part.runs], covered)
+
+
+def _integer_bytes(module: QuantizedModule) -> int:
+    tensors = module.own_tensors()
+    return sum(tensors[weight.names[0]].nbytes for weight in module.weights.values())
 
 
 _OF_MODULE = {"dynamic": "dynamic int8", "weight_only": "integer weights"}

@@ -29,7 +29,7 @@ def outside(model: nn.Module, parts: Iterable[nn.Module]) -> Iterator[tuple[str,
 
     A module that a part shares with the rest stays.
     """
-    return model.named_modules(memo=set(parts))
+    yield from model.named_modules(memo=set(parts))
 
 
 def near(path: str, model: nn.Module) -> str:
