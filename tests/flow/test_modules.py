@@ -134,6 +134,12 @@ def test_only_some(only: list[str] | Callable[[str, nn.Module], bool]) -> None:
     assert q.left["lstm"] == "it is not among those of only="
 
 
+def test_the_model_itself_is_named_by_an_empty_path() -> None:
+    assert set(quantized_modules(Loops().eval(), only=[""]).modules) == {
+        *("table", "layer", "lstm", "head")
+    }
+
+
 def test_a_shared_module_is_replaced_once() -> None:
     layer = nn.Linear(8, 8)
     q = quantize_modules(nn.Sequential(layer, nn.ReLU(), layer))

@@ -7,7 +7,6 @@ branches and methods of their own keep them.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Iterable
 
@@ -20,8 +19,9 @@ from octavo.flow.replacing import Decision, Replaced, replace_modules
 from octavo.graph.copying import copied
 from octavo.graph.graph import Node
 from octavo.model.nn import QuantizedModule, quantized_form
+from octavo.model.tree import near
 from octavo.quantization.placement.node_qconfigs import qconfig_of
-from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
+from octavo.quantization.qconfig import QConfig, QConfigMapping, is_inside, mapping_of, mode_of
 from octavo.quantization.targets import MODES
 from octavo.quantization.targets import target as target_named
 
@@ -140,12 +140,11 @@ def _check_rules(model: nn.Module, mapping: QConfigMapping) -> None:
     """
     nodes = [_node(path, module) for path, module in model.named_modules(remove_duplicate=False)]
     missing = [rule for rule in mapping.rules if not any(rule.matches(node) for node in nodes)]
-    paths = [node.module for node in nodes if node.module]
     for rule in missing:
         if rule.kind == "module name":
             raise PlanError(
                 f"no module is called {rule.pattern!r}, as a rule has it; "
-                f"{_near(rule.pattern, paths)}"
+                f"{near(rule.pattern, model)}"
             )
     unmatched = [rule for rule in missing if rule.kind != "global"]
     if unmatched:
@@ -154,11 +153,6 @@ def _check_rules(model: nn.Module, mapping: QConfigMapping) -> None:
             OctavoWarning,
             stacklevel=4,
         )
-
-
-def _near(path: str, paths: list[str]) -> str:
-    close = difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {paths[:8]}"
 
 
 def _chosen(model: nn.Module, only: Only | None) -> Callable[[str, nn.Module], bool]:
@@ -176,11 +170,7 @@ def _chosen(model: nn.Module, only: Only | None) -> Callable[[str, nn.Module], b
     for path in wanted:
         if path not in paths:
             raise PlanError(
-                f"only= names {path!r}, which is no module of the model; {_near(path, paths)}"
+                f"only= names {path!r}, which is no module of the model; {near(path, model)}"
             )
-    return lambda path, module: any(is_inside(path, one) for one in wanted)
-
-
-def is_inside(path: str, module: str) -> bool:
-    """Whether a path is that of a module, or of something inside of it."""
-    return path == module or path.startswith(f"{module}." if module else "")
+    # The path of the model itself is empty, and all is inside of it.
+    return lambda path, module: "" in wanted or any(is_inside(path, one) for one in wanted)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from octavo.model.nn import Linear, QuantizedModule, from_float, quantized_form
 from octavo.model.nn.float_layers import is_computed
 from octavo.model.nn.one_operator import OneOperator
+from octavo.model.tree import put
 from octavo.quantization.qconfig import QConfig
 
 # How a layer is quantized; or why it is not, ``""`` where nobody asks.
@@ -96,7 +97,7 @@ def replace_modules(
         _share([(result.modules[path], decided[path]) for path in paths if path in decided])
     for path, module in result.modules.items():
         if path:
-            _put(root, layers[path], module)
+            put(root, layers[path], module)
         else:
             result.model = module
     return result
@@ -209,11 +210,3 @@ def _share(modules: list[tuple[nn.Module, QConfig]]) -> None:
     for module, qconfig in alike:
         if module is not first and qconfig.weight == asked.weight:
             module.adopt(first)
-
-
-def _put(root: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put a module into every place where another stands."""
-    for parent in list(root.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
