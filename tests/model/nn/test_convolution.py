@@ -68,6 +68,18 @@ def test_bfloat16_and_the_size_of_a_transposed_one() -> None:
     assert q(x).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.ConvTranspose2d(4, 6, 3)], ids=str)
+def test_an_image_with_a_nan_spoils_no_other(layer: nn.Module, bad: float) -> None:
+    torch.manual_seed(0)
+    q = octavo.nn.from_float(layer, QCONFIGS["dynamic"], octavo.host_target())
+    x = image(layer)[[0, 1, 0]]
+    x[1] *= 100
+    x[1, 0, 0, 0] = bad
+    assert not bool(q(x)[1].isfinite().all())
+    torch.testing.assert_close(q(x)[[0, 2]], q(x[[0, 2]]))
+
+
 def test_they_are_quantized_where_a_rule_asks_for_it() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)).eval()
     replaced = quantized_modules(model)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import octavo
 from octavo.errors import InputError
@@ -116,6 +116,30 @@ def test_a_sequence_with_a_nan_spoils_no_other() -> None:
     assert bool(result[:, 1].isnan().any())
     assert not bool(result[:, [0, 2]].isnan().any())
     assert not bool(hidden[:, [0, 2]].isnan().any())
+
+
+def test_a_packed_sequence_with_a_nan_spoils_no_other() -> None:
+    q = octavo.nn.from_float(LAYERS["LSTM"], octavo.dynamic_qconfig(per_token=False))
+    x = torch.randn(5, 3, 8)
+    x[2, 1] = float("nan")
+    result, _ = pad_packed_sequence(q(pack_padded_sequence(x, [5, 5, 5]))[0])
+    assert bool(result[:, 1].isnan().any())
+    exact, _ = q(x[:, [0, 2]])
+    assert far(exact, result[:, [0, 2]]) < 0.02
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_integers_are_refused_as_torch_refuses_them(kind: type[nn.Module]) -> None:
+    q = octavo.nn.from_float(kind(8, 12), octavo.weight_only_qconfig())
+    with pytest.raises(InputError, match=r"of 8 inputs takes floats .*8\], not int64\[3, 8\]"):
+        q(torch.ones(3, 8, dtype=torch.int64))
+    with pytest.raises(
+        InputError, match=r"of 8 inputs takes floats .*8\], not float32\[1, 1, 3, 8\]"
+    ):
+        q(torch.ones(1, 1, 3, 8))
+    if not kind.__name__.endswith("Cell"):
+        with pytest.raises(InputError, match=r"of 8 inputs takes floats .*, not int64\[3, 8\]"):
+            q(pack_padded_sequence(torch.ones(3, 1, 8, dtype=torch.int64), [3]))
 
 
 def test_states_and_inputs_of_other_sizes() -> None:

@@ -5,9 +5,11 @@ Tested in tests/model/nn/test_recurrent.py.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from octavo.model.nn.quantized_module import QuantizedModule
@@ -18,12 +20,19 @@ class Dequantizing(QuantizedModule):
     """A layer whose weights are floats for as long as a call takes."""
 
     def rounded(self, x: Tensor) -> Tensor:
-        """An input as the layer reads it: rounded by its own range if it is dynamic."""
+        """An input as the layer reads it: rounded by its own range if it is dynamic.
+
+        What has a NaN or an infinity, along the first axis, stays as it is and stretches no range.
+        """
         scheme = self.activation
-        if scheme is None or not x.numel():
+        if scheme is None or not x.numel() or x.is_meta:
             return x
         rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-        return octavo_operators.fake_quantize_dynamic(x, *rounding)
+        if math.isfinite(x.sum()):
+            return octavo_operators.fake_quantize_dynamic(x, *rounding)
+        fine = x.isfinite().flatten(1).all(1).reshape(-1, *[1] * (x.dim() - 1))
+        emptied = torch.where(fine, x, 0.0)
+        return torch.where(fine, octavo_operators.fake_quantize_dynamic(emptied, *rounding), x)
 
     def float_layer(self) -> nn.Module:
         """The float layer, of the rounded weights; another one at each call, since threads may

@@ -70,11 +70,8 @@ class Recurrent(OneOperator, Dequantizing):
         layers, both = own.get("num_layers", 1), own.get("bidirectional", False)
         states: Any = [Ref(entry.name) for entry in inputs[1:]]
         args = (read, states if self.layer_operator == "lstm" else states[0], params)
-        operator, how = (
-            f"aten.{self.layer_operator}.input",
-            (own["bias"], layers, 0.0, False, both, True),
-        )
-        nodes.append(Node("result", operator, (*args, *how)))
+        how = (own["bias"], layers, 0.0, False, both, True)
+        nodes.append(Node("result", f"aten.{self.layer_operator}.input", (*args, *how)))
         width = self.state_shapes[0][1] * (1 + both)
         metas = [TensorMeta((None, None, width), "float32"), *(entry.meta for entry in inputs[1:])]
         results = [f"result{index}" for index in range(len(metas))]
@@ -83,6 +80,19 @@ class Recurrent(OneOperator, Dequantizing):
         arguments = {entry.name: Ref(entry.name) for entry in inputs}
         outputs = [Ref(name) for name in results]
         return Graph(tuple(inputs), self.own_tensors(), tuple(nodes), arguments, outputs)
+
+    def floats_of(self, x: Tensor, ranks: tuple[int, ...], form: str) -> Tensor:
+        """The values of an input, float32.
+
+        Raises:
+            InputError: they are no floats, or have other axes than an input of this form.
+        """
+        if not x.is_floating_point() or x.dim() not in ranks:
+            raise InputError(
+                f"a {self._get_name()} of {self.input_size} inputs takes floats {form}, not "
+                f"{TensorMeta.of(x)}"
+            )
+        return x.to(torch.float32)
 
     def sequences(self, x: Tensor, states: Any) -> tuple[Tensor, ...]:
         """The graph's results for ``[batch, steps, input_size]``; states of zeros without any.
@@ -105,7 +115,8 @@ class Recurrent(OneOperator, Dequantizing):
     def torchs(self, x: PackedSequence, states: Any) -> Any:
         """What the float layer makes of a packed sequence, of the rounded weights."""
         values = x.data
-        packed = x._replace(data=self.rounded(values.to(torch.float32)))
+        floats = self.floats_of(values, (2,), f"[values, {self.input_size}]")
+        packed = x._replace(data=self.rounded(floats))
         states = pytree.tree_map_only(Tensor, lambda state: state.to(torch.float32), states)
         result = self.float_layer()(packed, states)
         return pytree.tree_map_only(Tensor, lambda y: _like(y, values), result)
@@ -130,7 +141,9 @@ class _Layer(Recurrent):
         if isinstance(input, PackedSequence):
             return self.torchs(input, hx)
         batched, dtype = input.dim() == 3, input.dtype
-        x = input.to(torch.float32) if batched else input.to(torch.float32).unsqueeze(0)
+        axes = "batch, steps" if self.batch_first else "steps, batch"
+        x = self.floats_of(input, (2, 3), f"[{axes}, {self.input_size}]")
+        x = x if batched else x.unsqueeze(0)
         if batched and not self.batch_first:
             x = x.transpose(0, 1)
         if not batched and hx is not None:
@@ -149,7 +162,8 @@ class _Cell(Recurrent):
 
     def compute(self, input: Tensor, hx: Any = None) -> Any:
         batched = input.dim() == 2
-        x = (input if batched else input.unsqueeze(0)).to(torch.float32).unsqueeze(1)
+        x = self.floats_of(input, (1, 2), f"[batch, {self.input_size}]")
+        x = (x if batched else x.unsqueeze(0)).unsqueeze(1)
         if hx is not None:
             hx = pytree.tree_map(lambda h: h.unsqueeze(0) if batched else h.reshape(1, 1, -1), hx)
         _, *states = self.sequences(x, hx)
