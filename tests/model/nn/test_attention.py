@@ -72,6 +72,11 @@ def test_without_a_batch() -> None:
     ours, own = exact_twin(layer)(x, x, x)
     torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(own, weights, rtol=1e-3, atol=1e-3)
+    padding = torch.tensor([False, False, True, False, True])
+    with torch.no_grad():
+        exact = layer(x, x, x, key_padding_mask=padding)[0]
+    ours = exact_twin(layer)(x, x, x, key_padding_mask=padding)[0]
+    torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
@@ -130,6 +135,25 @@ def test_what_cannot_be() -> None:
         q(x, x, x, is_causal=True)
     with pytest.raises(InputError, match="no nested tensors"):
         q(*[torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(2, 16)])] * 3)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"key_padding_mask": torch.zeros(7, 2)}, r"is float32\[7, 2\]; .* of shape \[2, 7\]"),
+        ({"key_padding_mask": torch.zeros(7)}, r"is float32\[7\]; .* of shape \[2, 7\]"),
+        ({"attn_mask": torch.zeros(7, 5)}, r"of shape \[5, 7\] or \[8, 5, 7\]"),
+        ({"attn_mask": torch.zeros(4, 5, 7)}, r"is float32\[4, 5, 7\]"),
+        ({"attn_mask": torch.zeros(5, 7, dtype=torch.uint8)}, "is uint8.*give booleans or floats"),
+    ],
+)
+def test_masks_that_torch_refuses(masks: dict[str, Tensor], message: str) -> None:
+    layer, x = nn.MultiheadAttention(16, 4), torch.randn(7, 2, 16)
+    q = octavo.nn.from_float(layer, octavo.dynamic_qconfig())
+    with pytest.raises((AssertionError, RuntimeError)):
+        layer(x[:5], x, x, **masks)
+    with pytest.raises(InputError, match=message):
+        q(x[:5], x, x, **masks)
 
 
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only"])

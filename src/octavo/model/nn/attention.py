@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.errors import ArtifactError, InputError
+from octavo.graph.graph import TensorMeta
 from octavo.model.nn.description import Description
 from octavo.model.nn.float_layers import taking_place
 from octavo.model.nn.linear import Linear
@@ -214,14 +215,22 @@ class MultiheadAttention(QuantizedModule):
     def _mask(
         self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None
     ) -> Tensor | None:
-        """What is added to the scores ``[batch, heads, targets, sources]``."""
+        """What is added to the scores ``[batch, heads, targets, sources]``.
+
+        Raises:
+            InputError: a mask is of another shape or dtype.
+        """
+        (batch, targets), sources = q.shape[:2], k.shape[1]
         total: Tensor | None = None
         if mask is not None:
-            total = _added(mask)
+            plain, by_head = (targets, sources), (batch * self.num_heads, targets, sources)
+            total = _added("attn_mask", mask, plain, by_head)
             if total.dim() == 3:
                 total = total.reshape(-1, self.num_heads, *total.shape[1:])
         if padding is not None:
-            padded = _added(padding).reshape(-1, 1, 1, k.shape[1])
+            padding = padding.reshape(1, -1) if batch == 1 else padding  # one axis without a batch
+            padded = _added("key_padding_mask", padding, (batch, sources))
+            padded = padded.reshape(batch, 1, 1, sources)
             total = padded if total is None else total + padded
         return total
 
@@ -247,8 +256,18 @@ class MultiheadAttention(QuantizedModule):
         return self.float_repr()
 
 
-def _added(mask: Tensor) -> Tensor:
-    """A mask as numbers to add; a boolean one is true where nothing is seen."""
+def _added(name: str, mask: Tensor, *shapes: tuple[int, ...]) -> Tensor:
+    """A mask as numbers to add; a boolean one is true where nothing is seen.
+
+    Raises:
+        InputError: it is neither boolean nor float, or of none of the shapes.
+    """
+    is_mask = mask.dtype == torch.bool or mask.is_floating_point()
+    if not is_mask or tuple(mask.shape) not in shapes:
+        raise InputError(
+            f"{name} is {TensorMeta.of(mask)}; give booleans or floats of shape "
+            f"{' or '.join(str(list(shape)) for shape in shapes)}"
+        )
     if mask.dtype != torch.bool:
         return mask.float()
     return torch.zeros(mask.shape, device=mask.device).masked_fill_(mask, float("-inf"))
