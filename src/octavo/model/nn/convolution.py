@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.graph.qdq import DYNAMIC
 from octavo.model.nn.dequantizing import Dequantizing
 from octavo.model.nn.one_operator import OneOperator
 from octavo.model.nn.quantized_module import QuantizedModule
@@ -70,14 +69,10 @@ class _Forward(_Convolution, OneOperator):
     """A convolution that is one operator of a graph; other paddings than zeros come before it."""
 
     def graph(self) -> Graph:
-        dims, nodes = len(self.kernel_size), self.weights["weight"].readers()
-        read, weight = Ref("input"), Ref(nodes[-1].name)
+        dims, readers = len(self.kernel_size), self.weights["weight"].readers()
         meta = TensorMeta((None, self.in_channels, *[None] * dims), "float32")
-        scheme = self.activation
-        if scheme is not None:
-            rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-            nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=meta))
-            read = Ref("input.dynamic")
+        read, rounding = self.read_input(meta)
+        weight, nodes = Ref(readers[-1].name), [*readers, *rounding]
         tensors = self.own_tensors()
         bias = Ref("bias") if "bias" in tensors else None
         padding = [0] * dims if self._pads_before() else list(self.padding)

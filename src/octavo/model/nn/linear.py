@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.graph.qdq import DYNAMIC
 from octavo.model.nn.float_layers import is_transposed, tensors_of
 from octavo.model.nn.one_operator import OneOperator
 
@@ -50,13 +49,8 @@ class Linear(OneOperator):
 
     def graph(self) -> Graph:
         sizes = TensorMeta((None, self.in_features), "float32")
-        read, nodes = Ref("input"), self.weights["weight"].readers()
-        weight = Ref(nodes[-1].name)
-        scheme = self.activation
-        if scheme is not None:
-            rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-            nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=sizes))
-            read = Ref("input.dynamic")
+        (read, rounding), readers = self.read_input(sizes), self.weights["weight"].readers()
+        weight, nodes = Ref(readers[-1].name), [*readers, *rounding]
         tensors = self.own_tensors()
         bias = Ref("bias") if "bias" in tensors else None
         meta = TensorMeta((None, self.out_features), "float32")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import OctavoWarning
-from octavo.graph.graph import Graph
+from octavo.graph.graph import Graph, Node, Ref, TensorMeta
+from octavo.graph.qdq import DYNAMIC
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.packed_buffers import Buffers, let_go
 from octavo.quantization.nonfinite_inputs import Watched, run_around
@@ -40,6 +41,17 @@ class OneOperator(QuantizedModule):
     @abstractmethod
     def graph(self) -> Graph:
         """The layer as a quantized graph, of the tensors as they are now."""
+
+    def read_input(self, meta: TensorMeta) -> tuple[Ref, list[Node]]:
+        """The graph's input as the operator reads it, and the node that rounds it if that is
+        dynamic.
+        """
+        read, scheme = Ref("input"), self.activation
+        if scheme is None:
+            return read, []
+        rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
+        node = Node("input.dynamic", DYNAMIC, (read, *rounding), meta=meta)
+        return Ref(node.name), [node]
 
     def results(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the graph makes of tensors; of a NaN or an infinity what the float layer would."""

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.graph.qdq import DYNAMIC
 from octavo.model.nn.dequantizing import Dequantizing
 from octavo.model.nn.one_operator import OneOperator
 
@@ -61,11 +60,8 @@ class Recurrent(OneOperator, Dequantizing):
             readers = self.weights[name].readers() if name in self.weights else []
             nodes += readers
             params.append(Ref(readers[-1].name if readers else name))
-        read, scheme = Ref("input"), self.activation
-        if scheme is not None:
-            rounding = (scheme.qmin, scheme.qmax, scheme.symmetric, scheme.per_token)
-            nodes.append(Node("input.dynamic", DYNAMIC, (read, *rounding), meta=sizes))
-            read = Ref("input.dynamic")
+        read, rounding = self.read_input(sizes)
+        nodes += rounding
         own = self.description.settings
         layers, both = own.get("num_layers", 1), own.get("bidirectional", False)
         states: Any = [Ref(entry.name) for entry in inputs[1:]]
