@@ -51,12 +51,12 @@ def groups_of(node: Node) -> int:
     return int(arguments(node).get("groups", 1))
 
 
-def is_depthwise(node: Node, weight: Tensor) -> bool:
+def is_depthwise(groups: int, weight: Tensor) -> bool:
     """Whether int8 kernels take a convolution as depthwise, and sum no products of two inputs.
 
     In 3-d, and for one channel in all, oneDNN takes kernels that sum pairs.
     """
-    return weight.dim() < 5 and groups_of(node) == weight.shape[0] > 1 == weight.shape[1]
+    return weight.dim() < 5 and groups == weight.shape[0] > 1 == weight.shape[1]
 
 
 # By short name of the operator.

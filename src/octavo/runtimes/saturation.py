@@ -18,7 +18,7 @@ from octavo.graph.graph import Graph, Node, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import DYNAMIC, QuantizedWeight, is_own, rounding_behind, weight_behind
 from octavo.graph.rewrite import Constant, Part, rewrite
-from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, is_depthwise
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, groups_of, is_depthwise
 from octavo.runtimes import cpu
 
 REASON = (
@@ -103,7 +103,7 @@ def _too_large(node: Node, weight: QuantizedWeight, highest: int) -> bool:
     integers = weight.integers
     if integers.dtype != torch.int8:
         return False
-    if node.short_op in WEIGHT_LAYOUTS and is_depthwise(node, integers):
+    if node.short_op in WEIGHT_LAYOUTS and is_depthwise(groups_of(node), integers):
         return False
     return overflows(integers.transpose(0, weight.axis or 0), highest)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.weight_layouts import is_depthwise
 from octavo.model.nn.dequantizing import Dequantizing
 from octavo.model.nn.one_operator import OneOperator
 from octavo.model.nn.quantized_module import QuantizedModule
@@ -35,9 +36,8 @@ class _Convolution(QuantizedModule):
 
     @classmethod
     def sums_pairs(cls, layer: nn.Module) -> bool:
-        weight = layer.get_parameter("weight")
-        depthwise = getattr(layer, "groups", 1) == weight.shape[0] > 1 == weight.shape[1]
-        return not (depthwise and weight.dim() < 5)
+        groups: Any = layer.groups
+        return not is_depthwise(groups, layer.get_parameter("weight"))
 
     def images(self, input: Tensor) -> Tensor:
         """The input, float32, with a batch.

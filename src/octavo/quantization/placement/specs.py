@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
-from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout, is_depthwise
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout, groups_of, is_depthwise
 from octavo.quantization.placement.context import Context
 from octavo.quantization.placement.placement import Placement
 from octavo.quantization.qconfig import QSpec
@@ -93,7 +93,8 @@ def _sums_pairs(context: Context, node: Node, layer: WeightLayout) -> bool:
     """Whether an int8 kernel sums products of several inputs; depthwise convolution does not."""
     if layer.input_axis is None:
         return False
-    return not is_depthwise(node, context.graph.constants[arguments(node)["weight"].name])
+    weight = context.graph.constants[arguments(node)["weight"].name]
+    return not is_depthwise(groups_of(node), weight)
 
 
 def _specify_operands(context: Context, placement: Placement, lead: Callable[[str], str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
-from octavo.graph.weight_layouts import is_depthwise
+from octavo.graph.weight_layouts import groups_of, is_depthwise
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes import cpu, saturation
 from octavo.runtimes.torch import integer_kernels
@@ -100,7 +100,7 @@ class PackedConv:
         dims = int(layer.short_op[4])
         x, weight_arg, bias, *sizes, groups = arguments(layer).values()
         weight, scale = context.weight(weight_arg)
-        check_kernel(source, None if is_depthwise(layer, weight) else weight)
+        check_kernel(source, None if is_depthwise(groups_of(layer), weight) else weight)
         strides, paddings, dilations = (sized(value, dims) for value in sizes)
         meta = context.graph.metas[x.name]
         image: Sequence[int | None] = [None] * dims if meta is None else meta.shape[2:]
