@@ -18,8 +18,9 @@ enum { UNITS = 16 };
 
 /* ---- gates, written once and compiled for each instruction set ---- */
 
-/* e^x to about 2 units in the last place (S. Moshier, Cephes, expf); NaN stays NaN. */
-INLINE float exponential(float x) {
+/* e^x - less, to about 2 units in the last place (S. Moshier, Cephes, expf); less is 0 or 1, and near
+ * x = 0 nothing cancels. NaN stays NaN. */
+INLINE float exponential(float x, float less) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
     float shifted = x * 1.44269504088896341f + NO_FRACTIONS, n = shifted - NO_FRACTIONS;
@@ -30,17 +31,20 @@ INLINE float exponential(float x) {
     p = p * f + 4.1665795894e-2f;
     p = p * f + 1.6666665459e-1f;
     p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f + 1.0f;
+    p = p * f * f + f;
     uint32_t bits;
     memcpy(&bits, &shifted, 4);
     bits = (bits - 0x4b400000u + 127u) << 23; /* of NO_FRACTIONS */
     float power;
     memcpy(&power, &bits, 4);
-    return p * power;
+    return p * power + (power - less);
 }
 
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
-INLINE float tanhyp(float x) { return 2.0f / (1.0f + exponential(-2.0f * x)) - 1.0f; }
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x, 0.0f)); }
+INLINE float tanhyp(float x) {
+    float y = exponential(2.0f * x, 1.0f);
+    return y / (y + 2.0f);
+}
 
 /* x and y: what a block's gates sum of the input and of the state. */
 #define FOR_UNITS                                                                       \

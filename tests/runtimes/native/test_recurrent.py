@@ -21,7 +21,7 @@ LAYERS = {
 class Case:
     """A layer whose weights are integers, and sequences; what the oracle makes of them."""
 
-    def __init__(self, kind, layers, bidirectional, batch_first, bias, sizes, how, seed=0):
+    def __init__(self, kind, layers, bidirectional, batch_first, bias, sizes, how, seed=0, size=1.0):
         torch.manual_seed(seed)
         steps, batch, inputs, hidden = sizes
         make, more = LAYERS[kind]
@@ -45,9 +45,10 @@ class Case:
                 of_state = "_hh_" in name
                 self.tensors += recurrent.packed(kind, q, scale, given, of_state).tensors
         directions = layers * (1 + bidirectional)
-        self.states = [torch.randn(directions, batch, hidden) for _ in range(1 + (kind == "lstm"))]
+        count = 1 + (kind == "lstm")
+        self.states = [size * torch.randn(directions, batch, hidden) for _ in range(count)]
         shape = (batch, steps) if batch_first else (steps, batch)
-        x = 3 * torch.randn(*shape, inputs)
+        x = 3 * size * torch.randn(*shape, inputs)
         self.settings = {"kind": kind, "bidirectional": bidirectional, "batch_first": batch_first}
         self.settings |= {"how": how, "low": 0, "high": 255, "symmetric": False}
         self.settings |= {"scale": 1.0, "zero_point": 0}
@@ -138,6 +139,14 @@ def test_values_that_are_not_finite_stay_so(instruction_set):
         if how is not How.TENSOR_RANGE:
             assert out[0].isfinite().all()
             assert out[1, :2].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", list(LAYERS))
+def test_tiny_values_are_as_exact_as_others(instruction_set, kind):
+    """Inputs whose units are much too large for them."""
+    tiny = case(kind=kind, bias=False, size=1e-9)
+    for have, want in zip(tiny.run(), tiny.expected, strict=True):
+        torch.testing.assert_close(have.double() / 1e-9, want / 1e-9, atol=1e-3, rtol=0)
 
 
 def test_other_memory_orders_are_read_right(instruction_set):
