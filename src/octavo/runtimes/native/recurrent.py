@@ -185,7 +185,10 @@ def _checked(
     """
     dtype = torch.uint8 if reading.how is How.INTEGERS else torch.float32
     if x.dim() != 3 or x.dtype != dtype or min(x.shape) < 1 or x.device.type != "cpu":
-        raise ValueError(f"sequences of {x.dtype}{list(x.shape)} where {dtype} is expected")
+        raise ValueError(
+            f"sequences of {x.dtype}{list(x.shape)} where {dtype} of three sizes, none of them 0, "
+            "is expected"
+        )
     batch, count = x.shape[0 if batch_first else 1], len(matrices) // _TENSORS
     hidden = h0.shape[2] if h0.dim() == 3 else 0
     if not count or len(matrices) % _TENSORS or count % directions or hidden < 1:
@@ -220,7 +223,8 @@ def _shapes(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `recurrent` makes, without values."""
     out = x.new_empty((*x.shape[:2], h0.shape[2] * (1 + bidirectional)), dtype=torch.float32)
-    return out, torch.empty_like(h0), torch.empty_like(h0 if c0 is not None else h0[:0])
+    cn = h0 if c0 is not None else h0[:0]
+    return out, h0.new_empty(h0.shape), h0.new_empty(cn.shape)
 
 
 _LIBRARY = torch.library.Library("octavo", "FRAGMENT")
