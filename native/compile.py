@@ -6,6 +6,7 @@ Python's standard library and a C compiler: ``CC``, or the first of cc, gcc and 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
@@ -35,11 +36,14 @@ def compiler() -> list[str] | None:
 
 
 def is_new(library: Path) -> bool:
-    """Whether a library is younger than all that it is made of."""
+    """Whether a library is younger than all that it is made of, and one of this machine."""
     parts = [*HERE.glob("*.[ch]"), Path(__file__)]
-    return library.exists() and all(
-        part.stat().st_mtime <= library.stat().st_mtime for part in parts
-    )
+    try:
+        made = library.stat().st_mtime
+        ctypes.CDLL(str(library))
+    except OSError:
+        return False
+    return all(part.stat().st_mtime <= made for part in parts)
 
 
 def compile_library(library: Path = LIBRARY) -> str:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import runpy
 import shutil
 import subprocess
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +47,14 @@ def test_a_foreign_library_is_ignored_with_one_warning(tmp_path, source, problem
     with pytest.warns(octavo.OctavoWarning, match=problem) as warned:
         assert library.load(path) is None
     assert len(warned) == 1
+
+
+def test_make_native_replaces_a_file_that_cannot_be_loaded(tmp_path):
+    """However new it is: that of another machine, in a checkout that both see."""
+    script = Path(__file__).parents[3] / "native" / "compile.py"
+    path = tmp_path / "kernels.so"
+    path.write_bytes(b"\x7fELF and no more")
+    assert not runpy.run_path(str(script))["is_new"](path)
 
 
 @pytest.fixture
