@@ -1,5 +1,6 @@
 /* Every kernel on many sizes, under each instruction set: for the sanitizers, which see what a test
  * of results does not. Memory is exactly as long as the kernels may read and write. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -9,13 +10,15 @@ static unsigned seed = 1;
 static int below(int limit) { return (int)((seed = seed * 1103515245u + 12345u) >> 8) % limit; }
 
 static void *filled(int64_t count, int size) {
+    static const float odd[] = {NAN, INFINITY, -INFINITY, 3e38f, 1e-42f};
     if (size == 1) {
         uint8_t *bytes = malloc((size_t)count);
         for (int64_t i = 0; i < count; i++) bytes[i] = (uint8_t)below(256);
         return bytes;
     }
     float *floats = malloc((size_t)count * 4);
-    for (int64_t i = 0; i < count; i++) floats[i] = (float)below(2000) / 1000 - 1;
+    for (int64_t i = 0; i < count; i++)
+        floats[i] = below(1000) ? (float)below(2000) / 1000 - 1 : odd[below(5)];
     return floats;
 }
 
