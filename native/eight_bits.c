@@ -4,9 +4,6 @@
 #include "octavo.h"
 #include "rounding.h"
 
-/* A thread more is woken for so many products. */
-#define WORK_OF_A_THREAD (1 << 18)
-
 typedef struct {
     const octavo_matrix *matrix;
     const float *x;
@@ -32,7 +29,7 @@ static void run(void *context, int thread, int threads) {
 int octavo_multiply_eight_bits(
     const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
     int threads) {
-    int64_t work = count * matrix->columns * matrix->rows / WORK_OF_A_THREAD + 1;
+    int64_t work = count * matrix->columns * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     char *memory = malloc((size_t)(count * (2 * matrix->columns + 8)));
     if (!memory) return 1;
     float *scales = (float *)memory; /* first, where memory is aligned for them */

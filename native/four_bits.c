@@ -11,9 +11,6 @@
 
 enum { CHUNK = 32, CHUNK_BYTES = CHUNK * BLOCK / 2, MOST_STEPS = 127 * 256, TILE = 4 };
 
-/* A thread more is woken for so many products. */
-#define WORK_OF_A_THREAD (1 << 18)
-
 /* Rows of x, rounded: x = step * (256 * upper + lower); sums of each group's steps. */
 typedef struct {
     int8_t *upper, *lower; /* [count][columns] */
@@ -91,16 +88,17 @@ static void multiply_portable(
 
 #if defined(__x86_64__)
 
+/* Four digits, for all lanes of a register. */
+INLINE int32_t four_of(const int8_t *digits) {
+    int32_t bits;
+    memcpy(&bits, digits, 4);
+    return bits;
+}
+
 /* ---- AVX2 ---- */
 
 AVX2 static void read_avx2(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
     read_row(m, x, row, rows);
-}
-
-INLINE AVX2 __m256i four_of(const int8_t *digits) {
-    int32_t bits;
-    memcpy(&bits, digits, 4);
-    return _mm256_set1_epi32(bits);
 }
 
 /* A block's sums for one row and group. Pairs of products are at most 3840, and eight of these fit
@@ -115,8 +113,10 @@ INLINE AVX2 void group_avx2(
         for (int half = 0; half < 2; half++)
             pairs_high[half] = pairs_low[half] = _mm256_setzero_si256();
         for (int i = 0; i < 4; i++) {
-            __m256i u0 = four_of(upper + 8 * i), u1 = four_of(upper + 8 * i + 4);
-            __m256i l0 = four_of(lower + 8 * i), l1 = four_of(lower + 8 * i + 4);
+            __m256i u0 = _mm256_set1_epi32(four_of(upper + 8 * i));
+            __m256i u1 = _mm256_set1_epi32(four_of(upper + 8 * i + 4));
+            __m256i l0 = _mm256_set1_epi32(four_of(lower + 8 * i));
+            __m256i l1 = _mm256_set1_epi32(four_of(lower + 8 * i + 4));
             for (int half = 0; half < 2; half++) {
                 __m256i both = _mm256_loadu_si256((const __m256i *)(w + 64 * i + 32 * half));
                 __m256i w0 = _mm256_and_si256(both, nibble);
@@ -177,12 +177,6 @@ VNNI static void read_vnni(const octavo_four_bits *m, const float *x, int64_t ro
     read_row(m, x, row, rows);
 }
 
-INLINE VNNI __m512i sixteen_of(const int8_t *digits) {
-    int32_t bits;
-    memcpy(&bits, digits, 4);
-    return _mm512_set1_epi32(bits);
-}
-
 /* A block's results for `count` rows from `r` on. */
 INLINE VNNI void tile_vnni(
     const octavo_four_bits *m, const Rows *rows, int64_t block, int64_t r, float *y,
@@ -203,10 +197,12 @@ INLINE VNNI void tile_vnni(
             __m512i w1 = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
             for (int i = 0; i < count; i++) {
                 int64_t at = i * m->columns + k;
-                high[i] = _mm512_dpbusd_epi32(high[i], w0, sixteen_of(upper + at));
-                low[i] = _mm512_dpbusd_epi32(low[i], w0, sixteen_of(lower + at));
-                high[i] = _mm512_dpbusd_epi32(high[i], w1, sixteen_of(upper + at + 4));
-                low[i] = _mm512_dpbusd_epi32(low[i], w1, sixteen_of(lower + at + 4));
+                __m512i u0 = _mm512_set1_epi32(four_of(upper + at));
+                __m512i u1 = _mm512_set1_epi32(four_of(upper + at + 4));
+                __m512i l0 = _mm512_set1_epi32(four_of(lower + at));
+                __m512i l1 = _mm512_set1_epi32(four_of(lower + at + 4));
+                high[i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(high[i], w0, u0), w1, u1);
+                low[i] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(low[i], w0, l0), w1, l1);
             }
         }
         int64_t at = (block * m->groups + group) * BLOCK;
@@ -257,7 +253,8 @@ static void run(void *context, int thread, int threads) {
 
 int octavo_multiply_four_bits(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads) {
-    int64_t digits = count * matrix->columns, work = digits * matrix->rows / WORK_OF_A_THREAD + 1;
+    int64_t digits = count * matrix->columns;
+    int64_t work = digits * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     char *memory = malloc((size_t)(2 * digits + 4 * count * (matrix->groups + 1)));
     if (!memory) return 1;
     float *floats = (float *)memory; /* first, where memory is aligned for them */

@@ -24,6 +24,9 @@ OCTAVO_EXPORT int octavo_limit_isa(int most);
 
 /* ---- threads: threads.c ---- */
 
+/* A thread more is woken for so many products between two meetings of all. */
+enum { OCTAVO_WORK_OF_A_THREAD = 1 << 18 };
+
 typedef void (*octavo_task)(void *context, int thread, int threads);
 
 typedef struct {

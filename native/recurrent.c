@@ -13,8 +13,6 @@ enum { UNITS = 16 };
 
 /* The input's sums of so many steps are kept: some MB. */
 #define KEPT_SUMS (1 << 20)
-/* A thread more is woken for so many products of a step. */
-#define WORK_OF_A_THREAD (1 << 18)
 
 /* ---- gates, written once and compiled for each instruction set ---- */
 
@@ -198,7 +196,7 @@ static void run_layer(void *context, int thread, int threads) {
 }
 
 static int threads_for(const octavo_recurrent_call *call, int64_t width) {
-    int64_t useful = call->of_state.rows * width * call->batch / WORK_OF_A_THREAD + 1;
+    int64_t useful = call->of_state.rows * width * call->batch / OCTAVO_WORK_OF_A_THREAD + 1;
     int64_t most = useful < width / UNITS ? useful : width / UNITS;
     return call->threads < most ? call->threads : (int)most;
 }
