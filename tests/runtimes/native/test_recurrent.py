@@ -21,7 +21,9 @@ LAYERS = {
 class Case:
     """A layer whose weights are integers, and sequences; what the oracle makes of them."""
 
-    def __init__(self, kind, layers, bidirectional, batch_first, bias, sizes, how, seed=0, size=1.0):
+    def __init__(
+        self, kind, layers, bidirectional, batch_first, bias, sizes, how, seed=0, size=1.0
+    ):
         torch.manual_seed(seed)
         steps, batch, inputs, hidden = sizes
         make, more = LAYERS[kind]
