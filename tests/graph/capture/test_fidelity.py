@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 import octavo
 from octavo.errors import CaptureError
 from octavo.graph.capture.capture import capture
-from octavo.graph.capture.fidelity import difference
+from octavo.graph.capture.fidelity import Faithful, difference
+from octavo.graph.size_guards import Guard
 
 
 class Net(nn.Module):
@@ -140,6 +142,23 @@ def test_differences(found: Any, expected: Any, error: float | None) -> None:
         assert told is not None
         assert told[0] == pytest.approx(error, rel=1e-3)
         assert told[1].startswith("output 1 ")
+
+
+def test_a_guard_is_needless_where_the_model_ran_and_agreed() -> None:
+    """Pools of 16 do not run on the smallest sizes, which say nothing of a single piece."""
+
+    class Pieces(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.avg_pool1d(x, 16)
+            return y * 2 if y.shape[2] == 1 else y
+
+    x = torch.randn(2, 3, 64)
+    graph = replace(capture(Pieces(), x), guards=())
+    count = ("//", ("size", "x", 2), 16)
+    for condition in ((">=", count, 2), ("<", 1, count)):
+        guard = Guard(condition, "an operator needs it")
+        assert Faithful(graph, Pieces(), (x,), {}).settled([guard]).guards == (guard,)
+        assert not Faithful(graph, nn.AvgPool1d(16), (x,), {}).settled([guard]).guards
 
 
 def test_another_number_of_results() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from running import run_graph
+from torch import Tensor, nn
 
 import octavo
 from octavo.graph.program import run_of
@@ -29,3 +31,27 @@ def test_images_that_are_flattened_for_a_linear_layer_have_one_size() -> None:
     q = octavo.quantize(net, torch.rand(2, 3, 8, 8), mode="weight_only", progress=False)
     with pytest.raises(octavo.OctavoError, match=r"shape\[3\] == 8 is fixed: forward"):
         q(torch.rand(1, 3, 8, 9))
+
+
+def test_what_reads_only_so_many_is_refused_more() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first = x[:, :1500]
+            return first.sum(1) / first.shape[1]
+
+    graph = octavo.capture(Net(), torch.rand(2, 6, 4))
+    x = torch.rand(3, 1200, 4)
+    torch.testing.assert_close(run_graph(graph, x), Net()(x))
+    with pytest.raises(octavo.OctavoError, match=r"captured for x\.shape\[1\] < 1500: forward"):
+        run_graph(graph, torch.rand(2, 1600, 4))
+
+
+def test_what_was_several_may_be_one() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.avg_pool1d(x, 16).mT.reshape(-1, 3)
+
+    graph = octavo.capture(Net(), torch.rand(2, 3, 64))
+    for count, length in ((2, 31), (3, 16), (1, 64)):
+        x = torch.rand(count, 3, length)
+        torch.testing.assert_close(run_graph(graph, x), Net()(x))

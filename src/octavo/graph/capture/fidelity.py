@@ -36,9 +36,11 @@ _ANOTHER_FUNCTION = 0.1
 # Sizes that export may exclude without need, and how many of them are tried.
 _SMALL = range(1, 9)
 _TRIED = 3
-_FAR = range(1, 1025)
+_FAR = (*range(1, 1025), 10**9 + 7)  # the last is beyond any bound
 _NEAR = range(1, 65)
 _MOST_GROUPS = 6
+# Ways to write that something is at least two: the comparison, which side is a number, and which.
+_AT_LEAST_TWO = ((">=", 1, 2), (">", 1, 1), ("<=", 0, 2), ("<", 0, 1))
 # From the example's size to another.
 _OTHER_SIZES: Sequence[Callable[[int], int]] = (
     lambda size: size - 1 if size > 1 else 2,
@@ -67,7 +69,7 @@ class Faithful:
         metas = [meta for meta in graph.metas.values() if meta is not None]
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
         self.rounding = _ROUNDING_OF_HALVES if halves else _ROUNDING
-        self._known: dict[Any, bool] = {}
+        self._known: dict[Any, bool | None] = {}
 
     def check(self) -> bool:
         """Compare both on the example; whether they could be compared, and are the same.
@@ -167,17 +169,17 @@ class Faithful:
         return values if len(values) <= _TRIED and all(n in _SMALL for n in values) else None
 
     def _is_needless(self, guard: Guard, groups: Sequence[Sizes]) -> bool:
-        """Whether graph and model agree where a guard excludes one number, or none and one."""
-        kind, *sides = guard.condition
-        if kind != "!=" and (kind != ">=" or sides[1] != 2):
+        """Whether graph and model agree where a guard excludes one number, or none and one.
+
+        They are compared on the nearest and the farthest sizes that the model takes of those.
+        """
+        if not _is_about_one_number(guard.condition):
             return False
         ways: list[Mapping[Sizes, int]] = [dict.fromkeys(groups, n) for n in _NEAR]
         ways += [{group: n} for group in groups for n in _SMALL]
-        if kind == ">=":  # what divides by a size of none fails in the model too
-            ways = [sizes for sizes in ways if all(sizes.values())]
         against = [sizes for sizes in ways if self._excludes(guard, sizes)]
-        tried = against[-1:] + against[:1]
-        return bool(tried) and all(map(self._agrees, tried))
+        found = (_first_compared(map(self._compared, some)) for some in (against[::-1], against))
+        return all(found)
 
     def _excludes(self, guard: Guard, sizes: Mapping[Sizes, int]) -> bool:
         """Whether nothing but this guard stands against sizes."""
@@ -229,15 +231,19 @@ class Faithful:
 
     def _agrees(self, sizes: Mapping[Sizes, int]) -> bool:
         """Whether graph and model return the same for these sizes, or the model nothing."""
+        return self._compared(sizes) is not False
+
+    def _compared(self, sizes: Mapping[Sizes, int]) -> bool | None:
+        """The same; ``None`` where the model returns nothing."""
         key = frozenset(sizes.items())
         if key not in self._known:
             self._known[key] = self._agree(self._tensors(sizes))
         return self._known[key]
 
-    def _agree(self, tensors: Sequence[Tensor]) -> bool:
+    def _agree(self, tensors: Sequence[Tensor]) -> bool | None:
         expected = self._of_model(tensors)
         if expected is None:
-            return True
+            return None
         try:
             results = self._of_graph(tensors)
         except Exception:  # noqa: BLE001  (a kernel that does not take this size)
@@ -263,6 +269,18 @@ class Faithful:
         with torch.no_grad():
             results = self.run(*(tensor.clone() for tensor in tensors))
         return _values(as_records(build_output(self.graph, results)))
+
+
+def _is_about_one_number(condition: Expression) -> bool:
+    """Whether it says that something is not one number, or is neither none nor one."""
+    kind, *sides = condition
+    either = ((kind, index, side) for index, side in enumerate(sides) if isinstance(side, int))
+    return kind == "!=" or any(part in _AT_LEAST_TWO for part in either)
+
+
+def _first_compared(results: Iterator[bool | None]) -> bool:
+    """The first that is not ``None``; ``False`` without."""
+    return next((result for result in results if result is not None), False)
 
 
 def _draws(graph: Graph) -> bool:
