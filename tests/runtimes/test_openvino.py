@@ -1,4 +1,6 @@
-"""Networks on which OpenVINO's compiler once ended the process: they run in one of their own."""
+"""Programs for sizes. And networks on which OpenVINO's compiler once ended the process: they run in
+one of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import octavo
+from octavo.runtimes.openvino import _Programs
+from octavo.runtimes.options import Options
 
 AGREES_DB = 45.0  # a few integers that are a step off
 
@@ -48,6 +54,33 @@ JOINS = {
     "what another one holds": lambda a, b: _cat(a, _cat(a, b)[:, 2:6]).relu(),
     "the largest": lambda a, b: F.pad(_cat(a, b), (0, 0, 0, 0), "reflect").amax(2, True),
 }
+
+
+class Compiled:
+    """What OpenVINO makes of a model that reads nothing."""
+
+    inputs = ()
+
+
+def test_calls_at_once_compile_a_size_once_and_the_sizes_met_last_are_kept():
+    graph = octavo.capture(nn.Conv2d(3, 4, 3), torch.rand(2, 3, 8, 8))
+    compiled = []
+
+    def compile_for(sizes):
+        compiled.append(sorted(sizes.values()))
+        time.sleep(0.05)  # so that the others come meanwhile
+        return Compiled()
+
+    programs = _Programs(graph, Options(), compile_for)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(programs.of, [[(1, 3, 8, 8)]] * 4))
+    assert compiled == [[8, 8]]
+    assert all(program is found[0] for program in found)
+    for side in (9, 10, 11, 12, 13, 14, 15, 8, 16, 8):  # one more than are kept
+        programs.of([(1, 3, side, side)])
+    assert len(compiled) == 9
+    programs.of([(1, 3, 9, 9)])  # which was met the longest ago
+    assert len(compiled) == 10
 
 
 @pytest.mark.parametrize("target", ["x86", "edge"])

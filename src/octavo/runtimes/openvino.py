@@ -6,6 +6,7 @@ that runs on integers.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -225,7 +226,7 @@ class _Programs:
     """A model for any sizes: compiled once for each size of images or sequences that it met last.
 
     At open sizes OpenVINO computes concatenations, moves and means of integers wrongly, which it
-    does right where it knows the sides.
+    does right where it knows the sides. Calls may overlap: each size is compiled once for all.
 
     Args:
         graph: the model.
@@ -237,19 +238,33 @@ class _Programs:
         self.graph, self.batch, self.compile_for = graph, options.batch, compile_for
         self.sides = sides(graph)
         self.known: OrderedDict[tuple[int, ...], _Program] = OrderedDict()
+        self.looking, self.compiling = threading.Lock(), threading.Lock()
 
     def of(self, shapes: Sequence[Sequence[int]]) -> _Program:
         """The program for inputs of these shapes."""
         of_input = dict(zip(self.graph.input_names(), shapes, strict=True))
         sizes = tuple(of_input[name][axis] for name, axis in self.sides)
-        program = self.known.pop(sizes, None)
-        if program is None:
-            compiled = self.compile_for(dict(zip(self.sides, sizes, strict=True)))
-            program = _Program(compiled, self.graph)
-        self.known[sizes] = program
-        while len(self.known) > _MOST_PROGRAMS:
-            self.known.popitem(last=False)
-        return program
+        return self._met(sizes) or self._compiled(sizes)
+
+    def _met(self, sizes: tuple[int, ...]) -> _Program | None:
+        """The program for sizes that were met before; they are the last ones met now."""
+        with self.looking:
+            if sizes in self.known:
+                self.known.move_to_end(sizes)
+            return self.known.get(sizes)
+
+    def _compiled(self, sizes: tuple[int, ...]) -> _Program:
+        """The program for other sizes; calls of known sizes go on meanwhile."""
+        with self.compiling:
+            program = self._met(sizes)  # another call had the same sizes
+            if program is None:
+                compiled = self.compile_for(dict(zip(self.sides, sizes, strict=True)))
+                program = _Program(compiled, self.graph)
+                with self.looking:
+                    self.known[sizes] = program
+                    if len(self.known) > _MOST_PROGRAMS:
+                        self.known.popitem(last=False)
+            return program
 
     def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the model gives.
