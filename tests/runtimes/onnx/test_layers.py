@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+import octavo
+from octavo.runtimes.onnx.export import to_onnx
+
 
 class Product(nn.Module):
     """A function of the input and a matrix."""
@@ -127,6 +130,16 @@ def test_normalizations_of_images(agrees):
 
 def test_an_embedding_picks_rows(agrees):
     agrees(nn.Embedding(10, 4, padding_idx=0), torch.randint(0, 10, (2, 5)))
+
+
+def test_a_nan_among_the_factors_of_a_bag_stays_in_it(run_onnx):
+    bag = nn.EmbeddingBag(9, 4, mode="sum")
+    call = (torch.arange(6), torch.tensor([0, 2, 2]), torch.rand(6))
+    graph = octavo.capture(bag, call)
+    call[2][1] = torch.nan
+    (found,) = run_onnx(to_onnx(graph), graph, call)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1:], bag(*call)[1:])
 
 
 def test_a_weight_that_is_computed(agrees):

@@ -45,7 +45,9 @@ def _embedding_bag(w: Writer, node: Node) -> Any:
         return [_largest(w, rows, inside), "", "", ""]
     share = w.cast(inside, "bool", "float32")
     factors = given["per_sample_weights"]
-    weighted = share if factors is None else w.op("Mul", share, w.read(factors))
+    weighted = share
+    if factors is not None:  # picked: a product with NaN would be NaN in all bags
+        weighted = w.op("Where", inside, w.read(factors), w.constant(0, "float32"))
     bags = w.op("MatMul", weighted, rows)
     if given["mode"] == _MEAN:
         count = w.op("ReduceSum", share, w.ints([-1]))
