@@ -69,6 +69,16 @@ def test_constants_and_one_sided_inputs(x):
     assert torch.allclose(q.lower("reference")(x), q(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [lambda: nn.Linear(8, 8), lambda: Recurrent(nn.LSTM(8, 8))])
+def test_integers_of_more_than_a_byte_are_read_as_floats(make):
+    """Kernels that read integers store a byte of each."""
+    spec = octavo.QSpec(octavo.Scheme("int16", symmetric=True))
+    qconfig = octavo.QConfig(spec, octavo.dynamic_qconfig().weight)
+    x = torch.randn(4, 5, 8)
+    q = octavo.quantize(make().eval(), x, mode="dynamic", qconfig=qconfig, target=TARGET)
+    assert sqnr_db(q.lower("reference")(x), q(x)) > 70
+
+
 def test_signed_integers_too():
     spec = octavo.QSpec(octavo.Scheme("int8", symmetric=True, reduce_range=True))
     qconfig = octavo.QConfig(spec, octavo.dynamic_qconfig().weight)

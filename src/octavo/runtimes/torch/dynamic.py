@@ -42,6 +42,13 @@ _KEEP_SIGNS = frozenset(
 )
 
 
+def fits_a_byte(node: Node) -> bool:
+    """Whether a node rounds to integers that kernels read, which are stored as uint8 from 0 on."""
+    given = arguments(node)
+    stored: int = given["qmax"] - min(given["qmin"], 0)
+    return stored < 256
+
+
 def quantize_dynamic(node: Node) -> Callable[[Tensor], tuple[Tensor, float, int]]:
     """Float tensor to uint8, with the scale and zero point that were found."""
     _, low, high, symmetric, _ = node.args

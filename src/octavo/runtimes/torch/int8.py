@@ -177,7 +177,7 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
         context.integers[node.name] = (source.name, integers)
         kernel = integer_kernels.dequantize(integers.scale, integers.zero_point)
         return [Placed(Step(node.name, kernel, node.args[:1]))]
-    if node.op == DYNAMIC:
+    if node.op == DYNAMIC and dynamic.fits_a_byte(node):
         parts = f"{node.name}.integers"
         context.dynamic[node.name] = (parts, node)
         return [Placed(Step(parts, _rounding(context, node), node.args[:1])), plain]
