@@ -20,7 +20,7 @@ help: ## these lines
 native: ## compile the kernels in native/ where there is a C compiler; the other targets do it first
 	@$(PYTHON) native/compile.py || true
 
-sanitize: ## run the kernels under the address and undefined behaviour sanitizers
+sanitize: ## run the kernels under the sanitizers of addresses, undefined behaviour and threads
 	$(PYTHON) native/sanitize.py
 
 demo: $(DEV) native ## train on real digits, quantize, compare; writes build/demo

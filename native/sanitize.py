@@ -1,6 +1,6 @@
 """Run all kernels under sanitizers: ``make sanitize``.
 
-Addresses and undefined behaviour; then threads, where the compiler has that sanitizer.
+Addresses and undefined behaviour; then threads.
 """
 
 from __future__ import annotations
