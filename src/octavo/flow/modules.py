@@ -52,7 +52,8 @@ def quantize_modules(
 
     Returns:
         A copy of the model, of the same class. Warns of layers that could have been quantized and
-        were not, and of weights that are held twice now.
+        were not, and of what is done about a weight that a layer shares with one that was not asked
+        for; two that are asked for different integers hold their own each.
 
     Raises:
         PlanError: a rule names an unknown module, or asks for what needs a graph; or no layer would

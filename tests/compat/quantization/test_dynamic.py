@@ -171,3 +171,16 @@ def test_rules_that_fit_nothing_are_refused() -> None:
         ours.quantize_dynamic(model, {"0", "fc9"})
     with pytest.raises(octavo.OctavoError, match="is static, and there is no data"):
         ours.quantize_dynamic(model, {nn.Linear: ours.default_qconfig})
+
+
+@pytest.mark.parametrize("spec", [{nn.Linear, nn.Embedding}, {"0"}, {nn.EmbeddingBag}])
+def test_a_table_that_is_asked_to_be_dynamic_is_refused_as_by_torch(spec: set[object]) -> None:
+    model = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 8))
+    with pytest.raises(octavo.OctavoError, match=r"is dynamic.*take float_qparams_weight_only"):
+        ours.quantize_dynamic(model, spec)
+    both = {
+        nn.Embedding: ours.float_qparams_weight_only_qconfig,
+        nn.Linear: ours.default_dynamic_qconfig,
+    }
+    kinds = [str(m).split("(")[0] for m in ours.quantize_dynamic(model, both)]
+    assert kinds == ["WeightOnlyEmbedding", "DynamicQuantizedLinear"]

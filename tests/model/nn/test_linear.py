@@ -200,6 +200,8 @@ def test_a_gradient_that_ends_is_told_in_training() -> None:
     x = torch.randn(2, 8, requires_grad=True)
     with pytest.warns(octavo.OctavoWarning, match="no gradient goes through a QuantizedLinear"):
         assert not q(x).requires_grad
+    with pytest.warns(octavo.OctavoWarning, match="no gradient goes through a QuantizedLinear"):
+        q(input=x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         q.eval()(x)

@@ -238,25 +238,17 @@ def quantize_dynamic(
     rules: dict[Any, QConfig | None]
     if isinstance(qconfig_spec, Mapping):
         rules = {kind: native(qconfig, target) for kind, qconfig in qconfig_spec.items()}
-        for kind, qconfig in rules.items():
-            if qconfig is not None and qconfig.mode == "static":
-                raise PlanError(
-                    f"the qconfig of {kind} is static, and there is no data: take "
-                    "default_dynamic_qconfig, or prepare and convert"
-                )
     else:
         usual = dynamic_qconfig(target) if default is None else native(default, target)
         rules = dict.fromkeys(kinds if qconfig_spec is None else qconfig_spec, usual)
+    _refuse_modes(model, rules)
 
     def rule_of(path: str, module: nn.Module) -> Any:
         """The key of the spec that says of a module, or of one around it, how it is quantized."""
-        kinds = (type(module), float_kind(module))
-        while path and path not in rules:
-            kind = next((kind for kind in kinds if kind in rules), None)
-            if kind is not None:
-                return kind
+        kind = next((kind for kind in (type(module), float_kind(module)) if kind in rules), None)
+        while path and path not in rules and kind is None:
             path = path.rpartition(".")[0]
-        return path if path in rules else next((kind for kind in kinds if kind in rules), None)
+        return path if path in rules else kind
 
     root = model if inplace else copied(model)
     return swap_layers(
@@ -273,6 +265,26 @@ def _refuse_unknown(model: nn.Module, qconfig_spec: Iterable[Any]) -> None:
         if isinstance(key, str) and key not in paths:
             raise PlanError(
                 f"qconfig_spec names {key!r}, which is not a module of the model: {paths}"
+            )
+
+
+def _refuse_modes(model: nn.Module, rules: Mapping[Any, QConfig | None]) -> None:
+    """Raise for a qconfig that cannot be followed.
+
+    Raises:
+        PlanError: it is static; or dynamic, and for a table.
+    """
+    for key, qconfig in rules.items():
+        kind = float_kind(model.get_submodule(key)) if isinstance(key, str) else key
+        if qconfig is not None and qconfig.mode == "static":
+            raise PlanError(
+                f"the qconfig of {key} is static, and there is no data: take "
+                "default_dynamic_qconfig, or prepare and convert"
+            )
+        if qconfig is not None and qconfig.mode == "dynamic" and kind in TABLES:
+            raise PlanError(
+                f"the qconfig of {key} is dynamic, and a table reads indices: take "
+                "float_qparams_weight_only_qconfig for it, or leave it out"
             )
 
 

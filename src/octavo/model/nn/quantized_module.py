@@ -231,7 +231,8 @@ class QuantizedModule(nn.Module):
             InputError: the arguments do not fit the layer.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
-        if self.training and torch.is_grad_enabled() and any(map(_wants_gradient, args)):
+        given = (*args, *kwargs.values())
+        if self.training and torch.is_grad_enabled() and any(map(_wants_gradient, given)):
             warnings.warn(
                 f"no gradient goes through a {self._get_name()}: what stands before it is not "
                 "trained by what comes behind; keep it float, or train what stands behind it",
