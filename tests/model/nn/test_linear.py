@@ -138,6 +138,20 @@ def test_a_state_dict_makes_another_layer_this_one_or_is_refused() -> None:
         )
 
 
+def test_integers_are_not_loaded_without_their_scales() -> None:
+    q, other = (octavo.nn.from_float(nn.Linear(16, 8), QCONFIGS["int8"]) for _ in range(2))
+    x = torch.randn(3, 16)
+    exact = q(x)
+    without = {name: t for name, t in other.state_dict().items() if name != "weight_scale"}
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match="'weight_scale' is missing of the weight"):
+            q.load_state_dict(without, strict=strict)
+        assert torch.equal(q(x), exact)
+    shift = other.state_dict()["bias"] - q.state_dict()["bias"]
+    q.load_state_dict({"bias": other.state_dict()["bias"]}, strict=False)
+    torch.testing.assert_close(q(x), exact + shift)
+
+
 def test_copies_files_and_threads() -> None:
     q, x = octavo.nn.from_float(nn.Linear(64, 32), octavo.dynamic_qconfig()), torch.randn(9, 64)
     y = copy.deepcopy(q)(x)

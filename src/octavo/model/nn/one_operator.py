@@ -11,7 +11,6 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from octavo.errors import OctavoWarning
@@ -100,7 +99,4 @@ class OneOperator(QuantizedModule):
 
     def make_own(self) -> None:
         if isinstance(self._buffers, Buffers):
-            self._buffers = {
-                name: None if tensor is None else torch.empty_like(tensor)
-                for name, tensor in self._buffers.items()
-            }
+            self._buffers = self._buffers.copy()

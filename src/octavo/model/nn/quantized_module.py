@@ -306,6 +306,13 @@ class QuantizedModule(nn.Module):
                 f"{prefix + name!r} is {there} there and {here} here: quantize this model as that "
                 "one was"
             )
+        for weight in self.weights.values():
+            missing = [prefix + name for name in weight.names if given[name] is None]
+            if 0 < len(missing) < len(weight.names):
+                error_msgs.append(
+                    f"{', '.join(map(repr, missing))} is missing of the {weight.name} of the "
+                    f"{self._get_name()}: give its integers, scales and zero points, or none"
+                )
         if any(tensor is not None for tensor in given.values()) and not error_msgs:
             self.make_own()
             super()._load_from_state_dict(
