@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ArtifactError, InputError
-from octavo.graph.batches import Signature
-from octavo.graph.losses import fitting_loss
+from octavo.graph.batches import Batch, Signature
+from octavo.graph.losses import fitting_loss, losses_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -235,26 +235,99 @@ def test_labels_that_no_loss_is_made_of_are_refused(tokenizer: Any) -> None:
     assert q(**call, labels=None).loss is None
 
 
-class OwnLoss(nn.Module):
-    """Makes a loss of labels that is none of the usual."""
+class Scores(nn.Module):
+    """``[N, 4]`` -> a dict of scores ``[N, 7]``, and of a loss by cross-entropy with options."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: object = None, **options: Any) -> None:
         super().__init__()
-        self.linear = nn.Linear(4, 3)
+        self.linear, self.config, self.options = nn.Linear(4, 7), config, options
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, x: Tensor, labels: Tensor | None = None, label: Tensor | None = None
+    ) -> dict[str, Tensor | None]:
         logits = self.linear(x)
-        result = {"logits": logits}
+        loss = None
         if labels is not None:
-            result["loss"] = nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
-        return result
+            loss = nn.functional.cross_entropy(logits, labels, **self.options)
+        if loss is not None and label is not None:
+            loss = loss + nn.functional.cross_entropy(logits, label)
+        return {"loss": loss, "logits": logits}
 
 
-def test_a_loss_of_its_own_is_not_guessed() -> None:
-    q = octavo.quantize(OwnLoss().eval(), torch.rand(4, 4), progress=False, mode="dynamic")
+def scoring(samples: int = 4, **settings: Any) -> tuple[Scores, octavo.QuantizedModel]:
+    torch.manual_seed(0)
+    model = Scores(**settings).eval()
+    return model, octavo.quantize(
+        model, torch.rand(samples, 4), progress=False, mode="weight_only"
+    ).lower("reference")
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"label_smoothing": 0.1},
+        {"weight": torch.arange(1.0, 8)},  # no other than the plain loss where labels are alike
+        {"reduction": "sum"},  # no other than the mean of one sample
+    ],
+    ids=str,
+)
+def test_a_loss_of_its_own_is_not_guessed(options: dict[str, Any], samples: int) -> None:
+    _, q = scoring(samples, **options)
     assert q.signature.losses == ()
     with pytest.raises(InputError, match="leave the labels out"):
         q(torch.rand(4, 4), labels=torch.zeros(4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("config", [None, {"width": 4}, "text", dict])
+def test_a_model_of_any_config_that_returns_a_dict(config: object) -> None:
+    model, q = scoring(config=config)
+    x, labels = torch.rand(5, 4), torch.arange(5)
+    out = q(x, labels=labels)
+    assert list(out) == ["loss", "logits"]
+    torch.testing.assert_close(out["loss"], model(x, labels)["loss"], atol=0.01, rtol=0)
+    assert torch.equal(out["logits"], q(x)["logits"])
+
+
+def test_labels_that_the_loss_is_not_of_are_refused_and_not_left_out() -> None:
+    _, q = scoring()
+    x, labels = torch.rand(4, 4), torch.arange(4)
+    with pytest.raises(InputError, match=r"no argument 'label'.*leave the labels out"):
+        q(x, labels=labels, label=labels)
+    with pytest.raises(InputError, match="leave the labels out"):
+        q(x, labels=[0, 1, 2, 3])
+    for wrong in (labels[:3], labels + 4):
+        with pytest.raises(InputError, match=r"no loss can be made of labels of \[\d\]"):
+            q(x, labels=wrong)
+
+
+class Wrapper(nn.Module):
+    """A model of transformers with something around it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> Any:
+        return self.model(input_ids, attention_mask, labels=labels)
+
+
+def test_the_config_of_a_model_inside_is_left_as_it_was(tokenizer: Any) -> None:
+    model = bert("SequenceClassification")
+    before = dict(vars(model.config))
+    call = {n: v for n, v in calls(tokenizer)[0].items() if n != "token_type_ids"}
+    losses = losses_of(Wrapper(model).eval(), Batch((), call))
+    assert losses == ("cross_entropy", "binary_cross_entropy")
+    assert vars(model.config) == before
+
+
+def test_a_model_is_called_once_for_each_kind_of_labels() -> None:
+    model, seen = Scores().eval(), []
+    model.linear.register_forward_hook(lambda *_: seen.append(1))
+    assert losses_of(model, Batch((torch.rand(4, 4),), {})) == ("cross_entropy",)
+    assert len(seen) == 3  # without labels, with classes, with numbers
 
 
 # What a model says of itself

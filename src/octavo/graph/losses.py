@@ -11,19 +11,24 @@ Tested in tests/model/test_transformers.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
+from octavo.errors import InputError
 from octavo.graph.batches import Batch, Signature
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.capture.example import signature_of
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
+from octavo.graph.records import Record
 
 IGNORED_LABEL = -100  # what torch's cross-entropy ignores
 _ALIKE = 1e-4  # relative error
@@ -67,13 +72,20 @@ def _cross_entropy(outputs: Mapping[str, Any], labels: Mapping[str, Tensor]) -> 
     )
 
 
+def _scores(outputs: Mapping[str, Any], name: str, dims: Collection[int]) -> Tensor | None:
+    scores = outputs.get(name)
+    is_one = isinstance(scores, Tensor) and scores.is_floating_point() and scores.dim() in dims
+    return scores if is_one else None
+
+
 def _classes(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
     """Made-up classes, one of them ignored where there are several of a sample."""
-    logits = outputs.get("logits")
-    if not isinstance(logits, Tensor) or logits.dim() not in (2, 3) or logits.shape[-1] < 2:
+    logits = _scores(outputs, "logits", (2, 3))
+    if logits is None or logits.shape[-1] < 2:
         return None
     shape = logits.shape[:-1]
-    classes = (torch.arange(shape.numel(), device=logits.device) * 7 + 1) % logits.shape[-1]
+    # Neighbours differ, else a loss that weighs its classes would be the plain one.
+    classes = (torch.arange(shape.numel(), device=logits.device) + 1) % logits.shape[-1]
     classes = classes.reshape(shape)
     if logits.dim() == 3 and shape[1] > 2:
         classes[:, 1] = IGNORED_LABEL
@@ -91,8 +103,8 @@ def _are_classes(labels: Mapping[str, Tensor]) -> bool:
 
 def _numbers(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
     """Made-up numbers between 0 and 1, as many as there are scores."""
-    logits = outputs.get("logits")
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
+    logits = _scores(outputs, "logits", (2,))
+    if logits is None:
         return None
     count = torch.arange(logits.numel(), device=logits.device)
     return {"labels": (count % 3 / 2).float().reshape(logits.shape)}
@@ -107,15 +119,17 @@ def _squared_error(outputs: Mapping[str, Any], labels: Mapping[str, Tensor]) -> 
 
 
 def _binary_cross_entropy(outputs: Mapping[str, Any], labels: Mapping[str, Tensor]) -> Tensor:
-    return functional.binary_cross_entropy_with_logits(outputs["logits"], labels["labels"])
+    return functional.binary_cross_entropy_with_logits(
+        outputs["logits"].float(), labels["labels"].float()
+    )
 
 
 _SPAN = ("start_positions", "end_positions")
 
 
 def _positions(outputs: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    logits = outputs.get("start_logits")
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or "end_logits" not in outputs:
+    logits, ends = (_scores(outputs, f"{end}_logits", (2,)) for end in ("start", "end"))
+    if logits is None or ends is None or logits.shape != ends.shape:
         return None
     count = torch.arange(len(logits), device=logits.device)
     length = logits.shape[1]
@@ -133,7 +147,7 @@ def _span_cross_entropy(outputs: Mapping[str, Any], labels: Mapping[str, Tensor]
 
 
 _ONE = ("labels",)
-# The order is that in which they are tried.
+# The order is that in which they are tried; those of the same labels stand together.
 LOSSES: dict[str, Loss] = {
     "cross_entropy": Loss(_ONE, _are_classes, _cross_entropy, _classes),
     "shifted_cross_entropy": Loss(
@@ -179,7 +193,7 @@ def losses_of(model: nn.Module, call: Batch, captured: Collection[str] = ()) -> 
     names -= {*captured, *call.kwargs}
     if not any(names.issuperset(loss.takes) for loss in LOSSES.values()):
         return ()
-    outputs = _answer(model, call, {})
+    call, outputs = _answered(model, call)
     return () if outputs is None else tuple(_agreeing(model, call, outputs, names))
 
 
@@ -193,40 +207,84 @@ def with_loss(names: Sequence[str], outputs: Any, labels: Mapping[str, Tensor]) 
 
     Args:
         names: of `LOSSES`.
-        outputs: what the model returns, as a record.
+        outputs: what the model returns, as a record or a dict.
         labels: by argument.
+
+    Raises:
+        InputError: the labels are of other sizes, or of classes that there are not.
     """
     loss = fitting_loss(names, labels)
-    return outputs if loss is None else outputs.with_first("loss", loss.of(outputs, labels))
+    if loss is None:
+        return outputs
+    try:
+        value = loss.of(outputs, labels)
+    except (IndexError, RuntimeError, ValueError) as error:
+        shapes = ", ".join(f"{name} of {list(labels[name].shape)}" for name in loss.takes)
+        raise InputError(
+            f"no loss can be made of {shapes}: {error}; give labels that the float model takes"
+        ) from error
+    if isinstance(outputs, Record):
+        return outputs.with_first("loss", value)
+    return type(outputs)({"loss": value, **{n: v for n, v in outputs.items() if n != "loss"}})
+
+
+def _answered(model: nn.Module, call: Batch) -> tuple[Batch, Mapping[str, Any] | None]:
+    """A call and what the model returns: of two samples in place of one, where the model takes
+    them. Of one alone, a mean is no other than a sum.
+    """
+    args, kwargs = pytree.tree_map_only(Tensor, _of_two, (call.args, call.kwargs))
+    for tried in (Batch(args, kwargs), call) if call.size == 1 else (call,):
+        outputs = _answer(model, tried, {})
+        if outputs is not None:
+            return tried, outputs
+    return call, None
+
+
+def _of_two(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.shape[:1] == (1,) else tensor
 
 
 def _agreeing(
     model: nn.Module, call: Batch, outputs: Mapping[str, Any], names: set[str]
 ) -> Iterator[str]:
-    for name, loss in LOSSES.items():
-        labels = loss.example(outputs) if names.issuperset(loss.takes) else None
-        answer = None if labels is None else _answer(model, call, labels)
-        own = None if answer is None else answer.get("loss")
-        if labels is not None and isinstance(own, Tensor) and own.numel() == 1:
+    """For each kind of labels, with which the model is called once, the first loss that agrees."""
+    for _, alike in groupby(LOSSES, key=lambda name: LOSSES[name].fits):
+        own: Any = None
+        for name in alike:
+            loss = LOSSES[name]
+            labels = loss.example(outputs) if names.issuperset(loss.takes) else None
+            if labels is None:
+                continue
+            if own is None:
+                own = (_answer(model, call, labels) or {}).get("loss")
+            if not isinstance(own, Tensor) or own.numel() != 1:
+                break
             mine = loss.of(outputs, labels)
             if torch.allclose(own.float(), mine.float(), rtol=_ALIKE, atol=_ALIKE):
                 yield name
+                break
 
 
 def _answer(
     model: nn.Module, call: Batch, labels: Mapping[str, Tensor]
 ) -> Mapping[str, Any] | None:
     """What the model returns; ``None`` where it takes no such call, or returns no mapping."""
-    config = vars(
-        getattr(model, "config", nn.Identity())
-    )  # where transformers notes what labels are
-    before = dict(config)
     try:
-        with quiet(), left_as_it_was(model), torch.no_grad():
+        with quiet(), left_as_it_was(model), _configs_left(model), torch.no_grad():
             outputs = Batch(call.args, {**call.kwargs, **labels}).run(model)
     except Exception:  # noqa: BLE001  (whatever forward raises for labels of another kind)
         return None
-    finally:
-        config.clear()
-        config.update(before)
     return outputs if isinstance(outputs, Mapping) else None
+
+
+@contextmanager
+def _configs_left(model: nn.Module) -> Iterator[None]:
+    """Configs are afterwards as before: transformers notes in them what labels are."""
+    found = (getattr(vars(module).get("config"), "__dict__", None) for module in model.modules())
+    before = [(config, dict(config)) for config in found if isinstance(config, dict)]
+    try:
+        yield
+    finally:
+        for config, entries in before:
+            config.clear()
+            config.update(entries)

@@ -60,11 +60,11 @@ class Record(dict[str, Any]):
         return record
 
     def with_first(self, name: str, value: Any) -> Record:
-        """The record with one more entry, before the others."""
+        """The record with this entry before the others."""
         kind = self._kind
         if kind is not None:
             kind = replace(kind, absent=tuple(n for n in kind.absent if n != name))
-        return Record.of(kind, [(name, value), *self.items()])
+        return Record.of(kind, [(name, value), *((n, v) for n, v in self.items() if n != name)])
 
     def without(self, names: Collection[str]) -> Record:
         """The record without some entries, which are ``None`` then."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from torch import Tensor
+
 from octavo.graph.batches import Signature
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.graph import Graph
@@ -85,9 +87,10 @@ class Asked:
             graph: the model.
         """
         others = {n: value for n, value in kwargs.items() if n not in graph.arguments}
-        labels = {n: v for n, v in others.items() if n in LABEL_ARGUMENTS and v is not None}
-        if fitting_loss(signature.losses, labels) is None:
-            labels = {}
+        labels = {n: v for n, v in others.items() if n in LABEL_ARGUMENTS and isinstance(v, Tensor)}
+        loss = fitting_loss(signature.losses, labels)
+        # Others are refused: the float model's loss would be of them too.
+        labels = {} if loss is None else {name: labels[name] for name in loss.takes}
         met = {n for n, value in others.items() if _is_met(n, value, signature, graph.outputs)}
         rest = {n: v for n, v in kwargs.items() if n not in met and n not in labels}
         return cls(rest, labels, frozenset(_PARTS[n] for n in met if others[n] is False))
