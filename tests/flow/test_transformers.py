@@ -117,8 +117,10 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "q")
 
 
-@pytest.mark.parametrize("options", [{"mode": "static"}, {"mode": "dynamic", "bits": 4}])
-def test_what_needs_data_is_refused(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"mode": "static"}, {"mode": "dynamic", "bits": 4}, {"bit": 4}]
+)
+def test_what_needs_data_or_is_unknown_is_refused(options: dict[str, Any]) -> None:
     from octavo.flow.transformers import OctavoConfig
 
     with pytest.raises(PlanError):

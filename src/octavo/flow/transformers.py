@@ -49,7 +49,8 @@ class OctavoConfig(QuantizationConfigMixin):
         modules: what was quantized, as ``save_pretrained`` writes it.
 
     Raises:
-        PlanError: there is no such mode, or dynamic layers with other than 8 bits are asked for.
+        PlanError: there is no such mode or option, or dynamic layers with other than 8 bits are
+            asked for.
     """
 
     quant_method: Any  # transformers' own are of an enumeration
@@ -61,8 +62,14 @@ class OctavoConfig(QuantizationConfigMixin):
         group_size: int | None = None,
         modules_to_not_convert: list[str] | None = None,
         modules: Mapping[str, Any] | None = None,
+        quant_method: str = _METHOD,
         **others: Any,
     ) -> None:
+        if others:
+            raise PlanError(
+                f"OctavoConfig has no option {', '.join(map(repr, others))}: mode, bits, "
+                "group_size and modules_to_not_convert are what it takes"
+            )
         if mode not in ("weight_only", "dynamic"):
             raise PlanError(f"mode={mode!r} needs data or is unknown: weight_only or dynamic")
         if mode == "dynamic" and (bits, group_size) != (8, None):

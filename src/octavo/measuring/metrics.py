@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from octavo.errors import InputError
+from octavo.graph.losses import IGNORED_LABEL
 from octavo.numerics.sqnr import sqnr_db
-
-IGNORED_LABEL = -100  # what torch's cross-entropy ignores
 
 Metric = Callable[[Any, Any], float]  # of the outputs and labels of the whole set
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.graph.batches import Batch, Signature
-from octavo.graph.losses import losses_of
-from octavo.measuring.metrics import IGNORED_LABEL, Metric, label_problem, logits_of
+from octavo.graph.losses import IGNORED_LABEL, losses_of
+from octavo.measuring.metrics import Metric, label_problem, logits_of
 
 
 class Perplexity:
