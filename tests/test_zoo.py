@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,17 +14,22 @@ import zoo
 from running import run_graph
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import octavo
 from benchmarks import reach
 from octavo.graph.as_json import from_json, to_json
+from octavo.graph.graph import Graph
 from octavo.graph.multiply_adds import multiply_adds
 
 CAPTURED, RUN = 2, (1, 3)  # batch sizes
-# Random weights: rounding noise meets nothing that training made robust, and the noise of deep
-# convolutional networks grows close to their signal. See benchmarks/reach.py for the figures.
-LEAST_DB = 0.5
+# Random weights: rounding noise meets nothing that training made robust. The networks of the spread
+# come some 6 dB above these on any CPU; see benchmarks/reach.py for the figures.
+LEAST_DB = {"static": 16.0, "dynamic": 22.0, "weight_only": 30.0}
+# Noise grows in deep convolutional networks, and nodes with more edges than calibration saw clip.
+FRAGILE_DB = {"mobilenet_v2": 6.0, "graph_network": 6.0}
+OTHERS_DB = 0.5  # of those that are not in the spread
 # One or two of each kind, quick ones: what `make test` runs.
 SPREAD = frozenset(
     """
@@ -33,9 +40,9 @@ SPREAD = frozenset(
     mixer_s32_224 resmlp_12_224
     """.split()
 )
-# How far the float graph may be from the model: at these random weights LeViT makes as much of the
-# rounding of float32; in float64 both agree to twelve digits.
-FLOAT_ERROR = {"levit_128s": 0.1}
+# Graph and model are compared in float64: of the rounding of float32 these networks make a tenth of
+# their signal at these random weights.
+IN_FLOAT64 = frozenset({"levit_128s"})
 # These multiply constants (positions) at each call, which the graph holds as a result.
 FOLDED = frozenset({"deberta_v2", "swinv2_tiny_window8_256"})
 UNKNOWN_TO_TORCH = frozenset({"lstm", "gru", "fft_fftn", "fft_fft", "fft_fft2"})
@@ -46,6 +53,23 @@ def deviation(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
     difference = (found.double() - expected.double()).abs().max()
     return float(difference / expected.double().abs().max().clamp_min(1e-30))
+
+
+def furthest(model: nn.Module, graph: Graph, calls: Sequence[Any]) -> float:
+    """The largest deviation of a graph, in float, from its model."""
+    with torch.no_grad():
+        return max(
+            deviation(
+                reach.floats(run_graph(graph, *args, **kwargs)),
+                reach.floats(model(*args, **kwargs)),
+            )
+            for args, kwargs in calls
+        )
+
+
+def doubles(call: Any) -> Any:
+    """A call with its floats in float64."""
+    return pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, call)
 
 
 def listed() -> list[Any]:
@@ -71,14 +95,18 @@ def test_a_network_is_quantized_in_each_mode_and_run(entry: zoo.Entry) -> None:
     calls = reach.calls(entry)
     with torch.no_grad():
         expected = [reach.floats(model(*args, **kwargs)) for args, kwargs in calls]
-    for (args, kwargs), floats in zip(calls, expected, strict=True):
-        found = reach.floats(run_graph(graph, *args, **kwargs))
-        assert deviation(found, floats) < FLOAT_ERROR.get(entry.name, 1e-3)
+    if entry.name in IN_FLOAT64:
+        exact, doubled = copy.deepcopy(model).double(), [doubles(call) for call in calls]
+        args, kwargs = doubles((args, kwargs))
+        assert furthest(exact, octavo.capture(exact, args, kwargs), doubled) < 1e-9
+    else:
+        assert furthest(model, graph, calls) < 1e-3
     for mode in ("static", "dynamic", "weight_only"):
         q = reach.quantized(entry, model, graph, mode, octavo.host_target())
         results = [reach.floats(q(*args, **kwargs)) for args, kwargs in calls]
         assert math.isfinite(db := reach.sqnr_db(expected, results))
-        assert db > LEAST_DB
+        least = LEAST_DB[mode] if entry.name in SPREAD else OTHERS_DB
+        assert db > FRAGILE_DB.get(entry.name, least)
         assert on_integers(q) > 0  # not silently float
     data = json.loads(json.dumps(to_json(q.graph)))
     assert from_json(data, q.graph.constants).nodes == q.graph.nodes  # checks every shape too
