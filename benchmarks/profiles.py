@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import statistics
 import tempfile
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,10 @@ from typing import Any
 
 import torch
 
-import octavo
 from benchmarks import peers
 from benchmarks.peers import Batch
 from benchmarks.report import Report, parsed, parser
-from benchmarks.runtimes import qconfig_of, target_of
+from benchmarks.runtimes import quantized
 from benchmarks.workloads import MODELS, Model, Workload
 from octavo.graph.graph import Graph
 from octavo.runtimes import RUNTIMES, Options
@@ -171,19 +169,7 @@ def _by_kind(seen: Mapping[tuple[str, str], list[float]]) -> Times:
 
 def _graph(work: Workload, model: Model, runtime: str) -> Graph:
     """Quantized by Octavo for a runtime, in the mode that its goals are about."""
-    mode = model.modes[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", octavo.OctavoWarning)
-        q = octavo.quantize(
-            work.net,
-            tuple(torch.cat([t, t]) for t in work.args),
-            calibration=work.calibration if mode == "static" else None,
-            mode=mode,
-            target=target_of(runtime),
-            qconfig=qconfig_of(mode, runtime),
-            progress=False,
-        )
-    return q.graph
+    return quantized(work, runtime, model.modes[0]).graph
 
 
 def _file(graph: Graph, runtime: str) -> bytes:

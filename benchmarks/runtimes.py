@@ -142,12 +142,11 @@ def in_bf16(net: nn.Module, args: Batch) -> tuple[Callable[[], Answer], Batch]:
     return lambda: autocast, args
 
 
-def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Call:
-    """Quantized by Octavo and lowered; notes what runs in int8."""
-    batch = work.args[0].shape[0]
+def quantized(work: Workload, runtime: str, mode: str) -> octavo.QuantizedModel:
+    """Quantized by Octavo for a runtime."""
     with warnings.catch_warnings():  # what has no kernel stands in the JSON file
         warnings.simplefilter("ignore", octavo.OctavoWarning)
-        q = octavo.quantize(
+        return octavo.quantize(
             work.net,
             # Two samples at least: what capture has seen only once, it might take for a constant.
             tuple(torch.cat([t, t]) for t in work.args),
@@ -157,6 +156,14 @@ def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Cal
             qconfig=qconfig_of(mode, runtime),
             progress=False,
         )
+
+
+def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Call:
+    """Quantized by Octavo and lowered; notes what runs in int8."""
+    batch = work.args[0].shape[0]
+    q = quantized(work, runtime, mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", octavo.OctavoWarning)
         if has_own_threads(runtime):
             q = q.lower(runtime, threads=torch.get_num_threads(), batch=batch)
         elif runtime != q.runtime:
