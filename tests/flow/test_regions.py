@@ -336,6 +336,32 @@ def test_a_call_of_another_structure_names_the_region() -> None:
         q(torch.randn(2, 5))
 
 
+class Parts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(4, 4) for _ in range(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = part(x) if x.sum() < 1e9 else x
+        return x
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_processes_that_found_other_regions(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """They would wait for each other, or take each other's ranges for those of another region."""
+    paths: list[str] = []
+
+    def gathered(mine: list[str]) -> list[list[str]]:
+        paths[:] = mine
+        return [mine[first:], mine[1 - first :]]
+
+    monkeypatch.setattr("octavo.flow.regions.gathered", gathered)
+    with pytest.raises(CalibrationError, match=r"found different regions on their first batches"):
+        regions(Parts(), calibration=[torch.randn(4, 4)], distributed=True)
+    assert paths == [f"parts.{index}" for index in range(9)]  # in an order that all have
+
+
 def test_a_model_that_is_run_otherwise_than_by_a_call() -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:

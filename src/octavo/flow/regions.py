@@ -40,7 +40,7 @@ from octavo.graph.quiet import quiet
 from octavo.model.parts import regions_of
 from octavo.model.place import Place
 from octavo.model.tree import children_of, near, put
-from octavo.quantization.calibrate import NO_CALIBRATION, Calibration, of_all_processes
+from octavo.quantization.calibrate import NO_CALIBRATION, Calibration, gathered, of_all_processes
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QConfigMapping, is_inside
 
@@ -83,8 +83,9 @@ class Search:
             candidates = dict(self._candidates(starts, seen, len(runs)))
             refused = try_out(self.model, candidates, runs)
             self.reasons |= refused
-            for path in candidates.keys() - refused.keys():
-                self._take(path, candidates[path], seen[path])
+            for path, candidate in candidates.items():  # in the same order in every process
+                if path not in refused:
+                    self._take(path, candidate, seen[path])
             inside = [p for p in starts if p in refused or p not in candidates]
             starts = {
                 path: module
@@ -148,13 +149,15 @@ def quantize_regions(model: Model, calls: Calls, settings: Settings, why: str = 
         search.find(calls.first, starts)
     _check_found(search, starts, why)
     _check_rules(search)
+    if settings.distributed:
+        _check_processes(list(search.regions))
     calibrations = _calibrated(search, calls.all)
     for path, region in search.regions.items():
         calibration = calibrations[path]
         quantized = convert_calibrated(
             region.graph,
             region.plan,
-            (of_all_processes(calibration) if settings.distributed else calibration).result(),
+            calibration.result(),
             weights=settings.weights,
             signature=region.signature,
             samples=region.samples,
@@ -275,6 +278,22 @@ def _why(search: Search, path: str) -> str:
     return search.reasons[max(around, key=len)] if around else "it has no weights to quantize"
 
 
+def _check_processes(paths: list[str]) -> None:
+    """Raise, in all processes of ``torch.distributed``, where they have found different regions.
+
+    Raises:
+        CalibrationError: they have, or there is no process group.
+    """
+    every = gathered(paths)
+    other = next((others for others in every if others != every[0]), None)
+    if other is not None:
+        raise CalibrationError(
+            f"the processes have found different regions on their first batches ({every[0]} and "
+            f"{other}): give them first batches that lead through the same parts, or name the "
+            "regions (only=...)"
+        )
+
+
 def _calibrated(search: Search, data: Iterable[Run] | None) -> dict[str, Calibration]:
     """What each region has seen, when the whole model ran over the data."""
     weights = search.settings.weights
@@ -297,6 +316,8 @@ def _calibrated(search: Search, data: Iterable[Run] | None) -> dict[str, Calibra
         for index, run in enumerate(track(data, "calibrating", search.settings.progress)):
             with _about(f"calibration batch {index}"):
                 run_all(search.model, [run])
+    if search.settings.distributed:
+        calibrations = {path: of_all_processes(c) for path, c in calibrations.items()}
     for path, calibration in calibrations.items():
         if not calibration.batches:
             raise CalibrationError(

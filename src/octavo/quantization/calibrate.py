@@ -303,18 +303,27 @@ def of_all_processes(calibration: Calibration) -> Calibration:
     Raises:
         CalibrationError: there is no process group.
     """
+    mine = (calibration.states, calibration.statistics, calibration.seen, calibration.batches)
+    merged = Calibration(calibration.graph, calibration.plan, calibration.weights)
+    for each in gathered(mine):
+        merged._take_in(*each)
+    return merged
+
+
+def gathered(mine: Any) -> list[Any]:
+    """What each process of ``torch.distributed`` has, in their order; the same list in each.
+
+    Raises:
+        CalibrationError: there is no process group.
+    """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         raise CalibrationError(
             "distributed=True needs a process group: start the script with torchrun, and call "
             "torch.distributed.init_process_group() before"
         )
-    mine = (calibration.states, calibration.statistics, calibration.seen, calibration.batches)
     every: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(every, mine)
-    merged = Calibration(calibration.graph, calibration.plan, calibration.weights)
-    for each in every:
-        merged._take_in(*each)
-    return merged
+    return every
 
 
 def _with_taps(
