@@ -9,6 +9,7 @@ from running import run_graph
 from torch import Tensor, nn
 
 import octavo
+from octavo.errors import InputError
 from octavo.graph.program import run_of
 
 
@@ -31,6 +32,18 @@ def test_images_that_are_flattened_for_a_linear_layer_have_one_size() -> None:
     q = octavo.quantize(net, torch.rand(2, 3, 8, 8), mode="weight_only", progress=False)
     with pytest.raises(octavo.OctavoError, match=r"shape\[3\] == 8 is fixed: forward"):
         q(torch.rand(1, 3, 8, 9))
+
+
+def test_sizes_that_are_stated_are_open_or_an_error_all_the_same() -> None:
+    sides = {"input": {2: "height", 3: "width"}}
+    pyramid = nn.Sequential(*[nn.Conv2d(3, 3, 3, 2, 1) for _ in range(5)]).eval()
+    graph = octavo.capture(pyramid, torch.rand(2, 3, 32, 32), open_sizes=sides)
+    assert str(graph.inputs[0]) == "float32[N, 3, height, width]"
+    x = torch.rand(1, 3, 40, 70)
+    torch.testing.assert_close(run_graph(graph, x), pyramid(x))
+    flat = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 4)).eval()
+    with pytest.raises(InputError, match=r"'height' .* cannot be open: .*\[2\] == 8 is fixed"):
+        octavo.capture(flat, torch.rand(2, 3, 8, 8), open_sizes=sides)
 
 
 def test_what_reads_only_so_many_is_refused_more() -> None:

@@ -152,7 +152,7 @@ def _with_few(
         return graph_for(args, kwargs, _is_first)
     wanted = {(name, axis) for name, axes in stated.items() for axis in axes}
     try:
-        graph = graph_for(args, kwargs, is_any)
+        graph = _with_all(graph_for, args, kwargs)
     except CaptureError:
         graph = graph_for(args, kwargs, _is_first)
         wanted |= set(batch_sizes(graph))
