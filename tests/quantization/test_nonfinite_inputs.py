@@ -303,3 +303,22 @@ def test_an_empty_batch_on_other_runtimes(name, runtime):
     q = octavo.quantize(net, calibration=[x], target=TARGET, progress=False).lower(runtime)
     with torch.no_grad():
         assert_same_form(q(x[:0]), net(x[:0]))
+
+
+def test_steps_behind_a_bad_one_are_right_where_a_sequence_was_taken_for_a_batch():
+    class Steps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.GRU(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.head(self.layer(x)[0])
+
+    torch.manual_seed(0)
+    model, x = Steps().eval(), torch.randn(6, 3, 8)
+    q = octavo.quantize(model, calibration=[x], progress=False)
+    bad = x.clone()
+    bad[2, 1] = torch.nan
+    found = q(bad)
+    assert found[2:, 1].isnan().all()
+    torch.testing.assert_close(found[:, [0, 2]], model(x)[:, [0, 2]], atol=0.05, rtol=0)

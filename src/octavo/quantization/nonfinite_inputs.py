@@ -137,10 +137,11 @@ def run_around(
     if bool(bad.all()):
         return tuple(exact[name] for name in names)
     pairs = zip(graph.inputs, tensors, strict=True)
-    results = run(*(_emptied(tensor, entry, bad) for entry, tensor in pairs))
+    emptied = [_emptied(tensor, entry, bad) for entry, tensor in pairs]
+    alone = _without_rounding(graph, emptied)
     return tuple(
-        _merged(result, exact[name], graph.metas.get(name), bad)
-        for name, result in zip(names, results, strict=True)
+        _merged(result, exact[name], alone[name], graph.metas.get(name), bad)
+        for name, result in zip(names, run(*emptied), strict=True)
     )
 
 
@@ -206,17 +207,16 @@ def _emptied(tensor: Tensor, entry: Input, bad: Tensor) -> Tensor:
     return torch.where(_along(bad, axis, tensor), 0.0, tensor)
 
 
-def _merged(result: Any, exact: Any, meta: TensorMeta | None, bad: Tensor) -> Any:
-    """A result, with what it is without rounding for bad samples and whatever they spoil.
+def _merged(result: Any, exact: Any, alone: Any, meta: TensorMeta | None, bad: Tensor) -> Any:
+    """A result, with what it is without rounding for bad samples and whatever depends on them, as
+    later steps do where a sequence was taken for a batch: there it is not as it is ``alone``.
 
     All of it is that where samples cannot be told apart.
     """
     axis = _batch_axis(meta)
     if axis is None or result.shape[axis] != len(bad):
         return exact
-    replaced = _along(bad, axis, result)
-    if _is_float(meta):
-        replaced = replaced | ~torch.isfinite(exact)
+    replaced = _along(bad, axis, result) | ~torch.isclose(exact, alone)
     return torch.where(replaced, exact, result)
 
 
