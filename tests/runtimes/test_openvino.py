@@ -99,6 +99,29 @@ def test_what_follows_a_concatenation(target):
     assert min(found.values()) > AGREES_DB, found
 
 
+class Pooled(nn.Module):
+    """The mean over a text's tokens, of integers with a zero point."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 16), nn.Linear(16, 3)
+        self.one, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        return self.head((self.one(x) + self.other(x)).mean(1))
+
+
+def test_a_mean_over_texts_of_any_length_is_the_oracles():
+    torch.manual_seed(0)
+    data = [torch.randint(0, 50, (8, 12))]
+    q = octavo.quantize(Pooled(), calibration=data, target="openvino", progress=False)
+    lowered, oracle = q.lower("openvino"), q.lower("reference")
+    for length in (5, 12, 30):
+        ids = torch.randint(0, 50, (8, length))
+        assert sqnr_db(oracle(ids), lowered(ids)) > AGREES_DB
+
+
 def _main(target):
     for name, join in JOINS.items():
         torch.manual_seed(0)

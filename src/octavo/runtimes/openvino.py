@@ -19,6 +19,7 @@ from torch import Tensor
 from octavo.errors import RuntimeUnavailable, optional_import
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import batch_sizes
+from octavo.graph.qdq import rounding_behind
 from octavo.runtimes import cpu
 from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import as_array, check_batch
@@ -180,14 +181,17 @@ def _from_cache(core: Any, model: Any, settings: dict[str, Any]) -> Any:
 
 
 def sides(graph: Graph) -> Sizes:
-    """The open sizes of images and sequences but for the batch, as they are in the example; texts,
-    which are token ids, have none.
+    """The open sizes that OpenVINO has to know, as they are in the example: those of images and
+    sequences but for the batch. Of texts, which are token ids, only where their integers have a
+    mean.
     """
+    means = any(n.short_op == "mean" and rounding_behind(graph, n.args[0]) for n in graph.nodes)
+    least = 0 if means else _WITH_FEATURES
     return {
         (entry.name, axis): entry.sizes[axis]
         for entry in graph.inputs
         for axis, size in enumerate(entry.meta.shape)
-        if size is None and len(entry.axes) >= _WITH_FEATURES and axis != entry.batch_axis
+        if size is None and len(entry.axes) >= least and axis != entry.batch_axis
     }
 
 
