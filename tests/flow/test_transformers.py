@@ -49,7 +49,9 @@ def tokens(model: Any) -> torch.Tensor:
 
 
 FRESH = """
-import sys, torch, torchvision_shim
+import sys
+sys.path.append(sys.argv[3])
+import torch, torchvision_shim
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
 import octavo.flow.transformers
@@ -96,7 +98,8 @@ def test_a_fresh_process_loads_it(tmp_path: Path) -> None:
     load = transformers.LlamaForCausalLM.from_pretrained
     q = load(tmp_path / "float", quantization_config=OctavoConfig())
     q.save_pretrained(tmp_path / "q")
-    arguments = [str(tmp_path / "q"), str(tmp_path / "result")]
+    tests = Path(__file__).parents[1]
+    arguments = [str(tmp_path / "q"), str(tmp_path / "result"), str(tests)]
     subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, capture_output=True)
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "result")["logits"], q(IDS).logits)
