@@ -141,6 +141,13 @@ def test_names_and_operators(nodes: tuple[Node, ...], message: str) -> None:
         node("aten.clone.default", Ref("x"), memory_format=9),
         node("octavo.quantize.default", Ref("x"), 0.1, 0, 0, 255, 99),
         node("octavo.quantize.default", Ref("x"), 0.1, 0.5, 0, 255, torch.uint8),
+        # Ranges that hold no integers, or more than the dtype.
+        node("octavo.quantize.default", Ref("x"), 0.1, 0, 5, 5, torch.uint8),
+        node("octavo.quantize.default", Ref("x"), 0.1, 0, 255, 0, torch.uint8),
+        node("octavo.quantize.default", Ref("x"), 0.1, 0, 0, 255, torch.int8),
+        node("octavo.quantize.default", Ref("x"), 0.1, 0, 0, 255, torch.float32),
+        node("octavo.fake_quantize_dynamic.default", Ref("x"), 7, -8, False, True),
+        node("octavo.fake_quantize_dynamic.default", Ref("x"), 0, 255, True, True),
         node("octavo.dequantize.Tensor", Ref("weight"), Ref("scale"), Ref("scale")),
         # Lists, text and integers that grow.
         node("python.mul", [0], 10**9),

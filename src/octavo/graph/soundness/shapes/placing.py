@@ -198,14 +198,24 @@ def _one_hot(operator: Any, values: Values) -> Tensor:
 
 def _quantized(operator: Any, values: Values) -> Tensor:
     """Octavo's own operators, one value for one value."""
-    x = next(iter(values.values()))
+    x, dtype = next(iter(values.values())), values.get("dtype", torch.float32)
     if isinstance(values["scale"], Tensor):
         octavo_operators.check_scales(values["scale"], values["zero_point"], x)
-    return made(x.shape, values.get("dtype", torch.float32))
+    if "qmin" in values:
+        _check_range(values, torch.iinfo(dtype))
+    return made(x.shape, dtype)
 
 
 def _fake_quantized(operator: Any, values: Values) -> Tensor:
+    _check_range(values, torch.iinfo(torch.int32))
+    # A symmetric range is divided into steps on both sides of zero.
+    require(not values["symmetric"] or values["qmin"] < 0 < values["qmax"], "no range about zero")
     return made(values["x"].shape, torch.float32)
+
+
+def _check_range(values: Values, held: torch.iinfo) -> None:
+    low, high = values["qmin"], values["qmax"]
+    require(held.min <= low < high <= held.max, f"no {held.dtype} range goes from {low} to {high}")
 
 
 def _packed(operator: Any, values: Values) -> Tensor:
