@@ -32,6 +32,8 @@ def test_what_is_right_runs_as_ever() -> None:
     assert torch.equal(run("aten._weight_norm.default", V, g), aten._weight_norm(V, g))
     bags = (TABLE, INDICES, torch.tensor([0, 2]))
     assert torch.equal(run("aten.embedding_bag.default", *bags)[0], aten.embedding_bag(*bags)[0])
+    none = torch.zeros(0, dtype=torch.int64)
+    assert run("aten.embedding_bag.default", TABLE, none, none)[0].shape == (0, 3)
     layer, x = nn.LSTM(3, 4, num_layers=2, bidirectional=True), torch.randn(6, 2, 3)
     found = run("aten.lstm.input", *lstm(layer, x, torch.zeros(4, 2, 4)))[0]
     assert torch.equal(found, layer(x)[0])
@@ -52,6 +54,7 @@ def test_what_is_right_runs_as_ever() -> None:
         ("aten.embedding_bag.default", (TABLE, INDICES, torch.tensor([0, 9]))),
         ("aten.embedding_bag.default", (TABLE, INDICES, torch.tensor([0, -1]))),
         ("aten.embedding_bag.default", (TABLE, INDICES + 4, torch.tensor([0, 2]))),
+        ("aten.embedding_bag.default", (TABLE, INDICES, torch.zeros(0, dtype=torch.int64))),
         (
             "aten.embedding_bag.padding_idx",
             (TABLE, INDICES, torch.tensor([0]), False, 2, False, None, True, 1),

@@ -92,13 +92,14 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> None:
-    """The kernels read from where offsets and indices say, and count on a bag."""
+    """The kernels read from where offsets and indices say."""
     if weight.dim() != 2 or indices.dim() != 1 or offsets.dim() != 1 or mode not in (0, 1, 2):
         raise ValueError("a table, indices or offsets of other axes, or another mode")
     if per_sample_weights is not None and per_sample_weights.shape != indices.shape:
         raise ValueError("not one weight for each index")
-    if len(offsets) <= include_last_offset:
-        raise ValueError(f"{len(offsets)} offsets make no bag")
+    bags = len(offsets) - include_last_offset
+    if bags < 0 or (bags == 0 and len(indices)):
+        raise ValueError(f"{len(offsets)} offsets make no bag for {len(indices)} indices")
     if weight.is_meta:
         return
     places = [0, *offsets.tolist(), len(indices)]

@@ -107,7 +107,7 @@ def test_bags_of_a_captured_model(name: str, mode: str) -> None:
 
 
 @given(
-    bags=st.integers(1, 5),
+    bags=st.integers(0, 5),
     each=st.integers(1, 4),
     mode=st.sampled_from(["sum", "mean", "max"]),
     padding=st.sampled_from([None, 0, 6]),
@@ -122,6 +122,13 @@ def test_bags_of_any_size(
     exact.weight = nn.Parameter(q.dequantized()["weight"])
     ids = torch.randint(0, 7, (bags, each))
     torch.testing.assert_close(q(ids), exact(ids).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "reference", "onnxruntime", "openvino"])
+def test_no_samples_are_no_bags(runtime: str) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(9, 4, mode="max"), nn.Linear(4, 3)).eval()
+    q = octavo.quantize(model, torch.randint(0, 9, (4, 5)), mode="dynamic", progress=False)
+    assert q.lower(runtime)(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 3)
 
 
 def test_a_recommendation_model_is_small_in_every_way(tmp_path: Path) -> None:
