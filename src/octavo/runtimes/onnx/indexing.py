@@ -221,6 +221,28 @@ def _scatter(w: Writer, node: Node) -> Any:
     )
 
 
+def _by_rows(w: Writer, node: Node) -> Any:
+    """index_add and index_copy: an index for each slice of the source, which is one for each of its
+    values.
+    """
+    given = arguments(node)
+    x, source = given["self"], given["source"]
+    axis, dtype = axis_of(w, x, given["dim"]), w.meta(node).dtype
+    updates = w.read_as(source, dtype)
+    if given.get("alpha", 1) != 1:
+        updates = w.op("Mul", updates, w.constant(given["alpha"], dtype))
+    along = [-1 if place == axis else 1 for place in range(w.rank(source))]
+    indices = w.op("Reshape", w.read_as(given["index"], "int64"), w.ints(along))
+    return w.op(
+        "ScatterElements",
+        w.read(x),
+        w.op("Expand", indices, w.op("Shape", updates)),
+        updates,
+        axis=axis,
+        reduction="add" if node.short_op == "index_add" else None,
+    )
+
+
 def _slice_scatter(w: Writer, node: Node) -> Any:
     """What lies before, the new part, and what lies behind."""
     given = arguments(node)
@@ -260,6 +282,7 @@ CONVERTERS: dict[str, Converter] = {
     "index_select": _index_select,
     "index": _index,
     **dict.fromkeys(["scatter", "scatter_add"], _scatter),
+    **dict.fromkeys(["index_add", "index_copy"], _by_rows),
     "slice_scatter": _slice_scatter,
     "select_scatter": _select_scatter,
 }
