@@ -349,3 +349,20 @@ def test_a_summand_is_rounded_before_it_is_added(target):
     (right,) = run_of(sum_alone)(x)
     (found,) = lower(sum_alone, "openvino", torch.device("cpu")).run(x)
     assert (right != found).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("weight", ["int8", "int16"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_sixteen_bits_of_each_call_are_computed_in_float(runtime, symmetric, weight):
+    """No runtime multiplies such integers."""
+    pytest.importorskip(runtime)
+    torch.manual_seed(0)
+    spec = octavo.QSpec(octavo.Scheme("int16", symmetric=symmetric))
+    scheme = octavo.Scheme(weight, symmetric=True, channel_axis=0)
+    qconfig = octavo.QConfig(spec, octavo.QSpec(scheme, octavo.MinMax()))
+    x = torch.randn(5, 8)
+    q = octavo.quantize(nn.Linear(8, 6), x, mode="dynamic", qconfig=qconfig, progress=False)
+    with pytest.warns(octavo.OctavoWarning, match="run in float on the"):
+        found = q.lower(runtime)(x)
+    assert sqnr_db(q.lower("reference")(x), found) > 70

@@ -29,7 +29,7 @@ from octavo.runtimes.onnx.blocks import Blocks
 from octavo.runtimes.onnx.blocks import linear as of_blocks
 from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced
 
-_RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-(2**15), 2**15 - 1)}
+_RANGES = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-(2**15), 2**15 - 1)}
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
 _PASSED = frozenset("mul div neg add sub relu hardtanh leaky_relu prelu".split())
@@ -207,8 +207,7 @@ def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:
     smallest = w.constant(torch.finfo(torch.float32).tiny ** 0.5, "float32")
     scale = w.op("Max", w.op("Div", width, w.constant(float(steps), "float32")), smallest)
     bounds = [w.constant(float(bound), "float32") for bound in (low, high)]
-    dtype = "int8" if low < 0 else "uint8"
-    code = 3 if low < 0 else 2
+    dtype = _held_in(low, high)
     if symmetric:
         moved = w.op("Round", w.op("Div", value, scale))
         zero_point = w.constant(0, dtype)
@@ -216,8 +215,14 @@ def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:
         start = w.op("Sub", bounds[0], w.op("Round", w.op("Div", lowest, scale)))
         start = w.op("Clip", start, *bounds)
         moved = w.op("Add", w.op("Round", w.op("Div", value, scale)), start)
-        zero_point = w.op("Cast", start, to=code)
-    return w.op("Cast", w.op("Clip", moved, *bounds), to=code), scale, zero_point
+        zero_point = w.cast(start, "float32", dtype)
+    return w.cast(w.op("Clip", moved, *bounds), "float32", dtype), scale, zero_point
+
+
+def _held_in(low: int, high: int) -> str:
+    """The smallest dtype that holds such integers."""
+    held = (name for name, (least, most) in _RANGES.items() if least <= low and high <= most)
+    return next(held)
 
 
 def weight(w: Writer, ref: Any, *, transposed: bool = False) -> str:
@@ -339,6 +344,7 @@ def linear(w: Writer, node: Node) -> Any:
         and source.op == DYNAMIC
         and integers is not None
         and integers.symmetric
+        and "int16" not in (_held_in(*source.args[1:3]), dtype_name(integers.integers.dtype))
     ):
         return _integer_product(w, node, source, integers)
     is_float = source is None or source.op not in (DEQUANTIZE, DYNAMIC)
