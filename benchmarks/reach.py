@@ -192,8 +192,7 @@ def _figures(row: Mapping[str, Any], mode: str) -> str:
     share = row.get(f"{mode} share %")
     if share is None:
         return str(row["error"])
-    of = " of the graphs" if row["scope"] == "regions" else ""
-    return f"{percent(share / 100)}{of}, {row[f'{mode} dB']:.1f}"
+    return f"{percent(share / 100)}, {row[f'{mode} dB']:.1f}"
 
 
 def write_table(text: str, path: Path) -> None:

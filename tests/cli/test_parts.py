@@ -36,7 +36,7 @@ def test_from_quantize_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert octavo_command(*quantize, "--scope", "model").code == 1
     answer = octavo_command(*quantize, "--json")
     assert answer.code == 0, answer.err
-    assert json.loads(answer.out)["headline"] == "100 % of the multiply-adds in int8 of the graphs"
+    assert json.loads(answer.out)["headline"] == "100 % of the multiply-adds in int8"
     shown = octavo_command("inspect", "q.octavo")
     assert "1 quantized parts of a Net" in " ".join(shown.out.split())
     assert "body: a region in place of a Sequential" in " ".join(shown.out.split())

@@ -65,7 +65,8 @@ def test_compare_takes_a_model_with_regions(models, tmp_path) -> None:
     octavo.save(q, tmp_path / "q")
     rows = {row.name: row for row in found.rows}
     assert rows["int8 torch"].size_bytes == (tmp_path / "q").stat().st_size
-    assert "int8 torch: 100 % of the multiply-adds in int8 of the graphs" in found.notes
+    assert "int8 torch: 100 % of the multiply-adds in int8" in found.notes
+    assert [row.integers for row in found.rows] == [None, None, 100.0, 100.0]
     assert rows["int8 torch"].sqnr_db > 20
 
 

@@ -35,11 +35,13 @@ def q() -> nn.Module:
 def test_multiply_adds_of_regions(q: nn.Module) -> None:
     summary = octavo.summary(q)
     convolution, linear = 4 * 8 * 4 * 4 * 3 * 9, 2 * 4 * 8 * 8  # called twice
-    assert summary.coverage.multiply_adds == {"int8": convolution + linear}
-    assert summary.headline == (
-        "100 % of the multiply-adds in int8 of the graphs, not counting 1 float layer in Python"
-    )
-    assert summary.to_dict()["in_python"] == {"": "Net"}
+    in_python = 4 * 8 * 8
+    assert summary.coverage.multiply_adds == {"int8": convolution + linear, "float": in_python}
+    share = (convolution + linear) / (convolution + linear + in_python)
+    assert summary.share == pytest.approx(share)
+    assert summary.headline == "98 % of the multiply-adds in int8"
+    assert summary.to_dict()["in_python"] == {"Net": "Net"}
+    assert "2 % in float: Net: it is in no region, and runs in Python" in str(summary)
     assert "conv (Sequential)" in str(summary)
     assert summary.float_mb > summary.size_mb
 

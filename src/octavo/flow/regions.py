@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -29,8 +29,9 @@ from octavo.flow.convert import convert_calibrated
 from octavo.flow.running import Calls, Run, run_all
 from octavo.flow.settings import Only, Settings
 from octavo.flow.trials import Candidate, try_out
-from octavo.flow.watching import Seen, called, hooked, watch
+from octavo.flow.watching import Seen, hooked, watch
 from octavo.flow.whole import few_samples
+from octavo.flow.work import Work, work_of
 from octavo.graph.batches import Signature
 from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import capture
@@ -39,7 +40,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
 from octavo.model.parts import regions_of
 from octavo.model.place import Place
-from octavo.model.tree import children_of, near, put
+from octavo.model.tree import children_of, near, outside, put
 from octavo.quantization.calibrate import NO_CALIBRATION, Calibration, gathered, of_all_processes
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QConfigMapping, is_inside
@@ -61,12 +62,21 @@ class Region:
 
 @dataclass
 class Search:
-    """The regions of a model, as far as they were found, and why other modules are none."""
+    """The regions of a model, as far as they were found, and why other modules are none.
+
+    Attributes:
+        model: the float model.
+        settings: how it will be quantized.
+        regions: by their paths.
+        reasons: path -> why the module there is no region.
+        around: the multiply-adds of what is in no region, as `Place` has them.
+    """
 
     model: nn.Module
     settings: Settings
     regions: dict[str, Region] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    around: dict[str, int] = field(default_factory=dict)
 
     def find(self, runs: Sequence[Run], starts: Mapping[str, nn.Module]) -> None:
         """Look at these modules, and inside of those that cannot be regions.
@@ -75,12 +85,12 @@ class Search:
             PlanError: a rule does not fit.
             CalibrationError: the model cannot be run.
         """
-        alive = called(self.model, runs)
+        works = work_of(self.model, runs)
         known: set[nn.Module] = set()
         while starts := {p: m for p, m in starts.items() if m not in known and _has_weights(m)}:
             known |= set(starts.values())
-            seen = watch(self.model, {p: m for p, m in starts.items() if m in alive}, runs)
-            candidates = dict(self._candidates(starts, seen, len(runs)))
+            seen = watch(self.model, {p: m for p, m in starts.items() if m in works}, runs)
+            candidates = dict(self._candidates(starts, seen, works, len(runs)))
             refused = try_out(self.model, candidates, runs)
             self.reasons |= refused
             for path, candidate in candidates.items():  # in the same order in every process
@@ -93,9 +103,17 @@ class Search:
                 if self.reasons.get(parent) != _NOTHING
                 for path, module in children_of(parent, starts[parent]).items()
             }
+        modules = [region.module for region in self.regions.values()]
+        for path, module in outside(self.model, modules):
+            if module in works and works[module].own:
+                self.around[path] = round(works[module].own / len(runs))
 
     def _candidates(
-        self, modules: Mapping[str, nn.Module], seen: Mapping[str, Seen], runs: int
+        self,
+        modules: Mapping[str, nn.Module],
+        seen: Mapping[str, Seen],
+        works: Mapping[nn.Module, Work],
+        runs: int,
     ) -> Iterator[tuple[str, Candidate]]:
         """Those that can be captured, and have something to quantize."""
         for path, module in modules.items():
@@ -109,7 +127,7 @@ class Search:
                         graph = capture(module, seen[path].args, seen[path].kwargs, progress=False)
                     self.settings.plan(graph, path)
                     count = seen[path].count
-                    place = Place.of(path, module, max(1, count // runs))
+                    place = Place.of(path, module, works[module].calls(runs) or count / runs)
                     yield path, Candidate(module, graph, place, count)
                 except NothingQuantized:
                     self.reasons[path] = _NOTHING
@@ -161,7 +179,7 @@ def quantize_regions(model: Model, calls: Calls, settings: Settings, why: str = 
             weights=settings.weights,
             signature=region.signature,
             samples=region.samples,
-            place=region.place,
+            place=replace(region.place, around=search.around),
         )
         put(own, region.module, quantized)
     with _about("the model with its regions"):

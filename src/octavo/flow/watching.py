@@ -63,18 +63,6 @@ class Seen:
             self.problem = f"it changes {changed!r} of itself when it is called"
 
 
-def called(model: nn.Module, runs: Sequence[Run]) -> set[nn.Module]:
-    """The modules that are called when the model runs."""
-    found: set[nn.Module] = set()
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args: found.add(module))
-        for module in model.modules()
-    ]
-    with _removing(hooks):
-        run_all(model, runs)
-    return found
-
-
 def watch(
     model: nn.Module, modules: Mapping[str, nn.Module], runs: Sequence[Run]
 ) -> dict[str, Seen]:

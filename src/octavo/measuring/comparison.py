@@ -272,9 +272,10 @@ def _rows(
 
 
 def _on_integers(contender: Contender) -> float | None:
-    if not isinstance(contender.model, QuantizedModel):
-        return None
-    share = contender.model.summary().coverage.share
+    if isinstance(contender.model, QuantizedModel):
+        share = contender.model.summary().coverage.share
+    else:
+        share = summarize_parts(contender.model).share if parts_of(contender.model) else None
     return None if share is None else 100 * share
 
 

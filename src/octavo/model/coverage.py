@@ -171,18 +171,19 @@ def _size(layers: list[FloatLayer]) -> tuple[int, int]:
 
 
 def coverage(
-    graph: Graph, plan: Plan, lowered: Lowered, *, calls: int = 1, path: str = ""
+    graph: Graph, plan: Plan, lowered: Lowered, *, calls: float = 1, path: str = ""
 ) -> Coverage:
     """What of a quantized graph runs on integers in a runtime.
 
     Args:
         graph: the quantized graph.
         plan, lowered: what was decided, and how the runtime runs it.
-        calls: how often a call of the whole model calls this graph; bytes count once.
+        calls: how many calls such as the example's a call of the whole model makes of this graph;
+            bytes count once.
         path: of the module that the graph stands for, which the layers' names begin with.
     """
     counts = multiply_adds(graph)
-    work = {name.removesuffix(SUFFIX): calls * count for name, count in counts.items()}
+    work = {name.removesuffix(SUFFIX): round(calls * count) for name, count in counts.items()}
     layers = {
         name: tensor
         for name, tensor in plan.tensors.items()

@@ -5,6 +5,7 @@ Tested in tests/model/test_parts.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import nn
@@ -41,6 +42,17 @@ def regions_of(model: nn.Module) -> dict[str, QuantizedModel]:
     """The parts that are graphs, by their paths."""
     parts = parts_of(model)
     return {path: part for path, part in parts.items() if isinstance(part, QuantizedModel)}
+
+
+def work_around(model: nn.Module) -> Mapping[str, int] | None:
+    """The multiply-adds of what stays Python, by the paths of modules, as `Place.around` has them.
+
+    ``None`` where some part was not there when they were counted.
+    """
+    parts = parts_of(model).values()
+    places = [part.place if isinstance(part, QuantizedModel) else None for part in parts]
+    counted = [None if place is None else place.around for place in places]
+    return next((around for around in counted if None not in counted), None)
 
 
 def lower_parts(model: Model, runtime: str, **options: Any) -> Model:

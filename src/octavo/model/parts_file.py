@@ -11,6 +11,8 @@ metadata              what
                       how often it is called, "graph",
                       "plan", "signature", "provenance"}``; a module is ``{"kind": "module"}`` and
                       what its ``describe()`` says
+``python``            JSON: path of a module outside of the parts -> its multiply-adds in a call; or
+                      null
 ``sha256``            over all of the above and the tensors
 ====================  =============================================================================
 
@@ -24,9 +26,10 @@ Tested in tests/model/test_parts_file.py.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,12 +43,12 @@ from octavo.model.files import sealed
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule, from_description
 from octavo.model.nn.one_operator import OneOperator
-from octavo.model.parts import Part, parts_of
+from octavo.model.parts import Part, parts_of, work_around
 from octavo.model.place import Place
 from octavo.model.tree import near, outside, put
 
 VERSION = 3
-KEYS = ("format", "version", "model", "parts", "tied")
+KEYS = ("format", "version", "model", "parts", "tied", "python")
 _OF_REGION = ("graph", "plan", "signature", "provenance")
 
 
@@ -99,6 +102,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         "model": type(model).__name__,
         "parts": json.dumps({at: _described(part) for at, part in parts.items()}),
         "tied": json.dumps(tied := _tied(tensors)),
+        "python": json.dumps(work_around(model)),
     }
     own = {name: tensor for name, tensor in tensors.items() if name not in tied}
     sealed.write(path, metadata, own, KEYS)
@@ -119,7 +123,8 @@ def read(path: str | os.PathLike[str]) -> Content:
         sealed.check_seal(metadata, tensors, KEYS)
         tied = json.loads(metadata["tied"])
         tensors |= {name: tensors[first] for name, first in tied.items()}
-        content = _content(metadata["model"], json.loads(metadata["parts"]), tensors)
+        around = _around(json.loads(metadata["python"]))
+        content = _content(metadata["model"], json.loads(metadata["parts"]), tensors, around)
         for at, module in content.modules.items():
             shared = {*tied, *tied.values()} & {f"{at}.{name}" for name in module.tensors()}
             if shared and isinstance(module, OneOperator):
@@ -183,7 +188,8 @@ def put_into(model: nn.Module, content: Content, runtime: str, check: bool) -> N
     _check_fits(model, modules, content)
     parts: dict[str, Part] = dict(content.modules)
     for path, region in content.regions.items():
-        place = Place.of(path, modules[path], content.places[path].calls)
+        known = content.places[path]
+        place = replace(Place.of(path, modules[path], known.calls), around=known.around)
         parts[path] = _region(region, place, runtime, check)
         _ = parts[path].lowered
     for path, part in parts.items():
@@ -202,7 +208,18 @@ def _described(part: Part) -> dict[str, Any]:
     return {"kind": "region", "of": place.kind, "floats": floats, "calls": place.calls, **own}
 
 
-def _content(model: str, parts: Any, tensors: dict[str, Tensor]) -> Content:
+def _around(counts: Any) -> dict[str, int] | None:
+    if counts is None:
+        return None
+    for path, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise ArtifactError(f"its module {path!r} does {count!r} multiply-adds")
+    return dict(counts)
+
+
+def _content(
+    model: str, parts: Any, tensors: dict[str, Tensor], around: Mapping[str, int] | None
+) -> Content:
     regions, places, modules = {}, {}, {}
     for path, described in parts.items():
         own = {
@@ -216,7 +233,7 @@ def _content(model: str, parts: Any, tensors: dict[str, Tensor]) -> Content:
             texts = {key: json.dumps(described[key]) for key in _OF_REGION}
             header = {"format": sealed.FORMAT, "version": str(artifact.VERSION)}
             regions[path] = artifact.from_metadata(header | texts, own)
-            places[path] = _place(path, described)
+            places[path] = replace(_place(path, described), around=around)
         else:
             raise ArtifactError(f"its part {path!r} is of the unknown kind {described['kind']!r}")
     return Content(model, regions, places, modules, tensors)
@@ -229,7 +246,7 @@ def _place(path: str, described: Mapping[str, Any]) -> Place:
             raise ArtifactError(f"the tensor {name!r} of its part {path!r} is malformed")
         floats[name] = TensorMeta(tuple(shape), dtype)
     calls = described["calls"]
-    if type(calls) is not int or calls < 1:
+    if type(calls) not in (int, float) or not 0 < calls < math.inf:
         raise ArtifactError(f"its part {path!r} is called {calls!r} times")
     return Place(path, str(described["of"]), {}, floats, calls)
 

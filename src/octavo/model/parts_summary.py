@@ -18,7 +18,7 @@ from octavo.display import Table, Tabular, plain
 from octavo.model.coverage import Coverage, FloatLayer, coverage, megabytes
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule
-from octavo.model.parts import Part, parts_of
+from octavo.model.parts import Part, parts_of, work_around
 from octavo.model.place import Place
 from octavo.model.tree import outside
 
@@ -46,30 +46,40 @@ class PartsSummary(Tabular):
         model: name of its class.
         parts: the quantized parts, by path.
         rest: what stays in Python.
+        is_counted: whether its multiply-adds are known, and those of all parts: not so for modules
+            of `octavo.nn`, which are made without running the model.
     """
 
     model: str
     parts: Mapping[str, PartSummary]
     rest: Coverage
+    is_counted: bool = False
 
     @property
     def coverage(self) -> Coverage:
-        """Of all together; multiply-adds are those of regions."""
+        """Of all together; multiply-adds as far as they are known."""
         return reduce(add, (part.coverage for part in self.parts.values()), self.rest)
 
     @property
     def headline(self) -> str:
-        """What matters most, as in ``"97 % of the multiply-adds in int8 of the graphs"``.
+        """What matters most, as in ``"97 % of the multiply-adds in int8"``.
 
-        It says how many layers it does not count, which run in Python, in float.
+        It says how many layers it does not count, where what stays Python was not counted.
         """
         covered = self.coverage
+        if covered.total and self.is_counted:
+            return covered.headline
         if covered.total:
             count = len(self.rest.floats)
             layers = f"{count} float layers" if count > 1 else "1 float layer"
             rest = f", not counting {layers} in Python" if count else ""
             return f"{covered.headline} of the graphs{rest}"
         return f"{megabytes(covered.integer_bytes)} of integers for weights"
+
+    @property
+    def share(self) -> float | None:
+        """The part of all multiply-adds that read integers; ``None`` where not all are known."""
+        return self.coverage.share if self.is_counted else None
 
     @property
     def size_mb(self) -> float:
@@ -88,7 +98,7 @@ class PartsSummary(Tabular):
             "model": self.model,
             "headline": self.headline,
             "multiply_adds": dict(covered.multiply_adds),
-            "share": covered.share,
+            "share": self.share,
             "size_mb": self.size_mb,
             "integer_mb": covered.integer_bytes / 1e6,
             "float_mb": self.float_mb,
@@ -118,7 +128,9 @@ class PartsSummary(Tabular):
 
     def _figures(self) -> Iterator[str]:
         covered = self.coverage
-        yield f"{self.model}, {len(self.parts)} parts quantized: {self.headline}"
+        count = len(self.parts)
+        parts = "1 part" if count == 1 else f"{count} parts"
+        yield f"{self.model}, {parts} quantized: {self.headline}"
         yield (
             f"tensors: {self.size_mb:.2f} MB, {covered.integer_bytes / 1e6:.2f} MB of them "
             f"integers; {self.float_mb:.2f} MB in float32"
@@ -133,10 +145,12 @@ def summarize_parts(model: nn.Module) -> PartsSummary:
     """The summary of a model with quantized parts."""
     parts = parts_of(model)
     told = {path: _told(path, part) for path, part in parts.items()}
-    return PartsSummary(type(model).__name__, told, _rest(model, parts))
+    around = work_around(model)
+    rest = _rest(model, parts, around or {})
+    return PartsSummary(type(model).__name__, told, rest, around is not None)
 
 
-def _rest(model: nn.Module, parts: Mapping[str, Part]) -> Coverage:
+def _rest(model: nn.Module, parts: Mapping[str, Part], around: Mapping[str, int]) -> Coverage:
     counted: set[int] = set()
     size, floats = 0, []
     for path, module in outside(model, parts.values()):
@@ -144,10 +158,12 @@ def _rest(model: nn.Module, parts: Mapping[str, Part]) -> Coverage:
         fresh = [tensor for tensor in own if tensor is not None and id(tensor) not in counted]
         counted |= {id(tensor) for tensor in fresh}
         size += sum(tensor.nbytes for tensor in fresh)
-        if any(tensor.dim() > 1 and tensor.is_floating_point() for tensor in fresh):
+        work, kind = around.get(path, 0), type(module).__name__
+        if work or any(tensor.dim() > 1 and tensor.is_floating_point() for tensor in fresh):
             held = sum(tensor.nbytes for tensor in fresh)
-            floats.append(FloatLayer(path, type(module).__name__, _IN_PYTHON, 0, held))
-    return Coverage({}, size, 0, size, 0, tuple(floats))
+            floats.append(FloatLayer(path or kind, kind, _IN_PYTHON, work, held))
+    total = sum(layer.multiply_adds for layer in floats)
+    return Coverage({"float": total} if total else {}, size, 0, size, 0, tuple(floats))
 
 
 _IN_PYTHON = "it is in no region, and runs in Python"

@@ -32,17 +32,20 @@ class Place:
         kind: name of its class.
         attributes: what it has that is neither a tensor, nor a module, nor code.
         tensors: shape and dtype of its parameters and buffers, by name.
-        calls: how often a call of the whole model calls it.
+        calls: how many calls of the example's size a call of the whole model makes of it.
+        around: path of a module outside of every region -> the multiply-adds that it does itself in
+            a call of the whole model; ``None`` where they were not counted.
     """
 
     path: str
     kind: str
     attributes: Mapping[str, Any] = field(default_factory=dict)
     tensors: Mapping[str, TensorMeta] = field(default_factory=dict)
-    calls: int = 1
+    calls: float = 1
+    around: Mapping[str, int] | None = None
 
     @classmethod
-    def of(cls, path: str, module: nn.Module, calls: int = 1) -> Place:
+    def of(cls, path: str, module: nn.Module, calls: float = 1) -> Place:
         """That of a module in its model."""
         of_class = {
             name: value
