@@ -55,7 +55,7 @@ fuzz: $(DEV) native ## 100,000 foreign calls of operators and as many hostile fi
 	$(BIN)/python tests/fuzzing.py
 
 clean: ## remove what these targets made
-	rm -rf src/octavo/runtimes/native/kernels.so
+	rm -rf src/octavo/numerics/native/kernels.so
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(DEV): pyproject.toml constraints.txt

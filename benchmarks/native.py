@@ -19,7 +19,7 @@ import octavo
 from benchmarks import nets, peers
 from benchmarks.contest import Call, Contest, Maker, add_rounds, contest
 from benchmarks.report import Goal, Report, parsed, parser
-from octavo.runtimes.native import library
+from octavo.numerics.native import library
 
 OWN, WITHOUT, READ = "Octavo", "Octavo without its own kernels", "plain read"
 INT8, INT4 = "int8", "int4, groups of 32"

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LIBRARY = HERE.parent / "src" / "octavo" / "runtimes" / "native" / "kernels.so"
+LIBRARY = HERE.parent / "src" / "octavo" / "numerics" / "native" / "kernels.so"
 SOURCES = [
     HERE / f"{name}.c"
     for name in ("isa", "threads", "product", "eight_bits", "four_bits", "recurrent")

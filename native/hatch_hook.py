@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-LIBRARY = "src/octavo/runtimes/native/kernels.so"
+LIBRARY = "src/octavo/numerics/native/kernels.so"
 
 
 class NativeKernels(BuildHookInterface):

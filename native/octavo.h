@@ -1,4 +1,4 @@
-/* Octavo's own kernels: plain C11 and pthreads, called by ctypes from octavo.runtimes.native.
+/* Octavo's own kernels: plain C11 and pthreads, called by ctypes: octavo.numerics.native loads it.
  *
  * Each kernel is written once for every CPU and again with intrinsics for some; which one runs is
  * found at run time (isa.c). Callers check shapes and strides; nothing here reads a file.

@@ -22,6 +22,8 @@ import torch
 import torchvision_shim  # noqa: F401  (before any test imports torchvision)
 from hypothesis import settings
 
+from octavo.numerics.native import library
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
@@ -36,3 +38,18 @@ def repeatable() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=library.INSTRUCTION_SETS)
+def instruction_set(request):
+    """Each that this CPU has, one after the other, which Octavo's own kernels use meanwhile."""
+    loaded = library.library()
+    if loaded is None:
+        pytest.skip("the kernels are not compiled here: make native")
+    wanted, before = library.INSTRUCTION_SETS.index(request.param), loaded.octavo_isa()
+    try:
+        if loaded.octavo_limit_isa(wanted) != wanted:
+            pytest.skip("this CPU lacks it")
+        yield request.param
+    finally:
+        loaded.octavo_limit_isa(before)

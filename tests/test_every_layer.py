@@ -17,7 +17,7 @@ from calling import Call
 from torch import Tensor, nn
 
 import octavo
-from octavo.runtimes.native import library
+from octavo.numerics.native import library
 
 TARGET = octavo.host_target()
 

@@ -22,7 +22,7 @@ from torch import nn
 from octavo.cli.demo.demo import Net
 from octavo.model.replay import replay_in_fresh_process
 from octavo.runtimes import RUNTIMES
-from octavo.runtimes.native import library
+from octavo.numerics.native import library
 
 torch.manual_seed(0)
 net = Net().eval()

@@ -5,7 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from octavo.runtimes.native import eight_bits, library
+from octavo.numerics.native import library
+from octavo.runtimes.native import eight_bits
 from octavo.runtimes.native.matrix import Matrix
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from octavo.numerics import octavo_operators
-from octavo.runtimes.native import library, recurrent
+from octavo.numerics.native import library
+from octavo.runtimes.native import recurrent
 from octavo.runtimes.native.matrix import How
 
 LAYERS = {

@@ -8,7 +8,7 @@ from decibel import sqnr_db
 from torch import nn
 
 import octavo
-from octavo.runtimes.native import library
+from octavo.numerics.native import library
 from octavo.runtimes.torch.int8 import lower_to
 
 TARGET = octavo.host_target()

@@ -8,7 +8,7 @@ from decibel import sqnr_db
 from torch import nn
 
 import octavo
-from octavo.runtimes.native import library
+from octavo.numerics.native import library
 
 BITS = {
     "8 bits": octavo.weight_only_qconfig(),

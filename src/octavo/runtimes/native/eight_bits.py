@@ -12,7 +12,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from octavo.runtimes.native.library import library
+from octavo.numerics.native.library import library
 from octavo.runtimes.native.matrix import FOUR, MOST_COLUMNS, Matrix
 
 STEP = 1 / 32767  # of the input, as a share of the largest value in a row

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.runtimes.native.library import library
+from octavo.numerics.native.library import library
 from octavo.runtimes.native.matrix import BLOCK, MOST_COLUMNS
 
 CHUNK = 32  # columns that stand together: they divide those of a group

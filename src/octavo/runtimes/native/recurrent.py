@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.runtimes.native.library import library
+from octavo.numerics.native.library import library
 from octavo.runtimes.native.matrix import (
     BLOCK,
     FOUR,

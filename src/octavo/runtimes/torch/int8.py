@@ -28,8 +28,8 @@ from octavo.graph.qdq import (
     rounding_behind,
     weight_behind,
 )
+from octavo.numerics.native import library
 from octavo.runtimes.lowered import Lowered
-from octavo.runtimes.native import library
 from octavo.runtimes.options import Options
 from octavo.runtimes.torch import dynamic, integer_kernels, pixel_quantization
 from octavo.runtimes.torch.chains import (

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from octavo.graph.graph import Ref
 from octavo.graph.operators import arguments
-from octavo.runtimes.native import library, recurrent
+from octavo.numerics.native import library
+from octavo.runtimes.native import recurrent
 from octavo.runtimes.native.matrix import MOST_COLUMNS, How, Reading
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.kernel import Kernel, Reads

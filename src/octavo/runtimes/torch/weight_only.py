@@ -26,8 +26,9 @@ from octavo.graph.embedding_bags import bags
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_operators
+from octavo.numerics.native import library
 from octavo.runtimes import cpu
-from octavo.runtimes.native import eight_bits, library, matrix
+from octavo.runtimes.native import eight_bits, matrix
 from octavo.runtimes.native import four_bits as native
 from octavo.runtimes.native.matrix import MOST_COLUMNS, Matrix
 from octavo.runtimes.torch import four_bits

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.runtimes.native import library
+from octavo.numerics.native import library
 
 
 def test_no_file_is_no_library_and_no_warning(tmp_path):

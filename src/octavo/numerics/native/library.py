@@ -1,6 +1,6 @@
 """Loading the library, and which of a CPU's instructions it uses.
 
-Tested in tests/runtimes/native/test_library.py.
+Tested in tests/numerics/native/test_library.py.
 """
 
 from __future__ import annotations
