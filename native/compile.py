@@ -19,7 +19,10 @@ HERE = Path(__file__).parent
 LIBRARY = HERE.parent / "src" / "octavo" / "numerics" / "native" / "kernels.so"
 SOURCES = [
     HERE / f"{name}.c"
-    for name in ("isa", "threads", "product", "eight_bits", "four_bits", "recurrent")
+    for name in (
+        *("isa", "threads", "product", "eight_bits", "four_bits", "recurrent"),
+        *("convolution", "tiles", "depthwise"),
+    )
 ]
 
 LANGUAGE = ["-std=gnu11", "-pthread", "-Wall", "-Wextra", "-Werror=implicit"]

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 3
+#define OCTAVO_ABI 4
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -79,6 +79,66 @@ void octavo_read_row(
 void octavo_product(
     const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,
     int64_t count, float *y);
+
+/* ---- convolutions and linear layers on uint8: convolution.c, depthwise.c, epilogue.h ---- */
+
+/* Values stand in channels-last order; a matrix [rows, channels] has height and width 1. */
+typedef struct {
+    int64_t batch, height, width, channels;
+} octavo_shape;
+
+enum {
+    OCTAVO_NO_ACTIVATION,
+    OCTAVO_CLIP, /* relu, relu6, hardtanh: between two floats */
+    OCTAVO_HARDSWISH,
+    OCTAVO_HARDSIGMOID,
+    OCTAVO_SILU,
+    OCTAVO_SIGMOID,
+    OCTAVO_GELU,
+    OCTAVO_GELU_TANH,
+    OCTAVO_TANH,
+    OCTAVO_ACTIVATIONS /* how many there are */
+};
+
+/* What becomes of a layer's sums of int32: sum * scale + bias, + addend, activation, rounding half
+ * to even by out_scale, out_zero_point, cut to out_low..out_high. */
+typedef struct {
+    const float *scales, *bias; /* [channels]; the input's scale times that of the weight's row */
+    const uint8_t *addend;      /* of the result's shape, or NULL */
+    float addend_scale;
+    int32_t addend_zero_point;
+    int32_t activation;
+    float low, high; /* of OCTAVO_CLIP */
+    float out_scale; /* 0: the result is float32 */
+    int32_t out_zero_point, out_low, out_high;
+} octavo_epilogue;
+
+/* y = epilogue(sum of (x - in_zero_point) * weight). The taps of a window times the channels of a
+ * group are at most 65536, so that sums fit into int32. No size is 0. */
+typedef struct {
+    octavo_shape in, out;
+    int64_t groups, kernel_height, kernel_width, stride_y, stride_x, padding_top, padding_left;
+    int64_t dilation_y, dilation_x;
+    int32_t in_zero_point; /* what padding holds, too */
+    const int8_t *weights; /* as octavo_pack_convolution leaves them */
+    const int32_t *weight_sums; /* [out channels] */
+    const uint8_t *x;
+    void *y;          /* uint8 or float32 */
+    uint8_t *scratch; /* octavo_scratch_size bytes, which all threads share */
+    octavo_epilogue epilogue;
+} octavo_convolution;
+
+/* Bytes of packed weights, which depend on channels, groups, kernel and dilation alone. */
+OCTAVO_EXPORT int64_t octavo_packed_size(const octavo_convolution *step);
+/* From int8 [out channels, kernel height, kernel width, in channels / groups]. */
+OCTAVO_EXPORT void octavo_pack_convolution(
+    const octavo_convolution *step, const int8_t *weights, int8_t *packed);
+/* Bytes of scratch memory, with the instruction set that is in use; any alignment will do. */
+OCTAVO_EXPORT int64_t octavo_scratch_size(const octavo_convolution *step, int threads);
+/* This thread's share; threads need not wait for each other. */
+OCTAVO_EXPORT void octavo_convolve(const octavo_convolution *step, int thread, int threads);
+/* The whole of it on so many threads. */
+OCTAVO_EXPORT void octavo_convolve_in_threads(const octavo_convolution *step, int threads);
 
 /* ---- weights of eight bits: eight_bits.c ---- */
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "activations.h"
 #include "octavo.h"
 #include "rounding.h"
 
@@ -15,34 +16,6 @@ enum { UNITS = 16 };
 #define KEPT_SUMS (1 << 20)
 
 /* ---- gates, written once and compiled for each instruction set ---- */
-
-/* e^x - less, to about 2 units in the last place (S. Moshier, Cephes, expf); less is 0 or 1, and near
- * x = 0 nothing cancels. NaN stays NaN. */
-INLINE float exponential(float x, float less) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    float shifted = x * 1.44269504088896341f + NO_FRACTIONS, n = shifted - NO_FRACTIONS;
-    float f = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * f + 1.3981999507e-3f;
-    p = p * f + 8.3334519073e-3f;
-    p = p * f + 4.1665795894e-2f;
-    p = p * f + 1.6666665459e-1f;
-    p = p * f + 5.0000001201e-1f;
-    p = p * f * f + f;
-    uint32_t bits;
-    memcpy(&bits, &shifted, 4);
-    bits = (bits - 0x4b400000u + 127u) << 23; /* of NO_FRACTIONS */
-    float power;
-    memcpy(&power, &bits, 4);
-    return p * power + (power - less);
-}
-
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x, 0.0f)); }
-INLINE float tanhyp(float x) {
-    float y = exponential(2.0f * x, 1.0f);
-    return y / (y + 2.0f);
-}
 
 /* x and y: what a block's gates sum of the input and of the state. */
 #define FOR_UNITS                                                                       \

@@ -78,6 +78,45 @@ static void one_product(int threads) {
     free(weights), free(zero_points), free(scales), free(bias), free(x), free(y);
 }
 
+static int64_t less(int64_t windows, int64_t kernel, int64_t dilation, int64_t stride, int64_t padding) {
+    int64_t size = (windows - 1) * stride + (kernel - 1) * dilation + 1 - padding;
+    return size < 1 ? 1 : size;
+}
+
+static void one_convolution(int threads) {
+    int64_t groups = below(2) ? 1 : 1 + below(70), depthwise = below(2);
+    int64_t in = groups * (depthwise ? 1 : 1 + below(20)), out = groups * (depthwise ? 1 : 1 + below(40));
+    int64_t height = 1 + below(9), width = 1 + below(40), size = 1 + below(5);
+    octavo_convolution c = {
+        .groups = groups, .kernel_height = size, .kernel_width = size == 1 ? 1 : 1 + below(5),
+        .stride_y = 1 + below(2), .stride_x = 1 + below(2), .padding_top = below(3),
+        .padding_left = below(3), .dilation_y = 1 + below(2), .dilation_x = 1 + below(2),
+        .in_zero_point = below(256)};
+    c.out = (octavo_shape){1 + below(3), height, width, out};
+    c.in = (octavo_shape){
+        c.out.batch,
+        less(height, c.kernel_height, c.dilation_y, c.stride_y, c.padding_top + below(3)),
+        less(width, c.kernel_width, c.dilation_x, c.stride_x, c.padding_left + below(3)), in};
+    int64_t products = c.kernel_height * c.kernel_width * in / groups;
+    int64_t results = c.out.batch * height * width * out;
+    int8_t *weights = filled(out * products, 1), *packed = malloc((size_t)octavo_packed_size(&c));
+    int32_t *sums = calloc((size_t)out, 4);
+    for (int64_t i = 0; i < out * products; i++) sums[i / products] += weights[i];
+    octavo_pack_convolution(&c, weights, packed);
+    float *scales = filled(out, 4), *bias = filled(out, 4);
+    uint8_t *x = filled(c.in.batch * c.in.height * c.in.width * in, 1), *addend = filled(results, 1);
+    c.epilogue = (octavo_epilogue){
+        .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL, .addend_scale = 0.02f,
+        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
+        .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
+    c.weights = packed, c.weight_sums = sums, c.x = x;
+    c.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
+    c.scratch = malloc((size_t)octavo_scratch_size(&c, threads));
+    octavo_convolve_in_threads(&c, threads);
+    free(weights), free(packed), free(sums), free(scales), free(bias), free(x), free(addend);
+    free(c.y), free(c.scratch);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
@@ -89,6 +128,7 @@ int main(void) {
             one_product_of_bytes(1 + round % 3);
             one_product(1 + round % 3);
         }
+        for (int round = 0; round < 400; round++) one_convolution(1 + round % 3);
         printf("instruction set %d: clean\n", set);
     }
     return 0;

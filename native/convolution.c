@@ -1,0 +1,239 @@
+/* Convolutions and linear layers: where windows lie, what a thread makes, and packing.
+ *
+ * A linear layer is a 1x1 convolution. Pixels are made in tiles of up to 14 beside each other times 32
+ * channels (tiles.h). Windows that reach into the padding are read from a copy of a band of the
+ * input, so that no loop asks where it is.
+ */
+#include <string.h>
+
+#include "octavo.h"
+#include "rounding.h"
+#include "tiles.h"
+#include "windows.h"
+
+enum { BAND_BYTES = 96 << 10, ROW_TILES = 8, SLACK = 64 /* that may be read behind a band */ };
+
+/* ---- where windows lie ---- */
+
+/* Pixels of layers without windows need not know of images: rows of some tiles, all as long but the
+ * last. */
+static void in_even_rows(Windows *w) {
+    int64_t pixels = w->out.batch * w->out.height * w->out.width;
+    w->out.batch = 1;
+    w->out.height = ceiling(pixels, ROW_TILES * TILE);
+    w->out.width = ceiling(pixels, w->out.height);
+    w->in.batch = 1, w->in.height = w->out.height, w->in.width = w->out.width;
+}
+
+static int64_t rows_of_band(const octavo_convolution *c, int64_t results) {
+    return (results - 1) * c->stride_y + c->dilation_y * (c->kernel_height - 1) + 1;
+}
+
+static Windows windows_of(const octavo_convolution *c) {
+    Windows w = {.in = c->in, .out = c->out};
+    w.out_pixels = c->out.batch * c->out.height * c->out.width;
+    w.group_in = c->in.channels / c->groups, w.group_out = c->out.channels / c->groups;
+    w.depthwise = c->groups > 1 && w.group_in == 1 && w.group_out == 1;
+    w.size = 1;
+    int joined = c->groups == 1 && c->dilation_x == 1;
+    w.runs_y = c->kernel_height, w.runs_x = joined ? 1 : c->kernel_width;
+    w.run = joined ? c->kernel_width * w.group_in : w.group_in;
+    if (w.depthwise) {
+        w.units = ceiling(c->groups, DEPTHWISE);
+        w.unit_bytes = ceiling(c->kernel_height * c->kernel_width, 4) * 4 * DEPTHWISE;
+    } else {
+        w.units = ceiling(w.group_out, BLOCK);
+        w.unit_bytes = w.runs_y * w.runs_x * ceiling(w.run, 4) * 4 * BLOCK;
+    }
+    return w;
+}
+
+static Windows placed(const octavo_convolution *c) {
+    Windows w = windows_of(c);
+    int64_t wide = (w.out.width - 1) * c->stride_x + c->dilation_x * (c->kernel_width - 1) + 1;
+    int64_t high = rows_of_band(c, c->out.height), channels = c->in.channels;
+    int inside = !c->padding_top && !c->padding_left && high <= c->in.height && wide <= c->in.width;
+    int direct = inside && w.size == 1 && (w.depthwise || w.run % 4 == 0);
+    if (c->kernel_height * c->kernel_width * c->stride_y * c->stride_x == 1 && inside &&
+        w.in.height == w.out.height && w.in.width == w.out.width) {
+        in_even_rows(&w);
+        wide = w.out.width;
+    }
+    w.tiles = ceiling(w.out.width, TILE);
+    w.row = (direct ? w.in.width : wide) * channels;
+    w.step_y = c->dilation_y * w.row, w.step_x = c->dilation_x * channels;
+    w.pixel = c->stride_x * channels;
+    int64_t rows = BAND_BYTES / (w.row * w.size), least_rows = rows_of_band(c, 1);
+    w.band_rows = rows > least_rows ? (rows - least_rows) / c->stride_y + 1 : 1;
+    w.band_rows = least(w.band_rows, w.out.height);
+    if (!direct)
+        w.band_bytes = ceiling(rows_of_band(c, w.band_rows) * w.row * w.size + SLACK, 64) * 64;
+    return w;
+}
+
+/* ---- bands of the input, with padding ---- */
+
+INLINE void put(void *to, int64_t at, const uint8_t *from, int64_t count, int size) {
+    if (size == 1)
+        memcpy((uint8_t *)to + at, from, (size_t)count);
+    else
+        for (int64_t i = 0; i < count; i++) ((int16_t *)to)[at + i] = from[i];
+}
+
+INLINE void fill(void *to, int64_t at, int32_t value, int64_t count, int size) {
+    if (size == 1)
+        memset((uint8_t *)to + at, value, (size_t)count);
+    else
+        for (int64_t i = 0; i < count; i++) ((int16_t *)to)[at + i] = (int16_t)value;
+}
+
+INLINE void copy_band(
+    const octavo_convolution *c, const Windows *w, int64_t begin, int64_t end, void *to) {
+    int64_t channels = c->in.channels, wide = w->row / channels, image = begin / w->out.height;
+    int64_t left = least(c->padding_left, wide);
+    int64_t y = begin % w->out.height * c->stride_y - c->padding_top;
+    int64_t rows = rows_of_band(c, end - begin);
+    for (int64_t row = 0; row < rows; row++, y++) {
+        int64_t at = row * w->row, start = (image * w->in.height + y) * w->in.width;
+        int64_t held = least(w->in.width, c->in.batch * c->in.height * c->in.width - start);
+        int64_t inner = y < 0 || y >= w->in.height ? 0 : least(held, wide - left);
+        int64_t before = inner ? left * channels : 0;
+        fill(to, at, c->in_zero_point, before, w->size);
+        if (inner) put(to, at + before, c->x + start * channels, inner * channels, w->size);
+        fill(
+            to, at + before + inner * channels, c->in_zero_point,
+            w->row - before - inner * channels, w->size);
+    }
+    fill(to, rows * w->row, 0, SLACK / w->size, w->size);
+}
+
+static void copy_band_portable(
+    const octavo_convolution *c, const Windows *w, int64_t begin, int64_t end, void *to) {
+    copy_band(c, w, begin, end, to);
+}
+
+#if defined(__x86_64__)
+AVX2 static void copy_band_avx2(
+    const octavo_convolution *c, const Windows *w, int64_t begin, int64_t end, void *to) {
+    copy_band(c, w, begin, end, to);
+}
+#endif
+
+/* Where the first window of row `begin` of the results is. */
+static const void *band(
+    const octavo_convolution *c, const Windows *w, int64_t begin, int64_t end, uint8_t *scratch) {
+    if (!w->band_bytes) {
+        int64_t image = begin / w->out.height, y = begin % w->out.height * c->stride_y;
+        return c->x + (image * w->in.height + y) * w->row;
+    }
+#if defined(__x86_64__)
+    if (octavo_isa() >= OCTAVO_AVX2)
+        copy_band_avx2(c, w, begin, end, scratch);
+    else
+#endif
+        copy_band_portable(c, w, begin, end, scratch);
+    return scratch;
+}
+
+/* ---- what a thread makes ---- */
+
+typedef struct {
+    int64_t first_tile, last_tile, first_unit, last_unit; /* units of all groups, or pairs of them */
+} Share;
+
+/* Some of the pixels, or all of them for some of the channels: what lasts shorter, and where that is
+ * much the same, what reads less. */
+static Share share_of(
+    const octavo_convolution *c, const Windows *w, int64_t tiles, int64_t units, int thread,
+    int threads) {
+    int64_t by_tiles = ceiling(tiles, threads) * units, by_units = tiles * ceiling(units, threads);
+    int64_t weights = c->groups * w->units * w->unit_bytes;
+    int64_t input = c->in.batch * c->in.height * c->in.width * c->in.channels;
+    if (weights > input) by_tiles += by_tiles / 8;
+    else by_units += by_units / 8;
+    if (by_units < by_tiles)
+        return (Share){0, tiles, units * thread / threads, units * (thread + 1) / threads};
+    return (Share){tiles * thread / threads, tiles * (thread + 1) / threads, 0, units};
+}
+
+/* One unit, or a pair, of all channels: tiles begin..end, whose windows are in a band. */
+static void make_tiles(
+    const octavo_convolution *c, const Windows *w, const void *x, octavo_tile make, int64_t begin,
+    int64_t end, int64_t group, int64_t unit) {
+    int64_t first_row = begin / w->tiles;
+    for (int64_t tile = begin; tile < end; tile++) {
+        int64_t row = tile / w->tiles, piece = tile % w->tiles, start = row * w->out.width;
+        int64_t wide = least(w->out.width, w->out_pixels - start);
+        int64_t left = wide * piece / w->tiles, right = wide * (piece + 1) / w->tiles;
+        int64_t at = (row - first_row) * c->stride_y * w->row + left * w->pixel;
+        if (left < right)
+            make(
+                c, w, (const char *)x + (at + group * w->group_in) * w->size, right - left,
+                (start + left) * c->out.channels, group, unit);
+    }
+}
+
+void octavo_convolve(const octavo_convolution *c, int thread, int threads) {
+    Windows w = placed(c);
+    octavo_tile make = w.depthwise ? octavo_depthwise_tile() : octavo_dense_tile();
+    int64_t step = w.depthwise ? 1 : 2, of_group = ceiling(w.units, step);
+    int64_t groups = w.depthwise ? 1 : c->groups, tiles = w.out.batch * w.out.height * w.tiles;
+    Share share = share_of(c, &w, tiles, groups * of_group, thread, threads);
+    uint8_t *scratch = (uint8_t *)(((uintptr_t)c->scratch + 63) / 64 * 64) + thread * w.band_bytes;
+    for (int64_t begin = share.first_tile, end; begin < share.last_tile; begin = end) {
+        int64_t row = begin / w.tiles, image_end = (row / w.out.height + 1) * w.out.height;
+        end = least(least(row + w.band_rows, image_end) * w.tiles, share.last_tile);
+        const void *x = band(c, &w, row, ceiling(end, w.tiles), scratch);
+        for (int64_t unit = share.first_unit; unit < share.last_unit; unit++)
+            make_tiles(
+                c, &w, x, make, begin, end, unit / of_group, unit % of_group * step);
+    }
+}
+
+static void convolve(void *context, int thread, int threads) {
+    octavo_convolve(context, thread, threads);
+}
+
+void octavo_convolve_in_threads(const octavo_convolution *c, int threads) {
+    octavo_in_threads(convolve, (void *)c, threads);
+}
+
+/* ---- packing ---- */
+
+int64_t octavo_scratch_size(const octavo_convolution *c, int threads) {
+    int64_t bytes = placed(c).band_bytes;
+    return bytes ? bytes * threads + 64 : 0;
+}
+
+int64_t octavo_packed_size(const octavo_convolution *c) {
+    Windows w = windows_of(c);
+    return (w.depthwise ? 1 : c->groups) * w.units * w.unit_bytes;
+}
+
+static void pack_depthwise(const octavo_convolution *c, const int8_t *weights, int8_t *packed) {
+    Windows w = windows_of(c);
+    int64_t taps = c->kernel_height * c->kernel_width;
+    for (int64_t channel = 0; channel < c->groups; channel++)
+        for (int64_t tap = 0; tap < taps; tap++) {
+            int64_t unit = channel / DEPTHWISE * w.unit_bytes;
+            packed[unit + depthwise_place(channel % DEPTHWISE, tap)] = weights[channel * taps + tap];
+        }
+}
+
+void octavo_pack_convolution(const octavo_convolution *c, const int8_t *weights, int8_t *packed) {
+    Windows w = windows_of(c);
+    memset(packed, 0, (size_t)octavo_packed_size(c));
+    if (w.depthwise) {
+        pack_depthwise(c, weights, packed);
+        return;
+    }
+    int64_t runs = w.runs_y * w.runs_x, fours = ceiling(w.run, 4);
+    for (int64_t out = 0; out < c->out.channels; out++) {
+        int64_t group = out / w.group_out, channel = out % w.group_out;
+        int8_t *unit = packed + (group * w.units + channel / BLOCK) * w.unit_bytes;
+        for (int64_t run = 0; run < runs; run++)
+            for (int64_t k = 0; k < w.run; k++)
+                unit[((run * fours + k / 4) * BLOCK + channel % BLOCK) * 4 + k % 4] =
+                    weights[(out * runs + run) * w.run + k];
+    }
+}

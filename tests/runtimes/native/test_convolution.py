@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from octavo.runtimes.native.convolution import Activation, Convolution, Epilogue, Geometry
+
+FUNCTIONS = {
+    Activation.NONE: lambda x: x,
+    Activation.CLIP: lambda x: x.clamp(-0.5, 1.25),
+    Activation.HARDSWISH: F.hardswish,
+    Activation.HARDSIGMOID: F.hardsigmoid,
+    Activation.SILU: F.silu,
+    Activation.SIGMOID: torch.sigmoid,
+    Activation.GELU: F.gelu,
+    Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
+    Activation.TANH: torch.tanh,
+}
+quickly = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+class Case:
+    """A layer of random integers, images for it, and the result in exact arithmetic."""
+
+    def __init__(self, geometry, size=(1, 5, 5), zero_point=7, seed=0, **epilogue):
+        chance = torch.Generator().manual_seed(seed)
+
+        def integers(low, high, *shape):
+            return torch.randint(low, high, shape, generator=chance)
+
+        self.geometry, self.zero_point = geometry, zero_point
+        self.x = integers(0, 256, *size, geometry.in_channels).to(torch.uint8)
+        self.weight = integers(-128, 128, *geometry.weight_shape).to(torch.int8)
+        channels = geometry.out_channels
+        # The larger a sum, the smaller its scale: results are some units large.
+        scales = (torch.rand(channels, generator=chance) + 0.1) / 3e4
+        scales /= math.sqrt(self.weight[0].numel())
+        bias = torch.randn(channels, generator=chance) / 4
+        self.epilogue = Epilogue(scales, bias, clip=(-0.5, 1.25), **epilogue)
+        shape = (size[0], *geometry.output(*size[1:]), channels)
+        added = self.epilogue.addend is not None
+        self.addend = integers(0, 256, *shape).to(torch.uint8) if added else None
+
+    def sums(self):
+        """The products' sums, as float64, which is exact."""
+        top, left, bottom, right = self.geometry.padding
+        x = (self.x.double() - self.zero_point).permute(0, 3, 1, 2)
+        weight = self.weight.double().permute(0, 3, 1, 2)
+        g = self.geometry
+        x = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(x, weight, None, g.stride, 0, g.dilation, g.groups).permute(0, 2, 3, 1)
+
+    def expected(self):
+        e = self.epilogue
+        value = self.sums() * e.scales.double() + e.bias.double()
+        if e.addend is not None:
+            value = value + (self.addend.double() - e.addend[1]) * e.addend[0]
+        value = FUNCTIONS[e.activation](value)
+        if e.out_scale:
+            steps = (value / e.out_scale).round() + e.out_zero_point
+            value = steps.clamp(e.out_low, e.out_high)
+        return value
+
+    def found(self):
+        layer = Convolution.of(self.geometry, self.weight, self.zero_point, self.epilogue)
+        return layer(self.x, self.addend)
+
+    def agrees(self):
+        expected, found = self.expected(), self.found()
+        assert found.shape == expected.shape
+        error = (found.double() - expected).abs()
+        if self.epilogue.out_scale:
+            # A value on the edge between two integers may go to either.
+            assert float(error.max()) <= 1
+            assert int((error > 0).sum()) <= 1 + error.numel() // 1000
+        else:
+            assert float((error / (1 + expected.abs())).max()) < 1e-5
+
+
+@st.composite
+def cases(draw, depthwise=False):
+    kernel = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    groups = draw(st.integers(1, 150)) if depthwise else draw(st.sampled_from([1, 1, 1, 2, 3, 8]))
+    channels = [groups * (1 if depthwise else draw(st.integers(1, 70 // groups))) for _ in "io"]
+    geometry = Geometry(
+        *channels,
+        kernel=kernel,
+        stride=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        padding=tuple(draw(st.integers(0, 4)) for _ in range(4)),
+        dilation=(draw(st.integers(1, 3)), draw(st.integers(1, 3))),
+        groups=groups,
+    )
+    size = (draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 33)))
+    assume(min(geometry.output(*size[1:])) > 0)
+    out = draw(st.sampled_from([{}, {"out_scale": 0.0117, "out_zero_point": 100}]))
+    if out:
+        out |= draw(st.sampled_from([{}, {"out_low": 20, "out_high": 200}]))
+    return Case(
+        geometry,
+        size,
+        zero_point=draw(st.sampled_from([0, 1, 128, 255])),
+        seed=draw(st.integers(0, 99)),
+        activation=draw(st.sampled_from(Activation)),
+        addend=draw(st.sampled_from([None, (0.01, 131)])),
+        **out,
+    )
+
+
+@quickly
+@given(case=cases())
+def test_convolutions_are_those_of_exact_arithmetic(instruction_set, case):
+    case.agrees()
+
+
+@quickly
+@given(case=cases(depthwise=True))
+def test_depthwise_convolutions_are_those_of_exact_arithmetic(instruction_set, case):
+    case.agrees()
+
+
+@quickly
+@given(
+    rows=st.integers(1, 400),
+    columns=st.integers(1, 200),
+    channels=st.integers(1, 100),
+    threads=st.integers(1, 3),
+    activation=st.sampled_from(Activation),
+)
+def test_linear_layers_are_those_of_exact_arithmetic(
+    instruction_set, rows, columns, channels, threads, activation
+):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = {"out_scale": 0.01, "out_zero_point": 30, "activation": activation}
+        Case(Geometry(columns, channels), (rows, 1, 1), **out).agrees()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("channels", [48, 512])
+@pytest.mark.parametrize("side", [7, 30])
+def test_threads_share_pixels_or_channels(instruction_set, threads, channels, side):
+    """A map that takes several bands, and one of few pixels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        geometry = Geometry(64, channels, (3, 3), padding=(1, 1, 1, 1))
+        Case(geometry, (2, side, side), out_scale=0.0117, out_zero_point=3).agrees()
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("value", [-128, 127])
+@pytest.mark.parametrize("groups", [1, 32])
+def test_the_largest_sums_do_not_overflow(instruction_set, value, groups):
+    taps = (16, 64) if groups == 32 else (32, 64)
+    case = Case(Geometry(32, 32, taps, groups=groups), (1, *taps), zero_point=0)
+    case.x.fill_(255)
+    case.weight.fill_(value)
+    case.agrees()
+
+
+def test_halves_of_steps_are_rounded_to_even(instruction_set):
+    """Every odd sum is exactly a half of a step, whose inverse is no float; an odd zero point."""
+    case = Case(Geometry(4, 16), (1, 4, 64), zero_point=0)
+    scale = torch.full((16,), 51 / 512)
+    out = {"out_scale": 51 / 256, "out_zero_point": 101}
+    case.epilogue = Epilogue(scale, torch.zeros(16), **out)
+    case.x.random_(0, 6)
+    case.weight.random_(-4, 5)
+    sums = case.sums()
+    assert int((sums % 2).sum()) > 100
+    assert torch.equal(case.found().double(), ((sums / 2).round() + 101).clamp(0, 255))
+
+
+def test_what_stands_beside_the_result_is_not_written(instruction_set):
+    """20 channels are a block and a part of one."""
+    case = Case(Geometry(8, 20), (1, 3, 3), out_scale=0.01)
+    layer = Convolution.of(case.geometry, case.weight, case.zero_point, case.epilogue)
+    assert torch.equal(layer(case.x), case.found())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.zeros(16, 1, 1, 8)}, "int8"),
+        ({"geometry": Geometry(8, 16, (3, 3))}, r"int8\[16, 3, 3, 8\] is expected"),
+        ({"epilogue": Epilogue(torch.ones(15), torch.ones(16))}, r"float32\[16\] is expected"),
+        ({"epilogue": Epilogue(torch.ones(16), torch.ones(15))}, "a bias of"),
+    ],
+)
+def test_a_layer_that_does_not_fit_is_refused(instruction_set, change, message):
+    case = Case(Geometry(8, 16))
+    layer = {
+        "geometry": case.geometry,
+        "weight": case.weight,
+        "in_zero_point": 0,
+        "epilogue": case.epilogue,
+    }
+    with pytest.raises(ValueError, match=message):
+        Convolution.of(**layer | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda case: replace_x(case, case.x.float()), "images of torch.float32"),
+        (lambda case: replace_x(case, case.x[0]), "images of torch.uint8"),
+        (lambda case: replace_x(case, case.x[..., :7]), "images of 7 channels"),
+        (lambda case: setattr(case, "addend", case.x), "an addend"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(instruction_set, change, message):
+    case = Case(Geometry(8, 16))
+    change(case)
+    with pytest.raises(ValueError, match=message):
+        case.found()
+
+
+def replace_x(case, x):
+    case.x = x
