@@ -15,7 +15,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from octavo.runtimes.native.library import library
+from octavo.numerics.native.library import library
 
 MOST_PRODUCTS = 2**16  # of a window, so that their sum fits into 32 bits
 
