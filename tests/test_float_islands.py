@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_shim  # noqa: F401  before transformers
+from small_transformers import built
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -115,12 +115,9 @@ def test_a_loss_is_that_of_the_scores(name: str) -> None:
 
 
 def test_fnet_of_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
-    config = transformers.FNetConfig(vocab_size=100, max_position_embeddings=32, **sizes)
-    model = transformers.FNetForSequenceClassification(config).eval()
-    batch = {"input_ids": torch.randint(1, 100, (4, 12)), "labels": torch.randint(0, 2, (4,))}
+    model = built("FNetForSequenceClassification", max_position_embeddings=32, **sizes)
+    batch = {"input_ids": torch.randint(1, 50, (4, 12)), "labels": torch.randint(0, 2, (4,))}
     q = octavo.quantize(model, calibration=[batch], progress=False)
     with torch.no_grad():
         expected = model(batch["input_ids"]).logits

@@ -7,24 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_shim  # noqa: F401  before transformers
+from small_transformers import built
 from torch import Tensor, nn
 
 import octavo
 from octavo.errors import InputError
 from octavo.graph.batches import Signature
 
-transformers = pytest.importorskip("transformers")
 CLASSES = 3
 
 
-def classifier(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.BertConfig(
-        vocab_size=100, intermediate_size=64, num_labels=CLASSES, **sizes
-    )
-    model: nn.Module = transformers.BertForSequenceClassification(config).eval()
+def classifier() -> nn.Module:
+    sizes = {"vocab_size": 100, "hidden_size": 32, "intermediate_size": 64}
+    model: nn.Module = built("BertForSequenceClassification", num_labels=CLASSES, **sizes)
     return model
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_shim  # noqa: F401  before transformers
+from small_transformers import built
 
 import octavo
 from octavo.errors import ArtifactError, PlanError
@@ -26,17 +26,8 @@ IDS = torch.arange(12).reshape(2, 6)
 
 
 def saved(folder: Path, tied: bool = False) -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+    sizes = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 1}
+    model = built("LlamaForCausalLM", **sizes, tie_word_embeddings=tied)
     model.save_pretrained(folder)
     return model
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision_shim  # noqa: F401
+from calling import Call
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,17 +34,6 @@ def test_a_known_network_has_the_known_number(name: str, count: int) -> None:
     models = pytest.importorskip("torchvision.models")
     model = getattr(models, name)()
     assert sum(counted(model, torch.zeros(2, 3, 224, 224)).values()) == 2 * count
-
-
-class Called(nn.Module):
-    """A function of tensors as a module."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.function(*args)
 
 
 def ones(*shape: int) -> Tensor:
@@ -87,7 +77,7 @@ PRODUCTS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...], int]] = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_of_activations(name: str) -> None:
     function, args, count = PRODUCTS[name]
-    assert sum(counted(Called(function), *args).values()) == count
+    assert sum(counted(Call(function), *args).values()) == count
 
 
 LAYERS: dict[str, tuple[nn.Module, tuple[Tensor, ...], int]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision_shim  # noqa: F401  before transformers, which imports torchvision
+from small_transformers import built
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -122,8 +122,7 @@ def test_a_name_out_of_a_file_makes_nothing_but_a_data_class(name: str, entries:
 
 
 def test_outputs_of_transformers_come_back_in_their_class(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = _bert(transformers)
+    model = built("BertForSequenceClassification", output_hidden_states=True)
     x = {"input_ids": torch.randint(0, 50, (2, 8))}
     q = octavo.quantize(model, x, mode="dynamic")
     out, expected = q(**x), model(**x)
@@ -151,36 +150,13 @@ print(type(out).__name__, out.loss, len(out.to_tuple()), same, "transformers" in
 """
 
 
-def _bert(transformers: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        output_hidden_states=True,
-    )
-    return transformers.BertForSequenceClassification(config).eval()
-
-
-def _gpt2(transformers: Any) -> Any:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        vocab_size=50,
-        n_positions=64,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return transformers.GPT2LMHeadModel(config).eval()
+def _gpt2() -> Any:
+    return built("GPT2LMHeadModel", num_hidden_layers=2, bos_token_id=0, eos_token_id=0)
 
 
 def test_a_cache_comes_back_as_one_that_the_float_model_takes() -> None:
     transformers = pytest.importorskip("transformers")
-    model = _gpt2(transformers)
+    model = _gpt2()
     ids = torch.randint(0, 50, (4, 12))
     q = octavo.quantize(model, {"input_ids": ids}, mode="weight_only")
     cache, expected = q(input_ids=ids).past_key_values, model(input_ids=ids).past_key_values
@@ -194,8 +170,7 @@ def test_a_cache_comes_back_as_one_that_the_float_model_takes() -> None:
 
 
 def test_a_cache_is_an_input_like_others() -> None:
-    transformers = pytest.importorskip("transformers")
-    model = _gpt2(transformers)
+    model = _gpt2()
     cache = model(input_ids=torch.randint(0, 50, (4, 12))).past_key_values
     call = {"input_ids": torch.randint(0, 50, (4, 1)), "past_key_values": cache}
     q = octavo.quantize(model, call, mode="weight_only")
@@ -224,12 +199,11 @@ def test_a_cache_that_slides_is_told_what_to_give() -> None:
     config = transformers.GPT2Config(n_layer=1, n_embd=4, n_head=1)
     cache = transformers.StaticCache(config=config, max_cache_len=4)
     with pytest.raises(InputError, match=r"StaticCache.*DynamicCache"):
-        octavo.capture(_gpt2(transformers), (torch.zeros(1, 1, dtype=torch.long), cache))
+        octavo.capture(_gpt2(), (torch.zeros(1, 1, dtype=torch.long), cache))
 
 
 def test_a_module_that_fills_its_callers_cache_has_no_graph() -> None:
-    transformers = pytest.importorskip("transformers")
-    model = _gpt2(transformers)
+    model = _gpt2()
     cache = model(input_ids=torch.randint(0, 50, (4, 12))).past_key_values
     call = {"past_key_values": cache}
     with pytest.raises(CaptureError, match="GPT2Block fills the DynamicCache that it is given"):

@@ -56,7 +56,7 @@ _SIZES = {
     "intermediate_size": 96,
     "max_position_embeddings": 64,
 }
-_WHISPER = {
+_TWO_HALVES = {
     "vocab_size": WORDS,
     "d_model": WIDTH,
     "encoder_layers": 2,
@@ -65,6 +65,9 @@ _WHISPER = {
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 96,
     "decoder_ffn_dim": 96,
+}
+_WHISPER = {
+    **_TWO_HALVES,
     "max_source_positions": 50,
     "max_target_positions": 40,
     "pad_token_id": 0,
@@ -80,17 +83,7 @@ _DEBERTA = {
     "share_att_key": True,
     "position_biased_input": False,
 }
-_BART = {
-    "vocab_size": WORDS,
-    "d_model": WIDTH,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 96,
-    "decoder_ffn_dim": 96,
-    "max_position_embeddings": 64,
-}
+_BART = {**_TWO_HALVES, "max_position_embeddings": 64}
 _GROUPED = {**_SIZES, "num_key_value_heads": 2}
 _SEGFORMER = {
     "hidden_sizes": [16, 32, 48, 64],
