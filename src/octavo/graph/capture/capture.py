@@ -83,35 +83,40 @@ def capture(
         >>> print(graph.inputs[0])
         float32[N, 3, input_2, input_3]
     """
-    with waiting("capturing the model", progress):
-        return _captured(model, example_inputs, example_kwargs, open_sizes, canonical)
+    return traced(model, example_inputs, example_kwargs, canonical, open_sizes, progress)
+
+
+def _unchanged(graph: Graph) -> Graph:
+    return graph
 
 
 def traced(
     model: nn.Module,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None = None,
-    *,
+    form: Callable[[Graph], Graph] = _unchanged,
     open_sizes: OpenSizes | None = None,
     progress: bool = True,
 ) -> Graph:
-    """What `capture` starts from: the graph as the model computes it, free of in-place operators.
+    """The model as a graph of a certain form, compared with the model.
+
+    Without one it is what `capture` starts from: the graph as the model computes it, free of
+    in-place operators.
 
     Raises:
         CaptureError, InputError: as `capture`.
     """
     with waiting("capturing the model", progress):
-        return _captured(model, example_inputs, example_kwargs, open_sizes, lambda graph: graph)
+        return _captured(model, example_inputs, example_kwargs, form, open_sizes)
 
 
 def _captured(
     model: nn.Module,
     example_inputs: Any,
     example_kwargs: Mapping[str, Any] | None,
-    open_sizes: OpenSizes | None,
     form: Callable[[Graph], Graph],
+    open_sizes: OpenSizes | None,
 ) -> Graph:
-    """The model as a graph of a certain form, compared with the model."""
     model = module_of(model)
     optional(OPEN_SIZES, open_sizes=open_sizes)
     args, kwargs = without_caches((arguments_of(example_inputs), dict(example_kwargs or {})))

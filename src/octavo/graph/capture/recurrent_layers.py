@@ -36,18 +36,9 @@ def _stand_in(layer: torch._ops.OpOverload) -> torch._ops.OpOverload:
     return overload
 
 
-def _results(
-    input: Tensor,
-    hx: Any,
-    params: Any,
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
+def _results(input: Tensor, hx: Any, params: Any, *settings: Any) -> tuple[Tensor, ...]:
     """Tensors as a layer returns them, without values: its output, and its last states."""
+    bidirectional, batch_first = settings[-2:]
     states = [hx] if isinstance(hx, Tensor) else hx
     by_time = input.transpose(0, 1) if batch_first else input
     steps, batch, width = *by_time.shape[:2], states[0].shape[2]

@@ -25,7 +25,7 @@ _PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _EXTRA = ("bias_k", "bias_v")
 
 
-class MultiheadAttention(QuantizedModule):
+class MultiheadAttention(QuantizedModule, floats=nn.MultiheadAttention, operator="linear"):
     """A quantized ``nn.MultiheadAttention``; arguments and results are those of the float one.
 
     Its state dict has the four projections as layers: ``q_proj``, ``k_proj``, ``v_proj`` and
@@ -40,8 +40,6 @@ class MultiheadAttention(QuantizedModule):
         torch.Size([2, 5, 16])
     """
 
-    floats = nn.MultiheadAttention
-    operator = "linear"
     settings = (
         *("embed_dim", "num_heads", "kdim", "vdim"),
         *("add_zero_attn", "add_bias_kv", "batch_first"),

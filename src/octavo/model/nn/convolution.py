@@ -109,7 +109,7 @@ class _Forward(_Convolution, OneOperator):
         return [(total // 2, total - total // 2) for total in totals]
 
 
-class Conv1d(_Forward):
+class Conv1d(_Forward, floats=nn.Conv1d, operator="conv1d"):
     """A quantized ``nn.Conv1d``.
 
     Example:
@@ -119,22 +119,13 @@ class Conv1d(_Forward):
         torch.Size([2, 8, 8])
     """
 
-    floats = nn.Conv1d
-    operator = "conv1d"
 
-
-class Conv2d(_Forward):
+class Conv2d(_Forward, floats=nn.Conv2d, operator="conv2d"):
     """A quantized ``nn.Conv2d``."""
 
-    floats = nn.Conv2d
-    operator = "conv2d"
 
-
-class Conv3d(_Forward):
+class Conv3d(_Forward, floats=nn.Conv3d, operator="conv3d"):
     """A quantized ``nn.Conv3d``."""
-
-    floats = nn.Conv3d
-    operator = "conv3d"
 
 
 class _Transposed(_Convolution, Dequantizing):
@@ -147,22 +138,13 @@ class _Transposed(_Convolution, Dequantizing):
         return self.like(self.float_layer()(images, output_size), input)
 
 
-class ConvTranspose1d(_Transposed):
+class ConvTranspose1d(_Transposed, floats=nn.ConvTranspose1d, operator="conv_transpose1d"):
     """A quantized ``nn.ConvTranspose1d``."""
 
-    floats = nn.ConvTranspose1d
-    operator = "conv_transpose1d"
 
-
-class ConvTranspose2d(_Transposed):
+class ConvTranspose2d(_Transposed, floats=nn.ConvTranspose2d, operator="conv_transpose2d"):
     """A quantized ``nn.ConvTranspose2d``."""
 
-    floats = nn.ConvTranspose2d
-    operator = "conv_transpose2d"
 
-
-class ConvTranspose3d(_Transposed):
+class ConvTranspose3d(_Transposed, floats=nn.ConvTranspose3d, operator="conv_transpose3d"):
     """A quantized ``nn.ConvTranspose3d``."""
-
-    floats = nn.ConvTranspose3d
-    operator = "conv_transpose3d"

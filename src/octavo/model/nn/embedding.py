@@ -17,7 +17,6 @@ class Table(OneOperator):
     """A table whose rows are picked as integers."""
 
     settings: ClassVar[tuple[str, ...]] = ("num_embeddings", "embedding_dim", "padding_idx")
-    operator = "embedding"
 
     num_embeddings: int
     embedding_dim: int
@@ -52,7 +51,7 @@ class Table(OneOperator):
         return rows
 
 
-class Embedding(Table):
+class Embedding(Table, floats=nn.Embedding, operator="embedding"):
     """A table, read by indices of any shape; it returns floats of the dtype that it had.
 
     Example:
@@ -62,14 +61,12 @@ class Embedding(Table):
         torch.Size([2, 2, 8])
     """
 
-    floats = nn.Embedding
-
     def compute(self, input: Tensor) -> Tensor:
         rows = self.rows(input.reshape(-1))
         return rows.reshape(*input.shape, self.embedding_dim).to(self.dtype)
 
 
-class EmbeddingBag(Table):
+class EmbeddingBag(Table, floats=nn.EmbeddingBag, operator="embedding_bag"):
     """Sums, means or maxima of rows of a table; it returns floats of the dtype that it had.
 
     Example:
@@ -80,8 +77,6 @@ class EmbeddingBag(Table):
         torch.Size([2, 8])
     """
 
-    floats = nn.EmbeddingBag
-    operator = "embedding_bag"
     settings = (*Table.settings, "mode", "include_last_offset")
 
     mode: str

@@ -14,7 +14,7 @@ from octavo.model.nn.float_layers import is_transposed, tensors_of
 from octavo.model.nn.one_operator import OneOperator
 
 
-class Linear(OneOperator):
+class Linear(OneOperator, floats=nn.Linear, operator="linear"):
     """A linear layer, or transformers' ``Conv1D``, on ``[..., in]`` of any leading shape.
 
     Example:
@@ -24,8 +24,6 @@ class Linear(OneOperator):
         (torch.Size([2, 3, 4]), torch.int8)
     """
 
-    floats = nn.Linear
-    operator = "linear"
     settings = ("in_features", "out_features", "bias", "transposed")
 
     in_features: int

@@ -52,6 +52,13 @@ class QuantizedModule(nn.Module):
     operator: ClassVar[str]  # as rules name it
     settings: ClassVar[tuple[str, ...]]  # the arguments of the float layer, which are attributes
 
+    def __init_subclass__(
+        cls, floats: type[nn.Module] | None = None, operator: str = "", **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        if floats is not None:
+            cls.floats, cls.operator = floats, operator
+
     def __init__(self, description: Description, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.description = description

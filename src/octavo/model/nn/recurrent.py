@@ -168,7 +168,7 @@ class _Cell(Recurrent):
         return ends[0] if len(ends) == 1 else tuple(ends)
 
 
-class LSTM(_Layer):
+class LSTM(_Layer, floats=nn.LSTM, operator="lstm"):
     """A quantized ``nn.LSTM``.
 
     Example:
@@ -178,43 +178,28 @@ class LSTM(_Layer):
         torch.Size([5, 2, 16])
     """
 
-    floats = nn.LSTM
-    operator = "lstm"
     settings = (*_Layer.settings, "proj_size")
 
 
-class GRU(_Layer):
+class GRU(_Layer, floats=nn.GRU, operator="gru"):
     """A quantized ``nn.GRU``."""
 
-    floats = nn.GRU
-    operator = "gru"
 
-
-class RNN(_Layer):
+class RNN(_Layer, floats=nn.RNN, operator="rnn_tanh"):
     """A quantized ``nn.RNN``."""
 
-    floats = nn.RNN
-    operator = "rnn_tanh"
     settings = (*_Layer.settings, "nonlinearity")
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell, floats=nn.LSTMCell, operator="lstm_cell"):
     """A quantized ``nn.LSTMCell``."""
 
-    floats = nn.LSTMCell
-    operator = "lstm_cell"
 
-
-class GRUCell(_Cell):
+class GRUCell(_Cell, floats=nn.GRUCell, operator="gru_cell"):
     """A quantized ``nn.GRUCell``."""
 
-    floats = nn.GRUCell
-    operator = "gru_cell"
 
-
-class RNNCell(_Cell):
+class RNNCell(_Cell, floats=nn.RNNCell, operator="rnn_tanh_cell"):
     """A quantized ``nn.RNNCell``."""
 
-    floats = nn.RNNCell
-    operator = "rnn_tanh_cell"
     settings = (*Recurrent.settings, "nonlinearity")
