@@ -31,7 +31,7 @@ def debug(
     from octavo.cli.sources.model_source import load_model
     from octavo.measuring.layers.layer_errors import layer_errors
     from octavo.measuring.layers.repair import repair_code, repairs
-    from octavo.model.model import load
+    from octavo.model.loading import load
 
     network = load_model(model, weights)
     q = load(file, runtime="reference")  # rounding is the file's, whatever this CPU runs in float

@@ -32,7 +32,7 @@ def export(
     from pathlib import Path
 
     from octavo.model.files.atomic import require_file
-    from octavo.model.model import load
+    from octavo.model.loading import load
     from octavo.model.onnx_file import export_onnx
     from octavo.model.package import export_package
 

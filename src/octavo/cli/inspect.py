@@ -24,7 +24,7 @@ def inspect(
     **Example:** `octavo inspect m.octavo --plan`
     """
     from octavo.model import parts_file
-    from octavo.model.model import load
+    from octavo.model.loading import load
 
     has_parts = parts_file.holds_parts(file)  # which says what is wrong with it
     size = Path(file).stat().st_size

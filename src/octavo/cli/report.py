@@ -50,7 +50,7 @@ def report(
     from octavo.cli.sources.model_source import load_model
     from octavo.measuring.layers import sensitivity
     from octavo.model.files.atomic import require_file
-    from octavo.model.model import load
+    from octavo.model.loading import load
     from octavo.reporting import report as report_on
     from octavo.searching import SearchResult
 

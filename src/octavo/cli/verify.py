@@ -28,7 +28,7 @@ def verify(
     from octavo.errors import InputError
     from octavo.measuring.parity import verify as verify_model
     from octavo.model import parts_file
-    from octavo.model.model import load
+    from octavo.model.loading import load
 
     if parts_file.holds_parts(file):
         q = parts_file.skeleton(parts_file.read(file))

@@ -22,7 +22,8 @@ from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.measuring.cold_start import ColdStart, cold_start
 from octavo.measuring.machine import describe_machine
-from octavo.model.model import QuantizedModel, load
+from octavo.model.loading import load
+from octavo.model.model import QuantizedModel
 from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import ORACLE, RUNTIMES, has_own_threads
 from octavo.runtimes.examples import random_inputs

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from octavo.errors import OctavoError, RuntimeUnavailable
-from octavo.model.model import load
+from octavo.model.loading import load
 from octavo.runtimes import RUNTIMES
 from octavo.runtimes.examples import random_inputs
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,25 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import COUNT, FILE, PATH, TEXT, expect, optional
+from octavo.arguments import COUNT, PATH, TEXT, expect, optional
 from octavo.errors import (
     ArtifactError,
     InputError,
     OctavoError,
-    OctavoWarning,
     RuntimeUnavailable,
     first_line,
 )
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, filled_output, flatten_call
 from octavo.graph.graph import GRAPH, Graph, TensorMeta
-from octavo.graph.open_sizes import has_batch
 from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
 from octavo.graph.records import with_objects
 from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.model import artifact
+from octavo.model.compared_inputs import inputs_to_check, is_small
 from octavo.model.configuration import configuration
+from octavo.model.fallbacks import as_planned, warn_of
 from octavo.model.forward import Asked, Signed, arguments_of
 from octavo.model.packed_buffers import let_go
 from octavo.model.place import Place
@@ -41,7 +40,6 @@ from octavo.model.summary import Summary, summarize
 from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.quantization.plan import PLAN, Plan
 from octavo.runtimes import Lowered, Options, default_runtime, lower
-from octavo.runtimes.examples import random_inputs, smaller_inputs, takes, takes_batch
 
 # One thread at a time makes a model ready: two that call a new model at once do it once, and the
 # compilers of some runtimes are for one thread.
@@ -102,7 +100,7 @@ class QuantizedModel(nn.Module):
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         self._watched = Watched.of(graph)
-        self._is_small = sum(t.numel() for t in graph.constants.values()) <= _SMALL_MODEL
+        self._is_small = is_small(graph)
         for name, tensor in graph.constants.items():
             buffers, leaf = self._place_of(name)
             buffers[leaf] = tensor
@@ -195,8 +193,8 @@ class QuantizedModel(nn.Module):
             fresh = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
         except AttributeError as error:  # which nn.Module would tell as one of this property
             raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
-        lowered = _as_planned(fresh, self.plan)
-        _warn_of(lowered, self.plan)
+        lowered = as_planned(fresh, self.plan)
+        warn_of(lowered, self.plan)
         let_go(self, lowered.prepacked)
         return lowered
 
@@ -213,28 +211,7 @@ class QuantizedModel(nn.Module):
         """Batches on which lowering compares results with the oracle; none if it shall not."""
         if not self.check:
             return []
-        batch, kept = self.options.batch, self.samples
-        if kept is not None and not takes(self._structure, kept):
-            kept = None
-        if kept is None or (batch is not None and not has_batch(self._structure, kept, batch)):
-            sizes = (_SAMPLES,) if self._is_small else (1, _SAMPLES)
-            usual = next((size for size in sizes if takes_batch(self._structure, size)), None)
-            kept = random_inputs(self._structure, batch or usual)
-        if sum(tensor.numel() for tensor in kept) > _MOST_VALUES:
-            return []
-        # Where it takes no time: some faults show in a batch of one, in one that is larger, or at
-        # other sizes than the example's.
-        others = [
-            size
-            for size in (_OTHER_BATCHES if self._is_small and batch is None else ())
-            if takes_batch(self._structure, size)
-        ]
-        smaller = smaller_inputs(self._structure) if others else None
-        return [
-            kept,
-            *(random_inputs(self._structure, size, seed=size) for size in others),
-            *([smaller] if smaller is not None else []),
-        ]
+        return inputs_to_check(self._structure, self.samples, self.options.batch, self._is_small)
 
     @Signed
     def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
@@ -275,7 +252,7 @@ class QuantizedModel(nn.Module):
         try:
             tensors = flatten_call(self._structure, args, kwargs)
         except InputError as error:
-            raise error if self.place is None else _told_of_place(error, self.place) from None
+            raise error if self.place is None else self.place.refusal(error) from None
         run = self.lowered.run
         try:
             with torch.inference_mode():  # less work for each operator than under no_grad
@@ -431,85 +408,6 @@ class QuantizedModel(nn.Module):
         return {**self.__dict__, "_lowered": None}
 
 
-def load(
-    path: str | os.PathLike[str], runtime: str = "torch", *, check: bool = True
-) -> QuantizedModel:
-    """Load an artifact; the float model's code is not needed, and no code in the file is run.
-
-    Args:
-        path: a ``.octavo`` file.
-        runtime, check: as for `QuantizedModel.lower`.
-
-    Raises:
-        ArtifactError: the file is missing, damaged, hostile or of a newer version.
-        RuntimeUnavailable: the runtime cannot run here.
-        RuntimeDisagrees: it computes something else than the oracle.
-
-    Example:
-        >>> model = load("model.octavo")  # doctest: +SKIP
-    """
-    expect(FILE, path=path)
-    expect(TEXT, runtime=runtime)
-    content = artifact.load(path)
-    try:
-        model = QuantizedModel(
-            content.graph,
-            content.plan,
-            content.signature,
-            content.provenance,
-            runtime,
-            samples=content.samples,
-            check=check,
-        )
-        _ = model.lowered
-    except RuntimeUnavailable:
-        raise
-    except Exception as error:  # whatever an altered graph makes torch say
-        raise ArtifactError(
-            f"{os.fspath(path)} holds a graph that cannot run: {first_line(error)}"
-        ) from error
-    return model
-
-
-def _told_of_place(error: InputError, place: Place) -> InputError:
-    return InputError(
-        f"the region {place} was captured for other arguments: {error}. Let the first calibration "
-        "batches lead to such calls as well, or keep the region out (only=...)"
-    )
-
-
 def _usable_in_training(result: Any) -> Any:
     """Autograd refuses tensors of inference mode, which a head on top of the model may need."""
     return result.clone() if isinstance(result, Tensor) and result.is_inference() else result
-
-
-def _as_planned(lowered: Lowered, plan: Plan) -> Lowered:
-    """Without the fallbacks that are none: float operators behind int8 layers."""
-    quantized = {name for name, t in plan.tensors.items() if t.on_integers}
-    fallbacks = {name: why for name, why in lowered.fallbacks.items() if name in quantized}
-    return replace(lowered, fallbacks=fallbacks)
-
-
-_SAMPLES = 2
-_OTHER_BATCHES = (1, 7)
-_SMALL_MODEL = 2**20  # values of its tensors
-_MOST_VALUES = 2**26  # of inputs: what a file says of their sizes shall not fill the memory
-
-# Where these run in float, something can be done about it; the summary names the others as well.
-_WITH_KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
-
-
-def _warn_of(lowered: Lowered, plan: Plan) -> None:
-    unexpected = {
-        name: why
-        for name, why in lowered.fallbacks.items()
-        if name in plan.tensors and plan.tensors[name].op in _WITH_KERNELS
-    }
-    if unexpected:
-        layers, reasons = list(unexpected), sorted(set(unexpected.values()))
-        warnings.warn(
-            f"{len(layers)} quantized layers run in float on the {lowered.runtime} runtime "
-            f"({', '.join(layers[:3])}{', ...' if len(layers) > 3 else ''}): {'; '.join(reasons)}",
-            OctavoWarning,
-            stacklevel=4,
-        )

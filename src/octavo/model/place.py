@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.errors import InputError
 from octavo.graph.graph import TensorMeta
 
 _OF_EVERY_MODULE = frozenset(dir(nn.Module)) | frozenset(vars(nn.Module()))
@@ -63,6 +64,13 @@ class Place:
         return (
             f"the region {self} is a graph, which has no {name!r}: quantize the model without this "
             "region (only=...), or its parts"
+        )
+
+    def refusal(self, error: InputError) -> InputError:
+        """What to raise where a call's arguments are not those that the region was captured for."""
+        return InputError(
+            f"the region {self} was captured for other arguments: {error}. Let the first "
+            "calibration batches lead to such calls as well, or keep the region out (only=...)"
         )
 
     def __str__(self) -> str:

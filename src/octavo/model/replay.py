@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from octavo.errors import ArtifactError
-from octavo.model.model import load
+from octavo.model.loading import load
 
 
 @dataclass(frozen=True)

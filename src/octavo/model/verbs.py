@@ -14,8 +14,7 @@ from torch import nn
 from octavo.arguments import FILE, PATH, TEXT, expect
 from octavo.errors import ArtifactError, InputError
 from octavo.graph.copying import copied
-from octavo.model import model as whole
-from octavo.model import parts_file
+from octavo.model import loading, parts_file
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.model.parts import lower_parts, parts_of
@@ -115,7 +114,7 @@ def load(
     expect(FILE, path=path)
     expect(TEXT, runtime=runtime)
     if into is None:
-        return whole.load(path, runtime, check=check)
+        return loading.load(path, runtime, check=check)
     if isinstance(into, QuantizedModel) or not isinstance(into, nn.Module):
         raise InputError(
             f"into is a {type(into).__name__}: give the float model that was quantized, a "

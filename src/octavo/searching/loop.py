@@ -10,7 +10,8 @@ from dataclasses import replace
 from octavo.errors import ArtifactError, OctavoError
 from octavo.graph.calls import flatten_call
 from octavo.measuring.engines import Workers
-from octavo.model.model import QuantizedModel, load
+from octavo.model.loading import load
+from octavo.model.model import QuantizedModel
 from octavo.searching.deadline import Deadline, OutOfTime
 from octavo.searching.journal import Journal
 from octavo.searching.layer_times import BUDGET_S, LayerTime, layer_times

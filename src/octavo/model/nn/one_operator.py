@@ -16,6 +16,7 @@ from torch import Tensor
 from octavo.errors import OctavoWarning
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.qdq import DYNAMIC
+from octavo.model.fallbacks import WITH_KERNELS
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.packed_buffers import Buffers, let_go
 from octavo.quantization.nonfinite_inputs import Watched, run_around
@@ -24,8 +25,6 @@ from octavo.runtimes.examples import random_inputs
 
 # One thread at a time makes a module ready: two that call a new one at once do it once.
 _LOWERING = threading.RLock()
-# Where these run in float, something can be done about it.
-_WITH_KERNELS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 _MOST_COMPARED = 2**24  # weights: the oracle computes with all of them in float
 
 
@@ -83,7 +82,7 @@ class OneOperator(QuantizedModule):
         samples = [random_inputs(graph)] if compared and self.device.type == "cpu" else []
         runtime = default_runtime(self.device)
         lowered = lower(graph, runtime, self.device, samples=samples)
-        if lowered.fallbacks and type(self).operator in _WITH_KERNELS:
+        if lowered.fallbacks and type(self).operator in WITH_KERNELS:
             warnings.warn(
                 f"a {self._get_name()} runs in float on the {runtime} runtime: "
                 f"{'; '.join(sorted(set(lowered.fallbacks.values())))}",

@@ -1,0 +1,53 @@
+"""`load`: a `QuantizedModel` out of a file.
+
+Tested in tests/model/test_artifact.py.
+"""
+
+from __future__ import annotations
+
+import os
+
+from octavo.arguments import FILE, TEXT, expect
+from octavo.errors import ArtifactError, RuntimeUnavailable, first_line
+from octavo.model import artifact
+from octavo.model.model import QuantizedModel
+
+
+def load(
+    path: str | os.PathLike[str], runtime: str = "torch", *, check: bool = True
+) -> QuantizedModel:
+    """Load an artifact; the float model's code is not needed, and no code in the file is run.
+
+    Args:
+        path: a ``.octavo`` file.
+        runtime, check: as for `QuantizedModel.lower`.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, hostile or of a newer version.
+        RuntimeUnavailable: the runtime cannot run here.
+        RuntimeDisagrees: it computes something else than the oracle.
+
+    Example:
+        >>> model = load("model.octavo")  # doctest: +SKIP
+    """
+    expect(FILE, path=path)
+    expect(TEXT, runtime=runtime)
+    content = artifact.load(path)
+    try:
+        model = QuantizedModel(
+            content.graph,
+            content.plan,
+            content.signature,
+            content.provenance,
+            runtime,
+            samples=content.samples,
+            check=check,
+        )
+        _ = model.lowered
+    except RuntimeUnavailable:
+        raise
+    except Exception as error:  # whatever an altered graph makes torch say
+        raise ArtifactError(
+            f"{os.fspath(path)} holds a graph that cannot run: {first_line(error)}"
+        ) from error
+    return model
