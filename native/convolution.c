@@ -210,30 +210,30 @@ int64_t octavo_packed_size(const octavo_convolution *c) {
     return (w.depthwise ? 1 : c->groups) * w.units * w.unit_bytes;
 }
 
-static void pack_depthwise(const octavo_convolution *c, const int8_t *weights, int8_t *packed) {
-    Windows w = windows_of(c);
-    int64_t taps = c->kernel_height * c->kernel_width;
-    for (int64_t channel = 0; channel < c->groups; channel++)
-        for (int64_t tap = 0; tap < taps; tap++) {
-            int64_t unit = channel / DEPTHWISE * w.unit_bytes;
-            packed[unit + depthwise_place(channel % DEPTHWISE, tap)] = weights[channel * taps + tap];
-        }
+/* Where a weight stands among the packed ones. */
+static int64_t place(
+    const octavo_convolution *c, const Windows *w, int64_t out, int64_t run, int64_t k) {
+    if (w->depthwise)
+        return out / DEPTHWISE * w->unit_bytes + depthwise_place(out % DEPTHWISE, run);
+    int64_t runs = w->runs_y * w->runs_x, channel = out % w->group_out;
+    int64_t unit = out / w->group_out * w->units + channel / BLOCK, fours = w->unit_bytes / runs / 64;
+    return unit * w->unit_bytes + ((run * fours + k / 4) * BLOCK + channel % BLOCK) * 4 + k % 4;
 }
+
+/* Each weight, its index counting on. */
+#define FOR_WEIGHTS                                                       \
+    int64_t runs = w.runs_y * w.runs_x, index = 0;                        \
+    for (int64_t out = 0; out < c->out.channels; out++)                   \
+        for (int64_t run = 0; run < runs; run++)                          \
+            for (int64_t k = 0; k < w.run; k++, index++)
 
 void octavo_pack_convolution(const octavo_convolution *c, const int8_t *weights, int8_t *packed) {
     Windows w = windows_of(c);
     memset(packed, 0, (size_t)octavo_packed_size(c));
-    if (w.depthwise) {
-        pack_depthwise(c, weights, packed);
-        return;
-    }
-    int64_t runs = w.runs_y * w.runs_x, fours = ceiling(w.run, 4);
-    for (int64_t out = 0; out < c->out.channels; out++) {
-        int64_t group = out / w.group_out, channel = out % w.group_out;
-        int8_t *unit = packed + (group * w.units + channel / BLOCK) * w.unit_bytes;
-        for (int64_t run = 0; run < runs; run++)
-            for (int64_t k = 0; k < w.run; k++)
-                unit[((run * fours + k / 4) * BLOCK + channel % BLOCK) * 4 + k % 4] =
-                    weights[(out * runs + run) * w.run + k];
-    }
+    FOR_WEIGHTS packed[place(c, &w, out, run, k)] = weights[index];
+}
+
+void octavo_unpack_convolution(const octavo_convolution *c, const int8_t *packed, int8_t *weights) {
+    Windows w = windows_of(c);
+    FOR_WEIGHTS weights[index] = packed[place(c, &w, out, run, k)];
 }

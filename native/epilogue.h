@@ -43,6 +43,25 @@ INLINE void finish_lanes(
     }
 }
 
+/* Whether an epilogue rounds and has no activation, but for a clip. */
+INLINE int is_clipped(const octavo_epilogue *e) {
+    return e->out_scale > 0.0f && (e->activation == OCTAVO_NO_ACTIVATION || e->activation == OCTAVO_CLIP);
+}
+
+/* The floats that an epilogue of this kind cuts to before it rounds, and what it then multiplies by. */
+typedef struct {
+    float low, high, inverse;
+} Rounding;
+
+INLINE Rounding rounding_of(const octavo_epilogue *e) {
+    float low = (float)(e->out_low - e->out_zero_point) * e->out_scale;
+    float high = (float)(e->out_high - e->out_zero_point) * e->out_scale;
+    int clips = e->activation == OCTAVO_CLIP;
+    return (Rounding){
+        clips ? clipped(e->low, low, high) : low, clips ? clipped(e->high, low, high) : high,
+        1.0f / e->out_scale};
+}
+
 /* The sums of `count` <= LANES channels from `channel` on, at index `at` of the result. */
 INLINE void finish(
     const octavo_epilogue *e, const int32_t *sums, int64_t channel, int64_t count, int64_t at,

@@ -133,6 +133,9 @@ OCTAVO_EXPORT int64_t octavo_packed_size(const octavo_convolution *step);
 /* From int8 [out channels, kernel height, kernel width, in channels / groups]. */
 OCTAVO_EXPORT void octavo_pack_convolution(
     const octavo_convolution *step, const int8_t *weights, int8_t *packed);
+/* What was packed, as it was given. */
+OCTAVO_EXPORT void octavo_unpack_convolution(
+    const octavo_convolution *step, const int8_t *packed, int8_t *weights);
 /* Bytes of scratch memory, with the instruction set that is in use; any alignment will do. */
 OCTAVO_EXPORT int64_t octavo_scratch_size(const octavo_convolution *step, int threads);
 /* This thread's share; threads need not wait for each other. */

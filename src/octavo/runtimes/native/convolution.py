@@ -220,12 +220,22 @@ class Convolution:
 def pack(geometry: Geometry, weight: Tensor) -> Tensor:
     """Weights in the order in which the kernels read them, whatever the size of images."""
     step = _struct(geometry, 1, 1, 1)
-    packed = torch.empty(_library().octavo_packed_size(ctypes.byref(step)), dtype=torch.int8)
-    source, target = weight.contiguous(), ctypes.c_void_p(packed.data_ptr())
-    _library().octavo_pack_convolution(
-        ctypes.byref(step), ctypes.c_void_p(source.data_ptr()), target
-    )
+    size = _library().octavo_packed_size(ctypes.byref(step))
+    packed, weight = torch.empty(size, dtype=torch.int8), weight.contiguous()
+    _library().octavo_pack_convolution(ctypes.byref(step), *_pointers(weight, packed))
     return packed
+
+
+def unpack(geometry: Geometry, packed: Tensor) -> Tensor:
+    """What `pack` was given."""
+    weight = torch.empty(geometry.weight_shape, dtype=torch.int8)
+    step = _struct(geometry, 1, 1, 1)
+    _library().octavo_unpack_convolution(ctypes.byref(step), *_pointers(packed, weight))
+    return weight
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
 
 
 def scratch_size(step: ConvolutionStruct, threads: int) -> int:
