@@ -38,7 +38,7 @@ def test_from_quantize_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["headline"] == "100 % of the multiply-adds in int8"
     shown = octavo_command("inspect", "q.octavo")
-    assert "1 quantized parts of a Net" in " ".join(shown.out.split())
+    assert "1 quantized part of a Net" in " ".join(shown.out.split())
     assert "body: a region in place of a Sequential" in " ".join(shown.out.split())
     assert json.loads(octavo_command("inspect", "q.octavo", "--json").out)["model"] == "Net"
     assert octavo_command("verify", "q.octavo", "--runtimes", "torch").code == 0

@@ -61,8 +61,9 @@ def _show_parts(file: str, size: int, as_json: bool) -> None:
         print_json({"file": file, "size_bytes": size, "model": content.model, "parts": parts})
         return
     screen = console()
+    count = "1 quantized part" if len(parts) == 1 else f"{len(parts)} quantized parts"
     screen.print(
-        f"{file}: {size / 1e6:.2f} MB, {len(parts)} quantized parts of a {content.model}; "
+        f"{file}: {size / 1e6:.2f} MB, {count} of a {content.model}; "
         f"octavo.load({file!r}, into=model) puts them into the float model",
         style="bold",
         highlight=False,

@@ -88,6 +88,14 @@ Target = Annotated[
 ModeOption = Annotated[
     Mode, typer.Option("--mode", help="What is quantized, and when its range is found.")
 ]
+Scope = Annotated[
+    str,
+    typer.Option(
+        "--scope",
+        help="What becomes a graph: auto, model, regions (the largest parts that can) or "
+        "modules (single layers; no graph).",
+    ),
+]
 Metric = Annotated[
     str | None,
     typer.Option(

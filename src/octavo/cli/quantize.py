@@ -39,14 +39,7 @@ def quantize(
             "--group-size", help="Number of input channels that share a scale, with --bits."
         ),
     ] = None,
-    scope: Annotated[
-        str,
-        typer.Option(
-            "--scope",
-            help="What becomes a graph: auto, model, regions (the largest parts that can) or "
-            "modules (single layers; no graph).",
-        ),
-    ] = "auto",
+    scope: options.Scope = "auto",
     precision: Annotated[
         str,
         typer.Option(

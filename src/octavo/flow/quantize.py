@@ -8,12 +8,12 @@ from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 
-from octavo.arguments import FUNCTION, Kind, expect, optional
+from octavo.arguments import FUNCTION, expect, optional
 from octavo.errors import CalibrationError, CaptureError, InputError, OctavoWarning, PlanError
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import quantize_regions, told_of_regions
 from octavo.flow.running import Calls
-from octavo.flow.settings import Only, Settings
+from octavo.flow.settings import ONLY, SCOPE, Only, Settings, scope_of
 from octavo.flow.whole import quantize_whole
 from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.example import module_of
@@ -27,17 +27,6 @@ from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mod
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
 
 Model = TypeVar("Model", bound=nn.Module)
-
-SCOPES = ("auto", "model", "regions", "modules")
-_SCOPE = Kind(lambda scope: scope in SCOPES, f"give one of {', '.join(map(repr, SCOPES))}")
-
-
-def _picks(only: Any) -> bool:
-    names = isinstance(only, list | tuple) and all(isinstance(path, str) for path in only)
-    return callable(only) or (names and bool(only))
-
-
-_ONLY = Kind(_picks, 'give paths of modules, ["backbone"], or a function of a path and a module')
 
 
 @overload
@@ -161,13 +150,13 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     if isinstance(model, QATModel):
         raise PlanError("the model is prepared for training: octavo.convert makes it int8")
     expect(METHODS, weights=weights)
-    expect(_SCOPE, scope=scope)
-    optional(_ONLY, only=only)
+    expect(SCOPE, scope=scope)
+    optional(ONLY, only=only)
     optional(FUNCTION, run=run)
     model = module_of(model)
     _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
-    scope = _scope(scope, only, run, pixels, open_sizes)
+    scope = scope_of(scope, only, run, pixels, open_sizes)
     if scope == "modules":
         _refuse_for_modules(weights=weights, run=run, precision=precision != "float32")
         return quantize_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
@@ -231,35 +220,3 @@ def _refuse_for_modules(**given: object) -> None:
                 f'{name}= is for graphs, and scope="modules" makes none: leave it out, or take '
                 'scope="regions"'
             )
-
-
-def _scope(
-    scope: str,
-    only: Only | None,
-    run: object,
-    pixels: Pixels | None,
-    open_sizes: OpenSizes | None,
-) -> str:
-    """The scope that the other arguments leave.
-
-    Raises:
-        InputError: they contradict each other.
-    """
-    needed = {"only": only is not None, "run": run is not None}
-    given = [f"{name}=" for name, is_given in needed.items() if is_given]
-    if scope == "model" and given:
-        raise InputError(f'{given[0]} is for regions, and scope is "model": leave one of them out')
-    if pixels is not None and (given or scope in ("regions", "modules")):
-        raise InputError(
-            "input_scale, input_mean and input_std are for a model that is one graph: leave them "
-            "out, and give the others what the float model takes"
-        )
-    if open_sizes is not None and (given or scope in ("regions", "modules")):
-        raise InputError(
-            "open_sizes is about the inputs of a model that is one graph: leave it out; regions "
-            "and modules take all sizes that they can"
-        )
-    if scope != "auto":
-        return scope
-    one_graph = pixels is not None or open_sizes is not None
-    return "regions" if given else "model" if one_graph else "auto"

@@ -7,146 +7,34 @@ Then the whole model runs over the data, and each region is calibrated on what i
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from octavo.display import track, waiting
-from octavo.errors import (
-    CalibrationError,
-    CaptureError,
-    InputError,
-    NothingQuantized,
-    OctavoError,
-    OctavoWarning,
-    PlanError,
-)
+from octavo.display import track
+from octavo.errors import CalibrationError, OctavoError
 from octavo.flow.convert import convert_calibrated
+from octavo.flow.finding import SHOWN, Search, find_regions, running
 from octavo.flow.running import Calls, Run, run_all
-from octavo.flow.settings import Only, Settings
-from octavo.flow.trials import Candidate, try_out
-from octavo.flow.watching import Seen, hooked, watch
-from octavo.flow.whole import few_samples
-from octavo.flow.work import Work, work_of
-from octavo.graph.batches import Signature
-from octavo.graph.calls import flatten_call, with_seen
-from octavo.graph.capture.capture import capture
-from octavo.graph.copying import copied
-from octavo.graph.graph import Graph
-from octavo.graph.quiet import quiet
+from octavo.flow.settings import Settings
+from octavo.flow.watching import hooked
+from octavo.graph.calls import flatten_call
 from octavo.model.parts import regions_of
-from octavo.model.place import Place
-from octavo.model.tree import children_of, near, outside, put
-from octavo.quantization.calibrate import NO_CALIBRATION, Calibration, gathered, of_all_processes
-from octavo.quantization.plan import Plan
-from octavo.quantization.qconfig import QConfigMapping, is_inside
-
-Model = TypeVar("Model", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class Region:
-    """A module that can be captured, and how it will be quantized."""
-
-    module: nn.Module
-    graph: Graph
-    plan: Plan
-    signature: Signature
-    samples: tuple[Tensor, ...]
-    place: Place
+from octavo.model.tree import put
+from octavo.quantization.calibrate import (
+    NO_CALIBRATION,
+    Calibrated,
+    Calibration,
+    gathered,
+    of_all_processes,
+)
 
 
-@dataclass
-class Search:
-    """The regions of a model, as far as they were found, and why other modules are none.
-
-    Attributes:
-        model: the float model.
-        settings: how it will be quantized.
-        regions: by their paths.
-        reasons: path -> why the module there is no region.
-        around: the multiply-adds of what is in no region, as `Place` has them.
-    """
-
-    model: nn.Module
-    settings: Settings
-    regions: dict[str, Region] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    around: dict[str, int] = field(default_factory=dict)
-
-    def find(self, runs: Sequence[Run], starts: Mapping[str, nn.Module]) -> None:
-        """Look at these modules, and inside of those that cannot be regions.
-
-        Raises:
-            PlanError: a rule does not fit.
-            CalibrationError: the model cannot be run.
-        """
-        works = work_of(self.model, runs)
-        known: set[nn.Module] = set()
-        while starts := {p: m for p, m in starts.items() if m not in known and _has_weights(m)}:
-            known |= set(starts.values())
-            seen = watch(self.model, {p: m for p, m in starts.items() if m in works}, runs)
-            candidates = dict(self._candidates(starts, seen, works, len(runs)))
-            refused = try_out(self.model, candidates, runs)
-            self.reasons |= refused
-            for path, candidate in candidates.items():  # in the same order in every process
-                if path not in refused:
-                    self._take(path, candidate, seen[path])
-            inside = [p for p in starts if p in refused or p not in candidates]
-            starts = {
-                path: module
-                for parent in inside
-                if self.reasons.get(parent) != _NOTHING
-                for path, module in children_of(parent, starts[parent]).items()
-            }
-        modules = [region.module for region in self.regions.values()]
-        for path, module in outside(self.model, modules):
-            if module in works and works[module].own:
-                self.around[path] = round(works[module].own / len(runs))
-
-    def _candidates(
-        self,
-        modules: Mapping[str, nn.Module],
-        seen: Mapping[str, Seen],
-        works: Mapping[nn.Module, Work],
-        runs: int,
-    ) -> Iterator[tuple[str, Candidate]]:
-        """Those that can be captured, and have something to quantize."""
-        for path, module in modules.items():
-            if path not in seen:
-                self.reasons[path] = _NOT_CALLED
-            elif seen[path].problem:
-                self.reasons[path] = seen[path].problem
-            else:
-                try:
-                    with quiet():
-                        graph = capture(module, seen[path].args, seen[path].kwargs, progress=False)
-                    self.settings.plan(graph, path)
-                    count = seen[path].count
-                    place = Place.of(path, module, works[module].calls(runs) or count / runs)
-                    yield path, Candidate(module, graph, place, count)
-                except NothingQuantized:
-                    self.reasons[path] = _NOTHING
-                except (CaptureError, InputError) as error:
-                    self.reasons[path] = str(error)
-
-    def _take(self, path: str, candidate: Candidate, seen: Seen) -> None:
-        tensors = flatten_call(candidate.graph, seen.args, seen.kwargs)
-        self.regions[path] = Region(
-            candidate.module,
-            with_seen(candidate.graph, tensors),
-            self.settings.plan(candidate.graph, path),
-            Signature.of(candidate.module, candidate.graph.arguments),
-            few_samples(candidate.graph, tensors),
-            candidate.place,
-        )
-
-
-def quantize_regions(model: Model, calls: Calls, settings: Settings, why: str = "") -> Model:
+def quantize_regions(
+    model: nn.Module, calls: Calls, settings: Settings, why: str = ""
+) -> nn.Module:
     """A copy of the model, its regions quantized.
 
     Args:
@@ -160,140 +48,47 @@ def quantize_regions(model: Model, calls: Calls, settings: Settings, why: str = 
         CalibrationError: the model cannot be run on a batch, or a region does not run.
         PlanError: a rule or a path does not fit, or nothing would be quantized.
     """
-    own = copied(model).eval()
-    search = Search(own, settings)
-    starts = _starts(own, settings.only)
-    with waiting("finding regions", settings.progress), _about("the first batches"):
-        search.find(calls.first, starts)
-    _check_found(search, starts, why)
-    _check_rules(search)
+    search = find_regions(model, calls, settings, why)
     if settings.distributed:
         _check_processes(list(search.regions))
-    calibrations = _calibrated(search, calls.all)
+    put_regions(search.model, search, calibrate_regions(search, calls.all))
+    with running("the model with its regions"):
+        run_all(search.model, calls.first)
+    return search.model
+
+
+def put_regions(model: nn.Module, search: Search, calibrated: Mapping[str, Calibrated]) -> None:
+    """Put quantized regions into a copy of the float model, in place.
+
+    Args:
+        model: which they were found in, or a copy of that.
+        search: what was found.
+        calibrated: region -> what calibration found for it.
+    """
+    modules = {path: model.get_submodule(path) for path in search.regions}
     for path, region in search.regions.items():
-        calibration = calibrations[path]
         quantized = convert_calibrated(
             region.graph,
             region.plan,
-            calibration.result(),
-            weights=settings.weights,
+            calibrated[path],
+            weights=search.settings.weights,
             signature=region.signature,
             samples=region.samples,
             place=replace(region.place, around=search.around),
         )
-        put(own, region.module, quantized)
-    with _about("the model with its regions"):
-        run_all(own, calls.first)
-    return own
+        put(model, modules[path], quantized)
 
 
 def told_of_regions(model: nn.Module, why: str) -> str:
     """What to say where regions were not asked for."""
     regions = [str(region.place) for region in regions_of(model).values()]
-    shown = ", ".join(regions[:_SHOWN]) + (", ..." if len(regions) > _SHOWN else "")
+    shown = ", ".join(regions[:SHOWN]) + (", ..." if len(regions) > SHOWN else "")
     return (
         f"{why}. So its largest parts that can be captured are quantized, and the rest runs in "
         f"Python, in float: {len(regions)} regions, {shown}. What comes back is a "
         f"{type(model).__name__}: octavo.summary(q) tells of it, octavo.save(q, path) writes it. "
         'scope="regions" says that this is meant, and scope="model" makes it an error'
     )
-
-
-_SHOWN = 4
-_NOT_CALLED = "it is not called on the first calibration batches"
-_NOTHING = "nothing in it would be quantized"
-
-
-def _starts(model: nn.Module, only: Only | None) -> dict[str, nn.Module]:
-    """The outermost modules that may be regions.
-
-    Raises:
-        PlanError: a path is that of no module, or a rule picks none.
-    """
-    if only is None:
-        return children_of("", model)
-    modules = {path: module for path, module in model.named_modules() if path}
-    if callable(only):
-        picked = [path for path, module in modules.items() if only(path, module)]
-        if not picked:
-            raise PlanError(f"only= picks no module; the model has {list(modules)[:8]}")
-    else:
-        picked = list(only)
-        for path in picked:
-            if path not in modules:
-                raise PlanError(
-                    f"only= names {path!r}, and no module is called so; {near(path, model)}"
-                )
-    outermost = (
-        path
-        for path in picked
-        if not any(path != other and is_inside(path, other) for other in picked)
-    )
-    return {path: modules[path] for path in outermost}
-
-
-def _has_weights(module: nn.Module) -> bool:
-    tensors = (*module.parameters(), *module.buffers())
-    return any(tensor.dim() > 1 and tensor.is_floating_point() for tensor in tensors)
-
-
-def _check_found(search: Search, starts: Mapping[str, nn.Module], why: str) -> None:
-    """Raise where there is no region, or none where the user asked for one."""
-    only = search.settings.only
-    for path in starts if only is not None and not callable(only) else ():
-        if not any(is_inside(found, path) for found in search.regions):
-            reason = search.reasons.get(path, _NOTHING)
-            if reason == _NOT_CALLED:
-                raise CalibrationError(
-                    f"the region {path!r} never runs: {reason}; give batches that lead to it, or "
-                    "leave it out of only="
-                )
-            raise CaptureError(f"only= names {path!r}, of which no part can be a region: {reason}")
-    if not search.regions:
-        told = [f"{path}: {reason}" for path, reason in search.reasons.items()]
-        none = (
-            f"no submodule of the {type(search.model).__name__} can be a region "
-            f"({'; '.join(told[:_SHOWN]) or 'it has none with weights'})"
-        )
-        if why:
-            raise CaptureError(f"{why}. And {none}")
-        raise NothingQuantized(f'{none}; to quantize the model as one graph, scope="model"')
-
-
-def _check_rules(search: Search) -> None:
-    """Rules have to find something to decide on, or are told of.
-
-    Raises:
-        PlanError: one is for a module that is not there, or that stays in Python.
-    """
-    modules = dict(search.model.named_modules())
-    mapping = search.settings.mapping or QConfigMapping()
-    for rule in mapping.rules:
-        if rule.kind != "module name" or any(rule.concerns(path) for path in search.regions):
-            continue
-        if rule.pattern not in modules:
-            hint = near(rule.pattern, search.model)
-            raise PlanError(f"no module is called {rule.pattern!r}, as a rule has it; {hint}")
-        if rule.precision is not None:
-            raise PlanError(
-                f"the rule for {rule.pattern!r} cannot be followed: the module stays in Python, "
-                f"outside of every region ({_why(search, rule.pattern)}); leave the rule out. The "
-                f"regions are {', '.join(search.regions)}"
-            )
-    plans = [region.plan for region in search.regions.values()]
-    unmatched = [r for r in plans[0].unmatched if all(r in plan.unmatched for plan in plans)]
-    if unmatched:
-        warnings.warn(
-            f"rules that match nothing in any region: {', '.join(unmatched)}",
-            OctavoWarning,
-            stacklevel=5,
-        )
-
-
-def _why(search: Search, path: str) -> str:
-    """Why a module is no region: its own reason, or that of the innermost around it."""
-    around = [p for p in search.reasons if is_inside(path, p)]
-    return search.reasons[max(around, key=len)] if around else "it has no weights to quantize"
 
 
 def _check_processes(paths: list[str]) -> None:
@@ -312,12 +107,16 @@ def _check_processes(paths: list[str]) -> None:
         )
 
 
-def _calibrated(search: Search, data: Iterable[Run] | None) -> dict[str, Calibration]:
-    """What each region has seen, when the whole model ran over the data."""
+def calibrate_regions(search: Search, data: Iterable[Run] | None) -> dict[str, Calibrated]:
+    """What is known of each region's tensors, when the whole float model ran over the data.
+
+    Raises:
+        CalibrationError: there is no data, the model cannot be run on it, or a region never runs.
+    """
     weights = search.settings.weights
     calibrations = {p: Calibration(r.graph, r.plan, weights) for p, r in search.regions.items()}
     if not any(calibration.needs_data for calibration in calibrations.values()):
-        return calibrations
+        return {path: calibration.result() for path, calibration in calibrations.items()}
     if data is None:
         raise CalibrationError(NO_CALIBRATION)
 
@@ -332,7 +131,7 @@ def _calibrated(search: Search, data: Iterable[Run] | None) -> dict[str, Calibra
 
     with hooked({path: region.module for path, region in search.regions.items()}, tell):
         for index, run in enumerate(track(data, "calibrating", search.settings.progress)):
-            with _about(f"calibration batch {index}"):
+            with running(f"calibration batch {index}"):
                 run_all(search.model, [run])
     if search.settings.distributed:
         calibrations = {path: of_all_processes(c) for path, c in calibrations.items()}
@@ -342,21 +141,4 @@ def _calibrated(search: Search, data: Iterable[Run] | None) -> dict[str, Calibra
                 f"the region {search.regions[path].place} never runs on the calibration data; give "
                 "batches that lead to it, or keep it out (only=...)"
             )
-    return calibrations
-
-
-@contextmanager
-def _about(what: str) -> Iterator[None]:
-    """Errors inside say where the model was run."""
-    try:
-        yield
-    except (PlanError, InputError, CaptureError):
-        raise
-    except OctavoError as error:
-        raise CalibrationError(f"{what}: {error}") from error
-    except Exception as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise CalibrationError(
-            f"{what}: the model cannot be called so: {type(error).__name__}: {first_line}; pass "
-            "inputs=lambda batch: ... to choose its arguments"
-        ) from error
+    return {path: calibration.result() for path, calibration in calibrations.items()}

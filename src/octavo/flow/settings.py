@@ -7,17 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
+from octavo.arguments import Kind
+from octavo.errors import InputError
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import OpenSizes
+from octavo.graph.pixels import Pixels
 from octavo.quantization.plan import Plan, plan
 from octavo.quantization.qconfig import QConfigMapping
 from octavo.quantization.weights import WeightMethod
 
 Only = Sequence[str] | Callable[[str, nn.Module], bool]
 """Paths of modules, or a rule that picks some by path and module."""
+
+SCOPES = ("auto", "model", "regions", "modules")
+SCOPE = Kind(lambda scope: scope in SCOPES, f"give one of {', '.join(map(repr, SCOPES))}")
+
+
+def _picks(only: Any) -> bool:
+    names = isinstance(only, list | tuple) and all(isinstance(path, str) for path in only)
+    return callable(only) or (names and bool(only))
+
+
+ONLY = Kind(_picks, 'give paths of modules, ["backbone"], or a function of a path and a module')
 
 
 @dataclass(frozen=True)
@@ -44,3 +59,35 @@ class Settings:
             self.mapping if not inside or self.mapping is None else self.mapping.within(inside)
         )
         return plan(graph, mapping, self.target, self.mode, self.precision)
+
+
+def scope_of(
+    scope: str,
+    only: Only | None,
+    run: object = None,
+    pixels: Pixels | None = None,
+    open_sizes: OpenSizes | None = None,
+) -> str:
+    """The scope that the other arguments leave.
+
+    Raises:
+        InputError: they contradict each other.
+    """
+    needed = {"only": only is not None, "run": run is not None}
+    given = [f"{name}=" for name, is_given in needed.items() if is_given]
+    if scope == "model" and given:
+        raise InputError(f'{given[0]} is for regions, and scope is "model": leave one of them out')
+    if pixels is not None and (given or scope in ("regions", "modules")):
+        raise InputError(
+            "input_scale, input_mean and input_std are for a model that is one graph: leave them "
+            "out, and give the others what the float model takes"
+        )
+    if open_sizes is not None and (given or scope in ("regions", "modules")):
+        raise InputError(
+            "open_sizes is about the inputs of a model that is one graph: leave it out; regions "
+            "and modules take all sizes that they can"
+        )
+    if scope != "auto":
+        return scope
+    one_graph = pixels is not None or open_sizes is not None
+    return "regions" if given else "model" if one_graph else "auto"

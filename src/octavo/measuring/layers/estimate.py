@@ -9,7 +9,7 @@ Tested in tests/measuring/layers/test_sensitivity.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,9 @@ from torch import Tensor
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.measuring.layers.variants import Variant, values_of
+
+# Of each layer: the values that it makes, and by how much each is off if it alone is quantized.
+Errors = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 class Estimate:
@@ -53,26 +56,49 @@ class Estimate:
             index: of the batch: each has directions of its own.
         """
         chance = torch.Generator(device=self.device).manual_seed(self.seed + index)
+        errors, results = self.errors(tensors)
+        outputs = [t for t in results if isinstance(t, Tensor) and t.requires_grad]
+        signal, noise = answers(outputs, [errors], chance)
+        exact = tuple(t.detach() if isinstance(t, Tensor) else t for t in results)
+        return signal, noise, exact
+
+    def errors(self, tensors: Sequence[Tensor]) -> tuple[Errors, tuple[Any, ...]]:
+        """Each layer's values and its own errors; and the outputs, with what gradients need."""
         with torch.enable_grad():
             results = self.run(*tensors)
-            values = results[: len(self.names)]
-            rest = results[len(self.names) + len(self.needs) :]
-            outputs = [t for t in rest if isinstance(t, Tensor) and t.requires_grad]
-            probed = torch.stack([(t * _direction(t, chance)).sum() for t in outputs]).sum()
-            gradients = torch.autograd.grad(probed, values, allow_unused=True)
-        signal = sum(float(t.detach().double().square().sum()) for t in outputs)
         known = dict(zip([*self.names, *self.needs], results, strict=False))
-        noise = dict.fromkeys(self.places, 0.0)
-        gradient_of = dict(zip(self.names, gradients, strict=True))
-        for layer, places in self.places.items():
-            variant = self.rounded[layer]
-            rounded = variant.run(*(known[name] for name in variant.needs))
-            noise[layer] += sum(
-                _answer(gradient_of[name], value - known[name])
-                for name, value in zip(places, rounded, strict=True)
-            )
-        exact = tuple(t.detach() if isinstance(t, Tensor) else t for t in rest)
-        return signal, noise, exact
+        errors: Errors = {}
+        with torch.no_grad():
+            for layer, places in self.places.items():
+                variant = self.rounded[layer]
+                rounded = variant.run(*(known[name] for name in variant.needs))
+                errors[layer] = [
+                    (known[name], value - known[name])
+                    for name, value in zip(places, rounded, strict=True)
+                ]
+        return errors, results[len(self.names) + len(self.needs) :]
+
+
+def answers(
+    outputs: Sequence[Tensor], calls: Sequence[Errors], chance: torch.Generator
+) -> tuple[float, dict[str, float]]:
+    """The signal of outputs, and the noise that each layer's own errors bring to them.
+
+    Args:
+        outputs: with what gradients need.
+        calls: the errors of each call of layers; those of several calls of one layer add up.
+        chance: draws the direction.
+    """
+    with torch.enable_grad():
+        probed = torch.stack([(t * _direction(t, chance)).sum() for t in outputs]).sum()
+    places = [place for errors in calls for layer in errors.values() for place in layer]
+    gradients = iter(torch.autograd.grad(probed, [v for v, _ in places], allow_unused=True))
+    noise: dict[str, float] = {}
+    for errors in calls:
+        for layer, pairs in errors.items():
+            own = sum(_answer(next(gradients), error) for _, error in pairs)
+            noise[layer] = noise.get(layer, 0.0) + own
+    return sum(float(t.detach().double().square().sum()) for t in outputs), noise
 
 
 def _direction(output: Tensor, chance: torch.Generator) -> Tensor:

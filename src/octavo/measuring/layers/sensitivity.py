@@ -18,18 +18,15 @@ from torch import nn
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, of, optional
 from octavo.display import Result, Table, track
 from octavo.errors import InputError, OctavoError
-from octavo.graph.batches import Batch, Signature, example_call, split_batch
-from octavo.graph.capture.capture import capture
-from octavo.graph.evaluation import evaluating
-from octavo.graph.losses import signature_with_losses
+from octavo.flow.settings import ONLY, SCOPE, Only, Settings, scope_of
+from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.measuring.engines import Workers, opened, require
-from octavo.measuring.layers.study import Study, Sums
+from octavo.measuring.layers.studies import Source, Studied, Wanted, study_of_modules
+from octavo.measuring.layers.study import Sums
 from octavo.measuring.metrics import Metric
 from octavo.measuring.next_tokens import judged
 from octavo.model.kinds import require_float
 from octavo.numerics.sqnr import sqnr_db
-from octavo.quantization.calibrate import calibrate
-from octavo.quantization.plan import plan
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
 
@@ -40,8 +37,9 @@ class LayerSensitivity:
 
     Attributes:
         layer: its name.
-        estimate_db: SQNR of the output, as estimated, if this layer alone were quantized.
-        alone_db: the same, measured; ``None`` if it was not.
+        estimate_db: SQNR of the output, as estimated, if this layer alone were quantized; of the
+            regions' outputs where no gradient comes from the model's own.
+        alone_db: the same, measured; ``None`` if it was not, or the outputs' shapes differ.
         alone: the metric with this layer alone quantized.
         without_db: SQNR of the output with all but this layer quantized, measured.
         without: the metric with all but this layer quantized.
@@ -93,7 +91,7 @@ class Sensitivity(Result):
         return title if self.complete else f"{title} (interrupted)"
 
     def _columns(self) -> tuple[str, ...]:
-        if all(layer.alone_db is None for layer in self.layers):
+        if all(layer.alone_db is layer.alone is None for layer in self.layers):
             return ("layer", "estimate dB")
         return (
             *("layer", "estimate dB", "alone dB", f"alone {self.metric}"),
@@ -126,6 +124,8 @@ def sensitivity(
     seed: int = 0,
     engine: str | None = None,
     progress: bool = True,
+    scope: str = "auto",
+    only: Only | None = None,
 ) -> Sensitivity:
     """Which layers hurt when they are quantized.
 
@@ -141,6 +141,8 @@ def sensitivity(
         engine: ``"ray"`` spreads the batches over a Ray cluster, or over one that is started on
             this machine; the result is the same.
         progress: bars on a terminal.
+        scope, only: as for `octavo.quantize`. Of regions and modules the layers are named as in the
+            model, which runs as a whole for each of them: twice a batch, unless ``exact`` is false.
 
     Raises:
         InputError: no data, or a metric that cannot be had of it.
@@ -157,26 +159,28 @@ def sensitivity(
     optional(TEXT, mode=mode)
     optional(BATCHES, calibration=calibration)
     optional(FUNCTION, inputs=inputs)
+    expect(SCOPE, scope=scope)
+    optional(ONLY, only=only)
     require(engine)
     signature = Signature.of(model)
-    if mode is None:
+    if mode is None and scope != "modules":
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
-    example, calibration = example_call(example_inputs, calibration, signature, inputs)
-    with evaluating(model):
-        graph = capture(model, example.args, example.kwargs, progress=progress)
-    signature = signature_with_losses(model, graph, example)
-    decided = plan(graph, mapping_of(qconfig), target, mode)
-    methods = with_correction(weights, bias_correction)
-    calibrated = calibrate(
-        graph,
-        decided,
-        calibration,
-        weights=methods,
-        signature=signature,
-        inputs=inputs,
+    wanted = Wanted(metric, exact, seed)
+    settings = Settings(
+        target,
+        mode or "dynamic",
+        "float32",
+        mapping_of(qconfig),
+        with_correction(weights, bias_correction),
+        only,
         progress=progress,
     )
-    study = Study(graph, decided, calibrated, metric, exact, methods, seed)
+    study: Studied
+    if scope == "modules":
+        study = study_of_modules(model, wanted, qconfig, mode, settings)
+    else:
+        source = Source(model, example_inputs, calibration, inputs)
+        study, signature = source.study(settings, wanted, scope_of(scope, only))
     batches = track(data, "measuring layers", progress)
     read = (split_batch(batch, signature, inputs) for batch in batches)
     calls = (judged(call, signature, metric) for call in read)
@@ -188,7 +192,7 @@ def sensitivity(
 
 
 def _summed(
-    study: Study,
+    study: Studied,
     workers: Workers[tuple[int, Batch], Sums],
     items: Iterable[tuple[int, Batch]],
 ) -> tuple[Sums, bool]:
@@ -215,7 +219,7 @@ def _summed(
     return total, complete
 
 
-def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
+def _result(study: Studied, sums: Sums, complete: bool) -> Sensitivity:
     layers = []
     for name in study.layers:
         estimate = sqnr_db(sums.signal, sums.noise[name])
@@ -227,9 +231,9 @@ def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
             LayerSensitivity(
                 name,
                 estimate,
-                alone.likeness.sqnr_db,
+                alone.sqnr_db,
                 alone.value(),
-                without.likeness.sqnr_db,
+                without.sqnr_db,
                 without.value(),
             )
         )
@@ -239,7 +243,7 @@ def _result(study: Study, sums: Sums, complete: bool) -> Sensitivity:
         sums.alone.base.name,
         sums.alone.base.value(),
         sums.without.base.value(),
-        sums.without.base.likeness.sqnr_db,
+        sums.without.base.sqnr_db,
         sums.samples,
         complete,
     )

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.errors import InputError
 from octavo.graph.batches import Batch
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.graph import Graph
@@ -30,10 +31,16 @@ from octavo.quantization.weights import WeightMethod
 
 
 class Score:
-    """A metric and the likeness to float, of one variant."""
+    """A metric and the likeness to float, of one variant.
+
+    Attributes:
+        likeness: to the float model's outputs.
+        is_alike: whether all outputs had float's shapes. Those of a detector have not: it finds as
+            many boxes as it finds.
+    """
 
     def __init__(self, metric: str | Metric | None) -> None:
-        self.likeness = Likeness()
+        self.likeness, self.is_alike = Likeness(), True
         self._metric = metric_factory(metric)()
         self._calls: list[tuple[Any, Any]] = []  # for a metric of the whole set
 
@@ -43,7 +50,10 @@ class Score:
 
     def update(self, exact: Any, outputs: Any, labels: Any) -> None:
         """Add one batch."""
-        self.likeness.update(exact, outputs)
+        try:
+            self.likeness.update(exact, outputs)
+        except InputError:
+            self.is_alike = False
         if isinstance(self._metric, TopK):
             self._metric.update(outputs, labels)
         else:
@@ -52,11 +62,17 @@ class Score:
     def add(self, other: Score) -> None:
         """Add the batches of another."""
         self.likeness.add(other.likeness)
+        self.is_alike &= other.is_alike
         self._calls += other._calls
         if isinstance(self._metric, TopK) and isinstance(other._metric, TopK):
             self._metric.right += other._metric.right
             self._metric.total += other._metric.total
             self._metric.problem = self._metric.problem or other._metric.problem
+
+    @property
+    def sqnr_db(self) -> float | None:
+        """Of the outputs; ``None`` where their shapes differ from float's."""
+        return self.likeness.sqnr_db if self.is_alike else None
 
     def value(self) -> float | None:
         """The metric, where it can be had."""

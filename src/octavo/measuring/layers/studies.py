@@ -1,0 +1,167 @@
+"""What `sensitivity` studies of a model: its graph, its regions, or its layers.
+
+Tested in tests/measuring/layers/test_parts_study.py and tests/measuring/layers/test_sensitivity.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from octavo.errors import CaptureError, OctavoWarning
+from octavo.flow.finding import Search, find_regions
+from octavo.flow.modules import quantize_modules
+from octavo.flow.regions import calibrate_regions
+from octavo.flow.running import Calls
+from octavo.flow.settings import Settings
+from octavo.graph.batches import Batch, Signature, example_call
+from octavo.graph.capture.capture import capture
+from octavo.graph.copying import copied
+from octavo.graph.evaluation import evaluating
+from octavo.graph.losses import signature_with_losses
+from octavo.measuring.layers.parts_study import PartsStudy
+from octavo.measuring.layers.spots import LayerSpot, RegionSpot
+from octavo.measuring.layers.study import Study, Sums
+from octavo.measuring.metrics import Metric
+from octavo.model.parts import parts_of
+from octavo.quantization.calibrate import calibrate
+from octavo.quantization.qconfig import QConfig, QConfigMapping
+
+
+class Studied(Protocol):
+    """What is studied, batch by batch."""
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether each layer is measured too."""
+        ...
+
+    def nothing(self) -> Sums:
+        """The sums of no batch."""
+        ...
+
+    def opened(self) -> Callable[[tuple[int, Batch]], Sums]:
+        """What measures a batch, given its place in the data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be found: see the arguments of `octavo.sensitivity`."""
+
+    metric: str | Metric | None
+    exact: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float model and the data that it is calibrated on, see `octavo.quantize`."""
+
+    model: nn.Module
+    example_inputs: Any
+    calibration: Iterable[Any] | None
+    inputs: Callable[[Any], Any] | None
+
+    def study(self, settings: Settings, wanted: Wanted, scope: str) -> tuple[Studied, Signature]:
+        """That of the whole graph, or of the regions; and the signature that batches are read by.
+
+        Raises:
+            CaptureError, PlanError, CalibrationError: as `octavo.quantize`.
+        """
+        signature = Signature.of(self.model)
+        if scope == "regions":
+            return self._regions(self.calibration, settings, wanted), signature
+        example, data = example_call(self.example_inputs, self.calibration, signature, self.inputs)
+        try:
+            with evaluating(self.model):
+                graph = capture(
+                    self.model, example.args, example.kwargs, progress=settings.progress
+                )
+        except CaptureError as error:
+            if scope == "model":
+                raise
+            partly = self._regions(data, settings, wanted, str(error))
+            warnings.warn(
+                f"{error}. So the layers of its regions are measured: {', '.join(partly.layers)}",
+                OctavoWarning,
+                stacklevel=3,
+            )
+            return partly, signature
+        signature = signature_with_losses(self.model, graph, example)
+        decided = settings.plan(graph)
+        calibrated = calibrate(
+            graph,
+            decided,
+            data,
+            weights=settings.weights,
+            signature=signature,
+            inputs=self.inputs,
+            progress=settings.progress,
+        )
+        exact, seed = wanted.exact, wanted.seed
+        study = Study(graph, decided, calibrated, wanted.metric, exact, settings.weights, seed)
+        return study, signature
+
+    def _regions(
+        self,
+        data: Iterable[Any] | None,
+        settings: Settings,
+        wanted: Wanted,
+        why: str = "",
+    ) -> PartsStudy:
+        calls = Calls.of(self.model, self.example_inputs, data, self.inputs, None)
+        search = find_regions(self.model, calls, settings, why)
+        return study_of_regions(search, calls, wanted)
+
+
+def study_of_regions(search: Search, calls: Calls, wanted: Wanted) -> PartsStudy:
+    """That of regions that were found.
+
+    Raises:
+        CalibrationError: the model cannot be run on the data, or a region never runs.
+    """
+    calibrated, weights = calibrate_regions(search, calls.all), search.settings.weights
+    spots = []
+    for path, region in search.regions.items():
+        study = Study(
+            region.graph,
+            region.plan,
+            calibrated[path],
+            wanted.metric,
+            wanted.exact,
+            weights,
+            wanted.seed,
+        )
+        spots.append(RegionSpot(path, region, study))
+    return PartsStudy(search.model, spots, wanted.metric, wanted.exact, wanted.seed)
+
+
+def study_of_modules(
+    model: nn.Module,
+    wanted: Wanted,
+    qconfig: QConfig | QConfigMapping | None,
+    mode: str | None,
+    settings: Settings,
+) -> PartsStudy:
+    """That of the layers that become modules of `octavo.nn`.
+
+    Raises:
+        PlanError: as `octavo.quantize` with ``scope="modules"``.
+    """
+    own = copied(model).eval()
+    quantized = quantize_modules(
+        own, mode=mode, qconfig=qconfig, target=settings.target, only=settings.only
+    )
+    parts = parts_of(quantized)
+    spots = [LayerSpot(path, own.get_submodule(path), part) for path, part in parts.items()]
+    return PartsStudy(own, spots, wanted.metric, wanted.exact, wanted.seed)
