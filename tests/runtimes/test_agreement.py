@@ -14,7 +14,7 @@ import octavo
 from octavo.errors import OctavoError, RuntimeDisagrees, RuntimeUnavailable
 from octavo.graph.graph import Ref
 from octavo.graph.program import run_of
-from octavo.runtimes import RUNTIMES, lower
+from octavo.runtimes import ORACLE, RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.perturbation import AT_LEAST, SHARE, perturbed
@@ -247,3 +247,32 @@ def test_an_attribute_error_in_lowering_is_told_as_it_is(q, monkeypatch):
 
 def test_no_options_is_no_comparison(q):
     assert lower(q.graph, "torch", CPU).agreement is None
+
+
+def test_a_program_that_is_compiled_for_other_sizes_is_compared_at_its_first_call(monkeypatch, q):
+    """It is wrong for images of 9 by 9."""
+    seen = []
+
+    def compiling(graph, device, options):
+        oracle = RUNTIMES[ORACLE].lower(graph, device, options)
+
+        def run(x, *given):
+            seen.append(list(x.shape))
+            wrong = 1.1 if x.shape[2:] == (9, 9) else 1.0
+            return tuple(result * wrong for result in oracle.run(x, *given))
+
+        return replace(oracle, run=run, compiled_for=lambda tensors: tuple(tensors[0].shape[2:]))
+
+    record = replace(RUNTIMES[ORACLE], lower=compiling)
+    monkeypatch.setitem(RUNTIMES, "compiling", record)
+    lowered = q.lower("compiling")
+    seen.clear()
+    for _ in range(2):
+        lowered(torch.randn(5, 3, 10, 10))
+        lowered(torch.randn(4, 3, 12, 12))
+    later = [[5, 3, 10, 10], [4, 3, 12, 12]]
+    assert seen == [[2, 3, 10, 10], *later, *later]
+    for _ in range(2):
+        with pytest.raises(RuntimeDisagrees, match="compiling runtime computes something else"):
+            lowered(torch.randn(5, 3, 9, 9))
+    q.lower("compiling", check=False)(torch.randn(5, 3, 9, 9))

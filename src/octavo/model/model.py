@@ -18,6 +18,7 @@ from octavo.errors import (
     ArtifactError,
     InputError,
     OctavoError,
+    RuntimeDisagrees,
     RuntimeUnavailable,
     first_line,
 )
@@ -230,6 +231,8 @@ class QuantizedModel(nn.Module):
             InputError: the arguments differ in name, structure, shape or dtype from the captured,
                 or NaN or an infinity in them makes a result of integers meaningless.
             RuntimeUnavailable: the runtime stops on what the oracle can run.
+            RuntimeDisagrees: it compiles the model for other sizes than before, and then computes
+                something else than the oracle.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
         if labels is not None:
@@ -260,6 +263,8 @@ class QuantizedModel(nn.Module):
                     results = run(*tensors)
                 else:
                     results = run_around(self.graph, self._watched, run, tensors)
+        except RuntimeDisagrees:
+            raise
         except (RuntimeUnavailable, RuntimeError, ValueError, IndexError) as error:
             raise self._blamed(error, tensors) from error
         return tuple(map(_usable_in_training, results))

@@ -6,7 +6,7 @@ Tested in tests/runtimes/test_agreement.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,8 @@ class Lowered:
         agreement: how near this is to the oracle; ``None`` where it was not checked.
         prepacked: constant that a kernel holds in a form of its own -> what gives it back.
         runtime: its name, which lowering fills in.
+        compiled_for: from input tensors to those of their sizes that ``run`` compiles the model
+            for; ``None`` where one program takes all.
     """
 
     run: Callable[..., tuple[Any, ...]]
@@ -72,3 +74,4 @@ class Lowered:
     agreement: Agreement | None = None
     prepacked: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     runtime: str = ""
+    compiled_for: Callable[[Sequence[Tensor]], tuple[int, ...]] | None = None

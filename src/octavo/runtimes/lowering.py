@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.errors import InputError, OctavoError, RuntimeDisagrees, RuntimeUnavailable
+from octavo.graph.calls import first_samples
 from octavo.graph.graph import Graph
 from octavo.quantization.bfloat16 import SUFFIX, in_float32, in_precision
 from octavo.runtimes import cpu
@@ -38,8 +40,11 @@ def lower_proved(
     lowered, meant = lower_as_meant(graph, runtime, device, options)
     if not samples or runtime == ORACLE:
         return lowered
-    blame = partial(_where, meant, runtime, device, options, samples)
-    return _proved(lowered, meant, samples, blame)
+    where = partial(_where, meant, runtime, device, options)
+    proved = _proved(lowered, meant, samples, where)
+    if lowered.compiled_for is None:
+        return proved
+    return replace(proved, run=_ProvedBySizes(lowered, meant, samples, options.batch, where))
 
 
 def lower_as_meant(
@@ -97,12 +102,12 @@ def _proved(
     lowered: Lowered,
     meant: Graph,
     samples: Sequence[Sequence[Tensor]],
-    blame: Callable[[], str],
+    where: Callable[[Sequence[Sequence[Tensor]]], str],
 ) -> Lowered:
     """With how near it is to the oracle.
 
     Raises:
-        RuntimeDisagrees: it is farther off than rounding explains; ``blame`` tells where.
+        RuntimeDisagrees: it is farther off than rounding explains; ``where`` tells the layer.
     """
     runtime = lowered.runtime
     try:
@@ -114,12 +119,57 @@ def _proved(
     if not near.agrees:
         raise RuntimeDisagrees(
             f"the {runtime} runtime computes something else than the model says here: its results "
-            f'are {near.distance}{blame()}. Lower it to another runtime, or to "reference", '
+            f'are {near.distance}{where(samples)}. Lower it to another runtime, or to "reference", '
             "which is the oracle; check=False takes it as it is"
         )
     return replace(lowered, agreement=near)
 
 
+class _ProvedBySizes:
+    """Calls of a model that is compiled for sizes as they come: each program is compared too, on
+    some samples of its first call.
+
+    Args:
+        lowered: the model.
+        meant: the graph that it was asked to compute.
+        samples: batches that it was compared on.
+        batch: the only batch size that it takes; ``None`` for any.
+        where: the layer to blame, of batches.
+    """
+
+    def __init__(
+        self,
+        lowered: Lowered,
+        meant: Graph,
+        samples: Sequence[Sequence[Tensor]],
+        batch: int | None,
+        where: Callable[[Sequence[Sequence[Tensor]]], str],
+    ) -> None:
+        assert lowered.compiled_for is not None
+        self.lowered, self.meant, self.batch, self.where = lowered, meant, batch, where
+        self.sizes_of = lowered.compiled_for
+        self.proved = set(map(self.sizes_of, samples))
+
+    def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """What the model gives.
+
+        Raises:
+            RuntimeDisagrees: it computes something else at these sizes.
+        """
+        sizes = self.sizes_of(tensors)
+        if sizes not in self.proved and all(tensor.numel() for tensor in tensors):
+            _proved(self.lowered, self.meant, [self._few(tensors)], self.where)
+            self.proved.add(sizes)
+        return self.lowered.run(*tensors)
+
+    def _few(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        if self.batch is not None:
+            return tensors
+        entries = zip(self.meant.inputs, tensors, strict=True)
+        return [first_samples(entry, tensor, _FEW) for entry, tensor in entries]
+
+
+_FEW = 2
 _NOT_COMPARED = (
     "not compared with the oracle, which cannot run on inputs drawn from the ranges of the data"
 )

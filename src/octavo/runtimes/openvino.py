@@ -101,8 +101,13 @@ def from_file(data: bytes, graph: Graph, options: Options) -> Lowered:
     programs = _Programs(graph, options, lambda sides: compiled_model(data, options, sides | batch))
     integer, otherwise = _executed(programs.of([entry.sizes for entry in graph.inputs]).compiled)
     kernels, fallbacks = account(graph, integer, otherwise, "openvino")
-    lowered = Lowered(programs.run, kernels, fallbacks)
-    return replace(lowered, float_error=_ERRORS[options.precision])
+    return Lowered(
+        programs.run,
+        kernels,
+        fallbacks,
+        float_error=_ERRORS[options.precision],
+        compiled_for=programs.sizes_of if programs.sides else None,
+    )
 
 
 def as_others_load(data: bytes, graph: Graph) -> Lowered:
@@ -246,9 +251,16 @@ class _Programs:
 
     def of(self, shapes: Sequence[Sequence[int]]) -> _Program:
         """The program for inputs of these shapes."""
-        of_input = dict(zip(self.graph.input_names(), shapes, strict=True))
-        sizes = tuple(of_input[name][axis] for name, axis in self.sides)
+        sizes = self._sizes(shapes)
         return self._met(sizes) or self._compiled(sizes)
+
+    def sizes_of(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
+        """The sizes of inputs that they need a program of their own for."""
+        return self._sizes([tensor.shape for tensor in tensors])
+
+    def _sizes(self, shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        of_input = dict(zip(self.graph.input_names(), shapes, strict=True))
+        return tuple(of_input[name][axis] for name, axis in self.sides)
 
     def _met(self, sizes: tuple[int, ...]) -> _Program | None:
         """The program for sizes that were met before; they are the last ones met now."""
