@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -76,7 +78,39 @@ def test_a_region_that_the_data_does_not_reach(models) -> None:
         octavo.layer_errors(model, q, [(x * 1e12, y) for x, y in data])
 
 
-def test_what_takes_one_graph_says_to_give_a_region(models) -> None:
+def test_distributions_are_those_of_each_region(models) -> None:
     model, q, data = models
+    found = octavo.distributions(model, q, data)
+    alone = octavo.distributions(model.body, q.body, [x for x, _ in data])
+    for name, one in alone.items():
+        assert found[f"body.{name}"].counts == one.counts
+        assert found[f"body.{name}"].tensor == f"body.{name}"
+    assert "head.weight" in found
+
+
+def test_a_report_shows_each_region(models) -> None:
+    model, q, data = models
+    sensitivity = octavo.sensitivity(
+        model, calibration=data, data=data, scope="regions", target=octavo.host_target()
+    )
+    comparison = octavo.compare(model, q, data, rounds=1)
+    found = octavo.report(model, q, data, comparison=comparison, sensitivity=sensitivity)
+    rows, edges = found.layout.rows, found.layout.edges
+    assert [row.name for row in rows if row.runs == "region"] == ["body", "head"]
+    measured = {row.name: row.sqnr_db for row in rows if row.runs == "int8"}
+    errors = {row.tensor: row.sqnr_db for row in found.errors.rows}
+    assert measured == {name: errors[name] for name in measured}
+    last = max(index for index, row in enumerate(rows) if row.name.startswith("body."))
+    assert all((edge.start > last) == (edge.end > last) for edge in edges)
+    assert found.repairs[0].layer in measured
+    assert f'set_module_name("{found.repairs[0].layer}", None)' in found.repair_code
+    page = found.to_html()
+    assert ">body.0<" in page
+    assert "100 % of the multiply-adds in int8" in page
+    assert json.loads(json.dumps(found.to_dict()))["summary"]["share"] == 1.0
+
+
+def test_what_takes_one_graph_says_to_give_a_region(models) -> None:
+    _, q, _ = models
     with pytest.raises(InputError, match=r"give one of them, q\.get_submodule\('body'\)"):
-        octavo.distributions(model, q, data)
+        octavo.export_onnx(q, "q.onnx")

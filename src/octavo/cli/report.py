@@ -49,25 +49,31 @@ def report(
     """
     from octavo.cli.sources.model_source import load_model
     from octavo.measuring.layers import sensitivity
+    from octavo.measuring.regions import graphs_in, plan_of
     from octavo.model.files.atomic import require_file
-    from octavo.model.loading import load
+    from octavo.model.verbs import load_beside
     from octavo.reporting import report as report_on
     from octavo.searching import SearchResult
 
     require_file(out)
-    network, q = load_model(model, weights), load(file)
-    pixels = q.pixels is not None
+    network = load_model(model, weights)
+    q = load_beside(file, network, "torch")
+    pixels = getattr(q, "pixels", None) is not None
     batches = reading.load(data, network, raw=pixels)
     tried = None if search is None else SearchResult.read(search)
     ranked = None
-    if calibration is not None:
+    graphs = graphs_in(q)
+    if calibration is not None and graphs:
+        plan = plan_of(graphs)
         ranked = sensitivity(
             network,
             calibration=reading.load(calibration, network),
             data=reading.load(data, network) if pixels else batches,
             metric=options.metric_of(metric),
-            mode=q.plan.mode,
-            target=q.plan.target,
+            mode=plan.mode,
+            target=plan.target,
+            scope="model" if "" in graphs else "regions",
+            only=None if "" in graphs else list(graphs),
             progress=not as_json,
         )
     found = report_on(

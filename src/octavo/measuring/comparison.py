@@ -36,6 +36,7 @@ from octavo.model.origin import check_made_of
 from octavo.model.parts import parts_of
 from octavo.model.parts_summary import summarize_parts
 from octavo.model.summary import Summary
+from octavo.model.verbs import summary
 from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
 
@@ -272,10 +273,7 @@ def _rows(
 
 
 def _on_integers(contender: Contender) -> float | None:
-    if isinstance(contender.model, QuantizedModel):
-        share = contender.model.summary().coverage.share
-    else:
-        share = summarize_parts(contender.model).share if parts_of(contender.model) else None
+    share = summary(contender.model).share if parts_of(contender.model) else None
     return None if share is None else 100 * share
 
 

@@ -6,6 +6,7 @@ Tested in tests/measuring/test_regions.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,38 @@ from octavo.graph.batches import Signature, split_batch
 from octavo.graph.evaluation import evaluating
 from octavo.model.model import QuantizedModel
 from octavo.model.parts import regions_of
+from octavo.quantization.plan import Plan, TensorPlan
+
+
+def graphs_in(q: object) -> dict[str, QuantizedModel]:
+    """The graphs of a model, by their paths: its regions, or all of it, at the path ``""``."""
+    return {"": q} if isinstance(q, QuantizedModel) else regions_in(q)
+
+
+def named(path: str, name: str) -> str:
+    """What a layer or tensor of the graph at a path is called in the model."""
+    return f"{path}.{name}" if path else name
+
+
+def plan_of(graphs: Mapping[str, QuantizedModel]) -> Plan:
+    """The plans of a model's graphs as one, with the names that tensors have in the model.
+
+    Args:
+        graphs: of `graphs_in`.
+    """
+    first = next(iter(graphs.values())).plan
+    tensors = (_named(path, t) for path, q in graphs.items() for t in q.plan.tensors.values())
+    return replace(first, tensors={t.tensor: t for t in tensors}, unmatched=())
+
+
+def _named(path: str, planned: TensorPlan) -> TensorPlan:
+    shares, into = planned.shares, planned.fused_into
+    return replace(
+        planned,
+        tensor=named(path, planned.tensor),
+        shares=None if shares is None else named(path, shares),
+        fused_into=None if into is None else named(path, into),
+    )
 
 
 def regions_in(q: object) -> dict[str, QuantizedModel]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
 from typing import Any
@@ -46,6 +46,8 @@ class PartsSummary(Tabular):
         model: name of its class.
         parts: the quantized parts, by path.
         rest: what stays in Python.
+        runtime: what the regions run on; ``""`` without any.
+        provenance: of the first region.
         is_counted: whether its multiply-adds are known, and those of all parts: not so for modules
             of `octavo.nn`, which are made without running the model.
     """
@@ -53,6 +55,8 @@ class PartsSummary(Tabular):
     model: str
     parts: Mapping[str, PartSummary]
     rest: Coverage
+    runtime: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
     is_counted: bool = False
 
     @property
@@ -147,7 +151,10 @@ def summarize_parts(model: nn.Module) -> PartsSummary:
     told = {path: _told(path, part) for path, part in parts.items()}
     around = work_around(model)
     rest = _rest(model, parts, around or {})
-    return PartsSummary(type(model).__name__, told, rest, around is not None)
+    regions = [part for part in parts.values() if isinstance(part, QuantizedModel)]
+    runtime = ", ".join(dict.fromkeys(region.lowered.runtime for region in regions))
+    origin = regions[0].provenance if regions else {}
+    return PartsSummary(type(model).__name__, told, rest, runtime, origin, around is not None)
 
 
 def _rest(model: nn.Module, parts: Mapping[str, Part], around: Mapping[str, int]) -> Coverage:

@@ -43,6 +43,11 @@ class Summary(Tabular):
         return self.coverage.headline
 
     @property
+    def share(self) -> float | None:
+        """The part of the multiply-adds that read integers; ``None`` where there are none."""
+        return self.coverage.share
+
+    @property
     def layers(self) -> int:
         """The layers of the graph."""
         return self.coverage.layers
@@ -81,7 +86,7 @@ class Summary(Tabular):
             "mode": self.mode,
             "runtime": self.runtime,
             "multiply_adds": dict(covered.multiply_adds),
-            "share": covered.share,
+            "share": self.share,
             "layers": self.layers,
             "int8": self.int8,
             "float_layers": self.float_layers,

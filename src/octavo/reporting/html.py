@@ -17,6 +17,7 @@ from octavo.errors import optional_import
 from octavo.measuring.comparison_table import BASELINES, Comparison
 from octavo.measuring.layers import Distribution, LayerErrors, Sensitivity
 from octavo.measuring.layers.repair import Repair
+from octavo.model.parts_summary import PartsSummary
 from octavo.model.summary import Summary
 from octavo.quantization.plan import Plan
 from octavo.reporting.layout import Layout
@@ -78,7 +79,7 @@ def render(
     *,
     title: str,
     verdict: str,
-    summary: Summary,
+    summary: Summary | PartsSummary,
     plan: Plan,
     comparison: Comparison,
     errors: LayerErrors,
@@ -111,6 +112,7 @@ def render(
         script=(folder / "page.js").read_text(encoding="utf-8"),
         cards=list(_cards(comparison, summary)),
         summary=summary,
+        parts_table=summary._repr_html_() if isinstance(summary, PartsSummary) else None,
         comparison_table=comparison._repr_html_(),
         comparison_picture=picture(
             comparison_plot(comparison, palette=_MARKS), "Size, latency and quality as bars"
@@ -134,6 +136,7 @@ def render(
         search_table=None if search is None else search._repr_html_(),
         search_picture=search
         and picture(search_plot(search, palette=_MARKS), "Metric against latency of each trial"),
+        plan=plan,
         plan_table=plan._repr_html_(),
         repairs=repairs,
         repair_code=repair_code,
@@ -163,7 +166,9 @@ def picture(figure: Figure, alt: str) -> Picture:
     return Picture(f"data:image/svg+xml;base64,{data}", alt)
 
 
-def _cards(comparison: Comparison, summary: Summary) -> Iterable[tuple[str, str, str]]:
+def _cards(
+    comparison: Comparison, summary: Summary | PartsSummary
+) -> Iterable[tuple[str, str, str]]:
     """The figures that people look for first: what, how much, against what."""
     fp32 = comparison.rows[0]
     row = next((r for r in comparison.rows if r.name not in BASELINES and not r.error), None)
@@ -177,7 +182,7 @@ def _cards(comparison: Comparison, summary: Summary) -> Iterable[tuple[str, str,
         yield name, f"{row.metric:.2f}", f"{row.metric - fp32.metric:+.2f} against fp32{tested}"
     elif row is not None and row.sqnr_db is not None:
         yield "SQNR", f"{row.sqnr_db:.1f} dB", "of the outputs against fp32's"
-    share = summary.coverage.share
+    share = summary.share
     if share is not None:
         yield "On integers", percent(share), f"of the multiply-adds, on {summary.runtime}"
 

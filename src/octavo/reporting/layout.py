@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.graph.graph import Graph, Node
 from octavo.measuring.layers import LayerErrors
+from octavo.measuring.regions import named
+from octavo.model.model import QuantizedModel
 from octavo.quantization.bfloat16 import in_float32
 from octavo.quantization.plan import Plan
 
@@ -20,8 +23,8 @@ class Row:
     Attributes:
         name: the layer whose value it returns.
         op: what it computes: the operators that were fused into it, joined by ``+``.
-        runs: ``"int8"``, ``"dynamic"``, ``"weight_only"``, ``"bfloat16"``, ``"float"``, or
-            ``"input"``.
+        runs: ``"int8"``, ``"dynamic"``, ``"weight_only"``, ``"bfloat16"``, ``"float"``,
+            ``"input"``, or ``"region"``, whose kernels the rows behind it are.
         sqnr_db: of the error that it makes by itself; ``None`` where it was not measured.
         accumulated_db: with the error of all before it.
         reason: the plan's, in words.
@@ -52,13 +55,33 @@ class Layout:
     edges: tuple[Edge, ...]
 
 
-def layout(graph: Graph, plan: Plan, errors: LayerErrors) -> Layout:
+def layout_of(graphs: Mapping[str, QuantizedModel], errors: LayerErrors) -> Layout:
+    """Lay out the graphs of a model, one below the other.
+
+    Args:
+        graphs: of `octavo.measuring.regions.graphs_in`.
+        errors: from `octavo.layer_errors`.
+    """
+    rows: list[Row] = []
+    edges: list[Edge] = []
+    for path, q in graphs.items():
+        if path:
+            kind = "graph" if q.place is None else q.place.kind
+            rows.append(Row(path, kind, "region", None, None, q.summary().headline))
+        own, above = layout(q.graph, q.plan, errors, path), len(rows)
+        rows += own.rows
+        edges += [Edge(edge.start + above, edge.end + above, edge.lane) for edge in own.edges]
+    return Layout(tuple(rows), tuple(edges))
+
+
+def layout(graph: Graph, plan: Plan, errors: LayerErrors, path: str = "") -> Layout:
     """Lay out a quantized graph.
 
     Args:
         graph: the canonical quantized graph.
         plan: its plan.
-        errors: from `octavo.layer_errors`.
+        errors: from `octavo.layer_errors`, of the whole model.
+        path: where in the model the graph stands.
     """
     graph = in_float32(graph)  # in which layers in bfloat16 have the plan's names
     kernels = _kernels(graph, plan)
@@ -69,11 +92,11 @@ def layout(graph: Graph, plan: Plan, errors: LayerErrors) -> Layout:
     measured = {row.tensor: row for row in errors.rows if row.kind != "weight"}
     rows = []
     for name in shown:
-        planned, error = plan.tensors[name], measured.get(name)
+        planned, error = plan.tensors[name], measured.get(named(path, name))
         parts = [plan.tensors[n].op for n, kernel in kernels.items() if kernel == name]
         rows.append(
             Row(
-                name=name,
+                name=named(path, name),
                 op=" + ".join(filter(None, parts)) or "input",
                 runs=planned.runs or "input",
                 sqnr_db=None if error is None else error.sqnr_db,

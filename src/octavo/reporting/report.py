@@ -25,13 +25,15 @@ from octavo.measuring.layers import (
 from octavo.measuring.layers.repair import Repair, repair_code, repairs
 from octavo.measuring.layers.sensitivity import SENSITIVITY
 from octavo.measuring.metrics import Metric
+from octavo.measuring.regions import graphs_in, plan_of
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_float, require_quantized
-from octavo.model.model import QuantizedModel
+from octavo.model.parts_summary import PartsSummary
 from octavo.model.summary import Summary
+from octavo.model.verbs import summary
 from octavo.quantization.plan import Plan
 from octavo.reporting.html import render
-from octavo.reporting.layout import Layout, layout
+from octavo.reporting.layout import Layout, layout_of
 from octavo.searching import SearchResult
 from octavo.searching.result import SEARCH
 
@@ -45,7 +47,7 @@ class Report:
     Attributes:
         title: of the page.
         summary: what runs in int8.
-        plan: every decision with its reason.
+        plan: every decision with its reason; of a model with regions those of all of them.
         comparison: size, accuracy and speed beside fp32 and bf16.
         errors: what rounding does to each layer.
         distributions: histograms with the range of the integers, by tensor.
@@ -55,7 +57,7 @@ class Report:
     """
 
     title: str
-    summary: Summary
+    summary: Summary | PartsSummary
     plan: Plan
     comparison: Comparison
     errors: LayerErrors
@@ -122,7 +124,7 @@ class Report:
 
 def report(
     model: nn.Module,
-    q: QuantizedModel,
+    q: nn.Module,
     data: Iterable[Any],
     *,
     title: str = "Quantization report",
@@ -139,7 +141,8 @@ def report(
 
     Args:
         model: the float model that ``q`` was made of.
-        q: the quantized model.
+        q: the quantized model; of one with regions each is shown, with its path in front of the
+            names of its layers.
         data: batches, with labels if there is a metric; a list or a DataLoader, as it is iterated
             several times.
         title: of the page.
@@ -159,7 +162,9 @@ def report(
         >>> octavo.report(model, q, test_loader).to_html("report.html")  # doctest: +SKIP
     """
     require_float(model, "report")
-    require_quantized(q, "report")
+    graphs = graphs_in(q)
+    if not graphs:
+        require_quantized(q, "report")
     expect(BATCHES, data=data)
     expect(TEXT, title=title)
     optional(COUNT, batches=batches)
@@ -175,12 +180,12 @@ def report(
     seen = distributions(model, q, islice(data, batches), inputs=inputs, progress=progress)
     return Report(
         title=title,
-        summary=q.summary(),
-        plan=q.plan,
+        summary=summary(q),
+        plan=plan_of(graphs),
         comparison=comparison,
         errors=errors,
         distributions=seen,
-        layout=layout(q.graph, q.plan, errors),
+        layout=layout_of(graphs, errors),
         sensitivity=sensitivity,
         search=search,
     )

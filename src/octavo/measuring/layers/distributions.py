@@ -7,17 +7,20 @@ histogram of a tensor with the range that its integers cover drawn into it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from octavo.arguments import BATCHES, expect
 from octavo.graph.batches import Batch
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.program import run_of
 from octavo.measuring.layers.beside import Beside
+from octavo.measuring.regions import calls_of, named, regions_in
+from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.numerics.observers.dyadic import DyadicHistogram, dyadic_histogram, merge_histograms
 from octavo.quantization.plan import TensorPlan
@@ -58,7 +61,7 @@ class Distribution:
 
 def distributions(
     model: nn.Module,
-    q: QuantizedModel,
+    q: nn.Module,
     data: Iterable[Any],
     *,
     inputs: Callable[[Any], Any] | None = None,
@@ -70,7 +73,7 @@ def distributions(
 
     Args:
         model: the float model that ``q`` was made of. It is left as it was.
-        q: the quantized model.
+        q: the quantized model; of one with regions, these, with their paths in front of the names.
         data: any iterable of batches, as `quantize` takes for calibration; few are enough.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         progress: a bar on a terminal.
@@ -82,7 +85,19 @@ def distributions(
         >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
         >>> octavo.plots.distribution(seen["conv1.weight"]).savefig("w.png")  # doctest: +SKIP
     """
-    return _Taps.over(model, q, data, inputs, progress).result()
+    require_float(model, _Taps.function)
+    regions = regions_in(q)
+    if not regions:
+        own = require_quantized(q, _Taps.function)
+        return _Taps.over(model, own, data, inputs, progress).result()
+    expect(BATCHES, data=data)
+    calls = calls_of(model, regions, data, inputs)
+    found = {}
+    for path, region in regions.items():
+        module = model.get_submodule(path)
+        for name, one in _Taps.over(module, region, calls[path], dict, progress).result().items():
+            found[named(path, name)] = replace(one, tensor=named(path, name))
+    return found
 
 
 class _Taps(Beside):

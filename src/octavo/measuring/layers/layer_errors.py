@@ -25,7 +25,7 @@ from octavo.graph.program import run_of
 from octavo.measuring.layers.beside import Beside
 from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
-from octavo.measuring.regions import calls_of, regions_in
+from octavo.measuring.regions import calls_of, named, regions_in
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import rounded_weight
@@ -172,7 +172,7 @@ def _of_regions(
     for path, region in regions.items():
         module = model.get_submodule(path)
         found = _Layers.over(module, region, calls[path], dict, progress, runtime=runtime).result()
-        rows += [replace(row, tensor=f"{path}.{row.tensor}") for row in found.rows]
+        rows += [replace(row, tensor=named(path, row.tensor)) for row in found.rows]
         samples = max(samples, found.samples)
     return LayerErrors(tuple(rows), samples)
 
