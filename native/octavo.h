@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 4
+#define OCTAVO_ABI 6
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -168,6 +168,37 @@ typedef struct {
  * 1 where there is no memory. y has as many columns as the weights have rows. */
 OCTAVO_EXPORT int octavo_multiply_four_bits(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
+
+/* ---- attention: attention.c ---- */
+
+/* uint8 [batch, heads, rows, channels]; strides count values, channels stand side by side. */
+typedef struct {
+    const uint8_t *values;
+    int64_t batch_stride, head_stride, row_stride;
+    float scale;
+    int32_t zero_point;
+} octavo_heads;
+
+enum { OCTAVO_NO_MASK, OCTAVO_BOOLEAN_MASK, OCTAVO_ADDED_MASK };
+
+/* softmax(q k^T scale + mask) v, as octavo::attention has it: the exponentials are rounded to so
+ * many levels. Sources are at most 65536 and levels 255, so that sums fit into int32. Of k and v
+ * each head is read by heads / shared_heads of q. */
+typedef struct {
+    int64_t batch, heads, shared_heads, targets, sources, channels, value_channels;
+    octavo_heads q, k, v;
+    float scale;
+    int32_t levels, causal, mask_kind;
+    const void *mask; /* [batch, heads, targets, sources]: bool, or float32; sources side by side */
+    int64_t mask_batch_stride, mask_head_stride, mask_row_stride;
+    void *out; /* [batch, heads, targets, value_channels]: float32, or uint8 by a rounding */
+    int64_t out_batch_stride, out_head_stride, out_row_stride;
+    float out_scale; /* 0: the result is float32 */
+    int32_t out_zero_point, out_low, out_high;
+} octavo_attention_call;
+
+/* 0, or 1 where there is no memory. */
+OCTAVO_EXPORT int octavo_attention(const octavo_attention_call *call, int threads);
 
 /* ---- recurrent layers: recurrent.c ---- */
 

@@ -117,6 +117,31 @@ static void one_convolution(int threads) {
     free(c.y), free(c.scratch);
 }
 
+static void one_attention(int threads) {
+    int64_t batch = 1 + below(2), shared = 1 + below(2), heads = shared * (1 + below(2));
+    int64_t targets = 1 + below(60), sources = 1 + below(60);
+    int64_t channels = 1 + below(80), value_channels = 1 + below(80);
+    int kind = below(3), rounded = below(2);
+    uint8_t *q = filled(batch * heads * targets * channels, 1);
+    uint8_t *k = filled(batch * shared * sources * channels, 1);
+    uint8_t *v = filled(batch * shared * sources * value_channels, 1);
+    void *mask = filled(targets * sources, kind == OCTAVO_ADDED_MASK ? 4 : 1);
+    void *out = malloc((size_t)(batch * heads * targets * value_channels * (rounded ? 1 : 4)));
+    octavo_attention_call call = {
+        .batch = batch, .heads = heads, .shared_heads = shared, .targets = targets,
+        .sources = sources, .channels = channels, .value_channels = value_channels,
+        .q = {q, heads * targets * channels, targets * channels, channels, 0.02f, 128},
+        .k = {k, shared * sources * channels, channels, shared * channels, 0.02f, 130},
+        .v = {v, shared * sources * value_channels, sources * value_channels, value_channels, 0.02f, 9},
+        .scale = 0.1f, .levels = 255, .causal = below(2), .mask_kind = kind,
+        .mask = kind ? mask : NULL, .mask_row_stride = sources, .out = out,
+        .out_batch_stride = targets * heads * value_channels, .out_head_stride = value_channels,
+        .out_row_stride = heads * value_channels, .out_scale = rounded ? 0.01f : 0.0f,
+        .out_zero_point = 100, .out_high = 255};
+    if (octavo_attention(&call, threads)) exit(1);
+    free(q), free(k), free(v), free(mask), free(out);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
@@ -127,6 +152,7 @@ int main(void) {
         for (int round = 0; round < 50; round++) {
             one_product_of_bytes(1 + round % 3);
             one_product(1 + round % 3);
+            one_attention(1 + round % 3);
         }
         for (int round = 0; round < 400; round++) one_convolution(1 + round % 3);
         printf("instruction set %d: clean\n", set);

@@ -6,6 +6,7 @@ Tested in tests/runtimes/test_contract.py.
 from __future__ import annotations
 
 from octavo.runtimes.torch import (
+    attention,
     dynamic,
     integer_operators,
     onednn,
@@ -18,7 +19,15 @@ from octavo.runtimes.torch.kernel import Kernel, Reads
 # Of several for one operator the last is taken, so that one that is appended counts.
 KERNELS: list[Kernel] = [
     kernel
-    for family in (onednn, transposed, integer_operators, dynamic, weight_only, recurrent)
+    for family in (
+        onednn,
+        transposed,
+        integer_operators,
+        dynamic,
+        weight_only,
+        recurrent,
+        attention,
+    )
     for kernel in family.KERNELS
 ]
 

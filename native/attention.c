@@ -1,0 +1,324 @@
+/* Scaled dot product attention on uint8, fused: no scores leave a thread's own memory.
+ *
+ * Keys and values are packed as the weights of products, once for each head. Then each thread takes
+ * some targets of a head: their scores with all keys, the exponentials of these as integers, and the
+ * product of those with the values.
+ */
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "activations.h"
+#include "octavo.h"
+#include "rounding.h"
+
+enum { TARGETS = 24 /* that a thread takes at a time */, FOUR = 4 };
+
+static int64_t up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
+
+/* ---- packing: what product.c reads, of values less 128 ---- */
+
+/* Keys [rows, columns] to [rows / 16][columns / 4][16][4], and the sum of each. */
+static void pack_keys(
+    const uint8_t *from, int64_t stride, int64_t rows, int64_t columns, int8_t *to, int32_t *sums) {
+    int64_t width = up(columns, FOUR);
+    if (rows % BLOCK || columns % FOUR) memset(to, 0, (size_t)(up(rows, BLOCK) * width));
+    for (int64_t row = 0; row < rows; row++) {
+        const uint8_t *key = from + row * stride;
+        int8_t *place = to + row / BLOCK * BLOCK * width + row % BLOCK * FOUR;
+        int32_t sum = 0;
+        for (int64_t i = 0; i < columns; i++) sum += key[i];
+        sums[row] = sum - 128 * (int32_t)columns;
+        for (int64_t i = 0; i + FOUR <= columns; i += FOUR) {
+            uint32_t four;
+            memcpy(&four, key + i, FOUR);
+            four ^= 0x80808080u;
+            memcpy(place + i * BLOCK, &four, FOUR);
+        }
+        for (int64_t i = columns / FOUR * FOUR; i < columns; i++)
+            place[i / FOUR * FOUR * BLOCK + i % FOUR] = (int8_t)(key[i] ^ 0x80);
+    }
+}
+
+/* Values [sources, channels] to [channels / 16][sources / 4][16][4]. */
+static void pack_values(
+    const uint8_t *from, int64_t stride, int64_t sources, int64_t channels, int8_t *to) {
+    int64_t width = up(sources, FOUR);
+    if (sources % FOUR || channels % BLOCK)
+        memset(to, 0, (size_t)(up(channels, BLOCK) * width));
+    for (int64_t block = 0; block < channels; block += BLOCK) {
+        int64_t count = channels - block < BLOCK ? channels - block : BLOCK;
+        for (int64_t row = 0; row < sources; row++) {
+            const uint8_t *value = from + row * stride + block;
+            int8_t *place = to + (block * width + row / FOUR * FOUR * BLOCK) + row % FOUR;
+            for (int64_t i = 0; i < count; i++) place[FOUR * i] = (int8_t)(value[i] ^ 0x80);
+        }
+    }
+}
+
+/* ---- rows of scores, written once and compiled for each instruction set ---- */
+
+INLINE void mask_row(float *scores, int64_t count, const void *mask, int32_t kind) {
+    const float *added = mask;
+    const uint8_t *seen = mask;
+    if (kind == OCTAVO_ADDED_MASK)
+        for (int64_t i = 0; i < count; i++) scores[i] += added[i];
+    else
+        for (int64_t i = 0; i < count; i++) scores[i] = seen[i] ? scores[i] : -INFINITY;
+}
+
+/* The bits of a float as an integer of the same order, and back; a NaN is beyond both infinities. */
+INLINE int32_t in_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+/* At least the lowest float; NaN if one is NaN, or infinite and positive. */
+INLINE float largest_of(const float *scores, int64_t count) {
+    const float lowest = -FLT_MAX, infinity = INFINITY, lowest_of_all = -INFINITY;
+    int32_t most, least, bits;
+    memcpy(&bits, &lowest, 4);
+    most = least = in_order(bits);
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(&bits, scores + i, 4);
+        int32_t own = in_order(bits);
+        most = own > most ? own : most;
+        least = own < least ? own : least;
+    }
+    memcpy(&bits, &infinity, 4);
+    int32_t too_much = in_order(bits);
+    memcpy(&bits, &lowest_of_all, 4);
+    if (most >= too_much || least < in_order(bits)) return NAN;
+    bits = in_order(most);
+    float largest;
+    memcpy(&largest, &bits, 4);
+    return largest;
+}
+
+/* The exponentials in steps, 0..levels; returns their sum. */
+INLINE int32_t to_levels(const float *scores, int64_t count, float largest, float levels, uint8_t *q) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t steps = rounded(exponential(scores[i] - largest, 0.0f) * levels);
+        q[i] = (uint8_t)steps;
+        sum += steps;
+    }
+    return sum;
+}
+
+/* A row of scores to integers, and their sum; NaN where a score is none. */
+INLINE float round_row(
+    float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q) {
+    if (kind != OCTAVO_NO_MASK) mask_row(scores, count, mask, kind);
+    float largest = largest_of(scores, count);
+    if (largest != largest) {
+        memset(q, 0, (size_t)count);
+        return largest;
+    }
+    return (float)to_levels(scores, count, largest, levels, q);
+}
+
+/* The sums of values less 128, to their mean: exact where they are whole numbers of a float. */
+INLINE void store_row(const octavo_attention_call *call, const float *sums, float sum, char *out) {
+    int64_t count = call->value_channels;
+    float shift = sum * (float)(128 - call->v.zero_point);
+    float worth = sum == 0.0f ? 0.0f : call->v.scale / sum;
+    if (call->out_scale == 0.0f) {
+        float *to = (float *)out;
+        for (int64_t i = 0; i < count; i++) to[i] = (sums[i] + shift) * worth;
+        return;
+    }
+    float low = (float)(call->out_low - call->out_zero_point), scale = call->out_scale;
+    float high = (float)(call->out_high - call->out_zero_point);
+    int32_t zero_point = call->out_zero_point;
+    uint8_t *to = (uint8_t *)out;
+    for (int64_t i = 0; i < count; i++)
+        to[i] = (uint8_t)(rounded(clipped((sums[i] + shift) * worth / scale, low, high)) + zero_point);
+}
+
+typedef struct {
+    float (*round_row)(float *, int64_t, const void *, int32_t, float, uint8_t *);
+    void (*store_row)(const octavo_attention_call *, const float *, float, char *);
+} Rows;
+
+#define ROWS(SET, TARGET)                                                                        \
+    TARGET static float round_row_##SET(                                                         \
+        float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q) { \
+        return round_row(scores, count, mask, kind, levels, q);                                  \
+    }                                                                                            \
+    TARGET static void store_row_##SET(                                                          \
+        const octavo_attention_call *call, const float *sums, float sum, char *out) {            \
+        store_row(call, sums, sum, out);                                                         \
+    }                                                                                            \
+    static const Rows rows_##SET = {round_row_##SET, store_row_##SET};
+
+ROWS(portable, )
+#if defined(__x86_64__)
+ROWS(avx2, AVX2)
+ROWS(avx512, VNNI)
+#endif
+
+static const Rows *rows_of_this_cpu(void) {
+    switch (octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: return &rows_avx512;
+    case OCTAVO_AVX2: return &rows_avx2;
+#endif
+    default: return &rows_portable;
+    }
+}
+
+/* ---- one call ---- */
+
+/* What one thread works on: the targets of a head, as rows of products, and their scores. */
+typedef struct {
+    octavo_rows queries, shares; /* as they come; the rounded exponentials */
+    float *scores, *mixed;       /* [TARGETS, sources], [TARGETS, value channels], rounded up */
+    float sums[TARGETS];         /* of the exponentials */
+    uint8_t *levels;             /* [sources] */
+} Own;
+
+typedef struct {
+    const octavo_attention_call *call;
+    const Rows *rows;
+    octavo_barrier barrier;
+    octavo_matrix keys, values; /* of the first head */
+    int8_t *packed_keys, *packed_values;
+    int32_t *key_sums;
+    Own *own; /* each thread's */
+} Run;
+
+static void pack(Run *run, int64_t index) {
+    const octavo_attention_call *call = run->call;
+    int64_t head = index / 2, batch = head / call->shared_heads, rest = head % call->shared_heads;
+    const octavo_heads *heads = index % 2 ? &call->v : &call->k;
+    const uint8_t *from =
+        heads->values + batch * heads->batch_stride + rest * heads->head_stride;
+    const octavo_matrix *keys = &run->keys, *values = &run->values;
+    if (index % 2)
+        pack_values(
+            from, heads->row_stride, call->sources, call->value_channels,
+            run->packed_values + head * values->rows * values->columns);
+    else
+        pack_keys(
+            from, heads->row_stride, call->sources, call->channels,
+            run->packed_keys + head * keys->rows * keys->columns,
+            run->key_sums + head * keys->rows);
+}
+
+static void attend(const Run *run, Own *own, int64_t batch, int64_t head, int64_t first, int64_t count) {
+    const octavo_attention_call *call = run->call;
+    int64_t shared =
+        batch * call->shared_heads + head / (call->heads / call->shared_heads);
+    octavo_matrix keys = run->keys, values = run->values;
+    keys.weights = run->packed_keys + shared * keys.rows * keys.columns;
+    keys.sums = run->key_sums + shared * keys.rows;
+    values.weights = run->packed_values + shared * values.rows * values.columns;
+
+    const octavo_reading integers = {
+        .how = OCTAVO_INTEGERS, .scale = call->q.scale, .zero_point = call->q.zero_point};
+    const uint8_t *q = call->q.values + batch * call->q.batch_stride + head * call->q.head_stride;
+    for (int64_t i = 0; i < count; i++)
+        octavo_read_row(
+            &own->queries, i, q + (first + i) * call->q.row_stride, call->channels, &integers);
+    int64_t most = call->causal && first + count < call->sources ? first + count : call->sources;
+    octavo_product(&keys, 0, up(most, BLOCK) / BLOCK, &own->queries, count, own->scores);
+
+    const octavo_reading shares = {.how = OCTAVO_INTEGERS, .scale = 1.0f};
+    int64_t size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t target = first + i;
+        int64_t seen = call->causal && target + 1 < most ? target + 1 : most;
+        const char *mask = call->mask;
+        if (mask)
+            mask += size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
+                            target * call->mask_row_stride);
+        own->sums[i] = run->rows->round_row(
+            own->scores + i * keys.rows, seen, mask, call->mask_kind, (float)call->levels,
+            own->levels);
+        octavo_read_row(&own->shares, i, own->levels, seen, &shares);
+    }
+    octavo_product(&values, 0, values.rows / BLOCK, &own->shares, count, own->mixed);
+    char *out = call->out;
+    size = call->out_scale == 0.0f ? 4 : 1;
+    for (int64_t i = 0; i < count; i++)
+        run->rows->store_row(
+            call, own->mixed + i * values.rows, own->sums[i],
+            out + size * (batch * call->out_batch_stride + head * call->out_head_stride +
+                          (first + i) * call->out_row_stride));
+}
+
+static void work(void *context, int thread, int threads) {
+    Run *run = context;
+    const octavo_attention_call *call = run->call;
+    int64_t parts = 2 * call->batch * call->shared_heads;
+    for (int64_t i = parts * thread / threads; i < parts * (thread + 1) / threads; i++) pack(run, i);
+    octavo_wait(&run->barrier, threads);
+    int64_t blocks = up(call->targets, TARGETS) / TARGETS, all = call->batch * call->heads * blocks;
+    for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; i++) {
+        int64_t head = i / blocks, first = i % blocks * TARGETS, rest = call->targets - first;
+        attend(
+            run, &run->own[thread], head / call->heads, head % call->heads, first,
+            rest < TARGETS ? rest : TARGETS);
+    }
+}
+
+/* One piece of memory after the other out of one block, each on a line of the cache; without a block
+ * their bytes are counted. */
+static void *piece(char *block, int64_t *used, int64_t bytes) {
+    void *start = block ? block + *used : NULL;
+    *used += up(bytes, 64);
+    return start;
+}
+
+static void place_rows(octavo_rows *rows, char *block, int64_t *used, int64_t columns) {
+    rows->digits = piece(block, used, TARGETS * 2 * columns);
+    rows->scales = piece(block, used, TARGETS * 4);
+    rows->zero_points = piece(block, used, TARGETS * 4);
+    rows->columns = columns;
+    rows->two_digits = 0;
+}
+
+static float *filled(char *block, int64_t *used, int64_t count, float value) {
+    float *values = piece(block, used, count * 4);
+    for (int64_t i = 0; block && i < count; i++) values[i] = value;
+    return values;
+}
+
+/* All memory of a call; returns how much it is. */
+static int64_t place(Run *run, char *block, int threads) {
+    const octavo_attention_call *call = run->call;
+    int64_t used = 0, heads = call->batch * call->shared_heads;
+    octavo_matrix *keys = &run->keys, *values = &run->values;
+    keys->rows = up(call->sources, BLOCK), keys->columns = up(call->channels, FOUR);
+    values->rows = up(call->value_channels, BLOCK), values->columns = up(call->sources, FOUR);
+    run->packed_keys = piece(block, &used, heads * keys->rows * keys->columns);
+    run->packed_values = piece(block, &used, heads * values->rows * values->columns);
+    run->key_sums = piece(block, &used, heads * keys->rows * 4);
+    keys->scales = filled(block, &used, keys->rows, call->k.scale * call->scale);
+    keys->bias = filled(block, &used, keys->rows, 0.0f); /* what all scores have more changes none */
+    values->scales = filled(block, &used, values->rows, 1.0f);
+    values->bias = filled(block, &used, values->rows, 0.0f);
+    values->sums = (int32_t *)filled(block, &used, values->rows, 0.0f);
+    run->own = piece(block, &used, threads * (int64_t)sizeof(Own));
+    for (int thread = 0; thread < threads; thread++) {
+        Own unused, *own = block ? &run->own[thread] : &unused;
+        place_rows(&own->queries, block, &used, keys->columns);
+        place_rows(&own->shares, block, &used, values->columns);
+        own->scores = piece(block, &used, TARGETS * keys->rows * 4);
+        own->mixed = piece(block, &used, TARGETS * values->rows * 4);
+        own->levels = piece(block, &used, keys->rows);
+    }
+    return used;
+}
+
+int octavo_attention(const octavo_attention_call *call, int threads) {
+    int64_t pairs = call->batch * call->heads * call->targets * call->sources;
+    int64_t useful = pairs * (call->channels + call->value_channels) / OCTAVO_WORK_OF_A_THREAD + 1;
+    threads = useful < threads ? (int)useful : threads;
+    Run run = {.call = call, .rows = rows_of_this_cpu()};
+    char *memory = malloc((size_t)place(&run, NULL, threads) + 64);
+    if (!memory) return 1;
+    place(&run, (char *)(((uintptr_t)memory + 63) / 64 * 64), threads);
+    octavo_in_threads(work, &run, threads);
+    free(memory);
+    return 0;
+}
