@@ -8,7 +8,6 @@
 
 #include "octavo.h"
 #include "rounding.h"
-#include "tiles.h"
 #include "windows.h"
 
 enum { BAND_BYTES = 96 << 10, ROW_TILES = 8, SLACK = 64 /* that may be read behind a band */ };
@@ -34,7 +33,7 @@ static Windows windows_of(const octavo_convolution *c) {
     w.out_pixels = c->out.batch * c->out.height * c->out.width;
     w.group_in = c->in.channels / c->groups, w.group_out = c->out.channels / c->groups;
     w.depthwise = c->groups > 1 && w.group_in == 1 && w.group_out == 1;
-    w.size = 1;
+    w.size = octavo_isa() == OCTAVO_AVX2 && !w.depthwise ? 2 : 1;
     int joined = c->groups == 1 && c->dilation_x == 1;
     w.runs_y = c->kernel_height, w.runs_x = joined ? 1 : c->kernel_width;
     w.run = joined ? c->kernel_width * w.group_in : w.group_in;
@@ -63,6 +62,8 @@ static Windows placed(const octavo_convolution *c) {
     w.row = (direct ? w.in.width : wide) * channels;
     w.step_y = c->dilation_y * w.row, w.step_x = c->dilation_x * channels;
     w.pixel = c->stride_x * channels;
+    for (int64_t tap = 0, taps = w.runs_y * w.runs_x; w.depthwise && tap < least(taps, MOST_TAPS); tap++)
+        w.taps[tap] = tap / w.runs_x * w.step_y + tap % w.runs_x * w.step_x;
     int64_t rows = BAND_BYTES / (w.row * w.size), least_rows = rows_of_band(c, 1);
     w.band_rows = rows > least_rows ? (rows - least_rows) / c->stride_y + 1 : 1;
     w.band_rows = least(w.band_rows, w.out.height);
@@ -120,11 +121,11 @@ AVX2 static void copy_band_avx2(
 #endif
 
 /* Where the first window of row `begin` of the results is. */
-static const void *band(
+static const char *read_band(
     const octavo_convolution *c, const Windows *w, int64_t begin, int64_t end, uint8_t *scratch) {
     if (!w->band_bytes) {
         int64_t image = begin / w->out.height, y = begin % w->out.height * c->stride_y;
-        return c->x + (image * w->in.height + y) * w->row;
+        return (const char *)c->x + (image * w->in.height + y) * w->row;
     }
 #if defined(__x86_64__)
     if (octavo_isa() >= OCTAVO_AVX2)
@@ -132,7 +133,7 @@ static const void *band(
     else
 #endif
         copy_band_portable(c, w, begin, end, scratch);
-    return scratch;
+    return (const char *)scratch;
 }
 
 /* ---- what a thread makes ---- */
@@ -156,26 +157,10 @@ static Share share_of(
     return (Share){tiles * thread / threads, tiles * (thread + 1) / threads, 0, units};
 }
 
-/* One unit, or a pair, of all channels: tiles begin..end, whose windows are in a band. */
-static void make_tiles(
-    const octavo_convolution *c, const Windows *w, const void *x, octavo_tile make, int64_t begin,
-    int64_t end, int64_t group, int64_t unit) {
-    int64_t first_row = begin / w->tiles;
-    for (int64_t tile = begin; tile < end; tile++) {
-        int64_t row = tile / w->tiles, piece = tile % w->tiles, start = row * w->out.width;
-        int64_t wide = least(w->out.width, w->out_pixels - start);
-        int64_t left = wide * piece / w->tiles, right = wide * (piece + 1) / w->tiles;
-        int64_t at = (row - first_row) * c->stride_y * w->row + left * w->pixel;
-        if (left < right)
-            make(
-                c, w, (const char *)x + (at + group * w->group_in) * w->size, right - left,
-                (start + left) * c->out.channels, group, unit);
-    }
-}
-
 void octavo_convolve(const octavo_convolution *c, int thread, int threads) {
     Windows w = placed(c);
-    octavo_tile make = w.depthwise ? octavo_depthwise_tile() : octavo_dense_tile();
+    octavo_tiles make =
+        w.depthwise ? octavo_depthwise_tiles(w.runs_y * w.runs_x) : octavo_dense_tiles();
     int64_t step = w.depthwise ? 1 : 2, of_group = ceiling(w.units, step);
     int64_t groups = w.depthwise ? 1 : c->groups, tiles = w.out.batch * w.out.height * w.tiles;
     Share share = share_of(c, &w, tiles, groups * of_group, thread, threads);
@@ -183,10 +168,9 @@ void octavo_convolve(const octavo_convolution *c, int thread, int threads) {
     for (int64_t begin = share.first_tile, end; begin < share.last_tile; begin = end) {
         int64_t row = begin / w.tiles, image_end = (row / w.out.height + 1) * w.out.height;
         end = least(least(row + w.band_rows, image_end) * w.tiles, share.last_tile);
-        const void *x = band(c, &w, row, ceiling(end, w.tiles), scratch);
+        Band band = {read_band(c, &w, row, ceiling(end, w.tiles), scratch), begin, end};
         for (int64_t unit = share.first_unit; unit < share.last_unit; unit++)
-            make_tiles(
-                c, &w, x, make, begin, end, unit / of_group, unit % of_group * step);
+            make(c, &w, &band, unit / of_group, unit % of_group * step);
     }
 }
 

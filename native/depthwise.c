@@ -5,32 +5,256 @@
 
 /* ---- every CPU ---- */
 
-static void tile_portable(
-    const octavo_convolution *c, const Windows *w, const void *x, int64_t pixels, int64_t result,
-    int64_t group, int64_t unit) {
-    (void)group;
-    const int8_t *weights = c->weights + unit * w->unit_bytes;
+INLINE void block_plain(
+    const octavo_convolution *c, const Windows *w, const Tile *tile, const int8_t *weights,
+    int64_t channel) {
+    int64_t count = least(BLOCK, c->out.channels - channel);
+    for (int64_t pixel = 0; pixel < tile->pixels; pixel++) {
+        int32_t sums[BLOCK] = {0};
+        const uint8_t *window = (const uint8_t *)tile->x + pixel * w->pixel;
+        for (int64_t ky = 0; ky < w->runs_y; ky++)
+            for (int64_t kx = 0; kx < w->runs_x; kx++) {
+                const uint8_t *tap = window + ky * w->step_y + kx * w->step_x;
+                for (int64_t n = 0; n < count; n++)
+                    sums[n] += tap[n] * weights[depthwise_place(
+                                            channel % DEPTHWISE + n, ky * w->runs_x + kx)];
+            }
+        for (int64_t n = 0; n < count; n++) sums[n] -= c->in_zero_point * c->weight_sums[channel + n];
+        finish(
+            &c->epilogue, sums, channel, count, tile->result + pixel * c->out.channels + channel,
+            c->y);
+    }
+}
+
+static void block_portable(
+    const octavo_convolution *c, const Windows *w, const Tile *tile, const int8_t *weights,
+    int64_t channel) {
+    block_plain(c, w, tile, weights, channel);
+}
+
+INLINE void blocks_of_unit(
+    const octavo_convolution *c, const Windows *w, const Band *band, int64_t unit,
+    void (*make)(
+        const octavo_convolution *, const Windows *, const Tile *, const int8_t *, int64_t)) {
     int64_t last = least((unit + 1) * DEPTHWISE, c->out.channels);
-    for (int64_t channel = unit * DEPTHWISE; channel < last; channel += BLOCK) {
-        int64_t count = least(BLOCK, last - channel);
-        for (int64_t pixel = 0; pixel < pixels; pixel++) {
-            int32_t sums[BLOCK] = {0};
-            const uint8_t *window = (const uint8_t *)x + pixel * w->pixel + channel;
-            for (int64_t ky = 0; ky < w->runs_y; ky++)
-                for (int64_t kx = 0; kx < w->runs_x; kx++) {
-                    const uint8_t *tap = window + ky * w->step_y + kx * w->step_x;
-                    for (int64_t n = 0; n < count; n++)
-                        sums[n] += tap[n] * weights[depthwise_place(
-                                                channel % DEPTHWISE + n, ky * w->runs_x + kx)];
-                }
-            for (int64_t n = 0; n < count; n++)
-                sums[n] -= c->in_zero_point * c->weight_sums[channel + n];
-            finish(
-                &c->epilogue, sums, channel, count, result + pixel * c->out.channels + channel, c->y);
+    for (int64_t channel = unit * DEPTHWISE; channel < last; channel += BLOCK)
+        for (int64_t i = band->begin; i < band->end; i++) {
+            Tile tile = tile_of(c, w, band, i, channel);
+            make(c, w, &tile, c->weights + unit * w->unit_bytes, channel);
+        }
+}
+
+static void tiles_portable(
+    const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
+    (void)group;
+    blocks_of_unit(c, w, band, unit, block_portable);
+}
+
+#if defined(__x86_64__)
+
+/* ---- AVX2 ---- */
+
+INLINE AVX2 __m128i load16(const uint8_t *from) { return _mm_loadu_si128((const __m128i *)from); }
+
+AVX2 static void block_avx2(
+    const octavo_convolution *c, const Windows *w, const Tile *tile, const int8_t *weights,
+    int64_t channel) {
+    if (channel + BLOCK > c->out.channels) {
+        block_plain(c, w, tile, weights, channel);
+        return;
+    }
+    int32_t first[BLOCK], sums[BLOCK];
+    for (int n = 0; n < BLOCK; n++) first[n] = -c->in_zero_point * c->weight_sums[channel + n];
+    int64_t bytes = w->unit_bytes;
+    weights += channel % DEPTHWISE;
+    const uint8_t *x = (const uint8_t *)tile->x;
+    int64_t at = tile->result + channel;
+    for (int64_t p = 0; p < tile->pixels; p++, x += w->pixel, at += c->out.channels) {
+        __m256i own[4];
+        for (int i = 0; i < 4; i++) own[i] = _mm256_setzero_si256();
+        for (int64_t four = 0; four < bytes / 256; four++) {
+            const int64_t *taps = w->taps + 4 * four;
+            __m128i one = load16(x + taps[0]), two = load16(x + taps[1]);
+            __m128i three = load16(x + taps[2]), last = load16(x + taps[3]);
+            __m128i a = _mm_unpacklo_epi8(one, two), b = _mm_unpackhi_epi8(one, two);
+            __m128i d = _mm_unpacklo_epi8(three, last), e = _mm_unpackhi_epi8(three, last);
+            __m128i side[4] = {
+                _mm_unpacklo_epi16(a, d), _mm_unpackhi_epi16(a, d), _mm_unpacklo_epi16(b, e),
+                _mm_unpackhi_epi16(b, e)};
+            for (int i = 0; i < 4; i++) {
+                const __m128i *of_four = (const __m128i *)(weights + (four * 4 + i) * 64);
+                own[i] = _mm256_add_epi32(
+                    own[i], _mm256_madd_epi16(
+                                _mm256_cvtepu8_epi16(side[i]),
+                                _mm256_cvtepi8_epi16(_mm_loadu_si128(of_four))));
+            }
+        }
+        store_pairs(own, first, sums);
+        finish(&c->epilogue, sums, channel, BLOCK, at, c->y);
+    }
+}
+
+AVX2 static void tiles_avx2(
+    const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
+    (void)group;
+    blocks_of_unit(c, w, band, unit, block_avx2);
+}
+
+/* ---- AVX512 with VNNI ---- */
+
+/* Four registers of 16 channels as four whose lane i holds four channels of the i-th: what unpacking
+ * of bytes makes, and back. */
+INLINE VNNI void turn(__m512i r[4]) {
+    __m512i a = _mm512_shuffle_i32x4(r[0], r[1], 0x44), b = _mm512_shuffle_i32x4(r[0], r[1], 0xee);
+    __m512i c = _mm512_shuffle_i32x4(r[2], r[3], 0x44), d = _mm512_shuffle_i32x4(r[2], r[3], 0xee);
+    r[0] = _mm512_shuffle_i32x4(a, c, 0x88), r[1] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    r[2] = _mm512_shuffle_i32x4(b, d, 0x88), r[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
+}
+
+/* What is the same for all pixels of 64 channels, of which the mask has those that there are. */
+typedef struct {
+    __mmask64 mask;
+    __m512i first[4];
+    __m512 scales[4], bias[4];
+    Steps512 in;
+} Channels512;
+
+INLINE VNNI void prepare(Channels512 *known, const octavo_convolution *c, int64_t channel) {
+    const octavo_epilogue *e = &c->epilogue;
+    int64_t count = c->out.channels - channel;
+    known->mask = count < 64 ? ((__mmask64)1 << count) - 1 : ~(__mmask64)0;
+    __m512i zero_point = _mm512_set1_epi32(-c->in_zero_point);
+    for (int i = 0; i < 4; i++) {
+        __mmask16 mask = (__mmask16)(known->mask >> (16 * i));
+        int64_t at = channel + 16 * i;
+        known->first[i] =
+            _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, c->weight_sums + at), zero_point);
+        if (is_clipped(e)) {
+            known->scales[i] = in_steps(e, e->scales + at, mask);
+            known->bias[i] = in_steps(e, e->bias + at, mask);
+        }
+    }
+    turn(known->first), turn((__m512i *)known->scales), turn((__m512i *)known->bias);
+    if (is_clipped(e)) known->in = steps_of(e);
+}
+
+/* Each of four taps' 64 bytes, side by side: lane by lane four channels of all taps. */
+INLINE VNNI void unpack_taps(const __m512i tap[4], __m512i fours[4]) {
+    __m512i a = _mm512_unpacklo_epi8(tap[0], tap[1]), b = _mm512_unpackhi_epi8(tap[0], tap[1]);
+    __m512i c = _mm512_unpacklo_epi8(tap[2], tap[3]), d = _mm512_unpackhi_epi8(tap[2], tap[3]);
+    fours[0] = _mm512_unpacklo_epi16(a, c), fours[1] = _mm512_unpackhi_epi16(a, c);
+    fours[2] = _mm512_unpacklo_epi16(b, d), fours[3] = _mm512_unpackhi_epi16(b, d);
+}
+
+/* 64 bytes, or those that the mask has. */
+INLINE VNNI __m512i load(const uint8_t *from, __mmask64 mask, const int whole) {
+    return whole ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(mask, from);
+}
+
+/* Stores with a mask are slow: only the last bytes get one. */
+INLINE VNNI void store(uint8_t *to, __m512i bytes, __mmask64 mask, const int whole) {
+    if (whole) {
+        _mm512_storeu_si512(to, bytes);
+        return;
+    }
+    for (; mask; mask >>= 16, to += 16) {
+        if ((mask & 0xffff) == 0xffff)
+            _mm_storeu_si128((__m128i *)to, _mm512_castsi512_si128(bytes));
+        else
+            _mm_mask_storeu_epi8(to, (__mmask16)mask, _mm512_castsi512_si128(bytes));
+        bytes = _mm512_shuffle_i32x4(bytes, bytes, 0x39);
+    }
+}
+
+INLINE VNNI void store_clipped(
+    const octavo_convolution *c, const Channels512 *known, const __m512i sums[4], int64_t at,
+    const int whole) {
+    const octavo_epilogue *e = &c->epilogue;
+    __m512i fours[4], zero = _mm512_setzero_si512(), q[4];
+    if (e->addend) {
+        __m512i taps[4] = {load(e->addend + at, known->mask, whole), zero, zero, zero};
+        unpack_taps(taps, fours);
+    }
+    for (int i = 0; i < 4; i++)
+        q[i] = stored(
+            sums[i], known->scales[i], known->bias[i], e->addend ? &fours[i] : NULL, &known->in);
+    __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+    store((uint8_t *)c->y + at, bytes, known->mask, whole);
+}
+
+VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t channel, int64_t at) {
+    int32_t lanes[DEPTHWISE];
+    turn(sums);
+    for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
+    for (int i = 0; i < 4; i++) {
+        int64_t count = least(BLOCK, c->out.channels - channel - i * BLOCK), part = channel + i * BLOCK;
+        if (count > 0)
+            finish(&c->epilogue, lanes + i * BLOCK, part, count, at + i * BLOCK, c->y);
+    }
+}
+
+/* So many fours of taps, of which as many stay in registers as there is room for. */
+INLINE VNNI void windows_vnni(
+    const octavo_convolution *c, const Windows *w, const Band *band, int64_t unit,
+    const int64_t fours, const int whole) {
+    int64_t channel = unit * DEPTHWISE;
+    const int8_t *weights = c->weights + unit * w->unit_bytes;
+    Channels512 known;
+    prepare(&known, c, channel);
+    int is_fast = is_clipped(&c->epilogue);
+    __m512i kept[3][4];
+    for (int four = 0; four < 3 && fours == 3; four++)
+        for (int i = 0; i < 4; i++) kept[four][i] = _mm512_loadu_si512(weights + (four * 4 + i) * 64);
+    for (int64_t i = band->begin; i < band->end; i++) {
+        Tile tile = tile_of(c, w, band, i, channel);
+        const uint8_t *x = (const uint8_t *)tile.x;
+        int64_t at = tile.result + channel;
+        for (int64_t p = 0; p < tile.pixels; p++, x += w->pixel, at += c->out.channels) {
+            __m512i sums[4];
+            for (int j = 0; j < 4; j++) sums[j] = known.first[j];
+            for (int64_t four = 0; four < fours; four++) {
+                __m512i tap[4], of_four[4];
+                for (int j = 0; j < 4; j++)
+                    tap[j] = load(x + w->taps[4 * four + j], known.mask, whole);
+                unpack_taps(tap, of_four);
+                for (int j = 0; j < 4; j++)
+                    sums[j] = _mm512_dpbusd_epi32(
+                        sums[j], of_four[j],
+                        fours == 3 ? kept[four][j] : _mm512_loadu_si512(weights + (four * 4 + j) * 64));
+            }
+            if (is_fast)
+                store_clipped(c, &known, sums, at, whole);
+            else
+                store_any(c, sums, channel, at);
         }
     }
 }
 
+VNNI static void tiles_vnni(
+    const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
+    (void)group;
+    int64_t fours = w->unit_bytes / 256;
+    int whole = (unit + 1) * DEPTHWISE <= c->out.channels;
+    switch ((fours == 3 ? 4 : fours == 7 ? 2 : 0) + whole) {
+    case 0: windows_vnni(c, w, band, unit, fours, 0); break;
+    case 1: windows_vnni(c, w, band, unit, fours, 1); break;
+    case 2: windows_vnni(c, w, band, unit, 7, 0); break;
+    case 3: windows_vnni(c, w, band, unit, 7, 1); break;
+    case 4: windows_vnni(c, w, band, unit, 3, 0); break;
+    default: windows_vnni(c, w, band, unit, 3, 1);
+    }
+}
+
+#endif
+
 /* ---- which of them ---- */
 
-octavo_tile octavo_depthwise_tile(void) { return tile_portable; }
+octavo_tiles octavo_depthwise_tiles(int64_t taps) {
+    switch (taps > MOST_TAPS ? OCTAVO_PORTABLE : octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: return tiles_vnni;
+    case OCTAVO_AVX2: return tiles_avx2;
+#endif
+    default: return tiles_portable;
+    }
+}
