@@ -487,3 +487,8 @@ def test_scope_modules_needs_neither_data_nor_a_graph() -> None:
 def test_scope_modules_refuses_what_it_has_no_use_for(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f'{name}= is for graphs, and scope="modules" makes none'):
         octavo.quantize(Branching(), scope="modules", **{name: value})
+
+
+def test_a_rule_may_leave_all_of_a_graph_in_float_by_its_layers_names() -> None:
+    rule = octavo.QConfigMapping().set_module_name("out.1.linear", None)
+    assert set(regions_of(regions(Branching(), qconfig=rule))) == {"backbone", "head"}

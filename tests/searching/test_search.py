@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import octavo
 from octavo.errors import ArtifactError, InputError
-from octavo.searching import loop, measuring
+from octavo.searching import measuring, recipe
 from octavo.searching.identity import of_function, of_model
 from octavo.searching.journal import Journal
 from octavo.searching.trial import Trial
@@ -35,7 +35,7 @@ TARGET = octavo.host_target()
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
-    monkeypatch.setattr(loop, "layer_times", lambda q, tensors: ())  # no trial by chance
+    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())  # no trial by chance
 
 
 def _net() -> nn.Module:
@@ -197,7 +197,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "LATENCY_S", 0.01)
-        patch.setattr(loop, "layer_times", lambda q, tensors: ())
+        patch.setattr(recipe, "layer_times", lambda q, tensors: ())
         _search(checkpoint=folder)
     return folder
 
@@ -382,9 +382,9 @@ def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
         f"""
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from octavo.searching import loop, measuring
+        from octavo.searching import measuring, recipe
         measuring.LATENCY_S = 0.01
-        loop.layer_times = lambda q, tensors: ()
+        recipe.layer_times = lambda q, tensors: ()
         import test_search
         test_search._search(max_drop=-1.0, checkpoint={str(tmp_path)!r})
         """

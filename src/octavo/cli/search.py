@@ -42,6 +42,7 @@ def search(
             "--time-budget", metavar="SECONDS", help="Stop after this many seconds [no limit]."
         ),
     ] = None,
+    scope: options.Scope = "auto",
     target: options.Target = None,
     reading: options.Reading,
     engine: options.Engine = None,
@@ -68,6 +69,7 @@ def search(
         four_bits=four_bits,
         target=target or host_target(),
         time_budget=time_budget,
+        scope=scope,
         checkpoint=out,
         engine=engine,
         progress=not as_json,

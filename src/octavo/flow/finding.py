@@ -250,8 +250,12 @@ def _check_rules(search: Search) -> None:
     """
     modules = dict(search.model.named_modules())
     mapping = search.settings.mapping or QConfigMapping()
+    # Captured, and then left in float: layers have the names that their graph gave them.
+    left = [path for path, why in search.reasons.items() if why == NOTHING]
     for rule in mapping.rules:
         if rule.kind != "module name" or any(rule.concerns(path) for path in search.regions):
+            continue
+        if rule.precision is None and any(is_inside(rule.pattern, path) for path in left):
             continue
         if rule.pattern not in modules:
             hint = near(rule.pattern, search.model)

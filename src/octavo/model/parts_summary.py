@@ -170,7 +170,7 @@ def _rest(model: nn.Module, parts: Mapping[str, Part], around: Mapping[str, int]
             held = sum(tensor.nbytes for tensor in fresh)
             floats.append(FloatLayer(path or kind, kind, _IN_PYTHON, work, held))
     total = sum(layer.multiply_adds for layer in floats)
-    return Coverage({"float": total} if total else {}, size, 0, size, 0, tuple(floats))
+    return Coverage({"float": total} if total else {}, size, 0, size, len(floats), tuple(floats))
 
 
 _IN_PYTHON = "it is in no region, and runs in Python"

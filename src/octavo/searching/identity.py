@@ -40,9 +40,12 @@ def of_model(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_graph(graph: Graph) -> str:
+def of_graphs(graphs: Iterable[Graph]) -> str:
     """A short hash of what a model computes."""
-    return hashlib.sha256(repr((graph.nodes, graph.outputs)).encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for graph in graphs:
+        digest.update(repr((graph.nodes, graph.outputs)).encode())
+    return digest.hexdigest()[:16]
 
 
 def of_data(

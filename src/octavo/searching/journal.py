@@ -15,9 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from octavo.errors import ArtifactError, InputError, first_line
 from octavo.model.files.atomic import replacing, require_writable
-from octavo.model.model import QuantizedModel
+from octavo.model.verbs import save
 from octavo.searching.identity import alike
 from octavo.searching.layer_times import LayerTime
 from octavo.searching.records import from_json
@@ -77,10 +79,10 @@ class Journal:
             lines = [json.dumps(one.to_dict()) for one in self.trials.values()]
             _write(self.folder / "trials.jsonl", "\n".join(lines) + "\n")
 
-    def keep_best(self, model: QuantizedModel) -> None:
+    def keep_best(self, model: nn.Module) -> None:
         """This is the model to take if the search ends now."""
         if self.folder is not None:
-            model.save(self.folder / "best.octavo")
+            save(model, self.folder / "best.octavo")
 
     def keep_layer_times(self, times: tuple[LayerTime, ...]) -> None:
         """These were measured; another time they would be somewhat different."""

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from torch import nn
+
 from octavo.errors import ArtifactError, OctavoError
-from octavo.graph.calls import flatten_call
 from octavo.measuring.engines import Workers
-from octavo.model.loading import load
-from octavo.model.model import QuantizedModel
-from octavo.searching.deadline import Deadline, OutOfTime
+from octavo.measuring.regions import graphs_in
+from octavo.model.verbs import load_beside, summary
+from octavo.searching.deadline import OutOfTime
 from octavo.searching.journal import Journal
-from octavo.searching.layer_times import BUDGET_S, LayerTime, layer_times
+from octavo.searching.layer_times import BUDGET_S, LayerTime
 from octavo.searching.measuring import Stopwatch
 from octavo.searching.recipe import Recipe
 from octavo.searching.strategy import Known, Space, foreseen, next_of, walk
@@ -45,7 +46,7 @@ class Loop:
         self.workers, self.recipe, self.stopwatch = workers, recipe, stopwatch
         self.journal, self.objective, self.max_drop = journal, objective, max_drop
         self.best: Trial | None = None
-        self._best: tuple[Candidate, QuantizedModel | None] | None = None
+        self._best: tuple[Candidate, nn.Module | None] | None = None
         self._built: dict[str, Built] = {}  # ahead of the walk
 
     def run(self, space: Space) -> bool:
@@ -74,23 +75,22 @@ class Loop:
             self._check_time(BUDGET_S)
             model = self._best[1] if self._best and self._best[0] == candidate else None
             q = model or self.recipe.build(candidate)
-            example = self.recipe.example
-            tensors = flatten_call(q.graph, example.args, example.kwargs)
-            self.journal.keep_layer_times(layer_times(q, tensors))
+            self.journal.keep_layer_times(self.recipe.layer_times(q))
         slower = [time for time in self.journal.layer_times or () if time.slower]
         return sorted(slower, key=lambda time: -time.int8_over_float)
 
-    def best_model(self) -> QuantizedModel | None:
+    def best_model(self) -> nn.Module | None:
         """The best trial's model; of an earlier run, from its file, or made again."""
         if self._best is None:
             return None
         candidate, model = self._best
         if model is None and self.journal.best_file is not None:
             with suppress(ArtifactError):  # a damaged one is made again, as one that is missing
-                kept = load(self.journal.best_file)
-                model = kept if kept.provenance.get("candidate") == candidate.name else None
+                kept = load_beside(self.journal.best_file, self.recipe.model, "torch")
+                names = {q.provenance.get("candidate") for q in graphs_in(kept).values()}
+                model = kept if names == {candidate.name} else None
         if model is None:
-            model = replace(self.recipe, deadline=Deadline()).build(candidate)
+            model = self.recipe.without_end().build(candidate)
             self._keep(candidate, model)
         return model
 
@@ -110,32 +110,33 @@ class Loop:
             raise OutOfTime
         return built
 
-    def _timed(self, built: Built) -> tuple[Trial, QuantizedModel | None]:
+    def _timed(self, built: Built) -> tuple[Trial, nn.Module | None]:
         """The trial with its latency, measured here while all workers rest."""
         if built.model is None:
             return built.trial, None
         started = time.perf_counter()
-        summary = built.model.summary()
+        covered = summary(built.model).coverage
         over_fp32 = self.stopwatch.over_fp32(built.model)
         seconds = built.trial.seconds + time.perf_counter() - started
         trial = replace(
             built.trial,
             over_fp32=over_fp32,
-            int8=summary.int8,
-            layers=summary.layers,
+            int8=covered.layers - len(covered.floats),
+            layers=covered.layers,
             seconds=seconds,
         )
         return trial, built.model
 
-    def _consider(self, candidate: Candidate, trial: Trial, model: QuantizedModel | None) -> None:
+    def _consider(self, candidate: Candidate, trial: Trial, model: nn.Module | None) -> None:
         """Keep it if it is the best; first the model, so that no trial stands without it."""
         if self.best is None or trial.cost(self.objective) < self.best.cost(self.objective):
             self.best, self._best = trial, (candidate, model)
             if model is not None:
                 self._keep(candidate, model)
 
-    def _keep(self, candidate: Candidate, model: QuantizedModel) -> None:
-        model.provenance["candidate"] = candidate.name
+    def _keep(self, candidate: Candidate, model: nn.Module) -> None:
+        for q in graphs_in(model).values():
+            q.provenance["candidate"] = candidate.name
         self.journal.keep_best(model)
 
     def _check_time(self, seconds: float) -> None:

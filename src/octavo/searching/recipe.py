@@ -2,51 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from torch import nn
 
 from octavo.flow.convert import convert
+from octavo.flow.finding import Search
+from octavo.flow.regions import calibrate_regions, put_regions
+from octavo.flow.running import Calls
 from octavo.flow.whole import quantize_captured
-from octavo.graph.batches import Batch, Signature
+from octavo.graph.batches import Batch, Signature, split_batch
+from octavo.graph.calls import flatten_call
+from octavo.graph.copying import copied
 from octavo.graph.graph import Graph
-from octavo.measuring.layers.sensitivity import sensitivity
-from octavo.model.model import QuantizedModel
+from octavo.measuring.layers.sensitivity import measured, sensitivity
+from octavo.measuring.layers.studies import Wanted, study_of_regions
+from octavo.measuring.regions import calls_of, named, regions_in
 from octavo.qat import QATModel, prepare_qat
 from octavo.quantization.plan import plan
 from octavo.searching.deadline import Deadline
+from octavo.searching.layer_times import LayerTime, layer_times
 from octavo.searching.trial import Candidate
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(ABC):
     """What all candidates of a search have in common.
 
     Attributes:
         model: the float model.
-        graph: that model captured, which takes longer than quantizing it, and is done once.
         signature: the names of its arguments.
         example: a call of it.
         calibration: batches, that can be iterated again and again.
         target: where the model will run.
         inputs: maps a batch to the model's arguments.
-        train: trains a prepared model in place.
         progress: bars on a terminal.
         deadline: what is under way then is given up, with `OutOfTime`.
     """
 
     model: nn.Module
-    graph: Graph
     signature: Signature
     example: Batch
     calibration: Iterable[Any] | None
     target: str
     inputs: Callable[[Any], Any] | None
-    train: Callable[[QATModel], object] | None
     progress: bool
     deadline: Deadline
+
+    @abstractmethod
+    def graphs(self) -> Sequence[Graph]:
+        """What was captured: it takes longer than quantizing, and is done once."""
+
+    @abstractmethod
+    def build(self, candidate: Candidate) -> nn.Module:
+        """The candidate's model.
+
+        Raises:
+            OctavoError: the model cannot be quantized like that.
+        """
+
+    @abstractmethod
+    def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
+        """The layers, the most sensitive first, as estimated on these batches."""
+
+    @abstractmethod
+    def layer_times(self, q: Any) -> tuple[LayerTime, ...]:
+        """How long the layers of a candidate's model take on the example."""
+
+    def without_end(self) -> Self:
+        """The same with all the time in the world."""
+        return replace(self, deadline=Deadline())
 
     @property
     def _call(self) -> Any:
@@ -56,12 +84,23 @@ class Recipe:
     def _calibration(self) -> Iterable[Any] | None:
         return None if self.calibration is None else self.deadline.over(self.calibration)
 
-    def build(self, candidate: Candidate) -> QuantizedModel:
-        """The candidate's model.
 
-        Raises:
-            OctavoError: the model cannot be quantized like that.
-        """
+@dataclass(frozen=True)
+class GraphRecipe(Recipe):
+    """That of a model which is one graph.
+
+    Attributes:
+        graph: the model captured.
+        train: trains a prepared model in place.
+    """
+
+    graph: Graph
+    train: Callable[[QATModel], object] | None
+
+    def graphs(self) -> Sequence[Graph]:
+        return [self.graph]
+
+    def build(self, candidate: Candidate) -> nn.Module:
         if candidate.trained:
             return self._trained(candidate)
         return quantize_captured(
@@ -73,7 +112,7 @@ class Recipe:
             progress=self.progress,
         )
 
-    def _trained(self, candidate: Candidate) -> QuantizedModel:
+    def _trained(self, candidate: Candidate) -> nn.Module:
         assert self.train is not None
         qat = prepare_qat(
             self.model,
@@ -89,7 +128,6 @@ class Recipe:
         return convert(qat.eval())
 
     def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
-        """The layers, the most sensitive first, as estimated on these batches."""
         result = sensitivity(
             self.model,
             self._call,
@@ -102,3 +140,50 @@ class Recipe:
             progress=self.progress,
         )
         return [layer.layer for layer in result.layers]
+
+    def layer_times(self, q: Any) -> tuple[LayerTime, ...]:
+        return layer_times(q, flatten_call(q.graph, self.example.args, self.example.kwargs))
+
+
+@dataclass(frozen=True)
+class RegionsRecipe(Recipe):
+    """That of a model of which regions are quantized, while the rest runs in Python.
+
+    Attributes:
+        found: the regions.
+    """
+
+    found: Search
+
+    def graphs(self) -> Sequence[Graph]:
+        return [region.graph for region in self.found.regions.values()]
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        mapping = candidate.mapping
+        search = self.found.planned(
+            replace(self.found.settings, mode=candidate.mode, mapping=mapping)
+        )
+        q = copied(search.model)
+        put_regions(q, search, calibrate_regions(search, self._calls().all))
+        return q
+
+    def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
+        search = self.found.planned(replace(self.found.settings, mode=mode))
+        study = study_of_regions(search, self._calls(), Wanted(None, exact=False, seed=0))
+        batches = self.deadline.over(data)
+        calls = (split_batch(batch, self.signature, self.inputs) for batch in batches)
+        return [layer.layer for layer in measured(study, calls).layers]
+
+    def layer_times(self, q: Any) -> tuple[LayerTime, ...]:
+        """Those of a call of each region, its first."""
+        regions = regions_in(q)
+        calls = calls_of(self.model, regions, [self._call], lambda call: call)
+        times = []
+        for path, region in regions.items():
+            tensors = flatten_call(region.graph, (), calls[path][0])
+            for time in layer_times(region, tensors):
+                times.append(replace(time, layer=named(path, time.layer)))
+        return tuple(times)
+
+    def _calls(self) -> Calls:
+        return Calls.of(self.model, self._call, self._calibration, self.inputs, None)

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from octavo.arguments import of
 from octavo.display import Result, Table
 from octavo.errors import InputError
 from octavo.model.files.source_file import check_file, reason
-from octavo.model.model import QuantizedModel
 from octavo.searching.layer_times import LayerTime
 from octavo.searching.records import from_json
 from octavo.searching.trial import Trial
@@ -24,7 +25,7 @@ class SearchResult(Result):
 
     Attributes:
         best: the trial to take; ``None`` where none met the budget.
-        model: its model.
+        model: its model: a `QuantizedModel`, or of the float model's class where that has regions.
         trials: all, in the order in which they were made.
         objective: ``"fastest"`` or ``"smallest"``.
         max_drop: what the metric was allowed to lose.
@@ -37,7 +38,7 @@ class SearchResult(Result):
     """
 
     best: Trial | None
-    model: QuantizedModel | None
+    model: nn.Module | None
     trials: tuple[Trial, ...]
     objective: str
     max_drop: float

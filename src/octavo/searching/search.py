@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from octavo.arguments import FUNCTION, NUMBER, PATH, TEXT, expect, expect_repeatable, optional
-from octavo.errors import InputError
+from octavo.errors import CaptureError, InputError, OctavoWarning
+from octavo.flow.finding import find_regions
+from octavo.flow.running import Calls
+from octavo.flow.settings import Only, Settings, scope_of
 from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.capture import capture
 from octavo.graph.evaluation import evaluating
@@ -20,13 +24,14 @@ from octavo.measuring.footprint import float_bytes
 from octavo.measuring.metrics import Metric
 from octavo.model.kinds import require_float
 from octavo.qat import QATModel
+from octavo.quantization.weights import with_correction
 from octavo.runtimes.cpu import has_bf16
 from octavo.searching import identity, measuring
 from octavo.searching.deadline import Deadline, OutOfTime
 from octavo.searching.journal import Journal
 from octavo.searching.loop import Loop
 from octavo.searching.measuring import Judge, Stopwatch, checked
-from octavo.searching.recipe import Recipe
+from octavo.searching.recipe import GraphRecipe, Recipe, RegionsRecipe
 from octavo.searching.result import SearchResult
 from octavo.searching.strategy import Space
 from octavo.searching.worker import Workshop
@@ -52,6 +57,8 @@ def search(
     checkpoint: str | os.PathLike[str] | None = None,
     engine: str | None = None,
     progress: bool = True,
+    scope: str = "auto",
+    only: Only | None = None,
 ) -> SearchResult:
     """The fastest, or smallest, quantized model whose metric falls by at most ``max_drop``.
 
@@ -78,6 +85,8 @@ def search(
         engine: ``"ray"`` makes and judges candidates on a Ray cluster, or on one that is started on
             this machine; the same trials as without. Latencies are always measured here.
         progress: bars on a terminal.
+        scope, only: as for `octavo.quantize`: ``"auto"``, ``"model"`` or ``"regions"``. Regions are
+            found once; the metric and the latencies are those of the whole model.
 
     Raises:
         InputError: the metric raises, is NaN or differs between two calls; the budget is too small
@@ -109,19 +118,29 @@ def search(
         raise InputError("search needs data to measure the metric on, or evaluate=")
     signature = Signature.of(model)
     source = calibration if calibration is not None else measured
+    scope = scope_of(scope, only)
+    if scope == "modules":
+        raise InputError('scope="modules" is not searched: its layers are not timed one by one')
+    if scope == "regions" and train is not None:
+        raise InputError(_NO_TRAINING)
     example, _ = example_call(example_inputs, source, signature, inputs)
     stopwatch = Stopwatch(model, example)
     try:
         with evaluating(model), deadline.watching(model):
-            graph = capture(model, example.args, example.kwargs, progress=progress)
-            signature = signature_with_losses(model, graph, example)
+            common = {
+                **{"model": model, "signature": signature, "example": example},
+                **{"calibration": calibration, "target": target, "inputs": inputs},
+                **{"progress": progress, "deadline": deadline},
+            }
+            recipe = _recipe(common, train, scope, only)
+            signature = recipe.signature
             judge = evaluate or Judge(measured or [], metric, signature, inputs)
             float_metric = checked(judge, model)
             bf16_over_fp32 = stopwatch.bf16()
         about: dict[str, Any] = {}
         if checkpoint is not None:
             about = {
-                **{"model": identity.of_model(model), "graph": identity.of_graph(graph)},
+                **{"model": identity.of_model(model), "graph": identity.of_graphs(recipe.graphs())},
                 **{"target": target, "objective": objective, "four bits": four_bits},
                 **{"max_drop": max_drop, "float metric": float_metric},
                 "calibration": identity.of_data(_within(deadline, calibration), signature, inputs),
@@ -132,9 +151,6 @@ def search(
     except OutOfTime:
         raise _too_small(time_budget, started) from None
     journal = Journal(checkpoint, about)
-    recipe = Recipe(
-        model, graph, signature, example, calibration, target, inputs, train, progress, deadline
-    )
     with opened(engine, Workshop(recipe, judge, float_metric).opened) as workers:
         loop = Loop(workers, recipe, stopwatch, journal, objective, max_drop)
         complete = loop.run(
@@ -164,6 +180,49 @@ def search(
         seconds=time.perf_counter() - started,
         layer_times=journal.layer_times,
     )
+
+
+_NO_TRAINING = (
+    "train= is for a model that is one graph, and this one has regions: leave train= out, or take "
+    'scope="model"'
+)
+
+
+def _recipe(
+    common: Mapping[str, Any],
+    train: Callable[[QATModel], object] | None,
+    scope: str,
+    only: Only | None,
+) -> Recipe:
+    """That of the whole model where it can be captured, else of its regions.
+
+    Raises:
+        CaptureError: neither can be.
+        InputError: there is a training loop, and no graph to train.
+    """
+    model, example, progress, why = common["model"], common["example"], common["progress"], ""
+    if scope != "regions":
+        try:
+            graph = capture(model, example.args, example.kwargs, progress=progress)
+            signature = signature_with_losses(model, graph, example)
+            return GraphRecipe(**{**common, "signature": signature}, graph=graph, train=train)
+        except CaptureError as error:
+            if scope == "model":
+                raise
+            why = str(error)
+    if train is not None:
+        raise InputError(f"{why}. And {_NO_TRAINING}")
+    data, target = common["calibration"], common["target"]
+    mode = "dynamic" if data is None else "static"
+    methods = with_correction((), True)
+    settings = Settings(target, mode, "float32", None, methods, only, progress=progress)
+    batches = None if data is None else common["deadline"].over(data)
+    calls = Calls.of(model, example.kwargs or example.args, batches, common["inputs"], None)
+    found = find_regions(model, calls, settings, why)
+    if why:
+        regions = ", ".join(found.regions)
+        warnings.warn(f"{why}. So its regions are searched: {regions}", OctavoWarning, stacklevel=3)
+    return RegionsRecipe(**common, found=found)
 
 
 def _within(deadline: Deadline, data: Iterable[Any] | None) -> Iterable[Any] | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 
 from octavo.errors import OctavoError
-from octavo.model.model import QuantizedModel
+from octavo.model.verbs import save
 from octavo.searching.deadline import OutOfTime
 from octavo.searching.measuring import value_of
 from octavo.searching.recipe import Recipe
@@ -32,7 +32,7 @@ class Built:
     """
 
     trial: Trial
-    model: QuantizedModel | None = None
+    model: nn.Module | None = None
 
     @property
     def finished(self) -> bool:
@@ -86,8 +86,8 @@ def blank(candidate: Candidate) -> Trial:
     return Trial(candidate.name, candidate.reason, candidate.in_float)
 
 
-def _size_of_file(q: QuantizedModel) -> int:
+def _size_of_file(q: nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.octavo"
-        q.save(file)
+        save(q, file)
         return file.stat().st_size

@@ -20,7 +20,7 @@ import octavo
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.measuring.engines import opened
 from octavo.measuring.engines import ray as ray_engine
-from octavo.searching import loop, measuring
+from octavo.searching import measuring, recipe
 from octavo.searching.trial import Trial
 
 TARGET = octavo.host_target()
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Any]:
 def two_workers(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
-    monkeypatch.setattr(loop, "layer_times", lambda q, tensors: ())
+    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
 
 
 def _net() -> nn.Module:

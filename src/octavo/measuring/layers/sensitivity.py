@@ -183,7 +183,16 @@ def sensitivity(
         study, signature = source.study(settings, wanted, scope_of(scope, only))
     batches = track(data, "measuring layers", progress)
     read = (split_batch(batch, signature, inputs) for batch in batches)
-    calls = (judged(call, signature, metric) for call in read)
+    return measured(study, (judged(call, signature, metric) for call in read), engine)
+
+
+def measured(study: Studied, calls: Iterable[Batch], engine: str | None = None) -> Sensitivity:
+    """What is found of a study on these calls.
+
+    Raises:
+        InputError: there are none, or the metric cannot be had of them.
+        MissingExtra: Ray is not installed.
+    """
     with opened(engine, study.opened) as workers:
         sums, complete = _summed(study, workers, enumerate(calls))
     if not sums.samples:

@@ -1,0 +1,114 @@
+"""Searching a model with regions, while the rest of it runs in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import octavo
+from octavo.errors import InputError, OctavoWarning
+from octavo.measuring.regions import plan_of
+from octavo.model.parts import regions_of
+from octavo.searching import measuring, recipe
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
+    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.head(y) if y.sum().abs() < 1e9 else y
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Labels are what the network says."""
+    chance = torch.Generator().manual_seed(1)
+    images = [torch.randn(32, 6, generator=chance) for _ in range(3)]
+    model = net()
+    with torch.no_grad():
+        return [(x, model(x).argmax(1)) for x in images]
+
+
+def search(**changes: object) -> octavo.SearchResult:
+    data = batches()
+    settings = {"calibration": data, "data": data, "target": octavo.host_target()}
+    return octavo.search(net(), **{**settings, "scope": "regions", "max_drop": 5.0, **changes})
+
+
+def test_a_model_with_regions_is_found_and_kept(tmp_path: Path) -> None:
+    found = search(checkpoint=tmp_path / "s")
+    assert found.complete
+    assert type(found.model) is Net
+    best = found.best
+    assert best is not None
+    assert best.drop is not None
+    assert best.drop <= 5
+    assert (found.trials[0].int8, found.trials[0].layers) == (4, 4)
+    with torch.no_grad():
+        right = [found.model(x).argmax(1) == y for x, y in batches()]
+    assert 100 * float(torch.cat(right).float().mean()) == pytest.approx(best.metric)
+    kept = octavo.load(tmp_path / "s" / "best.octavo", into=net())
+    x = batches()[0][0]
+    with torch.no_grad():
+        assert torch.equal(kept(x), found.model(x))
+    again = search(checkpoint=tmp_path / "s")
+    assert again.trials == found.trials
+    with torch.no_grad():
+        assert torch.equal(again.model(x), found.model(x))
+
+
+def test_layers_in_float_are_those_that_hurt_the_whole() -> None:
+    ranked = octavo.sensitivity(
+        net(),
+        calibration=batches(),
+        data=batches(),
+        scope="regions",
+        exact=False,
+        target=octavo.host_target(),
+    )
+    order = [layer.layer for layer in ranked.layers]
+    hurts = order[1]
+
+    def right(model: nn.Module) -> float:
+        """Only where that layer is in float."""
+        graphs = regions_of(model)
+        return float(not graphs or not plan_of(graphs).reads_integers(hurts))
+
+    found = search(evaluate=right, data=None, max_drop=0.5)
+    tried = [trial.in_float for trial in found.trials if trial.in_float]
+    assert tried[:2] == [(order[0],), tuple(order[:2])]
+    assert found.best is not None
+    assert hurts in found.best.in_float
+    assert not plan_of(regions_of(found.model)).reads_integers(hurts)
+
+
+def test_regions_are_searched_where_the_whole_cannot_be_captured() -> None:
+    with pytest.warns(
+        OctavoWarning, match="cannot be captured.*its regions are searched: body, head"
+    ):
+        found = search(scope="auto")
+    assert type(found.model) is Net
+
+
+def test_what_cannot_be_searched() -> None:
+    with pytest.raises(InputError, match="train= is for a model that is one graph"):
+        search(train=lambda qat: None)
+    with pytest.raises(InputError, match='scope="modules" is not searched'):
+        search(scope="modules")
