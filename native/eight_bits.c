@@ -10,20 +10,23 @@ typedef struct {
     float *y;
     int64_t width, count;
     octavo_rows rows;
-    octavo_barrier barrier;
 } Product;
 
-static void run(void *context, int thread, int threads) {
+static void read_rows(void *context, int chunk, int chunks) {
     Product *product = context;
     const octavo_reading floats = {.how = OCTAVO_FLOATS};
-    int64_t count = product->count, blocks = product->matrix->rows / BLOCK;
-    for (int64_t r = count * thread / threads; r < count * (thread + 1) / threads; r++)
+    int64_t count = product->count;
+    for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++)
         octavo_read_row(
             &product->rows, r, product->x + r * product->width, product->width, &floats);
-    octavo_wait(&product->barrier, threads);
+}
+
+static void multiply(void *context, int chunk, int chunks) {
+    Product *product = context;
+    int64_t blocks = product->matrix->rows / BLOCK;
     octavo_product(
-        product->matrix, blocks * thread / threads, blocks * (thread + 1) / threads,
-        &product->rows, count, product->y);
+        product->matrix, blocks * chunk / chunks, blocks * (chunk + 1) / chunks, &product->rows,
+        product->count, product->y);
 }
 
 int octavo_multiply_eight_bits(
@@ -37,7 +40,11 @@ int octavo_multiply_eight_bits(
     Product product = {
         .matrix = matrix, .x = x, .y = y, .width = width, .count = count,
         .rows = {(uint8_t *)(zero_points + count), scales, zero_points, matrix->columns, 1}};
-    octavo_in_threads(run, &product, work < threads ? (int)work : threads);
+    if (work < threads) threads = (int)work;
+    octavo_stage stages[] = {
+        {read_rows, &product, octavo_chunks(count, threads)},
+        {multiply, &product, octavo_chunks(matrix->rows / BLOCK, threads)}};
+    octavo_run_stages(stages, 2, threads);
     free(memory);
     return 0;
 }

@@ -24,7 +24,6 @@ typedef struct {
     float *y;
     int64_t count;
     Rows rows;
-    octavo_barrier barrier;
     void (*read)(const octavo_four_bits *, const float *, int64_t, Rows *);
     void (*multiply)(const octavo_four_bits *, const Rows *, int64_t, int64_t, int64_t, float *);
 } Product;
@@ -239,16 +238,19 @@ VNNI static void multiply_vnni(
 
 /* ---- threads ---- */
 
-static void run(void *context, int thread, int threads) {
+static void read_rows(void *context, int chunk, int chunks) {
     Product *product = context;
-    const octavo_four_bits *m = product->matrix;
-    int64_t count = product->count, blocks = m->rows / BLOCK;
-    for (int64_t r = count * thread / threads; r < count * (thread + 1) / threads; r++)
-        product->read(m, product->x, r, &product->rows);
-    octavo_wait(&product->barrier, threads);
+    int64_t count = product->count;
+    for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++)
+        product->read(product->matrix, product->x, r, &product->rows);
+}
+
+static void multiply(void *context, int chunk, int chunks) {
+    Product *product = context;
+    int64_t blocks = product->matrix->rows / BLOCK;
     product->multiply(
-        m, &product->rows, count, blocks * thread / threads, blocks * (thread + 1) / threads,
-        product->y);
+        product->matrix, &product->rows, product->count, blocks * chunk / chunks,
+        blocks * (chunk + 1) / chunks, product->y);
 }
 
 int octavo_multiply_four_bits(
@@ -268,7 +270,11 @@ int octavo_multiply_four_bits(
     if (octavo_isa() == OCTAVO_AVX512_VNNI)
         product.read = read_vnni, product.multiply = multiply_vnni;
 #endif
-    octavo_in_threads(run, &product, work < threads ? (int)work : threads);
+    if (work < threads) threads = (int)work;
+    octavo_stage stages[] = {
+        {read_rows, &product, octavo_chunks(count, threads)},
+        {multiply, &product, octavo_chunks(matrix->rows / BLOCK, threads)}};
+    octavo_run_stages(stages, 2, threads);
     free(memory);
     return 0;
 }

@@ -27,13 +27,27 @@ OCTAVO_EXPORT int octavo_limit_isa(int most);
 /* A thread more is woken for so many products between two meetings of all. */
 enum { OCTAVO_WORK_OF_A_THREAD = 1 << 18 };
 
-typedef void (*octavo_task)(void *context, int thread, int threads);
+/* A part of the work: one of so many chunks. */
+typedef void (*octavo_task)(void *context, int chunk, int chunks);
+
+/* What may be done at once; the next stage begins when all chunks of this one are done. */
+typedef struct {
+    octavo_task task;
+    void *context;
+    int chunks;
+} octavo_stage;
 
 typedef struct {
     _Atomic unsigned arrived, phase;
 } octavo_barrier;
 
-/* Call a task on up to so many threads, this one among them, and wait for all. */
+/* Into how many chunks to cut so many parts: more than threads, so that nobody waits long for one
+ * that came late. */
+int octavo_chunks(int64_t parts, int threads);
+/* Go through stages on up to so many threads, this one among them; on how many they run nobody can
+ * tell, so tasks may not wait for each other. */
+void octavo_run_stages(const octavo_stage *stages, int count, int threads);
+/* Call a task on up to so many threads, this one among them, all at once, and wait for all. */
 void octavo_in_threads(octavo_task task, void *context, int threads);
 /* Wait until all threads of a task are here. */
 void octavo_wait(octavo_barrier *barrier, int threads);

@@ -1,24 +1,37 @@
-/* A pool of threads that sleep after a short spin, so that whoever runs next has the cores.
+/* A pool of threads that wait a moment for the next call and then sleep.
  *
- * One call at a time has the pool; another that comes meanwhile runs on its own thread.
+ * A call is some stages, one after the other, each of which is cut into chunks. Whoever is free takes
+ * the next chunk, so a thread that wakes up late, or that the machine takes away, holds nobody up for
+ * longer than its own chunk. One call at a time has the pool; another that comes meanwhile runs on
+ * its own thread.
  */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "octavo.h"
 
-enum { MOST = 256, SPINS = 1000, SPINS_AT_BARRIER = 4000 };
+/* Of a model's layers one calls soon after the other: to wake a thread takes longer than most gaps
+ * between them. So a thread waits for a millisecond, most of it for nothing but its turn: whatever
+ * else wants to run on its core runs. */
+enum { MOST = 256, SPINS = 2000, YIELDS_AT_ONCE = 32, WAIT_NANOSECONDS = 1000000 };
+enum { CHUNKS_OF_A_THREAD = 8 };
 
 static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER, lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t called = PTHREAD_COND_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int workers; /* that exist, beside the caller */
-/* Which call this is, and how many threads take part: one word, so that they are read together. */
-static _Atomic uint64_t call_and_threads;
-static _Atomic int running;
-static octavo_task current;
-static void *current_context;
+
+/* The door of the pool: a number that is odd while a call may be entered, << 16, and how many
+ * workers are inside. */
+static _Atomic uint64_t door;
+/* Of the call: its stages, how many, and the workers that may enter. */
+static const octavo_stage *stages;
+static int stage_count, wanted;
+/* The stage << 32, and its next chunk; how many chunks of it are done. */
+static _Atomic uint64_t position;
+static _Atomic int done;
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -28,44 +41,78 @@ static inline void relax(void) {
 #endif
 }
 
-static uint64_t next_call(uint64_t seen) {
-    for (int spin = 0; spin < SPINS; spin++) {
-        uint64_t now = atomic_load_explicit(&call_and_threads, memory_order_acquire);
-        if (now != seen) return now;
-        relax();
-    }
-    uint64_t now;
-    pthread_mutex_lock(&lock);
-    while ((now = atomic_load(&call_and_threads)) == seen) pthread_cond_wait(&called, &lock);
-    pthread_mutex_unlock(&lock);
-    return now;
+static inline void wait_a_bit(unsigned spin) { spin < SPINS ? relax() : (void)sched_yield(); }
+
+static int64_t nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-typedef struct {
-    int thread;
-    uint64_t seen;
-} Start;
+/* Take chunks until the last stage is done. */
+static void take_chunks(const octavo_stage *all, int count) {
+    unsigned spin = 0;
+    for (;;) {
+        uint64_t now = atomic_load_explicit(&position, memory_order_acquire);
+        int at = (int)(now >> 32), chunk = (int)(now & 0xffffffff);
+        if (at >= count) return;
+        int chunks = all[at].chunks;
+        if (chunk >= chunks) { /* others are still at it */
+            wait_a_bit(spin++);
+        } else if (atomic_compare_exchange_weak_explicit(
+                       &position, &now, now + 1, memory_order_acq_rel, memory_order_relaxed)) {
+            all[at].task(all[at].context, chunk, chunks);
+            spin = 0;
+            if (atomic_fetch_add_explicit(&done, 1, memory_order_acq_rel) + 1 == chunks) {
+                atomic_store_explicit(&done, 0, memory_order_relaxed);
+                atomic_store_explicit(&position, (uint64_t)(at + 1) << 32, memory_order_release);
+            }
+        }
+    }
+}
 
-static Start starts[MOST];
+static int is_new(uint64_t seen, uint64_t *call) {
+    *call = atomic_load_explicit(&door, memory_order_acquire) >> 16;
+    return (*call & 1) && *call != seen;
+}
+
+/* Wait for a call that was not seen. */
+static uint64_t next_call(uint64_t seen) {
+    uint64_t call;
+    for (int spin = 0; spin < SPINS; spin++) {
+        if (is_new(seen, &call)) return call;
+        relax();
+    }
+    for (int64_t start = nanoseconds(); nanoseconds() - start < WAIT_NANOSECONDS;)
+        for (int yield = 0; yield < YIELDS_AT_ONCE; yield++) {
+            if (is_new(seen, &call)) return call;
+            sched_yield();
+        }
+    pthread_mutex_lock(&lock);
+    while (!is_new(seen, &call)) pthread_cond_wait(&called, &lock);
+    pthread_mutex_unlock(&lock);
+    return call;
+}
 
 static void *work(void *argument) {
-    const Start *start = argument;
-    int thread = start->thread;
-    uint64_t seen = start->seen;
+    int worker = (int)(intptr_t)argument;
+    uint64_t call = 0;
     for (;;) {
-        seen = next_call(seen);
-        int threads = (int)(seen & 0xffff);
-        if (thread < threads) { /* else the call does not wait for this one */
-            current(current_context, thread, threads);
-            atomic_fetch_sub_explicit(&running, 1, memory_order_release);
-        }
+        call = next_call(call);
+        uint64_t now = atomic_load(&door);
+        while (now >> 16 == call)
+            if (atomic_compare_exchange_weak(&door, &now, now + 1)) {
+                if (worker < wanted) take_chunks(stages, stage_count);
+                atomic_fetch_sub_explicit(&door, 1, memory_order_release);
+                break;
+            }
     }
     return NULL;
 }
 
 static void forget_threads(void) { /* a forked process has none of them */
     workers = 0;
-    running = 0;
+    door = 0;
     pthread_mutex_init(&in_use, NULL);
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&called, NULL);
@@ -74,18 +121,54 @@ static void forget_threads(void) { /* a forked process has none of them */
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_threads); }
 
 /* Make threads, up to so many workers; returns how many there are. */
-static int with_workers(int wanted) {
+static int with_workers(int most) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (workers < wanted) {
+    while (workers < most) {
         pthread_t made;
-        starts[workers] = (Start){workers + 1, atomic_load(&call_and_threads)};
-        if (pthread_create(&made, &attributes, work, &starts[workers])) break;
+        if (pthread_create(&made, &attributes, work, (void *)(intptr_t)workers)) break;
         workers++;
     }
     pthread_attr_destroy(&attributes);
-    return workers < wanted ? workers : wanted;
+    return workers < most ? workers : most;
+}
+
+/* With the pool in hand. */
+static void run_together(const octavo_stage *all, int count, int helpers) {
+    stages = all;
+    stage_count = count;
+    wanted = helpers;
+    atomic_store_explicit(&position, 0, memory_order_relaxed);
+    uint64_t call = (atomic_load_explicit(&door, memory_order_relaxed) >> 16) + 1;
+    pthread_mutex_lock(&lock);
+    atomic_store_explicit(&door, call << 16, memory_order_release);
+    pthread_cond_broadcast(&called);
+    pthread_mutex_unlock(&lock);
+    take_chunks(all, count);
+    uint64_t empty = call << 16;
+    for (unsigned spin = 0; !atomic_compare_exchange_weak_explicit(
+             &door, &empty, (call + 1) << 16, memory_order_acq_rel, memory_order_relaxed);
+         spin++, empty = call << 16)
+        wait_a_bit(spin);
+}
+
+int octavo_chunks(int64_t parts, int threads) {
+    int most = threads < 2 ? 1 : threads * CHUNKS_OF_A_THREAD;
+    return parts < most ? (int)parts : most;
+}
+
+void octavo_run_stages(const octavo_stage *all, int count, int threads) {
+    if (threads > MOST) threads = MOST;
+    if (threads < 2 || pthread_mutex_trylock(&in_use)) {
+        for (int at = 0; at < count; at++)
+            for (int chunk = 0; chunk < all[at].chunks; chunk++)
+                all[at].task(all[at].context, chunk, all[at].chunks);
+        return;
+    }
+    pthread_once(&once, watch_forks);
+    run_together(all, count, with_workers(threads - 1));
+    pthread_mutex_unlock(&in_use);
 }
 
 void octavo_in_threads(octavo_task task, void *context, int threads) {
@@ -95,19 +178,9 @@ void octavo_in_threads(octavo_task task, void *context, int threads) {
         return;
     }
     pthread_once(&once, watch_forks);
-    threads = 1 + with_workers(threads - 1);
-    current = task;
-    current_context = context;
-    atomic_store(&running, threads - 1);
-    pthread_mutex_lock(&lock);
-    uint64_t call = (atomic_load(&call_and_threads) >> 16) + 1;
-    atomic_store_explicit(
-        &call_and_threads, call << 16 | (uint64_t)threads, memory_order_release);
-    pthread_cond_broadcast(&called);
-    pthread_mutex_unlock(&lock);
-    task(context, 0, threads);
-    for (unsigned spin = 0; atomic_load_explicit(&running, memory_order_acquire); spin++)
-        spin < SPINS_AT_BARRIER ? relax() : (void)sched_yield();
+    int helpers = with_workers(threads - 1);
+    octavo_stage stage = {task, context, helpers + 1};
+    run_together(&stage, 1, helpers);
     pthread_mutex_unlock(&in_use);
 }
 
@@ -121,5 +194,5 @@ void octavo_wait(octavo_barrier *barrier, int threads) {
         return;
     }
     for (unsigned spin = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; spin++)
-        spin < SPINS_AT_BARRIER ? relax() : (void)sched_yield();
+        wait_a_bit(spin);
 }
