@@ -1,7 +1,7 @@
 """The command ``octavo``.
 
 All of it is tested in tests/cli/test_cli.py, tests/cli/test_cli_analysis.py,
-tests/cli/test_mistakes.py and tests/cli/test_output.py.
+tests/cli/test_mistakes.py, tests/cli/test_output.py and tests/cli/test_tune.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from octavo.cli.quantize import quantize
 from octavo.cli.report import report
 from octavo.cli.search import search
 from octavo.cli.sensitivity import sensitivity
+from octavo.cli.tune import tune
 from octavo.cli.verify import verify
 
 __all__ = ["app", "main"]
@@ -37,6 +38,7 @@ for command in (
     report,
     verify,
     bench,
+    tune,
     export,
     migrate,
 ):

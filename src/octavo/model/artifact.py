@@ -10,6 +10,8 @@ metadata              what
 ``signature``         JSON, see `octavo.graph.batches.Signature`: names of the model's arguments
 ``provenance``        JSON: versions, target, number of calibration batches
 ``samples``           JSON, if there: inputs of which the file holds samples, see `Artifact`
+``tunings``           JSON, if there: how the model runs fastest on which CPU, see
+                      `octavo.runtimes.tuning`
 ``sha256``            over all of the above and the tensors
 ====================  =============================================================================
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +36,7 @@ from octavo.graph.batches import Signature
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.graph import Graph, TensorMeta
 from octavo.graph.losses import LOSSES
+from octavo.model import tunings
 from octavo.model.files import sealed
 from octavo.quantization.plan import Plan
 
@@ -41,6 +44,7 @@ FORMAT, VERSION = sealed.FORMAT, 2
 _VERSIONS = range(1, VERSION + 1)
 _UPGRADES = {"1": version_1.upgraded}
 _HASHED = ("format", "version", "graph", "plan", "signature", "provenance")
+TUNINGS = "tunings"
 _SAMPLES, _SAMPLE_OF = "samples", "samples of "  # its key, and what stands before a tensor's name
 
 
@@ -52,6 +56,7 @@ class Artifact:
         graph, plan, signature, provenance: of the model.
         samples: a batch of calibration data on which lowering compares runtimes with the oracle, a
             tensor for each input; ``None`` where the file has none.
+        tunings: kind of CPU -> how the model runs fastest there.
     """
 
     graph: Graph
@@ -59,6 +64,7 @@ class Artifact:
     signature: Signature
     provenance: Mapping[str, Any]
     samples: tuple[Tensor, ...] | None = None
+    tunings: tunings.Tunings = field(default_factory=dict)
 
 
 def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
@@ -80,6 +86,7 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
 def metadata_of(artifact: Artifact) -> dict[str, str]:
     """All but the tensors, as text."""
     signature = asdict(artifact.signature)
+    tuned = {TUNINGS: tunings.to_json(artifact.tunings)} if artifact.tunings else {}
     return {
         "format": FORMAT,
         "version": str(VERSION),
@@ -89,6 +96,7 @@ def metadata_of(artifact: Artifact) -> dict[str, str]:
             {name: v for name, v in signature.items() if v is not None and v is not False}
         ),
         "provenance": json.dumps(dict(artifact.provenance)),
+        **tuned,
     }
 
 
@@ -127,7 +135,8 @@ def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) ->
     provenance = json.loads(metadata["provenance"])
     if not isinstance(provenance, dict):
         raise ArtifactError("its provenance is malformed")
-    return Artifact(graph, plan, signature, provenance)
+    tuned = tunings.from_json(metadata.get(TUNINGS, "[]"), graph)
+    return Artifact(graph, plan, signature, provenance, tunings=tuned)
 
 
 def _samples(metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
@@ -168,4 +177,4 @@ def _signature(data: Any, graph: Graph) -> Signature:
 
 def sealed_keys(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The keys under the seal, in order."""
-    return (*_HASHED, *([_SAMPLES] if _SAMPLES in metadata else []))
+    return (*_HASHED, *(key for key in (_SAMPLES, TUNINGS) if key in metadata))

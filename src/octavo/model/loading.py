@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import os
 
-from octavo.arguments import FILE, TEXT, expect
+from octavo.arguments import FILE, TEXT, expect, optional
 from octavo.errors import ArtifactError, RuntimeUnavailable, first_line
 from octavo.model import artifact
 from octavo.model.model import QuantizedModel
 
 
 def load(
-    path: str | os.PathLike[str], runtime: str = "torch", *, check: bool = True
+    path: str | os.PathLike[str], runtime: str | None = None, *, check: bool = True
 ) -> QuantizedModel:
     """Load an artifact; the float model's code is not needed, and no code in the file is run.
 
     Args:
         path: a ``.octavo`` file.
-        runtime, check: as for `QuantizedModel.lower`.
+        runtime, check: as for `QuantizedModel.lower`. ``None`` is how the model was tuned for this
+            kind of CPU, where the file says so, else ``"torch"``.
 
     Raises:
         ArtifactError: the file is missing, damaged, hostile or of a newer version.
@@ -31,23 +32,13 @@ def load(
         >>> model = load("model.octavo")  # doctest: +SKIP
     """
     expect(FILE, path=path)
-    expect(TEXT, runtime=runtime)
+    optional(TEXT, runtime=runtime)
     content = artifact.load(path)
     try:
-        model = QuantizedModel(
-            content.graph,
-            content.plan,
-            content.signature,
-            content.provenance,
-            runtime,
-            samples=content.samples,
-            check=check,
-        )
-        _ = model.lowered
+        return QuantizedModel.of(content, runtime, check=check)
     except RuntimeUnavailable:
         raise
     except Exception as error:  # whatever an altered graph makes torch say
         raise ArtifactError(
             f"{os.fspath(path)} holds a graph that cannot run: {first_line(error)}"
         ) from error
-    return model

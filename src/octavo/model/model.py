@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.arguments import COUNT, PATH, TEXT, expect, optional
+from octavo.display import track
 from octavo.errors import (
     ArtifactError,
     InputError,
@@ -38,9 +39,12 @@ from octavo.model.packed_buffers import let_go
 from octavo.model.place import Place
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
+from octavo.model.tunings import BUDGET_S, Tunings, here, trials, warn_unusable, with_words
 from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.quantization.plan import PLAN, Plan
-from octavo.runtimes import Lowered, Options, default_runtime, lower
+from octavo.runtimes import FASTEST, ORACLE, Lowered, Options, cpu, default_runtime, lower
+from octavo.runtimes.runtime import runtime_of
+from octavo.runtimes.tuning import Tuning, Variant, lower_variant
 
 # One thread at a time makes a model ready: two that call a new model at once do it once, and the
 # compilers of some runtimes are for one thread.
@@ -64,6 +68,8 @@ class QuantizedModel(nn.Module):
             the oracle. Without any they are drawn from the ranges that calibration has seen.
         check: whether lowering does so.
         place: the module of a larger model that this one stands in for; ``None`` for a whole model.
+        tunings: kind of CPU -> how it runs fastest there, see `tune`.
+        variant: that of them by which it runs; ``None`` where it runs as the runtime has it.
     """
 
     plan: Plan
@@ -74,6 +80,8 @@ class QuantizedModel(nn.Module):
     samples: tuple[Tensor, ...] | None
     check: bool
     place: Place | None
+    tunings: dict[str, Tuning]
+    variant: Variant | None
 
     def __init__(
         self,
@@ -86,6 +94,8 @@ class QuantizedModel(nn.Module):
         samples: Sequence[Tensor] | None = None,
         check: bool = True,
         place: Place | None = None,
+        tunings: Tunings | None = None,
+        variant: Variant | None = None,
     ) -> None:
         expect(GRAPH, graph=graph)
         expect(PLAN, plan=plan)
@@ -98,6 +108,8 @@ class QuantizedModel(nn.Module):
         self.samples = None if samples is None else tuple(samples)
         self.check = check
         self.place = place
+        self.tunings = dict(tunings or {})
+        self.variant = variant
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
         self._watched = Watched.of(graph)
@@ -190,12 +202,19 @@ class QuantizedModel(nn.Module):
 
     def _lower(self) -> Lowered:
         options = replace(self.options, precision=self.precision)
+        how = (self.device, options, self.check_inputs())
         try:
-            fresh = lower(self.graph, self.runtime, self.device, options, self.check_inputs())
+            if self.variant is None:
+                fresh = lower(self.graph, self.runtime, *how)
+            else:
+                fresh = lower_variant(self.graph, self.variant, *how)
         except AttributeError as error:  # which nn.Module would tell as one of this property
             raise RuntimeError(f"lowering to {self.runtime} failed: {error!r}") from error
         lowered = as_planned(fresh, self.plan)
-        warn_of(lowered, self.plan)
+        if self.variant is None:
+            warn_of(lowered, self.plan)
+        elif (tuning := self.tunings.get(cpu.kind())) is not None:
+            lowered = with_words(lowered, tuning)
         let_go(self, lowered.prepacked)
         return lowered
 
@@ -291,13 +310,16 @@ class QuantizedModel(nn.Module):
         cache: str | os.PathLike[str] | None = None,
         precision: str | None = None,
         check: bool = True,
+        tune: bool = False,
+        budget: float | None = BUDGET_S,
+        data: Iterable[Any] | None = None,
     ) -> QuantizedModel:
         """The same model on another runtime, which has to agree with the oracle.
 
         Args:
             runtime: ``"torch"`` (the int8 kernels of PyTorch), ``"onnxruntime"``, ``"openvino"``,
-                ``"fastest"`` (the quickest of these here: they are timed), or ``"reference"``
-                (the oracle).
+                ``"fastest"`` (the quickest of these here: as it was tuned for this kind of CPU,
+                else they are timed), or ``"reference"`` (the oracle).
             threads: of a call; ``None`` is torch's own number. For ``onnxruntime`` and
                 ``openvino``, as are the others.
             batch: the only batch size that it will be called with; ``None`` for any.
@@ -307,8 +329,12 @@ class QuantizedModel(nn.Module):
                 bfloat16 where this CPU has instructions for it; ``None`` is the plan's.
             check: compare the runtime's results with the oracle's, on samples of the calibration
                 data or inputs drawn from the ranges that it had.
+            tune: try what the plan leaves open, and run the fastest; see `tune`, which remembers
+                it.
+            budget, data: see `tune`.
 
         Raises:
+            InputError: there is nothing to tune in the oracle, or see `tune`.
             RuntimeUnavailable: there is no such runtime, or it cannot run here.
             RuntimeDisagrees: it computes something else than the oracle, by more than rounding
                 explains; the message names the layer.
@@ -319,10 +345,76 @@ class QuantizedModel(nn.Module):
         optional(COUNT, threads=threads, batch=batch)
         optional(PATH, cache=cache)
         options = Options(threads, batch, None if cache is None else Path(cache), precision)
-        parts = (self.graph, self.plan, self.signature, self.provenance)
-        model = QuantizedModel(*parts, runtime, options, self.samples, check, self.place)
-        _ = model.lowered
-        return model
+        if tune:
+            if runtime == ORACLE or not check:
+                raise InputError(
+                    "tune=True is for runtimes that are compared with the oracle: name another "
+                    f"than {ORACLE!r}, and leave check=False out"
+                )
+            chosen = None if runtime == FASTEST else [runtime]
+            for name in chosen or ():
+                options.refuse(name, *runtime_of(name, FASTEST).options, "precision")
+            self.tune(budget=budget, runtimes=chosen, data=data, options=options)
+        elif data is not None:
+            raise InputError("data is for tune=True, which holds what it tries to an error on it")
+        name = FASTEST if tune else runtime
+        return QuantizedModel.of(
+            self.content(), name, options=options, check=check, place=self.place
+        )
+
+    def tune(
+        self,
+        *,
+        budget: float | None = BUDGET_S,
+        runtimes: Sequence[str] | None = None,
+        batch: int | None = None,
+        data: Iterable[Any] | None = None,
+        options: Options | None = None,
+        progress: bool = True,
+    ) -> Tuning:
+        """Find out how the model runs fastest on this CPU, and remember it in `tunings`.
+
+        What its plan leaves open is tried by measurement: layers in int8, bfloat16 or float,
+        runtimes and threads, programs for the sizes at hand, and more (`octavo.runtimes.tuning`).
+        What is kept agrees with the oracle, and is at least as precise as the plan: no farther from
+        the float model than it, but for one decibel. ``lower("fastest")`` runs it then, and a file
+        keeps it for `octavo.load` on the same kind of CPU.
+
+        Whoever interrupts it can go on: what was tried is not tried again, until it is finished.
+
+        Args:
+            budget: seconds; ``None`` is as many as it takes to try all.
+            runtimes: those that are tried; ``None`` is all that ``"fastest"`` tries.
+            batch: the size of the batch that is timed; ``None`` is the example's. The model takes
+                others as before.
+            data: batches of the model's data, of which the first eight are used, on which the error
+                is measured too.
+            options: what holds for all that is tried; ``None`` is the model's own.
+            progress: a bar on a terminal.
+
+        Raises:
+            InputError: the budget is not above 0, or data or batch do not fit the model.
+            RuntimeUnavailable: there is no such runtime, or none can run here.
+
+        Example:
+            >>> print(q.tune(budget=60))  # doctest: +SKIP
+            >>> q.save("tuned.octavo")  # doctest: +SKIP
+        """
+        steps = trials(
+            self.graph,
+            self.signature,
+            self.tunings,
+            self.device,
+            replace(options or self.options, precision=self.precision),
+            self.check_inputs(),
+            budget=budget,
+            runtimes=runtimes,
+            batch=batch,
+            data=data,
+        )
+        for tuning in track(steps, "tuning", progress):
+            self.tunings[tuning.kind] = tuning
+        return self.tunings[cpu.kind()]
 
     def save(self, path: str | os.PathLike[str], *, samples: bool = False) -> None:
         """Write the artifact: one file, whole or not at all.
@@ -341,7 +433,7 @@ class QuantizedModel(nn.Module):
                 "octavo.load those that the file has"
             )
         content = self.content()
-        artifact.save(replace(content, samples=self.samples) if samples else content, path)
+        artifact.save(content if samples else replace(content, samples=None), path)
 
     def summary(self) -> Summary:
         """What runs in int8, what does not, and why. Prints as a table."""
@@ -355,7 +447,54 @@ class QuantizedModel(nn.Module):
 
     def content(self) -> artifact.Artifact:
         """What a file holds of it."""
-        return artifact.Artifact(self.graph, self.plan, self.signature, self.provenance)
+        parts = (self.graph, self.plan, self.signature, self.provenance)
+        return artifact.Artifact(*parts, self.samples, self.tunings)
+
+    @classmethod
+    def of(
+        cls,
+        content: artifact.Artifact,
+        runtime: str | None = None,
+        *,
+        options: Options | None = None,
+        check: bool = True,
+        place: Place | None = None,
+    ) -> QuantizedModel:
+        """The model that a file holds, made ready: as it was tuned for this kind of CPU, where it
+        was and no runtime is asked for, or the fastest; with a warning where it cannot run so.
+
+        Args:
+            content: of the file.
+            runtime, options, check, place: see the attributes.
+
+        Raises:
+            OctavoError: as `lower`.
+        """
+
+        def made(runtime: str | None, variant: Variant | None) -> QuantizedModel:
+            model = cls(
+                content.graph,
+                content.plan,
+                content.signature,
+                content.provenance,
+                runtime,
+                options,
+                content.samples,
+                check,
+                place,
+                content.tunings,
+                variant,
+            )
+            _ = model.lowered
+            return model
+
+        tuning = here(content.tunings) if runtime in (None, FASTEST) else None
+        if tuning is not None:
+            try:
+                return made(tuning.best.runtime, tuning.best)
+            except OctavoError as error:
+                warn_unusable(tuning, error)
+        return made(runtime, None)
 
     def get_extra_state(self) -> Tensor:
         """What a state dict holds besides the tensors: scales, zero points, plan (JSON, uint8)."""
@@ -380,6 +519,8 @@ class QuantizedModel(nn.Module):
                 _structure=replace(content.graph, constants={}),
                 _watched=Watched.of(content.graph),
                 samples=None,  # those were of another calibration
+                tunings={},
+                variant=None,
                 _lowered=None,
                 _config=None,
             )
@@ -411,6 +552,13 @@ class QuantizedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lowered": None}
+
+
+def _told_of_place(error: InputError, place: Place) -> InputError:
+    return InputError(
+        f"the region {place} was captured for other arguments: {error}. Let the first calibration "
+        "batches lead to such calls as well, or keep the region out (only=...)"
+    )
 
 
 def _usable_in_training(result: Any) -> Any:

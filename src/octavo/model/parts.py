@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from octavo.errors import InputError
 from octavo.graph.copying import copied
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule
 from octavo.model.tree import put
+from octavo.model.tunings import BUDGET_S
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,9 +57,43 @@ def work_around(model: nn.Module) -> Mapping[str, int] | None:
     return next((around for around in counted if None not in counted), None)
 
 
-def lower_parts(model: Model, runtime: str, **options: Any) -> Model:
-    """A copy of the model whose regions run on another runtime."""
+def lower_parts(
+    model: Model,
+    runtime: str,
+    *,
+    tune: bool = False,
+    budget: float | None = BUDGET_S,
+    data: Any = None,
+    **options: Any,
+) -> Model:
+    """A copy of the model whose regions run on another runtime.
+
+    Args:
+        model: it is left as it was, but that its regions remember how they were tuned.
+        runtime, tune, options: as for `QuantizedModel.lower`.
+        budget: of tuning, for all regions together.
+        data: only what a model of one graph takes.
+
+    Raises:
+        InputError: there is nothing to tune, or data was given.
+        OctavoError: as `QuantizedModel.lower`.
+    """
+    regions = regions_of(model)
+    if tune:
+        if not regions:
+            raise InputError(
+                "there is nothing to tune: the model's quantized parts are modules, which have one "
+                "way to run. Quantize it in regions for that, octavo.quantize(..., "
+                'scope="regions")'
+            )
+        budget = None if budget is None else budget / len(regions)
+        options |= {"tune": True, "budget": budget}
+    if data is not None:
+        raise InputError(
+            "data is of the whole model, whose regions are tuned one by one: leave it out"
+        )
     lowered = copied(model)
-    for region in regions_of(lowered).values():
+    for known, region in zip(regions.values(), regions_of(lowered).values(), strict=True):
+        region.tunings = known.tunings  # what is found is remembered by both
         put(lowered, region, region.lower(runtime, **options))
     return lowered

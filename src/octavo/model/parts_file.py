@@ -161,23 +161,13 @@ def skeleton(content: Content) -> nn.Module:
         owner = root
         for part in around:
             owner = owner._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
-        owner._modules[name] = _region(region, content.places[path], "reference", check=False)
+        owner._modules[name] = QuantizedModel.of(
+            region, "reference", check=False, place=content.places[path]
+        )
     return root
 
 
-def _region(content: Artifact, place: Place, runtime: str, check: bool) -> QuantizedModel:
-    return QuantizedModel(
-        content.graph,
-        content.plan,
-        content.signature,
-        content.provenance,
-        runtime,
-        check=check,
-        place=place,
-    )
-
-
-def put_into(model: nn.Module, content: Content, runtime: str, check: bool) -> None:
+def put_into(model: nn.Module, content: Content, runtime: str | None, check: bool) -> None:
     """Put the parts of a file into a float model, in place, and give the rest its tensors.
 
     Raises:
@@ -190,8 +180,7 @@ def put_into(model: nn.Module, content: Content, runtime: str, check: bool) -> N
     for path, region in content.regions.items():
         known = content.places[path]
         place = replace(Place.of(path, modules[path], known.calls), around=known.around)
-        parts[path] = _region(region, place, runtime, check)
-        _ = parts[path].lowered
+        parts[path] = QuantizedModel.of(region, runtime, check=check, place=place)
     for path, part in parts.items():
         put(model, modules[path], part)
     _fill(model, content.rest)
@@ -204,7 +193,7 @@ def _described(part: Part) -> dict[str, Any]:
     place = part.place or Place("", "")
     floats = {name: [meta.dtype, *meta.shape] for name, meta in place.tensors.items()}
     texts = artifact.metadata_of(part.content())
-    own = {key: json.loads(texts[key]) for key in _OF_REGION}
+    own = {key: json.loads(texts[key]) for key in (*_OF_REGION, artifact.TUNINGS) if key in texts}
     return {"kind": "region", "of": place.kind, "floats": floats, "calls": place.calls, **own}
 
 
@@ -231,6 +220,8 @@ def _content(
             modules[path] = from_description(described["module"], own)
         elif described["kind"] == "region":
             texts = {key: json.dumps(described[key]) for key in _OF_REGION}
+            if artifact.TUNINGS in described:
+                texts[artifact.TUNINGS] = json.dumps(described[artifact.TUNINGS])
             header = {"format": sealed.FORMAT, "version": str(artifact.VERSION)}
             regions[path] = artifact.from_metadata(header | texts, own)
             places[path] = replace(_place(path, described), around=around)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 
 from torch import nn
 
-from octavo.arguments import FILE, PATH, TEXT, expect
+from octavo.arguments import FILE, PATH, TEXT, expect, optional
 from octavo.errors import ArtifactError, InputError
 from octavo.graph.copying import copied
 from octavo.model import loading, parts_file
@@ -73,17 +73,17 @@ def save(q: nn.Module, path: str | os.PathLike[str]) -> None:
 
 @overload
 def load(
-    path: str | os.PathLike[str], runtime: str = "torch", *, check: bool = True
+    path: str | os.PathLike[str], runtime: str | None = None, *, check: bool = True
 ) -> QuantizedModel: ...
 @overload
 def load(
-    path: str | os.PathLike[str], runtime: str = "torch", *, into: Model, check: bool = True
+    path: str | os.PathLike[str], runtime: str | None = None, *, into: Model, check: bool = True
 ) -> Model: ...
 
 
 def load(
     path: str | os.PathLike[str],
-    runtime: str = "torch",
+    runtime: str | None = None,
     *,
     into: nn.Module | None = None,
     check: bool = True,
@@ -92,7 +92,8 @@ def load(
 
     Args:
         path: a ``.octavo`` file.
-        runtime, check: as for `QuantizedModel.lower`.
+        runtime, check: as for `QuantizedModel.lower`. ``None`` is how the model was tuned for this
+            kind of CPU, where the file says so, else ``"torch"``.
         into: for a file of a model with parts: the float model, built as it was when it was
             quantized. It becomes the quantized one, in place: parts take the places of its modules,
             and what is outside of them gets the file's tensors. Its own values do not matter: it
@@ -112,7 +113,7 @@ def load(
         >>> model = octavo.load("detector.octavo", into=FasterRCNN(...))  # doctest: +SKIP
     """
     expect(FILE, path=path)
-    expect(TEXT, runtime=runtime)
+    optional(TEXT, runtime=runtime)
     if into is None:
         return loading.load(path, runtime, check=check)
     if isinstance(into, QuantizedModel) or not isinstance(into, nn.Module):

@@ -59,7 +59,7 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
         made = [_runs(lowered, batch, first=index == 0) for index, (batch, _) in enumerate(known)]
         ran = [index for index, results in enumerate(made) if results is not None]
         batches, wanted = [known[index][0] for index in ran], [known[index][1] for index in ran]
-        errors = _errors(wanted, [made[index] or () for index in ran])
+        errors = output_errors(wanted, [made[index] or () for index in ran])
         bounds = _bounds(graph, lowered, batches, wanted, errors)
     samples = sum(map(size_of, batches))
     if bounds is None:
@@ -98,17 +98,17 @@ def _bounds(
     lowered: Lowered,
     batches: Sequence[Batch],
     wanted: Sequence[Sequence[Any]],
-    errors: Sequence[_Error],
-) -> list[_Error] | None:
+    errors: Sequence[OutputError],
+) -> list[OutputError] | None:
     """For each output how far it may be off; ``None`` where all are so near that it is plain."""
     if all(error.db >= NEAR_DB for error in errors):
         return None
-    draws: list[list[_Error]] = []
-    bounds: list[_Error] = []
+    draws: list[list[OutputError]] = []
+    bounds: list[OutputError] = []
     for seed in range(_DRAWS):
         halves = seed >= _QUICK_DRAWS
         other = perturbed(graph, lowered, _device_of(batches), seed, halves=halves)
-        draws.append(_errors(wanted, [other(*batch) for batch in batches]))
+        draws.append(output_errors(wanted, [other(*batch) for batch in batches]))
         bounds = [_largest(several) for several in zip(*draws, strict=True)]
         if all(error.within(bound) for error, bound in zip(errors, bounds, strict=True)):
             break
@@ -129,13 +129,15 @@ def farthest_layer(
         cuts = Cuts.of(graph, batch)
         results = lower(cuts.graph).run(*cuts.inputs, *cuts.given)
     pairs = zip(cuts.outputs, results, cuts.zero_points, strict=True)
-    errors = [_error(want.float() - (z or 0), have.float() - (z or 0)) for want, have, z in pairs]
+    errors = [
+        _error_of(want.float() - (z or 0), have.float() - (z or 0)) for want, have, z in pairs
+    ]
     distances = zip(cuts.layers, (error.db for error in errors), strict=True)
     return min(distances, key=lambda pair: pair[1])
 
 
 @dataclass(frozen=True)
-class _Error:
+class OutputError:
     """Of one output: its signal and noise; or if it decides, how many results, and other ones."""
 
     signal: float
@@ -146,38 +148,40 @@ class _Error:
     def db(self) -> float:
         return sqnr_db(self.signal, self.noise)
 
-    def within(self, bound: _Error) -> bool:
+    def within(self, bound: OutputError) -> bool:
         allowed = _OTHER_DECISIONS * self.signal if self.decides else 0.0
         return self.noise <= max(allowed, bound.noise)
 
 
-def _largest(errors: Sequence[_Error]) -> _Error:
+def _largest(errors: Sequence[OutputError]) -> OutputError:
     noise = _MARGIN * max(error.noise for error in errors)
-    return _Error(errors[0].signal, noise, errors[0].decides)
+    return OutputError(errors[0].signal, noise, errors[0].decides)
 
 
-def _errors(wanted: Sequence[Sequence[Any]], results: Sequence[Sequence[Any]]) -> list[_Error]:
+def output_errors(
+    wanted: Sequence[Sequence[Any]], results: Sequence[Sequence[Any]]
+) -> list[OutputError]:
     """For each output that is a tensor, over all batches."""
     errors = []
     for wants, haves in zip(zip(*wanted, strict=True), zip(*results, strict=True), strict=True):
         if isinstance(wants[0], Tensor):
-            parts = [_error(want, have) for want, have in zip(wants, haves, strict=True)]
+            parts = [_error_of(want, have) for want, have in zip(wants, haves, strict=True)]
             signal, noise = sum(p.signal for p in parts), sum(p.noise for p in parts)
-            errors.append(_Error(signal, noise, parts[0].decides))
+            errors.append(OutputError(signal, noise, parts[0].decides))
     return errors
 
 
-def _error(want: Tensor, have: Any) -> _Error:
+def _error_of(want: Tensor, have: Any) -> OutputError:
     decides = not want.is_floating_point() and not want.is_complex()
     if not isinstance(have, Tensor) or have.shape != want.shape:
-        return _Error(1.0, math.inf, decides)
+        return OutputError(1.0, math.inf, decides)
     if decides:
-        return _Error(float(want.numel()), float((want != have).sum()), decides)
+        return OutputError(float(want.numel()), float((want != have).sum()), decides)
     exact, real = _real(want), _real(have)
     same = (exact == real) | (exact.isnan() & real.isnan())  # infinities too
     noise = float(torch.where(same, 0.0, exact - real).square().sum())
     signal = float(torch.where(exact.isfinite(), exact, 0.0).square().sum())
-    return _Error(signal, math.inf if math.isnan(noise) else noise, decides)
+    return OutputError(signal, math.inf if math.isnan(noise) else noise, decides)
 
 
 def _real(tensor: Tensor) -> Tensor:

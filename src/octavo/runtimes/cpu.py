@@ -6,7 +6,9 @@ Tested in tests/runtimes/torch/test_int8.py and tests/runtimes/test_foreign_runt
 from __future__ import annotations
 
 import os
+import platform
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -51,6 +53,30 @@ def host_target() -> str:
         True
     """
     return "x86-avx2" if saturates() else "x86"
+
+
+@cache
+def name() -> str:
+    """What its maker calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def kind() -> str:
+    """What decides which way of running a model is the fastest: the CPU's name, its instructions as
+    far as they are let be used, and the number of its cores.
+    """
+    extras = [
+        *([] if saturates() else ["VNNI"]),
+        *(["bf16"] if has_bf16() else []),
+        *(["AMX"] if torch.cpu._is_amx_tile_supported() else []),
+    ]
+    instructions = " ".join([torch.backends.cpu.get_cpu_capability(), *extras])
+    return f"{name()}, {instructions}, {os.cpu_count() or 1} cores"
 
 
 def _dot(activation: int, weight: int) -> int:

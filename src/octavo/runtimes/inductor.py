@@ -41,7 +41,7 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
         raise RuntimeUnavailable(
             f"the inductor runtime needs a C++ compiler ({', '.join(_COMPILERS)}) on the PATH"
         )
-    lowered = lower_to(graph, "compiler")
+    lowered = lower_to(graph, "compiler", joining=options.joined is not False)
     run = _compiled(lowered.run)
     try:
         with quiet(), torch.inference_mode():
@@ -72,4 +72,4 @@ def _compiled(run: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     return call
 
 
-RUNTIME = Runtime(lower, options=("batch",), candidate=False)
+RUNTIME = Runtime(lower, options=("batch", "joined"), candidate=False)

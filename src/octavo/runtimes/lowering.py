@@ -41,10 +41,7 @@ def lower_proved(
     if not samples or runtime == ORACLE:
         return lowered
     where = partial(_where, meant, runtime, device, options)
-    proved = _proved(lowered, meant, samples, where)
-    if lowered.compiled_for is None:
-        return proved
-    return replace(proved, run=_ProvedBySizes(lowered, meant, samples, options.batch, where))
+    return proved(lowered, meant, samples, options.batch, where)
 
 
 def lower_as_meant(
@@ -98,7 +95,32 @@ def _under_its_names(lowered: Lowered, meant: Graph, precision: str | None) -> L
     return replace(lowered, kernels=kernels, fallbacks=fallbacks, precision=precision or words)
 
 
-def _proved(
+def proved(
+    lowered: Lowered,
+    meant: Graph,
+    samples: Sequence[Sequence[Tensor]],
+    batch: int | None = None,
+    where: Callable[[Sequence[Sequence[Tensor]]], str] = lambda batches: "",
+) -> Lowered:
+    """With how near it is to the oracle; programs that it compiles later are compared then.
+
+    Args:
+        lowered: what a runtime made of a graph.
+        meant: that graph.
+        samples: batches of inputs.
+        batch: the only batch size that it takes; ``None`` for any.
+        where: the layer to blame, of batches, as a clause.
+
+    Raises:
+        RuntimeDisagrees: it is farther off than rounding explains.
+    """
+    compared = _compared(lowered, meant, samples, where)
+    if lowered.compiled_for is None:
+        return compared
+    return replace(compared, run=_ProvedBySizes(lowered, meant, samples, batch, where))
+
+
+def _compared(
     lowered: Lowered,
     meant: Graph,
     samples: Sequence[Sequence[Tensor]],
@@ -158,7 +180,7 @@ class _ProvedBySizes:
         """
         sizes = self.sizes_of(tensors)
         if sizes not in self.proved and all(tensor.numel() for tensor in tensors):
-            _proved(self.lowered, self.meant, [self._few(tensors)], self.where)
+            _compared(self.lowered, self.meant, [self._few(tensors)], self.where)
             self.proved.add(sizes)
         return self.lowered.run(*tensors)
 

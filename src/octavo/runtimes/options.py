@@ -25,6 +25,9 @@ class Options:
         precision: of what stays float: ``"float32"``, ``"bfloat16"``, or ``"auto"``, which is
             bfloat16 where the runtime has it and the CPU has instructions for it. ``None`` is
             float32 but for the layers that rules put in bfloat16.
+        joined: whether linear layers that read the same integers are one product; ``None`` is yes.
+        channels_last: whether images are put in that order before anything reads them; ``None`` is
+            no: what needs them so puts them so.
 
     Raises:
         RuntimeUnavailable: more threads than cores, a number below one, or no such precision.
@@ -34,6 +37,8 @@ class Options:
     batch: int | None = None
     cache: Path | None = None
     precision: str | None = None
+    joined: bool | None = None
+    channels_last: bool | None = None
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1

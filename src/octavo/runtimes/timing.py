@@ -11,9 +11,10 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -21,6 +22,7 @@ from octavo.display import track
 from octavo.errors import InputError
 
 Call = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 WARM_UP_CALLS = 3
 TURN_S = 0.005  # short calls are repeated until a turn lasts about this long ...
@@ -59,17 +61,17 @@ class Latency:
 
 
 def interleave(
-    calls: Mapping[str, Call],
+    calls: Mapping[Name, Call],
     *,
     rounds: int | None = None,
     budget_s: float = DEFAULT_BUDGET_S,
     rest_s: float = 0.0,
     progress: bool = False,
-) -> dict[str, Latency]:
+) -> dict[Name, Latency]:
     """Time all calls in turns, in this process, after a warm-up of each.
 
     Args:
-        calls: name -> a function without arguments.
+        calls: name (or what else tells them apart) -> a function without arguments.
         rounds: how many rounds; ``None`` takes as many as fit into ``budget_s`` seconds, but at
             least 5 and at most 200.
         rest_s: seconds to wait before each turn, and then a call that is not counted: for
@@ -88,7 +90,7 @@ def interleave(
     if rounds is not None and rounds < 1:
         raise InputError(f"rounds={rounds}: at least 1 round is needed")
     repeats = {name: _warm_up(call) for name, call in calls.items()}
-    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in calls}
+    times: dict[Name, list[tuple[float, ...]]] = {name: [] for name in calls}
     names = list(calls)
     started = time.perf_counter()
     with _no_collection():

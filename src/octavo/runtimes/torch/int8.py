@@ -53,18 +53,32 @@ _SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Lower a QDQ graph to int8 kernels."""
-    return lower_to(graph, "python")
+    lowered = lower_to(graph, "python", joining=options.joined is not False)
+    if not options.channels_last:
+        return lowered
+    return replace(lowered, run=_on_channels_last(lowered.run))
 
 
-def lower_to(graph: Graph, caller: Caller) -> Lowered:
+def lower_to(graph: Graph, caller: Caller, joining: bool = True) -> Lowered:
     """Lower to the kernels that can be called from there: join, match, tidy, compile, account."""
-    whole, joined = join_siblings(graph)
+    whole, joined = join_siblings(graph) if joining else (graph, dict[str, str]())
     context = Context(whole, caller)
     matched = _matched(context)
     outputs = _with_signed_outputs(matched, context)
     steps, constants = tidied(matched.placed, outputs, whole.constants)
     run = compile_steps(graph.input_names(), steps, outputs, constants)
     return _accounted(run, matched, context, graph, joined)
+
+
+def _on_channels_last(run: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    def call(*tensors: Tensor) -> tuple[Any, ...]:
+        return run(*map(_with_channels_last, tensors))
+
+    return call
+
+
+def _with_channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 @dataclass

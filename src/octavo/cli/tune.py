@@ -1,0 +1,78 @@
+"""``octavo tune``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from octavo.cli import options
+from octavo.cli.app import console, show
+
+
+def tune(
+    file: options.File,
+    *,
+    budget: Annotated[
+        float,
+        typer.Option("--budget", help="Seconds of trying; a trial that has begun is finished."),
+    ] = 60.0,
+    runtimes: options.Runtimes = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch", min=1, help="Batch size to tune for; others run too [the example's]."
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help=f"Data on which the error is measured. {options.DATA_HELP} [random inputs]",
+        ),
+    ] = None,
+    reading: options.Reading,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The file to write [FILE itself]."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Try by measurement how a file runs fastest on this CPU, and keep that in the file.
+
+    Whoever loads it on this kind of CPU gets it so, without measuring. Interrupted, it keeps what
+    it has found, and goes on with the next call.
+
+    **Example:** `octavo tune m.octavo --budget 60`
+    """
+    from octavo.errors import InputError
+    from octavo.model import parts_file
+    from octavo.model.files.atomic import require_file
+    from octavo.model.loading import load
+
+    if parts_file.holds_parts(file):
+        raise InputError(
+            f"{file} holds parts of a model, which are tuned in Python with the model's own code: "
+            'octavo.lower(model, "fastest", tune=True), where octavo.load(path, into=model) made '
+            "the model"
+        )
+    q = load(file, runtime="reference")
+    path = options.named(file if out is None else out)
+    require_file(path)
+    batches = None if data is None else reading.load(data, q, raw=q.pixels is not None)
+    known = dict(q.tunings)
+    try:
+        found = q.tune(
+            budget=budget,
+            runtimes=options.names_of(runtimes),
+            batch=batch,
+            data=batches,
+            progress=not as_json,
+        )
+    finally:  # what was found before an interruption too
+        if q.tunings != known:
+            q.save(path, samples=q.samples is not None)
+    show(found, as_json)
+    if not as_json:
+        console().print(f"kept in {path}: octavo.load({path!r}) runs it so here", highlight=False)

@@ -1,0 +1,88 @@
+"""Is one variant faster than another? Measured side by side, and by more than the noise."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.runtimes.runtime import has_own_threads
+from octavo.runtimes.timing import Call, Latency, interleave
+from octavo.runtimes.tuning.variant import Variant
+
+SECONDS = 0.5  # of timing for each of the contenders of one choice; each has five rounds at least
+LEAST = 0.01  # a gain that is worth a change
+REST_S = 0.03  # shorter than in a comparison that is shown, so that more can be tried
+HOPELESS = 1.4  # times as long as the fastest at first sight: not looked at again
+_FIRST_CALLS = 2
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast as another, and two standard errors of that.
+
+    Example:
+        >>> Gain(1.2, 0.05).real, Gain(1.2, 0.25).real
+        (True, False)
+    """
+
+    speed: float
+    noise: float = 0.0
+
+    @classmethod
+    def between(cls, new: Latency, old: Latency) -> Gain:
+        """Of the ratios within each round: their median, and how sure that is."""
+        pairs = zip(old.rounds, new.rounds, strict=True)
+        ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs]
+        middle = statistics.median(ratios)
+        spread = 1.4826 * statistics.median(abs(ratio - middle) for ratio in ratios)
+        return cls(middle, 2 * 1.2533 * spread / math.sqrt(len(ratios)))
+
+    @property
+    def real(self) -> bool:
+        """Whether it is faster by more than the noise."""
+        return self.speed > 1 + max(LEAST, self.noise)
+
+
+Runs = Mapping[Variant, Callable[..., Any]]
+# What each of the variants gains over one of them, which takes part in every round.
+Measure = Callable[[Runs, Variant, tuple[Tensor, ...]], Mapping[Variant, Gain]]
+
+
+def side_by_side(runs: Runs, incumbent: Variant, inputs: tuple[Tensor, ...]) -> dict[Variant, Gain]:
+    """In turns with rests; without those that are hopeless at first sight."""
+    calls: dict[Variant, Call] = {variant: partial(run, *inputs) for variant, run in runs.items()}
+    with torch.inference_mode():
+        first = {variant: _first_sight(call) for variant, call in calls.items()}
+        least = min(first.values())
+        close = {
+            variant: call
+            for variant, call in calls.items()
+            if variant == incumbent or first[variant] <= HOPELESS * least
+        }
+        rest_s = REST_S if any(has_own_threads(variant.runtime) for variant in close) else 0.0
+        times = interleave(close, budget_s=SECONDS * len(close), rest_s=rest_s)
+    return {
+        variant: Gain.between(times[variant], times[incumbent])
+        if variant in times
+        else Gain(first[incumbent] / first[variant])
+        for variant in runs
+    }
+
+
+def _first_sight(call: Call) -> float:
+    """Seconds of the quicker of two calls, after one that makes things ready."""
+    call()
+    seconds = []
+    for _ in range(_FIRST_CALLS):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
