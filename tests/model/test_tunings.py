@@ -232,7 +232,7 @@ class Around(nn.Module):
 
 def test_each_region_is_tuned(made: Made, tmp_path: Path) -> None:
     data, target = [torch.randn(2, 8) for _ in range(3)], octavo.host_target()
-    q = octavo.quantize(Around(), calibration=data, target=target, progress=False)
+    q = octavo.quantize(Around(), calibration=data, target=target, scope="regions", progress=False)
     tuned = octavo.lower(q, "torch", tune=True, budget=10)
     (region,) = parts.regions_of(tuned).values()
     assert region.variant == SECOND_FASTER

@@ -58,7 +58,7 @@ def tune(
             "the model"
         )
     q = load(file, runtime="reference")
-    path = options.named(file if out is None else out)
+    path = file if out is None else out
     require_file(path)
     batches = None if data is None else reading.load(data, q, raw=q.pixels is not None)
     known = dict(q.tunings)
