@@ -33,7 +33,7 @@ static Windows windows_of(const octavo_convolution *c) {
     w.out_pixels = c->out.batch * c->out.height * c->out.width;
     w.group_in = c->in.channels / c->groups, w.group_out = c->out.channels / c->groups;
     w.depthwise = c->groups > 1 && w.group_in == 1 && w.group_out == 1;
-    w.size = octavo_isa() == OCTAVO_AVX2 && !w.depthwise ? 2 : 1;
+    w.size = octavo_isa() == OCTAVO_AVX2 && !w.depthwise && !c->narrow ? 2 : 1;
     int joined = c->groups == 1 && c->dilation_x == 1;
     w.runs_y = c->kernel_height, w.runs_x = joined ? 1 : c->kernel_width;
     w.run = joined ? c->kernel_width * w.group_in : w.group_in;

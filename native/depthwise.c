@@ -63,8 +63,9 @@ AVX2 static void block_avx2(
         block_plain(c, w, tile, weights, channel);
         return;
     }
-    int32_t first[BLOCK], sums[BLOCK];
-    for (int n = 0; n < BLOCK; n++) first[n] = -c->in_zero_point * c->weight_sums[channel + n];
+    int32_t sums[BLOCK];
+    Prepared prepared;
+    prepare(&prepared, c, channel, BLOCK);
     int64_t bytes = w->unit_bytes;
     weights += channel % DEPTHWISE;
     const uint8_t *x = (const uint8_t *)tile->x;
@@ -89,8 +90,8 @@ AVX2 static void block_avx2(
                                 _mm256_cvtepi8_epi16(_mm_loadu_si128(of_four))));
             }
         }
-        store_pairs(own, first, sums);
-        finish(&c->epilogue, sums, channel, BLOCK, at, c->y);
+        store_pairs(own, prepared.first, sums);
+        finish_avx2(&c->epilogue, &prepared, sums, at, c->y);
     }
 }
 
@@ -111,31 +112,27 @@ INLINE VNNI void turn(__m512i r[4]) {
     r[2] = _mm512_shuffle_i32x4(b, d, 0x88), r[3] = _mm512_shuffle_i32x4(b, d, 0xdd);
 }
 
-/* What is the same for all pixels of 64 channels, of which the mask has those that there are. */
+/* What is the same for all pixels of 64 channels, of which the mask has those that there are; as
+ * unpacking of bytes leaves them. */
 typedef struct {
     __mmask64 mask;
     __m512i first[4];
     __m512 scales[4], bias[4];
-    Steps512 in;
+    Prepared512 common;
 } Channels512;
 
-INLINE VNNI void prepare(Channels512 *known, const octavo_convolution *c, int64_t channel) {
-    const octavo_epilogue *e = &c->epilogue;
+INLINE VNNI void prepare_channels(Channels512 *known, const octavo_convolution *c, int64_t channel) {
     int64_t count = c->out.channels - channel;
-    known->mask = count < 64 ? ((__mmask64)1 << count) - 1 : ~(__mmask64)0;
-    __m512i zero_point = _mm512_set1_epi32(-c->in_zero_point);
+    known->mask = count < DEPTHWISE ? ((__mmask64)1 << count) - 1 : ~(__mmask64)0;
     for (int i = 0; i < 4; i++) {
-        __mmask16 mask = (__mmask16)(known->mask >> (16 * i));
-        int64_t at = channel + 16 * i;
-        known->first[i] =
-            _mm512_mullo_epi32(_mm512_maskz_loadu_epi32(mask, c->weight_sums + at), zero_point);
-        if (is_clipped(e)) {
-            known->scales[i] = in_steps(e, e->scales + at, mask);
-            known->bias[i] = in_steps(e, e->bias + at, mask);
-        }
+        Prepared p;
+        int64_t at = i * BLOCK;
+        prepare(&p, c, channel + at, count > at ? least(BLOCK, count - at) : 0);
+        known->first[i] = _mm512_loadu_si512(p.first);
+        known->scales[i] = _mm512_loadu_ps(p.scales), known->bias[i] = _mm512_loadu_ps(p.bias);
+        known->common = in_registers(&c->epilogue, &p);
     }
     turn(known->first), turn((__m512i *)known->scales), turn((__m512i *)known->bias);
-    if (is_clipped(e)) known->in = steps_of(e);
 }
 
 /* Each of four taps' 64 bytes, side by side: lane by lane four channels of all taps. */
@@ -175,9 +172,11 @@ INLINE VNNI void store_clipped(
         __m512i taps[4] = {load(e->addend + at, known->mask, whole), zero, zero, zero};
         unpack_taps(taps, fours);
     }
-    for (int i = 0; i < 4; i++)
-        q[i] = stored(
-            sums[i], known->scales[i], known->bias[i], e->addend ? &fours[i] : NULL, &known->in);
+    Prepared512 prepared = known->common;
+    for (int i = 0; i < 4; i++) {
+        prepared.scales = known->scales[i], prepared.bias = known->bias[i];
+        q[i] = stored(sums[i], e->addend ? &fours[i] : NULL, &prepared);
+    }
     __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
     store((uint8_t *)c->y + at, bytes, known->mask, whole);
 }
@@ -200,7 +199,7 @@ INLINE VNNI void windows_vnni(
     int64_t channel = unit * DEPTHWISE;
     const int8_t *weights = c->weights + unit * w->unit_bytes;
     Channels512 known;
-    prepare(&known, c, channel);
+    prepare_channels(&known, c, channel);
     int is_fast = is_clipped(&c->epilogue);
     __m512i kept[3][4];
     for (int four = 0; four < 3 && fours == 3; four++)

@@ -55,46 +55,102 @@ INLINE void finish(
         finish_lanes(e, sums, channel, at, y, count);
 }
 
-/* ---- AVX512: sums to integers in registers, where an epilogue has no activation but a clip ---- */
+/* ---- with intrinsics, where an epilogue rounds and has no activation but a clip ---- */
 
 INLINE int is_clipped(const octavo_epilogue *e) {
     return e->out_scale > 0.0f && (e->activation == OCTAVO_NO_ACTIVATION || e->activation == OCTAVO_CLIP);
 }
 
+/* What is the same for all pixels of up to 16 channels. Floats are in steps of the result, divided
+ * once; they are not known where an epilogue is of another kind. */
+typedef struct {
+    int64_t channel, count;
+    int32_t first[BLOCK]; /* what sums begin at */
+    float scales[BLOCK], bias[BLOCK], low, high, addend_scale;
+} Prepared;
+
+INLINE void prepare(Prepared *p, const octavo_convolution *c, int64_t channel, int64_t count) {
+    const octavo_epilogue *e = &c->epilogue;
+    *p = (Prepared){.channel = channel, .count = count};
+    for (int64_t i = 0; i < count; i++) p->first[i] = -c->in_zero_point * c->weight_sums[channel + i];
+    if (!is_clipped(e)) return;
+    FOR_LANES p->scales[i] = e->scales[channel + i] / e->out_scale;
+    FOR_LANES p->bias[i] = e->bias[channel + i] / e->out_scale;
+    p->low = (float)(e->out_low - e->out_zero_point);
+    p->high = (float)(e->out_high - e->out_zero_point);
+    p->addend_scale = e->addend_scale / e->out_scale;
+    if (e->activation == OCTAVO_CLIP) {
+        float low = clipped(e->low / e->out_scale, p->low, p->high);
+        p->high = clipped(e->high / e->out_scale, p->low, p->high);
+        p->low = low;
+    }
+}
+
 #if defined(__x86_64__)
 
-/* All in steps of the result: divided once for many pixels. */
-typedef struct {
-    __m512 low, high, addend_scale;
-    __m512i addend_zero_point, zero_point;
-} Steps512;
+/* ---- AVX2 ---- */
 
-INLINE VNNI Steps512 steps_of(const octavo_epilogue *e) {
-    float low = (float)(e->out_low - e->out_zero_point);
-    float high = (float)(e->out_high - e->out_zero_point);
-    int clips = e->activation == OCTAVO_CLIP;
-    return (Steps512){
-        _mm512_set1_ps(clips ? clipped(e->low / e->out_scale, low, high) : low),
-        _mm512_set1_ps(clips ? clipped(e->high / e->out_scale, low, high) : high),
-        _mm512_set1_ps(e->addend_scale / e->out_scale), _mm512_set1_epi32(e->addend_zero_point),
-        _mm512_set1_epi32(e->out_zero_point)};
-}
-
-/* Scales or biases of 16 channels, of which the mask has those that there are. */
-INLINE VNNI __m512 in_steps(const octavo_epilogue *e, const float *values, __mmask16 mask) {
-    return _mm512_div_ps(_mm512_maskz_loadu_ps(mask, values), _mm512_set1_ps(e->out_scale));
-}
-
-/* The integers that sums are stored as; `addend` is NULL where nothing is added. */
-INLINE VNNI __m512i stored(
-    __m512i sums, __m512 scales, __m512 bias, const __m512i *addend, const Steps512 *in) {
-    __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), scales, bias);
+/* Half of 16 sums, as integers that are stored. */
+INLINE AVX2 __m256i half_stored(
+    const octavo_epilogue *e, const Prepared *p, const int32_t *sums, const uint8_t *addend, int half) {
+    __m256 v = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)sums + half));
+    v = _mm256_fmadd_ps(
+        v, _mm256_loadu_ps(p->scales + 8 * half), _mm256_loadu_ps(p->bias + 8 * half));
     if (addend) {
-        __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(*addend, in->addend_zero_point));
-        v = _mm512_fmadd_ps(steps, in->addend_scale, v);
+        __m256i steps = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(addend + 8 * half)));
+        steps = _mm256_sub_epi32(steps, _mm256_set1_epi32(e->addend_zero_point));
+        v = _mm256_fmadd_ps(_mm256_cvtepi32_ps(steps), _mm256_set1_ps(p->addend_scale), v);
     }
-    v = _mm512_min_ps(_mm512_max_ps(v, in->low), in->high); /* NaN becomes low */
-    return _mm512_add_epi32(_mm512_cvtps_epi32(v), in->zero_point);
+    v = _mm256_max_ps(v, _mm256_set1_ps(p->low)); /* NaN becomes low */
+    v = _mm256_min_ps(v, _mm256_set1_ps(p->high));
+    return _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(e->out_zero_point));
+}
+
+INLINE AVX2 void finish_avx2(
+    const octavo_epilogue *e, const Prepared *p, const int32_t *sums, int64_t at, void *y) {
+    if (!is_clipped(e)) {
+        finish(e, sums, p->channel, p->count, at, y);
+        return;
+    }
+    uint8_t part[BLOCK];
+    const uint8_t *addend = e->addend ? e->addend + at : NULL;
+    if (addend && p->count < BLOCK) addend = memcpy(part, addend, (size_t)p->count);
+    __m256i both = _mm256_packs_epi32(
+        half_stored(e, p, sums, addend, 0), half_stored(e, p, sums, addend, 1));
+    both = _mm256_permute4x64_epi64(both, 0xd8);
+    __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    if (p->count == BLOCK) {
+        _mm_storeu_si128((__m128i *)((uint8_t *)y + at), bytes);
+    } else {
+        _mm_storeu_si128((__m128i *)part, bytes);
+        memcpy((uint8_t *)y + at, part, (size_t)p->count);
+    }
+}
+
+/* ---- AVX512 ---- */
+
+/* 16 channels' constants, in registers. */
+typedef struct {
+    __m512 scales, bias, low, high, addend_scale;
+    __m512i addend_zero_point, zero_point;
+} Prepared512;
+
+INLINE VNNI Prepared512 in_registers(const octavo_epilogue *e, const Prepared *p) {
+    return (Prepared512){
+        _mm512_loadu_ps(p->scales), _mm512_loadu_ps(p->bias), _mm512_set1_ps(p->low),
+        _mm512_set1_ps(p->high), _mm512_set1_ps(p->addend_scale),
+        _mm512_set1_epi32(e->addend_zero_point), _mm512_set1_epi32(e->out_zero_point)};
+}
+
+/* Sums as integers that are stored; `addend` is NULL where nothing is added. */
+INLINE VNNI __m512i stored(__m512i sums, const __m512i *addend, const Prepared512 *p) {
+    __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), p->scales, p->bias);
+    if (addend) {
+        __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(*addend, p->addend_zero_point));
+        v = _mm512_fmadd_ps(steps, p->addend_scale, v);
+    }
+    v = _mm512_min_ps(_mm512_max_ps(v, p->low), p->high); /* NaN becomes low */
+    return _mm512_add_epi32(_mm512_cvtps_epi32(v), p->zero_point);
 }
 
 #endif

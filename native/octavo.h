@@ -134,6 +134,7 @@ typedef struct {
     int64_t groups, kernel_height, kernel_width, stride_y, stride_x, padding_top, padding_left;
     int64_t dilation_y, dilation_x;
     int32_t in_zero_point; /* what padding holds, too */
+    int32_t narrow; /* whether the products of any two of a result's weights sum within int16 */
     const int8_t *weights; /* as octavo_pack_convolution leaves them */
     const int32_t *weight_sums; /* [out channels] */
     const uint8_t *x;

@@ -91,7 +91,7 @@ static void one_convolution(int threads) {
         .groups = groups, .kernel_height = size, .kernel_width = size == 1 ? 1 : 1 + below(5),
         .stride_y = 1 + below(2), .stride_x = 1 + below(2), .padding_top = below(3),
         .padding_left = below(3), .dilation_y = 1 + below(2), .dilation_x = 1 + below(2),
-        .in_zero_point = below(256)};
+        .in_zero_point = below(256), .narrow = below(2)};
     c.out = (octavo_shape){1 + below(3), height, width, out};
     c.in = (octavo_shape){
         c.out.batch,

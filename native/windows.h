@@ -12,7 +12,8 @@ enum {
 };
 
 /* A window is runs_y * runs_x runs of values that follow each other. Where channels are in no groups,
- * the taps of a row are one run. Distances count values, which are uint8, or int16 with AVX2. */
+ * the taps of a row are one run. Distances count values, which are uint8, or with AVX2 int16
+ * where the weights are not narrow. */
 typedef struct {
     octavo_shape in, out; /* a 1x1 layer's pixels stand in rows of up to 8 tiles */
     int64_t out_pixels;   /* in all: such a layer's last row may be shorter */

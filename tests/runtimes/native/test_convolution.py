@@ -35,7 +35,7 @@ quickly = settings(
 class Case:
     """A layer of random integers, images for it, and the result in exact arithmetic."""
 
-    def __init__(self, geometry, size=(1, 5, 5), zero_point=7, seed=0, **epilogue):
+    def __init__(self, geometry, size=(1, 5, 5), zero_point=7, seed=0, weights=127, **epilogue):
         chance = torch.Generator().manual_seed(seed)
 
         def integers(low, high, *shape):
@@ -43,7 +43,7 @@ class Case:
 
         self.geometry, self.zero_point = geometry, zero_point
         self.x = integers(0, 256, *size, geometry.in_channels).to(torch.uint8)
-        self.weight = integers(-128, 128, *geometry.weight_shape).to(torch.int8)
+        self.weight = integers(-weights - 1, weights + 1, *geometry.weight_shape).to(torch.int8)
         channels = geometry.out_channels
         # The larger a sum, the smaller its scale: results are some units large.
         scales = (torch.rand(channels, generator=chance) + 0.1) / 3e4
@@ -114,6 +114,7 @@ def cases(draw, depthwise=False):
         size,
         zero_point=draw(st.sampled_from([0, 1, 128, 255])),
         seed=draw(st.integers(0, 99)),
+        weights=draw(st.sampled_from([127, 63])),
         activation=draw(st.sampled_from(Activation)),
         addend=draw(st.sampled_from([None, (0.01, 131)])),
         **out,
@@ -139,14 +140,15 @@ def test_depthwise_convolutions_are_those_of_exact_arithmetic(instruction_set, c
     channels=st.integers(1, 100),
     threads=st.integers(1, 3),
     activation=st.sampled_from(Activation),
+    weights=st.sampled_from([127, 63]),
 )
 def test_linear_layers_are_those_of_exact_arithmetic(
-    instruction_set, rows, columns, channels, threads, activation
+    instruction_set, rows, columns, channels, threads, activation, weights
 ):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        out = {"out_scale": 0.01, "out_zero_point": 30, "activation": activation}
+        out = {"out_scale": 0.01, "out_zero_point": 30, "activation": activation, "weights": weights}
         Case(Geometry(columns, channels), (rows, 1, 1), **out).agrees()
     finally:
         torch.set_num_threads(before)
@@ -166,7 +168,7 @@ def test_threads_share_pixels_or_channels(instruction_set, threads, channels, si
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("value", [-128, 127])
+@pytest.mark.parametrize("value", [-128, 127, -64, 64])
 @pytest.mark.parametrize("groups", [1, 32])
 def test_the_largest_sums_do_not_overflow(instruction_set, value, groups):
     taps = (16, 64) if groups == 32 else (32, 64)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
+from octavo.runtimes import saturation
 
 MOST_PRODUCTS = 2**16  # of a window, so that their sum fits into 32 bits
 
@@ -63,7 +64,7 @@ class ConvolutionStruct(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("padding_top", "padding_left")),
         *((name, ctypes.c_int64) for name in ("dilation_y", "dilation_x")),
-        ("in_zero_point", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("in_zero_point", "narrow")),
         *((name, ctypes.c_void_p) for name in ("weights", "weight_sums", "x", "y", "scratch")),
         ("epilogue", EpilogueStruct),
     )
@@ -125,6 +126,8 @@ class Convolution:
     Attributes:
         weights: int8, from `pack`.
         weight_sums: int32 ``[out channels]``, of each channel's weights.
+        narrow: whether any two products of a result sum within 16 bits, as a CPU without VNNI
+            sums them faster.
     """
 
     geometry: Geometry
@@ -132,12 +135,19 @@ class Convolution:
     weight_sums: Tensor
     in_zero_point: int
     epilogue: Epilogue
+    narrow: bool = False
 
     @classmethod
     def of(
-        cls, geometry: Geometry, weight: Tensor, in_zero_point: int, epilogue: Epilogue
+        cls,
+        geometry: Geometry,
+        weight: Tensor,
+        in_zero_point: int,
+        epilogue: Epilogue,
+        in_high: int = 255,
     ) -> Convolution:
-        """Of int8 ``[out channels, kernel height, kernel width, in channels / groups]``.
+        """Of int8 ``[out channels, kernel height, kernel width, in channels / groups]``, for images
+        of integers up to ``in_high``.
 
         Raises:
             ValueError: shapes or types do not fit each other, or sums may not fit into 32 bits.
@@ -158,7 +168,8 @@ class Convolution:
         if weight[0].numel() > MOST_PRODUCTS:
             raise ValueError(f"{weight[0].numel()} products in a sum, of which it takes 65536")
         sums = weight.sum((1, 2, 3), dtype=torch.int32)
-        return cls(geometry, pack(geometry, weight), sums, in_zero_point, epilogue)
+        narrow = not saturation.overflows(weight, in_high)
+        return cls(geometry, pack(geometry, weight), sums, in_zero_point, epilogue, narrow)
 
     def struct(self, batch: int, height: int, width: int) -> ConvolutionStruct:
         """For images of that size; where they, the result and scratch memory are is not in it."""
@@ -166,7 +177,7 @@ class Convolution:
         scale, zero_point = epilogue.addend or (0.0, 0)
         low, high = epilogue.clip
         made = _struct(geometry, batch, height, width)
-        made.in_zero_point = self.in_zero_point
+        made.in_zero_point, made.narrow = self.in_zero_point, self.narrow
         made.weights = self.weights.data_ptr()
         made.weight_sums = self.weight_sums.data_ptr()
         made.epilogue = EpilogueStruct(
