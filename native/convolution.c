@@ -1,4 +1,4 @@
-/* Convolutions and linear layers: where windows lie, what a thread makes, and packing.
+/* Convolutions and linear layers: where windows lie, what a chunk makes, and packing.
  *
  * A linear layer is a 1x1 convolution. Pixels are made in tiles of up to 14 beside each other times 32
  * channels (tiles.h). Windows that reach into the padding are read from a copy of a band of the
@@ -10,7 +10,12 @@
 #include "rounding.h"
 #include "windows.h"
 
-enum { BAND_BYTES = 96 << 10, ROW_TILES = 8, SLACK = 64 /* that may be read behind a band */ };
+enum {
+    BAND_BYTES = 96 << 10,
+    ROW_TILES = 8,
+    SLACK = 64, /* bytes that may be read behind a band */
+    WORK_OF_A_CHUNK = 1 << 20, /* products: some microseconds */
+};
 
 /* ---- where windows lie ---- */
 
@@ -136,7 +141,7 @@ static const char *read_band(
     return (const char *)scratch;
 }
 
-/* ---- what a thread makes ---- */
+/* ---- what a chunk makes ---- */
 
 typedef struct {
     int64_t first_tile, last_tile, first_unit, last_unit; /* units of all groups, or pairs of them */
@@ -145,26 +150,26 @@ typedef struct {
 /* Some of the pixels, or all of them for some of the channels: what lasts shorter, and where that is
  * much the same, what reads less. */
 static Share share_of(
-    const octavo_convolution *c, const Windows *w, int64_t tiles, int64_t units, int thread,
-    int threads) {
-    int64_t by_tiles = ceiling(tiles, threads) * units, by_units = tiles * ceiling(units, threads);
+    const octavo_convolution *c, const Windows *w, int64_t tiles, int64_t units, int chunk,
+    int chunks) {
+    int64_t by_tiles = ceiling(tiles, chunks) * units, by_units = tiles * ceiling(units, chunks);
     int64_t weights = c->groups * w->units * w->unit_bytes;
     int64_t input = c->in.batch * c->in.height * c->in.width * c->in.channels;
     if (weights > input) by_tiles += by_tiles / 8;
     else by_units += by_units / 8;
     if (by_units < by_tiles)
-        return (Share){0, tiles, units * thread / threads, units * (thread + 1) / threads};
-    return (Share){tiles * thread / threads, tiles * (thread + 1) / threads, 0, units};
+        return (Share){0, tiles, units * chunk / chunks, units * (chunk + 1) / chunks};
+    return (Share){tiles * chunk / chunks, tiles * (chunk + 1) / chunks, 0, units};
 }
 
-void octavo_convolve(const octavo_convolution *c, int thread, int threads) {
+void octavo_convolve(const octavo_convolution *c, int chunk, int chunks) {
     Windows w = placed(c);
     octavo_tiles make =
         w.depthwise ? octavo_depthwise_tiles(w.runs_y * w.runs_x) : octavo_dense_tiles();
     int64_t step = w.depthwise ? 1 : 2, of_group = ceiling(w.units, step);
     int64_t groups = w.depthwise ? 1 : c->groups, tiles = w.out.batch * w.out.height * w.tiles;
-    Share share = share_of(c, &w, tiles, groups * of_group, thread, threads);
-    uint8_t *scratch = (uint8_t *)(((uintptr_t)c->scratch + 63) / 64 * 64) + thread * w.band_bytes;
+    Share share = share_of(c, &w, tiles, groups * of_group, chunk, chunks);
+    uint8_t *scratch = (uint8_t *)(((uintptr_t)c->scratch + 63) / 64 * 64) + chunk * w.band_bytes;
     for (int64_t begin = share.first_tile, end; begin < share.last_tile; begin = end) {
         int64_t row = begin / w.tiles, image_end = (row / w.out.height + 1) * w.out.height;
         end = least(least(row + w.band_rows, image_end) * w.tiles, share.last_tile);
@@ -174,19 +179,28 @@ void octavo_convolve(const octavo_convolution *c, int thread, int threads) {
     }
 }
 
-static void convolve(void *context, int thread, int threads) {
-    octavo_convolve(context, thread, threads);
+int octavo_convolution_chunks(const octavo_convolution *c, int threads) {
+    Windows w = placed(c);
+    int64_t window = c->kernel_height * c->kernel_width * w.group_in;
+    /* An epilogue takes as long as so many products. */
+    int64_t work = w.out_pixels * c->out.channels * (window + 32) / WORK_OF_A_CHUNK + 1;
+    return octavo_chunks(work, threads);
+}
+
+static void convolve(void *context, int chunk, int chunks) {
+    octavo_convolve(context, chunk, chunks);
 }
 
 void octavo_convolve_in_threads(const octavo_convolution *c, int threads) {
-    octavo_in_threads(convolve, (void *)c, threads);
+    octavo_stage stage = {convolve, (void *)c, octavo_convolution_chunks(c, threads)};
+    octavo_run_stages(&stage, 1, threads);
 }
 
 /* ---- packing ---- */
 
-int64_t octavo_scratch_size(const octavo_convolution *c, int threads) {
+int64_t octavo_scratch_size(const octavo_convolution *c, int chunks) {
     int64_t bytes = placed(c).band_bytes;
-    return bytes ? bytes * threads + 64 : 0;
+    return bytes ? bytes * chunks + 64 : 0;
 }
 
 int64_t octavo_packed_size(const octavo_convolution *c) {

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 6
+#define OCTAVO_ABI 7
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -139,7 +139,7 @@ typedef struct {
     const int32_t *weight_sums; /* [out channels] */
     const uint8_t *x;
     void *y;          /* uint8 or float32 */
-    uint8_t *scratch; /* octavo_scratch_size bytes, which all threads share */
+    uint8_t *scratch; /* octavo_scratch_size bytes, which all chunks share */
     octavo_epilogue epilogue;
 } octavo_convolution;
 
@@ -151,11 +151,13 @@ OCTAVO_EXPORT void octavo_pack_convolution(
 /* What was packed, as it was given. */
 OCTAVO_EXPORT void octavo_unpack_convolution(
     const octavo_convolution *step, const int8_t *packed, int8_t *weights);
+/* Into how many chunks to cut it for so many threads. */
+OCTAVO_EXPORT int octavo_convolution_chunks(const octavo_convolution *step, int threads);
 /* Bytes of scratch memory, with the instruction set that is in use; any alignment will do. */
-OCTAVO_EXPORT int64_t octavo_scratch_size(const octavo_convolution *step, int threads);
-/* This thread's share; threads need not wait for each other. */
-OCTAVO_EXPORT void octavo_convolve(const octavo_convolution *step, int thread, int threads);
-/* The whole of it on so many threads. */
+OCTAVO_EXPORT int64_t octavo_scratch_size(const octavo_convolution *step, int chunks);
+/* One chunk, which no other waits for. */
+OCTAVO_EXPORT void octavo_convolve(const octavo_convolution *step, int chunk, int chunks);
+/* All of octavo_convolution_chunks, on so many threads. */
 OCTAVO_EXPORT void octavo_convolve_in_threads(const octavo_convolution *step, int threads);
 
 /* ---- weights of eight bits: eight_bits.c ---- */

@@ -111,7 +111,7 @@ static void one_convolution(int threads) {
         .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
     c.weights = packed, c.weight_sums = sums, c.x = x;
     c.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
-    c.scratch = malloc((size_t)octavo_scratch_size(&c, threads));
+    c.scratch = malloc((size_t)octavo_scratch_size(&c, octavo_convolution_chunks(&c, threads)));
     octavo_convolve_in_threads(&c, threads);
     free(weights), free(packed), free(sums), free(scales), free(bias), free(x), free(addend);
     free(c.y), free(c.scratch);

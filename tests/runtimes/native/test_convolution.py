@@ -148,8 +148,8 @@ def test_linear_layers_are_those_of_exact_arithmetic(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        out = {"out_scale": 0.01, "out_zero_point": 30, "activation": activation, "weights": weights}
-        Case(Geometry(columns, channels), (rows, 1, 1), **out).agrees()
+        out = {"out_scale": 0.01, "out_zero_point": 30, "activation": activation}
+        Case(Geometry(columns, channels), (rows, 1, 1), weights=weights, **out).agrees()
     finally:
         torch.set_num_threads(before)
 

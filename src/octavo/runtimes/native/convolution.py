@@ -218,7 +218,7 @@ class Convolution:
             raise ValueError("an addend that is not the layer's")
         result = torch.empty(shape, dtype=torch.uint8 if self.epilogue.out_scale else torch.float32)
         step, threads = self.struct(batch, *size), torch.get_num_threads()
-        scratch = torch.empty(scratch_size(step, threads), dtype=torch.uint8)
+        scratch = torch.empty(scratch_size(step, chunks(step, threads)), dtype=torch.uint8)
         x = x.contiguous()
         step.x, step.y, step.scratch = x.data_ptr(), result.data_ptr(), scratch.data_ptr()
         if addend is not None:
@@ -249,9 +249,14 @@ def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
     return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
 
 
-def scratch_size(step: ConvolutionStruct, threads: int) -> int:
-    """Bytes of memory that a call on so many threads needs beside its input and result."""
-    return int(_library().octavo_scratch_size(ctypes.byref(step), threads))
+def chunks(step: ConvolutionStruct, threads: int) -> int:
+    """Into how many chunks a call is cut for so many threads."""
+    return int(_library().octavo_convolution_chunks(ctypes.byref(step), threads))
+
+
+def scratch_size(step: ConvolutionStruct, chunks: int) -> int:
+    """Bytes of memory that so many chunks need beside input and result."""
+    return int(_library().octavo_scratch_size(ctypes.byref(step), chunks))
 
 
 def _struct(geometry: Geometry, batch: int, height: int, width: int) -> ConvolutionStruct:
