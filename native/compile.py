@@ -21,7 +21,7 @@ SOURCES = [
     HERE / f"{name}.c"
     for name in (
         *("isa", "threads", "product", "eight_bits", "four_bits", "recurrent"),
-        *("convolution", "tiles", "depthwise", "attention"),
+        *("convolution", "tiles", "depthwise", "attention", "observing"),
     )
 ]
 

@@ -239,4 +239,24 @@ typedef struct {
 /* 0, or 1 where there is no memory. */
 OCTAVO_EXPORT int octavo_recurrent(const octavo_recurrent_call *call);
 
+/* ---- what observers keep of values: observing.c ---- */
+
+/* The lowest and the highest of each row of `count` values; NaN where there is one. */
+OCTAVO_EXPORT void octavo_extrema(
+    const float *x, int64_t rows, int64_t count, float *low, float *high, int threads);
+
+enum { OCTAVO_NO_MEMORY = 1, OCTAVO_NOT_FINITE = 2 };
+
+/* A histogram of each row, and values to take in. Bins are as wide as DyadicHistogram says. */
+typedef struct {
+    const float *x; /* [rows][count] */
+    int64_t rows, count, bins;
+    int64_t *counts;   /* [rows][bins] */
+    int64_t *zeros;    /* [rows] */
+    float *low, *high; /* [rows]; low above high where nothing was seen */
+} octavo_histogram;
+
+/* Count the values too; 0, or why it was not done, and then nothing has changed. */
+OCTAVO_EXPORT int octavo_observe(const octavo_histogram *seen, int threads);
+
 #endif

@@ -142,6 +142,25 @@ static void one_attention(int threads) {
     free(q), free(k), free(v), free(mask), free(out);
 }
 
+static void one_histogram(int threads) {
+    int64_t rows = below(2) ? 1 : 1 + below(9), count = 1 + below(rows == 1 ? 100000 : 900);
+    int64_t bins = 16 + below(3000), *counts = calloc((size_t)(rows * bins), 8);
+    int64_t *zeros = calloc((size_t)rows, 8);
+    float *low = malloc((size_t)rows * 4), *high = malloc((size_t)rows * 4);
+    for (int64_t row = 0; row < rows; row++) low[row] = 1, high[row] = -1;
+    for (int batch = 0; batch < 3; batch++) {
+        static const float sizes[] = {1.0f, 3e38f, 1e-38f, 1e-44f};
+        float *x = malloc((size_t)(rows * count) * 4), size = sizes[below(4)];
+        for (int64_t i = 0; i < rows * count; i++) x[i] = ((float)below(2001) / 1000 - 1) * size;
+        if (!below(4)) x[below((int)(rows * count))] = below(2) ? NAN : -INFINITY;
+        octavo_histogram seen = {x, rows, count, bins, counts, zeros, low, high};
+        int status = octavo_observe(&seen, threads);
+        if (status != 0 && status != OCTAVO_NOT_FINITE) exit(1);
+        free(x);
+    }
+    free(counts), free(zeros), free(low), free(high);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
@@ -153,6 +172,7 @@ int main(void) {
             one_product_of_bytes(1 + round % 3);
             one_product(1 + round % 3);
             one_attention(1 + round % 3);
+            one_histogram(1 + round % 3);
         }
         for (int round = 0; round < 400; round++) one_convolution(1 + round % 3);
         printf("instruction set %d: clean\n", set);

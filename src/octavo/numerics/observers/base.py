@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CalibrationError, PlanError
+from octavo.numerics.native import observing
+from octavo.numerics.native.observing import reads
 from octavo.numerics.scheme import Scheme
 
 
@@ -59,14 +61,20 @@ def extrema(x: Tensor, channel_axis: int | None) -> tuple[Tensor, Tensor]:
         CalibrationError: the tensor is empty.
     """
     check_not_empty(x)
-    x = x.detach()
-    if channel_axis is None:
-        low, high = torch.aminmax(x)
+    rows = rows_of(x.detach(), channel_axis)
+    if reads(x):
+        low, high = observing.extrema(rows.to(torch.float32))
     else:
-        low, high = torch.aminmax(
-            x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1), dim=1
-        )
-    return low.to(torch.float32), high.to(torch.float32)
+        low, high = (end.to(torch.float32) for end in torch.aminmax(rows, dim=1))
+    return (low[0], high[0]) if channel_axis is None else (low, high)
+
+
+def rows_of(x: Tensor, channel_axis: int | None) -> Tensor:
+    """The values as ``[1, values]`` or ``[channels, values]``, without a copy where possible."""
+    if channel_axis is not None:
+        return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
+    # Their order does not matter: that of memory lets channels-last tensors be read as they lie.
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(1, -1)
 
 
 def check_not_empty(x: Tensor) -> None:

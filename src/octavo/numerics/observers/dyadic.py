@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from octavo.errors import CalibrationError
-from octavo.numerics.observers.base import Bounds, check_setting, extrema
+from octavo.numerics.native.observing import Counted, reads
+from octavo.numerics.observers.base import (
+    Bounds,
+    check_not_empty,
+    check_setting,
+    extrema,
+    rows_of,
+)
 from octavo.numerics.scheme import Scheme
 
 # Values that are counted at a time: their float64 and int64 copies, 2 MiB each, stay in a cache.
@@ -132,7 +139,7 @@ def dyadic_histogram(x: Tensor, channel_axis: int | None, bins: int) -> DyadicHi
     inverse = _power_of_two(-exponent).unsqueeze(1)
     counts = torch.zeros(len(first), bins, dtype=torch.int64, device=x.device)
     zeros = torch.zeros(len(first), dtype=torch.int64, device=x.device)
-    for rows, values in _pieces(_rows(x, channel_axis)):
+    for rows, values in _pieces(rows_of(x, channel_axis)):
         values = values.to(torch.float32)
         # Row by row, since torch counts along a dimension several times as slowly.
         nonzero = torch.stack([row.count_nonzero() for row in values])
@@ -157,6 +164,30 @@ def merge_histograms(one: DyadicHistogram, other: DyadicHistogram) -> DyadicHist
         high,
         one.batches + other.batches,
     )
+
+
+def histogram_with(
+    seen: DyadicHistogram | None, x: Tensor, channel_axis: int | None, bins: int
+) -> DyadicHistogram:
+    """The histogram of what was seen and of one more batch, of any shape and dtype.
+
+    Octavo's own kernel counts where it is compiled and the tensor is one of the CPU; torch's
+    operators count the same elsewhere.
+
+    Raises:
+        CalibrationError: the tensor is empty, or a value is not finite.
+    """
+    check_not_empty(x)
+    if reads(x):
+        rows = rows_of(x.detach(), channel_axis).to(torch.float32)
+        state = Counted.nothing(len(rows), bins) if seen is None else _copied(seen)
+        if state.take_in(rows):
+            shape = () if channel_axis is None else (len(rows),)
+            low, high = state.low.reshape(shape), state.high.reshape(shape)
+            batches = 1 if seen is None else 1 + seen.batches
+            return DyadicHistogram(state.counts, state.zeros, low, high, batches)
+    new = dyadic_histogram(x, channel_axis, bins)
+    return new if seen is None else merge_histograms(seen, new)
 
 
 @dataclass(frozen=True)
@@ -189,8 +220,7 @@ class HistogramObserver:
     def update(
         self, state: DyadicHistogram | None, x: Tensor, channel_axis: int | None
     ) -> DyadicHistogram:
-        new = dyadic_histogram(x, channel_axis, self.bins)
-        return new if state is None else self.merge(state, new)
+        return histogram_with(state, x, channel_axis, self.bins)
 
     def merge(self, one: DyadicHistogram, other: DyadicHistogram) -> DyadicHistogram:
         return merge_histograms(one, other)
@@ -208,6 +238,11 @@ class HistogramObserver:
         return {"observer": self.name} | asdict(self)
 
 
+def _copied(seen: DyadicHistogram) -> Counted:
+    low, high = seen.low.reshape(-1).clone(), seen.high.reshape(-1).clone()
+    return Counted(seen.counts.clone(), seen.zeros.clone(), low, high)
+
+
 def _exponent(x: Tensor) -> Tensor:
     """The smallest e with ``x < 2**e``, int64."""
     return torch.frexp(x).exponent.to(torch.int64)
@@ -215,14 +250,6 @@ def _exponent(x: Tensor) -> Tensor:
 
 def _power_of_two(exponent: Tensor) -> Tensor:
     return torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
-
-
-def _rows(x: Tensor, channel_axis: int | None) -> Tensor:
-    """The values as ``[1, values]`` or ``[channels, values]``, without a copy where possible."""
-    if channel_axis is not None:
-        return x.movedim(channel_axis, 0).reshape(x.shape[channel_axis], -1)
-    # Their order does not matter: that of memory lets channels-last tensors be read as they lie.
-    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True)).reshape(1, -1)
 
 
 def _pieces(x: Tensor) -> Iterator[tuple[slice, Tensor]]:
