@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from commands import octavo_command
 
+from octavo.searching import measuring
+
 MODEL = """
 import torch
 from torch import nn
@@ -47,3 +49,38 @@ def test_from_quantize_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     compared = octavo_command("compare", model, "q.octavo", "--data", "x.npz", "--rounds", "1")
     assert compared.code == 0, compared.err
     assert "int8" in compared.out
+
+
+@pytest.mark.filterwarnings("ignore::octavo.OctavoWarning")
+def test_what_measures_and_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_other_parts_model.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
+    dice = np.random.default_rng(0)
+    np.savez("x.npz", x=dice.normal(size=(32, 6)).astype(np.float32), y=np.arange(32) % 8)
+    model, data = "my_other_parts_model:build", ("--data", "x.npz")
+    calibration = ("--calibration", "x.npz")
+    assert octavo_command("quantize", model, *calibration, "-o", "q.octavo").code == 0
+
+    ranked = octavo_command("sensitivity", model, *data, *calibration, "--json")
+    assert ranked.code == 0, ranked.err
+    assert {layer["layer"] for layer in json.loads(ranked.out)["layers"]} == {"body.0", "body.2"}
+
+    page = octavo_command("report", model, "q.octavo", *data, *calibration, "-o", "page.html")
+    assert page.code == 0, page.err
+    assert ">body.0<" in Path("page.html").read_text()
+
+    timed = ("bench", "q.octavo", "--runtimes", "torch", "--seconds", "0.1")
+    refused = octavo_command(*timed)
+    assert "on the command line --model and --data" in " ".join(refused.err.split())
+    timed = octavo_command(*timed, "--model", model, *data, "--json")
+    assert timed.code == 0, timed.err
+    rows = {row["name"]: row for row in json.loads(timed.out)["rows"]}
+    assert rows["int8 torch"]["integers"] == "100 %"
+    assert all(row["latency_ms"]["32"] > 0 for row in rows.values())
+
+    searched = octavo_command(
+        *("search", model, *data, *calibration, "--max-drop", "100", "-o", "s", "--json")
+    )
+    assert searched.code == 0, searched.err
+    assert Path("s/best.octavo").exists()

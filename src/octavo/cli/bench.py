@@ -12,6 +12,7 @@ from octavo.cli.app import console, print_json
 
 def bench(
     file: options.File,
+    *,
     batches: Annotated[
         str, typer.Option("--batches", help="Batch sizes, separated by commas.")
     ] = "1,8,32",
@@ -20,13 +21,32 @@ def bench(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0.1, help="Seconds of timing for each batch size.")
     ] = 10.0,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="For a file of a model with parts: package.module:name of the float model.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help=f"For such a file: its first batch is timed. {options.DATA_HELP}",
+        ),
+    ] = None,
+    reading: options.Reading,
     as_json: options.Json = False,
 ) -> None:
     """Time a file on every runtime, beside fp32 and bf16: latency, throughput, memory, load time.
 
     **Example:** `octavo bench m.octavo --batches 1,16`
     """
+    from octavo.cli.sources.model_source import load_model
     from octavo.errors import InputError
+    from octavo.graph.batches import Signature, split_batch
     from octavo.measuring.bench import bench as bench_file
 
     try:
@@ -34,6 +54,12 @@ def bench(
     except ValueError as error:
         raise InputError(f"--batches {batches!r}: give numbers, such as 1,8,32") from error
     names = options.names_of(runtimes)
+    network, call = None, None
+    if model is not None:
+        network = load_model(model, None)
+    if network is not None and data is not None:
+        first = split_batch(next(iter(reading.load(data, network))), Signature.of(network))
+        call = first.kwargs or first.args
     found = bench_file(
         file,
         batches=sizes,
@@ -41,11 +67,13 @@ def bench(
         threads=threads,
         seconds=seconds,
         progress=not as_json,
+        model=network,
+        example_inputs=call,
     )
     if as_json:
         print_json(found.to_dict())
         return
     screen = console()
     screen.print(found)
-    for size in sizes:
+    for size in sorted({size for row in found.rows for size in row.latency_ms}):
         screen.print(f"fastest at batch {size}: {found.fastest(size)}", highlight=False)

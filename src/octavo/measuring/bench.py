@@ -13,17 +13,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
 from octavo.display import Result, Table, percent
 from octavo.errors import InputError, MissingExtra, OctavoError, first_line
+from octavo.graph.batches import Batch, arguments_in
+from octavo.graph.copying import copied
+from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.measuring.cold_start import ColdStart, cold_start
+from octavo.measuring.contenders import cast
 from octavo.measuring.machine import describe_machine
+from octavo.model.kinds import require_float
 from octavo.model.loading import load
 from octavo.model.model import QuantizedModel
+from octavo.model.parts_file import holds_parts
+from octavo.model.verbs import load_beside, summary
 from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import ORACLE, RUNTIMES, has_own_threads
 from octavo.runtimes.examples import random_inputs
@@ -33,6 +40,13 @@ BATCHES = (1, 8, 32)
 SECONDS = 10.0  # of timing for each batch size
 
 Run = Callable[..., Any]
+# Of the float model, of it in bf16, and of the quantized one on a runtime: what can be called, and
+# what of it is on integers, in words.
+Makers = tuple[
+    Callable[[], tuple[Run, str]],
+    Callable[[], tuple[Run, str]],
+    Callable[[str], tuple[Run, str]],
+]
 
 _SIZES = Kind(
     lambda sizes: isinstance(sizes, list | tuple) and all(type(size) is int for size in sizes),
@@ -111,6 +125,8 @@ def bench(
     threads: int | None = None,
     seconds: float = SECONDS,
     progress: bool = True,
+    model: nn.Module | None = None,
+    example_inputs: Any = None,
 ) -> Bench:
     """Time a file on every runtime, beside fp32 and bf16, in turns.
 
@@ -124,13 +140,20 @@ def bench(
         threads: of every contender; ``None`` is torch's own number.
         seconds: of timing, for each batch size.
         progress: a bar on a terminal.
+        model: for a file of a model with parts: the float model, as for `octavo.load`. It is left
+            as it was.
+        example_inputs: for such a file: the call that is timed, as `octavo.quantize` takes it. It
+            is not repeated to other batch sizes, and load time and memory are not measured, since a
+            new process has not the model's code.
 
     Raises:
-        InputError: no batch size, or one below 1.
+        InputError: no batch size, or one below 1; or a file of parts without its model or a call.
         ArtifactError: the file is missing or damaged.
 
     Example:
         >>> print(octavo.bench("model.octavo"))  # doctest: +SKIP
+        >>> print(octavo.bench("detector.octavo", model=net,  # doctest: +SKIP
+        ...                    example_inputs=([image],)))
     """
     expect(FILE, path=path)
     expect(_SIZES, batches=batches)
@@ -139,10 +162,17 @@ def bench(
     optional(COUNT, threads=threads)
     if not batches or min(batches) < 1:
         raise InputError(f"batches={list(batches)}: give at least one size, all of 1 or more")
+    if holds_parts(path):
+        return _of_parts(path, model, example_inputs, runtimes, threads, seconds, progress)
+    if model is not None or example_inputs is not None:
+        raise InputError(
+            f"{os.fspath(path)} holds one graph, which needs neither model= nor example_inputs=: "
+            "leave them out; batches= says what is timed"
+        )
     q = load(path, runtime="reference")
     graph = q.graph
     with thread_count(threads) as count, torch.inference_mode():
-        runs, rows = _contenders(q, runtimes, count)
+        runs, rows = _made(_of_graph(q, count), runtimes)
         times: dict[str, dict[int, float]] = {name: {} for name in runs}
         for batch in batches:
             inputs = random_inputs(graph, batch)
@@ -157,21 +187,76 @@ def bench(
     return Bench(os.fspath(path), count, tuple(finished), describe_machine())
 
 
-def _contenders(
-    q: QuantizedModel, runtimes: Sequence[str] | None, threads: int
+def _of_parts(
+    path: str | os.PathLike[str],
+    model: nn.Module | None,
+    example_inputs: Any,
+    runtimes: Sequence[str] | None,
+    threads: int | None,
+    seconds: float,
+    progress: bool,
+) -> Bench:
+    """The whole model, its parts on each runtime.
+
+    Raises:
+        InputError: there is no model, or no call of it.
+    """
+    if model is None or example_inputs is None:
+        raise InputError(
+            f"{os.fspath(path)} holds parts of a model, which runs in Python: give the float model "
+            "and a call of it, octavo.bench(path, model=net, example_inputs=(images,)); on the "
+            "command line --model and --data"
+        )
+    require_float(model, "bench")
+    call = arguments_in(example_inputs)
+    with thread_count(threads) as count, torch.no_grad(), evaluating(model):
+        runs, rows = _made(_of_model(path, model, call), runtimes)
+        latencies = interleave(runs, budget_s=seconds, rest_s=REST_S, progress=progress)
+    times = {name: {call.size: 1e3 * latency.median_s} for name, latency in latencies.items()}
+    finished = (replace(row, latency_ms=times.get(name, {})) for name, row in rows.items())
+    return Bench(os.fspath(path), count, tuple(finished), describe_machine())
+
+
+def _of_model(path: Any, model: nn.Module, call: Batch) -> Makers:
+    def half() -> tuple[Run, str]:
+        own = copied(model).to(torch.bfloat16)
+        cut = Batch(*cast((call.args, call.kwargs), torch.bfloat16))
+        cut.run(own)
+        return lambda: cut.run(own), ""
+
+    def quantized(runtime: str) -> tuple[Run, str]:
+        q = load_beside(path, model, runtime)
+        call.run(q)
+        share = summary(q).share
+        return lambda: call.run(q), "-" if share is None else percent(share)
+
+    return (lambda: (lambda: call.run(model), "")), half, quantized
+
+
+def _of_graph(q: QuantizedModel, threads: int) -> Makers:
+    plain = without_rounding(q.graph)
+    return (
+        lambda: (run_of(plain), ""),
+        lambda: (_bf16_run(plain, random_inputs(plain, 1)), ""),
+        lambda runtime: _lowered(q, runtime, threads),
+    )
+
+
+def _made(
+    makers: Makers, runtimes: Sequence[str] | None
 ) -> tuple[dict[str, Run], dict[str, BenchRow]]:
     """What can be called, and a row for each contender."""
     runs: dict[str, Run] = {}
     rows: dict[str, BenchRow] = {}
-    plain = without_rounding(q.graph)
-    makers: dict[str, tuple[str, Callable[[], tuple[Run, str]]]] = {
-        "fp32": ("", lambda: (run_of(plain), "")),
-        "bf16": ("", lambda: (_bf16_run(plain, random_inputs(plain, 1)), "")),
+    fp32, bf16, int8 = makers
+    contenders: dict[str, tuple[str, Callable[[], tuple[Run, str]]]] = {
+        "fp32": ("", fp32),
+        "bf16": ("", bf16),
     }
     chosen = [n for n in RUNTIMES if n != ORACLE]
     for runtime in chosen if runtimes is None else runtimes:
-        makers[f"int8 {runtime}"] = (runtime, partial(_lowered, q, runtime, threads))
-    for name, (runtime, make) in makers.items():
+        contenders[f"int8 {runtime}"] = (runtime, partial(int8, runtime))
+    for name, (runtime, make) in contenders.items():
         row = BenchRow(name, {}, runtime=runtime)
         try:
             runs[name], integers = make()
