@@ -33,16 +33,17 @@ from octavo.runtimes.saturation import overflowing, with_float_weights
 
 # Its kernels add float biases, its own dynamic quantization starts from float products, and its
 # recurrent layers want constant weights, which it does not make of integers in every model. It
-# computes concatenations of int8 tensors with zero points wrongly, gaps, and what it fuses behind a
-# mean of three axes; and it moves a shift behind an average, and so behind the zeros that this
-# counts. A convolution that adds to its result does not round it before. Where a
-# concatenation is quantized behind it, and again after next to nothing (a relu), its compiler ends
-# the process. It does not hold callers to a guard of squeeze().
+# computes concatenations of int8 tensors with zero points wrongly, gaps, what it fuses behind a
+# mean of three axes, and several channels of one at a single voxel; and it moves a shift behind an
+# average, and so behind the zeros that this counts. A convolution that adds to its result does not
+# round it before. Where a concatenation is quantized behind it, and again after next to nothing (a
+# relu), its compiler ends the process. It does not hold callers to a guard of squeeze().
 _DIALECT = Dialect(
     integer_bias=False,
     integer_products=False,
     integer_recurrence=False,
     integer_gaps=False,
+    integer_multipliers=False,
     means_of_four=True,
     unsigned=True,
     symmetric=not cpu.saturates(),  # of int8 it makes products that overflow without VNNI

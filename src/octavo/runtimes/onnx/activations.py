@@ -94,12 +94,13 @@ def _threshold(w: Writer, node: Node) -> Any:
 
 
 def _softmax(w: Writer, node: Node) -> Any:
-    made = w.op("Softmax", as_result(w, node, node.args[0]), axis=int(arguments(node)["dim"]))
-    scale = quantization.scale_of_result(w, node)
-    if scale is None or scale >= 1 / 256:
+    axis = int(arguments(node)["dim"])
+    made = w.op("Softmax", as_result(w, node, node.args[0]), axis=axis)
+    scale, size = quantization.scale_of_result(w, node), w.meta(node).shape[axis]
+    if scale is None or (scale >= 1 / 256 and size is not None and size > 1):
         return made
-    # ONNX Runtime's softmax on integers is made for results up to 1; the maximum, which changes
-    # nothing, keeps it in float.
+    # ONNX Runtime's softmax on integers is made for results up to 1, and gives 0 for a value that
+    # is alone; the maximum, which changes nothing, keeps it in float.
     return w.op("Max", made, w.constant(0.0, w.meta(node).dtype))
 
 

@@ -20,6 +20,8 @@ class Dialect:
             floats that these stand for.
         integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
             some results are sums of nothing, have integer weights; else floats.
+        integer_multipliers: 3-D convolutions of one channel a group that make several of each have
+            integer weights; else floats.
         means_of_four: a mean of three axes is written as one of four.
         unsigned: activations in int8 with a zero point are uint8 with another one.
         symmetric: those without a zero point stay int8 where all others are unsigned.
@@ -45,6 +47,7 @@ class Dialect:
     integer_products: bool = True
     integer_recurrence: bool = True
     integer_gaps: bool = True
+    integer_multipliers: bool = True
     means_of_four: bool = False
     unsigned: bool = False
     symmetric: bool = True

@@ -29,10 +29,12 @@ def _conv(w: Writer, node: Node) -> Any:
     value = w.read(x)
     if any(pads) and kernel == [1] * dims and strides != kernel:
         value, pads, strides = _picked(w, x, pads, strides), [0] * (2 * dims), kernel
+    inputs, outputs = w.meta(weight_ref).shape[1], w.meta(weight_ref).shape[0]
+    multiplies = dims == 3 and inputs == 1 and outputs != given["groups"]
     return w.op(
         "Conv",
         value,
-        quantization.weight(w, weight_ref),
+        _weight(w, weight_ref, plain=multiplies and not w.dialect.integer_multipliers),
         quantization.bias(w, x, weight_ref, given["bias"]),
         kernel_shape=kernel,
         strides=strides,
@@ -40,6 +42,14 @@ def _conv(w: Writer, node: Node) -> Any:
         pads=pads,
         group=int(given["groups"]),
     )
+
+
+def _weight(w: Writer, ref: Any, plain: bool) -> str:
+    """A layer's weight, of integers; as the floats that these stand for if ``plain``."""
+    floats = quantization.floats_of(w, ref) if plain else None
+    if floats is None:
+        return quantization.weight(w, ref)
+    return w.initializer(f"{ref.name}.floats", floats)
 
 
 def _picked(w: Writer, x: Any, pads: list[int], strides: list[int]) -> str:
@@ -70,14 +80,10 @@ def _conv_transpose(w: Writer, node: Node) -> Any:
     dims = len(kernel)
     strides = each(given["stride"], dims)
     gaps = any(k < stride for k, stride in zip(kernel, strides, strict=True))
-    plain = gaps and not w.dialect.integer_gaps
-    floats = quantization.floats_of(w, weight_ref) if plain else None
     return w.op(
         "ConvTranspose",
         w.read(x),
-        quantization.weight(w, weight_ref)
-        if floats is None
-        else w.initializer(f"{weight_ref.name}.floats", floats),
+        _weight(w, weight_ref, plain=gaps and not w.dialect.integer_gaps),
         "" if given["bias"] is None else w.read(given["bias"]),
         kernel_shape=kernel,
         strides=strides,

@@ -27,11 +27,12 @@ from octavo.quantization.targets import FROM_ZERO, ROLES, SHARED, WEIGHTED
 from octavo.runtimes.onnx import sizes
 from octavo.runtimes.onnx.blocks import Blocks
 from octavo.runtimes.onnx.blocks import linear as of_blocks
-from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced
+from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced, kept_apart
 
 _RANGES = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-(2**15), 2**15 - 1)}
 _PLAIN_ROUNDING = (0, 255, False, False)  # of fake_quantize_dynamic: uint8, one scale for all
 _INT32 = 2**31 - 1
+_MOST_STEPS = 256
 _PASSED = frozenset("mul div neg add sub relu hardtanh leaky_relu prelu".split())
 
 
@@ -44,6 +45,8 @@ def _quantize(w: Writer, node: Node) -> Any:
     value = w.read(x)
     if w.dialect.fenced_summands and _is_summand(w, node):
         value = w.op("LeakyRelu", value, alpha=1.0)
+    if _is_magnified_average(w, node):
+        value = kept_apart(w, value)
     # ONNX knows the dtype's own range alone.
     if (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
         bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
@@ -69,6 +72,19 @@ def _is_summand(w: Writer, node: Node) -> bool:
         return False
     readers = [reader for user in users[node.name] for reader in users[user.name]]
     return any(reader.short_op == "add" for reader in readers)
+
+
+def _is_magnified_average(w: Writer, node: Node) -> bool:
+    """Whether a node rounds an average to steps that are far finer than those of its integers.
+
+    ONNX Runtime's averages of integers stop at `_MOST_STEPS` of them.
+    """
+    x, scale = node.args[:2]
+    maker = w.producer(x)
+    if maker is None or ("mean" not in maker.short_op and "avg_pool" not in maker.short_op):
+        return False
+    source = rounding_behind(w.graph, maker.args[0])
+    return source is not None and arguments(source)["scale"] >= _MOST_STEPS * scale
 
 
 def _stays_within(w: Writer, x: Any, node: Node) -> bool:
