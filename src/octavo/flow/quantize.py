@@ -115,7 +115,8 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         progress: show a progress bar on a terminal.
         scope: what becomes a graph. ``"model"``: the whole model. ``"regions"``: the largest of
             its submodules that can be captured; the rest runs in Python as it did. ``"auto"``: the
-            whole where that can be captured, else regions, with a warning that says why.
+            whole where that can be captured, else regions, with a warning that says why; and
+            ``"modules"`` for weight-only and dynamic quantization without anything to run it on.
             ``"modules"``: no graph, and no data; single layers become those of `octavo.nn`, see
             `octavo.flow.modules`.
         only: which regions, or modules: paths, ``["backbone"]``, or a rule, ``only(path, module)``.
@@ -157,6 +158,10 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     scope = scope_of(scope, only, run, pixels, open_sizes)
+    asked = mode or mode_of(qconfig, "")
+    has_data = example_inputs is not None or calibration is not None
+    if scope == "auto" and not has_data and asked in ("dynamic", "weight_only"):
+        scope = "modules"
     if scope == "modules":
         _refuse_for_modules(weights=weights, run=run, precision=precision != "float32")
         return quantize_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)

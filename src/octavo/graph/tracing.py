@@ -22,6 +22,11 @@ _WAY_OUT = (
 )
 
 
+def is_compiled() -> bool:
+    """Whether ``torch.compile`` is looking, which ``torch.export`` does by the same means."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
 def refuse_tracers() -> None:
     """Raise where the call that runs is recorded by what cannot hold its kernels.
 
@@ -64,7 +69,7 @@ def call_whole(function: Callable[..., Any], *args: Any) -> Any:
     Raises:
         ExportError: as `refuse_tracers`.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+    if is_compiled():
         return _uncompiled(function, *args)
     refuse_tracers()
     return _in_own_types(function, *args)

@@ -45,6 +45,44 @@ def test_it_returns_the_dtype_that_it_had() -> None:
     assert q.runs == "weight_only"
 
 
+class Scaled(nn.Embedding):
+    """As Gemma's, whose scale is a tensor, and Bart's, whose scale is a number."""
+
+    def __init__(self, scale: float | torch.Tensor) -> None:
+        super().__init__(50, 16)
+        self.embed_scale = scale
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * self.embed_scale
+
+
+@pytest.mark.parametrize("scale", [4.0, torch.tensor(4.0)], ids=["number", "tensor"])
+def test_a_table_that_multiplies_its_rows(scale: float | torch.Tensor) -> None:
+    table, ids = Scaled(scale), torch.randint(0, 50, (3, 4))
+    q = octavo.nn.from_float(table, octavo.weight_only_qconfig())
+    assert isinstance(q, octavo.nn.Embedding)
+    assert q.embed_scale == 4.0
+    plain = nn.Embedding(50, 16)
+    plain.weight = table.weight
+    own = octavo.nn.from_float(plain, octavo.weight_only_qconfig())
+    assert torch.equal(q(ids), own(ids) * 4)
+    twin = octavo.nn.from_description(q.describe(), q.tensors())
+    assert torch.equal(twin(ids), q(ids))
+
+
+def test_a_table_that_does_something_else_to_its_rows_has_no_form() -> None:
+    class Shifted(Scaled):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) + 1
+
+    class Positions(Scaled):
+        def forward(self, mask: torch.Tensor, past: int) -> torch.Tensor:
+            return super().forward(mask + past)
+
+    assert octavo.nn.quantized_form(Shifted(4.0)) is None
+    assert octavo.nn.quantized_form(Positions(4.0)) is None
+
+
 def test_indices_beyond_the_table() -> None:
     q = octavo.nn.from_float(nn.Embedding(10, 4), octavo.weight_only_qconfig())
     for index in (-1, 10):

@@ -30,38 +30,27 @@ from octavo.model.nn.convolution import (
     ConvTranspose3d,
 )
 from octavo.model.nn.embedding import Embedding, EmbeddingBag
-from octavo.model.nn.float_layers import is_transposed
+from octavo.model.nn.experts import Experts
 from octavo.model.nn.linear import Linear
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from octavo.quantization.qconfig import QConfig
 
 _ALL: tuple[type[QuantizedModule], ...] = (
-    *(Linear, Embedding, EmbeddingBag, MultiheadAttention),
+    *(Linear, Embedding, EmbeddingBag, MultiheadAttention, Experts),
     *(LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell),
     *(Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d),
 )
 MODULES: Mapping[str, type[QuantizedModule]] = {kind.__name__: kind for kind in _ALL}
 
 
-# torch's own name for the layer whose weight attention reads without calling it.
-_READ_BY_OTHERS = float_nn.modules.linear.NonDynamicallyQuantizableLinear
-
-
 def quantized_form(layer: float_nn.Module) -> type[QuantizedModule] | None:
     """The class of `octavo.nn` that takes a float layer's place; ``None`` where there is none.
 
-    What derives from torch's class has one where it computes what that does: where it has no
-    ``forward`` of its own.
+    What derives from torch's class has one where it computes what that does; see
+    `QuantizedModule.takes`.
     """
-    if is_transposed(layer):
-        return Linear
-    if isinstance(layer, _READ_BY_OTHERS):
-        return None
-    for kind in MODULES.values():
-        if isinstance(layer, kind.floats) and type(layer).forward is kind.floats.forward:
-            return kind
-    return None
+    return next((kind for kind in MODULES.values() if kind.takes(layer)), None)
 
 
 def from_float(layer: float_nn.Module, qconfig: QConfig, target: str = "x86") -> QuantizedModule:
@@ -106,6 +95,7 @@ __all__ = [
     "ConvTranspose3d",
     "Embedding",
     "EmbeddingBag",
+    "Experts",
     "GRUCell",
     "LSTMCell",
     "Linear",

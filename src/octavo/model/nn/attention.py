@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from octavo.errors import ArtifactError, InputError
 from octavo.graph.graph import TensorMeta
 from octavo.model.nn.description import Description
-from octavo.model.nn.float_layers import taking_place
+from octavo.model.nn.float_layers import linear_of, taking_place
 from octavo.model.nn.linear import Linear
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.quantization.qconfig import QConfig
@@ -280,13 +280,5 @@ def _projections(layer: nn.MultiheadAttention) -> Iterator[tuple[str, nn.Linear]
     bias = layer.in_proj_bias
     biases = [None] * 3 if bias is None else list(bias.chunk(3))
     for name, weight, own in zip(_PARTS, weights, biases, strict=False):
-        yield name, _linear(weight, own)
-    yield "out_proj", _linear(layer.out_proj.weight, layer.out_proj.bias)
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer
+        yield name, linear_of(weight, own)
+    yield "out_proj", linear_of(layer.out_proj.weight, layer.out_proj.bias)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from octavo.errors import InputError
 from octavo.graph.embedding_bags import bags
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.tracing import is_compiled
+from octavo.model.nn import compiled
+from octavo.model.nn.float_layers import scale_of_rows
 from octavo.model.nn.one_operator import OneOperator
 
 
@@ -54,6 +58,8 @@ class Table(OneOperator):
 class Embedding(Table, floats=nn.Embedding, operator="embedding"):
     """A table, read by indices of any shape; it returns floats of the dtype that it had.
 
+    Tables of transformers that multiply their rows by ``embed_scale`` become one too.
+
     Example:
         >>> import octavo
         >>> table = Embedding.from_float(nn.Embedding(100, 8), octavo.weight_only_qconfig())
@@ -61,8 +67,33 @@ class Embedding(Table, floats=nn.Embedding, operator="embedding"):
         torch.Size([2, 2, 8])
     """
 
+    settings = (*Table.settings, "embed_scale")
+
+    embed_scale: float
+
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        return super().takes(layer) or scale_of_rows(layer) is not None
+
+    @classmethod
+    def settings_of(cls, layer: nn.Module) -> dict[str, Any]:
+        own = {name: getattr(layer, name) for name in Table.settings}
+        return own | {"embed_scale": 1.0 if super().takes(layer) else scale_of_rows(layer)}
+
+    @classmethod
+    def empty(cls, settings: Mapping[str, Any]) -> nn.Module:
+        return super().empty({name: settings[name] for name in Table.settings})
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_compiled():
+            return compiled.embedding(input, self.number, self.embedding_dim, self.dtype)
+        result: Tensor = super().forward(input)
+        return result
+
     def compute(self, input: Tensor) -> Tensor:
         rows = self.rows(input.reshape(-1))
+        if self.embed_scale != 1.0:
+            rows = rows * self.embed_scale
         return rows.reshape(*input.shape, self.embedding_dim).to(self.dtype)
 
 

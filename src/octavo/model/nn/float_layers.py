@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -33,6 +34,36 @@ def taking_place(module: Module, layer: nn.Module) -> Module:
 def is_transposed(layer: nn.Module) -> bool:
     """Whether it is a linear layer whose weight is ``[in, out]``."""
     return f"{type(layer).__module__}.{type(layer).__qualname__}" == _TRANSPOSED
+
+
+def scale_of_rows(layer: nn.Module) -> float | None:
+    """By what a table multiplies its rows, where that is all that it does to them.
+
+    Many models of transformers have such a table, each a class of its own; that it is one is found
+    by calling it.
+    """
+    scale = getattr(layer, "embed_scale", None)
+    if not isinstance(layer, nn.Embedding) or not isinstance(scale, Tensor | float | int):
+        return None
+    with torch.no_grad():
+        indices = torch.arange(min(4, layer.num_embeddings), device=layer.weight.device)
+        factor = torch.as_tensor(scale, device=layer.weight.device).to(layer.weight.dtype)
+        try:
+            rows = layer(indices)
+        except (RuntimeError, TypeError, ValueError, IndexError):  # it takes something else
+            return None
+        same = F.embedding(indices, layer.weight) * factor
+    known = isinstance(rows, Tensor) and not rows.is_meta and factor.dim() == 0
+    return float(factor) if known and torch.equal(rows, same) else None
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of a weight ``[out, in]`` and a bias ``[out]`` that something else holds."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer
 
 
 def tensors_of(layer: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
+from octavo.graph.tracing import is_compiled
+from octavo.model.nn import compiled
 from octavo.model.nn.float_layers import is_transposed, tensors_of
 from octavo.model.nn.one_operator import OneOperator
 
@@ -29,6 +31,11 @@ class Linear(OneOperator, floats=nn.Linear, operator="linear"):
     in_features: int
     out_features: int
     transposed: bool  # whether the float layer's weight was [in, out]
+
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        is_read_by_others = isinstance(layer, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        return is_transposed(layer) or (super().takes(layer) and not is_read_by_others)
 
     @classmethod
     def settings_of(cls, layer: nn.Module) -> dict[str, Any]:
@@ -55,6 +62,12 @@ class Linear(OneOperator, floats=nn.Linear, operator="linear"):
         nodes.append(Node("result", "aten.linear.default", (read, weight, bias), meta=meta))
         inputs = (Input("input", sizes),)
         return Graph(inputs, tensors, tuple(nodes), {"input": Ref("input")}, [Ref("result")])
+
+    def forward(self, input: Tensor) -> Tensor:
+        if is_compiled():
+            return compiled.linear(input, self.number, self.out_features)
+        result: Tensor = super().forward(input)
+        return result
 
     def compute(self, input: Tensor) -> Tensor:
         if not input.is_floating_point() or input.shape[-1:] != (self.in_features,):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,8 @@ from octavo.errors import OctavoWarning
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.qdq import DYNAMIC
 from octavo.model.fallbacks import WITH_KERNELS
+from octavo.model.nn import compiled
+from octavo.model.nn.description import Description
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.model.packed_buffers import Buffers, let_go
 from octavo.quantization.nonfinite_inputs import Watched, run_around
@@ -35,6 +37,14 @@ class OneOperator(QuantizedModule):
 
     _ready: tuple[Callable[..., tuple[Any, ...]], Watched] | None = None
     _is_shared = False
+
+    def __init__(self, description: Description, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(description, tensors)
+        self.number = compiled.numbered(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.number = compiled.numbered(self)  # a copy is another layer
 
     @abstractmethod
     def graph(self) -> Graph:

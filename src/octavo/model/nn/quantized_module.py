@@ -76,6 +76,11 @@ class QuantizedModule(nn.Module):
         self._buffers.update(tensors)
 
     @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        """Whether it computes what a float layer does: one of `floats` with that forward."""
+        return isinstance(layer, cls.floats) and type(layer).forward is cls.floats.forward
+
+    @classmethod
     def from_float(cls, layer: nn.Module, qconfig: QConfig, target: str = "x86") -> Self:
         """The quantized form of a float layer, which is left as it is.
 
