@@ -44,7 +44,7 @@ static Windows windows_of(const octavo_convolution *c) {
     w.run = joined ? c->kernel_width * w.group_in : w.group_in;
     if (w.depthwise) {
         w.units = ceiling(c->groups, DEPTHWISE);
-        w.unit_bytes = ceiling(c->kernel_height * c->kernel_width, 4) * 4 * DEPTHWISE;
+        w.unit_bytes = fours_of(c) * 4 * DEPTHWISE;
     } else {
         w.units = ceiling(w.group_out, BLOCK);
         w.unit_bytes = w.runs_y * w.runs_x * ceiling(w.run, 4) * 4 * BLOCK;
@@ -63,12 +63,16 @@ static Windows placed(const octavo_convolution *c) {
         in_even_rows(&w);
         wide = w.out.width;
     }
-    w.tiles = ceiling(w.out.width, TILE);
+    w.tile = ceiling(w.out.width, ceiling(w.out.width, TILE));
+    w.tiles = ceiling(w.out.width, w.tile);
     w.row = (direct ? w.in.width : wide) * channels;
     w.step_y = c->dilation_y * w.row, w.step_x = c->dilation_x * channels;
     w.pixel = c->stride_x * channels;
-    for (int64_t tap = 0, taps = w.runs_y * w.runs_x; w.depthwise && tap < least(taps, MOST_TAPS); tap++)
-        w.taps[tap] = tap / w.runs_x * w.step_y + tap % w.runs_x * w.step_x;
+    for (int64_t four = 0; w.depthwise && four < least(fours_of(c), MOST_FOURS); four++)
+        for (int64_t i = 0; i < 4; i++) {
+            int64_t y = least(four / c->kernel_width * 4 + i, c->kernel_height - 1);
+            w.taps[four][i] = y * w.step_y + four % c->kernel_width * w.step_x;
+        }
     int64_t rows = BAND_BYTES / (w.row * w.size), least_rows = rows_of_band(c, 1);
     w.band_rows = rows > least_rows ? (rows - least_rows) / c->stride_y + 1 : 1;
     w.band_rows = least(w.band_rows, w.out.height);
@@ -165,7 +169,7 @@ static Share share_of(
 void octavo_convolve(const octavo_convolution *c, int chunk, int chunks) {
     Windows w = placed(c);
     octavo_tiles make =
-        w.depthwise ? octavo_depthwise_tiles(w.runs_y * w.runs_x) : octavo_dense_tiles();
+        w.depthwise ? octavo_depthwise_tiles(fours_of(c)) : octavo_dense_tiles();
     int64_t step = w.depthwise ? 1 : 2, of_group = ceiling(w.units, step);
     int64_t groups = w.depthwise ? 1 : c->groups, tiles = w.out.batch * w.out.height * w.tiles;
     Share share = share_of(c, &w, tiles, groups * of_group, chunk, chunks);
@@ -173,7 +177,7 @@ void octavo_convolve(const octavo_convolution *c, int chunk, int chunks) {
     for (int64_t begin = share.first_tile, end; begin < share.last_tile; begin = end) {
         int64_t row = begin / w.tiles, image_end = (row / w.out.height + 1) * w.out.height;
         end = least(least(row + w.band_rows, image_end) * w.tiles, share.last_tile);
-        Band band = {read_band(c, &w, row, ceiling(end, w.tiles), scratch), begin, end};
+        Band band = {read_band(c, &w, row, ceiling(end, w.tiles), scratch), row, begin, end};
         for (int64_t unit = share.first_unit; unit < share.last_unit; unit++)
             make(c, &w, &band, unit / of_group, unit % of_group * step);
     }
@@ -208,30 +212,32 @@ int64_t octavo_packed_size(const octavo_convolution *c) {
     return (w.depthwise ? 1 : c->groups) * w.units * w.unit_bytes;
 }
 
-/* Where a weight stands among the packed ones. */
-static int64_t place(
-    const octavo_convolution *c, const Windows *w, int64_t out, int64_t run, int64_t k) {
+/* Where the weights of a run stand among the packed ones. */
+static int64_t place(const octavo_convolution *c, const Windows *w, int64_t out, int64_t run) {
     if (w->depthwise)
-        return out / DEPTHWISE * w->unit_bytes + depthwise_place(out % DEPTHWISE, run);
-    int64_t runs = w->runs_y * w->runs_x, channel = out % w->group_out;
-    int64_t unit = out / w->group_out * w->units + channel / BLOCK, fours = w->unit_bytes / runs / 64;
-    return unit * w->unit_bytes + ((run * fours + k / 4) * BLOCK + channel % BLOCK) * 4 + k % 4;
+        return out / DEPTHWISE * w->unit_bytes +
+               depthwise_place(
+                   c->kernel_width, out % DEPTHWISE, run / c->kernel_width, run % c->kernel_width);
+    int64_t channel = out % w->group_out, unit = out / w->group_out * w->units + channel / BLOCK;
+    int64_t run_bytes = w->unit_bytes / (w->runs_y * w->runs_x);
+    return unit * w->unit_bytes + run * run_bytes + channel % BLOCK * 4;
 }
 
-/* Each weight, its index counting on. */
-#define FOR_WEIGHTS                                                       \
-    int64_t runs = w.runs_y * w.runs_x, index = 0;                        \
-    for (int64_t out = 0; out < c->out.channels; out++)                   \
-        for (int64_t run = 0; run < runs; run++)                          \
-            for (int64_t k = 0; k < w.run; k++, index++)
+/* Each weight, and where it stands among the packed ones. */
+#define FOR_WEIGHTS                                                                          \
+    int64_t runs = w.runs_y * w.runs_x, index = 0;                                           \
+    for (int64_t out = 0; out < c->out.channels; out++)                                      \
+        for (int64_t run = 0, start; start = place(c, &w, out, run), run < runs; run++)      \
+            for (int64_t k = 0, at = start; k < w.run;                                       \
+                 k++, at = start + k / 4 * (4 * BLOCK) + k % 4, index++)
 
 void octavo_pack_convolution(const octavo_convolution *c, const int8_t *weights, int8_t *packed) {
     Windows w = windows_of(c);
     memset(packed, 0, (size_t)octavo_packed_size(c));
-    FOR_WEIGHTS packed[place(c, &w, out, run, k)] = weights[index];
+    FOR_WEIGHTS packed[at] = weights[index];
 }
 
 void octavo_unpack_convolution(const octavo_convolution *c, const int8_t *packed, int8_t *weights) {
     Windows w = windows_of(c);
-    FOR_WEIGHTS weights[index] = packed[place(c, &w, out, run, k)];
+    FOR_WEIGHTS weights[index] = packed[at];
 }

@@ -17,7 +17,7 @@ INLINE void block_plain(
                 const uint8_t *tap = window + ky * w->step_y + kx * w->step_x;
                 for (int64_t n = 0; n < count; n++)
                     sums[n] += tap[n] * weights[depthwise_place(
-                                            channel % DEPTHWISE + n, ky * w->runs_x + kx)];
+                                            c->kernel_width, channel % DEPTHWISE + n, ky, kx)];
             }
         for (int64_t n = 0; n < count; n++) sums[n] -= c->in_zero_point * c->weight_sums[channel + n];
         finish(
@@ -38,10 +38,7 @@ INLINE void blocks_of_unit(
         const octavo_convolution *, const Windows *, const Tile *, const int8_t *, int64_t)) {
     int64_t last = least((unit + 1) * DEPTHWISE, c->out.channels);
     for (int64_t channel = unit * DEPTHWISE; channel < last; channel += BLOCK)
-        for (int64_t i = band->begin; i < band->end; i++) {
-            Tile tile = tile_of(c, w, band, i, channel);
-            make(c, w, &tile, c->weights + unit * w->unit_bytes, channel);
-        }
+        FOR_TILES(tile, channel) make(c, w, &tile, c->weights + unit * w->unit_bytes, channel);
 }
 
 static void tiles_portable(
@@ -74,7 +71,7 @@ AVX2 static void block_avx2(
         __m256i own[4];
         for (int i = 0; i < 4; i++) own[i] = _mm256_setzero_si256();
         for (int64_t four = 0; four < bytes / 256; four++) {
-            const int64_t *taps = w->taps + 4 * four;
+            const int64_t *taps = w->taps[four];
             __m128i one = load16(x + taps[0]), two = load16(x + taps[1]);
             __m128i three = load16(x + taps[2]), last = load16(x + taps[3]);
             __m128i a = _mm_unpacklo_epi8(one, two), b = _mm_unpackhi_epi8(one, two);
@@ -192,55 +189,111 @@ VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t
     }
 }
 
-/* So many fours of taps, of which as many stay in registers as there is room for. */
-INLINE VNNI void windows_vnni(
-    const octavo_convolution *c, const Windows *w, const Band *band, int64_t unit,
-    const int64_t fours, const int whole) {
-    int64_t channel = unit * DEPTHWISE;
-    const int8_t *weights = c->weights + unit * w->unit_bytes;
+/* What is the same for all pixels of a unit. */
+typedef struct {
+    const octavo_convolution *c;
+    const Windows *w;
+    const int8_t *weights;
+    int64_t channel;
     Channels512 known;
-    prepare_channels(&known, c, channel);
-    int is_fast = is_clipped(&c->epilogue);
-    __m512i kept[3][4];
-    for (int four = 0; four < 3 && fours == 3; four++)
-        for (int i = 0; i < 4; i++) kept[four][i] = _mm512_loadu_si512(weights + (four * 4 + i) * 64);
-    for (int64_t i = band->begin; i < band->end; i++) {
-        Tile tile = tile_of(c, w, band, i, channel);
-        const uint8_t *x = (const uint8_t *)tile.x;
-        int64_t at = tile.result + channel;
-        for (int64_t p = 0; p < tile.pixels; p++, x += w->pixel, at += c->out.channels) {
-            __m512i sums[4];
-            for (int j = 0; j < 4; j++) sums[j] = known.first[j];
-            for (int64_t four = 0; four < fours; four++) {
-                __m512i tap[4], of_four[4];
-                for (int j = 0; j < 4; j++)
-                    tap[j] = load(x + w->taps[4 * four + j], known.mask, whole);
-                unpack_taps(tap, of_four);
-                for (int j = 0; j < 4; j++)
-                    sums[j] = _mm512_dpbusd_epi32(
-                        sums[j], of_four[j],
-                        fours == 3 ? kept[four][j] : _mm512_loadu_si512(weights + (four * 4 + j) * 64));
-            }
-            if (is_fast)
-                store_clipped(c, &known, sums, at, whole);
-            else
-                store_any(c, sums, channel, at);
+} Unit512;
+
+INLINE VNNI void add_products(__m512i sums[4], const __m512i fours[4], const int8_t *weights) {
+    for (int i = 0; i < 4; i++)
+        sums[i] = _mm512_dpbusd_epi32(sums[i], fours[i], _mm512_loadu_si512(weights + i * 64));
+}
+
+INLINE VNNI void store_sums(const Unit512 *unit, __m512i sums[4], int64_t at, const int whole) {
+    if (is_clipped(&unit->c->epilogue))
+        store_clipped(unit->c, &unit->known, sums, at, whole);
+    else
+        store_any(unit->c, sums, unit->channel, at);
+}
+
+INLINE VNNI void load_four(
+    __m512i fours[4], const uint8_t *x, const int64_t taps[4], __mmask64 mask, const int whole) {
+    __m512i tap[4];
+    for (int i = 0; i < 4; i++) tap[i] = load(x + taps[i], mask, whole);
+    unpack_taps(tap, fours);
+}
+
+/* One pixel of any window. */
+INLINE VNNI void one_pixel(const Unit512 *unit, const uint8_t *x, int64_t at, const int whole) {
+    __m512i sums[4];
+    for (int i = 0; i < 4; i++) sums[i] = unit->known.first[i];
+    for (int64_t four = 0; four < unit->w->unit_bytes / 256; four++) {
+        __m512i fours[4];
+        load_four(fours, x, unit->w->taps[four], unit->known.mask, whole);
+        add_products(sums, fours, unit->weights + four * 256);
+    }
+    store_sums(unit, sums, at, whole);
+}
+
+enum { FOUR_PIXELS = 4 };
+
+/* Four pixels, of windows so wide and so far from each other: a column of the input is read once. */
+INLINE VNNI void four_pixels(
+    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const int width,
+    const int stride) {
+    const octavo_convolution *c = unit->c;
+    const int8_t *weights = unit->weights;
+    __m512i sums[FOUR_PIXELS][4];
+    UNROLL for (int p = 0; p < FOUR_PIXELS; p++)
+        for (int i = 0; i < 4; i++) sums[p][i] = unit->known.first[i];
+    for (int64_t y = 0; y < c->kernel_height; y += 4, weights += width * 256) {
+        const int64_t *taps = unit->w->taps[y / 4 * width];
+        UNROLL for (int column = 0; column < (FOUR_PIXELS - 1) * stride + width; column++) {
+            __m512i fours[4];
+            load_four(fours, x + column * c->in.channels, taps, unit->known.mask, whole);
+            UNROLL for (int p = 0; p < FOUR_PIXELS; p++)
+                if (column >= p * stride && column < p * stride + width)
+                    add_products(sums[p], fours, weights + (column - p * stride) * 256);
         }
     }
+    UNROLL for (int p = 0; p < FOUR_PIXELS; p++)
+        store_sums(unit, sums[p], at + p * c->out.channels, whole);
 }
+
+/* All tiles of a unit; windows of width 0 may be of any shape. */
+INLINE VNNI void pixels_vnni(
+    const Unit512 *unit, const Band *band, const int whole, const int width, const int stride) {
+    const octavo_convolution *c = unit->c;
+    const Windows *w = unit->w;
+    FOR_TILES(tile, unit->channel) {
+        const uint8_t *x = (const uint8_t *)tile.x;
+        int64_t at = tile.result + unit->channel, p = 0;
+        for (; width && p + FOUR_PIXELS <= tile.pixels; p += FOUR_PIXELS)
+            four_pixels(unit, x + p * w->pixel, at + p * c->out.channels, whole, width, stride);
+        for (; p < tile.pixels; p++)
+            one_pixel(unit, x + p * w->pixel, at + p * c->out.channels, whole);
+    }
+}
+
+#define PIXELS_VNNI(WIDTH, STRIDE)                                                               \
+    VNNI static void pixels_vnni_##WIDTH##_##STRIDE(const Unit512 *unit, const Band *band) {     \
+        if (~unit->known.mask)                                                                   \
+            pixels_vnni(unit, band, 0, WIDTH, STRIDE);                                           \
+        else                                                                                     \
+            pixels_vnni(unit, band, 1, WIDTH, STRIDE);                                           \
+    }
+
+PIXELS_VNNI(0, 0)
+PIXELS_VNNI(3, 1)
+PIXELS_VNNI(3, 2)
+PIXELS_VNNI(5, 1)
+PIXELS_VNNI(5, 2)
 
 VNNI static void tiles_vnni(
     const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
     (void)group;
-    int64_t fours = w->unit_bytes / 256;
-    int whole = (unit + 1) * DEPTHWISE <= c->out.channels;
-    switch ((fours == 3 ? 4 : fours == 7 ? 2 : 0) + whole) {
-    case 0: windows_vnni(c, w, band, unit, fours, 0); break;
-    case 1: windows_vnni(c, w, band, unit, fours, 1); break;
-    case 2: windows_vnni(c, w, band, unit, 7, 0); break;
-    case 3: windows_vnni(c, w, band, unit, 7, 1); break;
-    case 4: windows_vnni(c, w, band, unit, 3, 0); break;
-    default: windows_vnni(c, w, band, unit, 3, 1);
+    Unit512 of = {c, w, c->weights + unit * w->unit_bytes, unit * DEPTHWISE, {0}};
+    prepare_channels(&of.known, c, of.channel);
+    switch (c->dilation_x == 1 ? c->kernel_width * 10 + c->stride_x : 0) {
+    case 31: pixels_vnni_3_1(&of, band); break;
+    case 32: pixels_vnni_3_2(&of, band); break;
+    case 51: pixels_vnni_5_1(&of, band); break;
+    case 52: pixels_vnni_5_2(&of, band); break;
+    default: pixels_vnni_0_0(&of, band);
     }
 }
 
@@ -248,8 +301,8 @@ VNNI static void tiles_vnni(
 
 /* ---- which of them ---- */
 
-octavo_tiles octavo_depthwise_tiles(int64_t taps) {
-    switch (taps > MOST_TAPS ? OCTAVO_PORTABLE : octavo_isa()) {
+octavo_tiles octavo_depthwise_tiles(int64_t fours) {
+    switch (fours > MOST_FOURS ? OCTAVO_PORTABLE : octavo_isa()) {
 #if defined(__x86_64__)
     case OCTAVO_AVX512_VNNI: return tiles_vnni;
     case OCTAVO_AVX2: return tiles_avx2;

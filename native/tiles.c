@@ -47,10 +47,7 @@ static void tiles_portable(
     for (int64_t last = least(unit + 2, w->units); unit < last; unit++) {
         Prepared p;
         const int8_t *weights = prepare_unit(&p, c, w, group, unit);
-        for (int64_t i = band->begin; i < band->end; i++) {
-            Tile tile = tile_of(c, w, band, i, group * w->group_in);
-            tile_portable(c, w, &tile, weights, &p);
-        }
+        FOR_TILES(tile, group * w->group_in) tile_portable(c, w, &tile, weights, &p);
     }
 }
 
@@ -160,10 +157,7 @@ AVX2 static void tiles_avx2(
     for (int64_t last = least(unit + 2, w->units); unit < last; unit++) {
         Prepared p;
         const int8_t *weights = prepare_unit(&p, c, w, group, unit);
-        for (int64_t i = band->begin; i < band->end; i++) {
-            Tile tile = tile_of(c, w, band, i, group * w->group_in);
-            tile_avx2(c, w, &tile, weights, &p);
-        }
+        FOR_TILES(tile, group * w->group_in) tile_avx2(c, w, &tile, weights, &p);
     }
 }
 
@@ -262,9 +256,8 @@ VNNI static void tiles_vnni(
     Prepared prepared[2];
     const int8_t *weights = prepare_unit(&prepared[0], c, w, group, unit);
     if (blocks > 1) prepare_unit(&prepared[1], c, w, group, unit + 1);
-    for (int64_t i = band->begin; i < band->end; i++) {
-        Tile tile = tile_of(c, w, band, i, group * w->group_in);
-        if (!tile.pixels) continue;
+    FOR_TILES(tile, group * w->group_in) {
+        if (tile.pixels < 1) continue;
         table_vnni[blocks - 1][tile.pixels - 1](w, tile.x, weights, prepared, sums);
         for (int64_t b = 0; b < blocks; b++)
             finish_vnni(c, &prepared[b], sums[b], tile.pixels, tile.result);

@@ -8,7 +8,7 @@
 enum {
     TILE = 14,      /* pixels beside each other that are made at once, at most */
     DEPTHWISE = 64, /* channels that are made at once, where each has a window of its own */
-    MOST_TAPS = 64, /* of such a window, for kernels with intrinsics */
+    MOST_FOURS = 32, /* fours of taps of such a window, for kernels with intrinsics */
 };
 
 /* A window is runs_y * runs_x runs of values that follow each other. Where channels are in no groups,
@@ -21,43 +21,56 @@ typedef struct {
     int64_t group_in, group_out; /* channels of a group */
     int64_t runs_y, runs_x, run;
     int64_t units, unit_bytes; /* of a group: 16 results, or DEPTHWISE; of their packed weights */
-    int64_t tiles;             /* of a row of results */
+    int64_t tile, tiles;       /* pixels of a tile, and how many are in a row of results */
     int64_t band_rows;         /* rows of results whose windows are read one after the other */
     int64_t band_bytes;        /* of scratch memory for these; 0: windows are read where they are */
     int64_t row, step_y, step_x, pixel; /* from row to row, tap to tap, window to window */
-    int64_t taps[MOST_TAPS]; /* where those of a depthwise window are; behind them zeros */
+    int64_t taps[MOST_FOURS][4]; /* where those of a depthwise window are, below each other */
 } Windows;
 
 INLINE int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Where a channel's weights of a tap stand among those of its unit, in octavo_pack_depthwise. */
-INLINE int64_t depthwise_place(int64_t channel, int64_t tap) {
-    int64_t lane = channel / 16, four = channel / 4 % 4;
-    return ((tap / 4 * 4 + four) * 4 + lane) * 16 + channel % 4 * 4 + tap % 4;
+/* Four taps below each other are multiplied at once; of rows that a window lacks weights are zero. */
+INLINE int64_t fours_of(const octavo_convolution *c) {
+    return ceiling(c->kernel_height, 4) * c->kernel_width;
 }
 
-/* A band of the input at x, and the tiles of results that are made of it, counted from the first
- * of all. */
+/* Where a channel's weight stands among those of its unit. */
+INLINE int64_t depthwise_place(int64_t kernel_width, int64_t channel, int64_t y, int64_t x) {
+    int64_t lane = channel / 16, four = channel / 4 % 4;
+    return (((y / 4 * kernel_width + x) * 4 + four) * 4 + lane) * 16 + channel % 4 * 4 + y % 4;
+}
+
+/* A band of the input at x, the row of results that begins there, and the tiles that are made of it,
+ * counted from the first of all. */
 typedef struct {
     const char *x;
-    int64_t begin, end;
+    int64_t row, begin, end;
 } Band;
 
 /* Up to TILE pixels beside each other: where their first window is, and the index of the first result. */
 typedef struct {
+    int64_t index, row, piece;
     const char *x;
     int64_t pixels, result;
 } Tile;
 
-INLINE Tile tile_of(
-    const octavo_convolution *c, const Windows *w, const Band *band, int64_t tile, int64_t channel) {
-    int64_t row = tile / w->tiles, piece = tile % w->tiles, start = row * w->out.width;
-    int64_t wide = least(w->out.width, w->out_pixels - start);
-    int64_t left = wide * piece / w->tiles, right = wide * (piece + 1) / w->tiles;
-    int64_t at = (row - band->begin / w->tiles) * c->stride_y * w->row + left * w->pixel + channel;
-    return (Tile){band->x + at * w->size, right - left, (start + left) * c->out.channels};
+INLINE void place_tile(
+    Tile *tile, const octavo_convolution *c, const Windows *w, const Band *band, int64_t channel) {
+    int64_t start = tile->row * w->out.width, left = tile->piece * w->tile;
+    int64_t right = least(left + w->tile, least(w->out.width, w->out_pixels - start));
+    int64_t down = (tile->row - band->row) * c->stride_y * w->row;
+    tile->x = band->x + (down + left * w->pixel + channel) * w->size;
+    tile->pixels = right - left; /* less than one behind the end of a short row */
+    tile->result = (start + left) * c->out.channels;
 }
+
+/* Each tile of a band, for windows that begin at a channel. */
+#define FOR_TILES(TILE_, CHANNEL)                                                                \
+    for (Tile TILE_ = {band->begin, band->row, band->begin - band->row * w->tiles, 0, 0, 0};      \
+         TILE_.index < band->end && (place_tile(&TILE_, c, w, band, CHANNEL), 1); TILE_.index++,  \
+              TILE_.piece + 1 < w->tiles ? TILE_.piece++ : (TILE_.row++, TILE_.piece = 0))
 
 #if defined(__x86_64__)
 
@@ -78,6 +91,6 @@ INLINE AVX2 void store_pairs(const __m256i own[4], const int32_t *first, int32_t
 typedef void (*octavo_tiles)(
     const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit);
 /* That of the instruction set: tiles.c, depthwise.c. */
-octavo_tiles octavo_dense_tiles(void), octavo_depthwise_tiles(int64_t taps);
+octavo_tiles octavo_dense_tiles(void), octavo_depthwise_tiles(int64_t fours);
 
 #endif
