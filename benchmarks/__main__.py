@@ -16,6 +16,7 @@ NAMES = (
     "pixels",
     "recurrent",
     "native",
+    "convolutions",
     "tokens",
     "open_sizes",
     "qat_step",
