@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 7
+#define OCTAVO_ABI 8
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -159,6 +159,116 @@ OCTAVO_EXPORT int64_t octavo_scratch_size(const octavo_convolution *step, int ch
 OCTAVO_EXPORT void octavo_convolve(const octavo_convolution *step, int chunk, int chunks);
 /* All of octavo_convolution_chunks, on so many threads. */
 OCTAVO_EXPORT void octavo_convolve_in_threads(const octavo_convolution *step, int threads);
+
+/* ---- layers without weights: elementwise.c, pooling.c ---- */
+
+/* What stored integers mean, and which of them are stored. */
+typedef struct {
+    float scale;
+    int32_t zero_point, low, high;
+} octavo_integers;
+
+/* Strides count values, in the order of a shape's sizes; a result without strides stands in
+ * channels-last order. */
+typedef struct {
+    octavo_shape shape;
+    int64_t x_strides[4];
+    octavo_integers out;
+    const float *x;
+    uint8_t *y;
+} octavo_quantize;
+
+typedef struct {
+    int64_t count;
+    octavo_integers in;
+    const uint8_t *x;
+    float *y;
+} octavo_dequantize;
+
+/* y = table[x]: any function of one value. */
+typedef struct {
+    int64_t count;
+    const uint8_t *table, *x;
+    uint8_t *y;
+} octavo_look_up;
+
+enum { OCTAVO_ADD, OCTAVO_MULTIPLY };
+
+/* Of two operands; a stride of 0 repeats one. */
+typedef struct {
+    octavo_shape shape;
+    int64_t x_strides[4], other_strides[4];
+    int64_t operation;
+    octavo_integers x_integers, other_integers, out;
+    const uint8_t *x, *other;
+    uint8_t *y;
+} octavo_binary;
+
+enum { OCTAVO_MOST_AXES = 8 };
+
+/* Values of so many bytes to other places. */
+typedef struct {
+    int64_t sizes[OCTAVO_MOST_AXES], x_strides[OCTAVO_MOST_AXES], y_strides[OCTAVO_MOST_AXES];
+    int64_t bytes;
+    const uint8_t *x;
+    uint8_t *y;
+} octavo_move;
+
+enum { OCTAVO_LARGEST, OCTAVO_MEAN, OCTAVO_MEAN_WITH_PADDING };
+
+/* Over windows; the divisor of a mean is the number of values where it is 0. */
+typedef struct {
+    octavo_shape in, out;
+    int64_t operation, kernel_height, kernel_width, stride_y, stride_x, padding_top, padding_left;
+    int64_t dilation_y, dilation_x, divisor;
+    octavo_integers in_integers, out_integers;
+    const uint8_t *x;
+    uint8_t *y;
+} octavo_pooling;
+
+void octavo_quantize_values(const octavo_quantize *step, int chunk, int chunks);
+void octavo_dequantize_values(const octavo_dequantize *step, int chunk, int chunks);
+void octavo_look_up_values(const octavo_look_up *step, int chunk, int chunks);
+void octavo_combine(const octavo_binary *step, int chunk, int chunks);
+void octavo_move_values(const octavo_move *step, int chunk, int chunks);
+void octavo_pool(const octavo_pooling *step, int chunk, int chunks);
+
+/* ---- programs: program.c ---- */
+
+enum {
+    OCTAVO_CONVOLVE,
+    OCTAVO_POOL,
+    OCTAVO_QUANTIZE,
+    OCTAVO_DEQUANTIZE,
+    OCTAVO_LOOK_UP,
+    OCTAVO_COMBINE,
+    OCTAVO_MOVE
+};
+
+/* Bytes behind one of the addresses that a call is given; no address where the base is below 0. */
+typedef struct {
+    int64_t base, offset;
+} octavo_place;
+
+/* The pointers that places stand for are empty until the step is taken. */
+typedef struct {
+    int64_t kind, chunks;
+    octavo_place x, other, y, scratch;
+    union {
+        octavo_convolution convolution;
+        octavo_pooling pooling;
+        octavo_quantize quantize;
+        octavo_dequantize dequantize;
+        octavo_look_up look_up;
+        octavo_binary binary;
+        octavo_move move;
+    } of;
+} octavo_step;
+
+/* All steps, one after the other, each in its chunks on up to so many threads; 0, or 1 where there
+ * is no memory. */
+OCTAVO_EXPORT int octavo_run(
+    const octavo_step *steps, int64_t count, void *const *bases, int threads);
 
 /* ---- weights of eight bits: eight_bits.c ---- */
 

@@ -117,6 +117,41 @@ static void one_convolution(int threads) {
     free(c.y), free(c.scratch);
 }
 
+/* Steps in a row: planes of floats are rounded, pooled on, looked up, added to, moved and read back. */
+static void one_program(int threads) {
+    static const octavo_integers meant = {0.02f, 100, 3, 250};
+    octavo_shape in = {1 + below(3), 1 + below(12), 1 + below(12), 1 + below(150)}, out = in;
+    int64_t row = in.width * in.channels, plane = in.height * in.width;
+    int64_t values = in.batch * in.height * row;
+    int64_t taps = 1 + below(3), last = below(2);
+    out.height += 2 * (taps / 2) - taps + 1, out.width += 2 * (taps / 2) - taps + 1;
+    if (out.height < 1 || out.width < 1) return;
+    int64_t pooled = out.batch * out.height * out.width * out.channels;
+    float *x = filled(values, 4), *y = malloc((size_t)pooled * 4);
+    uint8_t *table = filled(256, 1), *channel = filled(in.channels, 1);
+    uint8_t *arena = malloc((size_t)(values + 4 * pooled));
+    void *bases[] = {arena, x, y, channel};
+    octavo_place a = {0, 0}, b = {0, values}, c = {0, values + pooled};
+    octavo_place d = {0, values + 2 * pooled}, e = {0, values + 3 * pooled};
+    octavo_step steps[] = {
+        {OCTAVO_QUANTIZE, 1 + below(5), .x = {1, 0}, .y = a, .of.quantize = {
+            in, {in.height * row, last ? row : in.width, last ? in.channels : 1, last ? 1 : plane}, meant,
+            NULL, NULL}},
+        {OCTAVO_POOL, 1 + below(5), .x = a, .y = b, .of.pooling = {
+            in, out, below(3), taps, taps, 1, 1, taps / 2, taps / 2, 1, 1, 0, meant, meant, NULL, NULL}},
+        {OCTAVO_LOOK_UP, 1 + below(5), .x = b, .y = c, .of.look_up = {pooled, table, NULL, NULL}},
+        {OCTAVO_COMBINE, 1 + below(5), .x = c, .other = {3, 0}, .y = d, .of.binary = {
+            out, {out.height * out.width * out.channels, out.width * out.channels, out.channels, 1},
+            {0, 0, 0, 1}, below(2), meant, meant, meant, NULL, NULL, NULL}},
+        {OCTAVO_MOVE, 1 + below(5), .x = d, .y = e, .of.move = {
+            {1, 1, 1, 1, 1, 1, out.channels, pooled / out.channels}, {0, 0, 0, 0, 0, 0, 1, out.channels},
+            {0, 0, 0, 0, 0, 0, pooled / out.channels, 1}, 1, NULL, NULL}},
+        {OCTAVO_DEQUANTIZE, 1 + below(5), .x = e, .y = {2, 0}, .of.dequantize = {
+            pooled, meant, NULL, NULL}}};
+    if (octavo_run(steps, sizeof steps / sizeof *steps, bases, threads)) exit(1);
+    free(x), free(y), free(table), free(channel), free(arena);
+}
+
 static void one_attention(int threads) {
     int64_t batch = 1 + below(2), shared = 1 + below(2), heads = shared * (1 + below(2));
     int64_t targets = 1 + below(60), sources = 1 + below(60);
@@ -174,7 +209,10 @@ int main(void) {
             one_attention(1 + round % 3);
             one_histogram(1 + round % 3);
         }
-        for (int round = 0; round < 400; round++) one_convolution(1 + round % 3);
+        for (int round = 0; round < 400; round++) {
+            one_convolution(1 + round % 3);
+            one_program(1 + round % 3);
+        }
         printf("instruction set %d: clean\n", set);
     }
     return 0;

@@ -18,10 +18,12 @@ class Fusion:
     Attributes:
         activations: those that its kernel applies to its result.
         addition: whether its kernel first adds another quantized tensor to it.
+        halves_to_even: whether it rounds halves as the oracle does, behind any zero point.
     """
 
     activations: frozenset[str] = frozenset()
     addition: bool = False
+    halves_to_even: bool = False
 
 
 # Nothing but the rounding of its result.
@@ -37,3 +39,10 @@ ONEDNN: Mapping[str, Fusion] = {
     "conv_transpose2d": Fusion(CLIPS),
     "linear": Fusion(CLIPS | {"hardswish", "silu", "gelu", "leaky_relu", "tanh"}),
 }
+
+# Octavo's own kernels. Targets do not plan by them: not every installation has them.
+NATIVE = Fusion(
+    CLIPS | {"hardswish", "hardsigmoid", "silu", "sigmoid", "gelu", "tanh"},
+    addition=True,
+    halves_to_even=True,
+)

@@ -131,6 +131,7 @@ def test_each_layer_alone_is_within_one_step_of_the_oracle(make, channels, input
         assert equal >= 0.999
 
 
+@pytest.mark.usefixtures("torchs_kernels")
 def test_linear_relu_alone():
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 16), nn.Linear(16, 4))
     x = torch.randn(64, 32)
@@ -156,6 +157,7 @@ def test_values_beyond_the_calibrated_range_are_clipped_as_by_the_oracle():
     assert all(largest <= 1 for largest, _ in compare_each_layer(q, 20 * x).values())
 
 
+@pytest.mark.usefixtures("torchs_kernels")
 def test_a_shortcut_that_is_read_again_is_not_overwritten():
     class Reread(nn.Module):
         def __init__(self) -> None:
@@ -174,6 +176,7 @@ def test_a_shortcut_that_is_read_again_is_not_overwritten():
     assert torch.equal(q(x), q(x))
 
 
+@pytest.mark.usefixtures("torchs_kernels")
 def test_a_convolution_added_to_its_own_input_does_not_overwrite_it():
     """The kernel sums into the shortcut's memory, which is what the convolution reads."""
     x = torch.randn(7, 8, 8, 8)
@@ -185,6 +188,7 @@ def test_a_convolution_added_to_its_own_input_does_not_overwrite_it():
     assert all(torch.equal(q(x), first) for _ in range(20))
 
 
+@pytest.mark.usefixtures("torchs_kernels")
 def test_without_vnni_eight_bit_activations_fall_back_and_say_so(monkeypatch):
     monkeypatch.setattr(cpu, "saturates", lambda: True)
     model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
@@ -209,6 +213,7 @@ def test_without_vnni_small_weights_cannot_saturate(monkeypatch):
     assert q.summary().fallbacks == {}
 
 
+@pytest.mark.usefixtures("torchs_kernels")
 def test_a_cpu_without_kernels_runs_layers_with_weights_dequantized(monkeypatch):
     monkeypatch.setattr(cpu, "missing_kernels", lambda: "torch has no int8 kernels here (test)")
     x = torch.randn(4, 8, 8, 8)
@@ -243,6 +248,7 @@ def test_other_integers_run_on_the_same_kernels(scheme):
         assert equal >= 0.999
 
 
+@pytest.mark.usefixtures("torchs_kernels")
 @pytest.mark.parametrize("saturating", [False, True], ids=["", "as without VNNI"])
 @pytest.mark.parametrize("dtype", ["int2", "int3", "int4", "int5", "int7"])
 def test_weights_below_eight_bits_run_on_the_same_kernels(monkeypatch, dtype, saturating):
@@ -294,6 +300,8 @@ def test_sixteen_bits_fall_back():
 PROGRAM = """
 import torch, octavo, warnings
 from torch import nn
+from octavo.runtimes.torch import native_layers
+native_layers.obstacle = lambda context: "torch's own kernels are tested"
 warnings.simplefilter("ignore")
 torch.manual_seed(0)
 head = (nn.Flatten(), nn.Linear(128, 4))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from octavo.numerics import octavo_operators
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch import integer_kernels as kernels
-from octavo.runtimes.torch.integer_kernels import Integers
 
 
 def integers(scale: float = 0.1, zero_point: int = 10) -> Integers:

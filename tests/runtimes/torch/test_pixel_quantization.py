@@ -9,8 +9,8 @@ from torch import nn
 import octavo
 from octavo.graph.pixels import Pixels
 from octavo.numerics import octavo_operators
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch import pixel_quantization
-from octavo.runtimes.torch.integer_kernels import Integers
 
 PIXELS = Pixels(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CENTRED = Pixels(1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -11,10 +11,10 @@ from torch import Tensor
 from octavo.graph.operators import arguments
 from octavo.numerics import octavo_operators
 from octavo.numerics.native import library
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.native.attention import MOST_LEVELS, MOST_SOURCES, attention_of_integers
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
-from octavo.runtimes.torch.integer_kernels import Integers
 from octavo.runtimes.torch.kernel import Kernel
 
 

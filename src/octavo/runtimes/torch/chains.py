@@ -18,7 +18,8 @@ from octavo.graph.qdq import QUANTIZE, weight_behind
 from octavo.numerics import octavo_operators
 from octavo.quantization.bfloat16 import CAST, SUFFIX
 from octavo.quantization.fusions import Fusion
-from octavo.runtimes.torch.integer_kernels import Integers, meets_halves
+from octavo.runtimes.integers import Integers
+from octavo.runtimes.torch.integer_kernels import meets_halves
 
 # Who calls the kernels: Python; what torch.compile makes; or a compiled library, without Python.
 Caller = Literal["python", "compiler", "package"]
@@ -147,7 +148,7 @@ def chain_from(context: Context, layer: Node, fusion: Fusion) -> Chain:
     addition = activation = quantize = None
     fusable = fusion.activations
     after = context.graph.only_user(layer.name)
-    if fusion.addition and after is not None and _joins(context, layer, after):
+    if fusion.addition and after is not None and _joins(context, layer, after, fusion):
         addition = after
         after = context.graph.only_user(addition.name)
         fusable = _BEHIND_AN_ADDITION
@@ -159,8 +160,8 @@ def chain_from(context: Context, layer: Node, fusion: Fusion) -> Chain:
     return Chain(layer, addition, activation, quantize)
 
 
-def _joins(context: Context, layer: Node, addition: Node) -> bool:
-    """Whether the kernel can sum into the other operand's memory.
+def _joins(context: Context, layer: Node, addition: Node, fusion: Fusion) -> bool:
+    """Whether the kernel can take the addition in; oneDNN's sums into the other operand's memory.
 
     That needs an addition of a quantized tensor of the same shape and type, whose result is
     quantized again.
@@ -181,4 +182,4 @@ def _joins(context: Context, layer: Node, addition: Node) -> bool:
     step = context.integers[read][1].scale * context.weight(arguments(layer)["weight"])[1]
     same_type = context.integers[other][1].dtype == out.dtype
     same_shape = context.graph.metas[other] == context.graph.metas[layer.name]
-    return same_type and same_shape and not meets_halves(step, out)
+    return same_type and same_shape and (fusion.halves_to_even or not meets_halves(step, out))

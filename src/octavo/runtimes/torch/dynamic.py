@@ -12,8 +12,8 @@ from torch import Tensor
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.quantization.fusions import ONEDNN
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch.chains import Call, Chain, Context
-from octavo.runtimes.torch.integer_kernels import Integers
 from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.onednn import (
     PackedConv,

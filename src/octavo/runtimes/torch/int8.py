@@ -31,7 +31,7 @@ from octavo.graph.qdq import (
 from octavo.numerics.native import library
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.options import Options
-from octavo.runtimes.torch import dynamic, integer_kernels, pixel_quantization
+from octavo.runtimes.torch import dynamic, native_layers, pixel_quantization
 from octavo.runtimes.torch.chains import (
     Call,
     Caller,
@@ -42,7 +42,8 @@ from octavo.runtimes.torch.chains import (
     integers_of,
 )
 from octavo.runtimes.torch.kernel import Kernel, Reads
-from octavo.runtimes.torch.kernels import kernel_of
+from octavo.runtimes.torch.kernels import kernels_of
+from octavo.runtimes.torch.native_runs import with_programs
 from octavo.runtimes.torch.siblings import join_siblings, weights_in_joined
 from octavo.runtimes.torch.steps import Placed, tidied
 
@@ -66,7 +67,7 @@ def lower_to(graph: Graph, caller: Caller, joining: bool = True) -> Lowered:
     matched = _matched(context)
     outputs = _with_signed_outputs(matched, context)
     steps, constants = tidied(matched.placed, outputs, whole.constants)
-    run = compile_steps(graph.input_names(), steps, outputs, constants)
+    run = compile_steps(graph.input_names(), with_programs(steps, outputs), outputs, constants)
     return _accounted(run, matched, context, graph, joined)
 
 
@@ -108,10 +109,9 @@ def _matched(context: Context) -> _Matched:
     for node in context.graph.nodes:
         if node.name not in matched.kernels:
             try:
-                kernel = _kernel_for(context, node)
-                if kernel is not None:
-                    chain = _chain_for(context, node, kernel)
-                    call = kernel.call(context, chain)
+                found = _call_of(context, node)
+                if found is not None:
+                    chain, call = found
                     pending[chain.nodes[-1].name] = call
                     matched.kernels |= {member.name: call.kernel for member in chain.nodes}
                     matched.rounds[node.name] = call.rounds
@@ -126,14 +126,32 @@ def _matched(context: Context) -> _Matched:
     return matched
 
 
-def _kernel_for(context: Context, node: Node) -> Kernel | None:
-    """The kernel that runs a node; ``None`` where it is a float operator.
+def _call_of(context: Context, node: Node) -> tuple[Chain, Call] | None:
+    """The chain that starts at a node, and the call that runs it; ``None`` of a float operator.
+
+    Raises:
+        Unsupported: it is quantized, and there is no kernel for it.
+    """
+    reason = None
+    for kernel in _kernels_for(context, node):
+        try:
+            chain = _chain_for(context, node, kernel)
+            return chain, kernel.call(context, chain)
+        except Unsupported as refused:
+            reason = refused
+    if reason is not None:
+        raise reason
+    return None
+
+
+def _kernels_for(context: Context, node: Node) -> list[Kernel]:
+    """The kernels that may run a node; none where it is a float operator.
 
     Raises:
         Unsupported: it is quantized, and there is no kernel for it.
     """
     if node.short_op in _SPLITS or (is_own(node) and node.op != ATTENTION):
-        return None
+        return []
     read = [context.before_cast(name) for name in node.refs()]
     rounded = [context.dynamic[name][1] for name in read if name in context.dynamic]
     if rounded:
@@ -144,11 +162,11 @@ def _kernel_for(context: Context, node: Node) -> Kernel | None:
     elif any(weight_behind(context.graph, Ref(name)) is not None for name in read):
         reads, words = Reads.FLOATS, "weight-only"
     else:
-        return None
-    kernel = kernel_of(node.short_op, reads)
-    if kernel is None:
+        return []
+    kernels = kernels_of(node.short_op, reads)
+    if not kernels:
         raise Unsupported(f"torch has no {words} kernel for {node.short_op}")
-    return kernel
+    return kernels
 
 
 def _chain_for(context: Context, node: Node, kernel: Kernel) -> Chain:
@@ -182,15 +200,14 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
         from_pixels = pixel_quantization.step_from_pixels(context, node)
         if from_pixels is not None:
             return [Placed(from_pixels)]
-        return [Placed(Step(node.name, integer_kernels.quantize(integers_of(node)), node.args[:1]))]
+        return [Placed(Step(node.name, native_layers.quantize(context, node), node.args[:1]))]
     if node.op == DEQUANTIZE:
         source = rounding_behind(context.graph, Ref(node.name))
         if source is None:
             return [plain]
         integers = integers_of(source)
         context.integers[node.name] = (source.name, integers)
-        kernel = integer_kernels.dequantize(integers.scale, integers.zero_point)
-        return [Placed(Step(node.name, kernel, node.args[:1]))]
+        return [Placed(Step(node.name, native_layers.dequantize(context, node), node.args[:1]))]
     if node.op == DYNAMIC and dynamic.fits_a_byte(node):
         parts = f"{node.name}.integers"
         context.dynamic[node.name] = (parts, node)

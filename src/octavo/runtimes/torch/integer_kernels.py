@@ -7,36 +7,15 @@ where it can be avoided. Scales and zero points are folded into few constants at
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from octavo.runtimes.integers import Integers
+
 _RARE = 2.0**16  # a share of one in so many
-
-
-@dataclass(frozen=True)
-class Integers:
-    """How a tensor's integers are meant; ``low`` and ``high`` bound what may be stored."""
-
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-    dtype: torch.dtype
-
-    def clipped(self, minimum: float, maximum: float) -> Integers:
-        """The same with the stored range cut to real values in ``[minimum, maximum]``."""
-
-        def nearest(value: float) -> int:
-            if abs(value) == float("inf"):
-                return self.low if value < 0 else self.high
-            stored = round(value / self.scale) + self.zero_point
-            return max(self.low, min(self.high, stored))
-
-        low, high = nearest(minimum), nearest(maximum)
-        return Integers(self.scale, self.zero_point, low, high, self.dtype)
 
 
 def meets_halves(step: Tensor, out: Integers) -> bool:

@@ -14,9 +14,9 @@ from octavo.graph import operators
 from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
 from octavo.quantization.fusions import CLIPS, Fusion
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch import integer_kernels as kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
-from octavo.runtimes.torch.integer_kernels import Integers
 from octavo.runtimes.torch.kernel import Kernel
 from octavo.runtimes.torch.onednn import sized
 from octavo.runtimes.torch.post_ops import clip_bounds

@@ -9,6 +9,7 @@ from octavo.runtimes.torch import (
     attention,
     dynamic,
     integer_operators,
+    native_layers,
     onednn,
     recurrent,
     transposed,
@@ -16,7 +17,7 @@ from octavo.runtimes.torch import (
 )
 from octavo.runtimes.torch.kernel import Kernel, Reads
 
-# Of several for one operator the last is taken, so that one that is appended counts.
+# Of several for one operator the last is tried first, so that one that is appended counts.
 KERNELS: list[Kernel] = [
     kernel
     for family in (
@@ -27,12 +28,12 @@ KERNELS: list[Kernel] = [
         weight_only,
         recurrent,
         attention,
+        native_layers,
     )
     for kernel in family.KERNELS
 ]
 
 
-def kernel_of(operator: str, reads: Reads) -> Kernel | None:
-    """The kernel that runs an operator; ``None`` where there is none."""
-    fitting = (k for k in reversed(KERNELS) if operator in k.operators and k.reads is reads)
-    return next(fitting, None)
+def kernels_of(operator: str, reads: Reads) -> list[Kernel]:
+    """The kernels that may run an operator, in the order in which they are tried."""
+    return [k for k in reversed(KERNELS) if operator in k.operators and k.reads is reads]

@@ -17,9 +17,9 @@ from octavo.graph.operators import arguments
 from octavo.graph.weight_layouts import groups_of, is_depthwise
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes import cpu, saturation
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
-from octavo.runtimes.torch.integer_kernels import Integers
 from octavo.runtimes.torch.kernel import Kernel
 from octavo.runtimes.torch.post_ops import NATIVE, PostOp, is_narrow, output, post_op_of
 from octavo.runtimes.torch.row_counts import with_few_row_counts

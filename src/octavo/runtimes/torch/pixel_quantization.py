@@ -15,8 +15,8 @@ from torch import Tensor
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.graph.program import Step
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch.chains import Context, integers_of
-from octavo.runtimes.torch.integer_kernels import Integers
 
 _BLOCK = 2**18  # values whose floats stay in the cache of two cores
 # What is before the quantization, from the last to the first.

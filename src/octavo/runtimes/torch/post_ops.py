@@ -15,9 +15,9 @@ from torch import Tensor
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.quantization.fusions import CLIPS, ONEDNN
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Chain, Unsupported
-from octavo.runtimes.torch.integer_kernels import Integers
 
 # Kernel -> the activations that it applies itself.
 NATIVE = {

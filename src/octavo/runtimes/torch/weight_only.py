@@ -28,6 +28,7 @@ from octavo.graph.qdq import QuantizedWeight, weight_behind
 from octavo.numerics import octavo_operators
 from octavo.numerics.native import library
 from octavo.runtimes import cpu
+from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import eight_bits, matrix
 from octavo.runtimes.native import four_bits as native
 from octavo.runtimes.native.matrix import MOST_COLUMNS, Matrix
@@ -38,7 +39,6 @@ from octavo.runtimes.torch.chains import (
     Context,
     Unsupported,
 )
-from octavo.runtimes.torch.integer_kernels import Integers
 from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.onednn import check_kernel, product_kernel
 

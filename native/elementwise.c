@@ -1,0 +1,174 @@
+/* What stands between layers, value by value: rounding, sums, products, tables and moves. */
+#include <string.h>
+
+#include "octavo.h"
+#include "stored.h"
+
+/* ---- floats to integers ---- */
+
+enum { AT_ONCE = 256, FEW_CHANNELS = 4 };
+
+INLINE void quantize_row(
+    const float *restrict x, int64_t step, uint8_t *restrict y, int64_t count,
+    const octavo_integers *out) {
+    const octavo_integers own = *out;
+    if (step == 1)
+        for (int64_t i = 0; i < count; i++) y[i] = stored(x[i], &own);
+    else
+        for (int64_t i = 0; i < count; i++) y[i] = stored(x[i * step], &own);
+}
+
+/* A row of pixels whose channels lie apart, as an image's planes do. */
+INLINE void quantize_planes(
+    const float *x, int64_t pixel, int64_t channel, uint8_t *y, int64_t pixels, int64_t channels,
+    const octavo_integers *out) {
+    uint8_t planes[FEW_CHANNELS][AT_ONCE];
+    for (int64_t first = 0; first < pixels; first += AT_ONCE) {
+        int64_t count = pixels - first < AT_ONCE ? pixels - first : AT_ONCE;
+        for (int64_t begin = 0; begin < channels; begin += FEW_CHANNELS) {
+            int64_t few = channels - begin < FEW_CHANNELS ? channels - begin : FEW_CHANNELS;
+            for (int64_t c = 0; c < few; c++)
+                quantize_row(
+                    x + first * pixel + (begin + c) * channel, pixel, planes[c], count, out);
+            uint8_t *to = y + first * channels + begin;
+            if (few == 3 && channels == 3)
+                for (int64_t i = 0; i < count; i++) {
+                    to[3 * i] = planes[0][i];
+                    to[3 * i + 1] = planes[1][i];
+                    to[3 * i + 2] = planes[2][i];
+                }
+            else
+                for (int64_t i = 0; i < count; i++)
+                    for (int64_t c = 0; c < few; c++) to[i * channels + c] = planes[c][i];
+        }
+    }
+}
+
+INLINE void quantize_share(const octavo_quantize *step, int chunk, int chunks) {
+    const octavo_shape *shape = &step->shape;
+    const int64_t *strides = step->x_strides, row = shape->width * shape->channels;
+    SHARE(first, last, shape->batch * shape->height);
+    for (int64_t r = first; r < last; r++) {
+        const float *x =
+            step->x + r / shape->height * strides[0] + r % shape->height * strides[1];
+        uint8_t *y = step->y + r * row;
+        if (strides[3] == 1 && strides[2] == shape->channels)
+            quantize_row(x, 1, y, row, &step->out);
+        else if (strides[3] == 1)
+            for (int64_t w = 0; w < shape->width; w++)
+                quantize_row(
+                    x + w * strides[2], 1, y + w * shape->channels, shape->channels, &step->out);
+        else
+            quantize_planes(
+                x, strides[2], strides[3], y, shape->width, shape->channels, &step->out);
+    }
+}
+
+/* ---- integers to floats ---- */
+
+INLINE void dequantize_share(const octavo_dequantize *step, int chunk, int chunks) {
+    const octavo_integers in = step->in;
+    SHARE(first, last, step->count);
+    for (int64_t i = first; i < last; i++) step->y[i] = meant(step->x[i], &in);
+}
+
+/* ---- a table ---- */
+
+INLINE void look_up_share(const octavo_look_up *step, int chunk, int chunks) {
+    SHARE(first, last, step->count);
+    for (int64_t i = first; i < last; i++) step->y[i] = step->table[step->x[i]];
+}
+
+/* ---- sums and products of two ---- */
+
+#define OF_TWO(expression)                                             \
+    for (int64_t i = 0; i < count; i++) {                              \
+        float a = meant(x[x_step * i], &one), b = meant(other[o_step * i], &two); \
+        y[i] = stored(expression, &out);                               \
+    }
+
+INLINE void row_of_two(
+    const octavo_binary *step, const uint8_t *restrict x, int64_t x_step,
+    const uint8_t *restrict other, int64_t o_step, uint8_t *restrict y, int64_t count) {
+    const octavo_integers one = step->x_integers, two = step->other_integers, out = step->out;
+    if (step->operation == OCTAVO_ADD) {
+        OF_TWO(a + b)
+    } else {
+        OF_TWO(a * b)
+    }
+}
+
+/* Whether values stand beside each other, in the order of the result. */
+INLINE int is_dense(const octavo_shape *shape, const int64_t *strides) {
+    int64_t row = shape->width * shape->channels;
+    return (shape->channels == 1 || strides[3] == 1) &&
+           (shape->width == 1 || strides[2] == shape->channels) &&
+           (shape->height == 1 || strides[1] == row) &&
+           (shape->batch == 1 || strides[0] == row * shape->height);
+}
+
+INLINE void binary_share(const octavo_binary *step, int chunk, int chunks) {
+    const octavo_shape *shape = &step->shape;
+    const int64_t *one = step->x_strides, *two = step->other_strides;
+    if (is_dense(shape, one) && is_dense(shape, two)) {
+        SHARE(from, to, shape->batch * shape->height * shape->width * shape->channels);
+        row_of_two(step, step->x + from, 1, step->other + from, 1, step->y + from, to - from);
+        return;
+    }
+    SHARE(first, last, shape->batch * shape->height * shape->width);
+    for (int64_t p = first; p < last; p++) {
+        int64_t w = p % shape->width, row = p / shape->width;
+        int64_t h = row % shape->height, n = row / shape->height;
+        const uint8_t *x = step->x + n * one[0] + h * one[1] + w * one[2];
+        const uint8_t *other = step->other + n * two[0] + h * two[1] + w * two[2];
+        uint8_t *y = step->y + p * shape->channels;
+        if (one[3] == 1 && two[3] == 1)
+            row_of_two(step, x, 1, other, 1, y, shape->channels);
+        else if (one[3] == 1 && two[3] == 0)
+            row_of_two(step, x, 1, other, 0, y, shape->channels);
+        else
+            row_of_two(step, x, one[3], other, two[3], y, shape->channels);
+    }
+}
+
+/* ---- moves ---- */
+
+/* A row along the last axis. */
+INLINE void move_row(
+    const octavo_move *step, const uint8_t *x, uint8_t *y, const int64_t bytes) {
+    int64_t count = step->sizes[OCTAVO_MOST_AXES - 1];
+    int64_t from = step->x_strides[OCTAVO_MOST_AXES - 1], to = step->y_strides[OCTAVO_MOST_AXES - 1];
+    if (from == 1 && to == 1)
+        memcpy(y, x, (size_t)(count * bytes));
+    else
+        for (int64_t i = 0; i < count; i++)
+            memcpy(y + i * to * bytes, x + i * from * bytes, (size_t)bytes);
+}
+
+void octavo_move_values(const octavo_move *step, int chunk, int chunks) {
+    int64_t rows = 1;
+    for (int axis = 0; axis < OCTAVO_MOST_AXES - 1; axis++) rows *= step->sizes[axis];
+    SHARE(first, last, rows);
+    for (int64_t row = first; row < last; row++) {
+        int64_t rest = row, from = 0, to = 0;
+        for (int axis = OCTAVO_MOST_AXES - 2; axis >= 0; axis--) {
+            int64_t index = rest % step->sizes[axis];
+            rest /= step->sizes[axis];
+            from += index * step->x_strides[axis];
+            to += index * step->y_strides[axis];
+        }
+        const uint8_t *x = step->x + from * step->bytes;
+        uint8_t *y = step->y + to * step->bytes;
+        if (step->bytes == 1)
+            move_row(step, x, y, 1);
+        else
+            move_row(step, x, y, 4);
+    }
+}
+
+/* ---- for each instruction set ---- */
+
+FOR_EACH_SET(octavo_quantize_values, octavo_quantize, quantize_share)
+FOR_EACH_SET(octavo_dequantize_values, octavo_dequantize, dequantize_share)
+FOR_EACH_SET(octavo_look_up_values, octavo_look_up, look_up_share)
+FOR_EACH_SET(octavo_combine, octavo_binary, binary_share)

@@ -1,0 +1,114 @@
+"""Programs: runs of steps in one native call, over memory that is planned once for each size.
+
+Tested in tests/runtimes/native/test_program.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.numerics.native.library import library
+from octavo.runtimes.native.planning import Operation, Plan, Planner, Value
+
+MOST_PLANS = 8
+KEPT_BYTES = 2**26  # of an arena; a larger one is asked for at each call
+
+
+class Arenas:
+    """Memory that calls need for themselves, a piece for each that runs at a time."""
+
+    def __init__(self) -> None:
+        self._free: list[Tensor] = []
+
+    def take(self, size: int) -> Tensor:
+        """Memory of at least so many bytes."""
+        try:
+            arena = self._free.pop()
+        except IndexError:
+            return torch.empty(size, dtype=torch.uint8)
+        return arena if arena.numel() >= size else torch.empty(size, dtype=torch.uint8)
+
+    def give_back(self, arena: Tensor) -> None:
+        if arena.numel() <= KEPT_BYTES:
+            self._free.append(arena)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One operation of a program, with the names of what it reads and of its result."""
+
+    out: str
+    operation: Operation
+    reads: tuple[str, ...]
+
+
+@dataclass(eq=False)
+class Program:
+    """Operations in order: called with tensors, it gives a tensor, or a tuple of several.
+
+    Plans are kept for the sizes that it met last. Several threads may call it at a time.
+
+    Attributes:
+        lines: what it does.
+        inputs: names of what it is called with.
+        results: names of what it gives.
+    """
+
+    lines: tuple[Line, ...]
+    inputs: tuple[str, ...]
+    results: tuple[str, ...]
+    arenas: Arenas = field(default_factory=Arenas)
+    _plans: dict[Any, Plan] = field(default_factory=dict)
+    _planning: Any = field(default_factory=threading.Lock)
+
+    @staticmethod
+    def of(operation: Operation, count: int) -> Program:
+        """Of one operation that reads so many values."""
+        names = tuple(map(str, range(count)))
+        return Program((Line("result", operation, names),), names, ("result",))
+
+    def __call__(self, *tensors: Tensor) -> Any:
+        threads = torch.get_num_threads()
+        key = (threads, *[(tensor.shape, tensor.stride()) for tensor in tensors])
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._planned(key, threads, tensors)
+        memory = [*tensors, *[torch.empty_like(made, device="cpu") for made in plan.made]]
+        arena = self.arenas.take(plan.arena)
+        addresses = [arena.data_ptr(), *[tensor.data_ptr() for tensor in memory]]
+        loaded = library()
+        bases = (ctypes.c_void_p * len(addresses))(*addresses)
+        count = ctypes.c_int64(len(plan.steps))
+        if loaded is None or loaded.octavo_run(plan.steps, count, bases, threads):
+            raise MemoryError("no memory for the steps of a program")
+        self.arenas.give_back(arena)
+        results = [
+            memory[view.memory] if view.place is None else _seen(memory[view.memory], *view.place)
+            for view in plan.results
+        ]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _planned(self, key: Any, threads: int, tensors: Sequence[Tensor]) -> Plan:
+        planner = Planner(threads)
+        values: dict[str, Value] = {}
+        for name, tensor in zip(self.inputs, tensors, strict=True):
+            values[name] = planner.given(tensor)
+        for line in self.lines:
+            read = [values[name] for name in line.reads]
+            values[line.out] = line.operation.plan(planner, *read)
+        plan = planner.finished([values[name] for name in self.results])
+        with self._planning:
+            kept = list(self._plans.items())[1 - MOST_PLANS :]
+            self._plans = dict([*kept, (key, plan)])
+        return plan
+
+
+def _seen(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:
+    return tensor.as_strided(sizes, strides, int(tensor.storage_offset()) + offset)

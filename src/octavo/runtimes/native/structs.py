@@ -1,0 +1,148 @@
+"""The structs of a program's steps, as native/octavo.h declares them.
+
+Tested in tests/runtimes/native/test_program.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from enum import IntEnum
+
+from octavo.runtimes.integers import Integers
+from octavo.runtimes.native.convolution import ConvolutionStruct, ShapeStruct
+
+MOST_AXES = 8  # of what is moved
+
+
+class Kind(IntEnum):
+    """What a step does: a member of `Of` each."""
+
+    CONVOLVE = 0
+    POOL = 1
+    QUANTIZE = 2
+    DEQUANTIZE = 3
+    LOOK_UP = 4
+    COMBINE = 5
+    MOVE = 6
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class IntegersStruct(ctypes.Structure):
+    """``octavo_integers`` of native/octavo.h."""
+
+    _fields_ = [("scale", ctypes.c_float), *_fields(ctypes.c_int32, "zero_point low high")]
+
+    @classmethod
+    def of(cls, integers: Integers) -> IntegersStruct:
+        return cls(integers.scale, integers.zero_point, integers.low, integers.high)
+
+
+_WINDOW = "kernel_height kernel_width stride_y stride_x padding_top padding_left"
+
+
+class Pooling(ctypes.Structure):
+    """``octavo_pooling``."""
+
+    _fields_ = [
+        *_fields(ShapeStruct, "input output"),
+        *_fields(ctypes.c_int64, f"operation {_WINDOW} dilation_y dilation_x divisor"),
+        *_fields(IntegersStruct, "in_integers out_integers"),
+        *_fields(ctypes.c_void_p, "x y"),
+    ]
+
+
+_Strides = ctypes.c_int64 * 4
+_Axes = ctypes.c_int64 * MOST_AXES
+
+
+class Quantize(ctypes.Structure):
+    """``octavo_quantize``."""
+
+    _fields_ = [
+        ("shape", ShapeStruct),
+        ("x_strides", _Strides),
+        ("out", IntegersStruct),
+        *_fields(ctypes.c_void_p, "x y"),
+    ]
+
+
+class Dequantize(ctypes.Structure):
+    """``octavo_dequantize``."""
+
+    _fields_ = [
+        ("count", ctypes.c_int64),
+        ("in_", IntegersStruct),
+        *_fields(ctypes.c_void_p, "x y"),
+    ]
+
+
+class LookUp(ctypes.Structure):
+    """``octavo_look_up``."""
+
+    _fields_ = [("count", ctypes.c_int64), *_fields(ctypes.c_void_p, "table x y")]
+
+
+class Binary(ctypes.Structure):
+    """``octavo_binary``."""
+
+    _fields_ = [
+        ("shape", ShapeStruct),
+        *_fields(_Strides, "x_strides other_strides"),
+        ("operation", ctypes.c_int64),
+        *_fields(IntegersStruct, "x_integers other_integers out"),
+        *_fields(ctypes.c_void_p, "x other y"),
+    ]
+
+
+class Move(ctypes.Structure):
+    """``octavo_move``."""
+
+    _fields_ = [
+        *_fields(_Axes, "sizes x_strides y_strides"),
+        ("bytes", ctypes.c_int64),
+        *_fields(ctypes.c_void_p, "x y"),
+    ]
+
+
+class Of(ctypes.Union):
+    """By kind."""
+
+    _fields_ = [
+        ("convolution", ConvolutionStruct),
+        ("pooling", Pooling),
+        ("quantize", Quantize),
+        ("dequantize", Dequantize),
+        ("look_up", LookUp),
+        ("binary", Binary),
+        ("move", Move),
+    ]
+
+
+class Place(ctypes.Structure):
+    """Bytes behind one of the addresses that a call is given; none where the base is -1."""
+
+    _fields_ = _fields(ctypes.c_int64, "base offset")
+
+
+class Step(ctypes.Structure):
+    """``octavo_step``."""
+
+    _fields_ = [
+        *_fields(ctypes.c_int64, "kind chunks"),
+        *_fields(Place, "x other y scratch"),
+        ("of", Of),
+    ]
+
+
+def strides_of(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Of four axes."""
+    return _Strides(*values)
+
+
+def axes_of(values: Sequence[int], missing: int) -> ctypes.Array[ctypes.c_int64]:
+    """For all axes of a move: those in front that are missing."""
+    return _Axes(*[missing] * (MOST_AXES - len(values)), *values)

@@ -1,0 +1,368 @@
+"""Layers that Octavo's own kernels run in native programs, without Python between them.
+
+Each is tried before torch's kernel for the same layer.
+
+Tested in tests/runtimes/torch/test_native_layers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.graph import operators
+from octavo.graph.graph import Node, Ref, refs_in
+from octavo.graph.operators import arguments
+from octavo.numerics.native import library
+from octavo.quantization.fusions import CLIPS, NATIVE, Fusion
+from octavo.runtimes.integers import Integers
+from octavo.runtimes.native import operations
+from octavo.runtimes.native.convolution import (
+    Activation,
+    Convolution,
+    Epilogue,
+    Geometry,
+    unpack,
+)
+from octavo.runtimes.native.operations import Combination, Pooled
+from octavo.runtimes.native.planning import Operation
+from octavo.runtimes.native.program import Program
+from octavo.runtimes.native.windows import Windows
+from octavo.runtimes.torch import integer_kernels
+from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported, integers_of
+from octavo.runtimes.torch.kernel import Kernel
+from octavo.runtimes.torch.onednn import sized
+from octavo.runtimes.torch.post_ops import clip_bounds
+
+# What is done, what it is called, and what it reads.
+Described = tuple[str, Operation, tuple[Ref, ...]]
+
+_ACTIVATIONS = {
+    "relu": Activation.CLIP,
+    "hardtanh": Activation.CLIP,
+    "hardswish": Activation.HARDSWISH,
+    "hardsigmoid": Activation.HARDSIGMOID,
+    "silu": Activation.SILU,
+    "sigmoid": Activation.SIGMOID,
+    "gelu": Activation.GELU,
+    "tanh": Activation.TANH,
+}
+
+
+def obstacle(context: Context) -> str:
+    """Why programs cannot be called, as a clause; ``""`` where they can."""
+    if context.caller != "python":
+        return "compilers know no native programs"
+    return library.obstacle()
+
+
+def native(
+    describe: Callable[[Context, Chain], Described],
+) -> Callable[[Context, Chain], Call]:
+    """A kernel's call out of a description: its name, what is done, and what it reads."""
+
+    def call(context: Context, chain: Chain) -> Call:
+        if obstacle(context):
+            raise Unsupported(obstacle(context))
+        name, operation, read = describe(context, chain)
+        return Call(f"native.{name}", Program.of(operation, len(read)), read)
+
+    return call
+
+
+def convolution(context: Context, chain: Chain) -> Described:
+    """A convolution of images, with addition and activation, weights packed now."""
+    _, weight_arg, _, *sizes, groups = arguments(chain.layer).values()
+    weight, scale = context.weight(weight_arg)
+    (stride, padding, dilation), (outputs, inputs, *kernel) = (
+        (sized(value, 2) for value in sizes),
+        weight.shape,
+    )
+    geometry = Geometry(
+        inputs * groups,
+        outputs,
+        _pair(kernel),
+        _pair(stride),
+        (*_pair(padding), *_pair(padding)),
+        _pair(dilation),
+        groups,
+    )
+    if _is_quicker_in_torch(geometry):
+        raise Unsupported("torch's kernel is quicker")
+    return _layer(context, chain, weight, scale, geometry)
+
+
+def _is_quicker_in_torch(geometry: Geometry) -> bool:
+    """Whether torch's kernel beats ours by more than a call costs: groups of few outputs leave most
+    of a vector empty. Measured by ``benchmarks.native``.
+    """
+    each = geometry.out_channels // geometry.groups
+    is_depthwise = geometry.groups == geometry.in_channels == geometry.out_channels
+    return geometry.groups > 1 and not is_depthwise and each < 16
+
+
+def linear(context: Context, chain: Chain) -> Described:
+    """A linear layer, with addition and activation, weights packed now."""
+    weight, scale = context.weight(arguments(chain.layer)["weight"])
+    return _layer(context, chain, weight, scale, Geometry(weight.shape[1], weight.shape[0]))
+
+
+def _layer(
+    context: Context, chain: Chain, weight: Tensor, scale: Tensor, geometry: Geometry
+) -> Described:
+    node, given = chain.layer, arguments(chain.layer)
+    x, source = _bytes(context, given["input"])
+    read: tuple[Ref, ...] = (x,)
+    means = None
+    if chain.addition is not None:
+        other = next(arg for arg in chain.addition.args if arg != Ref(node.name))
+        addend, means = _bytes(context, other)
+        read = (x, addend)
+    given_bias = given["bias"]
+    none = torch.zeros(len(weight))
+    bias = none if given_bias is None else context.graph.constant(given_bias)
+    if bias is None:
+        raise Unsupported("its bias is computed")
+    rows = weight.dim() == 2
+    packed = weight[:, None, None] if rows else weight.permute(0, 2, 3, 1)
+    epilogue = _epilogue(chain, source.scale * scale, bias, means)
+    try:
+        layer = Convolution.of(geometry, packed, source.zero_point, epilogue, source.high)
+    except ValueError as error:
+        raise Unsupported(str(error)) from None
+
+    def unpacked() -> Tensor:
+        integers = unpack(geometry, layer.weights)
+        return integers.flatten(1) if rows else integers.permute(0, 3, 1, 2).contiguous()
+
+    context.hold(given["weight"], unpacked)
+    name = node.short_op if means is None else f"{node.short_op}.sum"
+    return name, operations.Layer(layer, rows), read
+
+
+def _epilogue(chain: Chain, scales: Tensor, bias: Tensor, addend: Integers | None) -> Epilogue:
+    """What follows a layer's sums.
+
+    Raises:
+        Unsupported: its result is not of eight bits.
+    """
+    kind, clip = Activation.NONE, (0.0, 0.0)
+    node, out = chain.activation, chain.out
+    if node is not None:
+        kind = _ACTIVATIONS[node.short_op]
+        if kind is Activation.CLIP:
+            clip = clip_bounds(node)
+        if kind is Activation.GELU and arguments(node)["approximate"] == "tanh":
+            kind = Activation.GELU_TANH
+    added = None if addend is None else (addend.scale, addend.zero_point)
+    epilogue = Epilogue(scales.float(), bias.float(), added, kind, clip)
+    if out is None:
+        return epilogue
+    _check_type("result", out)
+    return replace(
+        epilogue,
+        out_scale=out.scale,
+        out_zero_point=out.zero_point,
+        out_low=out.low,
+        out_high=out.high,
+    )
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    first, second = sizes
+    return first, second
+
+
+def quantize(context: Context, node: Node) -> Callable[[Tensor], Tensor]:
+    """What rounds floats."""
+    out, meta = integers_of(node), context.graph.meta(node.args[0].name)
+    fits = meta is not None and meta.dtype == "float32" and len(meta.shape) <= 4
+    if obstacle(context) or not fits or out.dtype != torch.uint8:
+        return integer_kernels.quantize(out)
+    return Program.of(operations.Quantize(out), 1)
+
+
+def dequantize(context: Context, node: Node) -> Callable[[Tensor], Tensor]:
+    """What reads integers back as floats."""
+    source = context.integers[node.name][1]
+    if obstacle(context) or source.dtype != torch.uint8:
+        return integer_kernels.dequantize(source.scale, source.zero_point)
+    return Program.of(operations.Dequantize(source), 1)
+
+
+def two(combination: Combination, sign: int = 1) -> Callable[[Context, Chain], Described]:
+    """A sum or product of two quantized tensors."""
+
+    def describe(context: Context, chain: Chain) -> Described:
+        if chain.layer.kwargs:
+            raise Unsupported("it has keyword arguments")
+        (a, one), (b, other) = (_bytes(context, arg) for arg in chain.layer.args[:2])
+        _check_rank(context, chain.layer, 4)
+        other = Integers(sign * other.scale, *list(vars(other).values())[1:])
+        out = _clipped(chain)
+        operation = operations.Binary(combination, one, other, out)
+        return chain.layer.short_op, operation, (a, b)
+
+    return describe
+
+
+def activation(context: Context, chain: Chain) -> Described:
+    """A function of one value: what it makes of all 256 integers stands in a table."""
+    node = chain.layer
+    x, source = _bytes(context, node.args[0])
+    out = _out(chain)
+    if any(True for _ in refs_in((node.args[1:], node.kwargs))):
+        raise Unsupported("its arguments are computed")
+    floats = (torch.arange(256.0) - source.zero_point) * source.scale
+    function = operators.resolve(node.op)
+    results = function(floats, *node.args[1:], **node.kwargs)
+    table = integer_kernels.quantize(out)(results)
+    return node.short_op, operations.LookUp(table), (x,)
+
+
+def mean(context: Context, chain: Chain) -> Described:
+    """A mean over axes that are neighbours."""
+    node = chain.layer
+    if node.op != "aten.mean.dim" or node.kwargs:
+        raise Unsupported("it is a mean over all values, or of another dtype")
+    x, source = _bytes(context, node.args[0])
+    given = arguments(node)
+    meta = context.graph.metas[node.args[0].name]
+    rank = 0 if meta is None else len(meta.shape)
+    dims = tuple(sorted(dim % rank for dim in given["dim"] or ())) if rank else ()
+    if not dims or dims != tuple(range(dims[0], dims[-1] + 1)):
+        raise Unsupported(f"it is a mean over the axes {list(dims)}")
+    operation = operations.Mean(dims, given["keepdim"], source, _out(chain))
+    return "mean", operation, (x,)
+
+
+def average(context: Context, chain: Chain) -> Described:
+    """Average pooling of images."""
+    node = chain.layer
+    x, source = _bytes(context, node.args[0])
+    given = arguments(node)
+    if node.short_op == "adaptive_avg_pool2d":
+        if list(refs_in(node.args[1:])) or sized(given["output_size"], 2) != [1, 1]:
+            raise Unsupported("its windows differ in size")
+        _check_rank(context, node, 4, least=4)
+        return "mean", operations.Mean((2, 3), True, source, _out(chain)), (x,)
+    _check_rank(context, node, 4, least=4)
+    size = sized(given["kernel_size"], 2)
+    windows = Windows(
+        tuple(size),
+        tuple(sized(given["stride"], 2) if given["stride"] else size),
+        tuple(sized(given["padding"], 2)),
+        ceil=given["ceil_mode"],
+    )
+    pooled = Pooled.MEAN_WITH_PADDING if given["count_include_pad"] else Pooled.MEAN
+    divisor = given["divisor_override"] or 0
+    operation = operations.Pool(pooled, windows, divisor, source, _out(chain))
+    return node.short_op, operation, (x,)
+
+
+def max_pool2d(context: Context, chain: Chain) -> Described:
+    """The maximum of integers is the integer of the maximum."""
+    x, source = _unscaled(context, chain)
+    _check_rank(context, chain.layer, 4, least=4)
+    _, size, stride, padding, dilation, ceil = arguments(chain.layer).values()
+    size = tuple(sized(size, 2))
+    windows = Windows(
+        size,
+        tuple(sized(stride, 2)) if stride else size,
+        tuple(sized(padding, 2)),
+        tuple(sized(dilation, 2)),
+        ceil,
+    )
+    operation = operations.Pool(Pooled.LARGEST, windows, 0, source, source)
+    return "max_pool2d", operation, (x,)
+
+
+def look(context: Context, chain: Chain) -> Described:
+    """An operator that only looks at values differently."""
+    x, _ = _unscaled(context, chain)
+    node = chain.layer
+    if node.kwargs or any(True for _ in refs_in(node.args[1:])):
+        raise Unsupported("its sizes are computed")
+    operation = operations.Look(operators.resolve(node.op), node.args[1:])
+    return node.short_op, operation, (x,)
+
+
+def concatenate(context: Context, chain: Chain) -> Described:
+    """Concatenation of tensors of one scale."""
+    given = arguments(chain.layer)
+    sources = [_bytes(context, arg) for arg in given["tensors"]]
+    if any(integers != chain.out for _, integers in sources):
+        raise Unsupported("its inputs and its result have scales of their own")
+    operation = operations.Concatenate(given["dim"])
+    return "cat", operation, tuple(ref for ref, _ in sources)
+
+
+def _unscaled(context: Context, chain: Chain) -> tuple[Ref, Integers]:
+    """The only input, where the result has its very integers."""
+    x, source = _bytes(context, chain.layer.args[0])
+    if _out(chain) != source:
+        raise Unsupported("its result has a scale of its own")
+    return x, source
+
+
+def _bytes(context: Context, arg: Any) -> tuple[Ref, Integers]:
+    """The integers behind an argument.
+
+    Raises:
+        Unsupported: it is float, or of more than eight bits.
+    """
+    x, integers = context.source(arg)
+    _check_type("input", integers)
+    return x, integers
+
+
+def _out(chain: Chain) -> Integers:
+    """The integers that a chain ends in.
+
+    Raises:
+        Unsupported: its result is not rounded.
+    """
+    if chain.out is None:
+        raise Unsupported("its result is not quantized")
+    _check_type("result", chain.out)
+    return chain.out
+
+
+def _clipped(chain: Chain) -> Integers:
+    out = _out(chain)
+    return out if chain.activation is None else out.clipped(*clip_bounds(chain.activation))
+
+
+def _check_type(what: str, integers: Integers) -> None:
+    if integers.dtype != torch.uint8:
+        raise Unsupported(f"its {what} is {integers.dtype}, the kernel takes 8 bits")
+
+
+def _check_rank(context: Context, node: Node, most: int, least: int = 0) -> None:
+    meta = context.graph.metas[node.name]
+    if meta is None or not least <= len(meta.shape) <= most:
+        raise Unsupported(f"it is no tensor of {least} to {most} axes")
+
+
+_LOOKS = """
+    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes expand narrow
+    slice select
+""".split()
+
+KERNELS = (
+    Kernel(("conv2d",), native(convolution), fusion=NATIVE),
+    Kernel(("linear",), native(linear), fusion=NATIVE),
+    Kernel(("add",), native(two(Combination.ADD)), fusion=Fusion(CLIPS)),
+    Kernel(("sub",), native(two(Combination.ADD, -1)), fusion=Fusion(CLIPS)),
+    Kernel(("mul",), native(two(Combination.MULTIPLY)), fusion=Fusion(CLIPS)),
+    Kernel(("relu", "hardtanh"), native(activation)),
+    Kernel(("mean",), native(mean)),
+    Kernel(("avg_pool2d", "adaptive_avg_pool2d"), native(average)),
+    Kernel(("max_pool2d",), native(max_pool2d)),
+    Kernel(("cat",), native(concatenate)),
+    Kernel(tuple(_LOOKS), native(look)),
+)

@@ -1,0 +1,185 @@
+"""What Octavo's own kernels run of a model: whole networks in one call, the oracle's integers."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import octavo
+from octavo.graph.graph import Graph, Ref
+from octavo.graph.program import run_of
+from octavo.numerics.native import library
+from octavo.runtimes.native.program import Program
+from octavo.runtimes.torch import int8
+from octavo.runtimes.torch.int8 import lower_to
+
+pytestmark = pytest.mark.skipif(bool(library.obstacle()), reason="no kernels here: make native")
+
+
+class Excited(nn.Module):
+    """A block as MobileNetV3 has it: expansion, depthwise, squeeze and excitation, projection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide, few = 4 * channels, channels
+        self.expand, self.project = nn.Conv2d(channels, wide, 1), nn.Conv2d(wide, channels, 1)
+        self.depth = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.squeeze, self.excite = nn.Conv2d(wide, few, 1), nn.Conv2d(few, wide, 1)
+        self.pool, self.act = nn.AdaptiveAvgPool2d(1), nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.depth(self.act(self.expand(x))))
+        share = torch.relu(self.squeeze(self.pool(y)))
+        return x + self.project(y * nn.functional.hardsigmoid(self.excite(share)))
+
+
+class Stacked(nn.Module):
+    """Branches that are concatenated, and pooled on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 12, 3, padding=1, dilation=1)
+        self.pool = nn.AvgPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([torch.relu(self.one(x)), torch.relu(self.two(x))], 1)
+        return self.pool(y)
+
+
+def network() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        Excited(8),
+        Stacked(),
+        nn.Conv2d(20, 32, 3, padding=2, dilation=2, groups=2),
+        nn.SiLU(),
+        nn.Conv2d(32, 8, 1),
+        nn.ReLU6(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 20),
+        nn.GELU(),
+        nn.Linear(20, 5),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def quantized() -> octavo.QuantizedModel:
+    torch.manual_seed(0)
+    return octavo.quantize(network(), calibration=[torch.randn(8, 3, 40, 40)], progress=False)
+
+
+def programs_of(graph: Graph, monkeypatch: pytest.MonkeyPatch) -> tuple[list[object], object]:
+    """The functions of all steps, and what was lowered."""
+    functions: list[object] = []
+    compile_steps = int8.compile_steps
+
+    def noting(inputs, steps, outputs, constants):
+        functions.extend(step.function for step in steps)
+        return compile_steps(inputs, steps, outputs, constants)
+
+    monkeypatch.setattr(int8, "compile_steps", noting)
+    return functions, lower_to(graph, "python")
+
+
+def test_a_network_is_one_call(quantized, monkeypatch):
+    functions, lowered = programs_of(quantized.graph, monkeypatch)
+    assert [type(function) for function in functions] == [Program]
+    assert not lowered.fallbacks
+    assert all(name.startswith("native.") for name in lowered.kernels.values())
+
+
+@pytest.mark.parametrize("size", [(1, 3, 40, 40), (3, 3, 33, 57), (2, 3, 64, 16), (0, 3, 40, 40)])
+def test_results_are_the_oracles_at_any_size(quantized, size):
+    x = torch.randn(size)
+    wanted = quantized.lower("reference")(x)
+    for given in (x, x.contiguous(memory_format=torch.channels_last)):
+        result = quantized(given)
+        assert result.shape == wanted.shape
+        assert result.is_contiguous()
+        assert (result - wanted).norm() <= 0.05 * wanted.norm()
+
+
+def test_all_that_is_rounded_is_the_oracles(quantized):
+    """Each value on the oracle's inputs is that of other tests; here no step is lost on the way."""
+    graph = quantized.graph
+    names = [n.name for n in graph.nodes if n.op == "octavo.quantize.default"]
+    every = replace(graph, outputs=[Ref(name) for name in names])
+    x = torch.randn(2, 3, 40, 40)
+    for name, a, b in zip(names, lower_to(every, "python").run(x), run_of(every)(x), strict=True):
+        off = (a.int() - b.int()).abs().double()
+        assert off.mean() < 1, name
+
+
+def test_a_view_that_leaves_the_model_has_its_own_sizes(monkeypatch):
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(4, 6, 3), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = torch.relu(self.conv(x))
+            return self.head(y), self.head(y[:, :, 1:4].permute(0, 1, 3, 2))
+
+    x = torch.randn(2, 4, 9, 7)
+    q = octavo.quantize(Views(), calibration=[x], progress=False)
+    for result, wanted in zip(q(x), q.lower("reference")(x), strict=True):
+        assert result.shape == wanted.shape
+        assert (result - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+def test_what_has_no_kernel_stands_between_two_calls(monkeypatch):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Softplus(), nn.Conv2d(8, 4, 1)
+    )
+    x = torch.randn(2, 3, 12, 12)
+    q = octavo.quantize(model, calibration=[x], progress=False)
+    functions, _ = programs_of(q.graph, monkeypatch)
+    kinds = [isinstance(function, Program) for function in functions]
+    assert kinds == [True, False, True]
+    wanted = q.lower("reference")(x)
+    assert (q(x) - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+def test_weights_are_held_once_and_given_back(quantized):
+    before = {name: tensor.clone() for name, tensor in quantized.graph.constants.items()}
+    assert {"0.weight", "4.depth.weight", "12.weight"} <= set(quantized.lowered.prepacked)
+    for name, tensor in quantized.graph.constants.items():
+        assert torch.equal(tensor, before[name]), name
+    again = octavo.quantize(network(), calibration=[torch.randn(2, 3, 40, 40)], progress=False)
+    again.load_state_dict(quantized.state_dict())
+    x = torch.randn(1, 3, 40, 40)
+    assert torch.equal(again(x), quantized(x))
+
+
+def test_models_are_copied_and_pickled(quantized):
+    x = torch.randn(1, 3, 40, 40)
+    wanted = quantized(x)
+    assert torch.equal(copy.deepcopy(quantized)(x), wanted)
+    assert torch.equal(pickle.loads(pickle.dumps(quantized))(x), wanted)  # noqa: S301
+
+
+def test_without_the_library_torchs_kernels_run(quantized, torchs_kernels):
+    lowered = quantized.lower("torch").lowered
+    assert not any(name.startswith("native.") for name in lowered.kernels.values())
+
+
+@pytest.mark.parametrize("caller", ["compiler", "package"])
+def test_compilers_get_torchs_kernels(quantized, caller):
+    lowered = lower_to(quantized.graph, caller)
+    assert not any(name.startswith("native.") for name in lowered.kernels.values())
+
+
+def test_torch_keeps_what_it_runs_quicker():
+    model = nn.Sequential(nn.Conv2d(8, 8, 3, groups=4), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    q = octavo.quantize(model, calibration=[torch.randn(2, 8, 9, 9)], progress=False)
+    assert q.lowered.kernels["0"] == "onednn.qconv2d"
+    assert q.lowered.kernels["2"] == "native.conv2d"
