@@ -12,7 +12,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help native sanitize demo test zoo isa wheel check format bench fuzz clean
+.PHONY: help native sanitize demo test zoo sweeps isa wheel check format bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(DEV) native ## all tests, README's code among them
 
 zoo: $(DEV) native ## the networks of the zoo that make test leaves out
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m whole_zoo tests/test_zoo.py
+
+sweeps: $(DEV) native ## the cases of long sweeps that make test leaves out
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m sweep
 
 isa: $(DEV) native ## tests of kernels, once for each kind of CPU that this one can act out
 	$(BIN)/python tests/instruction_sets.py

@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from sweeping import swept
 from typer.testing import CliRunner
 
 from octavo.cli import app
@@ -63,7 +64,10 @@ def octavo(*arguments: str) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+SLOW = {page for page in PAGES if page.stem in ("analysis", "training")}
+
+
+@pytest.mark.parametrize("page", swept(PAGES, kept=set(PAGES) - SLOW), ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     program = python_of(page.read_text(encoding="utf-8"))
     assert "octavo.quantize" in program or "octavo.prepare_qat" in program

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import octavo
 
 THREADS = 8
-CALLS = int(os.environ.get("OCTAVO_THREAD_CALLS", "200"))
+CALLS = int(os.environ.get("OCTAVO_THREAD_CALLS", "50"))
 TARGET = octavo.host_target()
 
 

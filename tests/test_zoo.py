@@ -30,7 +30,7 @@ LEAST_DB = {"static": 16.0, "dynamic": 22.0, "weight_only": 30.0}
 # Noise grows in deep convolutional networks, and nodes with more edges than calibration saw clip.
 FRAGILE_DB = {"mobilenet_v2": 6.0, "graph_network": 6.0}
 OTHERS_DB = 0.5  # of those that are not in the spread
-# One or two of each kind, quick ones: what `make test` runs.
+# One or two of each kind: what `make test` runs.
 SPREAD = frozenset(
     """
     unet lstm transformer_encoder_padded time_major_lstm_with_states gru_cells crnn conformer
@@ -39,6 +39,10 @@ SPREAD = frozenset(
     bert gpt2 llama t5 bart fnet wav2vec2 segformer
     mixer_s32_224 resmlp_12_224
     """.split()
+)
+# Those of them that take the longest are for `make zoo` as well.
+SLOW = frozenset(
+    "conformer diffusion_unet mobilenet_v2 vit_b_32 r3d_18 bart segformer resmlp_12_224".split()
 )
 # Graph and model are compared in float64: of the rounding of float32 these networks make a tenth of
 # their signal at these random weights.
@@ -73,10 +77,10 @@ def doubles(call: Any) -> Any:
 
 
 def listed() -> list[Any]:
-    """All networks: those that are not in the spread are for `make zoo`."""
+    """All networks: those that are not in the spread, or slow, are for `make zoo`."""
     rest = pytest.mark.whole_zoo
     return [
-        pytest.param(entry, id=entry.name, marks=() if entry.name in SPREAD else rest)
+        pytest.param(entry, id=entry.name, marks=() if entry.name in SPREAD - SLOW else rest)
         for entry in zoo.ENTRIES
     ]
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decibel import sqnr_db
+from sweeping import swept
 from torch import nn
 from torch.nn import functional as F
 
@@ -85,7 +86,7 @@ def check(model, x, target, runtime):
 
 
 @pytest.mark.parametrize(("target", "activation"), [("x86-avx2", "none"), ("edge", "silu")])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", swept(FUNCTIONS, kept=list(FUNCTIONS)[::4]))
 def test_openvino_with_zero_points(name, target, activation):
     torch.manual_seed(0)
     dims, function = FUNCTIONS[name]
@@ -94,7 +95,7 @@ def test_openvino_with_zero_points(name, target, activation):
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "edge"])
-@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("name", swept(FUNCTIONS, kept=list(FUNCTIONS)[::4]))
 def test_onnxruntime_loads_signed_integers(name, target, tmp_path):
     """At its default optimization, from a file: it makes them unsigned by itself."""
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -261,7 +262,7 @@ REDUCTIONS = {
 
 
 @pytest.mark.parametrize("target", ["x86-avx2", "edge"])
-@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("name", swept(REDUCTIONS, kept=list(REDUCTIONS)[::3]))
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_batches_larger_than_the_channels(runtime, name, target):
     torch.manual_seed(0)
