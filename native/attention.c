@@ -68,31 +68,6 @@ INLINE void mask_row(float *scores, int64_t count, const void *mask, int32_t kin
         for (int64_t i = 0; i < count; i++) scores[i] = seen[i] ? scores[i] : -INFINITY;
 }
 
-/* The bits of a float as an integer of the same order, and back; a NaN is beyond both infinities. */
-INLINE int32_t in_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
-
-/* At least the lowest float; NaN if one is NaN, or infinite and positive. */
-INLINE float largest_of(const float *scores, int64_t count) {
-    const float lowest = -FLT_MAX, infinity = INFINITY, lowest_of_all = -INFINITY;
-    int32_t most, least, bits;
-    memcpy(&bits, &lowest, 4);
-    most = least = in_order(bits);
-    for (int64_t i = 0; i < count; i++) {
-        memcpy(&bits, scores + i, 4);
-        int32_t own = in_order(bits);
-        most = own > most ? own : most;
-        least = own < least ? own : least;
-    }
-    memcpy(&bits, &infinity, 4);
-    int32_t too_much = in_order(bits);
-    memcpy(&bits, &lowest_of_all, 4);
-    if (most >= too_much || least < in_order(bits)) return NAN;
-    bits = in_order(most);
-    float largest;
-    memcpy(&largest, &bits, 4);
-    return largest;
-}
-
 /* The exponentials in steps, 0..levels; returns their sum. */
 INLINE int32_t to_levels(const float *scores, int64_t count, float largest, float levels, uint8_t *q) {
     int32_t sum = 0;
@@ -126,12 +101,14 @@ INLINE void store_row(const octavo_attention_call *call, const float *sums, floa
         for (int64_t i = 0; i < count; i++) to[i] = (sums[i] + shift) * worth;
         return;
     }
-    float low = (float)(call->out_low - call->out_zero_point), scale = call->out_scale;
-    float high = (float)(call->out_high - call->out_zero_point);
-    int32_t zero_point = call->out_zero_point;
-    uint8_t *to = (uint8_t *)out;
-    for (int64_t i = 0; i < count; i++)
-        to[i] = (uint8_t)(rounded(clipped((sums[i] + shift) * worth / scale, low, high)) + zero_point);
+    float mean[BLOCK];
+    for (int64_t block = 0; block < count; block += BLOCK) {
+        int64_t size = count - block < BLOCK ? count - block : BLOCK;
+        for (int64_t i = 0; i < size; i++) mean[i] = (sums[block + i] + shift) * worth;
+        round_floats(
+            mean, size, call->out_scale, call->out_zero_point, call->out_low, call->out_high,
+            (uint8_t *)out + block);
+    }
 }
 
 typedef struct {

@@ -22,7 +22,7 @@ SOURCES = [
     for name in (
         *("isa", "threads", "product", "eight_bits", "four_bits", "recurrent"),
         *("convolution", "tiles", "depthwise", "attention", "observing"),
-        *("elementwise", "pooling", "program"),
+        *("elementwise", "pooling", "program", "normalization"),
     )
 ]
 

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 8
+#define OCTAVO_ABI 9
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -326,6 +326,28 @@ typedef struct {
 
 /* 0, or 1 where there is no memory. */
 OCTAVO_EXPORT int octavo_attention(const octavo_attention_call *call, int threads);
+
+/* ---- rows of floats or integers that are normalized: normalization.c ---- */
+
+enum { OCTAVO_LAYER_NORM, OCTAVO_RMS_NORM, OCTAVO_SOFTMAX };
+
+/* Contiguous rows [count, columns]; what is NULL is left out. */
+typedef struct {
+    int64_t count, columns;
+    int32_t kind, x_zero_point;
+    const void *x; /* float32, or uint8 */
+    float x_scale; /* of uint8; 0: they are float32 */
+    float eps;
+    const float *addend; /* to x, which is float32 then */
+    const float *weight, *bias; /* [columns], of norms */
+    float *out;
+    uint8_t *rounded; /* half to even by the scale and zero point, cut to low..high */
+    float scale;
+    int32_t zero_point, low, high;
+} octavo_normalization;
+
+/* 0, or 1 where there is no memory. */
+OCTAVO_EXPORT int octavo_normalize(const octavo_normalization *call, int threads);
 
 /* ---- recurrent layers: recurrent.c ---- */
 

@@ -3,7 +3,9 @@
 #define OCTAVO_ROUNDING_H
 
 #include <float.h>
+#include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
 /* A loop whose variables stay in registers: however often it runs, that is known. */
@@ -49,6 +51,40 @@ INLINE int32_t rounded(float x) { return (int32_t)((x + NO_FRACTIONS) - NO_FRACT
 INLINE float clipped(float x, float low, float high) {
     x = x > low ? x : low; /* NaN too */
     return x < high ? x : high;
+}
+
+/* Floats to uint8, half to even by a scale and zero point, cut to low..high. */
+INLINE void round_floats(
+    const float *x, int64_t count, float scale, int32_t zero_point, int32_t low, int32_t high,
+    uint8_t *q) {
+    float least = (float)(low - zero_point), most = (float)(high - zero_point);
+    for (int64_t i = 0; i < count; i++)
+        q[i] = (uint8_t)(rounded(clipped(x[i] / scale, least, most)) + zero_point);
+}
+
+/* The bits of a float as an integer of the same order, and back; a NaN is beyond both infinities. */
+INLINE int32_t in_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+/* At least the lowest float; NaN if one is NaN, or infinite and positive. */
+INLINE float largest_of(const float *scores, int64_t count) {
+    const float lowest = -FLT_MAX, infinity = INFINITY, lowest_of_all = -INFINITY;
+    int32_t most, least, bits;
+    memcpy(&bits, &lowest, 4);
+    most = least = in_order(bits);
+    for (int64_t i = 0; i < count; i++) {
+        memcpy(&bits, scores + i, 4);
+        int32_t own = in_order(bits);
+        most = own > most ? own : most;
+        least = own < least ? own : least;
+    }
+    memcpy(&bits, &infinity, 4);
+    int32_t too_much = in_order(bits);
+    memcpy(&bits, &lowest_of_all, 4);
+    if (most >= too_much || least < in_order(bits)) return NAN;
+    bits = in_order(most);
+    float largest;
+    memcpy(&largest, &bits, 4);
+    return largest;
 }
 
 /* The step of which the largest of a row has so many; NaN where a value is not finite. */

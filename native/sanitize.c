@@ -196,6 +196,23 @@ static void one_histogram(int threads) {
     free(counts), free(zeros), free(low), free(high);
 }
 
+static void one_normalization(int threads) {
+    int64_t count = 1 + below(40), columns = 1 + below(300), values = count * columns;
+    int integers = below(2), adds = !integers && below(2);
+    void *x = filled(values, integers ? 1 : 4);
+    float *addend = filled(values, 4), *weight = filled(columns, 4), *bias = filled(columns, 4);
+    float *out = malloc((size_t)values * 4);
+    uint8_t *rounded = malloc((size_t)values);
+    octavo_normalization call = {
+        .count = count, .columns = columns, .kind = below(3), .x = x, .x_zero_point = 128,
+        .x_scale = integers ? 0.02f : 0.0f, .eps = 1e-5f, .addend = adds ? addend : NULL,
+        .weight = below(2) ? weight : NULL, .bias = below(2) ? bias : NULL,
+        .out = below(2) ? out : NULL, .rounded = below(2) ? rounded : NULL, .scale = 0.02f,
+        .zero_point = 100, .high = 255};
+    if (octavo_normalize(&call, threads)) exit(1);
+    free(x), free(addend), free(weight), free(bias), free(out), free(rounded);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
@@ -208,6 +225,7 @@ int main(void) {
             one_product(1 + round % 3);
             one_attention(1 + round % 3);
             one_histogram(1 + round % 3);
+            one_normalization(1 + round % 3);
         }
         for (int round = 0; round < 400; round++) {
             one_convolution(1 + round % 3);

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import getitem
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +32,7 @@ from octavo.graph.qdq import (
 from octavo.numerics.native import library
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.options import Options
-from octavo.runtimes.torch import dynamic, native_layers, pixel_quantization
+from octavo.runtimes.torch import dynamic, native_layers, normalization, pixel_quantization
 from octavo.runtimes.torch.chains import (
     Call,
     Caller,
@@ -196,6 +197,12 @@ def _rounding(context: Context, node: Node) -> Callable[..., Any]:
 def _as_it_stands(context: Context, node: Node) -> list[Placed]:
     """The steps of a node that no kernel runs."""
     plain = Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
+    rounding_too = normalization.with_rounding(context, node)
+    if rounding_too:
+        return [Placed(step) for step in rounding_too]
+    if node.name in context.rounded:
+        both, index = context.rounded[node.name]
+        return [Placed(Step(node.name, getitem, (Ref(both), index)))]
     if node.op == QUANTIZE:
         from_pixels = pixel_quantization.step_from_pixels(context, node)
         if from_pixels is not None:

@@ -10,6 +10,7 @@ from octavo.runtimes.torch import (
     dynamic,
     integer_operators,
     native_layers,
+    normalization,
     onednn,
     recurrent,
     transposed,
@@ -17,21 +18,12 @@ from octavo.runtimes.torch import (
 )
 from octavo.runtimes.torch.kernel import Kernel, Reads
 
+_FAMILIES = (
+    *(onednn, transposed, integer_operators, dynamic, weight_only, recurrent),
+    *(attention, normalization, native_layers),
+)
 # Of several for one operator the last is tried first, so that one that is appended counts.
-KERNELS: list[Kernel] = [
-    kernel
-    for family in (
-        onednn,
-        transposed,
-        integer_operators,
-        dynamic,
-        weight_only,
-        recurrent,
-        attention,
-        native_layers,
-    )
-    for kernel in family.KERNELS
-]
+KERNELS: list[Kernel] = [kernel for family in _FAMILIES for kernel in family.KERNELS]
 
 
 def kernels_of(operator: str, reads: Reads) -> list[Kernel]:
