@@ -12,6 +12,7 @@ NAMES = (
     "latency",
     "runtimes",
     "profiles",
+    "tuning",
     "memory_bound",
     "pixels",
     "recurrent",

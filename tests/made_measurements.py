@@ -23,7 +23,12 @@ class Made:
     seen: list[list[Variant]] = field(default_factory=list)
 
     def measure(
-        self, runs: Mapping[Variant, Callable[..., Any]], best: Variant, inputs: tuple[Tensor, ...]
+        self,
+        runs: Mapping[Variant, Callable[..., Any]],
+        best: Variant,
+        inputs: tuple[Tensor, ...],
+        *,
+        all_of_them: bool = False,
     ) -> dict[Variant, Gain]:
         self.seen.append(list(runs))
         self.now += self.takes

@@ -47,7 +47,9 @@ def faster(variant: Variant) -> float:
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     """Nothing is timed: what takes how long is made up."""
     made = Made(faster)
-    short = partial(search.tune, measure=lambda *args: made.measure(*args), clock=made.clock)
+    short = partial(
+        search.tune, measure=lambda *args, **how: made.measure(*args, **how), clock=made.clock
+    )
     monkeypatch.setattr(tunings, "tune", short)
     return made
 
@@ -145,12 +147,12 @@ def test_an_interruption_loses_nothing(q: octavo.QuantizedModel, made: Made) -> 
     measure: Callable[..., Mapping[Variant, Any]] = made.measure
     calls = 0
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **how: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 6:
             raise KeyboardInterrupt
-        return measure(*args)
+        return measure(*args, **how)
 
     made.measure = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):

@@ -47,13 +47,18 @@ def test_what_is_hopeless_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) ->
 
     def interleave(calls: dict[Variant, object], **how: object) -> dict[Variant, Latency]:
         timed.append(set(calls))
-        return {fast: latency(1.0, 1.0), slow: latency(1.25, 1.25)}
+        seconds = {fast: 1.0, slow: 1.25, slower: 2.0}
+        return {variant: latency(seconds[variant], seconds[variant]) for variant in calls}
 
     monkeypatch.setattr(gain, "interleave", interleave)
     runs = dict.fromkeys((fast, slow, slower), lambda x: (x,))
     found = side_by_side(runs, fast, (torch.zeros(1),))
     assert timed == [{fast, slow}]
     assert found == {fast: Gain(1.0), slow: Gain(0.8), slower: Gain(1 / 3)}
+    first = iter([1.0, 1.3, 3.0])
+    found = side_by_side(runs, fast, (torch.zeros(1),), all_of_them=True)
+    assert timed[-1] == {fast, slow, slower}
+    assert found[slower] == Gain(0.5)
 
 
 def test_real_calls() -> None:

@@ -136,7 +136,7 @@ def test_no_runtime_at_all(quantized, toys) -> None:
 def test_the_last_comparison_decides(quantized, toys) -> None:
     late = Made(costs(depthwise=0.5))
 
-    def measure(runs: Any, best: Variant, inputs: Any) -> Any:
+    def measure(runs: Any, best: Variant, inputs: Any, **how: Any) -> Any:
         if any(variant.plain for variant in runs) and not best.plain:
             late.seconds_of = costs(depthwise=2.0)
         return Made.measure(late, runs, best, inputs)

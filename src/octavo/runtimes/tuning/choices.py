@@ -169,7 +169,7 @@ THREADS = Choice(
 
 
 def choices(space: Space) -> tuple[Choice, ...]:
-    """All choices for a graph: coarse ones first, and layers by how much they multiply."""
+    """All choices for a graph, coarse ones first."""
     kinds = map(_of_layers, kinds_of_layers(space.graph))
     alike = map(_of_layers, like_layers(space.graph))
     return (RUNTIME, IN_FLOAT, *kinds, JOINED, LAYOUT, THREADS, *alike)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -52,11 +52,27 @@ class Gain:
 
 
 Runs = Mapping[Variant, Callable[..., Any]]
-# What each of the variants gains over one of them, which takes part in every round.
-Measure = Callable[[Runs, Variant, tuple[Tensor, ...]], Mapping[Variant, Gain]]
 
 
-def side_by_side(runs: Runs, incumbent: Variant, inputs: tuple[Tensor, ...]) -> dict[Variant, Gain]:
+class Measure(Protocol):
+    """What each of the variants gains over one of them, which takes part in every round.
+
+    With ``all_of_them`` the others do so too, however slow they are.
+    """
+
+    def __call__(
+        self,
+        runs: Runs,
+        incumbent: Variant,
+        inputs: tuple[Tensor, ...],
+        *,
+        all_of_them: bool = False,
+    ) -> Mapping[Variant, Gain]: ...
+
+
+def side_by_side(
+    runs: Runs, incumbent: Variant, inputs: tuple[Tensor, ...], *, all_of_them: bool = False
+) -> dict[Variant, Gain]:
     """In turns with rests; without those that are hopeless at first sight."""
     calls: dict[Variant, Call] = {variant: partial(run, *inputs) for variant, run in runs.items()}
     with torch.inference_mode():
@@ -65,7 +81,7 @@ def side_by_side(runs: Runs, incumbent: Variant, inputs: tuple[Tensor, ...]) -> 
         close = {
             variant: call
             for variant, call in calls.items()
-            if variant == incumbent or first[variant] <= HOPELESS * least
+            if all_of_them or variant == incumbent or first[variant] <= HOPELESS * least
         }
         rest_s = REST_S if any(has_own_threads(variant.runtime) for variant in close) else 0.0
         times = interleave(close, budget_s=SECONDS * len(close), rest_s=rest_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +44,9 @@ def kinds_of_layers(graph: Graph) -> tuple[LayerGroup, ...]:
 
 
 def like_layers(graph: Graph) -> tuple[LayerGroup, ...]:
-    """By operator and all sizes, most work first: a kernel is as quick in one as in another."""
+    """By operator and all sizes: a kernel is as quick in one as in another. Those with the fewest
+    products for a result come first, since integers gain them the least.
+    """
 
     def alike(node: Node) -> Hashable:
         shapes = tuple(tuple(shape) for shape in _weights(node, graph))
@@ -54,7 +57,11 @@ def like_layers(graph: Graph) -> tuple[LayerGroup, ...]:
         sizes = ", ".join("x".join(map(str, shape)) for shape in _weights(node, graph)[:1])
         return f"{node.short_op} {sizes}".rstrip()
 
-    return _grouped(graph, alike, name)
+    def products(group: LayerGroup) -> int:
+        weights = _weights(graph.by_name[min(group.layers)], graph)
+        return max((math.prod(shape[1:]) for shape in weights), default=0)
+
+    return tuple(sorted(_grouped(graph, alike, name), key=products))
 
 
 def _grouped(

@@ -272,7 +272,8 @@ class _Search:
         in_float = replace(self.best, in_float=layers, in_bfloat16=frozenset())
         rivals = [self.untuned, in_float]
         able = [variant for variant in dict.fromkeys(rivals) if not self._obstacle(variant)]
-        speeds = {variant: gain.speed for variant, gain in self._gains(able).items()}
+        gains = self._gains(able, all_of_them=True)
+        speeds = {variant: gain.speed for variant, gain in gains.items()}
         for variant in able:
             if speeds[variant] > speeds[self.best] and not self._fault(variant):
                 self.best = variant
@@ -281,10 +282,12 @@ class _Search:
         ]
         return over[0], over[1]
 
-    def _gains(self, contenders: Sequence[Variant]) -> Mapping[Variant, Gain]:
+    def _gains(
+        self, contenders: Sequence[Variant], *, all_of_them: bool = False
+    ) -> Mapping[Variant, Gain]:
         """What variants gain over the best, which is among them."""
         runs = {v: self._ready_for(v).lowered.run for v in dict.fromkeys([self.best, *contenders])}
-        return self.measure(runs, self.best, self.inputs)
+        return self.measure(runs, self.best, self.inputs, all_of_them=all_of_them)
 
     def _ready_for(self, variant: Variant) -> Ready:
         if variant not in self.ready:
