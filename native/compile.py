@@ -7,6 +7,7 @@ Python's standard library and a C compiler: ``CC``, or the first of cc, gcc and 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import shlex
 import shutil
@@ -39,15 +40,21 @@ def compiler() -> list[str] | None:
     return next(([name] for name in ("cc", "gcc", "clang") if shutil.which(name)), None)
 
 
+def digest() -> str:
+    """Of all sources; octavo.numerics.native.library compares it with the library's."""
+    parts = sorted(HERE.glob("*.[ch]"))
+    return hashlib.sha256(b"\0".join(part.read_bytes() for part in parts)).hexdigest()
+
+
 def is_new(library: Path) -> bool:
-    """Whether a library is younger than all that it is made of, and one of this machine."""
-    parts = [*HERE.glob("*.[ch]"), Path(__file__)]
+    """Whether a library was made of these sources, by this script, and is one of this machine."""
     try:
         made = library.stat().st_mtime
-        ctypes.CDLL(str(library))
-    except OSError:
+        found = ctypes.CDLL(str(library)).octavo_sources
+    except (OSError, AttributeError):
         return False
-    return all(part.stat().st_mtime <= made for part in parts)
+    found.restype = ctypes.c_char_p
+    return found() == digest().encode() and Path(__file__).stat().st_mtime <= made
 
 
 def compile_library(library: Path = LIBRARY) -> str:
@@ -60,7 +67,9 @@ def compile_library(library: Path = LIBRARY) -> str:
     # Whole, then in its place: a process may be running the old one.
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        words = [*command, *LANGUAGE, *FAST, *SHARED, *map(str, SOURCES), "-lm", "-o", str(made)]
+        told = f'-DOCTAVO_SOURCES="{digest()}"'
+        options = [*LANGUAGE, *FAST, *SHARED, told]
+        words = [*command, *options, *map(str, SOURCES), "-lm", "-o", str(made)]
         try:
             done = subprocess.run(words, capture_output=True, text=True, check=False)
         except OSError as error:

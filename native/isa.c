@@ -17,6 +17,11 @@ static _Atomic int used = -1;
 
 int octavo_abi(void) { return OCTAVO_ABI; }
 
+#ifndef OCTAVO_SOURCES
+#define OCTAVO_SOURCES ""
+#endif
+const char *octavo_sources(void) { return OCTAVO_SOURCES; }
+
 int octavo_isa(void) {
     if (used < 0) used = found();
     return used;

@@ -18,6 +18,8 @@
 enum { OCTAVO_PORTABLE, OCTAVO_AVX2, OCTAVO_AVX512_VNNI };
 
 OCTAVO_EXPORT int octavo_abi(void);
+/* What compile.py made of all sources when it compiled them: library.py does the same. */
+OCTAVO_EXPORT const char *octavo_sources(void);
 OCTAVO_EXPORT int octavo_isa(void);
 /* Use nothing beyond a set from now on; returns what is used. */
 OCTAVO_EXPORT int octavo_limit_isa(int most);

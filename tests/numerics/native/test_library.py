@@ -35,6 +35,7 @@ def test_a_broken_file_is_ignored_with_one_warning(tmp_path):
     [
         ("int other(void) { return 1; }", "octavo_abi"),
         ("int octavo_abi(void) { return 77; }", "its interface is 77, this version of Octavo"),
+        (f"int octavo_abi(void) {{ return {library.ABI}; }}", "octavo_sources"),
     ],
 )
 def test_a_foreign_library_is_ignored_with_one_warning(tmp_path, source, problem):
@@ -46,6 +47,19 @@ def test_a_foreign_library_is_ignored_with_one_warning(tmp_path, source, problem
     subprocess.run([compiler, "-shared", "-fPIC", text, "-o", path], check=True)
     with pytest.warns(octavo.OctavoWarning, match=problem) as warned:
         assert library.load(path) is None
+    assert len(warned) == 1
+
+
+def test_a_library_of_other_sources_is_ignored_with_one_warning(tmp_path, monkeypatch):
+    if library.library() is None:
+        pytest.skip("the kernels are not compiled here")
+    shutil.copytree(library.SOURCES, tmp_path / "native")
+    monkeypatch.setattr(library, "SOURCES", tmp_path / "native")
+    assert library.load(library.PATH) is not None
+    with (tmp_path / "native" / "isa.c").open("a") as source:
+        source.write("// changed")
+    with pytest.warns(octavo.OctavoWarning, match="it was not compiled from what is in") as warned:
+        assert library.load(library.PATH) is None
     assert len(warned) == 1
 
 

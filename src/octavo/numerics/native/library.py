@@ -6,6 +6,7 @@ Tested in tests/numerics/native/test_library.py.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import warnings
 from functools import cache
@@ -17,6 +18,7 @@ ABI = 9  # OCTAVO_ABI of native/octavo.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512_vnni")
 LIMIT = "OCTAVO_MAX_CPU_ISA"  # of the environment: one of them, to act out a lesser CPU
 PATH = Path(__file__).with_name("kernels.so")
+SOURCES = Path(__file__).parents[4] / "native"  # of a checkout
 
 MISSING = "Octavo's own kernels are not in this installation"
 _SLOW = "Octavo's own kernels know no vector instructions of this CPU"
@@ -46,13 +48,12 @@ def load(path: Path) -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(path))
-        abi = int(found.octavo_abi())
+        problem = _misfit(found)
     except (OSError, AttributeError) as error:
         problem = str(error)
     else:
-        if abi == ABI:
+        if not problem:
             return found
-        problem = f"its interface is {abi}, this version of Octavo calls {ABI}"
     warnings.warn(
         f"Octavo's own kernels are not used: {path} is not the library that belongs to this version"
         f" ({problem}). Install Octavo again, or run `make native` in a checkout",
@@ -60,6 +61,24 @@ def load(path: Path) -> ctypes.CDLL | None:
         stacklevel=2,
     )
     return None
+
+
+def _misfit(found: ctypes.CDLL) -> str:
+    """Why a library does not belong to this version; ``""`` where it does.
+
+    In a checkout it may be older than the sources, of which native/compile.py takes the same
+    digest.
+    """
+    abi = int(found.octavo_abi())
+    if abi != ABI:
+        return f"its interface is {abi}, this version of Octavo calls {ABI}"
+    if not (SOURCES / "octavo.h").is_file():
+        return ""
+    parts = sorted(SOURCES.glob("*.[ch]"))
+    digest = hashlib.sha256(b"\0".join(part.read_bytes() for part in parts)).hexdigest()
+    found.octavo_sources.restype = ctypes.c_char_p
+    same = found.octavo_sources() == digest.encode()
+    return "" if same else f"it was not compiled from what is in {SOURCES} now"
 
 
 def obstacle() -> str:
