@@ -181,23 +181,19 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         progress,
         open_sizes,
     )
-    if scope != "regions":
-        signature = Signature.of(model)
-        example, calibration = example_call(example_inputs, calibration, signature, inputs)
-        try:
-            return quantize_whole(
-                model, example, calibration, settings, inputs=inputs, pixels=pixels
-            )
-        except CaptureError as error:
-            if scope == "model":
-                raise
-            why = str(error)
-    else:
-        why = ""
+    if scope == "regions":
+        calls = Calls.of(model, example_inputs, calibration, inputs, run)
+        return quantize_regions(model, calls, settings, "")
+    example, calibration = example_call(example_inputs, calibration, Signature.of(model), inputs)
+    try:
+        return quantize_whole(model, example, calibration, settings, inputs=inputs, pixels=pixels)
+    except CaptureError as error:
+        if scope == "model":
+            raise
+        why = str(error)
     calls = Calls.of(model, example_inputs, calibration, inputs, run)
     quantized = quantize_regions(model, calls, settings, why)
-    if why:
-        warnings.warn(told_of_regions(quantized, why), OctavoWarning, stacklevel=2)
+    warnings.warn(told_of_regions(quantized, why), OctavoWarning, stacklevel=2)
     return quantized
 
 
