@@ -21,8 +21,12 @@ Tested in tests/test_display.py.
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from octavo.display import plain
 
@@ -120,3 +124,18 @@ class OctavoWarning(UserWarning):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(plain(message, "\n"))
+
+
+def warn_user(message: str) -> None:
+    """An `OctavoWarning` of the line that called Octavo, from however deep inside of it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_inside()):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, OctavoWarning, stacklevel=level)
+
+
+def _inside() -> tuple[str, ...]:
+    """The folders of Octavo, and of PyTorch, whose modules call ours."""
+    torch = sys.modules.get("torch")
+    files = [__file__, *([torch.__file__] if torch is not None and torch.__file__ else [])]
+    return tuple(f"{Path(file).parent}{os.sep}" for file in files)

@@ -165,13 +165,14 @@ BOTH = ("backbone", "head")
 STAGES = ("backbone", "rpn.head", "roi_heads.box_head", "roi_heads.box_predictor")
 MASKS = ("roi_heads.mask_head", "roi_heads.mask_predictor")
 KEYPOINTS = ("roi_heads.keypoint_head", "roi_heads.keypoint_predictor")
-# Which are regions, and the least share of boxes found (FCOS ranks by scores that are all alike).
+# Which are regions, and the least share of boxes found; none for FCOS, whose scores are all alike,
+# so that which boxes come first is chance.
 DETECTORS = {
     faster: (STAGES, 0.5),
     mask: ((*STAGES, *MASKS), 0.5),
     keypoints: ((*STAGES, *KEYPOINTS), 0.5),
     retinanet: (BOTH, 0.5),
-    fcos: (BOTH, 0.0),
+    fcos: (BOTH, None),
     ssdlite: (BOTH, 0.5),
 }
 
@@ -190,7 +191,7 @@ def test_torchvisions_detectors_in_one_line(make: Callable[[], nn.Module]) -> No
         for shown in (images(SMALL, SMALL, seed=4), images(LARGE, (128, 96), seed=5)):
             wanted, got = net(shown), q(shown)
             assert [set(a) for a in got] == [set(a) for a in wanted]
-            assert found(wanted, got) >= least
+            assert least is None or found(wanted, got) >= least
             pairs = zip(maps(net, shown[0]), maps(q, shown[0]), strict=True)
             assert min(sqnr_db(a, b) for a, b in pairs) > 15
 

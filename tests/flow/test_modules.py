@@ -237,3 +237,53 @@ def test_a_rule_that_matches_nothing_is_told() -> None:
     mapping = octavo.QConfigMapping().set_object_type(nn.GRU, None)
     with pytest.warns(OctavoWarning, match="rules that match no module"):
         quantize_modules(nn.Sequential(nn.Linear(4, 4)), qconfig=mapping)
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = self.first
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.first(x)))
+
+
+def test_a_shared_layer_is_found_by_each_of_its_names() -> None:
+    for name in ("first", "second"):
+        q = octavo.quantize(Twice(), scope="modules", only=[name])
+        assert [type(m) for m in (q.first, q.last)] == [octavo.nn.Linear, nn.Linear]
+        assert q.first is q.second
+        left = octavo.QConfigMapping().set_module_name(name, None)
+        q = octavo.quantize(Twice(), scope="modules", qconfig=left)
+        assert [type(m) for m in (q.first, q.last)] == [nn.Linear, octavo.nn.Linear]
+
+
+def test_warnings_are_of_the_line_that_called() -> None:
+    mapping = octavo.QConfigMapping().set_object_type("lstm", octavo.dynamic_qconfig())
+    with pytest.warns(octavo.OctavoWarning, match="match no module") as told:
+        octavo.quantize(Twice(), scope="modules", qconfig=mapping)
+    assert [warning.filename for warning in told] == [__file__]
+
+
+class TiedPair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 8)
+        self.head = nn.Linear(8, 16, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.table(ids))
+
+
+def test_tied_layers_see_what_is_loaded_into_one_of_them() -> None:
+    q, other = (octavo.quantize(TiedPair(), scope="modules", mode="weight_only") for _ in range(2))
+    ids = torch.arange(16)[None]
+    q(ids)  # kernels have the old weights now
+    expected = other(ids)
+    q.table.load_state_dict(other.table.state_dict())
+    assert torch.equal(q(ids), expected)

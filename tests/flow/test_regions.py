@@ -357,9 +357,46 @@ def test_processes_that_found_other_regions(monkeypatch: pytest.MonkeyPatch, fir
         return [mine[first:], mine[1 - first :]]
 
     monkeypatch.setattr("octavo.flow.regions.gathered", gathered)
+    monkeypatch.setattr("octavo.quantization.calibrate.gathered", lambda mine: ["", ""])
     with pytest.raises(CalibrationError, match=r"found different regions on their first batches"):
         regions(Parts(), calibration=[torch.randn(4, 4)], distributed=True)
     assert paths == [f"parts.{index}" for index in range(9)]  # in an order that all have
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_fails_in_one_process_fails_in_all(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """The others would wait for it in vain."""
+    told: list[object] = []
+
+    def gathered(mine: object) -> list[object]:
+        told.append(mine)
+        return [mine, "" if fails or len(told) < 2 else "calibration batch 7: it is damaged"]
+
+    monkeypatch.setattr("octavo.quantization.calibrate.gathered", gathered)
+    monkeypatch.setattr("octavo.flow.regions.gathered", lambda mine: [mine, mine])
+    good = torch.randn(4, 4)
+    data = [good, good, torch.randn(4, 5)] if fails else [good] * 3
+    message = "calibration batch 2: " if fails else "process 1 could not calibrate: c"
+    with pytest.raises(CalibrationError, match=message):
+        octavo.quantize(Parts(), calibration=data, distributed=True, scope="regions")
+    assert len(told) == 2
+    assert ("calibration batch 2" in str(told[1])) == fails
+
+
+def test_in_training_it_is_told_that_gradients_end_at_a_region() -> None:
+    q = regions(Branching())
+    x = batches()[0].requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        q(x)
+        q.train()(x.detach())
+    with pytest.warns(
+        OctavoWarning, match=r"no gradient goes through the region 'backbone'"
+    ) as told:
+        q(x)
+    assert {warning.filename for warning in told} == {__file__}
 
 
 def test_a_model_that_is_run_otherwise_than_by_a_call() -> None:

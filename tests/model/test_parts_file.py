@@ -197,6 +197,24 @@ def test_other_tensors_are_refused(quantized: nn.Module, tmp_path: Path) -> None
     refused(path, r"'norm\.weight' is float32\[3\] in the file, and float32\[8\]")
 
 
+def test_a_region_that_cannot_run_leaves_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "net.octavo"
+    q = octavo.quantize(Net().eval(), torch.randn(16, 6), mode="dynamic", scope="regions")
+    octavo.save(q, path)
+
+    def fail(*args: object, **options: object) -> None:
+        raise KeyError("what an altered graph makes torch say")
+
+    monkeypatch.setattr("octavo.model.model.lower", fail)
+    model = Net().eval()
+    before = dict(model.named_modules())
+    with pytest.raises(ArtifactError, match="its region 'backbone' holds a graph that cannot run"):
+        octavo.load(path, into=model)
+    assert dict(model.named_modules()) == before
+
+
 def test_what_a_file_says_of_itself(quantized: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "net.octavo"
     octavo.save(quantized, path)

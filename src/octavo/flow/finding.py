@@ -8,7 +8,6 @@ Tested in tests/flow/test_regions.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -22,8 +21,8 @@ from octavo.errors import (
     InputError,
     NothingQuantized,
     OctavoError,
-    OctavoWarning,
     PlanError,
+    warn_user,
 )
 from octavo.flow.running import Calls, Run
 from octavo.flow.settings import Only, Settings
@@ -269,11 +268,7 @@ def _check_rules(search: Search) -> None:
     plans = [region.plan for region in search.regions.values()]
     unmatched = [r for r in plans[0].unmatched if all(r in plan.unmatched for plan in plans)]
     if unmatched:
-        warnings.warn(
-            f"rules that match nothing in any region: {', '.join(unmatched)}",
-            OctavoWarning,
-            stacklevel=5,
-        )
+        warn_user(f"rules that match nothing in any region: {', '.join(unmatched)}")
 
 
 def _why(search: Search, path: str) -> str:

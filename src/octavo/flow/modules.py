@@ -7,21 +7,27 @@ branches and methods of their own keep them.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
 
 from octavo.arguments import TEXT, expect
-from octavo.errors import NothingQuantized, OctavoWarning, PlanError
+from octavo.errors import NothingQuantized, PlanError, warn_user
 from octavo.flow.replacing import Decision, Replaced, replace_modules
 from octavo.graph.copying import copied
 from octavo.graph.graph import Node
 from octavo.model.nn import QuantizedModule, quantized_form
 from octavo.model.tree import near
 from octavo.quantization.placement.node_qconfigs import qconfig_of
-from octavo.quantization.qconfig import QConfig, QConfigMapping, is_inside, mapping_of, mode_of
+from octavo.quantization.qconfig import (
+    QConfig,
+    QConfigMapping,
+    Rule,
+    is_inside,
+    mapping_of,
+    mode_of,
+)
 from octavo.quantization.targets import MODES
 from octavo.quantization.targets import target as target_named
 
@@ -67,7 +73,7 @@ def quantize_modules(
     """
     replaced = quantized_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
     for remark in replaced.remarks():
-        warnings.warn(remark, OctavoWarning, stacklevel=2)
+        warn_user(remark)
     return replaced.model
 
 
@@ -92,11 +98,16 @@ def quantized_modules(
     _check_rules(model, mapping)
     chosen = _chosen(model, only)
 
+    own = copied(model)
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in own.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
+
     def decide(path: str, module: nn.Module) -> Decision:
-        if not chosen(path, module):
+        names = paths[module]  # a shared module has several, and rules may name any
+        if not any(chosen(name, module) for name in names):
             return "it is not among those of only="
-        node = _node(path, module)
-        rule = mapping.rule_for(node)
+        node, rule = _first_named(mapping, [_node(name, module) for name in names])
         if rule is not None and isinstance(rule.precision, torch.dtype):
             raise PlanError(
                 f"the rule {rule} asks for {rule.precision}, which needs a graph; modules become "
@@ -107,7 +118,7 @@ def quantized_modules(
             return "" if why is None else why.words
         return wanted
 
-    replaced = replace_modules(copied(model), decide, target)
+    replaced = replace_modules(own, decide, target)
     if not replaced.modules:
         reasons = sorted({f"{path!r}: {why}" for path, why in replaced.left.items()})
         if any(isinstance(module, QuantizedModule) for module in model.modules()):
@@ -123,6 +134,13 @@ def quantized_modules(
             "they are written"
         )
     return replaced
+
+
+def _first_named(mapping: QConfigMapping, nodes: Sequence[Node]) -> tuple[Node, Rule | None]:
+    """By which name of a module its rule is found: one that a rule names, else the first."""
+    rules = [(node, mapping.rule_for(node)) for node in nodes]
+    named = (pair for pair in rules if pair[1] is not None and pair[1].kind.startswith("module n"))
+    return next(named, rules[0])
 
 
 def _node(path: str, module: nn.Module) -> Node:
@@ -149,11 +167,7 @@ def _check_rules(model: nn.Module, mapping: QConfigMapping) -> None:
             )
     unmatched = [rule for rule in missing if rule.kind != "global"]
     if unmatched:
-        warnings.warn(
-            f"rules that match no module of this model: {', '.join(map(str, unmatched))}",
-            OctavoWarning,
-            stacklevel=4,
-        )
+        warn_user(f"rules that match no module of this model: {', '.join(map(str, unmatched))}")
 
 
 def _chosen(model: nn.Module, only: Only | None) -> Callable[[str, nn.Module], bool]:

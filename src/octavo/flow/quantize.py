@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 
 from octavo.arguments import FUNCTION, expect, optional
-from octavo.errors import CalibrationError, CaptureError, InputError, OctavoWarning, PlanError
+from octavo.errors import CalibrationError, CaptureError, InputError, PlanError, warn_user
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import quantize_regions, told_of_regions
 from octavo.flow.running import Calls
@@ -193,7 +192,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         why = str(error)
     calls = Calls.of(model, example_inputs, calibration, inputs, run)
     quantized = quantize_regions(model, calls, settings, why)
-    warnings.warn(told_of_regions(quantized, why), OctavoWarning, stacklevel=2)
+    warn_user(told_of_regions(quantized, why))
     return quantized
 
 

@@ -8,6 +8,7 @@ Then the whole model runs over the data, and each region is calibrated on what i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from octavo.quantization.calibrate import (
     Calibration,
     gathered,
     of_all_processes,
+    stopping_together,
 )
 
 
@@ -48,7 +50,8 @@ def quantize_regions(
         CalibrationError: the model cannot be run on a batch, or a region does not run.
         PlanError: a rule or a path does not fit, or nothing would be quantized.
     """
-    search = find_regions(model, calls, settings, why)
+    with _together(settings):
+        search = find_regions(model, calls, settings, why)
     if settings.distributed:
         _check_processes(list(search.regions))
     put_regions(search.model, search, calibrate_regions(search, calls.all))
@@ -107,6 +110,10 @@ def _check_processes(paths: list[str]) -> None:
         )
 
 
+def _together(settings: Settings) -> AbstractContextManager[None]:
+    return stopping_together() if settings.distributed else nullcontext()
+
+
 def calibrate_regions(search: Search, data: Iterable[Run] | None) -> dict[str, Calibrated]:
     """What is known of each region's tensors, when the whole float model ran over the data.
 
@@ -129,7 +136,10 @@ def calibrate_regions(search: Search, data: Iterable[Run] | None) -> dict[str, C
         except OctavoError as error:
             raise CalibrationError(f"the region {region.place}: {error}") from error
 
-    with hooked({path: region.module for path, region in search.regions.items()}, tell):
+    with (
+        _together(search.settings),
+        hooked({p: region.module for p, region in search.regions.items()}, tell),
+    ):
         for index, run in enumerate(track(data, "calibrating", search.settings.progress)):
             with running(f"calibration batch {index}"):
                 run_all(search.model, [run])

@@ -5,13 +5,12 @@ Tested in tests/flow/test_quantize.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.errors import OctavoWarning
+from octavo.errors import warn_user
 from octavo.flow.convert import convert_calibrated
 from octavo.flow.settings import Settings
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
@@ -65,7 +64,7 @@ def quantize_whole(
         inputs = _reading_floats(pixels, signature, inputs)
     decided = settings.plan(graph)
     if decided.unmatched:
-        warnings.warn(unmatched_in_words(graph, decided), OctavoWarning, stacklevel=3)
+        warn_user(unmatched_in_words(graph, decided))
     return quantize_captured(
         graph,
         decided,

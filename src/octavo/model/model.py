@@ -35,6 +35,7 @@ from octavo.model.compared_inputs import inputs_to_check, is_small
 from octavo.model.configuration import configuration
 from octavo.model.fallbacks import as_planned, warn_of
 from octavo.model.forward import Asked, Signed, arguments_of
+from octavo.model.gradients import tell_where_gradients_end
 from octavo.model.packed_buffers import let_go
 from octavo.model.place import Place
 from octavo.model.state import extra_state, restored
@@ -256,6 +257,8 @@ class QuantizedModel(nn.Module):
         """
         if labels is not None:
             kwargs["labels"] = labels
+        name = "a QuantizedModel" if self.place is None else f"the region {self.place}"
+        tell_where_gradients_end(self, name, (*args, *kwargs.values()))
         return call_whole(self._call, args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import ArtifactError
+from octavo.errors import ArtifactError, RuntimeUnavailable, first_line
 from octavo.graph.graph import TensorMeta
 from octavo.model import artifact
 from octavo.model.artifact import Artifact
@@ -150,7 +150,7 @@ def holds_parts(path: str | os.PathLike[str]) -> bool:
         ArtifactError: there is no such file, or it is not of Octavo.
     """
     with sealed.reading(path):
-        return "parts" in sealed.read(path)[0]
+        return "parts" in sealed.metadata_of(path)
 
 
 def skeleton(content: Content) -> nn.Module:
@@ -180,7 +180,14 @@ def put_into(model: nn.Module, content: Content, runtime: str | None, check: boo
     for path, region in content.regions.items():
         known = content.places[path]
         place = replace(Place.of(path, modules[path], known.calls), around=known.around)
-        parts[path] = QuantizedModel.of(region, runtime, check=check, place=place)
+        try:
+            parts[path] = QuantizedModel.of(region, runtime, check=check, place=place)
+        except RuntimeUnavailable:
+            raise
+        except Exception as error:  # whatever an altered graph makes torch say
+            raise ArtifactError(
+                f"its region {path!r} holds a graph that cannot run: {first_line(error)}"
+            ) from error
     for path, part in parts.items():
         put(model, modules[path], part)
     _fill(model, content.rest)

@@ -7,7 +7,7 @@ on the number of batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.arguments import FUNCTION, expect, optional
 from octavo.display import track
-from octavo.errors import CalibrationError, OctavoError
+from octavo.errors import CalibrationError, OctavoError, first_line
 from octavo.graph.batches import NO_BATCH, SIGNATURE, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call, range_of
 from octavo.graph.graph import GRAPH, Graph, Ref
@@ -278,12 +278,13 @@ def calibrate(
         return calibration.result()
     if data is None:
         raise CalibrationError(NO_CALIBRATION if plan.needs_calibration else _NO_STATISTICS)
-    for index, batch in enumerate(track(iterated(data), "calibrating", progress)):
-        try:
-            call = split_batch(batch, signature, inputs)
-            calibration.observe(flatten_call(graph, call.args, call.kwargs))
-        except OctavoError as error:
-            raise CalibrationError(f"calibration batch {index}: {error}") from error
+    with stopping_together() if distributed else nullcontext():
+        for index, batch in enumerate(track(iterated(data), "calibrating", progress)):
+            try:
+                call = split_batch(batch, signature, inputs)
+                calibration.observe(flatten_call(graph, call.args, call.kwargs))
+            except OctavoError as error:
+                raise CalibrationError(f"calibration batch {index}: {error}") from error
     return (of_all_processes(calibration) if distributed else calibration).result()
 
 
@@ -308,6 +309,24 @@ def of_all_processes(calibration: Calibration) -> Calibration:
     for each in gathered(mine):
         merged._take_in(*each)
     return merged
+
+
+@contextmanager
+def stopping_together() -> Iterator[None]:
+    """What fails inside in one process of ``torch.distributed`` fails in all of them: else the
+    others would wait for it, at the next thing that they do together, until they are killed.
+
+    Raises:
+        CalibrationError: another process failed, or there is no process group.
+    """
+    try:
+        yield
+    except Exception as error:
+        gathered(first_line(error))
+        raise
+    problems = {rank: problem for rank, problem in enumerate(gathered("")) if problem}
+    for rank, problem in problems.items():
+        raise CalibrationError(f"process {rank} could not calibrate: {problem}")
 
 
 def gathered(mine: Any) -> list[Any]:

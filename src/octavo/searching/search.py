@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
 from octavo.arguments import FUNCTION, NUMBER, PATH, TEXT, expect, expect_repeatable, optional
-from octavo.errors import CaptureError, InputError, OctavoWarning
+from octavo.errors import CaptureError, InputError, warn_user
 from octavo.flow.finding import find_regions
 from octavo.flow.running import Calls
 from octavo.flow.settings import Only, Settings, scope_of
@@ -221,7 +220,7 @@ def _recipe(
     found = find_regions(model, calls, settings, why)
     if why:
         regions = ", ".join(found.regions)
-        warnings.warn(f"{why}. So its regions are searched: {regions}", OctavoWarning, stacklevel=3)
+        warn_user(f"{why}. So its regions are searched: {regions}")
     return RegionsRecipe(**common, found=found)
 
 

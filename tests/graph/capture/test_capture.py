@@ -552,6 +552,30 @@ def test_so_it_is_when_capture_fails(untidy: Untidy) -> None:
     untouched(untidy, fail)
 
 
+class Fills(nn.Module):
+    """Changes a buffer in place, which no graph does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_buffers_have_their_values_again(batch: int) -> None:
+    model = Fills()
+
+    def fail() -> None:
+        with pytest.raises(CaptureError, match="forward changes 'calls'"):
+            capture(model, torch.randn(batch, 4))
+
+    untouched(model, fail)
+
+
 def test_a_tensor_of_the_model_is_not_changed_through_the_graph() -> None:
     model = nn.Sequential(conv(), nn.ReLU(inplace=True))
     before = copy.deepcopy(model.state_dict())

@@ -40,6 +40,11 @@ def test_what_was_saved_is_read(path: Path) -> None:
         assert torch.equal(tensors[name], expected)
 
 
+def test_the_metadata_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_file, "_tensor", None)  # none is read
+    assert tensor_file.read_metadata(path) == {"key": "value", "other": "\u00e9"}
+
+
 def test_tensors_do_not_follow_the_file(path: Path) -> None:
     _, tensors = tensor_file.read(path)
     content = path.read_bytes()

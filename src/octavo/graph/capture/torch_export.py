@@ -172,10 +172,12 @@ def _tensors_of(cache: Any) -> list[Tensor]:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has the attributes that it had before.
+    """Evaluation mode inside; afterwards every module has the attributes that it had before, and
+    its buffers their values.
 
     What ``forward`` stores in its module would be a tensor without values, left over from export.
     """
+    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
     before = [
         (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
     ]
@@ -183,6 +185,10 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         with evaluating(model):
             yield
     finally:
+        with torch.no_grad():
+            for buffer, version, values in buffers:
+                if buffer._version != version:
+                    buffer.copy_(values)
         for namespace, attributes, containers in before:
             for container, content in containers:
                 container.clear()

@@ -5,14 +5,13 @@ Tested in tests/measuring/layers/test_parts_study.py and tests/measuring/layers/
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
 
-from octavo.errors import CaptureError, OctavoWarning
+from octavo.errors import CaptureError, warn_user
 from octavo.flow.finding import Search, find_regions
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import calibrate_regions
@@ -91,10 +90,8 @@ class Source:
             if scope == "model":
                 raise
             partly = self._regions(data, settings, wanted, str(error))
-            warnings.warn(
-                f"{error}. So the layers of its regions are measured: {', '.join(partly.layers)}",
-                OctavoWarning,
-                stacklevel=3,
+            warn_user(
+                f"{error}. So the layers of its regions are measured: {', '.join(partly.layers)}"
             )
             return partly, signature
         signature = signature_with_losses(self.model, graph, example)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +21,8 @@ from octavo.errors import ArtifactError, OctavoError
 from octavo.model.files import tensor_file
 from octavo.model.files.atomic import replacing
 from octavo.model.files.source_file import check_file, reason
+
+Read = TypeVar("Read")
 
 FORMAT = "octavo"
 SEAL = "sha256"
@@ -69,16 +72,35 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor
     Raises:
         ArtifactError: there is no such file, or it is not of this format.
     """
+    metadata, tensors = _from_file(path, tensor_file.read)
+    _check_format(metadata)
+    return metadata, tensors
+
+
+def metadata_of(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata alone; the seal is not looked at.
+
+    Raises:
+        ArtifactError: as `read`.
+    """
+    metadata = _from_file(path, tensor_file.read_metadata)
+    _check_format(metadata)
+    return metadata
+
+
+def _from_file(path: str | os.PathLike[str], reader: Callable[[Path], Read]) -> Read:
     try:
         check_file(Path(path))
-        metadata, tensors = tensor_file.read(path)
+        return reader(Path(path))
     except OSError as error:
         raise ArtifactError(reason(error)) from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
+
+
+def _check_format(metadata: Mapping[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise ArtifactError("it is a safetensors file, but not an Octavo artifact")
-    return metadata, tensors
 
 
 def check_header(metadata: Mapping[str, str], keys: Sequence[str], versions: range) -> None:

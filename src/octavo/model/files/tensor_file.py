@@ -52,17 +52,33 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor
         >>> metadata, tensors = read("model.safetensors")  # doctest: +SKIP
     """
     with Path(path).open("rb", buffering=0) as file:
-        length = os.fstat(file.fileno()).st_size
-        size = int.from_bytes(_bytes(file, 8), "little")
-        if not 0 < size <= min(length - 8, _LARGEST_HEADER):
-            raise ValueError(f"its header of {size} bytes is not there")
-        header = json.loads(_bytes(file, size).decode())
-        if not isinstance(header, dict) or not all(isinstance(e, dict) for e in header.values()):
-            raise ValueError("its header is not that of a safetensors file")
-        metadata = header.pop("__metadata__", {})
-        places = sorted(header.items(), key=lambda item: list(item[1]["data_offsets"]))
-        _check(metadata, places, length - 8 - size)
+        metadata, places = _header(file)
         return metadata, {name: _tensor(file, entry) for name, entry in places}
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata alone; no tensor is read.
+
+    Raises:
+        ValueError, OSError: as `read`.
+    """
+    with Path(path).open("rb", buffering=0) as file:
+        return _header(file)[0]
+
+
+def _header(file: BinaryIO) -> tuple[dict[str, str], list[tuple[str, Any]]]:
+    """Metadata, and where each tensor is; the file is at the first of them then."""
+    length = os.fstat(file.fileno()).st_size
+    size = int.from_bytes(_bytes(file, 8), "little")
+    if not 0 < size <= min(length - 8, _LARGEST_HEADER):
+        raise ValueError(f"its header of {size} bytes is not there")
+    header = json.loads(_bytes(file, size).decode())
+    if not isinstance(header, dict) or not all(isinstance(e, dict) for e in header.values()):
+        raise ValueError("its header is not that of a safetensors file")
+    metadata = header.pop("__metadata__", {})
+    places = sorted(header.items(), key=lambda item: list(item[1]["data_offsets"]))
+    _check(metadata, places, length - 8 - size)
+    return metadata, places
 
 
 def _check(metadata: Any, places: list[tuple[str, Any]], length: int) -> None:

@@ -6,14 +6,13 @@ Tested in tests/model/nn/test_linear.py.
 from __future__ import annotations
 
 import threading
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from octavo.errors import OctavoWarning
+from octavo.errors import warn_user
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.qdq import DYNAMIC
 from octavo.model.fallbacks import WITH_KERNELS
@@ -37,6 +36,7 @@ class OneOperator(QuantizedModule):
 
     _ready: tuple[Callable[..., tuple[Any, ...]], Watched] | None = None
     _is_shared = False
+    _of_versions: list[tuple[int, int]] | None = None  # that it was made ready of
 
     def __init__(self, description: Description, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(description, tensors)
@@ -63,6 +63,8 @@ class OneOperator(QuantizedModule):
 
     def results(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the graph makes of tensors; of a NaN or an infinity what the float layer would."""
+        if self._is_shared and self._versions() != self._of_versions:
+            self._ready = None  # another module's state dict was loaded into what they share
         if self._ready is None:
             with _LOWERING:
                 self._ready = self._ready or self._made_ready()
@@ -70,6 +72,11 @@ class OneOperator(QuantizedModule):
         if watched.are_fine(tensors):
             return run(*tensors)
         return run_around(self.graph(), watched, run, tensors)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """Which tensors it holds, and how often they were written to."""
+        held = self.own_tensors().values()
+        return [(id(t), 0 if t.is_inference() else t._version) for t in held]
 
     def adopt(self, other: OneOperator) -> bool:
         """Hold another module's weight, as they were tied in float; whether it fits."""
@@ -87,17 +94,16 @@ class OneOperator(QuantizedModule):
         self._is_shared = True
 
     def _made_ready(self) -> tuple[Callable[..., tuple[Any, ...]], Watched]:
+        self._of_versions = self._versions() if self._is_shared else None
         graph = self.graph()
         compared = sum(t.numel() for t in graph.constants.values()) <= _MOST_COMPARED
         samples = [random_inputs(graph)] if compared and self.device.type == "cpu" else []
         runtime = default_runtime(self.device)
         lowered = lower(graph, runtime, self.device, samples=samples)
         if lowered.fallbacks and type(self).operator in WITH_KERNELS:
-            warnings.warn(
+            warn_user(
                 f"a {self._get_name()} runs in float on the {runtime} runtime: "
-                f"{'; '.join(sorted(set(lowered.fallbacks.values())))}",
-                OctavoWarning,
-                stacklevel=2,
+                f"{'; '.join(sorted(set(lowered.fallbacks.values())))}"
             )
         if not self._is_shared:
             let_go(self, lowered.prepacked)

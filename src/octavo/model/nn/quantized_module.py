@@ -5,18 +5,18 @@ Tested in tests/model/nn/test_linear.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import InputError, OctavoError, OctavoWarning, PlanError, first_line
+from octavo.errors import InputError, OctavoError, PlanError, first_line
 from octavo.graph.graph import TensorMeta
 from octavo.graph.operators import dtype_of
 from octavo.graph.tracing import call_whole, refuse_scripting
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, WeightLayout
+from octavo.model.gradients import tell_where_gradients_end
 from octavo.model.nn.dequantized import Dequantized
 from octavo.model.nn.description import Description
 from octavo.model.nn.float_layers import obstacle_of, taking_place, tensors_of
@@ -243,14 +243,7 @@ class QuantizedModule(nn.Module):
             InputError: the arguments do not fit the layer.
             ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
-        given = (*args, *kwargs.values())
-        if self.training and torch.is_grad_enabled() and any(map(_wants_gradient, given)):
-            warnings.warn(
-                f"no gradient goes through a {self._get_name()}: what stands before it is not "
-                "trained by what comes behind; keep it float, or train what stands behind it",
-                OctavoWarning,
-                stacklevel=4,
-            )
+        tell_where_gradients_end(self, f"a {self._get_name()}", (*args, *kwargs.values()))
         return call_whole(self._call, args, kwargs)
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -345,10 +338,6 @@ class QuantizedModule(nn.Module):
 
     def __prepare_scriptable__(self) -> None:
         refuse_scripting()
-
-
-def _wants_gradient(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad
 
 
 def _differing(
