@@ -1,4 +1,4 @@
 """Measurements of Octavo against its peers; see README.md in this folder.
 
-``python -m benchmarks`` runs them all, ``python -m benchmarks.latency`` one of them.
+``python -m benchmarks`` runs them all, ``python -m benchmarks.speed`` one of them.
 """

@@ -9,8 +9,7 @@ import time
 
 # In this order: the ones about time first, while the machine is as quiet as it was.
 NAMES = (
-    "latency",
-    "runtimes",
+    "speed",
     "profiles",
     "tuning",
     "memory_bound",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.quiet import Others
 from benchmarks.ratios import Spread, ratio
 from benchmarks.report import problem
 from octavo.measuring.metrics import Likeness
@@ -22,10 +23,14 @@ Maker = Callable[[], Call]
 
 @dataclass
 class Contest:
-    """What was found; a contender that failed or was left out has a row, but no times."""
+    """What was found; a contender that failed or was left out has a row, but no times.
+
+    Other processes kept so many cores busy in the rounds, see `quiet.Others`.
+    """
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     times: dict[str, Latency] = field(default_factory=dict)
+    others_cores: float = 0.0
 
     def ratio(self, ours: str, theirs: str) -> Spread | None:
         """The median of one's time over another's within the rounds; ``None`` without times."""
@@ -92,7 +97,9 @@ def contest(
                 calls[name] = call
             except Exception as error:  # noqa: BLE001  (whatever a contender raises is its result)
                 found.rows[name]["error"] = problem(error)
+        others = Others()
         found.times = interleave(calls, rounds=rounds, budget_s=seconds, rest_s=rest_s)
+        found.others_cores = others.cores()
     for name, latency in found.times.items():
         found.rows[name] |= {
             "median ms": 1e3 * latency.median_s,

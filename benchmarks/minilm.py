@@ -92,6 +92,14 @@ def encoder() -> tuple[nn.Module, Any]:
     return SentenceEncoder(model).eval(), tokenizer
 
 
+def bert_base() -> nn.Module:
+    """An encoder of BERT-base's size with random weights."""
+    import_module("benchmarks.nets")
+    from transformers import BertConfig, BertModel
+
+    return SentenceEncoder(BertModel(BertConfig()))
+
+
 def tokenized(texts: Sequence[str], tokenizer: Any, calibration: Sequence[str]) -> Texts:
     """Every text in the shortest of `LENGTHS` that it fits in, or cut to the longest."""
 

@@ -167,6 +167,8 @@ FOR_IMAGES: dict[str, Callable[[], nn.Module]] = {
     "resnet18": models.resnet18,
     "resnet50": models.resnet50,
     "mobilenet_v2": models.mobilenet_v2,
+    "mobilenet_v3_large": models.mobilenet_v3_large,
+    "efficientnet_b0": models.efficientnet_b0,
 }
 
 
@@ -187,17 +189,22 @@ def seeded(make: Callable[[], nn.Module], seed: int = SEED) -> nn.Module:
 
 
 def net_for_images(name: str, size: int = 224) -> nn.Module:
-    """A torchvision network in evaluation mode: random weights, but batch statistics of their own.
+    """A torchvision network in evaluation mode: random weights, `with_statistics`."""
+    images = [photos(8, size, seed=100 + index) for index in range(3)]
+    return with_statistics(seeded(FOR_IMAGES[name]), *images)
 
-    Without the latter the activations of an untrained network grow or fade from layer to layer.
+
+def with_statistics(net: nn.Module, *batches: Tensor) -> nn.Module:
+    """A network in evaluation mode that has batch statistics of its own.
+
+    Without them the activations of an untrained network grow or fade from layer to layer.
     """
-    net = seeded(FOR_IMAGES[name]).train()
-    for module in net.modules():
+    for module in net.train().modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain average over all batches
-        if isinstance(module, nn.Dropout):
+        if type(module).__name__ in ("Dropout", "StochasticDepth"):
             module.eval()
     with torch.no_grad():
-        for index in range(3):
-            net(photos(8, size, seed=100 + index))
+        for batch in batches:
+            net(batch)
     return net.eval()

@@ -118,15 +118,10 @@ def pt2e(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> Answer:
         return compiled(quantize_pt2e.convert_pt2e(prepared), args)
 
 
-def onnxruntime_float(model: nn.Module, args: Batch) -> Answer:
-    """torch's ONNX export, run by ONNX Runtime as it is."""
+def onnx_file(model: nn.Module, args: Batch) -> bytes:
+    """torch's ONNX export, as it is."""
     with tempfile.TemporaryDirectory() as folder:
-        return _session(_exported(model, args, Path(folder)))
-
-
-def onnxruntime_static(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> Answer:
-    """`onnxruntime_static_file`, run by ONNX Runtime."""
-    return _session(onnxruntime_static_file(model, args, calibration))
+        return _exported(model, args, Path(folder)).read_bytes()
 
 
 def onnxruntime_static_file(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> bytes:
@@ -156,11 +151,6 @@ def onnxruntime_static_file(model: nn.Module, args: Batch, calibration: Sequence
         return result.read_bytes()
 
 
-def onnxruntime_dynamic(model: nn.Module, args: Batch) -> Answer:
-    """`onnxruntime_dynamic_file`, run by ONNX Runtime."""
-    return _session(onnxruntime_dynamic_file(model, args))
-
-
 def onnxruntime_dynamic_file(model: nn.Module, args: Batch) -> bytes:
     """ONNX Runtime's dynamic quantizer."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -178,18 +168,6 @@ def onnxruntime_dynamic_file(model: nn.Module, args: Batch) -> bytes:
         return result.read_bytes()
 
 
-def openvino_float(model: nn.Module, args: Batch) -> Answer:
-    """OpenVINO's own conversion, compiled as it is; fp32, even where the CPU has bf16."""
-    return _openvino(_converted(model, args), {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def nncf(
-    model: nn.Module, args: Batch, calibration: Sequence[Batch], *, transformer: bool
-) -> Answer:
-    """`nncf_model`, run by OpenVINO."""
-    return _openvino(nncf_model(model, args, calibration, transformer=transformer), {})
-
-
 def nncf_model(
     model: nn.Module, args: Batch, calibration: Sequence[Batch], *, transformer: bool
 ) -> Any:
@@ -201,7 +179,7 @@ def nncf_model(
         # By default this is for the first layer alone, which on these CPUs is not enough.
         overflow = library.OverflowFix.ENABLE if saturates() else library.OverflowFix.FIRST_LAYER
         return library.quantize(
-            _converted(model, args),
+            openvino_model(model, args),
             library.Dataset(list(calibration), lambda batch: [t.numpy() for t in batch]),
             subset_size=len(calibration),
             target_device=library.TargetDevice.CPU,
@@ -229,7 +207,8 @@ def _prepared(file: Path) -> Path:
     return result
 
 
-def _session(file: Path | bytes) -> Answer:
+def session(file: Path | bytes) -> Answer:
+    """Run by ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -250,7 +229,8 @@ def _arrays(names: Sequence[str], args: Batch) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in zip(names, args, strict=True)}
 
 
-def _converted(model: nn.Module, args: Batch) -> Any:
+def openvino_model(model: nn.Module, args: Batch) -> Any:
+    """OpenVINO's own conversion, of float weights."""
     import openvino
 
     with torch.no_grad(), _quiet():
@@ -259,8 +239,24 @@ def _converted(model: nn.Module, args: Batch) -> Any:
         )
 
 
-def _openvino(model: Any, settings: dict[str, str]) -> Answer:
+def openvino_file(model: Any, file: Path) -> None:
+    """Write it, with the weights as they are."""
     import openvino
+
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+def compiled_by_openvino(model: Any, precision: str | None = None) -> Answer:
+    """Compiled for one call at a time.
+
+    Args:
+        model: OpenVINO's, or the path of a file.
+        precision: of what is float, ``"f32"`` or ``"bf16"``; ``None`` is OpenVINO's default, which
+            is bf16 where the CPU has it.
+    """
+    import openvino
+
+    settings = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
 
     chosen = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = openvino.Core().compile_model(model, "CPU", chosen | settings).create_infer_request()

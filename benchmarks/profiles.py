@@ -3,7 +3,7 @@
 Each row is a kind of kernel, with how many there are and what all of them take in a call (the
 median of each over the calls, added up), by the runtime's own profiler. So what differs between two
 models on one runtime is seen as kernels that one has and the other has not. The time of whole calls
-is in `runtimes`. The peer on OpenVINO is NNCF, under OpenVINO's own settings (it computes what is
+is in `speed`. The peer on OpenVINO is NNCF, under OpenVINO's own settings (it computes what is
 float in bfloat16 where the CPU has it); on ONNX Runtime it is ONNX Runtime's own quantizer.
 """
 
@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks import peers
+from benchmarks.contenders import quantized
 from benchmarks.peers import Batch
 from benchmarks.report import Report, parsed, parser
-from benchmarks.runtimes import quantized
 from benchmarks.workloads import MODELS, Model, Workload
 from octavo.graph.graph import Graph
 from octavo.runtimes import RUNTIMES, Options

@@ -26,12 +26,14 @@ LIMIT = 1.0  # of Octavo's time to bf16's
 class Recurrent(nn.Module):
     """float32 ``[N, steps, inputs]`` -> the outputs of all steps ``[N, steps, width]``."""
 
-    def __init__(self, inputs: int, width: int, layers: int) -> None:
+    def __init__(
+        self, inputs: int, width: int, layers: int, kind: type[nn.RNNBase] = nn.LSTM
+    ) -> None:
         super().__init__()
-        self.lstm = nn.LSTM(inputs, width, layers, batch_first=True)
+        self.layers = kind(inputs, width, layers, batch_first=True)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        outputs: Tensor = self.lstm(x)[0]
+        outputs: Tensor = self.layers(x)[0]
         return outputs
 
 

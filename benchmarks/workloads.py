@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import minilm, nets
+from benchmarks import minilm, nets, ocr, unet
 from benchmarks.docstrings import docstrings
 from benchmarks.recurrent import Recurrent
 from octavo.cli.demo.demo import Net
 
 # Behind `nets`, which lets torchvision be imported.
-from torchvision.models import vit_b_16  # isort: skip
+from torchvision import models as torchvision_models  # isort: skip
 
 Batch = tuple[Tensor, ...]
 
-STEPS, INPUTS, WIDTH = 64, 256, 512  # of the LSTM
+STEPS, INPUTS, WIDTH = 64, 256, 512  # of the LSTM and GRU
+SIDE = 256  # of the images that are segmented
+TOKENS = 128
 TEXTS = 64  # from which the one of 128 tokens is taken
 
 
@@ -64,12 +67,14 @@ class Model:
         recipe: the peers'.
         modes: Octavo's; the first is the one that its goals against peers are about.
         speedup: how many times faster than float torch Octavo's fastest runtime has to be.
+        title: in tables.
     """
 
     make: Callable[[int], Workload]
     recipe: Recipe
     modes: tuple[str, ...] = ("static",)
     speedup: float | None = None
+    title: str = ""
 
 
 def _photos(batch: int, samples: int) -> tuple[Batch, list[Batch]]:
@@ -83,12 +88,37 @@ def _torchvision(name: str, batch: int = 1) -> Callable[[int], Workload]:
 
 def _vit(samples: int) -> Workload:
     def made() -> nn.Module:
-        net: nn.Module = vit_b_16()
+        net: nn.Module = torchvision_models.vit_b_16()
         # Untrained, the head is 0, and so is every answer.
         nn.init.normal_(net.get_parameter("heads.head.weight"), std=0.02)
         return net
 
     return Workload(nets.seeded(made).eval(), *_photos(1, samples))
+
+
+def _swin(samples: int) -> Workload:
+    net = nets.seeded(torchvision_models.swin_t).eval()
+    return Workload(net, *_photos(1, samples))
+
+
+def _unet(samples: int) -> Workload:
+    net = nets.with_statistics(nets.seeded(unet.UNet), nets.photos(4, SIDE, seed=100))
+    first, *others = ((nets.photos(1, SIDE, seed=seed),) for seed in range(1 + samples))
+    return Workload(net, first, others)
+
+
+def _ocr(samples: int) -> Workload:
+    lines = ocr.lines(16 + 1 + samples)
+    net = nets.with_statistics(nets.seeded(ocr.Reader), lines[:16])
+    return Workload(net, (lines[16:17],), [(x,) for x in lines[17:].split(1)])
+
+
+def _bert(samples: int) -> Workload:
+    net = nets.seeded(minilm.bert_base).eval()
+    chance = torch.Generator().manual_seed(nets.SEED)
+    ids = torch.randint(1000, 30000, (1 + samples, TOKENS), generator=chance)
+    texts = [(one, torch.ones_like(one)) for one in ids.split(1)]
+    return Workload(net, texts[0], texts[1:])
 
 
 def _minilm(samples: int) -> Workload:
@@ -99,8 +129,8 @@ def _minilm(samples: int) -> Workload:
     return Workload(net, texts.longest, [*texts.calibration[minilm.LENGTHS[-1]][:samples]])
 
 
-def _lstm(samples: int) -> Workload:
-    net = nets.seeded(lambda: Recurrent(INPUTS, WIDTH, 2)).eval()
+def _recurrent(kind: type[nn.RNNBase], samples: int) -> Workload:
+    net = nets.seeded(lambda: Recurrent(INPUTS, WIDTH, 2, kind)).eval()
     chance = torch.Generator().manual_seed(nets.SEED)
     every = torch.randn(1 + samples, STEPS, INPUTS, generator=chance).split(1)
     return Workload(net, (every[0],), [(x,) for x in every[1:]])
@@ -116,13 +146,34 @@ def _demo(samples: int) -> Workload:
     return Workload(net.eval(), (digits[64:65],), [(x,) for x in digits[65:].split(1)])
 
 
+def _convolutional(name: str, title: str, speedup: float | None = None) -> dict[str, Model]:
+    """With one image in a call, and with sixteen."""
+    return {
+        name: Model(_torchvision(name), CNN, speedup=speedup, title=title),
+        f"{name}-batch16": Model(
+            _torchvision(name, 16), CNN, speedup=speedup, title=f"{title}, batch 16"
+        ),
+    }
+
+
+BOTH, DYNAMIC_FIRST = ("static", "dynamic"), ("dynamic", "static")
 MODELS: dict[str, Model] = {
-    "resnet18": Model(_torchvision("resnet18"), CNN, speedup=14),
-    "resnet50": Model(_torchvision("resnet50"), CNN, speedup=8),
-    "resnet50-batch16": Model(_torchvision("resnet50", 16), CNN, speedup=8),
-    "mobilenet_v2": Model(_torchvision("mobilenet_v2"), CNN, speedup=6),
-    "vit_b_16": Model(_vit, VISION_TRANSFORMER, speedup=6),
-    "minilm": Model(_minilm, ENCODER, ("static", "dynamic"), speedup=4.5),
-    "lstm": Model(_lstm, RECURRENT, ("dynamic", "static"), speedup=3),
-    "demo": Model(_demo, CNN),
+    **_convolutional("resnet18", "ResNet-18", 14),
+    **_convolutional("resnet50", "ResNet-50", 8),
+    **_convolutional("mobilenet_v2", "MobileNetV2", 6),
+    **_convolutional("mobilenet_v3_large", "MobileNetV3-large"),
+    **_convolutional("efficientnet_b0", "EfficientNet-B0"),
+    "vit_b_16": Model(_vit, VISION_TRANSFORMER, speedup=6, title="ViT-B/16"),
+    "swin_t": Model(_swin, VISION_TRANSFORMER, title="Swin-T"),
+    "minilm": Model(_minilm, ENCODER, BOTH, speedup=4.5, title="MiniLM, 128 tokens"),
+    "bert": Model(_bert, ENCODER, BOTH, title="BERT-base, 128 tokens"),
+    "lstm": Model(
+        partial(_recurrent, nn.LSTM), RECURRENT, DYNAMIC_FIRST, 3, "LSTM 2x512, 64 steps"
+    ),
+    "gru": Model(
+        partial(_recurrent, nn.GRU), RECURRENT, DYNAMIC_FIRST, title="GRU 2x512, 64 steps"
+    ),
+    "unet": Model(_unet, CNN, title="U-Net, 256x256"),
+    "ocr": Model(_ocr, CNN, title="text line reader, 320x64"),
+    "demo": Model(_demo, CNN, title="the demo's network"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import octavo
+from octavo.runtimes.timing import Latency
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(
@@ -19,7 +21,9 @@ SCRIPTS = sorted(
 )
 sys.path.append(str(ROOT))
 
-from benchmarks import cpu_kinds, layers  # noqa: E402
+from benchmarks import cpu_kinds, layers, quiet, speed, speed_table  # noqa: E402
+from benchmarks.contest import Contest  # noqa: E402
+from benchmarks.kept import Kept  # noqa: E402
 from benchmarks.ratios import Spread, ratio  # noqa: E402
 from benchmarks.report import Goal, Report, markdown  # noqa: E402
 
@@ -158,3 +162,110 @@ def test_a_profile_adds_up_kinds_and_what_is_small() -> None:
     assert rows["others"]["a: ms"] == pytest.approx(0.03)
     assert rows["all"]["kernels of a"] == 4
     assert rows["all"]["b: ms"] == 4.0
+
+
+def a_contest(**times: float) -> Contest:
+    """Each has one round of one call."""
+    return Contest(times={name: Latency(((seconds,),)) for name, seconds in times.items()})
+
+
+def test_standings_compare_the_best_of_ours_with_the_best_peer() -> None:
+    found = a_contest(
+        **{"torch fp32": 8.0, "torch.ao dynamic": 5.0, "OpenVINO, NNCF's int8": 4.0},
+        **{"Octavo torch": 6.0, "Octavo torch, static": 2.0, "Octavo openvino": 3.0},
+    )
+    standings = speed_table.standings(found)
+    assert (standings["best of ours"], standings["best peer"]) == (
+        "Octavo torch, static",
+        "OpenVINO, NNCF's int8",
+    )
+    assert standings[speed_table.OVER_BEST_PEER] == 0.5
+    assert standings["over rivals"] == {"openvino": 0.75, "onnxruntime": None}
+    assert standings["over torch.ao"] == pytest.approx(0.4)
+
+
+def test_readme_gets_a_table_for_each_kind_of_cpu(tmp_path: Path) -> None:
+    for kind, ours in (("amx", 1.0), ("avx2", 4.0)):
+        (tmp_path / kind).mkdir()
+        found = a_contest(**{"torch fp32": 2.0, "Octavo torch": ours})
+        report = Report(
+            "speed-gru", "GRU", {}, machine={"cpu": "C", "threads": 2, "date": "2026-01-02T"}
+        )
+        report.rows = [
+            {"contender": name, "median ms": 1e3 * latency.median_s}
+            for name, latency in found.times.items()
+        ]
+        report.details = speed_table.standings(found)
+        (tmp_path / kind / "speed-gru.json").write_text(json.dumps(report.to_dict()))
+    marks = f"{speed_table.BEGIN}\nold\n{speed_table.END}"
+    text = speed_table.written(f"before\n{marks}\nafter\n", sorted(tmp_path.iterdir()))
+    assert text.startswith(f"before\n{speed_table.BEGIN}\nKind `amx` (C, 2 threads, 2026-01-02)")
+    assert text.endswith(f"{speed_table.END}\nafter\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| GRU")]
+    assert [row.split("|")[-2].strip() for row in rows] == ["0.5", "2.00"]
+    assert speed_table.written(text, sorted(tmp_path.iterdir())) == text
+    with pytest.raises(ValueError, match="has no marks"):
+        speed_table.written("nothing", [])
+    assert speed_table.BEGIN in speed_table.README.read_text()
+
+
+def test_what_this_commit_has_measured_is_not_measured_again(tmp_path: Path) -> None:
+    file = tmp_path / "speed-gru.json"
+    assert not speed.is_measured(file, "abc")
+    report = Report("speed-gru", "GRU", {}, rows=[{"contender": "a", "median ms": 1.0}])
+    report.machine["commit"] = "abc"
+    report.finish(tmp_path)
+    assert speed.is_measured(file, "abc")
+    assert not speed.is_measured(file, "abd")
+    assert not speed.is_measured(file, "abc-changed")
+    report.rows.append(
+        {"contender": "b", "error": "TimeoutError: left out: the time for this model was over"}
+    )
+    report.finish(tmp_path)
+    assert not speed.is_measured(file, "abc")
+
+
+def test_a_busy_machine_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quiet, "cores_of_others", lambda: 1.25)
+    monkeypatch.setattr(speed.subprocess, "run", None)  # measures nothing
+    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    with pytest.raises(SystemExit) as done:
+        speed.main(["gru", "--out", str(tmp_path)])
+    assert done.value.code == quiet.BUSY == 75
+    assert "other processes keep 1.25 cores busy" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ones_own_work_is_not_that_of_others() -> None:
+    others = quiet.Others(_spent=quiet._busy_seconds() - quiet._own_seconds())
+    sum(range(10**7))
+    assert others.cores() < (len(os.sched_getaffinity(0)) + 0.5)
+    assert quiet._own_seconds() > 0
+
+
+def test_what_a_peer_built_is_kept(tmp_path: Path) -> None:
+    def write(file: Path) -> None:
+        written.append(file)
+        file.write_text("model")
+        file.with_suffix(".bin").write_text("weights")
+
+    written: list[Path] = []
+    kept = Kept(tmp_path / "net")
+    for _ in range(2):
+        file = kept.file("model.xml", write)
+        assert file.read_text() == "model"
+        assert file.with_suffix(".bin").read_text() == "weights"
+    assert len(written) == 1
+    assert Kept(None).file("model.xml", write).read_text() == "model"
+    assert len(written) == 2
+
+    def fails(file: Path) -> None:
+        file.write_text("half")
+        raise OSError
+
+    with pytest.raises(OSError, match=r"^$"):
+        kept.file("other.xml", fails)
+    assert not (tmp_path / "net" / "other.xml").exists()
