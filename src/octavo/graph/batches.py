@@ -22,7 +22,7 @@ from octavo.errors import CalibrationError, InputError
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.capture.example import PACKED, arguments_of, module_of, signature_of
 from octavo.graph.pixels import Pixels
-from octavo.graph.records import with_objects, without_caches
+from octavo.graph.records import own_caches, with_objects, without_caches
 
 LABEL_KEYS = (*LABEL_ARGUMENTS, "targets", "target", "y")
 
@@ -48,8 +48,9 @@ class Batch:
         self.__dict__.update(args=args, kwargs=kwargs)
 
     def run(self, model: nn.Module) -> Any:
-        """What a model answers."""
-        return model(*with_objects(self.args), **with_objects(self.kwargs))
+        """What a model answers. It fills caches of its own, and not those of the call."""
+        args, kwargs = own_caches((self.args, self.kwargs))
+        return model(*with_objects(args), **with_objects(kwargs))
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Ref, TensorMeta, map_refs
-from octavo.graph.records import cache_record, is_cache, with_objects
+from octavo.graph.records import (
+    OTHER_CACHE,
+    cache_record,
+    is_cache,
+    is_other_cache,
+    with_objects,
+)
 from octavo.graph.size_guards import Guard, sizes_in
 
 # What forward calls labels where it makes a loss of them; these are the names in transformers.
@@ -113,6 +119,8 @@ def _match(tree: Any, value: Any, where: str, tensors: dict[str, Tensor]) -> Non
         for index, (part, item) in enumerate(zip(tree, value, strict=True)):
             _match(part, item, f"{where}[{index}]", tensors)
     elif isinstance(tree, Mapping):
+        if is_other_cache(value):
+            raise InputError(f"{where} is a {type(value).__name__}: {OTHER_CACHE}")
         value = cache_record(value) if is_cache(value) else value
         items = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
         if {key for key in items if key in tree or items[key] is not None} != set(tree):

@@ -11,6 +11,7 @@ classes that pytree has been told of, and the caches in `_CACHES`.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections import OrderedDict
@@ -242,6 +243,26 @@ def is_cache(value: Any) -> bool:
     """Whether it is a cache that a record can stand for."""
     kind = _CACHES.get(_name_of(type(value)))
     return kind is not None and kind.entries(value) is not None
+
+
+OTHER_CACHE = (
+    "of caches a graph takes a DynamicCache of transformers, filled and with plain layers; with "
+    'scope="regions" or "modules" the model runs as it is written, and takes any'
+)
+
+
+def is_other_cache(value: Any) -> bool:
+    """Whether it is a cache that no record stands for: one of a fixed size, or that slides."""
+    return hasattr(value, "get_seq_length") and not is_cache(value)
+
+
+def own_caches(arguments: Any) -> Any:
+    """A call's arguments with a copy of each such cache, which the call may fill."""
+    return pytree.tree_map(
+        lambda leaf: copy.deepcopy(leaf) if is_other_cache(leaf) else leaf,
+        arguments,
+        is_leaf=is_other_cache,
+    )
 
 
 def cache_record(cache: Any) -> Record:

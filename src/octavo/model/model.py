@@ -551,17 +551,18 @@ class QuantizedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError as error:
+            if name == "generate" and self.signature.config is not None:
+                raise AttributeError(_NO_GENERATE) from None
             raise error if place is None else AttributeError(place.lacks(name)) from None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lowered": None}
 
 
-def _told_of_place(error: InputError, place: Place) -> InputError:
-    return InputError(
-        f"the region {place} was captured for other arguments: {error}. Let the first calibration "
-        "batches lead to such calls as well, or keep the region out (only=...)"
-    )
+_NO_GENERATE = (
+    "the model was captured as one graph, which has no 'generate': quantize it with "
+    'scope="modules" or scope="regions", and it stays of its own class'
+)
 
 
 def _usable_in_training(result: Any) -> Any:

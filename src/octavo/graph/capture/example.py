@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 from octavo.errors import CaptureError, InputError
+from octavo.graph.records import OTHER_CACHE
 
 _PLAIN = (Tensor, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout)
 
@@ -104,9 +105,7 @@ def _way_out(leaf: Any) -> str:
     if isinstance(leaf, DataLoader | Dataset | Iterator):
         return "it is data; pass it as calibration=, an example is taken from that"
     if hasattr(leaf, "get_seq_length"):
-        return (
-            "of caches a graph takes a DynamicCache of transformers, filled and with plain layers"
-        )
+        return OTHER_CACHE
     if type(leaf).__module__ == "numpy":
         return "give tensors, torch.from_numpy(array)"
     return "give tensors and numbers, in dicts, lists and tuples"
