@@ -43,7 +43,16 @@ class OctavoError(Exception):
 
 
 class CaptureError(OctavoError):
-    """The model cannot be captured as a graph."""
+    """The model cannot be captured as a graph.
+
+    Attributes:
+        cause: ``"values"`` where it stopped at the value of a tensor, ``"code"`` where it would
+            whichever sizes are open, else ``""``.
+    """
+
+    def __init__(self, message: str = "", cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class PlanError(OctavoError):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,8 @@ from running import run_graph
 from torch import Tensor, nn
 
 import octavo
-from octavo.errors import InputError
+from octavo.errors import CaptureError, InputError
+from octavo.graph.capture.torch_export import export
 from octavo.graph.program import run_of
 
 
@@ -68,3 +72,69 @@ def test_what_was_several_may_be_one() -> None:
     for count, length in ((2, 31), (3, 16), (1, 64)):
         x = torch.rand(count, 3, length)
         torch.testing.assert_close(run_graph(graph, x), Net()(x))
+
+
+class OnAValue(nn.Module):
+    """Branches on what its input holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+class OnAWeight(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.limit = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if self.limit.exp() > 1 else x
+
+
+class OnASize(nn.Module):
+    """Puts a size into a tensor, and branches on that: a number, where the size is fixed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if torch.tensor(x.shape[1]) > 3 else x
+
+
+class OfBoth(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * float(x.max())
+        return y * 2 if torch.tensor(x.shape[1]) > 3 else y
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.sum()
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "exports"),
+    [(OnAValue(), 1), (OnAWeight(), 1), (Stateful(), 1), (OnASize(), 2), (OfBoth(), 2)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_second_export_is_made_only_where_it_can_help(
+    model: nn.Module, exports: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        return export(*args, **options)
+
+    monkeypatch.setattr("octavo.graph.capture.capture.export", counted)
+    with suppress(CaptureError):
+        octavo.capture(model, torch.rand(2, 5))
+    assert len(calls) == exports
+
+
+def test_a_size_in_a_tensor_is_captured_as_it_is() -> None:
+    graph = octavo.capture(OnASize(), torch.rand(2, 5))
+    assert graph.inputs[0].meta.shape == (None, 5)
+    x = torch.rand(3, 5)
+    torch.testing.assert_close(run_graph(graph, x), 2 * x)

@@ -30,6 +30,7 @@ from octavo.graph.capture.fixed_values import fixed_values
 from octavo.graph.capture.ones import repeated
 from octavo.graph.capture.sizes_open import MayBeOpen, is_any, with_sizes_open
 from octavo.graph.capture.torch_export import EXPORTING, export, is_users, refuse_state
+from octavo.graph.capture.values_read import reads_values_alone
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.open_sizes import OPEN_SIZES, OpenSizes
 from octavo.graph.passes import canonical
@@ -128,12 +129,18 @@ def _captured(
     ) -> Graph:
         return _faithful(model, args, kwargs, names, form, may_be_open)
 
+    def may_help(error: CaptureError) -> bool:
+        """Whether there may be a graph with fewer sizes open."""
+        if error.cause == "values":
+            return not reads_values_alone(model, args, kwargs)
+        return error.cause != "code"
+
     for many_args, many_kwargs in repeated(model, args, kwargs):
-        graph = with_sizes_open(graph_for, many_args, many_kwargs, open_sizes)
+        graph = with_sizes_open(graph_for, many_args, many_kwargs, open_sizes, may_help)
         if _takes(graph, args, kwargs):
             return graph
     # The model does something of its own with one sample, and one was given.
-    alone = with_sizes_open(graph_for, args, kwargs, open_sizes)
+    alone = with_sizes_open(graph_for, args, kwargs, open_sizes, may_help)
     own = (_of_one(entry) for entry in alone.inputs if entry.meta.shape[:1] == (1,))
     return replace(alone, guards=(*alone.guards, *own))
 
@@ -371,11 +378,12 @@ def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
     if isinstance(node.target, torch._ops.HigherOrderOperator):
         raise CaptureError(
             f"{where} uses {op}, a branch or a loop on tensor values, which int8 runtimes cannot "
-            "run; replace it by torch.where"
+            "run; replace it by torch.where",
+            "code",
         )
     if op.startswith(_OF_INTEGERS):
         raise CaptureError(
-            f"{where} calls {op}: it is quantized already; start from the float model"
+            f"{where} calls {op}: it is quantized already; start from the float model", "code"
         )
     if _is_allowed(node):
         return
@@ -383,7 +391,8 @@ def _check_allowed(op: str, node: torch.fx.Node, module: str) -> None:
         raise CaptureError(
             f"{where} calls {op}, which draws random numbers: each call gives another result, so "
             "that none can be compared with the model's; make the noise an argument of forward, "
-            "or leave it out in evaluation (if self.training)"
+            "or leave it out in evaluation (if self.training)",
+            "code",
         )
     raise CaptureError(
         f"{where} calls {op}, which is not among the operators that Octavo runs; rewrite that "

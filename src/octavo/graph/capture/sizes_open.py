@@ -26,6 +26,10 @@ MayBeOpen = Callable[[Tensor, int], bool]
 GraphFor = Callable[[tuple[Any, ...], dict[str, Any], MayBeOpen], Graph]
 
 
+# Whether there may be a graph with fewer sizes open, where there is none with all.
+MayHelp = Callable[[CaptureError], bool]
+
+
 def is_any(tensor: Tensor, axis: int) -> bool:
     """Every axis may be open."""
     return True
@@ -40,6 +44,7 @@ def with_sizes_open(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     open_sizes: OpenSizes | None,
+    may_help: MayHelp,
 ) -> Graph:
     """The graph for a call, with the sizes open that have to be, or all that can be.
 
@@ -51,9 +56,11 @@ def with_sizes_open(
         try:
             return named(_with_all(graph_for, args, kwargs), {})
         except CaptureError as error:
+            if not may_help(error):
+                raise
             fixed = named(graph_for(args, kwargs, _is_first), {})
             return _told(fixed, str(error).split(". ")[0])
-    return named(_with_few(graph_for, args, kwargs, open_sizes), open_sizes)
+    return named(_with_few(graph_for, args, kwargs, open_sizes, may_help), open_sizes)
 
 
 def _with_all(graph_for: GraphFor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
@@ -145,7 +152,11 @@ def _among(
 
 
 def _with_few(
-    graph_for: GraphFor, args: tuple[Any, ...], kwargs: dict[str, Any], stated: OpenSizes
+    graph_for: GraphFor,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    stated: OpenSizes,
+    may_help: MayHelp,
 ) -> Graph:
     """The graph with the batch and what is stated open, and what is always equal to these."""
     if not stated:
@@ -153,7 +164,9 @@ def _with_few(
     wanted = {(name, axis) for name, axes in stated.items() for axis in axes}
     try:
         graph = _with_all(graph_for, args, kwargs)
-    except CaptureError:
+    except CaptureError as error:
+        if not may_help(error):
+            raise
         graph = graph_for(args, kwargs, _is_first)
         wanted |= set(batch_sizes(graph))
     else:

@@ -108,7 +108,8 @@ def export(
     except CaptureError:
         raise
     except Exception as error:
-        raise CaptureError(_explain(model, error)) from error
+        cause = "values" if _is_of_values(error) else ""
+        raise CaptureError(_explain(model, error), cause) from error
 
 
 def _name_keywords(model: nn.Module, kwargs: Mapping[str, Any]) -> None:
@@ -157,7 +158,8 @@ class _Caches:
             if not same and id(cache) not in kept:
                 raise CaptureError(
                     f"{type(module).__name__} fills the {type(cache).__name__} that it is given "
-                    "and does not return it: a graph would leave the caller's as it was"
+                    "and does not return it: a graph would leave the caller's as it was",
+                    "code",
                 )
         return as_records(result)
 
@@ -249,8 +251,13 @@ def refuse_state(changed: list[str]) -> None:
     if changed:
         raise CaptureError(
             f"forward changes {changed[0]!r} in evaluation mode; a quantized model keeps no "
-            "state between calls: return the new value instead, or update it outside of forward"
+            "state between calls: return the new value instead, or update it outside of forward",
+            "code",
         )
+
+
+def _is_of_values(error: Exception) -> bool:
+    return "data-dependent" in str(error)
 
 
 def _explain(model: nn.Module, error: Exception) -> str:
@@ -270,7 +277,7 @@ def _explain(model: nn.Module, error: Exception) -> str:
     way_out = "Check that the model runs on these example inputs"
     if packed:
         way_out = PACKED.capitalize()
-    elif "data-dependent" in str(error):
+    elif _is_of_values(error):
         way_out = (
             "A graph has no branches on tensor values: move such a branch out of forward, or "
             "replace it by torch.where"
