@@ -11,10 +11,12 @@
 #include "windows.h"
 
 enum {
-    BAND_BYTES = 96 << 10,
+    BAND_BYTES = 128 << 10, /* of the input and the result */
     ROW_TILES = 8,
     SLACK = 64, /* bytes that may be read behind a band */
-    WORK_OF_A_CHUNK = 1 << 20, /* products: some microseconds */
+    COPIES_OF_A_THREAD = 2,
+    OWN_BYTES = 160 << 10,
+    CYCLES_OF_A_CHUNK = 8000, /* at least: some microseconds */
 };
 
 /* ---- where windows lie ---- */
@@ -73,8 +75,10 @@ static Windows placed(const octavo_convolution *c) {
             int64_t y = least(four / c->kernel_width * 4 + i, c->kernel_height - 1);
             w.taps[four][i] = y * w.step_y + four % c->kernel_width * w.step_x;
         }
-    int64_t rows = BAND_BYTES / (w.row * w.size), least_rows = rows_of_band(c, 1);
-    w.band_rows = rows > least_rows ? (rows - least_rows) / c->stride_y + 1 : 1;
+    int64_t least_rows = rows_of_band(c, 1);
+    int64_t result = w.out.width * c->out.channels, fixed = (least_rows - c->stride_y) * w.row * w.size;
+    int64_t rows = (BAND_BYTES - fixed) / (c->stride_y * w.row * w.size + result);
+    w.band_rows = rows > 1 ? rows : 1;
     w.band_rows = least(w.band_rows, w.out.height);
     if (!direct)
         w.band_bytes = ceiling(rows_of_band(c, w.band_rows) * w.row * w.size + SLACK, 64) * 64;
@@ -147,48 +151,83 @@ static const char *read_band(
 
 /* ---- what a chunk makes ---- */
 
+/* Tiles of results, units of channels that are made at once (of all groups), and about how many
+ * cycles a tile of these takes, and to read all weights or all of the input. */
 typedef struct {
-    int64_t first_tile, last_tile, first_unit, last_unit; /* units of all groups, or pairs of them */
+    int64_t tiles, step, of_group, units, cycles, weights, input;
+} Work;
+
+enum { PRODUCTS_OF_A_CYCLE = 128, PRODUCTS_OF_AN_EPILOGUE = 32, READ_IN_A_CYCLE = 32, COPIED_IN_A_CYCLE = 6 };
+
+static Work work_of(const octavo_convolution *c, const Windows *w) {
+    Work work = {.tiles = w->out.batch * w->out.height * w->tiles, .step = w->depthwise ? 1 : 2};
+    int64_t groups = w->depthwise ? 1 : c->groups, of_step = w->depthwise ? DEPTHWISE : 2 * BLOCK;
+    int64_t window = c->kernel_height * c->kernel_width * w->group_in;
+    work.of_group = ceiling(w->units, work.step);
+    work.units = groups * work.of_group;
+    work.cycles = w->tile * of_step * (window + PRODUCTS_OF_AN_EPILOGUE) / PRODUCTS_OF_A_CYCLE + 1;
+    work.weights = groups * w->units * w->unit_bytes / READ_IN_A_CYCLE;
+    work.input = c->in.batch * c->in.height * c->in.width * c->in.channels /
+                 (w->band_bytes ? COPIED_IN_A_CYCLE : READ_IN_A_CYCLE);
+    return work;
+}
+
+/* What the largest of so many chunks takes that have some of the pixels each, or all of them for some
+ * of the channels. */
+static int64_t cycles_by_tiles(const Work *work, int64_t chunks) {
+    return ceiling(work->tiles, chunks) * work->units * work->cycles + work->weights;
+}
+
+static int64_t cycles_by_units(const Work *work, int64_t chunks) {
+    return work->tiles * ceiling(work->units, chunks) * work->cycles + work->input;
+}
+
+typedef struct {
+    int64_t first_tile, last_tile, first_unit, last_unit;
 } Share;
 
-/* Some of the pixels, or all of them for some of the channels: what lasts shorter, and where that is
- * much the same, what reads less. */
-static Share share_of(
-    const octavo_convolution *c, const Windows *w, int64_t tiles, int64_t units, int chunk,
-    int chunks) {
-    int64_t by_tiles = ceiling(tiles, chunks) * units, by_units = tiles * ceiling(units, chunks);
-    int64_t weights = c->groups * w->units * w->unit_bytes;
-    int64_t input = c->in.batch * c->in.height * c->in.width * c->in.channels;
-    if (weights > input) by_tiles += by_tiles / 8;
-    else by_units += by_units / 8;
-    if (by_units < by_tiles)
+static Share share_of(const Work *work, int64_t chunk, int64_t chunks) {
+    int64_t tiles = work->tiles, units = work->units;
+    if (cycles_by_units(work, chunks) < cycles_by_tiles(work, chunks))
         return (Share){0, tiles, units * chunk / chunks, units * (chunk + 1) / chunks};
     return (Share){tiles * chunk / chunks, tiles * (chunk + 1) / chunks, 0, units};
 }
+
+/* A band of nearly all layers fits, and a thread finds it in its cache again. */
+static _Thread_local uint8_t own_scratch[OWN_BYTES] __attribute__((aligned(64)));
 
 void octavo_convolve(const octavo_convolution *c, int chunk, int chunks) {
     Windows w = placed(c);
     octavo_tiles make =
         w.depthwise ? octavo_depthwise_tiles(fours_of(c)) : octavo_dense_tiles();
-    int64_t step = w.depthwise ? 1 : 2, of_group = ceiling(w.units, step);
-    int64_t groups = w.depthwise ? 1 : c->groups, tiles = w.out.batch * w.out.height * w.tiles;
-    Share share = share_of(c, &w, tiles, groups * of_group, chunk, chunks);
-    uint8_t *scratch = (uint8_t *)(((uintptr_t)c->scratch + 63) / 64 * 64) + chunk * w.band_bytes;
+    Work work = work_of(c, &w);
+    Share share = share_of(&work, chunk, chunks);
+    uint8_t *scratch = own_scratch;
+    if (w.band_bytes > OWN_BYTES)
+        scratch = (uint8_t *)(((uintptr_t)c->scratch + 63) / 64 * 64) + chunk * w.band_bytes;
     for (int64_t begin = share.first_tile, end; begin < share.last_tile; begin = end) {
         int64_t row = begin / w.tiles, image_end = (row / w.out.height + 1) * w.out.height;
         end = least(least(row + w.band_rows, image_end) * w.tiles, share.last_tile);
         Band band = {read_band(c, &w, row, ceiling(end, w.tiles), scratch), row, begin, end};
         for (int64_t unit = share.first_unit; unit < share.last_unit; unit++)
-            make(c, &w, &band, unit / of_group, unit % of_group * step);
+            make(c, &w, &band, unit / work.of_group, unit % work.of_group * work.step);
     }
 }
 
+/* All take as long as the largest, and a thread may have to wait for half of one. Where bands are
+ * copied each chunk copies its own, which other chunks do not find in a cache. */
 int octavo_convolution_chunks(const octavo_convolution *c, int threads) {
     Windows w = placed(c);
-    int64_t window = c->kernel_height * c->kernel_width * w.group_in;
-    /* An epilogue takes as long as so many products. */
-    int64_t work = w.out_pixels * c->out.channels * (window + 32) / WORK_OF_A_CHUNK + 1;
-    return octavo_chunks(work, threads);
+    Work work = work_of(c, &w);
+    int64_t all = work.tiles * work.units * work.cycles, best = INT64_MAX;
+    int found = 1, most = octavo_chunks(all / CYCLES_OF_A_CHUNK + 1, threads);
+    if (w.band_bytes) most = (int)least(most, COPIES_OF_A_THREAD * threads);
+    for (int chunks = 1; chunks <= most; chunks++) {
+        int64_t cycles = least(cycles_by_tiles(&work, chunks), cycles_by_units(&work, chunks));
+        int64_t whole = ceiling(chunks, threads) * cycles + cycles / 2;
+        if (whole < best) best = whole, found = chunks;
+    }
+    return found;
 }
 
 static void convolve(void *context, int chunk, int chunks) {
@@ -204,7 +243,7 @@ void octavo_convolve_in_threads(const octavo_convolution *c, int threads) {
 
 int64_t octavo_scratch_size(const octavo_convolution *c, int chunks) {
     int64_t bytes = placed(c).band_bytes;
-    return bytes ? bytes * chunks + 64 : 0;
+    return bytes > OWN_BYTES ? bytes * chunks + 64 : 0;
 }
 
 int64_t octavo_packed_size(const octavo_convolution *c) {

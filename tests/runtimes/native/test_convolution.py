@@ -168,6 +168,11 @@ def test_threads_share_pixels_or_channels(instruction_set, threads, channels, si
         torch.set_num_threads(before)
 
 
+def test_rows_that_are_longer_than_a_thread_has_memory_for(instruction_set):
+    geometry = Geometry(80, 3, (3, 3), padding=(1, 1, 1, 1))
+    Case(geometry, (1, 3, 900), out_scale=0.0117, out_zero_point=3).agrees()
+
+
 @pytest.mark.parametrize("value", [-128, 127, -64, 64])
 @pytest.mark.parametrize("groups", [1, 32])
 def test_the_largest_sums_do_not_overflow(instruction_set, value, groups):
