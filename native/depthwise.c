@@ -69,7 +69,7 @@ AVX2 static void block_avx2(
     int64_t at = tile->result + channel;
     for (int64_t p = 0; p < tile->pixels; p++, x += w->pixel, at += c->out.channels) {
         __m256i own[4];
-        for (int i = 0; i < 4; i++) own[i] = _mm256_setzero_si256();
+        UNROLL for (int i = 0; i < 4; i++) own[i] = _mm256_setzero_si256();
         for (int64_t four = 0; four < bytes / 256; four++) {
             const int64_t *taps = w->taps[four];
             __m128i one = load16(x + taps[0]), two = load16(x + taps[1]);
@@ -79,7 +79,7 @@ AVX2 static void block_avx2(
             __m128i side[4] = {
                 _mm_unpacklo_epi16(a, d), _mm_unpackhi_epi16(a, d), _mm_unpacklo_epi16(b, e),
                 _mm_unpackhi_epi16(b, e)};
-            for (int i = 0; i < 4; i++) {
+            UNROLL for (int i = 0; i < 4; i++) {
                 const __m128i *of_four = (const __m128i *)(weights + (four * 4 + i) * 64);
                 own[i] = _mm256_add_epi32(
                     own[i], _mm256_madd_epi16(
@@ -121,7 +121,7 @@ typedef struct {
 INLINE VNNI void prepare_channels(Channels512 *known, const octavo_convolution *c, int64_t channel) {
     int64_t count = c->out.channels - channel;
     known->mask = count < DEPTHWISE ? ((__mmask64)1 << count) - 1 : ~(__mmask64)0;
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         Prepared p;
         int64_t at = i * BLOCK;
         prepare(&p, c, channel + at, count > at ? least(BLOCK, count - at) : 0);
@@ -170,7 +170,7 @@ INLINE VNNI void store_clipped(
         unpack_taps(taps, fours);
     }
     Prepared512 prepared = known->common;
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         prepared.scales = known->scales[i], prepared.bias = known->bias[i];
         q[i] = stored(sums[i], e->addend ? &fours[i] : NULL, &prepared);
     }
@@ -181,8 +181,8 @@ INLINE VNNI void store_clipped(
 VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t channel, int64_t at) {
     int32_t lanes[DEPTHWISE];
     turn(sums);
-    for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
+    UNROLL for (int i = 0; i < 4; i++) {
         int64_t count = least(BLOCK, c->out.channels - channel - i * BLOCK), part = channel + i * BLOCK;
         if (count > 0)
             finish(&c->epilogue, lanes + i * BLOCK, part, count, at + i * BLOCK, c->y);
@@ -199,7 +199,7 @@ typedef struct {
 } Unit512;
 
 INLINE VNNI void add_products(__m512i sums[4], const __m512i fours[4], const int8_t *weights) {
-    for (int i = 0; i < 4; i++)
+    UNROLL for (int i = 0; i < 4; i++)
         sums[i] = _mm512_dpbusd_epi32(sums[i], fours[i], _mm512_loadu_si512(weights + i * 64));
 }
 
@@ -213,14 +213,14 @@ INLINE VNNI void store_sums(const Unit512 *unit, __m512i sums[4], int64_t at, co
 INLINE VNNI void load_four(
     __m512i fours[4], const uint8_t *x, const int64_t taps[4], __mmask64 mask, const int whole) {
     __m512i tap[4];
-    for (int i = 0; i < 4; i++) tap[i] = load(x + taps[i], mask, whole);
+    UNROLL for (int i = 0; i < 4; i++) tap[i] = load(x + taps[i], mask, whole);
     unpack_taps(tap, fours);
 }
 
 /* One pixel of any window. */
 INLINE VNNI void one_pixel(const Unit512 *unit, const uint8_t *x, int64_t at, const int whole) {
     __m512i sums[4];
-    for (int i = 0; i < 4; i++) sums[i] = unit->known.first[i];
+    UNROLL for (int i = 0; i < 4; i++) sums[i] = unit->known.first[i];
     for (int64_t four = 0; four < unit->w->unit_bytes / 256; four++) {
         __m512i fours[4];
         load_four(fours, x, unit->w->taps[four], unit->known.mask, whole);
@@ -239,7 +239,7 @@ INLINE VNNI void four_pixels(
     const int8_t *weights = unit->weights;
     __m512i sums[FOUR_PIXELS][4];
     UNROLL for (int p = 0; p < FOUR_PIXELS; p++)
-        for (int i = 0; i < 4; i++) sums[p][i] = unit->known.first[i];
+        UNROLL for (int i = 0; i < 4; i++) sums[p][i] = unit->known.first[i];
     for (int64_t y = 0; y < c->kernel_height; y += 4, weights += width * 256) {
         const int64_t *taps = unit->w->taps[y / 4 * width];
         UNROLL for (int column = 0; column < (FOUR_PIXELS - 1) * stride + width; column++) {

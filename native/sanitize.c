@@ -84,9 +84,10 @@ static int64_t less(int64_t windows, int64_t kernel, int64_t dilation, int64_t s
 }
 
 static void one_convolution(int threads) {
-    int64_t groups = below(2) ? 1 : 1 + below(70), depthwise = below(2);
-    int64_t in = groups * (depthwise ? 1 : 1 + below(20)), out = groups * (depthwise ? 1 : 1 + below(40));
-    int64_t height = 1 + below(9), width = 1 + below(below(20) ? 40 : 4000), size = 1 + below(5);
+    int64_t groups = below(2) ? 1 : 1 + below(70), depthwise = below(2), wide = !below(50);
+    int64_t in = groups * (depthwise ? 1 : 1 + below(wide ? 1000 : 20));
+    int64_t out = groups * (depthwise ? 1 : 1 + below(40));
+    int64_t height = 1 + below(9), width = 1 + below(40), size = 1 + below(5);
     octavo_convolution c = {
         .groups = groups, .kernel_height = size, .kernel_width = size == 1 ? 1 : 1 + below(5),
         .stride_y = 1 + below(2), .stride_x = 1 + below(2), .padding_top = below(3),

@@ -68,14 +68,14 @@ INLINE AVX2 void narrow_products(
     const __m256i one = _mm256_set1_epi16(1);
     __m256i own[SIX][2];
     int64_t pixel = w->pixel, length = w->run;
-    for (int p = 0; p < pixels; p++)
-        for (int i = 0; i < 2; i++) own[p][i] = _mm256_loadu_si256((const __m256i *)first + i);
+    UNROLL for (int p = 0; p < pixels; p++)
+        UNROLL for (int i = 0; i < 2; i++) own[p][i] = _mm256_loadu_si256((const __m256i *)first + i);
     FOR_RUNS {
         const char *run = x + at;
         for (int64_t k = 0; k < length; k += 4, weights += 4 * BLOCK, run += 4) {
             __m256i low = _mm256_loadu_si256((const __m256i *)weights);
             __m256i high = _mm256_loadu_si256((const __m256i *)weights + 1);
-            for (int p = 0; p < pixels; p++) {
+            UNROLL for (int p = 0; p < pixels; p++) {
                 int32_t bits;
                 memcpy(&bits, run + p * pixel, 4);
                 __m256i four = _mm256_set1_epi32(bits);
@@ -85,8 +85,8 @@ INLINE AVX2 void narrow_products(
             }
         }
     }
-    for (int p = 0; p < pixels; p++)
-        for (int i = 0; i < 2; i++) _mm256_storeu_si256((__m256i *)sums[p] + i, own[p][i]);
+    UNROLL for (int p = 0; p < pixels; p++)
+        UNROLL for (int i = 0; i < 2; i++) _mm256_storeu_si256((__m256i *)sums[p] + i, own[p][i]);
 }
 
 /* Of int16; each sum in two lanes side by side. */
@@ -95,25 +95,25 @@ INLINE AVX2 void wide_products(
     int32_t sums[SIX][BLOCK], const int pixels) {
     __m256i own[THREE][4];
     int64_t pixel = w->pixel, length = w->run;
-    for (int p = 0; p < pixels; p++)
-        for (int i = 0; i < 4; i++) own[p][i] = _mm256_setzero_si256();
+    UNROLL for (int p = 0; p < pixels; p++)
+        UNROLL for (int i = 0; i < 4; i++) own[p][i] = _mm256_setzero_si256();
     FOR_RUNS {
         const int16_t *run = (const int16_t *)x + at;
         for (int64_t k = 0; k < length; k += 4, weights += 4 * BLOCK, run += 4) {
             __m256i four[THREE];
-            for (int p = 0; p < pixels; p++) {
+            UNROLL for (int p = 0; p < pixels; p++) {
                 int64_t bits;
                 memcpy(&bits, run + p * pixel, 8);
                 four[p] = _mm256_set1_epi64x(bits);
             }
-            for (int i = 0; i < 4; i++) {
+            UNROLL for (int i = 0; i < 4; i++) {
                 __m256i of_four = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)weights + i));
-                for (int p = 0; p < pixels; p++)
+                UNROLL for (int p = 0; p < pixels; p++)
                     own[p][i] = _mm256_add_epi32(own[p][i], _mm256_madd_epi16(of_four, four[p]));
             }
         }
     }
-    for (int p = 0; p < pixels; p++) store_pairs(own[p], first, sums[p]);
+    UNROLL for (int p = 0; p < pixels; p++) store_pairs(own[p], first, sums[p]);
 }
 
 #define PRODUCTS_AVX2(KIND, PIXELS)                                                           \
@@ -178,24 +178,24 @@ INLINE VNNI void products_vnni(
     int32_t sums[2][TILE][BLOCK], const int pixels, const int blocks) {
     __m512i own[2][TILE];
     int64_t pixel = w->pixel, unit = w->unit_bytes, length = w->run;
-    for (int b = 0; b < blocks; b++)
-        for (int p = 0; p < pixels; p++) own[b][p] = _mm512_loadu_si512(prepared[b].first);
+    UNROLL for (int b = 0; b < blocks; b++)
+        UNROLL for (int p = 0; p < pixels; p++) own[b][p] = _mm512_loadu_si512(prepared[b].first);
     FOR_RUNS {
         const char *run = x + at;
         for (int64_t k = 0; k < length; k += 4, weights += 4 * BLOCK, run += 4) {
             __m512i of_block[2];
-            for (int b = 0; b < blocks; b++) of_block[b] = _mm512_loadu_si512(weights + b * unit);
-            for (int p = 0; p < pixels; p++) {
+            UNROLL for (int b = 0; b < blocks; b++) of_block[b] = _mm512_loadu_si512(weights + b * unit);
+            UNROLL for (int p = 0; p < pixels; p++) {
                 int32_t bits;
                 memcpy(&bits, run + p * pixel, 4);
                 __m512i four = _mm512_set1_epi32(bits);
-                for (int b = 0; b < blocks; b++)
+                UNROLL for (int b = 0; b < blocks; b++)
                     own[b][p] = _mm512_dpbusd_epi32(own[b][p], four, of_block[b]);
             }
         }
     }
-    for (int b = 0; b < blocks; b++)
-        for (int p = 0; p < pixels; p++) _mm512_store_si512(sums[b][p], own[b][p]);
+    UNROLL for (int b = 0; b < blocks; b++)
+        UNROLL for (int p = 0; p < pixels; p++) _mm512_store_si512(sums[b][p], own[b][p]);
 }
 
 #define PRODUCTS_VNNI(PIXELS, BLOCKS)                                                       \
