@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import octavo
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +28,7 @@ def _run(out: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.sweep
 def test_training_with_rounding_goes_on_after_a_kill(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     expected = _run(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from octavo.searching.measuring import Judge
 SIGNATURE = Signature(("input_ids", "attention_mask"), 1)
 
 
+@cache
 def llama() -> nn.Module:
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     model: nn.Module = built("LlamaForCausalLM", **sizes, initializer_range=0.3)
@@ -30,6 +32,17 @@ def padded() -> dict[str, Tensor]:
     ids = torch.randint(1, 50, (4, 12))
     mask = (torch.arange(12) < torch.tensor([[12], [9], [7], [5]])).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@cache
+def weight_only() -> octavo.QuantizedModel:
+    return octavo.quantize(llama(), padded(), mode="weight_only")
+
+
+@cache
+def four_bits() -> octavo.QuantizedModel:
+    qconfig = octavo.weight_only_qconfig(4, group_size=32)
+    return octavo.quantize(llama(), padded(), qconfig=qconfig)
 
 
 def own_loss(model: Any, batch: dict[str, Tensor]) -> float:
@@ -45,8 +58,7 @@ def rows_of(model: nn.Module, q: nn.Module, data: Any, **options: Any) -> Any:
 
 @pytest.mark.parametrize("labels", ["none", "masked", "not masked"])
 def test_loss_and_perplexity_are_the_models_own(labels: str) -> None:
-    model, batch = llama(), padded()
-    q = octavo.quantize(model, batch, qconfig=octavo.weight_only_qconfig(4, group_size=32))
+    model, batch, q = llama(), padded(), four_bits()
     given = {
         "none": batch,
         "masked": batch
@@ -75,8 +87,7 @@ def test_ids_alone_and_models_that_keep_their_class() -> None:
 
 
 def test_top_1_is_of_the_next_token() -> None:
-    model, batch = llama(), padded()
-    q = octavo.quantize(model, batch, mode="weight_only")
+    model, batch, q = llama(), padded(), weight_only()
     top1 = rows_of(model, q, [batch], metric="top1")["fp32"].metric
     with torch.no_grad():
         best = model(**batch).logits.argmax(-1)[:, :-1]
@@ -99,8 +110,7 @@ def test_sensitivity_and_search_judge_by_the_next_token() -> None:
 
 
 def test_a_function_gets_the_labels_as_they_are() -> None:
-    model, batch = llama(), padded()
-    q = octavo.quantize(model, batch, mode="weight_only")
+    model, batch, q = llama(), padded(), weight_only()
     seen: list[Tensor] = []
 
     def metric(outputs: Any, labels: Tensor) -> float:

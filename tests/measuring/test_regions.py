@@ -6,27 +6,17 @@ import json
 
 import pytest
 import torch
+from looking import Looking
 from torch import Tensor, nn
 
 import octavo
 from octavo.errors import InputError
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        return self.head(y) if y.sum().abs() < 1e9 else y
-
-
 @pytest.fixture
 def models() -> tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
-    model = Net().eval()
+    model = Looking().eval()
     data = [(torch.randn(8, 6), torch.arange(8) % 4) for _ in range(3)]
     q = octavo.quantize(model, calibration=data, scope="regions", target=octavo.host_target())
     return model, q, data

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from looking import Looking
 from torch import Tensor, nn
 
 import octavo
@@ -21,20 +22,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
 
 
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8))
-        self.head = nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        return self.head(y) if y.sum().abs() < 1e9 else y
-
-
 def net() -> nn.Module:
     torch.manual_seed(0)
-    return Net().eval()
+    return Looking().eval()
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:
@@ -55,7 +45,7 @@ def search(**changes: object) -> octavo.SearchResult:
 def test_a_model_with_regions_is_found_and_kept(tmp_path: Path) -> None:
     found = search(checkpoint=tmp_path / "s")
     assert found.complete
-    assert type(found.model) is Net
+    assert type(found.model) is Looking
     best = found.best
     assert best is not None
     assert best.drop is not None
@@ -104,7 +94,7 @@ def test_regions_are_searched_where_the_whole_cannot_be_captured() -> None:
         OctavoWarning, match="cannot be captured.*its regions are searched: body, head"
     ):
         found = search(scope="auto")
-    assert type(found.model) is Net
+    assert type(found.model) is Looking
 
 
 def test_what_cannot_be_searched() -> None:

@@ -30,9 +30,9 @@ class MSE(HistogramObserver):
 
     Example:
         >>> import torch
-        >>> x = torch.cat([torch.linspace(-1, 1, 10**6), torch.tensor([4.0])])
-        >>> observer, scheme = MSE(), Scheme("int8", symmetric=True)
-        >>> observer.bounds(observer.update(None, x, None), scheme).high.item() < 1.1
+        >>> outlier = torch.cat([torch.linspace(-1, 1, 10**6), torch.tensor([4.0])])
+        >>> state = MSE().update(None, outlier, None)
+        >>> MSE().bounds(state, Scheme("int8", symmetric=True)).high.item() < 1.1
         True
     """
 
