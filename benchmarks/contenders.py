@@ -31,7 +31,8 @@ FP32 = "torch fp32"
 BF16 = ("torch bf16", "torch bf16, compiled", "OpenVINO bf16")
 TORCH_AO = ("torch.ao FX", "torch.ao dynamic")
 ORT_INT8, NNCF_INT8 = "ONNX Runtime, its own int8", "OpenVINO, NNCF's int8"
-OURS = ("torch", "onnxruntime", "openvino", "fastest")
+FASTEST = "fastest"
+OURS = ("torch", "onnxruntime", "openvino", FASTEST)
 # Of what stays float: bfloat16 where the CPU has it, which is OpenVINO's own default for the peers.
 PRECISION = {"openvino": "auto"}
 # These take minutes to build, or are what the others are compared with on other axes.
@@ -39,11 +40,15 @@ MORE_RUNTIMES = tuple(name for name in RUNTIMES if name not in ("reference", *OU
 
 
 def contenders(
-    work: Workload, model: Model, kept: Kept, columns: dict[str, dict[str, Any]]
+    work: Workload, model: Model, kept: Kept, tune_s: float, columns: dict[str, dict[str, Any]]
 ) -> dict[str, Callable[[], Call]]:
-    """name -> what makes the call to time; ``columns`` are filled with what ours notes of itself.
+    """name -> what makes the call to time; the first is the float reference.
 
-    The first is the float reference.
+    Args:
+        work, model: the network.
+        kept: the files of what peers build.
+        tune_s: seconds of tuning for Octavo's fastest; 0 is no tuning.
+        columns: are filled with what ours notes of itself.
     """
     net, args, recipe = work.net, work.args, model.recipe
     last = tuple(map(channels_last, args))
@@ -52,7 +57,7 @@ def contenders(
     for mode in model.modes:
         for runtime in OURS if mode == model.modes[0] else OURS[:-1]:
             name = title(runtime, mode, model)
-            makers[name] = partial(ours, work, runtime, mode, columns.setdefault(name, {}))
+            makers[name] = partial(ours, work, runtime, mode, tune_s, columns.setdefault(name, {}))
     makers |= {
         BF16[0]: lambda: bound(run_half(), args_half),
         BF16[2]: lambda: bound(
@@ -90,7 +95,7 @@ def more_contenders(
     }
     for runtime in MORE_RUNTIMES:
         name = title(runtime, mode, model)
-        makers[name] = partial(ours, work, runtime, mode, columns.setdefault(name, {}))
+        makers[name] = partial(ours, work, runtime, mode, 0.0, columns.setdefault(name, {}))
     return makers
 
 
@@ -192,21 +197,23 @@ def quantized(work: Workload, runtime: str, mode: str) -> octavo.QuantizedModel:
         )
 
 
-def ours(work: Workload, runtime: str, mode: str, column: dict[str, Any]) -> Call:
-    """Quantized by Octavo and lowered; notes what runs in int8."""
-    batch = work.args[0].shape[0]
+def ours(work: Workload, runtime: str, mode: str, tune_s: float, column: dict[str, Any]) -> Call:
+    """Quantized by Octavo and lowered; notes what runs in int8. The fastest is tuned before."""
+    options: dict[str, Any] = {"batch": work.args[0].shape[0]}
+    if has_own_threads(runtime):
+        options |= {"threads": torch.get_num_threads(), "precision": PRECISION.get(runtime)}
+    elif runtime == FASTEST and tune_s > 0:
+        options |= {"tune": True, "budget": tune_s}
     q = quantized(work, runtime, mode)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
-        if has_own_threads(runtime):
-            threads, precision = torch.get_num_threads(), PRECISION.get(runtime)
-            q = q.lower(runtime, threads=threads, batch=batch, precision=precision)
-        elif runtime != q.runtime:
-            q = q.lower(runtime, batch=batch)
+        if runtime != q.runtime:
+            q = q.lower(runtime, **options)
     summary = q.summary()
-    column["int8"] = summary.headline
+    column["runs"] = f"{q.lowered.runtime}, {summary.headline}"
     column["not in int8"] = {**summary.float_layers, **summary.fallbacks}
-    return bound(q, work.args if has_own_threads(runtime) else tuple(map(channels_last, work.args)))
+    foreign = has_own_threads(q.lowered.runtime)
+    return bound(q, work.args if foreign else tuple(map(channels_last, work.args)))
 
 
 def target_of(runtime: str) -> str:

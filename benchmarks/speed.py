@@ -47,9 +47,10 @@ CONVERSION_LIMIT = 0.5
 MINUTES = 38.0  # for all models together
 LEAST_ROUNDS_S, MOST_ROUNDS_S = 10.0, 30.0
 REST_S = 0.1
+TUNE_S = 20.0
 # Where a model's process leaves off building: the slowest machine still measures those before.
 SHARE_FOR_BUILDING = 2.0
-PASSED_ON = "threads out rounds slowest samples".split()
+PASSED_ON = "threads out rounds slowest samples tune".split()
 
 
 def measure(name: str, options: Namespace) -> int:
@@ -60,7 +61,7 @@ def measure(name: str, options: Namespace) -> int:
     columns: dict[str, dict[str, Any]] = {}
     many = options.samples >= MANY_SAMPLES
     kept = Kept(None) if many else Kept.of(work.net, shown(work))
-    makers = contenders(work, model, kept, columns)
+    makers = contenders(work, model, kept, options.tune, columns)
     if many:  # only the time that these take to build counts
         makers = {who: makers[who] for who in (FP32, "Octavo openvino", NNCF_INT8)}
     elif options.more:
@@ -215,6 +216,12 @@ def options_of_speed() -> ArgumentParser:
     )
     made.add_argument(
         "--samples", type=int, default=SAMPLES, help="to calibrate with; default: %(default)s"
+    )
+    made.add_argument(
+        "--tune",
+        type=float,
+        default=TUNE_S,
+        help="seconds, of our fastest; default: %(default)s",
     )
     made.add_argument("--more", action="store_true", help="other floats, Inductor and PT2E too")
     made.add_argument("--busy", action="store_true", help="measure all the same, record nothing")
