@@ -104,3 +104,31 @@ def test_what_takes_one_graph_says_to_give_a_region(models) -> None:
     _, q, _ = models
     with pytest.raises(InputError, match=r"give one of them, q\.get_submodule\('body'\)"):
         octavo.export_onnx(q, "q.onnx")
+
+
+class Boxes(Net):
+    """Returns as many rows as are high enough, as a detector does."""
+
+    limit = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y[y[:, 0] > self.limit]
+
+
+def test_outputs_of_as_many_rows_as_are_found() -> None:
+    torch.manual_seed(0)
+    model = Boxes().eval()
+    data = [torch.randn(64, 6) for _ in range(3)]
+    with torch.no_grad():
+        highest = Net.forward(model, data[0])[:, 0].max()
+    q = octavo.quantize(model, calibration=data, scope="regions", target=octavo.host_target())
+    model.limit = float(highest) - 1e-6  # one row of the first batch
+    q.limit = float(highest) + 1.0  # none
+    found = octavo.compare(model, q, data[:1], rounds=1, metric=lambda rows, _: float(len(rows)))
+    assert (found["fp32"].metric, found["int8"].metric) == (1, 0)
+    assert found["int8"].sqnr_db is None
+    assert "int8: no SQNR, its outputs have other shapes than fp32's" in found.notes
+    assert found.verdict()
+    report = octavo.report(model, q, data[:1], comparison=found)
+    assert "no SQNR" in report.to_html()

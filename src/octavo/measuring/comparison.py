@@ -213,7 +213,12 @@ def _judge_one(
         contender.error = one_line(error)
         return
     if _all_finite(outputs):
-        contender.likeness.update(reference, outputs)
+        try:
+            contender.likeness.update(reference, outputs)
+        except InputError:
+            if isinstance(contender.model, QuantizedModel):
+                raise
+            contender.is_alike = False
         contender.counts.update(fp32_right, contender.task.update(outputs, batch.labels))
     else:
         contender.error = "its outputs hold NaN or infinite values"
@@ -285,12 +290,13 @@ def _with_quality(row: Row, contender: Contender) -> Row:
     if counts.known and contender.name != "fp32":
         p_value = mcnemar(counts.lost, counts.won)
         row = replace(row, lost=counts.lost, won=counts.won, p_value=p_value)
+    is_measured = contender.is_alike and contender.name != "fp32"
     return replace(
         row,
         metric=contender.task.value(),
         loss=contender.task.loss if isinstance(contender.task, Perplexity) else None,
-        agreement=contender.likeness.agreement,
-        sqnr_db=contender.likeness.sqnr_db if contender.name != "fp32" else None,
+        agreement=contender.likeness.agreement if contender.is_alike else None,
+        sqnr_db=contender.likeness.sqnr_db if is_measured else None,
     )
 
 
@@ -312,6 +318,8 @@ def _notes(contenders: Sequence[Contender]) -> Iterator[str]:
     if contenders[0].pixels is not None:
         yield "int8 normalizes its pixels itself; fp32 and bf16 are given them normalized"
     for contender in contenders:
+        if not contender.is_alike:
+            yield f"{contender.name}: no SQNR, its outputs have other shapes than fp32's"
         if isinstance(contender.model, QuantizedModel):
             yield from _coverage(contender.name, contender.model.summary())
         elif parts_of(contender.model):

@@ -32,7 +32,8 @@ from octavo.qat import QATModel
 class Contender:
     """A model that takes part, and what is known of it so far; an ``error`` ends its part.
 
-    Rows of one ``label`` are one model on several runtimes.
+    Rows of one ``label`` are one model on several runtimes. ``is_alike``: its outputs have fp32's
+    shapes; those of a detector have as many boxes as it finds.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Contender:
     dtype: torch.dtype | None = None
     pixels: Pixels | None = None
     error: str | None = None
+    is_alike: bool = True
     likeness: Likeness = field(default_factory=Likeness)
     counts: PairedCounts = field(default_factory=PairedCounts)
 
