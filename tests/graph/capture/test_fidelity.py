@@ -161,5 +161,26 @@ def test_a_guard_is_needless_where_the_model_ran_and_agreed() -> None:
         assert not Faithful(graph, nn.AvgPool1d(16), (x,), {}).settled([guard]).guards
 
 
+class Widths(nn.Module):
+    """Means of rows, which one difference of their widths doubles."""
+
+    def __init__(self, special: int) -> None:
+        super().__init__()
+        self.special = special
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        total = x.mean(1) + y.mean(1)
+        return total * 2 if x.shape[1] - y.shape[1] == self.special else total
+
+
+def test_what_a_guard_excludes_of_two_sizes_is_tried_on_pairs() -> None:
+    call = (torch.randn(2, 40), torch.randn(2, 30))
+    graph = replace(capture(Widths(1000), call), guards=())
+    wider = ("+", ("size", "x", 1), ("*", -1, ("size", "y", 1)))
+    guard = Guard(("!=", wider, 3), "an operator needs it")
+    assert Faithful(graph, Widths(3), call, {}).settled([guard]).guards == (guard,)
+    assert not Faithful(graph, Widths(1000), call, {}).settled([guard]).guards
+
+
 def test_another_number_of_results() -> None:
     assert difference([ONE], [ONE, ONE], 1e-3) == (math.inf, "it returns 1 values, and the model 2")

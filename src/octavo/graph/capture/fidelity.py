@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations, permutations, product
 from typing import Any
 
 import torch
@@ -171,15 +172,19 @@ class Faithful:
     def _is_needless(self, guard: Guard, groups: Sequence[Sizes]) -> bool:
         """Whether graph and model agree where a guard excludes one number, or none and one.
 
-        They are compared on the nearest and the farthest sizes that the model takes of those.
+        They are compared on the first, middle and last sizes that it excludes and the model takes:
+        all alike, one of them small, and pairs that are.
         """
         if not _is_about_one_number(guard.condition):
             return False
         ways: list[Mapping[Sizes, int]] = [dict.fromkeys(groups, n) for n in _NEAR]
         ways += [{group: n} for group in groups for n in _SMALL]
+        pairs = product(combinations(groups, 2), permutations(_SMALL, 2))
+        ways += [dict(zip(pair, sizes, strict=True)) for pair, sizes in pairs]
         against = [sizes for sizes in ways if self._excludes(guard, sizes)]
-        found = (_first_compared(map(self._compared, some)) for some in (against[::-1], against))
-        return all(found)
+        middle = len(against) // 2
+        tried = (against, against[middle:] + against[:middle], against[::-1])
+        return all(_first_compared(map(self._compared, some)) for some in tried)
 
     def _excludes(self, guard: Guard, sizes: Mapping[Sizes, int]) -> bool:
         """Whether nothing but this guard stands against sizes."""
