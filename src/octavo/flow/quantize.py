@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, overload
 
@@ -73,6 +74,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     scope: str = "auto",
     only: Only | None = None,
     run: Callable[[nn.Module, Any], object] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Quantize a trained model: capture, plan, calibrate, convert.
 
@@ -116,12 +118,16 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
             its submodules that can be captured; the rest runs in Python as it did. ``"auto"``: the
             whole where that can be captured, else regions, with a warning that says why; and
             ``"modules"`` for weight-only and dynamic quantization without anything to run it on.
-            ``"modules"``: no graph, and no data; single layers become those of `octavo.nn`, see
-            `octavo.flow.modules`.
+            ``"modules"``: no graph; single layers become those of `octavo.nn`, see
+            `octavo.flow.modules`. It needs data where ``weights`` do: those of a block are rounded
+            with inputs that the rounded blocks before it make.
         only: which regions, or modules: paths, ``["backbone"]``, or a rule, ``only(path, module)``.
             Regions are these modules, or the largest inside of them.
         run: how a batch is run while regions are found and calibrated, where that is not a call of
             the model: ``lambda model, batch: model.generate(**batch)``.
+        checkpoint: with ``scope="modules"`` and ``weights``: a folder that keeps the blocks of the
+            model whose weights are rounded, so that the same call goes on behind them after it was
+            cut off.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
@@ -162,8 +168,24 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     if scope == "auto" and not has_data and asked in ("dynamic", "weight_only"):
         scope = "modules"
     if scope == "modules":
-        _refuse_for_modules(weights=weights, run=run, precision=precision != "float32")
-        return quantize_modules(model, mode=mode, qconfig=qconfig, target=target, only=only)
+        _refuse_for_modules(run=run, precision=precision != "float32")
+        calls = Calls.of(model, example_inputs, calibration, inputs, run) if has_data else None
+        return quantize_modules(
+            model,
+            mode=mode,
+            qconfig=qconfig,
+            target=target,
+            only=only,
+            weights=weights,
+            calls=calls,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    if checkpoint is not None:
+        raise InputError(
+            'checkpoint= keeps blocks of a model that is quantized with scope="modules": give that '
+            "scope, or leave it out"
+        )
     if mode is None:
         mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
     if mode == "static" and calibration is None and example_inputs is None:

@@ -16,12 +16,14 @@ from octavo.model.nn.float_layers import is_computed
 from octavo.model.nn.one_operator import OneOperator
 from octavo.model.tree import put
 from octavo.quantization.qconfig import QConfig
+from octavo.quantization.weights import Rounded
 
 # How a layer is quantized; or why it is not, ``""`` where nobody asks.
 Decision = QConfig | str
 Decide = Callable[[str, nn.Module], Decision]
 Make = Callable[[nn.Module, QConfig, str], nn.Module]
 
+_NOTHING: Mapping[str, Rounded] = {}
 _FEW = 0.5  # share of the weights from which on nothing is said
 
 
@@ -64,13 +66,77 @@ class Replaced:
         )
 
 
+@dataclass
+class Decided:
+    """What is to become of the layers of a model, before anything is done to it.
+
+    Attributes:
+        layers: those that have weights, by their paths.
+        qconfigs: path of a layer that becomes integers -> how.
+        tied: the paths of layers that share a weight, for each weight that is shared.
+        result: of what is left, and why.
+    """
+
+    layers: dict[str, nn.Module]
+    qconfigs: dict[str, QConfig]
+    tied: list[list[str]]
+    result: Replaced
+
+    @classmethod
+    def of(cls, root: nn.Module, decide: Decide) -> Decided:
+        """Decide on each layer; layers that are tied, and of which one becomes integers, all read
+        the same integers where they can, else all stay float, since the weight would be held twice.
+
+        Args:
+            root: the model.
+            decide: path and layer -> how it is quantized, or why not.
+        """
+        result = Replaced(root)
+        layers = _layers(root)
+        _measure(layers, result)
+        wanted = {path: _decision(path, layer, decide, result) for path, layer in layers.items()}
+        decided: dict[str, QConfig] = {}
+        for path, decision in wanted.items():
+            if isinstance(decision, QConfig):
+                decided[path] = decision
+            else:
+                result.left[path] = decision
+        tied = _tied(layers)
+        for paths in tied:
+            _agree(paths, layers, wanted, decided, result)
+        return cls(layers, decided, tied, result)
+
+    def replace(
+        self, target: str, make: Make = from_float, rounded: Mapping[str, Rounded] = _NOTHING
+    ) -> Replaced:
+        """Put quantized layers in the places of the float ones, in the model itself.
+
+        Args:
+            target: name of the target.
+            make: layer, qconfig and target -> the quantized layer.
+            rounded: path of a layer -> the integers of its weight, where they are not the nearest.
+        """
+        result, layers = self.result, self.layers
+        for path, qconfig in self.qconfigs.items():
+            module = make(layers[path], qconfig, target)
+            if path in rounded and isinstance(module, QuantizedModule):
+                module.take_integers("weight", rounded[path].integers, rounded[path].qparams)
+            result.modules[path] = module
+        for paths in self.tied:
+            own = [path for path in paths if path in self.qconfigs]
+            _share([(result.modules[path], self.qconfigs[path]) for path in own])
+        for path, module in result.modules.items():
+            if path:
+                put(result.model, layers[path], module)
+            else:
+                result.model = module
+        return result
+
+
 def replace_modules(
     root: nn.Module, decide: Decide, target: str, make: Make = from_float
 ) -> Replaced:
-    """Put quantized layers in the places of float ones.
-
-    Layers that are tied, and of which one becomes integers, all read the same integers where they
-    can; else all stay float, since the weight would be held twice.
+    """Put quantized layers in the places of float ones, see `Decided`.
 
     Args:
         root: changed in place.
@@ -78,29 +144,7 @@ def replace_modules(
         target: name of the target.
         make: layer, qconfig and target -> the quantized layer.
     """
-    result = Replaced(root)
-    layers = _layers(root)
-    _measure(layers, result)
-    wanted = {path: _decision(path, layer, decide, result) for path, layer in layers.items()}
-    decided: dict[str, QConfig] = {}
-    for path, decision in wanted.items():
-        if isinstance(decision, QConfig):
-            decided[path] = decision
-        else:
-            result.left[path] = decision
-    tied = _tied(layers)
-    for paths in tied:
-        _agree(paths, layers, wanted, decided, result)
-    for path in decided:
-        result.modules[path] = make(layers[path], decided[path], target)
-    for paths in tied:
-        _share([(result.modules[path], decided[path]) for path in paths if path in decided])
-    for path, module in result.modules.items():
-        if path:
-            put(root, layers[path], module)
-        else:
-            result.model = module
-    return result
+    return Decided.of(root, decide).replace(target, make)
 
 
 def _layers(root: nn.Module) -> dict[str, nn.Module]:

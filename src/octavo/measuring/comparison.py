@@ -28,7 +28,7 @@ from octavo.measuring.contenders import Contender, check_model, contenders_of, o
 from octavo.measuring.footprint import bytes_on_disk, cold_starts_of
 from octavo.measuring.machine import describe_machine
 from octavo.measuring.metrics import Metric, float_tensors, metric_factory
-from octavo.measuring.next_tokens import Perplexity, tells_next_tokens, with_next_tokens
+from octavo.measuring.next_tokens import Divergence, Perplexity, tells_next_tokens, with_next_tokens
 from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
 from octavo.model.model import QuantizedModel
@@ -71,7 +71,7 @@ def compare(
             models: labels, or ``input_ids`` where there are none, are what follows each place;
             what is -100 or masked is left out. ``None`` is that where ``forward`` makes such a
             loss of labels, else top-1 where the labels allow it. Agreement with fp32 and SQNR are
-            always measured.
+            always measured, of causal language models the divergence of their distributions too.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         runtimes: a row of each quantized model for each of them; ``None`` is the model's own.
         threads: of torch, while measuring; ``None`` leaves the number as it is.
@@ -150,6 +150,8 @@ def _judge(
             of_next_tokens |= not callable(metric) and tells_next_tokens(fp32.model, batch)
             for contender in contenders if of_next_tokens and metric is None else ():
                 contender.task = Perplexity()
+            for contender in others if of_next_tokens else ():
+                contender.divergence = Divergence()
         batch = with_next_tokens(batch, signature) if of_next_tokens else batch
         reference = _reference_outputs(fp32, index, batch)
         right = fp32.task.update(reference, batch.labels)
@@ -219,6 +221,8 @@ def _judge_one(
             if isinstance(contender.model, QuantizedModel):
                 raise
             contender.is_alike = False
+        if contender.divergence is not None:
+            contender.divergence.update(reference, outputs, batch.labels)
         contender.counts.update(fp32_right, contender.task.update(outputs, batch.labels))
     else:
         contender.error = "its outputs hold NaN or infinite values"
@@ -296,6 +300,7 @@ def _with_quality(row: Row, contender: Contender) -> Row:
         metric=contender.task.value(),
         loss=contender.task.loss if isinstance(contender.task, Perplexity) else None,
         agreement=contender.likeness.agreement if contender.is_alike else None,
+        divergence=None if contender.divergence is None else contender.divergence.value(),
         sqnr_db=contender.likeness.sqnr_db if is_measured else None,
     )
 

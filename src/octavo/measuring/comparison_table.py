@@ -44,6 +44,8 @@ class Row:
         p_value: how often chance alone would divide these as unevenly (McNemar's exact test).
         load_s: seconds from the file to the first result, in a new process.
         memory_mb: the most megabytes that this took, beyond the packages themselves.
+        divergence: of a causal language model: the mean divergence (Kullback-Leibler, in nats) of
+            its distributions of the next token from fp32's.
         integers: percent of its multiply-adds that read integers; ``None`` for float models.
 
     ``interval`` to ``p_value`` need one label for each sample.
@@ -69,6 +71,7 @@ class Row:
     memory_mb: float | None = None
     integers: float | None = None
     loss: float | None = None
+    divergence: float | None = None
 
     def to_dict(self, metric_name: str) -> dict[str, Any]:
         """JSON-able; an infinite SQNR (equal outputs) is ``None``, as JSON has no infinity."""
@@ -214,6 +217,7 @@ class Comparison(Result):
             ),
             _Measure("p", lambda row: row.p_value, "{:.2g}"),
             _Measure("agreement %", lambda row: row.agreement, "{:.2f}"),
+            _Measure("divergence", lambda row: row.divergence, "{:.4f}"),
             _Measure("SQNR dB", lambda row: row.sqnr_db, "{:.1f}"),
             _Measure("median ms", lambda row: row.latency_ms, "{:.2f}"),
             _Measure("p95 ms", lambda row: row.p95_ms, "{:.2f}"),

@@ -21,6 +21,7 @@ from octavo.graph.copying import copied
 from octavo.graph.pixels import Pixels
 from octavo.measuring.comparison_table import BASELINES
 from octavo.measuring.metrics import Likeness, TaskMetric
+from octavo.measuring.next_tokens import Divergence
 from octavo.measuring.significance import PairedCounts
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
@@ -47,6 +48,7 @@ class Contender:
     is_alike: bool = True
     likeness: Likeness = field(default_factory=Likeness)
     counts: PairedCounts = field(default_factory=PairedCounts)
+    divergence: Divergence | None = None
 
     def call_on(self, batch: Batch) -> Callable[[], Any]:
         """A call of the model, its inputs already normalized and cast where it wants that."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from octavo.arguments import COUNT, expect, optional
+from octavo.errors import InputError
 from octavo.graph.batches import Batch, Signature
 from octavo.graph.losses import IGNORED_LABEL, losses_of
 from octavo.measuring.metrics import Metric, label_problem, logits_of
@@ -52,6 +55,97 @@ class Perplexity:
 
     def value(self) -> float | None:
         return None if self.loss is None else math.exp(min(self.loss, 700.0))
+
+
+class Divergence:
+    """How far a model's distributions of the next token are from those of another: the mean of
+    Kullback and Leibler's ``sum p log(p / q)`` over all places with a label, in nats.
+
+    Example:
+        >>> divergence = Divergence()
+        >>> p, q = torch.tensor([[[0.5, 0.5]]]).log(), torch.tensor([[[0.25, 0.75]]]).log()
+        >>> divergence.update(p, q, torch.tensor([[1]]))
+        >>> round(divergence.value(), 4)  # 0.5 log(2) + 0.5 log(2 / 3)
+        0.1438
+    """
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def update(self, reference: Any, outputs: Any, labels: Any) -> None:
+        """Add one batch; places whose label is -100 do not count."""
+        exact, other = logits_of(reference), logits_of(outputs)
+        if exact is None or other is None or label_problem(exact, labels) is not None:
+            return
+        places = labels != IGNORED_LABEL
+        for p, q in zip(exact[places].split(_PLACES), other[places].split(_PLACES), strict=True):
+            log_p, log_q = (functional.log_softmax(x.double(), -1) for x in (p, q))
+            self._sum += float(functional.kl_div(log_q, log_p, reduction="sum", log_target=True))
+            self._count += len(p)
+
+    def value(self) -> float | None:
+        return self._sum / self._count if self._count else None
+
+
+_PLACES = 128  # at a time: a distribution is of the whole vocabulary, in float64
+
+
+def perplexity(
+    model: Callable[[Tensor], Any], tokens: Tensor, *, window: int = 512, stride: int | None = None
+) -> float:
+    """How far a causal language model is from knowing the next token of a long text: e to the mean
+    loss of all tokens but the first.
+
+    A window moves over the text. Each token is judged once, in the first window that it is in, with
+    what stands before it there: the first window judges all of its tokens, the others their last
+    ``stride`` ones.
+
+    Args:
+        model: takes token ids ``[1, T]`` and returns logits ``[1, T, V]``, or what has them.
+        tokens: of the text, int64 ``[T]``.
+        window: so many tokens are in a call; the model has to have learned that many.
+        stride: by so many the window moves; half a window without it. Few take longer, and give
+            each token more to go by.
+
+    Raises:
+        InputError: there are fewer than two tokens, or the stride is longer than the window.
+
+    Example:
+        >>> uniform = lambda ids: torch.zeros(*ids.shape, 8)
+        >>> round(perplexity(uniform, torch.arange(8).repeat(4), window=8), 6)
+        8.0
+    """
+    optional(COUNT, stride=stride)
+    expect(COUNT, window=window)
+    step = max(1, window // 2) if stride is None else stride
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or len(tokens) < 2 or window < 2:
+        raise InputError(
+            "perplexity is of a text of at least two tokens, int64 [T], and windows of two or more"
+        )
+    if step > window:
+        raise InputError(
+            f"stride={step} is longer than window={window}: tokens between would not count"
+        )
+    judge, done = Perplexity(), 1
+    with torch.no_grad():
+        for start in range(0, len(tokens), step):
+            text = tokens[start : start + window]
+            end = start + len(text)
+            logits = logits_of(model(text[None]))
+            if logits is None:
+                raise InputError("the model returns no logits [1, T, V]")
+            new = end - done  # tokens that no window before has judged
+            for part in zip(
+                logits[0, -1 - new : -1].split(_PLACES), text[-new:].split(_PLACES), strict=True
+            ):
+                judge.update(*part)
+            done = end
+            if end == len(tokens):
+                break
+    value = judge.value()
+    if value is None:
+        raise InputError(f"the model's logits do not fit the tokens: {judge.problem}")
+    return value
 
 
 def tells_next_tokens(model: nn.Module, call: Batch) -> bool:

@@ -21,6 +21,7 @@ from octavo.model.nn.dequantized import Dequantized
 from octavo.model.nn.description import Description
 from octavo.model.nn.float_layers import obstacle_of, taking_place, tensors_of
 from octavo.model.nn.stored_weight import StoredWeight
+from octavo.numerics.affine import QParams
 from octavo.numerics.scheme import Scheme
 from octavo.quantization.placement.candidates import range_of_input
 from octavo.quantization.placement.specs import weight_spec
@@ -231,6 +232,11 @@ class QuantizedModule(nn.Module):
         rounded = {name: weight.floats(tensors) for name, weight in self.weights.items()}
         own = {name for weight in self.weights.values() for name in weight.names}
         return rounded | {name: tensor for name, tensor in tensors.items() if name not in own}
+
+    def take_integers(self, name: str, integers: Tensor, qparams: QParams) -> None:
+        """Hold other integers for a weight, of the same scheme."""
+        self._buffers.update(self.weights[name].stored(integers, qparams))
+        self.forget()
 
     def compute(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer returns."""

