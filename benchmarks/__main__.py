@@ -29,6 +29,7 @@ NAMES = (
     "agreement",
     "parity",
     "precision",
+    "language_models",
     "proof",
     "analysis",
     "search",

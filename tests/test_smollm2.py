@@ -9,9 +9,9 @@ import functools
 from typing import Any
 
 import pytest
-import smollm2
 
 import octavo
+from benchmarks import smollm2
 
 pytestmark = [
     pytest.mark.smollm2,
