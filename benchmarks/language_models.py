@@ -116,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def goals(losses: dict[tuple[str, str], float], exact: float) -> list[Goal]:
-    """Eight bits keep the perplexity; four lose at most a third of what rounding to nearest does."""
+    """Eight bits keep the perplexity; four lose at most a third of what nearest ones do."""
     found = []
     if ("8 bits", PLAIN) in losses:
         share = 100 * abs(losses["8 bits", PLAIN]) / exact
