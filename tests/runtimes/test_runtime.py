@@ -30,7 +30,7 @@ def test_a_runtime_is_imported_when_its_record_is_asked_for():
 def test_the_records():
     assert list(RUNTIMES) == ["reference", "torch", "inductor", "onnxruntime", "openvino"]
     assert not RUNTIMES[ORACLE].cpu_only
-    assert RUNTIMES["torch"].options == ("joined", "channels_last")
+    assert RUNTIMES["torch"].options == ("joined", "channels_last", "programs")
     assert [name for name in RUNTIMES if RUNTIMES[name].candidate] == [
         "torch",
         "onnxruntime",

@@ -28,6 +28,8 @@ class Options:
         joined: whether linear layers that read the same integers are one product; ``None`` is yes.
         channels_last: whether images are put in that order before anything reads them; ``None`` is
             no: what needs them so puts them so.
+        programs: whether layers that Octavo's own kernels can run in native programs, without
+            Python between them, are run so; ``None`` is yes, where these kernels are installed.
 
     Raises:
         RuntimeUnavailable: more threads than cores, a number below one, or no such precision.
@@ -39,6 +41,7 @@ class Options:
     precision: str | None = None
     joined: bool | None = None
     channels_last: bool | None = None
+    programs: bool | None = None
 
     def __post_init__(self) -> None:
         cores = os.cpu_count() or 1

@@ -13,7 +13,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.runtimes import RUNTIMES, Lowered, Options, Runtime
 
-ALL_OPTIONS = ("threads", "batch", "joined", "channels_last")
+ALL_OPTIONS = ("threads", "batch", "joined", "channels_last", "programs")
 
 
 class Branching(nn.Module):

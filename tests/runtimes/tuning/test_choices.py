@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 
 from octavo.graph.graph import Graph
+from octavo.numerics.native import library
 from octavo.runtimes import RUNTIMES, Runtime
 from octavo.runtimes.tuning import Variant
 from octavo.runtimes.tuning.choices import (
     IN_FLOAT,
     JOINED,
     LAYOUT,
+    PROGRAMS,
     RUNTIME,
     THREADS,
     Choice,
@@ -36,15 +38,15 @@ def called(choice: Choice, space: Space, best: Variant) -> list[str]:
 
 def test_coarse_choices_come_before_fine_ones(space: Space) -> None:
     names = [choice.name for choice in choices(space)]
-    assert names[:2] == ["runtime and sizes", "all layers"]
-    assert names[2:6] == [
+    assert names[:3] == ["runtime and sizes", "all layers", "kernels"]
+    assert names[3:7] == [
         "convolutions (stem)",
         "depthwise convolutions (depthwise)",
         "linear layers (left and 1 more)",
         "sums and pools (add and 1 more)",
     ]
-    assert names[6:9] == ["linear layers that read the same", "order of images", "threads"]
-    assert [name.split(" (")[0] for name in names[9:]] == [
+    assert names[7:10] == ["linear layers that read the same", "order of images", "threads"]
+    assert [name.split(" (")[0] for name in names[10:]] == [
         *("add", "mean"),
         *("linear 4x8", "conv2d 8x1x3x3", "conv2d 8x3x3x3"),
     ]
@@ -56,6 +58,7 @@ def test_each_changes_one_thing(space: Space) -> None:
     assert called(RUNTIME, space, best) == ["slow", "quick, known sizes"]
     assert called(JOINED, space, best) == ["apart"]
     assert called(LAYOUT, space, best) == ["channels last"]
+    assert called(PROGRAMS, space, best) == ([] if library.obstacle() else ["torch's"])
     assert called(THREADS, space, best) == ["1", "2"]
     assert called(THREADS, space, replace(best, threads=2)) == ["1", "4"]
     assert called(IN_FLOAT, space, best) == [
@@ -66,7 +69,7 @@ def test_each_changes_one_thing(space: Space) -> None:
 
 def test_what_a_runtime_does_not_have_is_not_tried(space: Space) -> None:
     best = Variant("slow")
-    for choice in (JOINED, LAYOUT, THREADS):
+    for choice in (JOINED, LAYOUT, PROGRAMS, THREADS):
         assert variants(choice, space, best) == {}
     asked = replace(space, fixed_threads=True, sizes=None)
     assert variants(THREADS, asked, Variant("quick")) == {}
@@ -74,7 +77,7 @@ def test_what_a_runtime_does_not_have_is_not_tried(space: Space) -> None:
 
 
 def test_a_variant_that_moves_leaves_what_the_other_runtime_lacks(space: Space) -> None:
-    full = Variant("quick", SIZES, 2, frozenset(), frozenset({"stem"}), False, True)
+    full = Variant("quick", SIZES, 2, frozenset(), frozenset({"stem"}), False, True, False)
     assert space.fitted(full) == full
     moved = space.fitted(replace(full, runtime="slow"))
     assert moved == Variant("slow", in_bfloat16=frozenset({"stem"}))

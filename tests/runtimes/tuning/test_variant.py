@@ -16,7 +16,7 @@ from octavo.runtimes.tuning import Variant, lower_variant
 
 CPU = torch.device("cpu")
 ONE = ((2, 3, 8, 8),)
-FULL = Variant("quick", ONE, 2, frozenset({"stem"}), frozenset({"depthwise"}), False, True)
+FULL = Variant("quick", ONE, 2, frozenset({"stem"}), frozenset({"depthwise"}), False, True, False)
 
 
 def test_one_is_its_json() -> None:
@@ -26,7 +26,7 @@ def test_one_is_its_json() -> None:
     assert not FULL.plain
     assert str(FULL) == (
         "quick, known sizes, threads=2, 1 layer in float, 1 layer in bfloat16, siblings apart, "
-        "channels last"
+        "channels last, no native programs"
     )
 
 
@@ -48,7 +48,7 @@ def test_what_is_none(change: dict[str, object]) -> None:
 
 def test_options_are_those_that_the_runtime_has(toys) -> None:
     asked = Options(threads=3, precision="float32")
-    assert FULL.options(asked) == Options(2, None, None, "float32", False, True)
+    assert FULL.options(asked) == Options(2, None, None, "float32", False, True, False)
     assert Variant("quick").options(asked) == asked
     assert Variant("slow").options(asked) == Options(precision="float32")
 
@@ -99,3 +99,14 @@ def test_layers_in_float_agree_with_their_oracle(
     if runtime == "torch":
         assert lowered.agreement is not None
         assert lowered.agreement.agrees
+
+
+def test_layers_run_by_torchs_kernels_where_programs_are_left_out(
+    quantized: octavo.QuantizedModel,
+) -> None:
+    without = Variant("torch", programs=False)
+    args = (CPU, Options(), quantized.check_inputs())
+    lowered = lower_variant(quantized.graph, without, *args)
+    assert lowered.agreement is not None
+    assert lowered.agreement.agrees
+    assert not [kernel for kernel in lowered.kernels.values() if kernel.startswith("native.conv")]

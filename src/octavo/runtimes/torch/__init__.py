@@ -3,4 +3,4 @@
 from octavo.runtimes.runtime import Runtime
 from octavo.runtimes.torch.int8 import lower
 
-RUNTIME = Runtime(lower, options=("joined", "channels_last"))
+RUNTIME = Runtime(lower, options=("joined", "channels_last", "programs"))

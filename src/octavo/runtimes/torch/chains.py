@@ -73,7 +73,7 @@ class Context:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
     rounded. ``rounded``: quantize node -> the step that rounds on its way, and which of its results
     that is. ``prepacked``: constant that a kernel holds in its own form -> what gives its integers
-    back.
+    back. ``programs``: whether native programs may run layers.
     """
 
     graph: Graph
@@ -82,6 +82,7 @@ class Context:
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
     rounded: dict[str, tuple[str, int]] = field(default_factory=dict)
     prepacked: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    programs: bool = True
 
     def before_cast(self, name: str) -> str:
         """What a layer in bfloat16 reads in float32; of other values itself."""

@@ -55,16 +55,17 @@ _SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     """Lower a QDQ graph to int8 kernels."""
-    lowered = lower_to(graph, "python", joining=options.joined is not False)
+    joining, programs = options.joined is not False, options.programs is not False
+    lowered = lower_to(graph, "python", joining, programs)
     if not options.channels_last:
         return lowered
     return replace(lowered, run=_on_channels_last(lowered.run))
 
 
-def lower_to(graph: Graph, caller: Caller, joining: bool = True) -> Lowered:
+def lower_to(graph: Graph, caller: Caller, joining: bool = True, programs: bool = True) -> Lowered:
     """Lower to the kernels that can be called from there: join, match, tidy, compile, account."""
     whole, joined = join_siblings(graph) if joining else (graph, dict[str, str]())
-    context = Context(whole, caller)
+    context = Context(whole, caller, programs=programs)
     matched = _matched(context)
     outputs = _with_signed_outputs(matched, context)
     steps, constants = tidied(matched.placed, outputs, whole.constants)

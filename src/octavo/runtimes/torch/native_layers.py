@@ -57,6 +57,8 @@ def obstacle(context: Context) -> str:
     """Why programs cannot be called, as a clause; ``""`` where they can."""
     if context.caller != "python":
         return "compilers know no native programs"
+    if not context.programs:
+        return "native programs are left out"
     return library.obstacle()
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from octavo.graph.graph import Graph
+from octavo.numerics.native import library
 from octavo.quantization.bfloat16 import float_layers
 from octavo.quantization.float_graph import with_floats
 from octavo.runtimes.runtime import RUNTIMES
@@ -50,6 +51,7 @@ class Space:
             in_bfloat16=narrow,
             joined=variant.joined or "joined" not in has,
             channels_last=variant.channels_last and "channels_last" in has,
+            programs=variant.programs or "programs" not in has,
         )
 
     def _narrows(self, variant: Variant) -> bool:
@@ -125,6 +127,12 @@ def _layout(space: Space, best: Variant) -> Values:
         yield "as given", replace(best, channels_last=False)
 
 
+def _programs(space: Space, best: Variant) -> Values:
+    if not library.obstacle():
+        yield "torch's", replace(best, programs=False)
+        yield "native programs", replace(best, programs=True)
+
+
 def _threads(space: Space, best: Variant) -> Values:
     if not space.fixed_threads:
         for count in sorted({1, space.threads // 2} - {0, space.threads}):
@@ -159,6 +167,13 @@ LAYOUT = Choice(
     _layout,
     "channels_last",
 )
+PROGRAMS = Choice(
+    "kernels",
+    "the option programs: Octavo's own kernels, several layers a call, or torch's one by one",
+    "what they compute, within a step",
+    _programs,
+    "programs",
+)
 THREADS = Choice(
     "threads",
     "the option threads: fewer than all",
@@ -172,7 +187,7 @@ def choices(space: Space) -> tuple[Choice, ...]:
     """All choices for a graph, coarse ones first."""
     kinds = map(_of_layers, kinds_of_layers(space.graph))
     alike = map(_of_layers, like_layers(space.graph))
-    return (RUNTIME, IN_FLOAT, *kinds, JOINED, LAYOUT, THREADS, *alike)
+    return (RUNTIME, IN_FLOAT, PROGRAMS, *kinds, JOINED, LAYOUT, THREADS, *alike)
 
 
 def _of_layers(group: LayerGroup) -> Choice:

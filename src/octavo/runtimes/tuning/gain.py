@@ -21,7 +21,7 @@ SECONDS = 0.5  # of timing for each of the contenders of one choice; each has fi
 LEAST = 0.01  # a gain that is worth a change
 REST_S = 0.03  # shorter than in a comparison that is shown, so that more can be tried
 HOPELESS = 1.4  # times as long as the fastest at first sight: not looked at again
-_FIRST_CALLS = 2
+_FIRST_CALLS, _FIRST_S = 5, 0.2
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def side_by_side(
 
 
 def _first_sight(call: Call) -> float:
-    """Seconds of the quicker of two calls, after one that makes things ready."""
+    """Seconds of the quickest of a few calls, after one that makes things ready."""
     call()
-    seconds = []
-    for _ in range(_FIRST_CALLS):
+    seconds: list[float] = []
+    while len(seconds) < _FIRST_CALLS and sum(seconds) < _FIRST_S:
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)

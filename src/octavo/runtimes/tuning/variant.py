@@ -38,6 +38,7 @@ class Variant:
         in_bfloat16: int8 layers that run in bfloat16.
         joined: whether linear layers that read the same integers are one product.
         channels_last: whether images are put in that order before anything reads them.
+        programs: whether Octavo's own kernels run layers in native programs, where they can.
 
     Example:
         >>> print(Variant("torch", joined=False))
@@ -51,6 +52,7 @@ class Variant:
     in_bfloat16: frozenset[str] = frozenset()
     joined: bool = True
     channels_last: bool = False
+    programs: bool = True
 
     @property
     def plain(self) -> bool:
@@ -79,6 +81,7 @@ class Variant:
             precision="bfloat16" if narrow else own.precision,
             joined=None if self.joined else False,
             channels_last=self.channels_last or None,
+            programs=None if self.programs else False,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class Variant:
         shapes = None if sizes is None else tuple(tuple(shape) for shape in sizes)
         numbers = [size for shape in shapes or () for size in shape]
         numbers += [] if threads is None else [threads]
-        switches = [data["joined"], data["channels_last"]]
+        switches = [data["joined"], data["channels_last"], data["programs"]]
         if not (
             all(isinstance(name, str) for name in names)
             and all(type(number) is int and number >= 0 for number in numbers)
@@ -120,6 +123,7 @@ class Variant:
             *([f"{_count(self.in_bfloat16)} in bfloat16"] if self.in_bfloat16 else []),
             *([] if self.joined else ["siblings apart"]),
             *(["channels last"] if self.channels_last else []),
+            *([] if self.programs else ["no native programs"]),
         ]
         return ", ".join(parts)
 
