@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from commands import octavo_command
 from torch import nn
 
 import octavo
+from octavo.model import tunings
 from octavo.runtimes import cpu
+from octavo.runtimes.tuning import search
+from octavo.runtimes.tuning.gain import Gain
 
 FRESH = """
 import sys, torch, octavo
@@ -90,3 +95,29 @@ def test_a_file_of_parts_says_what_to_do(tmp_path: Path) -> None:
     answer = octavo_command("tune", tmp_path / "parts.octavo")
     assert answer.code == 1
     assert 'octavo.lower(model, "fastest", tune=True)' in answer.err
+
+
+def test_what_was_found_before_an_interruption_is_kept(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def interrupted(runs: Any, *args: Any, **how: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return dict.fromkeys(runs, Gain(1.0))
+
+    monkeypatch.setattr(tunings, "tune", partial(search.tune, measure=interrupted))
+    answer = octavo_command("tune", artifact, "--runtimes", "torch")
+    assert answer.code == 130
+    assert "not finished" in answer.out
+    assert "this command goes on" in answer.out
+    (begun,) = octavo.load(artifact).tunings.values()
+    assert not begun.finished
+    again = octavo_command("tune", artifact, "--runtimes", "torch")
+    assert again.code == 0
+    (found,) = octavo.load(artifact).tunings.values()
+    assert found.finished
+    assert found.trials[: len(begun.trials)] == begun.trials

@@ -50,6 +50,7 @@ def tune(
     from octavo.model import parts_file
     from octavo.model.files.atomic import require_file
     from octavo.model.loading import load
+    from octavo.runtimes import cpu
 
     if parts_file.holds_parts(file):
         raise InputError(
@@ -61,18 +62,23 @@ def tune(
     path = file if out is None else out
     require_file(path)
     batches = None if data is None else reading.load(data, q, raw=q.pixels is not None)
-    known = dict(q.tunings)
+    known, interrupted = dict(q.tunings), False
     try:
-        found = q.tune(
+        q.tune(
             budget=budget,
             runtimes=options.names_of(runtimes),
             batch=batch,
             data=batches,
             progress=not as_json,
         )
-    finally:  # what was found before an interruption too
-        if q.tunings != known:
-            q.save(path, samples=q.samples is not None)
-    show(found, as_json)
-    if not as_json:
-        console().print(f"kept in {path}: octavo.load({path!r}) runs it so here", highlight=False)
+    except KeyboardInterrupt:
+        interrupted = True
+    # After the interruption is over, with all that it held: runtimes end before the process does.
+    if q.tunings != known:
+        q.save(path, samples=q.samples is not None)
+        show(q.tunings[cpu.kind()], as_json)
+        if not as_json:
+            said = "this command goes on" if interrupted else f"octavo.load({path!r}) runs it so"
+            console().print(f"kept in {path}: {said} on this CPU", highlight=False)
+    if interrupted:
+        raise typer.Exit(130)
