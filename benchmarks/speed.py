@@ -50,6 +50,8 @@ REST_S = 0.1
 TUNE_S = 20.0
 # Where a model's process leaves off building: the slowest machine still measures those before.
 SHARE_FOR_BUILDING = 2.0
+LEAST_SHARE_S = 20.0
+_OVER = "the time is over, and not yet measured are: {}. Run the same again: it goes on there"
 PASSED_ON = "threads out rounds slowest samples tune".split()
 
 
@@ -172,11 +174,12 @@ def measure_all(names: Sequence[str], options: Namespace) -> int:
     if len(left) < len(names):
         print(f"measured already at {now}: {', '.join(n for n in names if n not in left)}")
     for index, name in enumerate(left):
-        problem = "" if options.busy else quiet.busy()
+        seconds = (ends - time.perf_counter()) / (len(left) - index)
+        over = "" if seconds >= LEAST_SHARE_S else _OVER.format(", ".join(left[index:]))
+        problem = over or ("" if options.busy else quiet.busy())
         if problem:
             print(problem, file=sys.stderr)
             return quiet.BUSY
-        seconds = max(0.0, ends - time.perf_counter()) / (len(left) - index)
         status = subprocess.run(command(name, seconds, options), env=environment_of()).returncode
         if status == quiet.BUSY:
             return status

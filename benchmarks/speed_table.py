@@ -137,6 +137,12 @@ def summarize(folder: Path) -> None:
         for result in results.values()
         for goal in result["goals"]
     ]
+    report.notes += [
+        f"{name}: {row['contender']} was left out: {row['error']}"
+        for name, result in results.items()
+        for row in result["rows"]
+        if "error" in row
+    ]
     report.details = {"commits": {n: r["machine"].get("commit") for n, r in results.items()}}
     report.finish(folder)
 

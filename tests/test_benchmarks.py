@@ -239,6 +239,18 @@ def test_a_busy_machine_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_does_not_fit_into_the_time_is_left_for_the_next_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quiet, "busy", lambda: "")
+    monkeypatch.setattr(speed.subprocess, "run", None)  # measures nothing
+    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    with pytest.raises(SystemExit) as done:
+        speed.main(["gru", "lstm", "--minutes", "0.1", "--out", str(tmp_path)])
+    assert done.value.code == 75
+    assert "not yet measured are: gru, lstm. Run the same again" in capsys.readouterr().err
+
+
 def test_ones_own_work_is_not_that_of_others() -> None:
     others = quiet.Others(_spent=quiet._busy_seconds() - quiet._own_seconds())
     sum(range(10**7))
