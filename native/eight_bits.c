@@ -1,4 +1,4 @@
-/* Products of a few rows of floats with weights of eight bits: of a row 16 bits are kept. */
+/* Products of rows of floats with weights of eight bits: rows are rounded as they are told. */
 #include <stdlib.h>
 
 #include "octavo.h"
@@ -9,29 +9,37 @@ typedef struct {
     const float *x;
     float *y;
     int64_t width, count;
+    octavo_reading reading;
     octavo_rows rows;
 } Product;
 
 static void read_rows(void *context, int chunk, int chunks) {
     Product *product = context;
-    const octavo_reading floats = {.how = OCTAVO_FLOATS};
     int64_t count = product->count;
     for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++)
         octavo_read_row(
-            &product->rows, r, product->x + r * product->width, product->width, &floats);
+            &product->rows, r, product->x + r * product->width, product->width,
+            &product->reading);
+}
+
+enum { PART = 4 /* blocks, which a kernel takes at a time */ };
+
+static int64_t parts_of(const octavo_matrix *matrix) {
+    return (matrix->rows / BLOCK + PART - 1) / PART;
 }
 
 static void multiply(void *context, int chunk, int chunks) {
     Product *product = context;
-    int64_t blocks = product->matrix->rows / BLOCK;
+    int64_t blocks = product->matrix->rows / BLOCK, parts = parts_of(product->matrix);
+    int64_t first = parts * chunk / chunks * PART, last = parts * (chunk + 1) / chunks * PART;
     octavo_product(
-        product->matrix, blocks * chunk / chunks, blocks * (chunk + 1) / chunks, &product->rows,
-        product->count, product->y);
+        product->matrix, first, last < blocks ? last : blocks, &product->rows, product->count,
+        product->y);
 }
 
 int octavo_multiply_eight_bits(
     const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
-    int threads) {
+    const octavo_reading *reading, int threads) {
     int64_t work = count * matrix->columns * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     char *memory = malloc((size_t)(count * (2 * matrix->columns + 8)));
     if (!memory) return 1;
@@ -39,11 +47,16 @@ int octavo_multiply_eight_bits(
     int32_t *zero_points = (int32_t *)(scales + count);
     Product product = {
         .matrix = matrix, .x = x, .y = y, .width = width, .count = count,
-        .rows = {(uint8_t *)(zero_points + count), scales, zero_points, matrix->columns, 1}};
+        .reading = *reading,
+        .rows = {
+            (uint8_t *)(zero_points + count), scales, zero_points, matrix->columns,
+            reading->how == OCTAVO_FLOATS}};
+    if (reading->how == OCTAVO_TENSOR_RANGE)
+        octavo_find_range(&product.reading, x, count * width);
     if (work < threads) threads = (int)work;
     octavo_stage stages[] = {
         {read_rows, &product, octavo_chunks(count, threads)},
-        {multiply, &product, octavo_chunks(matrix->rows / BLOCK, threads)}};
+        {multiply, &product, octavo_chunks(parts_of(matrix), threads)}};
     octavo_run_stages(stages, 2, threads);
     free(memory);
     return 0;

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 9
+#define OCTAVO_ABI 10
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -274,11 +274,12 @@ OCTAVO_EXPORT int octavo_run(
 
 /* ---- weights of eight bits: eight_bits.c ---- */
 
-/* y[r][n] = x[r] . weights[n] + bias[n] of contiguous rows of `width` floats; 0, or 1 where there is
- * no memory. y has as many columns as the weights have rows. */
+/* y[r][n] = x[r] . weights[n] + bias[n] of contiguous rows of `width` floats, which are rounded by a
+ * reading that is not of integers; 0, or 1 where there is no memory. y has as many columns as the
+ * weights have rows. */
 OCTAVO_EXPORT int octavo_multiply_eight_bits(
     const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
-    int threads);
+    const octavo_reading *reading, int threads);
 
 /* ---- weights of four bits: four_bits.c ---- */
 

@@ -32,6 +32,12 @@ INLINE void range_to_scale(octavo_reading *r, float low, float high) {
     r->zero_point = (int32_t)zero_point + shift;
 }
 
+INLINE void find_range(octavo_reading *reading, const float *x, int64_t count) {
+    float low, high;
+    find_bounds(x, count, &low, &high);
+    range_to_scale(reading, low, high);
+}
+
 /* Floats to stored integers, by a scale. */
 INLINE void to_integers(const float *x, int64_t count, const octavo_reading *r, uint8_t *q) {
     int32_t shift = r->low < 0 ? -r->low : 0;
@@ -145,6 +151,10 @@ AVX2 static void read_row_avx2(
     read_row(rows, i, x, width, reading, 0);
 }
 
+AVX2 static void find_range_avx2(octavo_reading *reading, const float *x, int64_t count) {
+    find_range(reading, x, count);
+}
+
 /* One block, `count` rows, so many columns that sums fit: each sum in two lanes side by side. */
 INLINE AVX2 void part_avx2(
     const int8_t *w, const int16_t *const *x, int64_t columns, __m256i sums[2][4], const int count) {
@@ -231,77 +241,94 @@ VNNI static void read_row_vnni(
     read_row(rows, i, x, width, reading, 1);
 }
 
-/* Blocks that stand `stride` bytes apart, and rows of digits. */
+VNNI static void find_range_vnni(octavo_reading *reading, const float *x, int64_t count) {
+    find_range(reading, x, count);
+}
+
+/* The sums of so many rows of digits by blocks fit into registers. */
+enum { VNNI_ROWS = 6, VNNI_BLOCKS = 4 };
+
+/* At once, before GCC decides what stays in registers: else it stores every sum at each step. */
+#define UNROLLED _Pragma("GCC unroll 16")
+
+/* Sums of rows of digits, `pitch` bytes apart, with blocks of weights, `stride` bytes apart. */
 INLINE VNNI void tile_vnni(
-    const int8_t *w, size_t stride, const uint8_t *const *x, int64_t columns, __m512i sums[4][4],
-    const int blocks, const int count) {
-    __m512i local[4][4];
+    const int8_t *w, int64_t stride, const uint8_t *x, int64_t pitch, int64_t columns,
+    int32_t sums[VNNI_ROWS][VNNI_BLOCKS][BLOCK], const int count, const int blocks) {
+    __m512i own[VNNI_ROWS][VNNI_BLOCKS];
+    UNROLLED
     for (int r = 0; r < count; r++)
-        for (int b = 0; b < blocks; b++) local[r][b] = _mm512_setzero_si512();
-    for (int64_t k = 0; k < columns; k += 4) {
-        __m512i weights[4];
-        for (int b = 0; b < blocks; b++) weights[b] = _mm512_loadu_si512(w + b * stride + k * BLOCK);
+        UNROLLED
+        for (int b = 0; b < blocks; b++) own[r][b] = _mm512_setzero_si512();
+    for (int64_t k = 0; k < columns; k += 4, w += 4 * BLOCK, x += 4) {
+        __m512i weights[VNNI_BLOCKS];
+        UNROLLED
+        for (int b = 0; b < blocks; b++) weights[b] = _mm512_loadu_si512(w + b * stride);
+        UNROLLED
         for (int r = 0; r < count; r++) {
             int32_t bits;
-            memcpy(&bits, x[r] + k, 4);
+            memcpy(&bits, x + r * pitch, 4);
             __m512i four = _mm512_set1_epi32(bits);
+            UNROLLED
             for (int b = 0; b < blocks; b++)
-                local[r][b] = _mm512_dpbusd_epi32(local[r][b], four, weights[b]);
+                own[r][b] = _mm512_dpbusd_epi32(own[r][b], four, weights[b]);
         }
     }
+    UNROLLED
     for (int r = 0; r < count; r++)
-        for (int b = 0; b < blocks; b++) sums[r][b] = local[r][b];
+        UNROLLED
+        for (int b = 0; b < blocks; b++) _mm512_store_si512(sums[r][b], own[r][b]);
 }
 
-/* Each number of blocks and rows is compiled by itself, so that sums stay in registers. */
-#define TILES(B)                                                     \
-    switch (count) {                                                 \
-    case 1: tile_vnni(w, stride, x, columns, sums, B, 1); break;     \
-    case 2: tile_vnni(w, stride, x, columns, sums, B, 2); break;     \
-    case 3: tile_vnni(w, stride, x, columns, sums, B, 3); break;     \
-    default: tile_vnni(w, stride, x, columns, sums, B, 4);           \
-    }
+typedef void (*TileVnni)(
+    const int8_t *, int64_t stride, const uint8_t *, int64_t pitch, int64_t columns,
+    int32_t sums[VNNI_ROWS][VNNI_BLOCKS][BLOCK]);
 
-VNNI static void tiles_vnni(
-    const int8_t *w, size_t stride, const uint8_t *const *x, int64_t columns, __m512i sums[4][4],
-    int blocks, int count) {
-    switch (blocks) {
-    case 1: TILES(1); break;
-    case 2: TILES(2); break;
-    case 3: TILES(3); break;
-    default: TILES(4);
+/* Each number of rows and blocks is a function by itself, so that sums stay in registers. */
+#define TILE_VNNI(ROWS, BLOCKS)                                                             \
+    VNNI static void tile_vnni_##ROWS##_##BLOCKS(                                           \
+        const int8_t *w, int64_t stride, const uint8_t *x, int64_t pitch, int64_t columns,  \
+        int32_t sums[VNNI_ROWS][VNNI_BLOCKS][BLOCK]) {                                      \
+        tile_vnni(w, stride, x, pitch, columns, sums, ROWS, BLOCKS);                        \
     }
-}
+#define NAME_VNNI(ROWS, BLOCKS) tile_vnni_##ROWS##_##BLOCKS,
+#define OF_ROWS(NAME, BLOCKS)                                                               \
+    NAME(1, BLOCKS) NAME(2, BLOCKS) NAME(3, BLOCKS) NAME(4, BLOCKS) NAME(5, BLOCKS) NAME(6, BLOCKS)
+
+OF_ROWS(TILE_VNNI, 1)
+OF_ROWS(TILE_VNNI, 2)
+OF_ROWS(TILE_VNNI, 3)
+OF_ROWS(TILE_VNNI, 4)
+static const TileVnni tiles_vnni[VNNI_BLOCKS][VNNI_ROWS] = {
+    {OF_ROWS(NAME_VNNI, 1)}, {OF_ROWS(NAME_VNNI, 2)},
+    {OF_ROWS(NAME_VNNI, 3)}, {OF_ROWS(NAME_VNNI, 4)}};
 
 VNNI static void product_vnni(
     const octavo_matrix *m, int64_t first, int64_t last, const octavo_rows *rows, int64_t count,
     float *y) {
-    int64_t columns = m->columns;
-    size_t stride = (size_t)(BLOCK * columns);
-    int digits = rows->two_digits ? 2 : 1;
-    for (int64_t block = first; block < last; block += 4) {
-        int blocks = last - block < 4 ? (int)(last - block) : 4;
-        for (int64_t r = 0; r < count; r += 4 / digits) {
-            int taken = count - r < 4 / digits ? (int)(count - r) : 4 / digits;
-            const uint8_t *x[4] = {0};
-            for (int i = 0; i < taken * digits; i++)
-                x[i] = rows->digits + (2 * (r + i / digits) + i % digits) * columns;
-            __m512i sums[4][4];
-            tiles_vnni(
-                m->weights + block * (int64_t)stride, stride, x, columns, sums, blocks,
-                taken * digits);
-            for (int i = 0; i < taken; i++)
-                for (int b = 0; b < blocks; b++) {
+    int64_t columns = m->columns, stride = BLOCK * columns;
+    int64_t digits = rows->two_digits ? 2 : 1, pitch = 2 * columns / digits;
+    int32_t sums[VNNI_ROWS][VNNI_BLOCKS][BLOCK] __attribute__((aligned(64)));
+    for (int64_t block = first; block < last; block += VNNI_BLOCKS) {
+        int64_t blocks = last - block < VNNI_BLOCKS ? last - block : VNNI_BLOCKS;
+        for (int64_t r = 0; r < count; r += VNNI_ROWS / digits) {
+            int64_t taken = count - r < VNNI_ROWS / digits ? count - r : VNNI_ROWS / digits;
+            tiles_vnni[blocks - 1][taken * digits - 1](
+                m->weights + block * stride, stride, rows->digits + 2 * r * columns, pitch, columns,
+                sums);
+            for (int64_t i = 0; i < taken; i++)
+                for (int64_t b = 0; b < blocks; b++) {
                     int64_t at = (block + b) * BLOCK;
                     __m512i of_weights = _mm512_loadu_si512(m->sums + at);
                     int32_t zero_point = digits == 2 ? 128 : rows->zero_points[r + i];
                     __m512i upper = _mm512_sub_epi32(
-                        sums[i * digits][b],
+                        _mm512_load_si512(sums[i * digits][b]),
                         _mm512_mullo_epi32(of_weights, _mm512_set1_epi32(zero_point)));
                     __m512 sum = _mm512_cvtepi32_ps(upper);
                     if (digits == 2)
                         sum = _mm512_fmadd_ps(
-                            sum, _mm512_set1_ps(256), _mm512_cvtepi32_ps(sums[2 * i + 1][b]));
+                            sum, _mm512_set1_ps(256),
+                            _mm512_cvtepi32_ps(_mm512_load_si512(sums[2 * i + 1][b])));
                     __m512 scale = _mm512_mul_ps(
                         _mm512_loadu_ps(m->scales + at), _mm512_set1_ps(rows->scales[r + i]));
                     _mm512_storeu_ps(
@@ -317,9 +344,13 @@ VNNI static void product_vnni(
 /* ---- which of them ---- */
 
 void octavo_find_range(octavo_reading *reading, const float *x, int64_t count) {
-    float low, high;
-    find_bounds(x, count, &low, &high);
-    range_to_scale(reading, low, high);
+    switch (octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: find_range_vnni(reading, x, count); return;
+    case OCTAVO_AVX2: find_range_avx2(reading, x, count); return;
+#endif
+    default: find_range(reading, x, count);
+    }
 }
 
 void octavo_read_row(

@@ -21,29 +21,34 @@ enum { BLOCK = 16, LANES = 16 };
 /* Adding this rounds a float, half to even: there it has no fractions. */
 #define NO_FRACTIONS 12582912.0f
 
-/* Lowest and highest, zero among them; both NaN where a value is not finite. */
+/* The bits of a float as an integer of the same order, and back; a NaN is beyond both infinities. */
+INLINE int32_t in_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+/* As such integers. */
+#define POSITIVE_INFINITY 0x7f800000
+#define NEGATIVE_INFINITY (-0x7f800001)
+
+INLINE float from_order(int32_t ordered) {
+    float value;
+    ordered = in_order(ordered);
+    memcpy(&value, &ordered, 4);
+    return value;
+}
+
+/* Lowest and highest, zero among them; both NaN where a value is not finite. As integers, whose
+ * lowest and highest are found with vector instructions. */
 INLINE void find_bounds(const float *x, int64_t count, float *low, float *high) {
-    float lows[LANES] = {0}, highs[LANES] = {0}, odd[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            float v = x[i + j];
-            lows[j] = v < lows[j] ? v : lows[j];
-            highs[j] = v > highs[j] ? v : highs[j];
-            odd[j] += v * 0.0f;
-        }
-    for (; i < count; i++) {
-        lows[0] = x[i] < lows[0] ? x[i] : lows[0];
-        highs[0] = x[i] > highs[0] ? x[i] : highs[0];
-        odd[0] += x[i] * 0.0f;
+    int32_t most = 0, least = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits = in_order(bits);
+        most = bits > most ? bits : most;
+        least = bits < least ? bits : least;
     }
-    for (int j = 1; j < LANES; j++) {
-        lows[0] = lows[j] < lows[0] ? lows[j] : lows[0];
-        highs[0] = highs[j] > highs[0] ? highs[j] : highs[0];
-        odd[0] += odd[j];
-    }
-    *low = lows[0] + odd[0];
-    *high = highs[0] + odd[0];
+    int finite = most < POSITIVE_INFINITY && least > NEGATIVE_INFINITY;
+    *low = finite ? from_order(least) : NAN;
+    *high = finite ? from_order(most) : NAN;
 }
 
 INLINE int32_t rounded(float x) { return (int32_t)((x + NO_FRACTIONS) - NO_FRACTIONS); }
@@ -62,29 +67,20 @@ INLINE void round_floats(
         q[i] = (uint8_t)(rounded(clipped(x[i] / scale, least, most)) + zero_point);
 }
 
-/* The bits of a float as an integer of the same order, and back; a NaN is beyond both infinities. */
-INLINE int32_t in_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
-
 /* At least the lowest float; NaN if one is NaN, or infinite and positive. */
-INLINE float largest_of(const float *scores, int64_t count) {
-    const float lowest = -FLT_MAX, infinity = INFINITY, lowest_of_all = -INFINITY;
-    int32_t most, least, bits;
-    memcpy(&bits, &lowest, 4);
-    most = least = in_order(bits);
+INLINE float largest_of(const float *x, int64_t count) {
+    const float lowest = -FLT_MAX;
+    int32_t most, least = 0;
+    memcpy(&most, &lowest, 4);
+    most = in_order(most);
     for (int64_t i = 0; i < count; i++) {
-        memcpy(&bits, scores + i, 4);
-        int32_t own = in_order(bits);
-        most = own > most ? own : most;
-        least = own < least ? own : least;
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits = in_order(bits);
+        most = bits > most ? bits : most;
+        least = bits < least ? bits : least;
     }
-    memcpy(&bits, &infinity, 4);
-    int32_t too_much = in_order(bits);
-    memcpy(&bits, &lowest_of_all, 4);
-    if (most >= too_much || least < in_order(bits)) return NAN;
-    bits = in_order(most);
-    float largest;
-    memcpy(&largest, &bits, 4);
-    return largest;
+    return most >= POSITIVE_INFINITY || least < NEGATIVE_INFINITY ? NAN : from_order(most);
 }
 
 /* The step of which the largest of a row has so many; NaN where a value is not finite. */

@@ -61,7 +61,8 @@ static void one_product_of_bytes(int threads) {
     int64_t width = 1 + below(70), count = 1 + below(9);
     octavo_matrix weights = matrix(16 * (1 + below(20)), up(width, 4));
     float *x = filled(count * width, 4), *y = malloc((size_t)(count * weights.rows) * 4);
-    if (octavo_multiply_eight_bits(&weights, x, width, count, y, threads)) exit(1);
+    octavo_reading reading = {.how = OCTAVO_TENSOR_RANGE + below(3), .low = -128, .high = 127};
+    if (octavo_multiply_eight_bits(&weights, x, width, count, y, &reading, threads)) exit(1);
     forget(weights);
     free(x), free(y);
 }

@@ -5,9 +5,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from octavo.numerics import octavo_operators
 from octavo.numerics.native import library
 from octavo.runtimes.native import eight_bits
-from octavo.runtimes.native.matrix import Matrix
+from octavo.runtimes.native.matrix import How, Matrix
 
 
 class Case:
@@ -50,6 +51,43 @@ def test_products_are_those_of_dequantized_weights(instruction_set, **sizes):
     Case(**sizes).agrees()
 
 
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rows=st.integers(1, 150),
+    columns=st.integers(1, 300),
+    count=st.integers(1, 30),
+    bias=st.booleans(),
+    per_token=st.booleans(),
+    integers=st.sampled_from(
+        [(0, 255, False), (-128, 127, False), (-127, 127, True), (0, 63, False)]
+    ),
+    seed=st.integers(0, 99),
+)
+def test_rows_are_rounded_as_the_oracle_rounds_them(instruction_set, per_token, integers, **sizes):
+    case, how = Case(**sizes), How.ROW_RANGE if per_token else How.TENSOR_RANGE
+    have = eight_bits.multiply_eight_bits(case.x, **case.given(), **reading(how, *integers))
+    rounded = octavo_operators.fake_quantize_dynamic(case.x, *integers, per_token)
+    weight = case.integers.double() * case.scale[:, None].double()
+    want = rounded.double() @ weight.T + (0 if case.bias is None else case.bias.double())
+    size = rounded.double().abs() @ weight.abs().T + 1
+    assert float(((have.double() - want).abs() / size).max()) < 1e-5
+
+
+def reading(how, low, high, symmetric):
+    return {"how": how, "low": low, "high": high, "symmetric": symmetric}
+
+
+def test_no_rows_are_none(instruction_set):
+    given = Case().given()
+    for how in (How.FLOATS, How.ROW_RANGE, How.TENSOR_RANGE):
+        none = eight_bits.multiply_eight_bits(
+            torch.empty(0, 30), **given, **reading(how, 0, 255, False)
+        )
+        assert none.shape == (0, 20)
+
+
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_the_largest_sums_do_not_overflow(instruction_set, sign):
     case = Case(columns=32768, count=2)
@@ -85,11 +123,12 @@ def test_a_row_that_is_not_finite_stays_so(instruction_set):
         ("bias", lambda b: b[:16], "no part of packed weights"),
         ("rows", lambda rows: rows + 16, "for a weight of 36 x 32"),
         ("rows", lambda rows: rows - 16, "for a weight of 4 x 32"),
+        ("how", lambda how: How.INTEGERS, "read as integers"),
     ],
 )
 def test_what_does_not_fit_is_refused(name, change, message):
     case = Case()
-    known = {"x": case.x, **case.given()}
+    known = {"x": case.x, "how": How.FLOATS, **case.given()}
     with pytest.raises(ValueError, match=message):
         eight_bits.multiply_eight_bits(**known | {name: change(known[name])})
 

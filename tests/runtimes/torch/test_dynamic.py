@@ -9,6 +9,8 @@ from recurrent import Recurrent
 from torch import nn
 
 import octavo
+from octavo.numerics.native import library
+from octavo.runtimes.torch.int8 import lower_to
 
 TARGET = octavo.host_target()
 
@@ -207,3 +209,23 @@ def test_cells():
             expected, got = model(x), q(x)
         first, other = (r[0] if isinstance(r, tuple) else r for r in (expected, got))
         assert sqnr_db(first, other) > 25
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_octavos_kernel_takes_linear_layers_where_it_is_the_quicker(per_token):
+    """With VNNI, unless an activation stands behind that torch's kernel applies itself."""
+    torch.manual_seed(0)
+    x, net = torch.randn(9, 20), nn.Sequential(nn.Linear(20, 30), nn.GELU(), nn.Linear(30, 5))
+    qconfig = octavo.dynamic_qconfig(TARGET, per_token=per_token)
+    q = octavo.quantize(net.eval(), x, mode="dynamic", qconfig=qconfig, target=TARGET)
+    kernels = lower_to(q.graph, "python").kernels
+    own = library.instruction_set() == "avx512_vnni"
+    words = "per token" if per_token else "dynamic"
+    assert (kernels["2"] == f"octavo.linear, {words}") == own
+    assert (kernels["0"] == f"octavo.linear, {words}") == (own and per_token)
+    for rows in (1, 9, 40):
+        y = torch.randn(rows, 20)
+        assert sqnr_db(q.lower("reference")(y), q(y)) > 60
+    before = {n: t.clone() for n, t in q.graph.constants.items() if t.dtype == torch.int8}
+    for name, unpack in lower_to(q.graph, "python").prepacked.items():
+        assert unpack().equal(before[name])

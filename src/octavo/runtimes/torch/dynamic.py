@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
+from octavo.numerics.native import library
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes.integers import Integers
-from octavo.runtimes.torch.chains import Call, Chain, Context
+from octavo.runtimes.native.eight_bits import multiply_eight_bits
+from octavo.runtimes.native.matrix import MOST_COLUMNS, How, Matrix, unpack
+from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.onednn import (
     PackedConv,
@@ -162,6 +166,49 @@ def linear_by_tensors(context: Context, chain: Chain) -> Call:
     return Call(f"{name}, {how}", kernel, (parts, bias))
 
 
+def own_linear(context: Context, chain: Chain) -> Call:
+    """A linear layer that rounds the floats itself, by Octavo's own kernel."""
+    x, weight_arg, bias_arg = arguments(chain.layer).values()
+    if not _own_is_quicker(context, chain):
+        raise Unsupported("torch's kernel is quicker")
+    given = arguments(context.dynamic[x.name][1])
+    weight, scale = context.weight(weight_arg)
+    bias = context.graph.constant(bias_arg)
+    meta = context.graph.metas[given["x"].name]
+    if bias_arg is not None and bias is None:
+        raise Unsupported("its bias is computed")
+    if meta is None or meta.dtype != "float32" or (bias is not None and bias.dtype != scale.dtype):
+        raise Unsupported("it does not compute in float32")
+    rows, columns = weight.shape
+    if columns > MOST_COLUMNS:
+        raise Unsupported(f"its weight has more than {MOST_COLUMNS} columns")
+    matrix = Matrix.of(weight, scale, bias)
+    context.hold(weight_arg, partial(unpack, matrix.weights, rows, columns))
+    how = How.ROW_RANGE if given["per_token"] else How.TENSOR_RANGE
+    packed, scales, sums, biases = matrix.tensors
+    reading = (how, given["qmin"], given["qmax"], given["symmetric"])
+
+    def kernel(x: Tensor) -> Tensor:
+        flat = x.reshape(-1, columns)
+        result = multiply_eight_bits(flat, packed, scales, sums, biases, rows, *reading)
+        return result.reshape(*x.shape[:-1], rows)
+
+    words = "per token" if given["per_token"] else "dynamic"
+    return Call(f"octavo.linear, {words}", kernel, (given["x"],))
+
+
+def _own_is_quicker(context: Context, chain: Chain) -> bool:
+    """Whether Octavo's kernel is: with VNNI, where nothing stands behind the layer that torch's
+    kernel would take in. Measured by ``benchmarks.native``.
+    """
+    return (
+        context.caller == "python"
+        and library.instruction_set() == "avx512_vnni"
+        and chain.activation is None
+        and chain.quantize is None
+    )
+
+
 def _steps(rounding: Node) -> int:
     """Between how many integers the range, or half of a symmetric one, is divided."""
     _, low, high, symmetric, _ = rounding.args
@@ -225,4 +272,6 @@ KERNELS = (
     *(Kernel((op,), conv, Reads.OWN_RANGE, ONEDNN[op]) for op in ("conv1d", "conv2d", "conv3d")),
     Kernel(("linear",), linear, Reads.OWN_RANGE, ONEDNN["linear"]),
     Kernel(("linear",), linear_by_tensors, Reads.TENSOR_SCALES, fusion=None),
+    Kernel(("linear",), own_linear, Reads.OWN_RANGE, ONEDNN["linear"]),
+    Kernel(("linear",), own_linear, Reads.TENSOR_SCALES, fusion=None),
 )
