@@ -106,7 +106,7 @@ def test_what_takes_one_graph_says_to_give_a_region(models) -> None:
         octavo.export_onnx(q, "q.onnx")
 
 
-class Boxes(Net):
+class Boxes(Looking):
     """Returns as many rows as are high enough, as a detector does."""
 
     limit = 0.0
@@ -121,7 +121,7 @@ def test_outputs_of_as_many_rows_as_are_found() -> None:
     model = Boxes().eval()
     data = [torch.randn(64, 6) for _ in range(3)]
     with torch.no_grad():
-        highest = Net.forward(model, data[0])[:, 0].max()
+        highest = Looking.forward(model, data[0])[:, 0].max()
     q = octavo.quantize(model, calibration=data, scope="regions", target=octavo.host_target())
     model.limit = float(highest) - 1e-6  # one row of the first batch
     q.limit = float(highest) + 1.0  # none

@@ -48,6 +48,10 @@ def test_no_float_model(made: Callable[[], Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
+        (
+            lambda: octavo.quantize(FLOAT, scope="modules"),
+            r"its layers are modules of octavo\.nn, and no graph.*octavo\.sensitivity",
+        ),
         (lambda: FLOAT, "octavo.quantize makes one from a float model"),
         (prepared, "octavo.convert makes one from a model that was trained with rounding"),
         (lambda: "m.octavo", r"load the file first, octavo.load\('m.octavo'\)"),

@@ -10,7 +10,7 @@ from torch import nn
 from octavo.arguments import described
 from octavo.errors import InputError
 from octavo.model.model import QuantizedModel
-from octavo.model.parts import regions_of
+from octavo.model.parts import parts_of, regions_of
 from octavo.qat import QATModel
 
 
@@ -42,6 +42,12 @@ def _way_to_int8(given: object) -> str:
         region = next(iter(regions_of(given)), None)
         if region is not None:
             return f"it has quantized regions: give one of them, q.get_submodule({region!r})"
+        if parts_of(given):
+            return (
+                "its layers are modules of octavo.nn, and no graph. octavo.sensitivity(model, ..., "
+                'scope="modules") tells of each, octavo.summary and octavo.compare of all; '
+                'scope="regions" or "model" makes graphs'
+            )
         return "octavo.quantize makes one from a float model"
     return "octavo.quantize, octavo.convert and octavo.load return one"
 
