@@ -22,7 +22,7 @@ SOURCES = [
     HERE / f"{name}.c"
     for name in (
         *("isa", "threads", "product", "eight_bits", "four_bits", "recurrent"),
-        *("convolution", "tiles", "depthwise", "attention", "observing"),
+        *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
         *("elementwise", "pooling", "program", "normalization"),
     )
 ]

@@ -182,11 +182,8 @@ VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t
     int32_t lanes[DEPTHWISE];
     turn(sums);
     UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
-    UNROLL for (int i = 0; i < 4; i++) {
-        int64_t count = least(BLOCK, c->out.channels - channel - i * BLOCK), part = channel + i * BLOCK;
-        if (count > 0)
-            finish(&c->epilogue, lanes + i * BLOCK, part, count, at + i * BLOCK, c->y);
-    }
+    Runs runs = {channel, BLOCK, c->out.channels, at, BLOCK};
+    finish_runs_vnni(&c->epilogue, lanes, DEPTHWISE / BLOCK, &runs, c->y);
 }
 
 /* What is the same for all pixels of a unit. */

@@ -7,34 +7,31 @@
 
 #define FOR_LANES for (int64_t i = 0; i < count; i++)
 
-INLINE void activate(int32_t activation, float low, float high, float *v, const int64_t count) {
-    switch (activation) {
-    case OCTAVO_CLIP: FOR_LANES v[i] = clipped(v[i], low, high); break;
-    case OCTAVO_HARDSWISH: FOR_LANES v[i] = hardswish(v[i]); break;
-    case OCTAVO_HARDSIGMOID: FOR_LANES v[i] = hardsigmoid(v[i]); break;
-    case OCTAVO_SILU: FOR_LANES v[i] = silu(v[i]); break;
-    case OCTAVO_SIGMOID: FOR_LANES v[i] = sigmoid(v[i]); break;
-    case OCTAVO_GELU: FOR_LANES v[i] = gelu(v[i]); break;
-    case OCTAVO_GELU_TANH: FOR_LANES v[i] = gelu_tanh(v[i]); break;
-    case OCTAVO_TANH: FOR_LANES v[i] = tanhyp(v[i]); break;
-    }
-}
+/* Runs of up to 16 channels, and where they are: the first one's channel and its index in the result, how
+ * far the next one's are from there, and where channels end. */
+typedef struct {
+    int64_t channel, channel_step, end, at, at_step;
+} Runs;
 
-/* What loops read is copied first: the compiler has to expect that bytes are written over it. */
-INLINE void finish_lanes(
-    const octavo_epilogue *e, const int32_t *sums, int64_t channel, int64_t at, void *y,
+enum { MOST_RUNS = 16 };
+
+INLINE void to_floats(
+    const octavo_epilogue *e, const int32_t *sums, int64_t channel, int64_t at, float *v,
     const int64_t count) {
     const float *scales = e->scales + channel, *bias = e->bias + channel;
-    const float scale = e->out_scale;
-    const float low = (float)(e->out_low - e->out_zero_point);
-    const float high = (float)(e->out_high - e->out_zero_point);
-    float v[LANES];
     FOR_LANES v[i] = (float)sums[i] * scales[i] + bias[i];
     if (e->addend) {
         const uint8_t *addend = e->addend + at;
         FOR_LANES v[i] += (float)(addend[i] - e->addend_zero_point) * e->addend_scale;
     }
-    activate(e->activation, e->low, e->high, v, count);
+}
+
+/* What loops read is copied first: the compiler has to expect that bytes are written over it. */
+INLINE void store_floats(
+    const octavo_epilogue *e, const float *v, int64_t at, void *y, const int64_t count) {
+    const float scale = e->out_scale;
+    const float low = (float)(e->out_low - e->out_zero_point);
+    const float high = (float)(e->out_high - e->out_zero_point);
     if (scale == 0.0f) {
         memcpy((float *)y + at, v, (size_t)count * 4);
         return;
@@ -45,14 +42,38 @@ INLINE void finish_lanes(
     FOR_LANES stored[i] = (uint8_t)q[i];
 }
 
+/* The sums of runs, 16 places for each. All of them go through the activation at once, since one
+ * vector alone would wait for itself. */
+INLINE void finish_runs(
+    const octavo_epilogue *e, const int32_t *sums, int64_t runs, const Runs *place, void *y) {
+    float v[MOST_RUNS * LANES];
+    for (int64_t i = 0; i < runs; i++) {
+        int64_t channel = place->channel + i * place->channel_step, at = place->at + i * place->at_step;
+        int64_t count = place->end - channel;
+        if (count >= LANES) {
+            to_floats(e, sums + i * LANES, channel, at, v + i * LANES, LANES);
+        } else {
+            memset(v + i * LANES, 0, LANES * 4);
+            if (count > 0) to_floats(e, sums + i * LANES, channel, at, v + i * LANES, count);
+        }
+    }
+    octavo_activate(e->activation, e->low, e->high, v, runs * LANES);
+    for (int64_t i = 0; i < runs; i++) {
+        int64_t at = place->at + i * place->at_step;
+        int64_t count = place->end - place->channel - i * place->channel_step;
+        if (count >= LANES)
+            store_floats(e, v + i * LANES, at, y, LANES);
+        else if (count > 0)
+            store_floats(e, v + i * LANES, at, y, count);
+    }
+}
+
 /* The sums of `count` <= LANES channels from `channel` on, at index `at` of the result. */
 INLINE void finish(
     const octavo_epilogue *e, const int32_t *sums, int64_t channel, int64_t count, int64_t at,
     void *y) {
-    if (count == LANES)
-        finish_lanes(e, sums, channel, at, y, LANES);
-    else
-        finish_lanes(e, sums, channel, at, y, count);
+    Runs one = {channel, 0, channel + count, at, 0};
+    finish_runs(e, sums, 1, &one, y);
 }
 
 /* ---- with intrinsics, where an epilogue rounds and has no activation but a clip ---- */
@@ -151,6 +172,48 @@ INLINE VNNI __m512i stored(__m512i sums, const __m512i *addend, const Prepared51
     }
     v = _mm512_min_ps(_mm512_max_ps(v, p->low), p->high); /* NaN becomes low */
     return _mm512_add_epi32(_mm512_cvtps_epi32(v), p->zero_point);
+}
+
+/* As finish_runs, with vectors of 16. */
+INLINE VNNI __mmask16 lanes_of(const Runs *place, int64_t i) {
+    int64_t count = place->end - place->channel - i * place->channel_step;
+    return count >= BLOCK ? 0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
+}
+
+INLINE VNNI void finish_runs_vnni(
+    const octavo_epilogue *e, const int32_t *sums, int64_t runs, const Runs *place, void *y) {
+    float v[MOST_RUNS * BLOCK] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < runs; i++) {
+        int64_t channel = place->channel + i * place->channel_step, at = place->at + i * place->at_step;
+        __mmask16 lanes = lanes_of(place, i);
+        __m512 value = _mm512_fmadd_ps(
+            _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i * BLOCK)),
+            _mm512_maskz_loadu_ps(lanes, e->scales + channel),
+            _mm512_maskz_loadu_ps(lanes, e->bias + channel));
+        if (e->addend) {
+            __m512i steps = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, e->addend + at));
+            steps = _mm512_sub_epi32(steps, _mm512_set1_epi32(e->addend_zero_point));
+            value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(steps), _mm512_set1_ps(e->addend_scale), value);
+        }
+        _mm512_store_ps(v + i * BLOCK, value);
+    }
+    octavo_activate(e->activation, e->low, e->high, v, runs * BLOCK);
+    const __m512 scale = _mm512_set1_ps(e->out_scale);
+    const __m512 low = _mm512_set1_ps((float)(e->out_low - e->out_zero_point));
+    const __m512 high = _mm512_set1_ps((float)(e->out_high - e->out_zero_point));
+    for (int64_t i = 0; i < runs; i++) {
+        int64_t at = place->at + i * place->at_step;
+        __mmask16 lanes = lanes_of(place, i);
+        __m512 value = _mm512_load_ps(v + i * BLOCK);
+        if (e->out_scale == 0.0f) {
+            _mm512_mask_storeu_ps((float *)y + at, lanes, value);
+            continue;
+        }
+        value = _mm512_max_ps(_mm512_div_ps(value, scale), low); /* NaN becomes low */
+        __m512i steps = _mm512_cvtps_epi32(_mm512_min_ps(value, high));
+        steps = _mm512_add_epi32(steps, _mm512_set1_epi32(e->out_zero_point));
+        _mm_mask_storeu_epi8((uint8_t *)y + at, lanes, _mm512_cvtepi32_epi8(steps));
+    }
 }
 
 #endif

@@ -116,6 +116,9 @@ enum {
     OCTAVO_ACTIVATIONS /* how many there are */
 };
 
+/* In place; v may hold NaN, which stays NaN. */
+void octavo_activate(int32_t activation, float low, float high, float *v, int64_t count);
+
 /* What becomes of a layer's sums of int32: sum * scale + bias, + addend, activation, rounding half
  * to even by out_scale, out_zero_point, cut to out_low..out_high. */
 typedef struct {

@@ -147,8 +147,12 @@ AVX2 static void tile_avx2(
         int64_t at = tile->result + first * c->out.channels + p->channel;
         int32_t sums[SIX][BLOCK];
         table[pixels - 1](w, tile->x + first * w->pixel * w->size, weights, p->first, sums);
-        for (int64_t i = 0; i < pixels; i++, at += c->out.channels)
-            finish_avx2(&c->epilogue, p, sums[i], at, c->y);
+        Runs runs = {p->channel, 0, p->channel + p->count, at, c->out.channels};
+        if (is_clipped(&c->epilogue))
+            for (int64_t i = 0; i < pixels; i++, at += c->out.channels)
+                finish_avx2(&c->epilogue, p, sums[i], at, c->y);
+        else
+            finish_runs(&c->epilogue, sums[0], pixels, &runs, c->y);
     }
 }
 
@@ -244,9 +248,10 @@ VNNI static void finish_vnni(
         case 2: finish_clipped(c, p, sums, pixels, at, 1, 0); break;
         default: finish_clipped(c, p, sums, pixels, at, 1, 1);
         }
-    else
-        for (int64_t i = 0; i < pixels; i++, at += c->out.channels)
-            finish(&c->epilogue, sums[i], p->channel, p->count, at, c->y);
+    else {
+        Runs runs = {p->channel, 0, p->channel + p->count, at, c->out.channels};
+        finish_runs_vnni(&c->epilogue, sums[0], pixels, &runs, c->y);
+    }
 }
 
 VNNI static void tiles_vnni(
