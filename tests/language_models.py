@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -130,6 +130,3 @@ def assert_same_tokens(ours: Any, exact: Any) -> None:
                 near = (logits[right] - logits[own]) / logits.std()
                 assert near < 2e-3, f"row {row}, step {step}: {own} for {right}, {near} away"
                 break
-
-
-Make = Callable[[], Any]
