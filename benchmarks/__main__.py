@@ -16,6 +16,7 @@ NAMES = (
     "pixels",
     "recurrent",
     "native",
+    "transformer_layers",
     "convolutions",
     "tokens",
     "open_sizes",
