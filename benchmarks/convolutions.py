@@ -1,7 +1,8 @@
 """Octavo's int8 convolutions and linear layers beside torch's (oneDNN), layer by layer.
 
-Shapes are those of ResNet-18, ResNet-50, MobileNetV2, ViT-B/16 and MiniLM at batch 1. A kernel is
-called some times in a row, as layers of a model follow each other, and both take turns, with rests.
+Shapes are those of ResNet-18, ResNet-50, MobileNetV2, ResNeXt, ViT-B/16 and MiniLM, batch 1. A
+kernel is called some times in a row, as layers of a model follow each other, and both take turns,
+with rests.
 "G/s" are multiply-adds of all threads. Both multiply, scale, add a bias, cut to 0..6 and round.
 Weights have seven bits, so that CPUs without VNNI can sum pairs of products in 16 bits.
 """
@@ -97,6 +98,8 @@ DEPTHWISE = (
     (240, 5, 1, 28),
     (672, 5, 1, 14),
 )
+# Channels, groups, side of 3x3 windows, as in ResNeXt: groups of 4, 8, 16 and 32 results.
+GROUPED = ((128, 32, 56), (256, 32, 28), (512, 32, 14), (1024, 32, 7))
 # Rows, columns, results.
 LINEAR = (
     (197, 768, 768),
@@ -184,6 +187,10 @@ def cases() -> dict[str, Layer]:
             channels, channels, (kernel,) * 2, (stride,) * 2, (kernel // 2,) * 4, groups=channels
         )
         name = f"depthwise {channels}, {kernel}x{kernel} / {stride}, {side}x{side}"
+        made[name] = Layer(geometry, side, side)
+    for channels, groups, side in GROUPED:
+        geometry = Geometry(channels, channels, (3, 3), padding=(1,) * 4, groups=groups)
+        name = f"{channels} in {groups} groups, 3x3 / 1, {side}x{side}"
         made[name] = Layer(geometry, side, side)
     for rows, inputs, outputs in LINEAR:
         name = f"linear {inputs} to {outputs}, {rows} rows"

@@ -151,6 +151,11 @@ INLINE VNNI void store(uint8_t *to, __m512i bytes, __mmask64 mask, const int who
         _mm512_storeu_si512(to, bytes);
         return;
     }
+    if ((mask & 0xffffffff) == 0xffffffff) {
+        _mm256_storeu_si256((__m256i *)to, _mm512_castsi512_si256(bytes));
+        bytes = _mm512_shuffle_i32x4(bytes, bytes, 0x4e);
+        mask >>= 32, to += 32;
+    }
     for (; mask; mask >>= 16, to += 16) {
         if ((mask & 0xffff) == 0xffff)
             _mm_storeu_si128((__m128i *)to, _mm512_castsi512_si128(bytes));

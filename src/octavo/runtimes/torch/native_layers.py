@@ -100,7 +100,7 @@ def convolution(context: Context, chain: Chain) -> Described:
 
 def _is_quicker_in_torch(geometry: Geometry) -> bool:
     """Whether torch's kernel beats ours by more than a call costs: groups of few outputs leave most
-    of a vector empty. Measured by ``benchmarks.native``.
+    of a vector empty. Measured by ``benchmarks.convolutions``.
     """
     each = geometry.out_channels // geometry.groups
     is_depthwise = geometry.groups == geometry.in_channels == geometry.out_channels
