@@ -1,9 +1,10 @@
 /* A pool of threads that wait a moment for the next call and then sleep.
  *
- * A call is some stages, one after the other, each of which is cut into chunks. Whoever is free takes
- * the next chunk, so a thread that wakes up late, or that the machine takes away, holds nobody up for
- * longer than its own chunk. One call at a time has the pool; another that comes meanwhile runs on
- * its own thread.
+ * A call is some stages, one after the other, each of which is cut into chunks. Each thread begins with
+ * a row of neighbours of its own, which are the same part of an image in each stage: what a core reads
+ * is mostly what it wrote. Whoever has done these takes what others have left, so a thread that wakes
+ * up late, or that the machine takes away, holds nobody up for longer than its own chunk. One call at
+ * a time has the pool; another that comes meanwhile runs on its own thread.
  */
 #include <pthread.h>
 #include <sched.h>
@@ -16,7 +17,7 @@
  * between them. So a thread waits for a millisecond, most of it for nothing but its turn: whatever
  * else wants to run on its core runs. */
 enum { MOST = 256, SPINS = 2000, YIELDS_AT_ONCE = 32, WAIT_NANOSECONDS = 1000000 };
-enum { CHUNKS_OF_A_THREAD = 8 };
+enum { CHUNKS_OF_A_THREAD = 8, CHUNK_BITS = 24 };
 
 static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER, lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t called = PTHREAD_COND_INITIALIZER;
@@ -29,9 +30,17 @@ static _Atomic uint64_t door;
 /* Of the call: its stages, how many, and the workers that may enter. */
 static const octavo_stage *stages;
 static int stage_count, wanted;
-/* The stage << 32, and its next chunk; how many chunks of it are done. */
-static _Atomic uint64_t position;
+/* The first stage of the call, counted from 1 over all calls; the one that is under way, and how many chunks
+ * of it are done. */
+static uint64_t first_stage;
+static _Atomic uint64_t stage = 1;
 static _Atomic int done;
+/* Of each thread's row of chunks: the stage << CHUNK_BITS, and the next chunk. What is there of an
+ * earlier stage means that nobody has begun. */
+typedef struct {
+    _Alignas(64) _Atomic uint64_t next;
+} Row;
+static Row rows[MOST];
 
 static inline void relax(void) {
 #if defined(__x86_64__)
@@ -49,24 +58,50 @@ static int64_t nanoseconds(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* The next chunk of a thread's row in a stage; -1 where none is left. */
+static int taken_from(Row *row, uint64_t now, int begin, int end) {
+    uint64_t seen = atomic_load_explicit(&row->next, memory_order_acquire);
+    for (;;) {
+        uint64_t of = seen >> CHUNK_BITS;
+        if (of > now) return -1; /* the stage is over */
+        int chunk = of == now ? (int)(seen & (((uint64_t)1 << CHUNK_BITS) - 1)) : begin;
+        if (chunk >= end) return -1;
+        if (atomic_compare_exchange_weak_explicit(
+                &row->next, &seen, now << CHUNK_BITS | (uint64_t)(chunk + 1), memory_order_acq_rel,
+                memory_order_acquire))
+            return chunk;
+    }
+}
+
+/* The next chunk for a thread of so many, of its own row or of another's; -1 where none is left. */
+static int taken(uint64_t now, int chunks, int thread, int threads) {
+    for (int other = 0; other < threads; other++) {
+        int at = (thread + other) % threads;
+        int begin = (int)((int64_t)chunks * at / threads);
+        int end = (int)((int64_t)chunks * (at + 1) / threads);
+        int chunk = taken_from(rows + at, now, begin, end);
+        if (chunk >= 0) return chunk;
+    }
+    return -1;
+}
+
 /* Take chunks until the last stage is done. */
-static void take_chunks(const octavo_stage *all, int count) {
+static void take_chunks(const octavo_stage *all, int count, int thread, int threads) {
     unsigned spin = 0;
     for (;;) {
-        uint64_t now = atomic_load_explicit(&position, memory_order_acquire);
-        int at = (int)(now >> 32), chunk = (int)(now & 0xffffffff);
-        if (at >= count) return;
-        int chunks = all[at].chunks;
-        if (chunk >= chunks) { /* others are still at it */
+        uint64_t now = atomic_load_explicit(&stage, memory_order_acquire);
+        if (now - first_stage >= (uint64_t)count) return;
+        const octavo_stage *at = all + (now - first_stage);
+        int chunk = taken(now, at->chunks, thread, threads);
+        if (chunk < 0) { /* others are still at it */
             wait_a_bit(spin++);
-        } else if (atomic_compare_exchange_weak_explicit(
-                       &position, &now, now + 1, memory_order_acq_rel, memory_order_relaxed)) {
-            all[at].task(all[at].context, chunk, chunks);
-            spin = 0;
-            if (atomic_fetch_add_explicit(&done, 1, memory_order_acq_rel) + 1 == chunks) {
-                atomic_store_explicit(&done, 0, memory_order_relaxed);
-                atomic_store_explicit(&position, (uint64_t)(at + 1) << 32, memory_order_release);
-            }
+            continue;
+        }
+        at->task(at->context, chunk, at->chunks);
+        spin = 0;
+        if (atomic_fetch_add_explicit(&done, 1, memory_order_acq_rel) + 1 == at->chunks) {
+            atomic_store_explicit(&done, 0, memory_order_relaxed);
+            atomic_store_explicit(&stage, now + 1, memory_order_release);
         }
     }
 }
@@ -102,7 +137,7 @@ static void *work(void *argument) {
         uint64_t now = atomic_load(&door);
         while (now >> 16 == call)
             if (atomic_compare_exchange_weak(&door, &now, now + 1)) {
-                if (worker < wanted) take_chunks(stages, stage_count);
+                if (worker < wanted) take_chunks(stages, stage_count, worker + 1, wanted + 1);
                 atomic_fetch_sub_explicit(&door, 1, memory_order_release);
                 break;
             }
@@ -113,6 +148,7 @@ static void *work(void *argument) {
 static void forget_threads(void) { /* a forked process has none of them */
     workers = 0;
     door = 0;
+    done = 0;
     pthread_mutex_init(&in_use, NULL);
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&called, NULL);
@@ -139,13 +175,13 @@ static void run_together(const octavo_stage *all, int count, int helpers) {
     stages = all;
     stage_count = count;
     wanted = helpers;
-    atomic_store_explicit(&position, 0, memory_order_relaxed);
+    first_stage = atomic_load_explicit(&stage, memory_order_relaxed);
     uint64_t call = (atomic_load_explicit(&door, memory_order_relaxed) >> 16) + 1;
     pthread_mutex_lock(&lock);
     atomic_store_explicit(&door, call << 16, memory_order_release);
     pthread_cond_broadcast(&called);
     pthread_mutex_unlock(&lock);
-    take_chunks(all, count);
+    take_chunks(all, count, 0, helpers + 1);
     uint64_t empty = call << 16;
     for (unsigned spin = 0; !atomic_compare_exchange_weak_explicit(
              &door, &empty, (call + 1) << 16, memory_order_acq_rel, memory_order_relaxed);

@@ -20,6 +20,7 @@ from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.program import run_of
 from octavo.graph.tracing import without_values
+from octavo.numerics.native import observing
 from octavo.quantization.float_graph import roundings_removed
 
 _Run = Callable[..., tuple[Any, ...]]
@@ -67,16 +68,13 @@ class Watched:
         )
 
     def are_fine(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether there is nothing to do; a sum is the quickest way to see it.
-
-        A sum of finite values may overflow: then there is nothing to do after all.
-        """
+        """Whether there is nothing to do, as far as a quick look tells."""
         if without_values() or any(tensor.is_meta for tensor in tensors):
             return True  # there are no values to look at
         if self.are_empty(tensors):
             return False
         for index in self.values:
-            if not math.isfinite(tensors[index].sum(dtype=torch.float32)):
+            if not _are_finite(tensors[index]):
                 return False
         for index in self.masks:
             mask = tensors[index]
@@ -87,6 +85,19 @@ class Watched:
     def are_empty(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the batch has no samples."""
         return any(tensors[index].shape[axis] == 0 for index, axis in self.batched)
+
+
+def _are_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or an infinity; a sum of finite values may overflow and say so too.
+
+    Octavo's own kernel is asked first: what torch sums on several threads leaves them spinning, and
+    whoever runs next shares the cores with them.
+    """
+    orders = (torch.contiguous_format, *([torch.channels_last] if x.dim() == 4 else []))
+    whole = any(x.is_contiguous(memory_format=order) for order in orders)
+    if whole and x.dtype == torch.float32 and observing.reads(x):
+        return observing.are_finite(x)
+    return math.isfinite(x.sum(dtype=torch.float32))
 
 
 def masks_of(graph: Graph) -> frozenset[str]:

@@ -129,3 +129,13 @@ def test_shapes_and_types_are_checked(instruction_set):
             seen.take_in(x)
     with pytest.raises(ValueError, match="of other types"):
         Counted(seen.counts.int(), seen.zeros, seen.low, seen.high).take_in(torch.zeros(2, 4))
+
+
+@pytest.mark.parametrize("odd", [math.nan, -math.nan, math.inf, -math.inf])
+def test_one_value_that_is_not_finite_is_found(instruction_set, odd):
+    for count in (1, 7, 100, 70000):
+        x = torch.linspace(-1e38, 1e38, count)
+        assert observing.are_finite(x)
+        x[count // 2] = odd
+        assert not observing.are_finite(x)
+    assert observing.are_finite(torch.empty(0))

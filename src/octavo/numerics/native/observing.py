@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,20 @@ def extrema(x: Tensor) -> tuple[Tensor, Tensor]:
         torch.get_num_threads(),
     )
     return low, high
+
+
+def are_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or an infinity.
+
+    Args:
+        x: float32 that the library `reads`, in one piece of memory.
+    """
+    low, high = ctypes.c_float(), ctypes.c_float()
+    if x.numel():
+        sizes = (ctypes.c_int64(1), ctypes.c_int64(x.numel()))
+        ends, threads = (ctypes.byref(low), ctypes.byref(high)), torch.get_num_threads()
+        _library().octavo_extrema(ctypes.c_void_p(x.data_ptr()), *sizes, *ends, threads)
+    return math.isfinite(low.value) and math.isfinite(high.value)
 
 
 class _Histogram(ctypes.Structure):

@@ -22,6 +22,8 @@ from octavo.runtimes.native.structs import Kind
 ALIGNMENT = 64
 CHUNK = 2**13  # bytes that are worth another thread's while
 CHUNKS_OF_A_THREAD = 8
+# Sizes, strides and type of a tensor.
+Made = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 CHANNELS_LAST = (0, 2, 3, 1)  # the axes of an image, from the slowest
 
 
@@ -173,14 +175,15 @@ class Planner:
 
     def finished(self, results: Sequence[Value]) -> Plan:
         """The plan that gives these results, which the caller gets in memory of their own."""
-        made: list[Tensor] = []
+        made: list[Made] = []
         bases = 1 + sum(buffer.base is not None for buffer in self._buffers)
         for value in results:
             buffer = self._buffers[value.buffer]
             if buffer.base is None:
                 assert buffer.made_as is not None
                 buffer.base = bases + len(made)
-                made.append(buffer.made_as)
+                like = buffer.made_as
+                made.append((tuple(like.shape), like.stride(), like.dtype))
         arena = _placed([buffer for buffer in self._buffers if buffer.base is None])
         steps = (structs.Step * len(self._steps))(*map(self._as_struct, self._steps))
         views = [self._view(value, bases) for value in results]
@@ -231,13 +234,13 @@ class Plan:
     Attributes:
         steps: what is run.
         arena: bytes of memory that a call needs for itself.
-        made: like the tensors that a call makes.
+        made: the tensors that a call makes.
         results: what it gives.
     """
 
     steps: ctypes.Array[structs.Step]
     arena: int
-    made: list[Tensor]
+    made: list[Made]
     results: list[View]
 
 

@@ -80,7 +80,8 @@ class Program:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._planned(key, threads, tensors)
-        memory = [*tensors, *[torch.empty_like(made, device="cpu") for made in plan.made]]
+        made = [torch.empty_strided(*like, dtype=dtype) for *like, dtype in plan.made]
+        memory = [*tensors, *made]
         arena = self.arenas.take(plan.arena)
         addresses = [arena.data_ptr(), *[tensor.data_ptr() for tensor in memory]]
         loaded = library()
