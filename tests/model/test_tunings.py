@@ -69,6 +69,8 @@ def test_the_fastest_runs_and_is_remembered(
     assert tuned.variant == SECOND_FASTER
     assert tuned.tunings[cpu.kind()].best == SECOND_FASTER
     assert q.tunings == tuned.tunings
+    assert tuned.tuning is not None
+    assert "2.00x" in str(tuned.tuning)
     assert q.variant is None
     assert torch.allclose(tuned(X), q(X), atol=0.2)
     assert tuned.lowered.agreement is not None

@@ -78,7 +78,9 @@ def tune(
         q.save(path, samples=q.samples is not None)
         show(q.tunings[cpu.kind()], as_json)
         if not as_json:
-            said = "this command goes on" if interrupted else f"octavo.load({path!r}) runs it so"
-            console().print(f"kept in {path}: {said} on this CPU", highlight=False)
+            said = (
+                "the same command goes on" if interrupted else f"octavo.load({path!r}) runs it so"
+            )
+            console().print(f"kept in {path}; on this CPU {said}", highlight=False)
     if interrupted:
         raise typer.Exit(130)

@@ -214,10 +214,15 @@ class QuantizedModel(nn.Module):
         lowered = as_planned(fresh, self.plan)
         if self.variant is None:
             warn_of(lowered, self.plan)
-        elif (tuning := self.tunings.get(cpu.kind())) is not None:
-            lowered = with_words(lowered, tuning)
+        elif self.tuning is not None:
+            lowered = with_words(lowered, self.tuning)
         let_go(self, lowered.prepacked)
         return lowered
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What tuning found on this kind of CPU, a table of what was tried; ``None`` before."""
+        return self.tunings.get(cpu.kind())
 
     @property
     def precision(self) -> str | None:
