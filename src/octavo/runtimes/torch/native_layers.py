@@ -19,6 +19,7 @@ from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
 from octavo.numerics.native import library
 from octavo.quantization.fusions import CLIPS, NATIVE, Fusion
+from octavo.runtimes import cpu
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import operations
 from octavo.runtimes.native.convolution import (
@@ -100,8 +101,11 @@ def convolution(context: Context, chain: Chain) -> Described:
 
 def _is_quicker_in_torch(geometry: Geometry) -> bool:
     """Whether torch's kernel beats ours by more than a call costs: groups of few outputs leave most
-    of a vector empty. Measured by ``benchmarks.convolutions``.
+    of a vector empty. Measured by ``benchmarks.convolutions``. Where torch's may refuse the weights
+    of a layer, ours runs it.
     """
+    if cpu.missing_kernels() is not None or cpu.saturates():
+        return False
     each = geometry.out_channels // geometry.groups
     is_depthwise = geometry.groups == geometry.in_channels == geometry.out_channels
     return geometry.groups > 1 and not is_depthwise and each < 16
