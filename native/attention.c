@@ -6,6 +6,7 @@
  */
 #include <float.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -151,16 +152,17 @@ typedef struct {
     float *scores, *mixed;       /* [TARGETS, sources], [TARGETS, value channels], rounded up */
     float sums[TARGETS];         /* of the exponentials */
     uint8_t *levels;             /* [sources] */
+    atomic_flag taken;           /* by a thread that is at work with it */
 } Own;
 
 typedef struct {
     const octavo_attention_call *call;
     const Rows *rows;
-    octavo_barrier barrier;
     octavo_matrix keys, values; /* of the first head */
     int8_t *packed_keys, *packed_values;
     int32_t *key_sums;
-    Own *own; /* each thread's */
+    Own *own;
+    int owners; /* how many of these: as many as threads */
 } Run;
 
 static void pack(Run *run, int64_t index) {
@@ -223,19 +225,30 @@ static void attend(const Run *run, Own *own, int64_t batch, int64_t head, int64_
                           (first + i) * call->out_row_stride));
 }
 
-static void work(void *context, int thread, int threads) {
+static void pack_some(void *context, int chunk, int chunks) {
+    Run *run = context;
+    int64_t parts = 2 * run->call->batch * run->call->shared_heads;
+    for (int64_t i = parts * chunk / chunks; i < parts * (chunk + 1) / chunks; i++) pack(run, i);
+}
+
+static int64_t blocks_of(const octavo_attention_call *call) {
+    return up(call->targets, TARGETS) / TARGETS;
+}
+
+static void attend_some(void *context, int chunk, int chunks) {
     Run *run = context;
     const octavo_attention_call *call = run->call;
-    int64_t parts = 2 * call->batch * call->shared_heads;
-    for (int64_t i = parts * thread / threads; i < parts * (thread + 1) / threads; i++) pack(run, i);
-    octavo_wait(&run->barrier, threads);
-    int64_t blocks = up(call->targets, TARGETS) / TARGETS, all = call->batch * call->heads * blocks;
-    for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; i++) {
+    int at = 0; /* no more chunks than threads are worked on, so that one is free */
+    while (atomic_flag_test_and_set_explicit(&run->own[at].taken, memory_order_acquire))
+        at = (at + 1) % run->owners;
+    Own *own = &run->own[at];
+    int64_t blocks = blocks_of(call), all = call->batch * call->heads * blocks;
+    for (int64_t i = all * chunk / chunks; i < all * (chunk + 1) / chunks; i++) {
         int64_t head = i / blocks, first = i % blocks * TARGETS, rest = call->targets - first;
         attend(
-            run, &run->own[thread], head / call->heads, head % call->heads, first,
-            rest < TARGETS ? rest : TARGETS);
+            run, own, head / call->heads, head % call->heads, first, rest < TARGETS ? rest : TARGETS);
     }
+    atomic_flag_clear_explicit(&own->taken, memory_order_release);
 }
 
 /* One piece of memory after the other out of one block, each on a line of the cache; without a block
@@ -283,6 +296,7 @@ static int64_t place(Run *run, char *block, int threads) {
         own->scores = piece(block, &used, TARGETS * keys->rows * 4);
         own->mixed = piece(block, &used, TARGETS * values->rows * 4);
         own->levels = piece(block, &used, keys->rows);
+        if (block) atomic_flag_clear(&own->taken);
     }
     return used;
 }
@@ -291,11 +305,16 @@ int octavo_attention(const octavo_attention_call *call, int threads) {
     int64_t pairs = call->batch * call->heads * call->targets * call->sources;
     int64_t useful = pairs * (call->channels + call->value_channels) / OCTAVO_WORK_OF_A_THREAD + 1;
     threads = useful < threads ? (int)useful : threads;
-    Run run = {.call = call, .rows = rows_of_this_cpu()};
+    Run run = {.call = call, .rows = rows_of_this_cpu(), .owners = threads};
     char *memory = malloc((size_t)place(&run, NULL, threads) + 64);
     if (!memory) return 1;
     place(&run, (char *)(((uintptr_t)memory + 63) / 64 * 64), threads);
-    octavo_in_threads(work, &run, threads);
+    int64_t parts = 2 * call->batch * call->shared_heads;
+    int64_t all = call->batch * call->heads * blocks_of(call);
+    octavo_stage stages[] = {
+        {pack_some, &run, octavo_chunks(parts, threads)},
+        {attend_some, &run, octavo_chunks(all, threads)}};
+    octavo_run_stages(stages, 2, threads);
     free(memory);
     return 0;
 }
