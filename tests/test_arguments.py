@@ -79,6 +79,11 @@ def cases() -> dict[str, Case]:
     reported = {"comparison": t.compared, **QUIET}
     sought: dict[str, Any] = {"max_drop": 100.0, **QUIET}
     spec = o.QSpec(o.Scheme("int8"), o.MinMax())
+    text = torch.arange(8)
+
+    def guess(ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*ids.shape, 8)
+
     return {
         "layer_errors(model": (lambda v: o.layer_errors(v, q, x, **QUIET), "a float model"),
         "layer_errors(q": (lambda v: o.layer_errors(net, v, x, **QUIET), "a quantized model"),
@@ -105,6 +110,9 @@ def cases() -> dict[str, Case]:
         "report(search": (lambda v: o.report(net, q, x, search=v, **reported), NO),
         "report(batches": (lambda v: o.report(net, q, x, batches=v, **reported), NO),
         "report(title": (lambda v: o.report(net, q, x, title=v, **reported), "a text"),
+        "perplexity(tokens": (lambda v: o.perplexity(guess, v), ""),
+        "perplexity(window": (lambda v: o.perplexity(guess, text, window=v), ""),
+        "perplexity(stride": (lambda v: o.perplexity(guess, text, stride=v), NO),
         "compare(model": (lambda v: o.compare(v, q, x, **quick), "a float model"),
         "compare(q": (
             lambda v: o.compare(net, v, x, **quick),

@@ -118,7 +118,8 @@ def perplexity(
     optional(COUNT, stride=stride)
     expect(COUNT, window=window)
     step = max(1, window // 2) if stride is None else stride
-    if not isinstance(tokens, Tensor) or tokens.dim() != 1 or len(tokens) < 2 or window < 2:
+    is_text = isinstance(tokens, Tensor) and tokens.dim() == 1 and not tokens.is_floating_point()
+    if not is_text or len(tokens) < 2 or window < 2:
         raise InputError(
             "perplexity is of a text of at least two tokens, int64 [T], and windows of two or more"
         )
