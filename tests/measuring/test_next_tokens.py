@@ -144,15 +144,16 @@ def test_what_is_no_row_of_tokens_is_left_as_it_is() -> None:
     assert with_next_tokens(batch, SIGNATURE) is batch
 
 
-def test_perplexity_of_a_window_that_moves() -> None:
+@pytest.mark.parametrize("stride", [1, 3, 8])
+def test_perplexity_of_a_window_that_moves(stride: int) -> None:
     """Against every token by itself, with what stands before it in its window."""
     model: Any = llama()
     tokens = torch.randint(1, 50, (23,))
-    window, stride = 8, 3
+    window = 8
     losses = []
     with torch.no_grad():
         for at in range(1, len(tokens)):
-            start = 0 if at < window else -(-(at + 1 - window) // stride) * stride
+            start = 0 if at <= window else -(-(at - window) // stride) * stride
             logits = model(tokens[start:at][None]).logits[0, -1]
             losses.append(-float(torch.log_softmax(logits.double(), 0)[tokens[at]]))
     right = math.exp(sum(losses) / len(losses))
@@ -172,6 +173,8 @@ def test_perplexity_of_too_little() -> None:
         octavo.perplexity(model, torch.arange(20), window=8, stride=9)
     with pytest.raises(InputError, match="do not fit the tokens"):
         octavo.perplexity(lambda ids: torch.zeros(*ids.shape, 4), torch.arange(20))
+    with pytest.raises(InputError, match=r"no logits \[1, 19, V\] of 19 tokens, but \[1, 5, 20\]"):
+        octavo.perplexity(lambda ids: torch.zeros(1, 5, 20), torch.arange(20))
 
 
 def test_divergence_in_the_table() -> None:

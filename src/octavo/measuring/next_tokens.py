@@ -96,9 +96,9 @@ def perplexity(
     """How far a causal language model is from knowing the next token of a long text: e to the mean
     loss of all tokens but the first.
 
-    A window moves over the text. Each token is judged once, in the first window that it is in, with
-    what stands before it there: the first window judges all of its tokens, the others their last
-    ``stride`` ones.
+    A window moves over the text. Each token is judged once, with what stands before it in the first
+    window that comes up to it: the first window judges what follows each of its tokens, the others
+    what follows their last ``stride`` ones.
 
     Args:
         model: takes token ids ``[1, T]`` and returns logits ``[1, T, V]``, or what has them.
@@ -127,21 +127,23 @@ def perplexity(
         raise InputError(
             f"stride={step} is longer than window={window}: tokens between would not count"
         )
-    judge, done = Perplexity(), 1
+    judge, done, last = Perplexity(), 0, len(tokens) - 1  # what stands last has no token behind it
     with torch.no_grad():
-        for start in range(0, len(tokens), step):
-            text = tokens[start : start + window]
-            end = start + len(text)
-            logits = logits_of(model(text[None]))
-            if logits is None:
-                raise InputError("the model returns no logits [1, T, V]")
-            new = end - done  # tokens that no window before has judged
-            for part in zip(
-                logits[0, -1 - new : -1].split(_PLACES), text[-new:].split(_PLACES), strict=True
-            ):
+        for start in range(0, last, step):
+            end = min(start + window, last)
+            logits = logits_of(model(tokens[None, start:end]))
+            if logits is None or logits.shape[:-1] != (1, end - start):
+                found = "none" if logits is None else list(logits.shape)
+                raise InputError(
+                    f"the model returns no logits [1, {end - start}, V] of {end - start} tokens, "
+                    f"but {found}"
+                )
+            new = end - done  # places that no window before has judged
+            follows = tokens[done + 1 : end + 1]
+            for part in zip(logits[0, -new:].split(_PLACES), follows.split(_PLACES), strict=True):
                 judge.update(*part)
             done = end
-            if end == len(tokens):
+            if end == last:
                 break
     value = judge.value()
     if value is None:
