@@ -137,6 +137,27 @@ def test_a_view_that_leaves_the_model_has_its_own_sizes(monkeypatch):
         assert (result - wanted).abs().max() <= 0.05 * wanted.abs().max()
 
 
+def test_a_view_is_not_overwritten_where_its_memory_is_read_again():
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+            self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)  # torch's kernel adds in place
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.stem(x))
+            seen = y.permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+            return self.head(torch.relu(seen + self.grouped(y))) + self.head(y)
+
+    torch.manual_seed(0)
+    x = torch.randn(4, 16, 8, 8)
+    q = octavo.quantize(Viewed(), calibration=[x], progress=False).lower("torch", check=False)
+    if not (cpu.saturates() or cpu.missing_kernels() is not None):
+        assert q.lowered.kernels["grouped"] == "onednn.qconv2d.sum"
+    wanted = q.lower("reference")(x)
+    assert (q(x) - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
 def test_what_has_no_kernel_stands_between_two_calls(monkeypatch):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Softplus(), nn.Conv2d(8, 4, 1)

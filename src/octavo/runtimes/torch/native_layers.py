@@ -72,7 +72,8 @@ def native(
         if obstacle(context):
             raise Unsupported(obstacle(context))
         name, operation, read = describe(context, chain)
-        return Call(f"native.{name}", Program.of(operation, len(read)), read)
+        moves = read[0].name if isinstance(operation, operations.Look) else None
+        return Call(f"native.{name}", Program.of(operation, len(read)), read, moves=moves)
 
     return call
 
