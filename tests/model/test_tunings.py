@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,22 @@ def test_the_fastest_runs_and_is_remembered(
     assert torch.allclose(tuned(X), q(X), atol=0.2)
     assert tuned.lowered.agreement is not None
     assert tuned.lowered.agreement.agrees
+
+
+def test_the_precision_that_is_asked_for_holds_for_all_trials(
+    q: octavo.QuantizedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noting(*args: Any, **how: Any) -> Iterator[Tuning]:
+        asked.append(args[4].precision)
+        yield Tuning(cpu.kind(), Variant("torch"), Variant("torch"), finished=True)
+
+    monkeypatch.setattr("octavo.model.model.trials", noting)
+    lowered = q.lower("torch", tune=True, precision="float32")
+    q.tune()
+    assert asked == ["float32", None]
+    assert lowered.options.precision == "float32"
 
 
 def test_the_summary_says_which_layers_int8_slows_down(tuned: octavo.QuantizedModel) -> None:

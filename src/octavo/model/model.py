@@ -408,12 +408,13 @@ class QuantizedModel(nn.Module):
             >>> print(q.tune(budget=60))  # doctest: +SKIP
             >>> q.save("tuned.octavo")  # doctest: +SKIP
         """
+        asked = options or self.options
         steps = trials(
             self.graph,
             self.signature,
             self.tunings,
             self.device,
-            replace(options or self.options, precision=self.precision),
+            replace(asked, precision=asked.precision or self.precision),
             self.check_inputs(),
             budget=budget,
             runtimes=runtimes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,9 +49,17 @@ def test_what_is_none(change: dict[str, object]) -> None:
 
 def test_options_are_those_that_the_runtime_has(toys) -> None:
     asked = Options(threads=3, precision="float32")
-    assert FULL.options(asked) == Options(2, None, None, "float32", False, True, False)
+    assert FULL.options(Options()) == Options(2, None, None, None, False, True, False)
     assert Variant("quick").options(asked) == asked
     assert Variant("slow").options(asked) == Options(precision="float32")
+
+
+def test_what_is_asked_for_stays(toys) -> None:
+    asked = Options(threads=3, precision="float32")
+    assert FULL.options(asked) == Options(3, None, None, "float32", False, True, False)
+    RUNTIMES["quick"] = replace(RUNTIMES["quick"], islands=False)
+    assert FULL.options(Options()).precision == "bfloat16"
+    assert FULL.options(asked).precision == "float32"
 
 
 def test_its_own_program_has_its_sizes_and_all_others_run(graph: Graph, toys) -> None:

@@ -72,13 +72,13 @@ class Variant:
         return changed
 
     def options(self, asked: Options) -> Options:
-        """How the runtime runs it, beside what was asked for."""
+        """How the runtime runs it; what was asked for stays, whatever tuning has found."""
         own = asked.only(*runtime_of(self.runtime).options, "precision")
         narrow = self.in_bfloat16 and not runtime_of(self.runtime).islands
         return replace(
             own,
-            threads=self.threads or own.threads,
-            precision="bfloat16" if narrow else own.precision,
+            threads=own.threads or self.threads,
+            precision=own.precision or ("bfloat16" if narrow else None),
             joined=None if self.joined else False,
             channels_last=self.channels_last or None,
             programs=None if self.programs else False,
