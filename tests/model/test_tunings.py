@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -221,9 +222,9 @@ def test_what_a_file_may_hold(tuned: octavo.QuantizedModel, q: octavo.QuantizedM
     for wrong in ("{", "3", "[3]", '[{"kind": "x"}]'):
         with pytest.raises(ArtifactError, match="its tunings are malformed"):
             tunings.from_json(wrong, q.graph)
-    for sizes in ([[3, 9]], [[3, 8], [3, 8]], [[3]], []):
+    for which, sizes in product(("best", "untuned"), ([[3, 9]], [[3, 8], [3, 8]], [[3]], [])):
         data = json.loads(text)
-        data[0]["best"]["sizes"] = sizes
+        data[0][which]["sizes"] = sizes
         with pytest.raises(ArtifactError, match="which it does not take"):
             tunings.from_json(json.dumps(data), q.graph)
     data[0]["best"]["sizes"] = [[10**12, 8]]

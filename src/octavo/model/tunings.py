@@ -46,7 +46,8 @@ def from_json(text: str, graph: Graph) -> dict[str, Tuning]:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"its tunings are malformed: {error}") from None
     for tuning in found:
-        _check_sizes(tuning.best, graph)
+        for variant in (tuning.best, tuning.untuned):  # what goes on with a tuning runs both
+            _check_sizes(variant, graph)
     return {tuning.kind: tuning for tuning in found}
 
 
