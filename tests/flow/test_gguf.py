@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,40 @@ def test_a_file_that_is_cut_off(kept: float, tmp_path: Path) -> None:
     written(path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if kept < 1 else int(kept)])
-    with pytest.raises(InputError, match=r"model\.gguf is (no GGUF file|cut off)"):
+    with pytest.raises(InputError, match=r"model\.gguf is no GGUF file"):
+        read_gguf(path)
+
+
+def test_a_file_without_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers fills it with random numbers."""
+    from octavo.flow.gguf import read_gguf
+
+    add = gguf.GGUFWriter.add_tensor
+
+    def some(writer: Any, name: str, *args: Any) -> None:
+        if name != "blk.1.ffn_up.weight":
+            add(writer, name, *args)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "add_tensor", some)
+    written(tmp_path / "model.gguf")
+    with pytest.raises(InputError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight"):
+        read_gguf(tmp_path / "model.gguf")
+
+
+def test_numbers_that_the_file_cannot_hold(tmp_path: Path) -> None:
+    """A list of 2^60 bytes, and 2^30 blocks: nothing is made of them."""
+    from octavo.flow.gguf import read_gguf
+
+    path = tmp_path / "model.gguf"
+    path.write_bytes(struct.pack("<4sIQQQcIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 0, 2**60))
+    with pytest.raises(InputError, match="is damaged: it is cut off"):
+        read_gguf(path)
+    written(path)
+    key = b"llama.block_count" + struct.pack("<I", 4)
+    content = path.read_bytes()
+    assert content.count(key) == 1
+    path.write_bytes(content.replace(key + struct.pack("<I", 2), key + struct.pack("<I", 2**30)))
+    with pytest.raises(InputError, match=f"holds 21 tensors for {2**30} blocks"):
         read_gguf(path)
 
 
