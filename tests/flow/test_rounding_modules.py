@@ -260,3 +260,36 @@ def test_memory_is_that_of_one_block() -> None:
     }
     assert not held  # the hidden states that blocks read are not kept, but those of the first
     assert [tuple(x.shape) for x in chain_of_all.hidden] == [(4, 12, 64)] * 2
+
+
+class Named(nn.Module):
+    """Calls its layer by the name of the argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(input=x)
+
+
+def test_inputs_by_name_and_of_inference_mode() -> None:
+    torch.manual_seed(0)
+    model = Named().eval()
+    with torch.inference_mode():
+        data = [torch.randn(16, 32) * torch.arange(32) for _ in range(2)]
+    plain = rounded(model, data)
+    q = rounded(model, data, octavo.Clip())
+    x = torch.randn(64, 32) * torch.arange(32)
+    with torch.no_grad():
+        near, nearest = (float((net(x) - model(x)).norm()) for net in (q, plain))
+    assert near < nearest
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("method", [octavo.Clip(), octavo.GPTQ()])
+def test_inputs_that_are_not_finite(bad: float, method: octavo.WeightMethod) -> None:
+    x = torch.randn(4, 32)
+    x[1, 2] = bad
+    with pytest.raises(CalibrationError, match="an input of 'layer' has a NaN or an infinity"):
+        rounded(Named().eval(), [x], method)

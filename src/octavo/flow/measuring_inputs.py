@@ -5,6 +5,7 @@ Tested in tests/flow/test_rounding_modules.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,8 @@ class Measuring:
     def __enter__(self) -> Measuring:
         for path, module in self._modules.items():
             if self._wanted[path]:
-                self._handles.append(module.register_forward_pre_hook(self._hook(path)))
+                hook = self._hook(path)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -96,10 +98,13 @@ class Measuring:
     def _hook(self, path: str) -> Callable[..., None]:
         states, wanted = self._states[path], self._wanted[path]
 
-        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x, known = args[0], dict[Statistic, tuple[Any, Any]]()
-            if self._last is not None and self._last[0] is x and self._last[1] == x._version:
+        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x, known = next(iter((*args, *kwargs.values()))), dict[Statistic, tuple[Any, Any]]()
+            version = 0 if x.is_inference() else x._version
+            if self._last is not None and self._last[0] is x and self._last[1] == version:
                 known = self._last[2]
+            else:
+                _check_finite(path, x)
             for statistic in wanted:
                 before, after = known.get(statistic, (None, None))
                 old = states.get(statistic)
@@ -107,6 +112,15 @@ class Measuring:
                     after = statistic.update(old, x.detach())
                 states[statistic] = after
                 known[statistic] = (old, after)
-            self._last = (x, x._version, known)
+            self._last = (x, version, known)
 
         return look
+
+
+def _check_finite(path: str, x: Tensor) -> None:
+    # A sum is quick, and may overflow where all is fine.
+    if not math.isfinite(x.sum(dtype=torch.float32)) and not bool(torch.isfinite(x).all()):
+        raise CalibrationError(
+            f"an input of {path!r} has a NaN or an infinity in it: clean the data, or keep the "
+            "layer float by a rule (None)"
+        )
