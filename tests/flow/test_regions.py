@@ -516,7 +516,6 @@ def test_scope_modules_needs_neither_data_nor_a_graph() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("weights", [octavo.BiasCorrection()]),
         ("precision", "bfloat16"),
         ("run", lambda model, batch: model(batch)),
     ],

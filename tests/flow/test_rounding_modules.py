@@ -293,3 +293,14 @@ def test_inputs_that_are_not_finite(bad: float, method: octavo.WeightMethod) -> 
     x[1, 2] = bad
     with pytest.raises(CalibrationError, match="an input of 'layer' has a NaN or an infinity"):
         rounded(Named().eval(), [x], method)
+
+
+def test_a_method_that_fits_no_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="'bias_correction', which does nothing to any layer"):
+        octavo.quantize(
+            nn.Linear(8, 8),
+            mode="weight_only",
+            scope="modules",
+            weights=[octavo.GPTQ(), octavo.BiasCorrection()],
+            calibration=[torch.rand(4, 8)],
+        )

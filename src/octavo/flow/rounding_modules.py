@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from octavo.display import track
-from octavo.errors import CalibrationError
+from octavo.errors import CalibrationError, InputError
 from octavo.flow.blocks import Chain, chains_of, recorded
 from octavo.flow.checkpoint import Checkpoint
 from octavo.flow.measuring_inputs import FloatLayer, Measuring
@@ -53,9 +53,16 @@ def round_modules(
 
     Raises:
         CalibrationError: a method measures inputs, and there is no data, or a layer was not called.
-        InputError: the checkpoint is of another model, or of other methods.
+        InputError: a method fits none of the layers, or the checkpoint is of another model, or of
+            other methods.
     """
     layers = _layers(model, qconfigs, target, methods)
+    for method in methods:
+        if not any(method.fits(one.layer) for one in layers.values()):
+            raise InputError(
+                f"weights= has {method.name!r}, which does nothing to any layer here: leave it "
+                'out, or quantize a graph (scope="model")'
+            )
     if calls is None or calls.all is None:
         if any(one.statistics(methods) for one in layers.values()):
             raise CalibrationError(
