@@ -14,12 +14,13 @@ from octavo.errors import InputError, OctavoWarning
 from octavo.measuring.regions import plan_of
 from octavo.model.parts import regions_of
 from octavo.searching import measuring, recipe
+from octavo.searching.layer_times import BUDGET_S, LayerTime
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
-    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
+    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors, budget_s: ())
 
 
 def net() -> nn.Module:
@@ -95,6 +96,43 @@ def test_regions_are_searched_where_the_whole_cannot_be_captured() -> None:
     ):
         found = search(scope="auto")
     assert type(found.model) is Looking
+
+
+class Either(nn.Module):
+    """One of two layers, by the sign of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.up(x) if float(x.sum()) > 0 else self.down(x)
+        return result
+
+
+def test_layers_are_timed_where_the_example_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls one region of two; the time is for all that are called together."""
+    budgets = []
+
+    def timed(q: octavo.QuantizedModel, tensors: list[Tensor], budget_s: float) -> object:
+        budgets.append(budget_s)
+        (layer,) = (node.name for node in q.graph.nodes if node.short_op == "linear")
+        return (LayerTime(layer, 1.0, 2.0, 2.0),)
+
+    monkeypatch.setattr(recipe, "layer_times", timed)
+    data = [torch.ones(4, 6), -torch.ones(4, 6)]
+    found = octavo.search(
+        Either().eval(),
+        calibration=data,
+        evaluate=lambda model: 100.0,
+        max_drop=1.0,
+        target=octavo.host_target(),
+        scope="regions",
+        progress=False,
+    )
+    assert found.layer_times is not None
+    assert [time.layer.split(".")[0] for time in found.layer_times] == ["up"]
+    assert budgets == [BUDGET_S]
 
 
 def test_what_cannot_be_searched() -> None:

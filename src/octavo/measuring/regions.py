@@ -15,7 +15,7 @@ from torch import nn
 from octavo.errors import InputError
 from octavo.flow.running import calling
 from octavo.flow.watching import hooked
-from octavo.graph.batches import Signature, split_batch
+from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.graph.evaluation import evaluating
 from octavo.model.model import QuantizedModel
 from octavo.model.parts import regions_of
@@ -74,18 +74,26 @@ def calls_of(
     Raises:
         InputError: one of them is never called.
     """
+    signature = Signature.of(model)
+    calls = calls_in(model, regions, (split_batch(batch, signature, inputs) for batch in data))
+    silent = next((path for path, told in calls.items() if not told), None)
+    if silent is not None:
+        raise InputError(f"the region {silent!r} is not called on this data: give other batches")
+    return calls
+
+
+def calls_in(
+    model: nn.Module, regions: Mapping[str, QuantizedModel], batches: Iterable[Batch]
+) -> dict[str, list[dict[str, Any]]]:
+    """The same of batches that were read; nothing for a region that none of them calls."""
     names = {path: list(region.graph.arguments) for path, region in regions.items()}
     calls: dict[str, list[dict[str, Any]]] = {path: [] for path in regions}
 
     def tell(path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls[path].append(dict(zip(names[path], args, strict=False)) | kwargs)
 
-    signature = Signature.of(model)
     modules = {path: model.get_submodule(path) for path in regions}
     with torch.no_grad(), evaluating(model), hooked(modules, tell):
-        for batch in data:
-            calling(split_batch(batch, signature, inputs))(model)
-    silent = next((path for path, told in calls.items() if not told), None)
-    if silent is not None:
-        raise InputError(f"the region {silent!r} is not called on this data: give other batches")
+        for batch in batches:
+            calling(batch)(model)
     return calls

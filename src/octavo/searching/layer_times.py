@@ -53,12 +53,15 @@ class LayerTime:
         return self.int8_over_float > SLOWER and gain > self.quantize_s
 
 
-def layer_times(q: QuantizedModel, tensors: Sequence[Tensor]) -> tuple[LayerTime, ...]:
+def layer_times(
+    q: QuantizedModel, tensors: Sequence[Tensor], budget_s: float = BUDGET_S
+) -> tuple[LayerTime, ...]:
     """The layers with weights that run on fixed scales, in the order of the graph.
 
     Args:
         q: the quantized model.
         tensors: what its graph takes, see `octavo.graph.calls.flatten_call`.
+        budget_s: seconds to measure for.
     """
     calls: dict[str, Callable[[], object]] = {}
     with torch.inference_mode():
@@ -69,7 +72,7 @@ def layer_times(q: QuantizedModel, tensors: Sequence[Tensor]) -> tuple[LayerTime
         ]
         for piece in pieces:
             calls |= _calls(piece, q.device)
-        latencies = interleave(calls, budget_s=BUDGET_S)
+        latencies = interleave(calls, budget_s=budget_s)
     return tuple(time for piece in pieces for time in _times(piece, latencies))
 
 

@@ -20,11 +20,11 @@ from octavo.graph.copying import copied
 from octavo.graph.graph import Graph
 from octavo.measuring.layers.sensitivity import measured, sensitivity
 from octavo.measuring.layers.studies import Wanted, study_of_regions
-from octavo.measuring.regions import calls_of, named, regions_in
+from octavo.measuring.regions import calls_in, named, regions_in
 from octavo.qat import QATModel, prepare_qat
 from octavo.quantization.plan import plan
 from octavo.searching.deadline import Deadline
-from octavo.searching.layer_times import LayerTime, layer_times
+from octavo.searching.layer_times import BUDGET_S, LayerTime, layer_times
 from octavo.searching.trial import Candidate
 
 
@@ -175,13 +175,15 @@ class RegionsRecipe(Recipe):
         return [layer.layer for layer in measured(study, calls).layers]
 
     def layer_times(self, q: Any) -> tuple[LayerTime, ...]:
-        """Those of a call of each region, its first."""
+        """Those of the first call of each region that the example calls."""
         regions = regions_in(q)
-        calls = calls_of(self.model, regions, [self._call], lambda call: call)
+        calls = calls_in(self.model, regions, [self.example])
+        called = {path: told[0] for path, told in calls.items() if told}
         times = []
-        for path, region in regions.items():
-            tensors = flatten_call(region.graph, (), calls[path][0])
-            for time in layer_times(region, tensors):
+        for path, arguments in called.items():
+            region = regions[path]
+            tensors = flatten_call(region.graph, (), arguments)
+            for time in layer_times(region, tensors, BUDGET_S / len(called)):
                 times.append(replace(time, layer=named(path, time.layer)))
         return tuple(times)
 
