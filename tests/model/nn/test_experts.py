@@ -56,6 +56,11 @@ def test_it_computes_what_the_stacked_ones_do(function: str) -> None:
     assert set(FUNCTIONS) == {"silu", "gelu", "gelu_tanh", "relu", "squared_relu"}
 
 
+@pytest.mark.parametrize("function", ["relu6", "gelu_10", "quick_gelu"])
+def test_other_functions_stay_float(function: str) -> None:
+    assert octavo.nn.quantized_form(experts(hidden_act=function)) is None
+
+
 def test_a_row_that_no_expert_of_this_process_sees() -> None:
     q = octavo.nn.from_float(experts(), FOUR)
     x, which, weights = routed(2)

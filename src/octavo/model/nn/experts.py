@@ -238,8 +238,11 @@ def _unstacked(layer: nn.Module, name: str) -> Iterator[nn.Linear]:
 
 
 def _function_of(layer: nn.Module) -> str | None:
-    """Which of `FUNCTIONS` a layer has, by what it makes of some numbers."""
-    function, x = getattr(layer, "act_fn", None), torch.linspace(-4, 4, 33)
+    """Which of `FUNCTIONS` a layer has, by what it makes of some numbers, large ones too: others
+    are clipped there.
+    """
+    function, large = getattr(layer, "act_fn", None), torch.logspace(1, 8, 8)
+    x = torch.cat([-large, torch.linspace(-8, 8, 65), large])
     if not callable(function):
         return None
     with torch.no_grad():
