@@ -379,6 +379,7 @@ def test_bench(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["name"] for row in data["rows"]] == ["fp32", "bf16", "int8 torch"]
     assert data["rows"][2]["load_s"] == 0.5
     assert "give numbers, such as 1,8,32" in octavo_command("bench", artifact, "--batches", "a").err
+    assert "leave --data out" in octavo_command("bench", artifact, "--data", "x.npz").err
 
 
 def test_export(artifact: str, tmp_path: Path) -> None:

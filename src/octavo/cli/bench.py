@@ -54,9 +54,12 @@ def bench(
     except ValueError as error:
         raise InputError(f"--batches {batches!r}: give numbers, such as 1,8,32") from error
     names = options.names_of(runtimes)
-    network, call = None, None
-    if model is not None:
-        network = load_model(model, None)
+    if data is not None and model is None:
+        raise InputError(
+            "--data is a call of the model that --model names, for a file of a model with parts: "
+            "give that too, or leave --data out"
+        )
+    network, call = None if model is None else load_model(model, None), None
     if network is not None and data is not None:
         first = split_batch(next(iter(reading.load(data, network))), Signature.of(network))
         call = first.kwargs or first.args
