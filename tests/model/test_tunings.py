@@ -262,6 +262,8 @@ def test_each_region_is_tuned(made: Made, tmp_path: Path) -> None:
     (again,) = parts.regions_of(loaded).values()
     assert again.variant == SECOND_FASTER
     assert torch.equal(loaded(X), tuned(X))
+    with pytest.raises(InputError, match="budget is a str: give a number"):
+        octavo.lower(q, "torch", tune=True, budget="10")
     with pytest.raises(InputError, match="data is of the whole model"):
         octavo.lower(q, "torch", tune=True, data=[X])
 

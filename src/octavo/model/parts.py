@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from octavo.arguments import NUMBER, optional
 from octavo.errors import InputError
 from octavo.graph.copying import copied
 from octavo.model.model import QuantizedModel
@@ -75,9 +76,10 @@ def lower_parts(
         data: only what a model of one graph takes.
 
     Raises:
-        InputError: there is nothing to tune, or data was given.
+        InputError: there is nothing to tune, data was given, or the budget is no number.
         OctavoError: as `QuantizedModel.lower`.
     """
+    optional(NUMBER, budget=budget)
     regions = regions_of(model)
     if tune:
         if not regions:
