@@ -163,7 +163,7 @@ JOINED = Choice(
 LAYOUT = Choice(
     "order of images",
     "the option channels_last: how images lie in memory",
-    "the values, and the order of what comes out",
+    "the values; images that come out may lie in that order too",
     _layout,
     "channels_last",
 )
