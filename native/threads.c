@@ -145,10 +145,13 @@ static void *work(void *argument) {
     return NULL;
 }
 
-static void forget_threads(void) { /* a forked process has none of them */
+/* A forked process has no workers. Where it was forked amid a call, its next call has the number of that
+ * stage: nothing may be taken of it. */
+static void forget_threads(void) {
     workers = 0;
     door = 0;
     done = 0;
+    for (int thread = 0; thread < MOST; thread++) rows[thread].next = 0;
     pthread_mutex_init(&in_use, NULL);
     pthread_mutex_init(&lock, NULL);
     pthread_cond_init(&called, NULL);

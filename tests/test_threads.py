@@ -16,6 +16,7 @@ from recurrent import Recurrent
 from torch import Tensor, nn
 
 import octavo
+from octavo.numerics.native import library
 
 THREADS = 8
 CALLS = int(os.environ.get("OCTAVO_THREAD_CALLS", "50"))
@@ -148,5 +149,56 @@ print(os.waitpid(child, 0)[1])
 def test_a_process_that_was_forked_goes_on():
     run = subprocess.run(
         [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert run.stdout == "0\n"
+
+
+FORKS_AMID_CALLS = """
+import os
+import signal
+import threading
+import time
+import torch
+from octavo.runtimes.native.convolution import Convolution, Epilogue, Geometry
+
+torch.set_num_threads(3)
+weight = torch.ones(256, 1, 1, 256, dtype=torch.int8)
+epilogue = Epilogue(torch.ones(256), torch.zeros(256))
+layer = Convolution.of(Geometry(256, 256), weight, 0, epilogue)
+x = torch.ones(1, 300, 30, 256, dtype=torch.uint8)
+ended = threading.Event()
+
+def call():
+    while not ended.is_set():
+        layer(x)
+
+caller = threading.Thread(target=call)
+caller.start()
+for _ in range(6):
+    time.sleep(0.01)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # by which it dies, if it waits for what its parent's threads had begun
+        y = layer(x)
+        torch.set_num_threads(1)  # torch's own threads do not live on in a forked process
+        os._exit(0 if bool((y == 256).all()) else 1)
+    status = os.waitpid(child, 0)[1]
+    if status:
+        break
+ended.set()
+caller.join()
+print(status)
+"""
+
+
+def test_a_process_that_was_forked_amid_a_call_has_calls_of_its_own():
+    if library.library() is None:
+        pytest.skip("the kernels are not compiled here: make native")
+    run = subprocess.run(
+        [sys.executable, "-c", FORKS_AMID_CALLS],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
     )
     assert run.stdout == "0\n"
