@@ -290,7 +290,8 @@ VNNI static void tiles_vnni(
     (void)group;
     Unit512 of = {c, w, c->weights + unit * w->unit_bytes, unit * DEPTHWISE, {0}};
     prepare_channels(&of.known, c, of.channel);
-    switch (c->dilation_x == 1 ? c->kernel_width * 10 + c->stride_x : 0) {
+    int near = c->dilation_x == 1 && c->stride_x <= 2;
+    switch (near ? c->kernel_width * 10 + c->stride_x : 0) {
     case 31: pixels_vnni_3_1(&of, band); break;
     case 32: pixels_vnni_3_2(&of, band); break;
     case 51: pixels_vnni_5_1(&of, band); break;

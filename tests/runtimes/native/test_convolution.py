@@ -133,6 +133,12 @@ def test_depthwise_convolutions_are_those_of_exact_arithmetic(instruction_set, c
     case.agrees()
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 21), (2, 11), (2, 12), (4, 11), (4, 12)])
+def test_depthwise_windows_far_from_each_other(instruction_set, kernel, stride):
+    geometry = Geometry(64, 64, (kernel, kernel), (stride, stride), groups=64)
+    Case(geometry, (1, kernel, 5 * stride), out_scale=0.0117, out_zero_point=3).agrees()
+
+
 @quickly
 @given(
     rows=st.integers(1, 400),
