@@ -179,6 +179,13 @@ def test_what_does_not_fit_is_refused(change, message):
         attention_of_integers(*change(*Case().tensors), *given)
 
 
+@pytest.mark.parametrize(("heads", "shared"), [(6, 4), (2, 4), (4, 0)])
+def test_heads_that_cannot_be_shared_are_refused(heads, shared):
+    q, k = random_bytes(1, heads, 7, 8), random_bytes(1, shared, 9, 8)
+    with pytest.raises(ValueError, match=f"{heads} heads of q cannot share {shared} heads"):
+        attention_of_integers(q, k, k, None, False, None, True, 255, SCALES, ZERO_POINTS, [])
+
+
 def test_more_levels_than_a_byte_has_are_refused():
     with pytest.raises(ValueError, match="probabilities in 256 levels"):
         Case().both(levels=256)

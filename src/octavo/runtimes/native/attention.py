@@ -75,7 +75,7 @@ def attention_of_integers(
     """
     _check(q, k, v, levels)
     heads = q.shape[-3] if q.dim() > 2 else 1
-    shared = k.shape[-3] if gqa else heads
+    shared = _shared_heads(heads, k) if gqa else heads
     lead = torch.broadcast_shapes(*(t.shape[:-3] for t in (q, k, v)))
     wide = [
         _with_heads(t, lead, count)
@@ -122,11 +122,20 @@ def _check(q: Tensor, k: Tensor, v: Tensor, levels: int) -> None:
         found = ", ".join(f"{t.dtype}{list(t.shape)}" for t in (q, k, v))
         raise ValueError(f"attention of {found} where uint8 of two or more sizes is expected")
     same = q.shape[-1] == k.shape[-1] and k.shape[-2] == v.shape[-2]
-    if not same or not 0 < k.shape[-2] <= MOST_SOURCES or not q.shape[-1]:
+    same &= 0 < q.shape[-1] <= MOST_SOURCES
+    if not same or not 0 < k.shape[-2] <= MOST_SOURCES:
         sizes = ", ".join(str(list(t.shape)) for t in (q, k, v))
         raise ValueError(f"attention of {sizes}, which do not fit each other or the kernel")
     if not 0 < levels <= MOST_LEVELS:
         raise ValueError(f"probabilities in {levels} levels, of which a byte has {MOST_LEVELS}")
+
+
+def _shared_heads(heads: int, k: Tensor) -> int:
+    """How many heads of k there are for so many of q."""
+    shared = k.shape[-3] if k.dim() > 2 else 1
+    if shared < 1 or heads % shared:
+        raise ValueError(f"{heads} heads of q cannot share {shared} heads of k and v")
+    return shared
 
 
 def _with_heads(t: Tensor, lead: Sequence[int], heads: int) -> Tensor:
