@@ -58,6 +58,14 @@ def test_a_result_is_not_touched_by_the_next_call():
     assert torch.equal(first, kept)
 
 
+def test_the_imaginary_part_of_a_conjugate_is_negated():
+    """Memory holds the values that torch has yet to negate."""
+    whole, z = residual(), torch.randn(2, 8, 9, 7, dtype=torch.complex64)
+    x = z.conj().imag
+    assert x.is_neg()
+    assert torch.equal(whole(x), whole(x.clone()))
+
+
 def test_sizes_and_orders_may_differ_from_call_to_call():
     whole = residual()
     for size in ((1, 8, 5, 5), (3, 8, 4, 9), (0, 8, 4, 9), (1, 8, 1, 1)):

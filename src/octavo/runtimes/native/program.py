@@ -76,6 +76,7 @@ class Program:
 
     def __call__(self, *tensors: Tensor) -> Any:
         threads = torch.get_num_threads()
+        tensors = tuple(tensor.resolve_neg() for tensor in tensors)  # memory holds what is meant
         key = (threads, *[(tensor.shape, tensor.stride()) for tensor in tensors])
         plan = self._plans.get(key)
         if plan is None:
