@@ -16,7 +16,7 @@ from octavo.graph.cuts import Cuts
 from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import lower
 from octavo.runtimes.timing import Latency
-from octavo.searching import layer_times, loop, measuring
+from octavo.searching import layer_times, measuring, recipe
 from octavo.searching.layer_times import LayerTime
 
 TARGET = octavo.host_target()
@@ -34,9 +34,7 @@ def q(images: Tensor) -> octavo.QuantizedModel:
 
 
 def test_every_layer_is_timed(q: octavo.QuantizedModel, images: Tensor) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layer_times, "BUDGET_S", 0.01)
-        found = layer_times.layer_times(q, flatten_call(q.graph, (images,), {}))
+    found = layer_times.layer_times(q, flatten_call(q.graph, (images,), {}), budget_s=0.01)
     assert [time.layer for time in found] == ["conv", "conv2", "fc"]
     assert all(time.float_s > 0 for time in found)
 
@@ -89,7 +87,7 @@ def test_slower_layers_stay_float_and_a_search_that_goes_on_measures_none_again(
         asked.append(q)
         return times
 
-    monkeypatch.setattr(loop, "layer_times", measured)
+    monkeypatch.setattr(recipe, "layer_times", measured)
     torch.manual_seed(0)
     net = ResidualNet().eval()
     with torch.no_grad():
