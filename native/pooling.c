@@ -2,7 +2,7 @@
 #include "octavo.h"
 #include "stored.h"
 
-enum { BLOCK_OF_CHANNELS = 64 };
+enum { BLOCK_OF_CHANNELS = 64, MOST_IN_A_SUM = 1 << 24 /* bytes in 32 bits */ };
 
 /* The part of a window that lies in the image, along one axis. */
 typedef struct {
@@ -44,16 +44,20 @@ INLINE void largest(const octavo_pooling *p, const Window *w, uint8_t *y, const 
 INLINE void mean(
     const octavo_pooling *p, const Window *w, float divisor, uint8_t *y, const int64_t count) {
     uint32_t sums[BLOCK_OF_CHANNELS] = {0};
+    int64_t before[BLOCK_OF_CHANNELS] = {0}, room = MOST_IN_A_SUM;
     FOR_TAPS(w) {
         const uint8_t *pixel = pixel_at(p, w, i, j);
         for (int64_t c = 0; c < count; c++) sums[c] += pixel[c];
+        if (--room) continue;
+        room = MOST_IN_A_SUM;
+        for (int64_t c = 0; c < count; c++) before[c] += sums[c], sums[c] = 0;
     }
     const octavo_integers out = p->out_integers;
     int64_t pixels = (w->rows.last - w->rows.first) * (w->columns.last - w->columns.first);
     int64_t zeros = pixels * p->in_integers.zero_point;
     float scale = p->in_integers.scale / divisor;
     for (int64_t c = 0; c < count; c++)
-        y[c] = stored((float)((int64_t)sums[c] - zeros) * scale, &out);
+        y[c] = stored((float)(before[c] + sums[c] - zeros) * scale, &out);
 }
 
 /* By how much a window's sum is divided; torch counts what lies in the padding, but not what

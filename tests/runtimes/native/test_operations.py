@@ -149,6 +149,14 @@ def test_means_over_axes(sizes, dims, keepdim):
         assert is_near(result, stored(floats(q, meant).mean(dims, keepdim), out))
 
 
+def test_a_mean_of_more_bytes_than_sum_within_32_bits():
+    meant = Integers(0.1, 3, 0, 255, torch.uint8)
+    q = torch.full((1, 2**24 + 2**21, 1), 254, dtype=torch.uint8)
+    q[:, ::2] = 250
+    result = Program.of(operations.Mean((1,), False, meant, meant), 1)(q)
+    assert result.tolist() == [[252]]
+
+
 @given(SIZES, st.integers(0, 3), st.data())
 @settings(max_examples=30)
 def test_tensors_stand_beside_each_other(sizes, dim, data):
