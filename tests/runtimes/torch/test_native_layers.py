@@ -158,6 +158,21 @@ def test_a_view_is_not_overwritten_where_its_memory_is_read_again():
     assert (q(x) - wanted).abs().max() <= 0.05 * wanted.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("layer", "order"),
+    [(nn.Linear(7, 4), torch.contiguous_format), (nn.Conv2d(5, 4, 1), torch.channels_last)],
+    ids=["rows", "an image"],
+)
+def test_four_axes_are_rounded_in_the_order_in_which_they_are_read(layer, order):
+    x = torch.randn(2, 5, 6, 7)
+    graph = octavo.quantize(layer, calibration=[x], progress=False).graph
+    (rounded,) = (n.name for n in graph.nodes if n.op == "octavo.quantize.default")
+    both = replace(graph, outputs=[graph.outputs, Ref(rounded)])
+    _, integers = lower_to(both, "python").run(x)
+    assert integers.is_contiguous(memory_format=order)
+    assert torch.equal(integers, run_of(graph, outputs=[rounded])(x)[0])
+
+
 def test_what_has_no_kernel_stands_between_two_calls(monkeypatch):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Softplus(), nn.Conv2d(8, 4, 1)

@@ -69,13 +69,16 @@ class Layer(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Quantize(Operation):
-    """Floats of up to four axes to integers."""
+    """Floats of up to four axes to integers; with ``rows`` the last axis is the fastest in memory,
+    also of four, which are an image otherwise.
+    """
 
     out: Integers
+    rows: bool = False
 
     def plan(self, planner: Planner, *values: Value) -> Value:
         (x,) = values
-        order = _usual_order(x.tensor.dim())
+        order = range(x.tensor.dim()) if self.rows else _usual_order(x.tensor.dim())
         y = planner.new(x.sizes, torch.uint8, order)
         sizes, strides = _in_four(x.tensor, order)
         arguments = structs.Quantize(

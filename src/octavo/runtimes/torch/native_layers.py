@@ -39,6 +39,9 @@ from octavo.runtimes.torch.kernel import Kernel
 from octavo.runtimes.torch.onednn import sized
 from octavo.runtimes.torch.post_ops import clip_bounds
 
+# They read values along the last axis.
+_OF_ROWS = frozenset("linear attention matmul softmax layer_norm rms_norm".split())
+
 # What is done, what it is called, and what it reads.
 Described = tuple[str, Operation, tuple[Ref, ...]]
 
@@ -190,7 +193,9 @@ def quantize(context: Context, node: Node) -> Callable[[Tensor], Tensor]:
     fits = meta is not None and meta.dtype == "float32" and len(meta.shape) <= 4
     if obstacle(context) or not fits or out.dtype != torch.uint8:
         return integer_kernels.quantize(out)
-    return Program.of(operations.Quantize(out), 1)
+    users = context.graph.users
+    readers = {reader.short_op for user in users[node.name] for reader in users[user.name]}
+    return Program.of(operations.Quantize(out, rows=bool(readers) and readers <= _OF_ROWS), 1)
 
 
 def dequantize(context: Context, node: Node) -> Callable[[Tensor], Tensor]:
