@@ -148,3 +148,35 @@ def test_scopes_that_contradict() -> None:
         sensitivity(net(Net), scope="model", only=["body"])
     with pytest.raises(PlanError, match=r"only= names 'boby'.*did you mean 'body'"):
         sensitivity(net(Net), only=["boby"])
+
+
+class Passing(nn.Module):
+    """Passes by its only layer where the input is below zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.layer(x) if float(x.sum()) > 0 else x[:, :4]
+        return result
+
+
+@pytest.mark.parametrize("scope", ["regions", "modules"])
+def test_a_batch_that_calls_no_part_adds_nothing_to_the_estimate(scope: str) -> None:
+    torch.manual_seed(0)
+    model, calling = Passing().eval(), torch.rand(4, 6)
+
+    def estimates(data: list[Tensor]) -> list[float | None]:
+        found = octavo.sensitivity(
+            model,
+            calling,
+            calibration=None if scope == "modules" else [calling],
+            data=data,
+            scope=scope,
+            exact=False,
+            progress=False,
+        )
+        return [layer.estimate_db for layer in found.layers]
+
+    assert estimates([calling, -calling]) == estimates([calling])

@@ -108,6 +108,8 @@ class _Bench:
         probes = self.probes.values()
         with _standing(self.floats, self.probes), torch.enable_grad():
             outputs = _asked(call.run(self.floats)) or [t for p in probes for t in p.outputs]
+        if not outputs:  # this batch calls no part, so that none of them adds to its outputs
+            return 0.0, dict.fromkeys(self.study.layers, 0.0)
         calls = [errors for probe in probes for errors in probe.errors]
         chance = torch.Generator(device=outputs[0].device).manual_seed(self.study.seed + index)
         signal, noise = answers(outputs, calls, chance)
