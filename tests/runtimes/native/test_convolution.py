@@ -189,6 +189,13 @@ def test_the_largest_sums_do_not_overflow(instruction_set, value, groups):
     case.agrees()
 
 
+def test_scales_and_bias_may_be_columns(instruction_set):
+    case = Case(Geometry(8, 16))
+    columns = torch.stack([case.epilogue.scales, case.epilogue.bias, torch.ones(16)], 1)
+    case.epilogue = Epilogue(columns[:, 0], columns[:, 1])
+    case.agrees()
+
+
 def test_halves_of_steps_are_rounded_to_even(instruction_set):
     """Every odd sum is exactly a half of a step, whose inverse is no float; an odd zero point."""
     case = Case(Geometry(4, 16), (1, 4, 64), zero_point=0)

@@ -9,7 +9,7 @@ Tested in tests/runtimes/native/test_convolution.py.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -167,6 +167,8 @@ class Convolution:
             raise ValueError(f"{geometry.groups} groups do not divide the channels")
         if weight[0].numel() > MOST_PRODUCTS:
             raise ValueError(f"{weight[0].numel()} products in a sum, of which it takes 65536")
+        scales, bias = epilogue.scales.contiguous(), epilogue.bias.contiguous()
+        epilogue = replace(epilogue, scales=scales, bias=bias)
         sums = weight.sum((1, 2, 3), dtype=torch.int32)
         narrow = not saturation.overflows(weight, in_high)
         return cls(geometry, pack(geometry, weight), sums, in_zero_point, epilogue, narrow)
