@@ -147,7 +147,11 @@ def _layer(
 
     def unpacked() -> Tensor:
         integers = unpack(geometry, layer.weights)
-        return integers.flatten(1) if rows else integers.permute(0, 3, 1, 2).contiguous()
+        if rows:
+            return integers.flatten(1)
+        # A copy, since those of 1x1 count as contiguous with channels last too, by which torch
+        # chooses another convolution.
+        return integers.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
 
     context.hold(given["weight"], unpacked)
     name = node.short_op if means is None else f"{node.short_op}.sum"
