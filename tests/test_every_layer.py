@@ -18,16 +18,15 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.numerics.native import library
-from octavo.runtimes.torch import native_layers
 
 TARGET = octavo.host_target()
-ATTENTION = None if library.obstacle() else "octavo.attention"
+WITH_LIBRARY = not library.obstacle()
 
 
 @dataclass(frozen=True)
 class Case:
     """An operator between two layers: what makes it, of how many dimensions, and the int8 kernel
-    that it has (``None``: it runs dequantized).
+    that torch has for it (``None``: it runs dequantized).
     """
 
     make: Callable[[], nn.Module]
@@ -109,9 +108,9 @@ CASES: dict[str, Case] = {
     ),
     "matmul": Case(of(lambda x, y: x @ y.transpose(1, 2)), 1),
     "bmm": Case(of(lambda x, y: torch.bmm(x, y.transpose(1, 2))), 1),
-    "attention": Case(of(lambda x, y, z: F.scaled_dot_product_attention(x, y, z)), 1, ATTENTION),
+    "attention": Case(of(lambda x, y, z: F.scaled_dot_product_attention(x, y, z)), 1),
     "causal attention": Case(
-        of(lambda x, y, z: F.scaled_dot_product_attention(x, y, z, is_causal=True)), 1, ATTENTION
+        of(lambda x, y, z: F.scaled_dot_product_attention(x, y, z, is_causal=True)), 1
     ),
     "add": Case(of(torch.add), 2, "onednn.qconv2d.sum"),
     "add alone": Case(of(torch.add), 1, "octavo.add"),
@@ -200,12 +199,21 @@ def quantized(name: str) -> tuple[nn.Module, octavo.QuantizedModel, Tensor]:
     return model, q, x
 
 
+# What torch has no kernel for, and the library has.
+OWN = {
+    "attention": "octavo.attention",
+    "causal attention": "octavo.attention",
+    "layer norm": "octavo.layer_norm",
+    "rms norm": "octavo.rms_norm",
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_runs_on_integers(name, monkeypatch):
     """On Octavo's own kernels where there are some, and on torch's."""
     case = CASES[name]
     model, q, x = quantized(name)
-    monkeypatch.setattr(native_layers, "obstacle", lambda context: "torch's are tested")
+    monkeypatch.setattr(library, "obstacle", lambda: "torch's are tested")
     torchs = q.lower("torch")
     floats = [n for n, t in q.plan.tensors.items() if t.runs == "float" and t.op != "getitem"]
     assert not floats
@@ -220,6 +228,8 @@ def test_a_layer_runs_on_integers(name, monkeypatch):
     inside = {n: k for n, k in torchs.lowered.kernels.items() if n.startswith("layer")}
     if case.kernel is None:
         assert any(layer.startswith("layer") for layer in torchs.summary().fallbacks)
+        if name in OWN and WITH_LIBRARY:
+            assert OWN[name] in {k for n, k in q.lowered.kernels.items() if n.startswith("layer")}
     else:
         assert case.kernel in set(inside.values()) | _on_this_cpu(case.kernel)
         assert not torchs.lowered.fallbacks

@@ -12,7 +12,7 @@ import torch
 from commands import octavo_command
 
 import octavo
-from octavo.searching import loop, measuring
+from octavo.searching import measuring, recipe
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -146,7 +146,7 @@ def test_sensitivity_estimated_with_a_metric_and_a_mode() -> None:
 
 def test_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
-    monkeypatch.setattr(loop, "layer_times", lambda q, tensors: ())
+    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
     search = (
         *("search", "my_analysed_models:build", "--calibration", "data.npz"),
         *("--data", "data.npz", "--target", "x86-avx2"),

@@ -46,6 +46,7 @@ def test_the_dict_has_a_key_for_each_row(comparison: Comparison) -> None:
         "memory_mb": None,
         "integers": None,
         "loss": None,
+        "divergence": None,
         "runtime": "torch",
         "error": None,
     }
