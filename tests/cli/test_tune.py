@@ -113,7 +113,7 @@ def test_what_was_found_before_an_interruption_is_kept(
     answer = octavo_command("tune", artifact, "--runtimes", "torch")
     assert answer.code == 130
     assert "not finished" in answer.out
-    assert "the same command goes on" in answer.out
+    assert "the same command goes on" in " ".join(answer.out.split())  # paths may be long
     (begun,) = octavo.load(artifact).tunings.values()
     assert not begun.finished
     again = octavo_command("tune", artifact, "--runtimes", "torch")
