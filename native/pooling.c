@@ -1,4 +1,6 @@
 /* Largest values and means over windows, and over all of an image. */
+#include <string.h>
+
 #include "octavo.h"
 #include "stored.h"
 
@@ -33,7 +35,10 @@ INLINE const uint8_t *pixel_at(const octavo_pooling *p, const Window *w, int64_t
         for (int64_t j = w->columns.first; j < w->columns.last; j++)
 
 INLINE void largest(const octavo_pooling *p, const Window *w, uint8_t *y, const int64_t count) {
-    uint8_t most[BLOCK_OF_CHANNELS] = {0};
+    uint8_t most[BLOCK_OF_CHANNELS];
+    /* A window that is wholly outside has the least that can be stored. */
+    int is_empty = w->rows.first >= w->rows.last || w->columns.first >= w->columns.last;
+    memset(most, is_empty ? p->out_integers.low : 0, sizeof most);
     FOR_TAPS(w) {
         const uint8_t *pixel = pixel_at(p, w, i, j);
         for (int64_t c = 0; c < count; c++) most[c] = most[c] > pixel[c] ? most[c] : pixel[c];

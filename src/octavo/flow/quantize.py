@@ -127,7 +127,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
             the model: ``lambda model, batch: model.generate(**batch)``.
         checkpoint: with ``scope="modules"`` and ``weights``: a folder that keeps the blocks of the
             model whose weights are rounded, so that the same call goes on behind them after it was
-            cut off.
+            cut off. The data are not kept: give another folder for others.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on

@@ -114,6 +114,14 @@ def test_the_largest_of_windows(sizes, windows, meant):
     assert torch.equal(result, F.max_pool2d(q.float(), *settings).to(torch.uint8))
 
 
+def test_the_largest_of_a_window_that_is_wholly_outside_is_the_least_integer():
+    meant = Integers(0.1, 128, 20, 255, torch.uint8)
+    windows = Windows((2, 2), padding=(1, 1), dilation=(4, 4))
+    pool = operations.Pool(Pooled.LARGEST, windows, 0, meant, meant)
+    q = torch.full((1, 3, 3, 3), 200, dtype=torch.uint8)
+    assert Program.of(pool, 1)(q).flatten().tolist() == [20, 20, 20]
+
+
 @given(SIZES, windows(), meanings(), meanings(), st.booleans(), st.sampled_from([0, 3]))
 @settings(max_examples=80)
 def test_means_of_windows(sizes, windows, meant, out, counts_padding, divisor):
