@@ -116,7 +116,8 @@ enum {
     OCTAVO_ACTIVATIONS /* how many there are */
 };
 
-/* In place; v may hold NaN, which stays NaN. */
+/* In place. NaN stays NaN, but where values are cut: behind OCTAVO_CLIP it is the low end, behind
+ * OCTAVO_HARDSIGMOID 0. */
 void octavo_activate(int32_t activation, float low, float high, float *v, int64_t count);
 
 /* What becomes of a layer's sums of int32: sum * scale + bias, + addend, activation, rounding half

@@ -218,7 +218,7 @@ def two(combination: Combination, sign: int = 1) -> Callable[[Context, Chain], D
             raise Unsupported("it has keyword arguments")
         (a, one), (b, other) = (_bytes(context, arg) for arg in chain.layer.args[:2])
         _check_rank(context, chain.layer, 4)
-        other = Integers(sign * other.scale, *list(vars(other).values())[1:])
+        other = replace(other, scale=sign * other.scale)
         out = _clipped(chain)
         operation = operations.Binary(combination, one, other, out)
         return chain.layer.short_op, operation, (a, b)
