@@ -8,11 +8,13 @@ come out far lower than trained ones do. Exact arithmetic (`reference`) for the 
 the columns with "torch" say how the `torch` runtime ran it here. Of networks that no graph holds
 whole, what runs in Python has no multiply-adds that are counted.
 
-`python -m benchmarks.reach --docs docs/reach.md` writes the table of the docs.
+`python -m benchmarks.reach --docs docs/reach.md` writes the table of the docs; `--resume FILE`
+goes on where an earlier run with the same file was interrupted.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from collections import Counter
@@ -203,6 +205,14 @@ def write_table(text: str, path: Path) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def _kept_rows(path: Path | None) -> dict[str, dict[str, Any]]:
+    """The rows of an interrupted run, by network."""
+    if path is None or not path.exists():
+        return {}
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {row["network"]: row for row in rows}
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Quantize the zoo and report."""
     made = parser(__doc__)
@@ -210,13 +220,21 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--only", nargs="*", choices=list(known), help="these networks")
     made.add_argument("--modes", nargs="*", default=list(octavo.quantization.targets.MODES))
     made.add_argument("--docs", type=Path, help="file whose table is written anew: docs/reach.md")
+    made.add_argument(
+        "--resume", type=Path, help="file of rows: those in it stand, others are added as they come"
+    )
     options = parsed(made, words)
     entries = [known[name] for name in options.only or known]
     settings = {"networks": len(entries), "target": octavo.host_target()}
     report = Report("reach", "The zoo, quantized", settings)
+    there = _kept_rows(options.resume)
     for entry in entries:
-        report.rows.append(row_of(entry, options.modes))
-        print(report.rows[-1], flush=True)
+        row = there.get(entry.name) or row_of(entry, options.modes)
+        report.rows.append(row)
+        print(row, flush=True)
+        if options.resume and entry.name not in there:
+            with options.resume.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
     failed = sum("error" in row for row in report.rows)
     report.goals.append(Goal("networks that fail in a mode", failed, 0))
     empty = sum(row.get(f"{mode} share %") == 0 for row in report.rows for mode in options.modes)
