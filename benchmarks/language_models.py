@@ -78,7 +78,7 @@ def quantized(model: nn.Module, form: str, method: str, data: Tensor) -> nn.Modu
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     made = parser(__doc__)
     made.add_argument("--forms", nargs="*", default=list(FORMS), choices=list(FORMS))

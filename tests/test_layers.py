@@ -39,13 +39,13 @@ OPTIONAL = {
     "pandas": {"octavo.measuring.layers.layer_errors"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {
-        "octavo.flow.gguf",
+        "octavo.model.language.gguf",
         "octavo.flow.transformers",
         "octavo.graph.records",
         "octavo.model.configuration",
         "octavo.qat.transformers",
     },
-    "gguf": {"octavo.flow.gguf"},
+    "gguf": {"octavo.model.language.gguf"},
     "libcst": {"octavo.compat.migrate.syntax"},
 }
 

@@ -23,7 +23,7 @@ FOUR = octavo.weight_only_qconfig(4, group_size=32)
 
 @functools.cache
 def loaded() -> tuple[Any, Any]:
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     path = smollm2.file()
     assert path is not None

@@ -15,8 +15,8 @@ from torch import nn
 
 from octavo.arguments import TEXT, expect
 from octavo.errors import NothingQuantized, PlanError, warn_user
+from octavo.flow.blockwise.rounding import round_modules
 from octavo.flow.replacing import Decided, Decision, Replaced
-from octavo.flow.rounding_modules import round_modules
 from octavo.flow.running import Calls
 from octavo.graph.copying import copied
 from octavo.graph.evaluation import evaluating

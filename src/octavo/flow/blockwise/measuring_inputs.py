@@ -1,6 +1,6 @@
 """Float layers of a model that has no graph, and what methods want to know of their inputs.
 
-Tested in tests/flow/test_rounding_modules.py.
+Tested in tests/flow/blockwise/test_rounding.py.
 """
 
 from __future__ import annotations

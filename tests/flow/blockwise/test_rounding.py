@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ArtifactError, CalibrationError, InputError
-from octavo.flow.blocks import chains_of, recorded
+from octavo.flow.blockwise.blocks import chains_of, recorded
 from octavo.flow.running import Calls
 from octavo.quantization.weights import Layer, Rounded
 from octavo.quantization.weights.moments import SecondMoments

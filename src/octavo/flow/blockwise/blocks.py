@@ -4,7 +4,7 @@ A transformer is a list of blocks of which each reads what the one before has re
 returns on all of the data is all that is kept, so that memory holds the activations of one block
 and not those of the model.
 
-Tested in tests/flow/test_rounding_modules.py.
+Tested in tests/flow/blockwise/test_rounding.py.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def written(path: Path) -> Any:
 
 
 def test_a_file_is_the_model_that_was_written(tmp_path: Path) -> None:
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     exact = written(tmp_path / "model.gguf")
     model, tokenizer = read_gguf(tmp_path / "model.gguf")
@@ -101,7 +101,7 @@ def test_a_file_is_the_model_that_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kept", [0, 100, 0.5, 0.99])
 def test_a_file_that_is_cut_off(kept: float, tmp_path: Path) -> None:
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     path = tmp_path / "model.gguf"
     written(path)
@@ -113,7 +113,7 @@ def test_a_file_that_is_cut_off(kept: float, tmp_path: Path) -> None:
 
 def test_a_file_without_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers fills it with random numbers."""
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     add = gguf.GGUFWriter.add_tensor
 
@@ -129,7 +129,7 @@ def test_a_file_without_a_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_numbers_that_the_file_cannot_hold(tmp_path: Path) -> None:
     """A list of 2^60 bytes, and 2^30 blocks: nothing is made of them."""
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     path = tmp_path / "model.gguf"
     path.write_bytes(struct.pack("<4sIQQQcIIQ", b"GGUF", 3, 0, 1, 1, b"a", 9, 0, 2**60))
@@ -145,7 +145,7 @@ def test_numbers_that_the_file_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
-    from octavo.flow.gguf import read_gguf
+    from octavo.model.language.gguf import read_gguf
 
     with pytest.raises(InputError, match=r"nowhere\.gguf"):
         read_gguf(tmp_path / "nowhere.gguf")

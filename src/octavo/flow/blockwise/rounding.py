@@ -1,6 +1,6 @@
 """Weight methods at work on a model without a graph: one block after the other.
 
-Tested in tests/flow/test_rounding_modules.py.
+Tested in tests/flow/blockwise/test_rounding.py.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import nn
 
 from octavo.display import track
 from octavo.errors import CalibrationError, InputError
-from octavo.flow.blocks import Chain, chains_of, recorded
-from octavo.flow.checkpoint import Checkpoint
-from octavo.flow.measuring_inputs import FloatLayer, Measuring
+from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
+from octavo.flow.blockwise.checkpoint import Checkpoint
+from octavo.flow.blockwise.measuring_inputs import FloatLayer, Measuring
 from octavo.flow.running import Calls
 from octavo.graph.graph import Node
 from octavo.model.nn import quantized_form

@@ -1,6 +1,6 @@
 """Language models out of GGUF files. Needs the extra ``gguf``.
 
->>> from octavo.flow.gguf import read_gguf         # doctest: +SKIP
+>>> from octavo.model.language.gguf import read_gguf         # doctest: +SKIP
 >>> model, tokenizer = read_gguf("model.gguf")     # doctest: +SKIP
 >>> q = octavo.quantize(model, mode="weight_only")  # doctest: +SKIP
 """

@@ -1,6 +1,6 @@
 """A folder that keeps the blocks of a model that are rounded: what was cut off goes on behind them.
 
-Tested in tests/flow/test_rounding_modules.py.
+Tested in tests/flow/blockwise/test_rounding.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from octavo.errors import InputError
-from octavo.flow.measuring_inputs import FloatLayer
+from octavo.flow.blockwise.measuring_inputs import FloatLayer
 from octavo.model.files import sealed
 from octavo.model.files.atomic import require_writable
 from octavo.numerics.affine import QParams

@@ -1,0 +1,1 @@
+"""Weights rounded one block of a model after the other."""

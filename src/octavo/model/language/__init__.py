@@ -1,0 +1,1 @@
+"""Language models: what others hold of them, and how they are called."""
