@@ -55,6 +55,7 @@ from octavo.quantization.targets import (
 )
 from octavo.quantization.weights import (
     GPTQ,
+    HQQ,
     BiasCorrection,
     Clip,
     WeightMethod,
@@ -67,6 +68,7 @@ from octavo.version import __version__
 
 __all__ = [
     "GPTQ",
+    "HQQ",
     "MSE",
     "Bench",
     "BiasCorrection",

@@ -12,6 +12,7 @@ from octavo.quantization.weights.bias_correction import (
 )
 from octavo.quantization.weights.clip import Clip
 from octavo.quantization.weights.gptq import GPTQ
+from octavo.quantization.weights.hqq import HQQ
 from octavo.quantization.weights.integer_biases import (
     IntegerBiases,
     integer_bias,
@@ -31,6 +32,7 @@ from octavo.quantization.weights.scales import qparams_of_weight
 
 __all__ = [
     "GPTQ",
+    "HQQ",
     "METHODS",
     "Average",
     "BiasCorrection",

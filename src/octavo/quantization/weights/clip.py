@@ -57,8 +57,7 @@ class Clip(WeightMethod):
     by_input: bool = True
 
     def fits(self, layer: Layer) -> bool:
-        in_rows = layer.scheme.group_size is not None or layer.scheme.channel_axis == 0
-        return layer.runs == "weight_only" and layer.weight.dim() == 2 and in_rows
+        return layer.runs == "weight_only" and layer.has_own_rows
 
     def statistic(self, layer: Layer) -> MeanSquare | None:
         is_linear = layer.node.short_op == "linear"

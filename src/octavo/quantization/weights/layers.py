@@ -57,6 +57,12 @@ class Layer:
         return WEIGHT_LAYOUTS[self.node.short_op]
 
     @property
+    def has_own_rows(self) -> bool:
+        """Whether a weight ``[out, in]`` has scales for each row, or for groups of it."""
+        in_rows = self.scheme.group_size is not None or self.scheme.channel_axis == 0
+        return self.weight.dim() == 2 and in_rows
+
+    @property
     def outputs(self) -> int:
         """How many output channels it has."""
         axis = self.layout.output_axis
