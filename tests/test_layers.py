@@ -36,7 +36,7 @@ OPTIONAL = {
     "onnxruntime": {"octavo.runtimes.onnxruntime"},
     "openvino": {"octavo.runtimes.openvino"},
     "ray": {"octavo.measuring.engines.ray"},
-    "pandas": {"octavo.measuring.layers.layer_errors"},
+    "pandas": {"octavo.measuring.layers.error_table"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {
         "octavo.model.language.gguf",

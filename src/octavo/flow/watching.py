@@ -98,6 +98,26 @@ def hooked(
 
 
 @contextmanager
+def hooked_results(
+    modules: Mapping[str, nn.Module],
+    tell: Callable[[str, tuple[Any, ...], dict[str, Any], Any], None],
+) -> Iterator[None]:
+    """Inside, each call of these modules is told: the path, the arguments, and the result."""
+
+    def hook(
+        path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        tell(path, args, kwargs, result)
+
+    hooks = [
+        module.register_forward_hook(partial(hook, path), with_kwargs=True)
+        for path, module in modules.items()
+    ]
+    with _removing(hooks):
+        yield
+
+
+@contextmanager
 def _removing(hooks: Sequence[Any]) -> Iterator[None]:
     try:
         yield

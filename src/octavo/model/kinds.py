@@ -44,9 +44,9 @@ def _way_to_int8(given: object) -> str:
             return f"it has quantized regions: give one of them, q.get_submodule({region!r})"
         if parts_of(given):
             return (
-                "its layers are modules of octavo.nn, and no graph. octavo.sensitivity(model, ..., "
-                'scope="modules") tells of each, octavo.summary and octavo.compare of all; '
-                'scope="regions" or "model" makes graphs'
+                "its layers are modules of octavo.nn, and no graph. octavo.layer_errors and "
+                'octavo.sensitivity(model, ..., scope="modules") tell of each, octavo.summary, '
+                'octavo.compare and octavo.report of all; scope="regions" or "model" makes graphs'
             )
         return "octavo.quantize makes one from a float model"
     return "octavo.quantize, octavo.convert and octavo.load return one"

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from octavo.graph.graph import Graph, Node
 from octavo.measuring.layers import LayerErrors
+from octavo.measuring.modules import plan_of_modules
 from octavo.measuring.regions import named
 from octavo.model.model import QuantizedModel
+from octavo.model.nn import QuantizedModule
 from octavo.quantization.bfloat16 import in_float32
 from octavo.quantization.plan import Plan
 
@@ -72,6 +74,27 @@ def layout_of(graphs: Mapping[str, QuantizedModel], errors: LayerErrors) -> Layo
         rows += own.rows
         edges += [Edge(edge.start + above, edge.end + above, edge.lane) for edge in own.edges]
     return Layout(tuple(rows), tuple(edges))
+
+
+def layout_of_modules(modules: Mapping[str, QuantizedModule], errors: LayerErrors) -> Layout:
+    """The modules of `octavo.nn`, in the order in which the model has them; who reads whom is
+    decided by its Python.
+    """
+    measured = {row.tensor: row for row in errors.rows if row.kind != "weight"}
+    planned, rows = plan_of_modules(modules).tensors, []
+    for path, module in modules.items():
+        error = measured.get(path)
+        rows.append(
+            Row(
+                name=path,
+                op=module.operator,
+                runs=module.runs,
+                sqnr_db=None if error is None else error.sqnr_db,
+                accumulated_db=None if error is None else error.accumulated_sqnr_db,
+                reason=str(planned[path].reason),
+            )
+        )
+    return Layout(tuple(rows), ())
 
 
 def layout(graph: Graph, plan: Plan, errors: LayerErrors, path: str = "") -> Layout:

@@ -25,6 +25,7 @@ from octavo.measuring.layers import (
 from octavo.measuring.layers.repair import Repair, repair_code, repairs
 from octavo.measuring.layers.sensitivity import SENSITIVITY
 from octavo.measuring.metrics import Metric
+from octavo.measuring.modules import modules_in, plan_of_modules
 from octavo.measuring.regions import graphs_in, plan_of
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_float, require_quantized
@@ -33,7 +34,7 @@ from octavo.model.summary import Summary
 from octavo.model.verbs import summary
 from octavo.quantization.plan import Plan
 from octavo.reporting.html import render
-from octavo.reporting.layout import Layout, layout_of
+from octavo.reporting.layout import Layout, layout_of, layout_of_modules
 from octavo.searching import SearchResult
 from octavo.searching.result import SEARCH
 
@@ -74,7 +75,8 @@ class Report:
     @property
     def repair_code(self) -> str:
         """Python that does so."""
-        return repair_code(self.repairs, self.plan)
+        # Only of modules nothing says on what they run.
+        return repair_code(self.repairs, self.plan, None if self.summary.runtime else "modules")
 
     def verdict(self) -> str:
         """The outcome, a sentence for each quantized model."""
@@ -142,7 +144,7 @@ def report(
     Args:
         model: the float model that ``q`` was made of.
         q: the quantized model; of one with regions each is shown, with its path in front of the
-            names of its layers.
+            names of its layers; of one with modules of `octavo.nn` what each returns.
         data: batches, with labels if there is a metric; a list or a DataLoader, as it is iterated
             several times.
         title: of the page.
@@ -162,8 +164,8 @@ def report(
         >>> octavo.report(model, q, test_loader).to_html("report.html")  # doctest: +SKIP
     """
     require_float(model, "report")
-    graphs = graphs_in(q)
-    if not graphs:
+    graphs, modules = graphs_in(q), modules_in(q)
+    if not graphs and not modules:
         require_quantized(q, "report")
     expect(BATCHES, data=data)
     expect(TEXT, title=title)
@@ -181,11 +183,11 @@ def report(
     return Report(
         title=title,
         summary=summary(q),
-        plan=plan_of(graphs),
+        plan=plan_of(graphs) if graphs else plan_of_modules(modules),
         comparison=comparison,
         errors=errors,
         distributions=seen,
-        layout=layout_of(graphs, errors),
+        layout=layout_of(graphs, errors) if graphs else layout_of_modules(modules, errors),
         sensitivity=sensitivity,
         search=search,
     )

@@ -11,7 +11,7 @@ from octavo import plots
 from octavo.errors import MissingExtra
 from octavo.measuring.comparison_table import Comparison, Row
 from octavo.measuring.layers import Distribution, LayerErrors, LayerSensitivity, Sensitivity
-from octavo.measuring.layers.layer_errors import LayerError
+from octavo.measuring.layers.error_table import LayerError
 from octavo.reporting.plots.figure import as_svg, save_png
 from octavo.reporting.plots.search import front_of
 from octavo.searching import SearchResult, Trial

@@ -19,10 +19,15 @@ from octavo.graph.graph import Graph, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.program import run_of
 from octavo.measuring.layers.beside import Beside
+from octavo.measuring.layers.module_errors import layers_of
+from octavo.measuring.modules import modules_in, plan_of_modules, weight_name
 from octavo.measuring.regions import calls_of, named, regions_in
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
+from octavo.model.nn import QuantizedModule
+from octavo.model.nn.float_layers import tensors_of
 from octavo.numerics.observers.dyadic import DyadicHistogram, dyadic_histogram, merge_histograms
+from octavo.numerics.scheme import Scheme
 from octavo.quantization.plan import TensorPlan
 
 BINS = 128  # at most; at least half of them are in use
@@ -73,7 +78,8 @@ def distributions(
 
     Args:
         model: the float model that ``q`` was made of. It is left as it was.
-        q: the quantized model; of one with regions, these, with their paths in front of the names.
+        q: the quantized model; of one with regions, these, with their paths in front of the names;
+            of one with modules of `octavo.nn` their weights, for which no data is needed.
         data: any iterable of batches, as `quantize` takes for calibration; few are enough.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         progress: a bar on a terminal.
@@ -88,6 +94,8 @@ def distributions(
     require_float(model, _Taps.function)
     regions = regions_in(q)
     if not regions:
+        if modules := modules_in(q):
+            return _of_modules(model, modules)
         own = require_quantized(q, _Taps.function)
         return _Taps.over(model, own, data, inputs, progress).result()
     expect(BATCHES, data=data)
@@ -97,6 +105,22 @@ def distributions(
         module = model.get_submodule(path)
         for name, one in _Taps.over(module, region, calls[path], dict, progress).result().items():
             found[named(path, name)] = replace(one, tensor=named(path, name))
+    return found
+
+
+def _of_modules(
+    model: nn.Module, modules: Mapping[str, QuantizedModule]
+) -> dict[str, Distribution]:
+    """Those of the weights of modules."""
+    planned, found = plan_of_modules(modules).tensors, {}
+    for path, layer in layers_of(model, modules).items():
+        tensors, floats = modules[path].own_tensors(), tensors_of(layer)
+        for short, weight in modules[path].weights.items():
+            name = weight_name(path, short)
+            exact = dyadic_histogram(floats[short].detach().float(), None, BINS)
+            _, scale, zero_point = (tensors[part] for part in weight.names)
+            clip = _reach(weight.scheme, scale, zero_point)
+            found[name] = _distribution(name, planned[name], exact, clip)
     return found
 
 
@@ -182,12 +206,16 @@ def _clips(graph: Graph, quantized: Mapping[str, TensorPlan]) -> dict[str, tuple
             continue
         given = arguments(node)
         numbers = given["scale"], given["zero_point"]
-        scale, zero_point = (_tensor(graph, arg).reshape(1, -1) for arg in numbers)
-        scheme = planned.spec.scheme
-        ends = torch.tensor([[scheme.qmin], [scheme.qmax]], device=scale.device)
-        reach = (ends - zero_point) * scale
-        ranges[name] = float(reach[0].min()), float(reach[1].max())
+        scale, zero_point = (_tensor(graph, arg) for arg in numbers)
+        ranges[name] = _reach(planned.spec.scheme, scale, zero_point)
     return ranges
+
+
+def _reach(scheme: Scheme, scale: Tensor, zero_point: Tensor) -> tuple[float, float]:
+    """What the lowest and the highest integer stand for, the widest channel's."""
+    ends = torch.tensor([[scheme.qmin], [scheme.qmax]], device=scale.device)
+    reach = (ends - zero_point.reshape(1, -1)) * scale.reshape(1, -1)
+    return float(reach[0].min()), float(reach[1].max())
 
 
 def _tensor(graph: Graph, arg: Any) -> Tensor:

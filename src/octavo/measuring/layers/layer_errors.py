@@ -8,15 +8,13 @@ layers (`octavo.graph.cuts`), each fed with the float model's values, gives each
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, TEXT, expect, optional
-from octavo.display import Result, Table
-from octavo.errors import optional_import
 from octavo.graph.batches import Batch
 from octavo.graph.calls import first_samples, flatten_call
 from octavo.graph.cuts import Cuts
@@ -24,103 +22,16 @@ from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.measuring.layers.beside import Beside
 from octavo.measuring.layers.channels_last import channels_last
-from octavo.measuring.layers.error_sums import ErrorSums, LayerSums, RangeSums
+from octavo.measuring.layers.error_sums import LayerSums
+from octavo.measuring.layers.error_table import LayerError, LayerErrors
+from octavo.measuring.layers.module_errors import module_errors
+from octavo.measuring.layers.weight_errors import unused_share, weight_errors
+from octavo.measuring.modules import modules_in
 from octavo.measuring.regions import calls_of, named, regions_in
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.model.origin import rounded_weight
 from octavo.quantization.plan import Plan
-from octavo.quantization.qconfig import QSpec
-from octavo.quantization.targets import ROLES, SHARED
 from octavo.runtimes import lower
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """What rounding does to one tensor.
-
-    Attributes:
-        tensor: its name; an activation is named after the layer that makes it.
-        kind: ``"weight"``, ``"activation"`` or ``"input"``.
-        op: the operator that makes it, or that uses the weight.
-        values: its integers in words, or ``"float"``.
-        sqnr_db: signal over noise of the layer's own rounding: its input, its weights and its
-            result, given what the float model has there. Of a weight: of its rounding.
-        accumulated_sqnr_db: with the error of all layers before; ``None`` for weights.
-        mse: mean squared error of the layer's own rounding.
-        cosine: of the angle between exact and rounded values, own rounding.
-        low, high: the exact values' range.
-        clipped: share of the values beyond what the integers hold.
-        unused: share of the integers beyond the values seen.
-    """
-
-    tensor: str
-    kind: str
-    op: str
-    values: str
-    sqnr_db: float
-    accumulated_sqnr_db: float | None
-    mse: float
-    cosine: float
-    low: float
-    high: float
-    clipped: float
-    unused: float
-
-
-@dataclass(frozen=True)
-class LayerErrors(Result):
-    """What `layer_errors` found, in the order of the graph. Prints as a table."""
-
-    rows: tuple[LayerError, ...]
-    samples: int
-
-    def worst(self, count: int = 5) -> tuple[LayerError, ...]:
-        """The layers that lose most by themselves, worst first; none that only moves values."""
-        activations = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
-        return tuple(sorted(activations, key=lambda row: row.sqnr_db)[:count])
-
-    def to_frame(self) -> Any:
-        """A pandas DataFrame with a row for each tensor.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        with optional_import("pandas", "analysis", "make a DataFrame"):
-            import pandas
-        return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("tensor")
-
-    def table(self) -> Table:
-        title = f"Rounding errors of {len(self.rows)} tensors, {self.samples} samples"
-        return Table(_COLUMNS, tuple(map(_cells, self.rows)), title)
-
-
-_COLUMNS = (
-    "tensor",
-    "op",
-    "values",
-    "SQNR dB",
-    "accumulated",
-    "cosine",
-    "range",
-    "clipped",
-    "unused",
-)
-
-
-def _cells(row: LayerError) -> tuple[str, ...]:
-    accumulated = row.accumulated_sqnr_db
-    return (
-        row.tensor,
-        row.op,
-        row.values,
-        f"{row.sqnr_db:.1f}",
-        "" if accumulated is None else f"{accumulated:.1f}",
-        f"{row.cosine:.5f}",
-        f"{row.low:.3g} .. {row.high:.3g}",
-        f"{100 * row.clipped:.2f} %",
-        f"{100 * row.unused:.0f} %",
-    )
 
 
 def layer_errors(
@@ -136,10 +47,12 @@ def layer_errors(
 
     Args:
         model: the float model that ``q`` was made of. It is left as it was.
-        q: the quantized model; of one with regions, these, with their paths in front of the names.
+        q: the quantized model; of one with regions, these, with their paths in front of the names;
+            of one with modules of `octavo.nn`, what each of them returns, and their weights.
         data: any iterable of batches, as `quantize` takes for calibration.
         inputs: batch -> the model's arguments, where the defaults do not fit.
-        runtime: ``"torch"`` or ``"reference"``; ``None`` is ``q``'s own of these, else the oracle.
+        runtime: of graphs, ``"torch"`` or ``"reference"``; ``None`` is ``q``'s own of these, else
+            the oracle.
         progress: a bar on a terminal.
 
     Raises:
@@ -152,6 +65,8 @@ def layer_errors(
     require_float(model, "layer_errors")
     if regions_in(q):
         return _of_regions(model, q, data, inputs, progress, runtime)
+    if modules := modules_in(q):
+        return module_errors(model, q, modules, data, inputs, progress)
     own = require_quantized(q, "layer_errors")
     return _Layers.over(model, own, data, inputs, progress, runtime=runtime).result()
 
@@ -267,7 +182,11 @@ class _Layers(Beside):
             low=seen.low,
             high=seen.high,
             clipped=seen.clipped_share,
-            unused=_unused(sums.integers, planned.spec),
+            unused=(
+                0.0
+                if sums.integers is None or planned.spec is None
+                else unused_share(sums.integers, planned.spec.scheme)
+            ),
         )
 
 
@@ -289,43 +208,3 @@ def _one_sample(graph: Graph, tensors: list[Tensor]) -> list[Tensor]:
     if any(entry.batch_axis is None for entry, _ in pairs):
         return tensors
     return [first_samples(entry, tensor, 1) for entry, tensor in pairs]
-
-
-def weight_errors(float_graph: Graph, q: QuantizedModel) -> dict[str, LayerError]:
-    """The errors of the weights alone; no data is needed."""
-    names = [name for name, t in q.plan.quantized.items() if t.kind == "weight"]
-    errors = {}
-    for name in names:
-        planned, exact = q.plan.tensors[name], float_graph.constants[name].float()
-        assert planned.spec is not None
-        stored, sums, seen = rounded_weight(q, name), ErrorSums(), RangeSums()
-        rounded = stored.floats()
-        sums.update(exact, rounded)
-        seen.update(exact, None)
-        # What lies beyond the integers is moved by more than rounding moves anything: half a step.
-        step, zero_point = stored.parameters()
-        clipped = ((exact - rounded).abs() > 0.51 * step).float().mean()
-        low, high = torch.aminmax(stored.integers - zero_point)
-        errors[name] = LayerError(
-            tensor=name,
-            kind="weight",
-            op=planned.op,
-            values=planned.values,
-            sqnr_db=sums.sqnr_db,
-            accumulated_sqnr_db=None,
-            mse=sums.mse,
-            cosine=sums.cosine,
-            low=seen.low,
-            high=seen.high,
-            clipped=float(clipped),
-            unused=_unused((int(low), int(high)), planned.spec),
-        )
-    return errors
-
-
-def _unused(integers: tuple[int, int] | None, spec: QSpec | None) -> float:
-    """The share of the integers that are beyond those in use."""
-    if integers is None or spec is None:
-        return 0.0
-    levels = spec.scheme.qmax - spec.scheme.qmin
-    return max(0.0, 1.0 - (integers[1] - integers[0]) / levels)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from octavo.display import plain
-from octavo.measuring.layers.layer_errors import LayerError, LayerErrors
+from octavo.measuring.layers.error_table import LayerError, LayerErrors
 from octavo.measuring.layers.sensitivity import LayerSensitivity, Sensitivity
 from octavo.quantization.plan import Plan, TensorPlan
 
@@ -61,19 +61,26 @@ def repairs(
     return tuple(by_layer.values())[:count]
 
 
-def repair_code(wanted: Sequence[Repair], plan: Plan) -> str:
-    """Python that quantizes again with these layers in float."""
+def repair_code(wanted: Sequence[Repair], plan: Plan, scope: str | None = None) -> str:
+    """Python that quantizes again with these layers in float.
+
+    Args:
+        wanted: from `repairs`.
+        plan: of the quantized model.
+        scope: as for `octavo.quantize`, where it has to be named.
+    """
     rules = [
         f"    .set_module_name({_quoted(part)}, None)  # {plain(repair.reason)}"
         for repair in wanted
         for part in repair.parts
     ]
     data = "calibration=loader, " if plan.mode == "static" else "example, "
+    named = "" if scope is None else f', scope="{scope}"'
     return "\n".join(
         [
             *("qconfig = (", "    octavo.QConfigMapping()", *rules, ")"),
             f'q = octavo.quantize(model, {data}qconfig=qconfig, mode="{plan.mode}", '
-            f'target="{plan.target}")',
+            f'target="{plan.target}"{named})',
         ]
     )
 

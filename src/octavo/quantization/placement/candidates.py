@@ -17,12 +17,13 @@ from octavo.quantization.reasons import Reason, ReasonKind
 from octavo.quantization.targets import LOOKUP, ROLES, SHARED, WEIGHTED
 
 _ELEMENTWISE = ("add", "sub", "mul")
-_QUANTIZES_AT_EACH_CALL = Reason(
-    ReasonKind.RETURNS_FLOAT, "its kernel quantizes its input at each call"
-)
-_DEQUANTIZES_WEIGHTS = Reason(
-    ReasonKind.RETURNS_FLOAT, "its weights are dequantized where they are used"
-)
+# Of a layer's result, by how the layer runs.
+RETURNING_FLOATS = {
+    "dynamic": Reason(ReasonKind.RETURNS_FLOAT, "its kernel quantizes its input at each call"),
+    "weight_only": Reason(
+        ReasonKind.RETURNS_FLOAT, "its weights are dequantized where they are used"
+    ),
+}
 
 
 def place_without_ranges(context: Context, placement: Placement) -> None:
@@ -42,10 +43,10 @@ def place_without_ranges(context: Context, placement: Placement) -> None:
             placement.dynamic[node.name] = range_of_input(
                 WEIGHT_LAYOUTS[node.short_op], qconfig.activation
             )
-            placement.reasons[node.name] = _QUANTIZES_AT_EACH_CALL
+            placement.reasons[node.name] = RETURNING_FLOATS["dynamic"]
         else:
             placement.weight_only.add(node.name)
-            placement.reasons[node.name] = _DEQUANTIZES_WEIGHTS
+            placement.reasons[node.name] = RETURNING_FLOATS["weight_only"]
 
 
 def range_of_input(layer: WeightLayout, activation: QSpec) -> QSpec:
