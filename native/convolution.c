@@ -113,7 +113,8 @@ INLINE void copy_band(
         int64_t inner = y < 0 || y >= w->in.height ? 0 : least(held, wide - left);
         int64_t before = inner ? left * channels : 0;
         fill(to, at, c->in_zero_point, before, w->size);
-        if (inner) put(to, at + before, c->x + start * channels, inner * channels, w->size);
+        const uint8_t *x = c->at.x;
+        if (inner) put(to, at + before, x + start * channels, inner * channels, w->size);
         fill(
             to, at + before + inner * channels, c->in_zero_point,
             w->row - before - inner * channels, w->size);
@@ -138,7 +139,7 @@ static const char *read_band(
     const octavo_convolution *c, const Windows *w, int64_t begin, int64_t end, uint8_t *scratch) {
     if (!w->band_bytes) {
         int64_t image = begin / w->out.height, y = begin % w->out.height * c->stride_y;
-        return (const char *)c->x + (image * w->in.height + y) * w->row;
+        return (const char *)c->at.x + (image * w->in.height + y) * w->row;
     }
 #if defined(__x86_64__)
     if (octavo_isa() >= OCTAVO_AVX2)
@@ -204,7 +205,7 @@ void octavo_convolve(const octavo_convolution *c, int chunk, int chunks) {
     Share share = share_of(&work, chunk, chunks);
     uint8_t *scratch = own_scratch;
     if (w.band_bytes > OWN_BYTES)
-        scratch = (uint8_t *)(((uintptr_t)c->scratch + 63) / 64 * 64) + chunk * w.band_bytes;
+        scratch = (uint8_t *)(((uintptr_t)c->at.scratch + 63) / 64 * 64) + chunk * w.band_bytes;
     for (int64_t begin = share.first_tile, end; begin < share.last_tile; begin = end) {
         int64_t row = begin / w.tiles, image_end = (row / w.out.height + 1) * w.out.height;
         end = least(least(row + w.band_rows, image_end) * w.tiles, share.last_tile);

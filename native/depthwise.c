@@ -22,7 +22,7 @@ INLINE void block_plain(
         for (int64_t n = 0; n < count; n++) sums[n] -= c->in_zero_point * c->weight_sums[channel + n];
         finish(
             &c->epilogue, sums, channel, count, tile->result + pixel * c->out.channels + channel,
-            c->y);
+            c->at.y);
     }
 }
 
@@ -88,7 +88,7 @@ AVX2 static void block_avx2(
             }
         }
         store_pairs(own, prepared.first, sums);
-        finish_avx2(&c->epilogue, &prepared, sums, at, c->y);
+        finish_avx2(&c->epilogue, &prepared, sums, at, c->at.y);
     }
 }
 
@@ -180,7 +180,7 @@ INLINE VNNI void store_clipped(
         q[i] = stored(sums[i], e->addend ? &fours[i] : NULL, &prepared);
     }
     __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
-    store((uint8_t *)c->y + at, bytes, known->mask, whole);
+    store((uint8_t *)c->at.y + at, bytes, known->mask, whole);
 }
 
 VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t channel, int64_t at) {
@@ -188,7 +188,7 @@ VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t
     turn(sums);
     UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
     Runs runs = {channel, BLOCK, c->out.channels, at, BLOCK};
-    finish_runs_vnni(&c->epilogue, lanes, DEPTHWISE / BLOCK, &runs, c->y);
+    finish_runs_vnni(&c->epilogue, lanes, DEPTHWISE / BLOCK, &runs, c->at.y);
 }
 
 /* What is the same for all pixels of a unit. */

@@ -50,8 +50,8 @@ INLINE void quantize_share(const octavo_quantize *step, int chunk, int chunks) {
     SHARE(first, last, shape->batch * shape->height);
     for (int64_t r = first; r < last; r++) {
         const float *x =
-            step->x + r / shape->height * strides[0] + r % shape->height * strides[1];
-        uint8_t *y = step->y + r * row;
+            (const float *)step->at.x + r / shape->height * strides[0] + r % shape->height * strides[1];
+        uint8_t *y = (uint8_t *)step->at.y + r * row;
         if (strides[3] == 1 && strides[2] == shape->channels)
             quantize_row(x, 1, y, row, &step->out);
         else if (strides[3] == 1)
@@ -68,15 +68,19 @@ INLINE void quantize_share(const octavo_quantize *step, int chunk, int chunks) {
 
 INLINE void dequantize_share(const octavo_dequantize *step, int chunk, int chunks) {
     const octavo_integers in = step->in;
+    const uint8_t *x = step->at.x;
+    float *y = step->at.y;
     SHARE(first, last, step->count);
-    for (int64_t i = first; i < last; i++) step->y[i] = meant(step->x[i], &in);
+    for (int64_t i = first; i < last; i++) y[i] = meant(x[i], &in);
 }
 
 /* ---- a table ---- */
 
 INLINE void look_up_share(const octavo_look_up *step, int chunk, int chunks) {
+    const uint8_t *x = step->at.x;
+    uint8_t *y = step->at.y;
     SHARE(first, last, step->count);
-    for (int64_t i = first; i < last; i++) step->y[i] = step->table[step->x[i]];
+    for (int64_t i = first; i < last; i++) y[i] = step->table[x[i]];
 }
 
 /* ---- sums and products of two ---- */
@@ -110,18 +114,20 @@ INLINE int is_dense(const octavo_shape *shape, const int64_t *strides) {
 INLINE void binary_share(const octavo_binary *step, int chunk, int chunks) {
     const octavo_shape *shape = &step->shape;
     const int64_t *one = step->x_strides, *two = step->other_strides;
+    const uint8_t *all_x = step->at.x, *all_other = step->at.other;
+    uint8_t *all_y = step->at.y;
     if (is_dense(shape, one) && is_dense(shape, two)) {
         SHARE(from, to, shape->batch * shape->height * shape->width * shape->channels);
-        row_of_two(step, step->x + from, 1, step->other + from, 1, step->y + from, to - from);
+        row_of_two(step, all_x + from, 1, all_other + from, 1, all_y + from, to - from);
         return;
     }
     SHARE(first, last, shape->batch * shape->height * shape->width);
     for (int64_t p = first; p < last; p++) {
         int64_t w = p % shape->width, row = p / shape->width;
         int64_t h = row % shape->height, n = row / shape->height;
-        const uint8_t *x = step->x + n * one[0] + h * one[1] + w * one[2];
-        const uint8_t *other = step->other + n * two[0] + h * two[1] + w * two[2];
-        uint8_t *y = step->y + p * shape->channels;
+        const uint8_t *x = all_x + n * one[0] + h * one[1] + w * one[2];
+        const uint8_t *other = all_other + n * two[0] + h * two[1] + w * two[2];
+        uint8_t *y = all_y + p * shape->channels;
         if (one[3] == 1 && two[3] == 1)
             row_of_two(step, x, 1, other, 1, y, shape->channels);
         else if (one[3] == 1 && two[3] == 0)
@@ -157,8 +163,8 @@ void octavo_move_values(const octavo_move *step, int chunk, int chunks) {
             from += index * step->x_strides[axis];
             to += index * step->y_strides[axis];
         }
-        const uint8_t *x = step->x + from * step->bytes;
-        uint8_t *y = step->y + to * step->bytes;
+        const uint8_t *x = (const uint8_t *)step->at.x + from * step->bytes;
+        uint8_t *y = (uint8_t *)step->at.y + to * step->bytes;
         if (step->bytes == 1)
             move_row(step, x, y, 1);
         else

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 10
+#define OCTAVO_ABI 11
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -96,6 +96,15 @@ void octavo_product(
     const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,
     int64_t count, float *y);
 
+/* ---- what all steps of a program have: program.c ---- */
+
+/* What a step reads and writes, first in the struct of each kind, so that a program fills them in
+ * whatever the kind is. What a kind does not use is NULL. */
+typedef struct {
+    const void *x, *other;
+    void *y, *scratch;
+} octavo_operands;
+
 /* ---- convolutions and linear layers on uint8: convolution.c, depthwise.c, epilogue.h ---- */
 
 /* Values stand in channels-last order; a matrix [rows, channels] has height and width 1. */
@@ -133,9 +142,11 @@ typedef struct {
     int32_t out_zero_point, out_low, out_high;
 } octavo_epilogue;
 
-/* y = epilogue(sum of (x - in_zero_point) * weight). The taps of a window times the channels of a
+/* y = epilogue(sum of (x - in_zero_point) * weight): x is uint8, y uint8 or float32, and scratch has
+ * octavo_scratch_size bytes, which all chunks share. The taps of a window times the channels of a
  * group are at most 65536, so that sums fit into int32. No size is 0. */
 typedef struct {
+    octavo_operands at;
     octavo_shape in, out;
     int64_t groups, kernel_height, kernel_width, stride_y, stride_x, padding_top, padding_left;
     int64_t dilation_y, dilation_x;
@@ -143,9 +154,6 @@ typedef struct {
     int32_t narrow; /* whether the products of any two of a result's weights sum within int16 */
     const int8_t *weights; /* as octavo_pack_convolution leaves them */
     const int32_t *weight_sums; /* [out channels] */
-    const uint8_t *x;
-    void *y;          /* uint8 or float32 */
-    uint8_t *scratch; /* octavo_scratch_size bytes, which all chunks share */
     octavo_epilogue epilogue;
 } octavo_convolution;
 
@@ -174,62 +182,58 @@ typedef struct {
     int32_t zero_point, low, high;
 } octavo_integers;
 
-/* Strides count values, in the order of a shape's sizes; a result without strides stands in
- * channels-last order. */
+/* Of floats. Strides count values, in the order of a shape's sizes; a result without strides stands
+ * in channels-last order. */
 typedef struct {
+    octavo_operands at;
     octavo_shape shape;
     int64_t x_strides[4];
     octavo_integers out;
-    const float *x;
-    uint8_t *y;
 } octavo_quantize;
 
+/* To floats. */
 typedef struct {
+    octavo_operands at;
     int64_t count;
     octavo_integers in;
-    const uint8_t *x;
-    float *y;
 } octavo_dequantize;
 
 /* y = table[x]: any function of one value. */
 typedef struct {
+    octavo_operands at;
     int64_t count;
-    const uint8_t *table, *x;
-    uint8_t *y;
+    const uint8_t *table;
 } octavo_look_up;
 
 enum { OCTAVO_ADD, OCTAVO_MULTIPLY };
 
 /* Of two operands; a stride of 0 repeats one. */
 typedef struct {
+    octavo_operands at;
     octavo_shape shape;
     int64_t x_strides[4], other_strides[4];
     int64_t operation;
     octavo_integers x_integers, other_integers, out;
-    const uint8_t *x, *other;
-    uint8_t *y;
 } octavo_binary;
 
 enum { OCTAVO_MOST_AXES = 8 };
 
 /* Values of so many bytes to other places. */
 typedef struct {
+    octavo_operands at;
     int64_t sizes[OCTAVO_MOST_AXES], x_strides[OCTAVO_MOST_AXES], y_strides[OCTAVO_MOST_AXES];
     int64_t bytes;
-    const uint8_t *x;
-    uint8_t *y;
 } octavo_move;
 
 enum { OCTAVO_LARGEST, OCTAVO_MEAN, OCTAVO_MEAN_WITH_PADDING };
 
 /* Over windows; the divisor of a mean is the number of values where it is 0. */
 typedef struct {
+    octavo_operands at;
     octavo_shape in, out;
     int64_t operation, kernel_height, kernel_width, stride_y, stride_x, padding_top, padding_left;
     int64_t dilation_y, dilation_x, divisor;
     octavo_integers in_integers, out_integers;
-    const uint8_t *x;
-    uint8_t *y;
 } octavo_pooling;
 
 void octavo_quantize_values(const octavo_quantize *step, int chunk, int chunks);
@@ -256,11 +260,12 @@ typedef struct {
     int64_t base, offset;
 } octavo_place;
 
-/* The pointers that places stand for are empty until the step is taken. */
+/* The operands that places stand for are empty until the step is taken. */
 typedef struct {
     int64_t kind, chunks;
     octavo_place x, other, y, scratch;
     union {
+        octavo_operands at; /* of each */
         octavo_convolution convolution;
         octavo_pooling pooling;
         octavo_quantize quantize;

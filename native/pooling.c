@@ -86,12 +86,12 @@ INLINE void pool_share(const octavo_pooling *p, int chunk, int chunks) {
         int64_t column = pixel % p->out.width, row = pixel / p->out.width % p->out.height;
         int64_t image = pixel / p->out.width / p->out.height;
         Window w = {
-            .pixels = p->x + image * p->in.height * p->in.width * channels + from,
+            .pixels = (const uint8_t *)p->at.x + image * p->in.height * p->in.width * channels + from,
             .y0 = row * p->stride_y - p->padding_top,
             .x0 = column * p->stride_x - p->padding_left};
         w.rows = span_of(w.y0, p->kernel_height, p->dilation_y, p->in.height);
         w.columns = span_of(w.x0, p->kernel_width, p->dilation_x, p->in.width);
-        uint8_t *y = p->y + pixel * channels + from;
+        uint8_t *y = (uint8_t *)p->at.y + pixel * channels + from;
         int64_t count = channels - from;
         float divisor = p->operation == OCTAVO_LARGEST ? 1.0f : (float)counted(p, &w);
         if (p->operation == OCTAVO_LARGEST && count >= BLOCK_OF_CHANNELS)

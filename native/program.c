@@ -14,48 +14,21 @@ static void *at(void *const *bases, octavo_place place) {
 
 static void take(void *context, int chunk, int chunks) {
     const Given *given = context;
-    octavo_step step = *given->step; /* its pointers are those of this call */
-    void *x = at(given->bases, step.x), *other = at(given->bases, step.other);
-    void *y = at(given->bases, step.y), *scratch = at(given->bases, step.scratch);
+    octavo_step step = *given->step; /* its operands are those of this call */
+    step.of.at = (octavo_operands){
+        at(given->bases, step.x), at(given->bases, step.other), at(given->bases, step.y),
+        at(given->bases, step.scratch)};
     switch (step.kind) {
     case OCTAVO_CONVOLVE:
-        step.of.convolution.x = x;
-        step.of.convolution.y = y;
-        step.of.convolution.scratch = scratch;
-        step.of.convolution.epilogue.addend = other;
+        step.of.convolution.epilogue.addend = step.of.at.other;
         octavo_convolve(&step.of.convolution, chunk, chunks);
         break;
-    case OCTAVO_POOL:
-        step.of.pooling.x = x;
-        step.of.pooling.y = y;
-        octavo_pool(&step.of.pooling, chunk, chunks);
-        break;
-    case OCTAVO_QUANTIZE:
-        step.of.quantize.x = x;
-        step.of.quantize.y = y;
-        octavo_quantize_values(&step.of.quantize, chunk, chunks);
-        break;
-    case OCTAVO_DEQUANTIZE:
-        step.of.dequantize.x = x;
-        step.of.dequantize.y = y;
-        octavo_dequantize_values(&step.of.dequantize, chunk, chunks);
-        break;
-    case OCTAVO_LOOK_UP:
-        step.of.look_up.x = x;
-        step.of.look_up.y = y;
-        octavo_look_up_values(&step.of.look_up, chunk, chunks);
-        break;
-    case OCTAVO_COMBINE:
-        step.of.binary.x = x;
-        step.of.binary.other = other;
-        step.of.binary.y = y;
-        octavo_combine(&step.of.binary, chunk, chunks);
-        break;
-    case OCTAVO_MOVE:
-        step.of.move.x = x;
-        step.of.move.y = y;
-        octavo_move_values(&step.of.move, chunk, chunks);
-        break;
+    case OCTAVO_POOL: octavo_pool(&step.of.pooling, chunk, chunks); break;
+    case OCTAVO_QUANTIZE: octavo_quantize_values(&step.of.quantize, chunk, chunks); break;
+    case OCTAVO_DEQUANTIZE: octavo_dequantize_values(&step.of.dequantize, chunk, chunks); break;
+    case OCTAVO_LOOK_UP: octavo_look_up_values(&step.of.look_up, chunk, chunks); break;
+    case OCTAVO_COMBINE: octavo_combine(&step.of.binary, chunk, chunks); break;
+    case OCTAVO_MOVE: octavo_move_values(&step.of.move, chunk, chunks); break;
     }
 }
 

@@ -1,6 +1,7 @@
 /* Every kernel on many sizes, under each instruction set: for the sanitizers, which see what a test
  * of results does not. Memory is exactly as long as the kernels may read and write. */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -111,12 +112,12 @@ static void one_convolution(int threads) {
         .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL, .addend_scale = 0.02f,
         .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
         .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
-    c.weights = packed, c.weight_sums = sums, c.x = x;
-    c.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
-    c.scratch = malloc((size_t)octavo_scratch_size(&c, octavo_convolution_chunks(&c, threads)));
+    c.weights = packed, c.weight_sums = sums, c.at.x = x;
+    c.at.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
+    c.at.scratch = malloc((size_t)octavo_scratch_size(&c, octavo_convolution_chunks(&c, threads)));
     octavo_convolve_in_threads(&c, threads);
     free(weights), free(packed), free(sums), free(scales), free(bias), free(x), free(addend);
-    free(c.y), free(c.scratch);
+    free(c.at.y), free(c.at.scratch);
 }
 
 /* Steps in a row: planes of floats are rounded, pooled on, looked up, added to, moved and read back. */
@@ -137,19 +138,19 @@ static void one_program(int threads) {
     octavo_place d = {0, values + 2 * pooled}, e = {0, values + 3 * pooled};
     octavo_step steps[] = {
         {OCTAVO_QUANTIZE, 1 + below(5), .x = {1, 0}, .y = a, .of.quantize = {
-            in, {in.height * row, last ? row : in.width, last ? in.channels : 1, last ? 1 : plane}, meant,
-            NULL, NULL}},
+            {0}, in,
+            {in.height * row, last ? row : in.width, last ? in.channels : 1, last ? 1 : plane}, meant}},
         {OCTAVO_POOL, 1 + below(5), .x = a, .y = b, .of.pooling = {
-            in, out, below(3), taps, taps, 1, 1, taps / 2, taps / 2, 1, 1, 0, meant, meant, NULL, NULL}},
-        {OCTAVO_LOOK_UP, 1 + below(5), .x = b, .y = c, .of.look_up = {pooled, table, NULL, NULL}},
+            {0}, in, out, below(3), taps, taps, 1, 1, taps / 2, taps / 2, 1, 1, 0, meant, meant}},
+        {OCTAVO_LOOK_UP, 1 + below(5), .x = b, .y = c, .of.look_up = {{0}, pooled, table}},
         {OCTAVO_COMBINE, 1 + below(5), .x = c, .other = {3, 0}, .y = d, .of.binary = {
-            out, {out.height * out.width * out.channels, out.width * out.channels, out.channels, 1},
-            {0, 0, 0, 1}, below(2), meant, meant, meant, NULL, NULL, NULL}},
+            {0}, out, {out.height * out.width * out.channels, out.width * out.channels, out.channels, 1},
+            {0, 0, 0, 1}, below(2), meant, meant, meant}},
         {OCTAVO_MOVE, 1 + below(5), .x = d, .y = e, .of.move = {
-            {1, 1, 1, 1, 1, 1, out.channels, pooled / out.channels}, {0, 0, 0, 0, 0, 0, 1, out.channels},
-            {0, 0, 0, 0, 0, 0, pooled / out.channels, 1}, 1, NULL, NULL}},
+            {0}, {1, 1, 1, 1, 1, 1, out.channels, pooled / out.channels}, {0, 0, 0, 0, 0, 0, 1, out.channels},
+            {0, 0, 0, 0, 0, 0, pooled / out.channels, 1}, 1}},
         {OCTAVO_DEQUANTIZE, 1 + below(5), .x = e, .y = {2, 0}, .of.dequantize = {
-            pooled, meant, NULL, NULL}}};
+            {0}, pooled, meant}}};
     if (octavo_run(steps, sizeof steps / sizeof *steps, bases, threads)) exit(1);
     free(x), free(y), free(table), free(channel), free(arena);
 }
@@ -215,6 +216,20 @@ static void one_normalization(int threads) {
     free(x), free(addend), free(weight), free(bias), free(out), free(rounded);
 }
 
+static void count_chunk(void *context, int chunk, int chunks) {
+    atomic_fetch_add((_Atomic int *)context, chunk < chunks);
+}
+
+/* Stages of a few chunks, or of none. */
+static void some_stages(int threads) {
+    _Atomic int counts[4] = {0};
+    octavo_stage stages[4];
+    for (int i = 0; i < 4; i++) stages[i] = (octavo_stage){count_chunk, counts + i, below(4)};
+    octavo_run_stages(stages, 4, threads);
+    for (int i = 0; i < 4; i++)
+        if (counts[i] != stages[i].chunks) exit(1);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
@@ -223,6 +238,7 @@ int main(void) {
             for (int how = OCTAVO_INTEGERS; how <= OCTAVO_FLOATS; how++)
                 for (int round = 0; round < 12; round++) one_layer(kind, how, 1 + round % 3);
         for (int round = 0; round < 50; round++) {
+            some_stages(1 + round % 3);
             one_product_of_bytes(1 + round % 3);
             one_product(1 + round % 3);
             one_attention(1 + round % 3);

@@ -92,6 +92,11 @@ static void take_chunks(const octavo_stage *all, int count, int thread, int thre
         uint64_t now = atomic_load_explicit(&stage, memory_order_acquire);
         if (now - first_stage >= (uint64_t)count) return;
         const octavo_stage *at = all + (now - first_stage);
+        if (!at->chunks) { /* done before it began: whoever comes first says so */
+            atomic_compare_exchange_strong_explicit(
+                &stage, &now, now + 1, memory_order_acq_rel, memory_order_relaxed);
+            continue;
+        }
         int chunk = taken(now, at->chunks, thread, threads);
         if (chunk < 0) { /* others are still at it */
             wait_a_bit(spin++);

@@ -38,7 +38,7 @@ static void tile_portable(
         }
         finish(
             &c->epilogue, sums, p->channel, p->count,
-            tile->result + pixel * c->out.channels + p->channel, c->y);
+            tile->result + pixel * c->out.channels + p->channel, c->at.y);
     }
 }
 
@@ -150,9 +150,9 @@ AVX2 static void tile_avx2(
         Runs runs = {p->channel, 0, p->channel + p->count, at, c->out.channels};
         if (is_clipped(&c->epilogue))
             for (int64_t i = 0; i < pixels; i++, at += c->out.channels)
-                finish_avx2(&c->epilogue, p, sums[i], at, c->y);
+                finish_avx2(&c->epilogue, p, sums[i], at, c->at.y);
         else
-            finish_runs(&c->epilogue, sums[0], pixels, &runs, c->y);
+            finish_runs(&c->epilogue, sums[0], pixels, &runs, c->at.y);
     }
 }
 
@@ -219,7 +219,7 @@ INLINE VNNI void finish_clipped(
     int64_t at, const int added, const int whole) {
     const Prepared512 known = in_registers(&c->epilogue, prepared);
     const uint8_t *from = c->epilogue.addend + at;
-    uint8_t *to = (uint8_t *)c->y + at;
+    uint8_t *to = (uint8_t *)c->at.y + at;
     __mmask16 mask = (__mmask16)((1u << prepared->count) - 1);
     int64_t step = c->out.channels;
     for (int64_t p = 0; p < pixels; p++, to += step, from += step) {
@@ -250,7 +250,7 @@ VNNI static void finish_vnni(
         }
     else {
         Runs runs = {p->channel, 0, p->channel + p->count, at, c->out.channels};
-        finish_runs_vnni(&c->epilogue, sums[0], pixels, &runs, c->y);
+        finish_runs_vnni(&c->epilogue, sums[0], pixels, &runs, c->at.y);
     }
 }
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,6 +116,34 @@ def test_more_threads_give_the_same():
         results.append(whole(x))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+NOTHING_TO_DO = """
+import ctypes, torch
+from octavo.numerics.native.library import library
+from octavo.runtimes.native.planning import Planner
+from test_program import Y, operations
+
+planner = Planner(threads=3)
+x = torch.arange(256, dtype=torch.uint8)
+value = planner.given(x)
+first, second = (operations.Dequantize(Y).plan(planner, value) for _ in range(2))
+plan = planner.finished([first, second])
+made = [torch.full((256,), -1.0) for _ in plan.made]
+addresses = [0, *(tensor.data_ptr() for tensor in (x, *made))]
+plan.steps[0].chunks = 0
+bases = (ctypes.c_void_p * len(addresses))(*addresses)
+assert library().octavo_run(plan.steps, ctypes.c_int64(2), bases, 3) == 0
+assert (made[0] == -1).all() and torch.equal(made[1], (x.float() - 100) * Y.scale)
+"""
+
+
+def test_a_step_without_chunks_is_passed_over():
+    """Once nobody was left to say that it is done, and all threads waited for that."""
+    folder = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, folder])}
+    words = [sys.executable, "-c", NOTHING_TO_DO]
+    subprocess.run(words, env=environment, check=True, timeout=100)
 
 
 def test_a_view_of_what_is_given_is_a_view():

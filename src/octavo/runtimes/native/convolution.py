@@ -41,6 +41,12 @@ class ShapeStruct(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels"))
 
 
+class OperandsStruct(ctypes.Structure):
+    """``octavo_operands``, which a program fills in."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("x", "other", "y", "scratch"))
+
+
 class EpilogueStruct(ctypes.Structure):
     """``octavo_epilogue``."""
 
@@ -57,6 +63,7 @@ class ConvolutionStruct(ctypes.Structure):
     """``octavo_convolution``."""
 
     _fields_ = (
+        ("at", OperandsStruct),
         *((name, ShapeStruct) for name in ("input", "output")),
         *(
             (name, ctypes.c_int64)
@@ -65,7 +72,7 @@ class ConvolutionStruct(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("padding_top", "padding_left")),
         *((name, ctypes.c_int64) for name in ("dilation_y", "dilation_x")),
         *((name, ctypes.c_int32) for name in ("in_zero_point", "narrow")),
-        *((name, ctypes.c_void_p) for name in ("weights", "weight_sums", "x", "y", "scratch")),
+        *((name, ctypes.c_void_p) for name in ("weights", "weight_sums")),
         ("epilogue", EpilogueStruct),
     )
 
@@ -222,7 +229,7 @@ class Convolution:
         step, threads = self.struct(batch, *size), torch.get_num_threads()
         scratch = torch.empty(scratch_size(step, chunks(step, threads)), dtype=torch.uint8)
         x = x.contiguous()
-        step.x, step.y, step.scratch = x.data_ptr(), result.data_ptr(), scratch.data_ptr()
+        step.at = OperandsStruct(x.data_ptr(), None, result.data_ptr(), scratch.data_ptr())
         if addend is not None:
             addend = addend.contiguous()
             step.epilogue.addend = addend.data_ptr()
@@ -264,6 +271,7 @@ def scratch_size(step: ConvolutionStruct, chunks: int) -> int:
 def _struct(geometry: Geometry, batch: int, height: int, width: int) -> ConvolutionStruct:
     top, left, _, _ = geometry.padding
     return ConvolutionStruct(
+        OperandsStruct(),
         ShapeStruct(batch, height, width, geometry.in_channels),
         ShapeStruct(batch, *geometry.output(height, width), geometry.out_channels),
         geometry.groups,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from octavo.runtimes.integers import Integers
-from octavo.runtimes.native.convolution import ConvolutionStruct, ShapeStruct
+from octavo.runtimes.native.convolution import ConvolutionStruct, OperandsStruct, ShapeStruct
 
 MOST_AXES = 8  # of what is moved
 
@@ -48,10 +48,10 @@ class Pooling(ctypes.Structure):
     """``octavo_pooling``."""
 
     _fields_ = [
+        ("at", OperandsStruct),
         *_fields(ShapeStruct, "input output"),
         *_fields(ctypes.c_int64, f"operation {_WINDOW} dilation_y dilation_x divisor"),
         *_fields(IntegersStruct, "in_integers out_integers"),
-        *_fields(ctypes.c_void_p, "x y"),
     ]
 
 
@@ -63,10 +63,10 @@ class Quantize(ctypes.Structure):
     """``octavo_quantize``."""
 
     _fields_ = [
+        ("at", OperandsStruct),
         ("shape", ShapeStruct),
         ("x_strides", _Strides),
         ("out", IntegersStruct),
-        *_fields(ctypes.c_void_p, "x y"),
     ]
 
 
@@ -74,27 +74,27 @@ class Dequantize(ctypes.Structure):
     """``octavo_dequantize``."""
 
     _fields_ = [
+        ("at", OperandsStruct),
         ("count", ctypes.c_int64),
         ("in_", IntegersStruct),
-        *_fields(ctypes.c_void_p, "x y"),
     ]
 
 
 class LookUp(ctypes.Structure):
     """``octavo_look_up``."""
 
-    _fields_ = [("count", ctypes.c_int64), *_fields(ctypes.c_void_p, "table x y")]
+    _fields_ = [("at", OperandsStruct), ("count", ctypes.c_int64), ("table", ctypes.c_void_p)]
 
 
 class Binary(ctypes.Structure):
     """``octavo_binary``."""
 
     _fields_ = [
+        ("at", OperandsStruct),
         ("shape", ShapeStruct),
         *_fields(_Strides, "x_strides other_strides"),
         ("operation", ctypes.c_int64),
         *_fields(IntegersStruct, "x_integers other_integers out"),
-        *_fields(ctypes.c_void_p, "x other y"),
     ]
 
 
@@ -102,9 +102,9 @@ class Move(ctypes.Structure):
     """``octavo_move``."""
 
     _fields_ = [
+        ("at", OperandsStruct),
         *_fields(_Axes, "sizes x_strides y_strides"),
         ("bytes", ctypes.c_int64),
-        *_fields(ctypes.c_void_p, "x y"),
     ]
 
 
