@@ -6,6 +6,7 @@ import copy
 import io
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.nn.utils import prune
 import octavo
 from octavo.errors import NothingQuantized, OctavoWarning, PlanError
 from octavo.flow.modules import quantize_modules, quantized_modules
+from octavo.flow.settings import Settings
 
 
 class Loops(nn.Module):
@@ -50,6 +52,12 @@ def size(model: nn.Module) -> int:
     return file.getbuffer().nbytes
 
 
+def by_modules(model: nn.Module, **settings: Any) -> nn.Module:
+    q = octavo.quantize(model, scope="modules", **settings)
+    assert isinstance(q, nn.Module)
+    return q
+
+
 IDS = torch.arange(24).reshape(4, 6)
 
 
@@ -59,7 +67,7 @@ def test_a_model_that_cannot_be_captured(mode: str) -> None:
     model = Loops().eval()
     with pytest.raises(octavo.OctavoError):
         octavo.quantize(model, IDS, mode=mode, progress=False, scope="model")
-    q = quantize_modules(model, mode=mode)
+    q = by_modules(model, mode=mode)
     assert type(q) is Loops
     kinds = {path: type(module) for path, module in q.named_children()}
     assert kinds == {
@@ -73,7 +81,7 @@ def test_a_model_that_cannot_be_captured(mode: str) -> None:
     assert far(model(IDS), q(IDS)) < 0.05
     assert size(q) < 0.45 * size(model)
     assert torch.equal(copy.deepcopy(q)(IDS), q(IDS))
-    other = quantize_modules(Loops().eval(), mode=mode)
+    other = by_modules(Loops().eval(), mode=mode)
     other.load_state_dict(q.state_dict())
     assert torch.equal(other(IDS), q(IDS))
 
@@ -81,7 +89,7 @@ def test_a_model_that_cannot_be_captured(mode: str) -> None:
 def test_tied_layers_hold_one_table() -> None:
     torch.manual_seed(0)
     model = Tied().eval()
-    q = quantize_modules(model, mode="weight_only")
+    q = by_modules(model, mode="weight_only")
     assert far(model(IDS), q(IDS)) < 0.05
     state = q.state_dict()
     assert state["head.weight"].data_ptr() == state["table.weight"].data_ptr()
@@ -99,7 +107,7 @@ def rules(**of: object) -> octavo.QConfigMapping:
 
 def test_tied_layers_stay_float_where_one_of_them_has_to() -> None:
     model = Tied().eval()
-    replaced = quantized_modules(model, mode="weight_only", qconfig=rules(table=None))
+    replaced = quantized_modules(model, Settings(mode="weight_only", mapping=rules(table=None)))
     assert "both do, since the weight would be held twice" in replaced.notes[0]
     assert set(replaced.modules) == {"layer", "lstm"}
     assert replaced.left["head"] == "it shares its weight with 'table', which stays float"
@@ -115,7 +123,7 @@ def test_rules_by_name_class_operator_and_regex() -> None:
         .set_module_name_regex("he.*", int4)
         .set_module_name("table", None)
     )
-    q = quantized_modules(model, mode="weight_only", qconfig=mapping)
+    q = quantized_modules(model, Settings(mode="weight_only", mapping=mapping))
     assert {path: module.runs for path, module in q.modules.items()} == {  # type: ignore[union-attr]
         "layer": "dynamic",
         "head": "weight_only",
@@ -129,20 +137,20 @@ def test_rules_by_name_class_operator_and_regex() -> None:
     "only", [["layer", "head"], lambda path, module: isinstance(module, nn.Linear)]
 )
 def test_only_some(only: list[str] | Callable[[str, nn.Module], bool]) -> None:
-    q = quantized_modules(Loops().eval(), only=only)
+    q = quantized_modules(Loops().eval(), Settings(only=only))
     assert set(q.modules) == {"layer", "head"}
     assert q.left["lstm"] == "it is not among those of only="
 
 
 def test_the_model_itself_is_named_by_an_empty_path() -> None:
-    assert set(quantized_modules(Loops().eval(), only=[""]).modules) == {
+    assert set(quantized_modules(Loops().eval(), Settings(only=[""])).modules) == {
         *("table", "layer", "lstm", "head")
     }
 
 
 def test_a_shared_module_is_replaced_once() -> None:
     layer = nn.Linear(8, 8)
-    q = quantize_modules(nn.Sequential(layer, nn.ReLU(), layer))
+    q = by_modules(nn.Sequential(layer, nn.ReLU(), layer))
     assert isinstance(q, nn.Sequential)
     assert q[0] is q[2]
     assert isinstance(q[0], octavo.nn.Linear)
@@ -158,7 +166,7 @@ class Named(nn.Linear):
 
 
 def test_what_derives_from_a_layer() -> None:
-    q = quantized_modules(nn.Sequential(Named(8, 8), Scaled(8, 8)))
+    q = quantized_modules(nn.Sequential(Named(8, 8), Scaled(8, 8)), Settings())
     assert set(q.modules) == {"0"}
     assert "has a forward of its own" in q.left["1"]
 
@@ -171,7 +179,7 @@ def test_computed_weights_stay_float_and_it_is_said() -> None:
         warnings.simplefilter("ignore", FutureWarning)
         nn.utils.weight_norm(layers[2])
     with pytest.warns(OctavoWarning, match="stays float: its weight is computed") as said:
-        q = quantize_modules(nn.Sequential(*layers))
+        q = by_modules(nn.Sequential(*layers))
     assert [str(w.message)[:3] for w in said if "computed" in str(w.message)] == [
         "'0'",
         "'1'",
@@ -185,7 +193,7 @@ def test_hooks_stay() -> None:
     model, seen = nn.Sequential(nn.Linear(4, 4)), []
     model[0].register_forward_hook(lambda *args: seen.append("after"))
     model[0].register_forward_pre_hook(lambda *args, **kw: seen.append("before"), with_kwargs=True)
-    quantize_modules(model)(torch.rand(2, 4))
+    by_modules(model)(torch.rand(2, 4))
     assert seen == ["before", "after"]
 
 
@@ -193,7 +201,7 @@ def test_torchs_own_transformer() -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2).eval()
     x = torch.randn(2, 7, 32)
-    q = quantize_modules(model)
+    q = by_modules(model)
     seen: list[Tensor] = []
     q.layers[0].linear1.register_forward_hook(lambda module, args, result: seen.append(result))  # type: ignore[union-attr,index]
     with torch.no_grad():
@@ -205,7 +213,7 @@ def test_a_small_share_is_told() -> None:
     with pytest.warns(
         OctavoWarning, match="only 10% of the weights are integers now; float: Conv2d"
     ):
-        quantize_modules(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8)))
+        by_modules(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -221,22 +229,22 @@ def test_a_small_share_is_told() -> None:
 )
 def test_mistakes_name_the_way_out(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        quantize_modules(Loops().eval(), **arguments)  # type: ignore[arg-type]
+        by_modules(Loops().eval(), **arguments)  # type: ignore[arg-type]
 
 
 def test_nothing_to_quantize_is_an_error() -> None:
     with pytest.raises(NothingQuantized, match="has no layer with weights"):
-        quantize_modules(nn.Sequential(nn.ReLU()))
+        by_modules(nn.Sequential(nn.ReLU()))
     with pytest.raises(NothingQuantized, match=r"'1': .*has no such layer"):
-        quantize_modules(nn.Sequential(nn.BatchNorm1d(3), nn.Bilinear(2, 2, 2)))
+        by_modules(nn.Sequential(nn.BatchNorm1d(3), nn.Bilinear(2, 2, 2)))
     with pytest.raises(NothingQuantized, match="has quantized layers already"):
-        quantize_modules(quantize_modules(nn.Sequential(nn.Linear(4, 4))))
+        quantize_modules(by_modules(nn.Sequential(nn.Linear(4, 4))), Settings())
 
 
 def test_a_rule_that_matches_nothing_is_told() -> None:
     mapping = octavo.QConfigMapping().set_object_type(nn.GRU, None)
     with pytest.warns(OctavoWarning, match="rules that match no module"):
-        quantize_modules(nn.Sequential(nn.Linear(4, 4)), qconfig=mapping)
+        by_modules(nn.Sequential(nn.Linear(4, 4)), qconfig=mapping)
 
 
 class Twice(nn.Module):

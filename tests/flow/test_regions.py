@@ -518,6 +518,7 @@ def test_scope_modules_needs_neither_data_nor_a_graph() -> None:
     [
         ("precision", "bfloat16"),
         ("run", lambda model, batch: model(batch)),
+        ("distributed", True),
     ],
 )
 def test_scope_modules_refuses_what_it_has_no_use_for(name: str, value: object) -> None:

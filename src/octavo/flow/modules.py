@@ -7,8 +7,8 @@ branches and methods of their own keep them.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,55 +16,31 @@ from torch import nn
 from octavo.arguments import TEXT, expect
 from octavo.errors import NothingQuantized, PlanError, warn_user
 from octavo.flow.blockwise.rounding import round_modules
-from octavo.flow.replacing import Decided, Decision, Replaced
+from octavo.flow.replacing import Decide, Decided, Decision, Replaced
 from octavo.flow.running import Calls
+from octavo.flow.settings import NEEDS_NO_GRAPH, Only, Settings
 from octavo.graph.copying import copied
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Node
 from octavo.model.nn import QuantizedModule, quantized_form
 from octavo.model.tree import near
 from octavo.quantization.placement.node_qconfigs import qconfig_of
-from octavo.quantization.qconfig import (
-    QConfig,
-    QConfigMapping,
-    Rule,
-    is_inside,
-    mapping_of,
-    mode_of,
-)
-from octavo.quantization.targets import MODES
+from octavo.quantization.qconfig import QConfigMapping, Rule, is_inside
+from octavo.quantization.targets import Target
 from octavo.quantization.targets import target as target_named
-from octavo.quantization.weights import WeightMethod
-
-Only = Iterable[str] | Callable[[str, nn.Module], bool]
+from octavo.quantization.weights import Rounded
 
 
-def quantize_modules(
-    model: nn.Module,
-    *,
-    mode: str | None = None,
-    qconfig: QConfig | QConfigMapping | None = None,
-    target: str = "x86",
-    only: Only | None = None,
-    weights: Sequence[WeightMethod] = (),
-    calls: Calls | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> nn.Module:
-    """Put quantized layers, of `octavo.nn`, in the places of float ones; without data or a graph.
+def quantize_modules(model: nn.Module, settings: Settings, calls: Calls | None = None) -> nn.Module:
+    """Put quantized layers, of `octavo.nn`, in the places of float ones, without a graph.
 
     Args:
         model: any module. It is left as it was.
-        mode: ``"dynamic"``: linear and recurrent layers find the scale of their input at each call.
-            ``"weight_only"``: their weights alone are integers. Without it what ``qconfig`` is,
-            else dynamic. Tables have integers in both.
-        qconfig: one `QConfig` for all layers, or a `QConfigMapping`, whose rules name modules,
-            their classes or operators (``"linear"``, ``"conv2d"``); the target's default without.
-            Convolutions become integers where a rule asks for it.
-        target: where the model will run, see `octavo.targets`.
-        only: the paths of modules to quantize, with all inside of them, or a function of path and
-            module; all without.
-        weights, checkpoint, progress: as `octavo.quantize` takes them.
+        settings: how. The mode is ``"dynamic"``: linear and recurrent layers find the scale of
+            their input at each call; or ``"weight_only"``: their weights alone are integers. Tables
+            have integers in both. Rules name modules, their classes or operators (``"linear"``,
+            ``"conv2d"``); the target's default without. Convolutions become integers where a rule
+            asks for it. ``only`` names modules with all inside of them.
         calls: of the model, for methods that measure inputs.
 
     Returns:
@@ -78,100 +54,110 @@ def quantize_modules(
 
     Example:
         >>> net = nn.Sequential(nn.Embedding(100, 16), nn.Linear(16, 4)).eval()
-        >>> q = quantize_modules(net, mode="weight_only")
+        >>> q = quantize_modules(net, Settings(mode="weight_only"))
         >>> type(q[1]), q(torch.tensor([[1, 2, 3]])).shape
         (<class 'octavo.model.nn.linear.Linear'>, torch.Size([1, 3, 4]))
     """
-    replaced = quantized_modules(
-        model,
-        mode=mode,
-        qconfig=qconfig,
-        target=target,
-        only=only,
-        weights=weights,
-        calls=calls,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    replaced = quantized_modules(model, settings, calls)
     for remark in replaced.remarks():
         warn_user(remark)
     return replaced.model
 
 
-def quantized_modules(
-    model: nn.Module,
-    *,
-    mode: str | None = None,
-    qconfig: QConfig | QConfigMapping | None = None,
-    target: str = "x86",
-    only: Only | None = None,
-    weights: Sequence[WeightMethod] = (),
-    calls: Calls | None = None,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> Replaced:
+def quantized_modules(model: nn.Module, settings: Settings, calls: Calls | None = None) -> Replaced:
     """`quantize_modules`, with an account of what was replaced, and why other layers were not."""
-    expect(TEXT, target=target)
-    mode = mode or mode_of(qconfig, "dynamic")
-    mapping = mapping_of(qconfig) or QConfigMapping()
-    if mode not in MODES or mode == "static":
-        raise PlanError(
-            f"mode is {mode!r}; one of 'dynamic' and 'weight_only': a static scale needs data and "
-            "the graph of a model or of a part of it"
-        )
-    known = target_named(target)
-    _check_rules(model, mapping)
-    chosen = _chosen(model, only)
-
+    asked = Asked.of(model, settings)
     own = copied(model)
-    paths: dict[nn.Module, list[str]] = {}
-    for path, module in own.named_modules(remove_duplicate=False):
-        paths.setdefault(module, []).append(path)
-
-    def decide(path: str, module: nn.Module) -> Decision:
-        names = paths[module]  # a shared module has several, and rules may name any
-        if not any(chosen(name, module) for name in names):
-            return "it is not among those of only="
-        node, rule = _first_named(mapping, [_node(name, module) for name in names])
-        if rule is not None and isinstance(rule.precision, torch.dtype):
-            raise PlanError(
-                f"the rule {rule} asks for {rule.precision}, which needs a graph; modules become "
-                'integers or stay as they are (None): leave the rule out, or take scope="model"'
-            )
-        wanted, why = qconfig_of(node, rule, known, mode)
-        if wanted is None:
-            return "" if why is None else why.words
-        return wanted
-
-    decided = Decided.of(own, decide)
-    rounded = {}
-    if weights and decided.qconfigs:
+    decided = Decided.of(own, asked.decide(own))
+    rounded: Mapping[str, Rounded] = {}
+    if settings.weights and decided.qconfigs:
         with evaluating(own):
-            rounded = round_modules(
-                own,
-                decided.qconfigs,
-                target,
-                weights,
-                calls,
-                checkpoint=checkpoint,
-                progress=progress,
-            )
-    replaced = decided.replace(target, rounded=rounded)
+            rounded = round_modules(own, decided.qconfigs, settings, calls)
+    replaced = decided.replace(settings.target, rounded=rounded)
     if not replaced.modules:
-        reasons = sorted({f"{path!r}: {why}" for path, why in replaced.left.items()})
-        if any(isinstance(module, QuantizedModule) for module in model.modules()):
-            raise NothingQuantized(
-                "nothing is left to quantize: the model has quantized layers already; start from "
-                "the float model"
-            )
-        raise NothingQuantized(
-            "nothing would be quantized: "
-            f"{'; '.join(reasons[:4]) or f'a {type(model).__name__} has no layer with weights'}. "
-            "octavo.nn has linear and recurrent layers, attention and tables; a rule asks for "
-            'convolutions; scope="model" captures the model and finds products of matrices however '
-            "they are written"
-        )
+        raise nothing_quantized(model, replaced.left)
     return replaced
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody wants of the layers of a model.
+
+    Attributes:
+        mode: ``"dynamic"`` or ``"weight_only"``.
+        mapping: the rules.
+        target: where it will run.
+        chosen: path and module -> whether it is among those of ``only=``.
+    """
+
+    mode: str
+    mapping: QConfigMapping
+    target: Target
+    chosen: Callable[[str, nn.Module], bool]
+
+    @classmethod
+    def of(cls, model: nn.Module, settings: Settings) -> Asked:
+        """From the settings of `octavo.quantize`.
+
+        Raises:
+            PlanError: the mode needs a graph, or a rule or path names no module.
+        """
+        expect(TEXT, target=settings.target)
+        mode, mapping = settings.mode, settings.mapping or QConfigMapping()
+        if mode not in NEEDS_NO_GRAPH:
+            raise PlanError(
+                f"mode is {mode!r}; one of 'dynamic' and 'weight_only': a static scale needs data "
+                "and the graph of a model or of a part of it"
+            )
+        known = target_named(settings.target)
+        _check_rules(model, mapping)
+        return cls(mode, mapping, known, _chosen(model, settings.only))
+
+    def decide(self, model: nn.Module) -> Decide:
+        """A function that says of each layer how it is quantized, or why it is not."""
+        paths: dict[nn.Module, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            paths.setdefault(module, []).append(path)
+
+        def decide(path: str, module: nn.Module) -> Decision:
+            names = paths[module]  # a shared module has several, and rules may name any
+            if not any(self.chosen(name, module) for name in names):
+                return "it is not among those of only="
+            node, rule = _first_named(self.mapping, [_node(name, module) for name in names])
+            if rule is not None and isinstance(rule.precision, torch.dtype):
+                raise PlanError(
+                    f"the rule {rule} asks for {rule.precision}, which needs a graph; modules "
+                    "become integers or stay as they are (None): leave the rule out, or take "
+                    'scope="model"'
+                )
+            wanted, why = qconfig_of(node, rule, self.target, self.mode)
+            if wanted is None:
+                return "" if why is None else why.words
+            return wanted
+
+        return decide
+
+
+def nothing_quantized(model: nn.Module, left: Mapping[str, str]) -> NothingQuantized:
+    """The error of a model of which no layer would be quantized.
+
+    Args:
+        model: the float model.
+        left: path of a layer -> why it stays float.
+    """
+    if any(isinstance(module, QuantizedModule) for module in model.modules()):
+        return NothingQuantized(
+            "nothing is left to quantize: the model has quantized layers already; start from "
+            "the float model"
+        )
+    reasons = sorted({f"{path!r}: {why}" for path, why in left.items()})
+    return NothingQuantized(
+        "nothing would be quantized: "
+        f"{'; '.join(reasons[:4]) or f'a {type(model).__name__} has no layer with weights'}. "
+        "octavo.nn has linear and recurrent layers, attention and tables; a rule asks for "
+        'convolutions; scope="model" captures the model and finds products of matrices however '
+        "they are written"
+    )
 
 
 def _first_named(mapping: QConfigMapping, nodes: Sequence[Node]) -> tuple[Node, Rule | None]:
@@ -218,12 +204,11 @@ def _chosen(model: nn.Module, only: Only | None) -> Callable[[str, nn.Module], b
         return lambda path, module: True
     if callable(only):
         return only
-    wanted = [only] if isinstance(only, str) else list(only)
     paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
-    for path in wanted:
+    for path in only:
         if path not in paths:
             raise PlanError(
                 f"only= names {path!r}, which is no module of the model; {near(path, model)}"
             )
     # The path of the model itself is empty, and all is inside of it.
-    return lambda path, module: "" in wanted or any(is_inside(path, one) for one in wanted)
+    return lambda path, module: "" in only or any(is_inside(path, one) for one in only)

@@ -12,10 +12,9 @@ from octavo.arguments import FUNCTION, expect, optional
 from octavo.errors import CalibrationError, CaptureError, InputError, PlanError, warn_user
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import quantize_regions, told_of_regions
-from octavo.flow.running import Calls
-from octavo.flow.settings import ONLY, SCOPE, Only, Settings, scope_of
+from octavo.flow.running import Source
+from octavo.flow.settings import NEEDS_NO_GRAPH, ONLY, SCOPE, Only, Settings, default_mode, scope_of
 from octavo.flow.whole import quantize_whole
-from octavo.graph.batches import Signature, example_call
 from octavo.graph.capture.example import module_of
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.pixels import Pixels
@@ -163,57 +162,51 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     scope = scope_of(scope, only, run, pixels, open_sizes)
-    asked = mode or mode_of(qconfig, "")
     has_data = example_inputs is not None or calibration is not None
-    if scope == "auto" and not has_data and asked in ("dynamic", "weight_only"):
+    if scope == "auto" and not has_data and (mode or mode_of(qconfig, "")) in NEEDS_NO_GRAPH:
         scope = "modules"
-    if scope == "modules":
-        _refuse_for_modules(run=run, precision=precision != "float32")
-        calls = Calls.of(model, example_inputs, calibration, inputs, run) if has_data else None
-        return quantize_modules(
-            model,
-            mode=mode,
-            qconfig=qconfig,
-            target=target,
-            only=only,
-            weights=weights,
-            calls=calls,
-            checkpoint=checkpoint,
-            progress=progress,
-        )
-    if checkpoint is not None:
+    by_modules = scope == "modules"
+    if by_modules:
+        _refuse_for_modules(run=run, precision=precision != "float32", distributed=distributed)
+    elif checkpoint is not None:
         raise InputError(
             'checkpoint= keeps blocks of a model that is quantized with scope="modules": give that '
             "scope, or leave it out"
         )
-    if mode is None:
-        mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
-    if mode == "static" and calibration is None and example_inputs is None:
-        raise CalibrationError(NO_CALIBRATION)
-    methods = with_correction(weights, bias_correction)
     settings = Settings(
         target,
-        mode,
+        mode or default_mode(scope, calibration, qconfig),
         precision,
         mapping_of(qconfig),
-        methods,
+        weights if by_modules else with_correction(weights, bias_correction),
         only,
         distributed,
         progress,
         open_sizes,
+        checkpoint,
     )
+    source = Source(model, example_inputs, calibration, inputs, run)
+    if by_modules:
+        return quantize_modules(model, settings, source.calls() if has_data else None)
+    if settings.mode == "static" and not has_data:
+        raise CalibrationError(NO_CALIBRATION)
     if scope == "regions":
-        calls = Calls.of(model, example_inputs, calibration, inputs, run)
-        return quantize_regions(model, calls, settings, "")
-    example, calibration = example_call(example_inputs, calibration, Signature.of(model), inputs)
+        return quantize_regions(model, source.calls(), settings)
+    return _whole_or_regions(source, settings, pixels, scope)
+
+
+def _whole_or_regions(
+    source: Source, settings: Settings, pixels: Pixels | None, scope: str
+) -> nn.Module:
+    """The model as one graph; where it cannot be captured its regions, unless that is an error."""
+    example, source = source.example()
     try:
-        return quantize_whole(model, example, calibration, settings, inputs=inputs, pixels=pixels)
+        return quantize_whole(source, example, settings, pixels)
     except CaptureError as error:
         if scope == "model":
             raise
         why = str(error)
-    calls = Calls.of(model, example_inputs, calibration, inputs, run)
-    quantized = quantize_regions(model, calls, settings, why)
+    quantized = quantize_regions(source.model, source.calls(), settings, why)
     warn_user(told_of_regions(quantized, why))
     return quantized
 

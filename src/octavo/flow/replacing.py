@@ -92,7 +92,7 @@ class Decided:
             decide: path and layer -> how it is quantized, or why not.
         """
         result = Replaced(root)
-        layers = _layers(root)
+        layers = layers_of(root)
         _measure(layers, result)
         wanted = {path: _decision(path, layer, decide, result) for path, layer in layers.items()}
         decided: dict[str, QConfig] = {}
@@ -147,7 +147,7 @@ def replace_modules(
     return Decided.of(root, decide).replace(target, make)
 
 
-def _layers(root: nn.Module) -> dict[str, nn.Module]:
+def layers_of(root: nn.Module) -> dict[str, nn.Module]:
     """Modules that have weights themselves, each at its first path; of one that can be replaced
     as a whole, such as attention, not its parts.
     """

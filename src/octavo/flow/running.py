@@ -6,14 +6,14 @@ Tested in tests/flow/test_regions.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from octavo.errors import CalibrationError
-from octavo.graph.batches import Batch, Signature, arguments_in, peek, split_batch
+from octavo.graph.batches import Batch, Signature, arguments_in, example_call, peek, split_batch
 
 Run = Callable[[nn.Module], object]
 """Calls a model with a certain batch."""
@@ -68,6 +68,35 @@ class Calls:
             return cls(examples, None)
         batches, data = peek(data, _FIRST)
         return cls([*examples, *map(reading, batches)], _Mapped(reading, data))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A float model, and the data that it is run and calibrated on, see `octavo.quantize`."""
+
+    model: nn.Module
+    example_inputs: Any
+    calibration: Iterable[Any] | None
+    inputs: Callable[[Any], Any] | None
+    run: Callable[[nn.Module, Any], object] | None = None
+
+    def calls(self) -> Calls:
+        """How to run the model; nothing of the data is used up.
+
+        Raises:
+            CalibrationError: there is nothing to run it on.
+        """
+        return Calls.of(self.model, self.example_inputs, self.calibration, self.inputs, self.run)
+
+    def example(self) -> tuple[Batch, Source]:
+        """The call to capture the model with, and the source with all of its data.
+
+        Raises:
+            CalibrationError: there is none.
+        """
+        signature = Signature.of(self.model)
+        example, data = example_call(self.example_inputs, self.calibration, signature, self.inputs)
+        return example, replace(self, calibration=data)
 
 
 def calling(batch: Batch) -> Run:

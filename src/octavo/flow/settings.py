@@ -5,6 +5,7 @@ Tested in tests/flow/test_quantize.py.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.pixels import Pixels
 from octavo.quantization.plan import Plan, plan
-from octavo.quantization.qconfig import QConfigMapping
+from octavo.quantization.qconfig import QConfig, QConfigMapping, mode_of
 from octavo.quantization.weights import WeightMethod
 
 Only = Sequence[str] | Callable[[str, nn.Module], bool]
@@ -39,15 +40,16 @@ ONLY = Kind(_picks, 'give paths of modules, ["backbone"], or a function of a pat
 class Settings:
     """What `octavo.quantize` was asked for, see its arguments."""
 
-    target: str
-    mode: str
-    precision: str
-    mapping: QConfigMapping | None
-    weights: Sequence[WeightMethod]
+    target: str = "x86"
+    mode: str = "dynamic"
+    precision: str = "float32"
+    mapping: QConfigMapping | None = None
+    weights: Sequence[WeightMethod] = ()
     only: Only | None = None
     distributed: bool = False
     progress: bool = True
     open_sizes: OpenSizes | None = None
+    checkpoint: str | os.PathLike[str] | None = None
 
     def plan(self, graph: Graph, inside: str = "") -> Plan:
         """The plan of a graph, be it that of the module of this path.
@@ -59,6 +61,15 @@ class Settings:
             self.mapping if not inside or self.mapping is None else self.mapping.within(inside)
         )
         return plan(graph, mapping, self.target, self.mode, self.precision)
+
+
+NEEDS_NO_GRAPH = ("dynamic", "weight_only")  # modes
+
+
+def default_mode(scope: str, calibration: object, qconfig: QConfig | QConfigMapping | None) -> str:
+    """The mode where none is asked for."""
+    has_scales = calibration is not None and scope != "modules"
+    return "static" if has_scales else mode_of(qconfig, "dynamic")
 
 
 def scope_of(

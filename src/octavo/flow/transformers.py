@@ -21,8 +21,10 @@ from torch import nn
 
 from octavo.errors import ArtifactError, MissingExtra, PlanError
 from octavo.flow.modules import quantize_modules
+from octavo.flow.settings import Settings
 from octavo.graph.operators import dtype_of
 from octavo.model.nn import QuantizedModule, from_description
+from octavo.quantization.qconfig import mapping_of
 from octavo.quantization.targets import dynamic_qconfig, weight_only_qconfig
 
 try:
@@ -119,7 +121,9 @@ class OctavoQuantizer(HfQuantizer):
         qconfig = dynamic_qconfig()
         if config.mode == "weight_only":
             qconfig = weight_only_qconfig(config.bits, group_size=config.group_size)
-        quantized = quantize_modules(model, qconfig=qconfig, only=wanted)
+        quantized = quantize_modules(
+            model, Settings(mode=config.mode, mapping=mapping_of(qconfig), only=wanted)
+        )
         for path, module in list(quantized.named_modules()):
             if isinstance(module, QuantizedModule):
                 model.set_submodule(path, module, strict=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from octavo.errors import warn_user
 from octavo.flow.convert import convert_calibrated
+from octavo.flow.running import Source
 from octavo.flow.settings import Settings
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
 from octavo.graph.calls import first_samples, flatten_call, with_seen
@@ -27,27 +28,20 @@ from octavo.quantization.weights import BiasCorrection, WeightMethod
 
 
 def quantize_whole(
-    model: nn.Module,
-    example: Batch,
-    data: Iterable[Any] | None,
-    settings: Settings,
-    *,
-    inputs: Callable[[Any], Any] | None = None,
-    pixels: Pixels | None = None,
+    source: Source, example: Batch, settings: Settings, pixels: Pixels | None = None
 ) -> QuantizedModel:
     """`octavo.quantize` with ``scope="model"``.
 
     Args:
-        model: the float model. It is left as it was.
+        source: the float model, which is left as it was, and its data.
         example: the call to capture it with.
-        data: the calibration batches.
         settings: how.
-        inputs: maps a batch to the model's arguments.
         pixels: what makes floats of the uint8 image that the model shall take.
 
     Raises:
         CaptureError, PlanError, CalibrationError, InputError: as `octavo.quantize`.
     """
+    model, inputs = source.model, source.inputs
     example = with_floats(example, pixels).beside(model)
     graph = capture(
         model,
@@ -68,7 +62,7 @@ def quantize_whole(
     return quantize_captured(
         graph,
         decided,
-        data,
+        source.calibration,
         weights=settings.weights,
         signature=signature,
         inputs=inputs,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import octavo
 from octavo.errors import ArtifactError, InputError
 from octavo.flow.modules import quantize_modules
+from octavo.flow.settings import Settings
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -84,7 +85,7 @@ def test_a_transformer_has_integers_in_all_projections(mode: str) -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     model = nn.TransformerEncoder(layer, 2).eval()
-    q = quantize_modules(model, mode=mode)
+    q = quantize_modules(model, Settings(mode=mode))
     floats = [name for name, p in q.named_parameters() if p.dim() > 1]
     assert floats == []
     x = torch.randn(2, 7, 32)
@@ -98,7 +99,7 @@ def test_a_transformer_has_integers_in_all_projections(mode: str) -> None:
     assert q(x[0]).shape == (7, 32)
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(32, 4, 64, batch_first=True), 1)
     decoder.eval()
-    q = quantize_modules(decoder, mode=mode)
+    q = quantize_modules(decoder, Settings(mode=mode))
     causal = nn.Transformer.generate_square_subsequent_mask(7)
     with torch.no_grad():
         exact, ours = (m(x, x, tgt_mask=causal, tgt_is_causal=True) for m in (decoder, q))
@@ -160,7 +161,7 @@ def test_masks_that_torch_refuses(masks: dict[str, Tensor], message: str) -> Non
 def test_autocast_changes_nothing(mode: str) -> None:
     torch.manual_seed(0)
     layer, x = nn.MultiheadAttention(32, 4).eval(), torch.randn(5, 2, 32)
-    module = quantize_modules(layer, mode=mode)
+    module = quantize_modules(layer, Settings(mode=mode))
     graph = octavo.quantize(layer, (x, x, x), mode=mode, progress=False)
     for quantized in (module, graph):
         exact = quantized(x, x, x)[0]

@@ -11,6 +11,7 @@ from torch import nn
 import octavo
 from octavo.errors import InputError, OctavoWarning, PlanError
 from octavo.flow.modules import quantized_modules
+from octavo.flow.settings import Settings
 
 LAYERS: list[nn.Module] = [
     nn.Conv1d(4, 6, 3, padding="same", dilation=2),
@@ -82,11 +83,11 @@ def test_an_image_with_a_nan_spoils_no_other(layer: nn.Module, bad: float) -> No
 
 def test_they_are_quantized_where_a_rule_asks_for_it() -> None:
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)).eval()
-    replaced = quantized_modules(model)
+    replaced = quantized_modules(model, Settings())
     assert set(replaced.modules) == {"3"}
     assert "conv2d is not quantized by default" in replaced.left["0"]
     rule = octavo.QConfigMapping().set_object_type(nn.Conv2d, octavo.weight_only_qconfig())
-    replaced = quantized_modules(model, qconfig=rule)
+    replaced = quantized_modules(model, Settings(mapping=rule))
     assert {path: module.runs for path, module in replaced.modules.items()} == {  # type: ignore[union-attr]
         "0": "weight_only",
         "3": "dynamic",

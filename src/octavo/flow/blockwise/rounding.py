@@ -5,7 +5,6 @@ Tested in tests/flow/blockwise/test_rounding.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 from torch import nn
@@ -16,6 +15,7 @@ from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
 from octavo.flow.blockwise.checkpoint import Checkpoint
 from octavo.flow.blockwise.measuring_inputs import FloatLayer, Measuring
 from octavo.flow.running import Calls
+from octavo.flow.settings import Settings
 from octavo.graph.graph import Node
 from octavo.model.nn import quantized_form
 from octavo.model.nn.float_layers import tensors_of
@@ -28,12 +28,8 @@ from octavo.quantization.weights import Layer, Rounded, WeightMethod, qparams_of
 def round_modules(
     model: nn.Module,
     qconfigs: Mapping[str, QConfig],
-    target: str,
-    methods: Sequence[WeightMethod],
+    settings: Settings,
     calls: Calls | None,
-    *,
-    checkpoint: str | os.PathLike[str] | None = None,
-    progress: bool = True,
 ) -> dict[str, Rounded]:
     """Round the weights of linear layers by methods; those of a block see inputs that the blocks
     before, which are rounded by then, make.
@@ -41,12 +37,9 @@ def round_modules(
     Args:
         model: changed in place: weights become what their integers stand for.
         qconfigs: path of each layer that shall have integers -> how.
-        target: name of the target.
-        methods: in the order in which they apply.
+        settings: its target, methods and checkpoint: a folder that keeps each block that is done,
+            so that the same call in another process goes on behind it.
         calls: of the model; ``None`` without data.
-        checkpoint: a folder that keeps each block that is done, so that the same call in another
-            process goes on behind it.
-        progress: show a progress bar on a terminal.
 
     Returns:
         Path of each linear layer that a method does something to -> its integers.
@@ -56,7 +49,8 @@ def round_modules(
         InputError: a method fits none of the layers, or the checkpoint is of another model, or of
             other methods.
     """
-    layers = _layers(model, qconfigs, target, methods)
+    methods = settings.weights
+    layers = _layers(model, qconfigs, settings.target, methods)
     for method in methods:
         if not any(method.fits(one.layer) for one in layers.values()):
             raise InputError(
@@ -72,7 +66,7 @@ def round_modules(
         for one in layers.values():
             one.round(methods, {})
         return {path: one.now for path, one in layers.items()}
-    kept = Checkpoint.of(checkpoint, methods, layers)
+    kept = Checkpoint.of(settings.checkpoint, methods, layers)
     followed = {chain.path for chain in recorded(model, calls.first[:1], chains_of(model, layers))}
     chains = [chain for chain in chains_of(model, layers) if chain.path in followed]
     in_blocks = {at for at in layers if any(at.startswith(f"{path}.") for path in followed)}
@@ -84,7 +78,7 @@ def round_modules(
                 "give batches that are alike"
             )
     blocks = [(chain, path) for chain in chains for path in chain.blocks]
-    for chain, path in track(blocks, "rounding", progress):
+    for chain, path in track(blocks, "rounding", settings.progress):
         _round_block(chain, path, layers, methods, kept)
     for path, one in outside.items():
         one.round(methods, measuring.of(path))

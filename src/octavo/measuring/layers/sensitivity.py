@@ -18,16 +18,17 @@ from torch import nn
 from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, of, optional
 from octavo.display import Result, Table, track
 from octavo.errors import InputError, OctavoError
-from octavo.flow.settings import ONLY, SCOPE, Only, Settings, scope_of
+from octavo.flow.running import Source
+from octavo.flow.settings import ONLY, SCOPE, Only, Settings, default_mode, scope_of
 from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.measuring.engines import Workers, opened, require
-from octavo.measuring.layers.studies import Source, Studied, Wanted, study_of_modules
+from octavo.measuring.layers.studies import Studied, Wanted, study_of, study_of_modules
 from octavo.measuring.layers.study import Sums
 from octavo.measuring.metrics import Metric
 from octavo.measuring.next_tokens import judged
 from octavo.model.kinds import require_float
 from octavo.numerics.sqnr import sqnr_db
-from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
+from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
 
 
@@ -163,12 +164,10 @@ def sensitivity(
     optional(ONLY, only=only)
     require(engine)
     signature = Signature.of(model)
-    if mode is None and scope != "modules":
-        mode = "static" if calibration is not None else mode_of(qconfig, "dynamic")
     wanted = Wanted(metric, exact, seed)
     settings = Settings(
         target,
-        mode or "dynamic",
+        mode or default_mode(scope, calibration, qconfig),
         "float32",
         mapping_of(qconfig),
         with_correction(weights, bias_correction),
@@ -177,10 +176,10 @@ def sensitivity(
     )
     study: Studied
     if scope == "modules":
-        study = study_of_modules(model, wanted, qconfig, mode, settings)
+        study = study_of_modules(model, settings, wanted)
     else:
         source = Source(model, example_inputs, calibration, inputs)
-        study, signature = source.study(settings, wanted, scope_of(scope, only))
+        study, signature = study_of(source, settings, wanted, scope_of(scope, only))
     batches = track(data, "measuring layers", progress)
     read = (split_batch(batch, signature, inputs) for batch in batches)
     return measured(study, (judged(call, signature, metric) for call in read), engine)

@@ -5,9 +5,9 @@ Tested in tests/measuring/layers/test_parts_study.py and tests/measuring/layers/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import nn
 
@@ -15,9 +15,9 @@ from octavo.errors import CaptureError, warn_user
 from octavo.flow.finding import Search, find_regions
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import calibrate_regions
-from octavo.flow.running import Calls
+from octavo.flow.running import Calls, Source
 from octavo.flow.settings import Settings
-from octavo.graph.batches import Batch, Signature, example_call
+from octavo.graph.batches import Batch, Signature
 from octavo.graph.capture.capture import capture
 from octavo.graph.copying import copied
 from octavo.graph.evaluation import evaluating
@@ -28,7 +28,6 @@ from octavo.measuring.layers.study import Study, Sums
 from octavo.measuring.metrics import Metric
 from octavo.model.parts import parts_of
 from octavo.quantization.calibrate import calibrate
-from octavo.quantization.qconfig import QConfig, QConfigMapping
 
 
 class Studied(Protocol):
@@ -62,63 +61,47 @@ class Wanted:
     seed: int
 
 
-@dataclass(frozen=True)
-class Source:
-    """A float model and the data that it is calibrated on, see `octavo.quantize`."""
+def study_of(
+    source: Source, settings: Settings, wanted: Wanted, scope: str
+) -> tuple[Studied, Signature]:
+    """That of the whole graph, or of the regions; and the signature that batches are read by.
 
-    model: nn.Module
-    example_inputs: Any
-    calibration: Iterable[Any] | None
-    inputs: Callable[[Any], Any] | None
+    Raises:
+        CaptureError, PlanError, CalibrationError: as `octavo.quantize`.
+    """
+    model, signature = source.model, Signature.of(source.model)
+    if scope == "regions":
+        return _of_regions(source, settings, wanted), signature
+    example, source = source.example()
+    try:
+        with evaluating(model):
+            graph = capture(model, example.args, example.kwargs, progress=settings.progress)
+    except CaptureError as error:
+        if scope == "model":
+            raise
+        partly = _of_regions(source, settings, wanted, str(error))
+        warn_user(f"{error}. So the layers of its regions are measured: {', '.join(partly.layers)}")
+        return partly, signature
+    signature = signature_with_losses(model, graph, example)
+    decided = settings.plan(graph)
+    calibrated = calibrate(
+        graph,
+        decided,
+        source.calibration,
+        weights=settings.weights,
+        signature=signature,
+        inputs=source.inputs,
+        progress=settings.progress,
+    )
+    exact, seed = wanted.exact, wanted.seed
+    study = Study(graph, decided, calibrated, wanted.metric, exact, settings.weights, seed)
+    return study, signature
 
-    def study(self, settings: Settings, wanted: Wanted, scope: str) -> tuple[Studied, Signature]:
-        """That of the whole graph, or of the regions; and the signature that batches are read by.
 
-        Raises:
-            CaptureError, PlanError, CalibrationError: as `octavo.quantize`.
-        """
-        signature = Signature.of(self.model)
-        if scope == "regions":
-            return self._regions(self.calibration, settings, wanted), signature
-        example, data = example_call(self.example_inputs, self.calibration, signature, self.inputs)
-        try:
-            with evaluating(self.model):
-                graph = capture(
-                    self.model, example.args, example.kwargs, progress=settings.progress
-                )
-        except CaptureError as error:
-            if scope == "model":
-                raise
-            partly = self._regions(data, settings, wanted, str(error))
-            warn_user(
-                f"{error}. So the layers of its regions are measured: {', '.join(partly.layers)}"
-            )
-            return partly, signature
-        signature = signature_with_losses(self.model, graph, example)
-        decided = settings.plan(graph)
-        calibrated = calibrate(
-            graph,
-            decided,
-            data,
-            weights=settings.weights,
-            signature=signature,
-            inputs=self.inputs,
-            progress=settings.progress,
-        )
-        exact, seed = wanted.exact, wanted.seed
-        study = Study(graph, decided, calibrated, wanted.metric, exact, settings.weights, seed)
-        return study, signature
-
-    def _regions(
-        self,
-        data: Iterable[Any] | None,
-        settings: Settings,
-        wanted: Wanted,
-        why: str = "",
-    ) -> PartsStudy:
-        calls = Calls.of(self.model, self.example_inputs, data, self.inputs, None)
-        search = find_regions(self.model, calls, settings, why)
-        return study_of_regions(search, calls, wanted)
+def _of_regions(source: Source, settings: Settings, wanted: Wanted, why: str = "") -> PartsStudy:
+    calls = source.calls()
+    search = find_regions(source.model, calls, settings, why)
+    return study_of_regions(search, calls, wanted)
 
 
 def study_of_regions(search: Search, calls: Calls, wanted: Wanted) -> PartsStudy:
@@ -143,22 +126,13 @@ def study_of_regions(search: Search, calls: Calls, wanted: Wanted) -> PartsStudy
     return PartsStudy(search.model, spots, wanted.metric, wanted.exact, wanted.seed)
 
 
-def study_of_modules(
-    model: nn.Module,
-    wanted: Wanted,
-    qconfig: QConfig | QConfigMapping | None,
-    mode: str | None,
-    settings: Settings,
-) -> PartsStudy:
+def study_of_modules(model: nn.Module, settings: Settings, wanted: Wanted) -> PartsStudy:
     """That of the layers that become modules of `octavo.nn`.
 
     Raises:
         PlanError: as `octavo.quantize` with ``scope="modules"``.
     """
     own = copied(model).eval()
-    quantized = quantize_modules(
-        own, mode=mode, qconfig=qconfig, target=settings.target, only=settings.only
-    )
-    parts = parts_of(quantized)
+    parts = parts_of(quantize_modules(own, replace(settings, weights=())))
     spots = [LayerSpot(path, own.get_submodule(path), part) for path, part in parts.items()]
     return PartsStudy(own, spots, wanted.metric, wanted.exact, wanted.seed)
