@@ -39,6 +39,7 @@ OPTIONAL = {
     "pandas": {"octavo.measuring.layers.error_table"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {
+        "octavo.model.language.int8_cache",
         "octavo.model.language.gguf",
         "octavo.flow.transformers",
         "octavo.graph.records",
