@@ -40,6 +40,7 @@ OPTIONAL = {
     "lightning": {"octavo.qat.lightning"},
     "transformers": {
         "octavo.model.language.int8_cache",
+        "octavo.model.language.side_by_side",
         "octavo.model.language.gguf",
         "octavo.flow.transformers",
         "octavo.graph.records",

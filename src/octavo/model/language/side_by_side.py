@@ -1,0 +1,196 @@
+"""`SideBySide`: the keys and values of several texts, which come and go. Needs the extra
+``transformers``.
+
+The texts of a running batch are of different lengths. Each has a row of one table a layer, from its
+first token on; what stands behind its last one is masked. A text that comes is written into the
+next row, and one that goes is closed up by those behind it, so that a call is about neighbouring
+rows and reads them in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.errors import InputError, MissingExtra
+from octavo.model.language.int8_rows import to_floats, to_rows
+
+try:
+    from transformers.cache_utils import (
+        Cache,
+        CacheLayerMixin,
+        DynamicCache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+    )
+except ImportError as error:
+    raise MissingExtra("transformers", "transformers", "write texts side by side") from error
+
+_GROWTH = 256  # tokens: a table is made anew, longer, when so many more have come
+
+
+@dataclass
+class _Rows:
+    """Where the running call writes: the same in all layers."""
+
+    lengths: list[int] = field(default_factory=list)  # of each text, in tokens
+    first: int = 0  # of the rows that the call is about
+    count: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text that the call is about."""
+        return max(self.lengths[self.first : self.first + self.count], default=0)
+
+    def places(self, new: int) -> tuple[Tensor, Tensor]:
+        """Row and column of each new token: ``[count, 1]`` and ``[count, new]``."""
+        rows = torch.arange(self.first, self.first + self.count)[:, None]
+        starts = torch.tensor(self.lengths[self.first : self.first + self.count])[:, None]
+        return rows, starts + torch.arange(new)
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
+    """One layer's table of keys and of values: ``[rows, heads, tokens, channels]``."""
+
+    is_sliding = False
+
+    def __init__(self, rows: _Rows, int8: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self.rows, self.int8 = rows, int8
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: tables are made as they grow."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        self.keys = self._written(self.keys, key_states)
+        self.values = self._written(self.values, value_states)
+        end = self.rows.longest + key_states.shape[-2]
+        seen = slice(self.rows.first, self.rows.first + self.rows.count), slice(None), slice(end)
+        keys, values = self.keys[seen], self.values[seen]
+        if self.int8:
+            return to_floats(keys, key_states.dtype), to_floats(values, key_states.dtype)
+        return keys, values
+
+    def _written(self, table: Tensor | None, states: Tensor) -> Tensor:
+        new = to_rows(states) if self.int8 else states
+        table = _with_room(table, new, len(self.rows.lengths), max(self.rows.lengths))
+        table.transpose(1, 2)[self.rows.places(new.shape[-2])] = new.transpose(1, 2)
+        return table
+
+    def close_up(self, row: int, rows: int) -> None:
+        """Rows behind one that is free move up; the last one is cleared, for whoever comes next."""
+        for table in (self.keys, self.values):
+            if table is not None:
+                table[row : rows - 1] = table[row + 1 : rows].clone()
+                table[rows - 1] = 0
+
+    def clear(self) -> None:
+        self.keys = self.values = None
+
+    def get_seq_length(self) -> int:
+        return self.rows.longest
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.rows.longest + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def _with_room(table: Tensor | None, new: Tensor, rows: int, longest: int) -> Tensor:
+    """A table that has so many rows, and room for the new tokens; zeros are where none was."""
+    tokens = longest + new.shape[-2]
+    if table is not None and table.shape[0] >= rows and table.shape[2] >= tokens:
+        return table
+    tokens = -(-tokens // _GROWTH) * _GROWTH
+    old = new.new_zeros(0, new.shape[1], 0, new.shape[3]) if table is None else table
+    larger = (max(rows, old.shape[0]), new.shape[1], max(tokens, old.shape[2]), new.shape[3])
+    made = new.new_zeros(larger)
+    made[: old.shape[0], :, : old.shape[2]] = old
+    return made
+
+
+class SideBySide(Cache):  # type: ignore[misc, unused-ignore]
+    """A cache of transformers for texts that are written on side by side.
+
+    Args:
+        config: of the model.
+        int8: keys and values are kept in int8, see `Int8Cache`.
+
+    Attributes:
+        limit: so many tokens a text may have at most: the window of layers that have one, whose
+            keys are kept by their places; ``None`` where there is no such limit.
+
+    Raises:
+        InputError: the model has layers that keep other than keys and values.
+    """
+
+    def __init__(self, config: Any, int8: bool = False) -> None:
+        self.rows = _Rows()
+        windows = [_window_of(layer) for layer in DynamicCache(config=config).layers]
+        self.limit = min((window for window in windows if window is not None), default=None)
+        self._tables = [_Layer(self.rows, int8) for _ in windows]
+        super().__init__(layers=list(self._tables))
+
+    def __len__(self) -> int:
+        return len(self.rows.lengths)
+
+    def append(self) -> int:
+        """A row for one more text; its place."""
+        self.rows.lengths.append(0)
+        return len(self) - 1
+
+    def remove(self, row: int) -> None:
+        """A text goes; those behind it move up by one."""
+        for layer in self._tables:
+            layer.close_up(row, len(self))
+        del self.rows.lengths[row]
+        if not self.rows.lengths:
+            self.reset()
+
+    def reset(self) -> None:
+        """All texts go, and their memory."""
+        self.rows.lengths.clear()
+        for layer in self._tables:
+            layer.clear()
+
+    def begin(self, first: int, count: int, new: int) -> tuple[Tensor, Tensor]:
+        """The next call of the model writes so many new tokens of each of some rows.
+
+        Returns:
+            What to call the model with: ``attention_mask``, int64 ``[count, tokens + new]``, and
+            ``position_ids``, int64 ``[count, new]``.
+        """
+        self.rows.first, self.rows.count = first, count
+        _, columns = self.rows.places(new)
+        seen = torch.arange(self.rows.longest + new)
+        return (seen <= columns[:, -1:]).long(), columns
+
+    def end(self, new: int) -> None:
+        """The call is over: its rows have so many tokens more."""
+        for row in range(self.rows.first, self.rows.first + self.rows.count):
+            self.rows.lengths[row] += new
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        tables = [t for layer in self._tables for t in (layer.keys, layer.values) if t is not None]
+        return sum(table.nbytes for table in tables)
+
+
+def _window_of(layer: Any) -> int | None:
+    if type(layer) is DynamicLayer:
+        return None
+    if type(layer) is DynamicSlidingWindowLayer:
+        return int(layer.sliding_window)
+    raise InputError(
+        f"the model keeps a {type(layer).__name__}, which is more than keys and values: its texts "
+        "cannot be written side by side. model.generate writes them"
+    )
