@@ -156,3 +156,17 @@ def test_what_cannot_be_written_is_refused() -> None:
     assert Batch(language_model("mistral")).limit == 8  # its window
     with pytest.raises(InputError, match="no limit of its own"):
         Batch(language_model("bloom")).room([5], None)
+
+
+def test_what_one_text_breaks_is_its_own() -> None:
+    model = language_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[50] = float("nan")
+    batch, bad, good = Batch(model), writing([5, 50, 6], 4), writing([5, 6, 7], 4)
+    for each in (bad, good):
+        batch.add(each)
+    while batch.writings:
+        batch.step()
+    assert (bad.ended, bad.tokens) == ("error", [])
+    assert "not numbers" in str(bad.error)
+    assert good.tokens == alone(model, good.prompt, 4, GREEDY, False)

@@ -5,6 +5,8 @@ The texts of a running batch are of different lengths. Each has a row of one tab
 first token on; what stands behind its last one is masked. A text that comes is written into the
 next row, and one that goes is closed up by those behind it, so that a call is about neighbouring
 rows and reads them in place.
+
+Tested in tests/model/language/test_writing.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.errors import InputError
+from octavo.errors import InputError, OctavoError
 from octavo.model.language.choosing import Choice
 from octavo.model.language.side_by_side import SideBySide
 from octavo.model.language.written_text import WrittenText
@@ -36,8 +36,9 @@ class Writing:
 
     Attributes:
         tokens: those written so far, without the one that ended the text.
-        ended: why it ended: ``"stop"`` (the model's own end, or a stop word) or ``"length"``;
-            ``None`` while it goes on.
+        ended: why it ended: ``"stop"`` (the model's own end, or a stop word), ``"length"`` or
+            ``"error"``; ``None`` while it goes on.
+        error: what went wrong with it.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Writing:
         self.prompt, self.most, self.choice = list(prompt), most, choice
         self.tokens: list[int] = []
         self.ended: str | None = None
+        self.error: OctavoError | None = None
         self.read = 0  # tokens of the prompt that the model has read
         self._text, self._tell, self._dice = text, tell, choice.dice()
 
@@ -61,7 +63,11 @@ class Writing:
 
     def take(self, logits: Tensor, ends: frozenset[int]) -> None:
         """The next token, of the logits of the last place."""
-        token = self.choice.pick(logits, self._dice)
+        try:
+            token = self.choice.pick(logits, self._dice)
+        except OctavoError as error:  # which is this text's alone
+            self.ended, self.error = "error", error
+            return
         if token in ends:
             self._end("stop")
             return
