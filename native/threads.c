@@ -6,6 +6,7 @@
  * up late, or that the machine takes away, holds nobody up for longer than its own chunk. One call at
  * a time has the pool; another that comes meanwhile runs on its own thread.
  */
+#define _GNU_SOURCE /* for affinities, where the system is Linux */
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -23,6 +24,7 @@ static pthread_mutex_t in_use = PTHREAD_MUTEX_INITIALIZER, lock = PTHREAD_MUTEX_
 static pthread_cond_t called = PTHREAD_COND_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int workers; /* that exist, beside the caller */
+static pthread_t made[MOST];
 
 /* The door of the pool: a number that is odd while a call may be entered, << 16, and how many
  * workers are inside. */
@@ -150,10 +152,43 @@ static void *work(void *argument) {
     return NULL;
 }
 
+/* ---- where workers run ---- */
+
+#if defined(__linux__)
+
+static int avoided = -1; /* the CPU that workers keep off */
+
+/* In a virtual machine a CPU that sleeps looks as if the host had taken it away, so that Linux wakes
+ * threads on the CPU of their waker: there they begin when the call is nearly over, or take the CPU from it,
+ * while the other CPUs go on sleeping. So workers keep off the CPU of the caller, wherever else they may
+ * run, as long as there is one for each of them. */
+static void keep_off_this_cpu(void) {
+    int cpu = sched_getcpu();
+    cpu_set_t others;
+    if (cpu < 0 || cpu == avoided || sched_getaffinity(0, sizeof others, &others)) return;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) < workers) return;
+    for (int worker = 0; worker < workers; worker++)
+        pthread_setaffinity_np(made[worker], sizeof others, &others);
+    avoided = cpu;
+}
+
+static void forget_cpu(void) { avoided = -1; }
+
+#else
+
+static void keep_off_this_cpu(void) {}
+static void forget_cpu(void) {}
+
+#endif
+
+/* ---- threads ---- */
+
 /* A forked process has no workers. Where it was forked amid a call, its next call has the number of that
  * stage: nothing may be taken of it. */
 static void forget_threads(void) {
     workers = 0;
+    forget_cpu();
     door = 0;
     done = 0;
     for (int thread = 0; thread < MOST; thread++) rows[thread].next = 0;
@@ -169,17 +204,15 @@ static int with_workers(int most) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    while (workers < most) {
-        pthread_t made;
-        if (pthread_create(&made, &attributes, work, (void *)(intptr_t)workers)) break;
-        workers++;
-    }
+    for (; workers < most; workers++, forget_cpu())
+        if (pthread_create(made + workers, &attributes, work, (void *)(intptr_t)workers)) break;
     pthread_attr_destroy(&attributes);
     return workers < most ? workers : most;
 }
 
 /* With the pool in hand. */
 static void run_together(const octavo_stage *all, int count, int helpers) {
+    keep_off_this_cpu();
     stages = all;
     stage_count = count;
     wanted = helpers;

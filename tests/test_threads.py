@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,3 +203,38 @@ def test_a_process_that_was_forked_amid_a_call_has_calls_of_its_own():
         check=True,
     )
     assert run.stdout == "0\n"
+
+
+AFFINITIES = """
+import os
+import torch
+from octavo.runtimes.native.convolution import Convolution, Epilogue, Geometry
+
+cpus = os.sched_getaffinity(0)
+torch.set_num_threads(len(cpus))
+weight = torch.ones(256, 1, 1, 256, dtype=torch.int8)
+layer = Convolution.of(Geometry(256, 256), weight, 0, Epilogue(torch.ones(256), torch.zeros(256)))
+x = torch.ones(1, 100, 30, 256, dtype=torch.uint8)
+before = os.listdir("/proc/self/task")
+for cpu in cpus:
+    os.sched_setaffinity(0, {cpu})  # where this thread is from here on, also with the next line
+    os.sched_setaffinity(0, cpus)
+    layer(x)
+workers = set(os.listdir("/proc/self/task")) - set(before)
+may_run = [os.sched_getaffinity(int(worker)) for worker in workers]
+print(len(workers) == len(cpus) - 1, all(len(cpus - may) == 1 and may < cpus for may in may_run))
+os.sched_setaffinity(0, {min(cpus)})
+layer(x)
+print(may_run == [os.sched_getaffinity(int(worker)) for worker in workers])
+"""
+
+
+def test_workers_keep_off_the_cpu_of_their_caller():
+    if library.library() is None or not Path("/proc/self/task").exists():
+        pytest.skip("the kernels are not compiled here, or the system is not Linux")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU")
+    run = subprocess.run(
+        [sys.executable, "-c", AFFINITIES], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert run.stdout.split() == ["True"] * 3
