@@ -25,7 +25,7 @@ PAGES = (
     README,
     *(
         README.parent / "docs" / f"{name}.md"
-        for name in ("guide", "training", "analysis", "compat", "migrate", "transformers")
+        for name in ("guide", "training", "analysis", "compat", "migrate", "transformers", "tuning")
     ),
 )
 
@@ -64,7 +64,7 @@ def octavo(*arguments: str) -> str:
     return done.output
 
 
-SLOW = {page for page in PAGES if page.stem in ("analysis", "training")}
+SLOW = {page for page in PAGES if page.stem in ("analysis", "training", "tuning")}
 
 
 @pytest.mark.parametrize("page", swept(PAGES, kept=set(PAGES) - SLOW), ids=lambda page: page.name)

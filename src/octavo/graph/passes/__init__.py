@@ -5,6 +5,7 @@ Tested in tests/graph/capture/test_capture.py.
 
 from octavo.graph.graph import Graph
 from octavo.graph.passes.attention_masks import masks_to_add
+from octavo.graph.passes.batches_of_one import batches_of_one
 from octavo.graph.passes.copies import copies_as_values
 from octavo.graph.passes.fold_batch_norm import fold_batch_norm, foldable_norms
 from octavo.graph.passes.fold_constants import fold_constants
@@ -13,6 +14,7 @@ from octavo.graph.passes.simplify import normalise_spelling, remove_identities
 from octavo.graph.passes.training import in_evaluation, in_training
 
 __all__ = [
+    "batches_of_one",
     "canonical",
     "copies_as_values",
     "fold_batch_norm",
@@ -42,6 +44,7 @@ def simplified(graph: Graph) -> Graph:
         remove_identities,
         normalise_spelling,
         fold_constants,
+        batches_of_one,
         masks_to_add,
         products_as_linear,
     ):
