@@ -57,8 +57,13 @@ def is_new(library: Path) -> bool:
     return found() == digest().encode() and Path(__file__).stat().st_mtime <= made
 
 
-def compile_library(library: Path = LIBRARY) -> str:
-    """Make it, unless it is new; says why it cannot be made, ``""`` where it is there."""
+def compile_library(library: Path = LIBRARY, *more: str) -> str:
+    """Make it, unless it is new; says why it cannot be made, ``""`` where it is there.
+
+    Args:
+        library: the file.
+        more: options of the compiler.
+    """
     command = compiler()
     if command is None:
         return "there is no C compiler (cc, gcc or clang) on the PATH"
@@ -68,7 +73,7 @@ def compile_library(library: Path = LIBRARY) -> str:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
         told = f'-DOCTAVO_SOURCES="{digest()}"'
-        options = [*LANGUAGE, *FAST, *SHARED, told]
+        options = [*LANGUAGE, *FAST, *SHARED, told, *more]
         words = [*command, *options, *map(str, SOURCES), "-lm", "-o", str(made)]
         try:
             done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -15,13 +15,15 @@
 
 /* ---- instruction sets: isa.c ---- */
 
-enum { OCTAVO_PORTABLE, OCTAVO_AVX2, OCTAVO_AVX512_VNNI };
+enum { OCTAVO_PORTABLE, OCTAVO_AVX2, OCTAVO_AVX512_VNNI, OCTAVO_AMX };
 
 OCTAVO_EXPORT int octavo_abi(void);
 /* What compile.py made of all sources when it compiled them: library.py does the same. */
 OCTAVO_EXPORT const char *octavo_sources(void);
+/* Of vectors: never OCTAVO_AMX, whose tiles are used beside OCTAVO_AVX512_VNNI where octavo_amx. */
 OCTAVO_EXPORT int octavo_isa(void);
-/* Use nothing beyond a set from now on; returns what is used. */
+OCTAVO_EXPORT int octavo_amx(void);
+/* Use nothing beyond a set from now on; returns what is used, OCTAVO_AMX too. */
 OCTAVO_EXPORT int octavo_limit_isa(int most);
 
 /* ---- threads: threads.c ---- */

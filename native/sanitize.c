@@ -232,7 +232,7 @@ static void some_stages(int threads) {
 
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
-    for (int set = octavo_isa(); set >= OCTAVO_PORTABLE; set--) {
+    for (int set = octavo_limit_isa(OCTAVO_AMX); set >= OCTAVO_PORTABLE; set--) {
         octavo_limit_isa(set);
         for (int kind = OCTAVO_LSTM; kind <= OCTAVO_RNN_RELU; kind++)
             for (int how = OCTAVO_INTEGERS; how <= OCTAVO_FLOATS; how++)

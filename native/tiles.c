@@ -3,6 +3,7 @@
  * All sums of a tile stay in registers while a window's runs are read, then go through memory to the
  * epilogue.
  */
+#include "amx.h"
 #include "epilogue.h"
 #include "octavo.h"
 #include "windows.h"
@@ -271,9 +272,97 @@ VNNI static void tiles_vnni(
 
 #endif
 
+/* ---- AMX ---- */
+
+#if defined(OCTAVO_KNOWS_AMX)
+
+/* Registers: the sums of two units of channels; the pixels' values and those units' weights for 64 of
+ * a window's values; and the same for what is left of a run. */
+#define SUMS 0
+#define NEXT_SUMS 1
+#define X 2
+#define WEIGHTS 3
+#define NEXT_WEIGHTS 4
+#define LEFT 5
+#define LEFT_WEIGHTS 6
+#define NEXT_LEFT_WEIGHTS 7
+
+AMX static void hold_pixels(int64_t pixels, int64_t left) {
+    TileSizes sizes = {.palette = 1};
+    for (int t = SUMS; t < LEFT; t++) {
+        sizes.rows[t] = (uint8_t)(t < WEIGHTS ? pixels : TILE_ROWS);
+        sizes.bytes[t] = TILE_BYTES;
+    }
+    for (int t = LEFT; left && t < TILE_REGISTERS; t++) {
+        sizes.rows[t] = (uint8_t)(t < LEFT_WEIGHTS ? pixels : left / 4);
+        sizes.bytes[t] = (uint16_t)(t < LEFT_WEIGHTS ? left : TILE_BYTES);
+    }
+    tile_sizes(&sizes);
+}
+
+INLINE AMX void products_amx(
+    const Windows *w, const char *x, const int8_t *weights, const Prepared *prepared,
+    int32_t sums[2][TILE][BLOCK], const int blocks) {
+    enum { STEP = 4 * BLOCK }; /* from four of a window's values to the next, among the weights */
+    int64_t left = ceiling(w->run, 4) * 4 % TILE_BYTES, whole = ceiling(w->run, 4) * 4 - left;
+    int64_t pixel = w->pixel, unit = w->unit_bytes;
+    tile_read(SUMS, prepared[0].first, 0);
+    if (blocks > 1) tile_read(NEXT_SUMS, prepared[1].first, 0);
+    FOR_RUNS {
+        const char *run = x + at;
+        for (int64_t k = 0; k < whole; k += TILE_BYTES, weights += TILE_BYTES / 4 * STEP) {
+            tile_read(X, run + k, pixel);
+            tile_read(WEIGHTS, weights, STEP);
+            tile_products(SUMS, X, WEIGHTS);
+            if (blocks > 1) {
+                tile_read(NEXT_WEIGHTS, weights + unit, STEP);
+                tile_products(NEXT_SUMS, X, NEXT_WEIGHTS);
+            }
+        }
+        if (!left) continue;
+        tile_read(LEFT, run + whole, pixel);
+        tile_read(LEFT_WEIGHTS, weights, STEP);
+        tile_products(SUMS, LEFT, LEFT_WEIGHTS);
+        if (blocks > 1) {
+            tile_read(NEXT_LEFT_WEIGHTS, weights + unit, STEP);
+            tile_products(NEXT_SUMS, LEFT, NEXT_LEFT_WEIGHTS);
+        }
+        weights += left / 4 * STEP;
+    }
+    tile_write(SUMS, sums[0], STEP);
+    if (blocks > 1) tile_write(NEXT_SUMS, sums[1], STEP);
+}
+
+AMX static void tiles_amx(
+    const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
+    int64_t blocks = least(2, w->units - unit), pixels = 0;
+    int32_t sums[2][TILE][BLOCK] __attribute__((aligned(64)));
+    Prepared prepared[2];
+    const int8_t *weights = prepare_unit(&prepared[0], c, w, group, unit);
+    if (blocks > 1) prepare_unit(&prepared[1], c, w, group, unit + 1);
+    FOR_TILES(tile, group * w->group_in) {
+        if (tile.pixels < 1) continue;
+        /* Others use the registers too between two calls of this function. */
+        if (tile.pixels != pixels) hold_pixels(tile.pixels, ceiling(w->run, 4) * 4 % TILE_BYTES);
+        pixels = tile.pixels;
+        if (blocks > 1)
+            products_amx(w, tile.x, weights, prepared, sums, 2);
+        else
+            products_amx(w, tile.x, weights, prepared, sums, 1);
+        for (int64_t b = 0; b < blocks; b++)
+            finish_vnni(c, &prepared[b], sums[b], tile.pixels, tile.result);
+    }
+    tile_release();
+}
+
+#endif
+
 /* ---- which of them ---- */
 
 octavo_tiles octavo_dense_tiles(void) {
+#if defined(OCTAVO_KNOWS_AMX)
+    if (octavo_amx()) return tiles_amx;
+#endif
     switch (octavo_isa()) {
 #if defined(__x86_64__)
     case OCTAVO_AVX512_VNNI: return tiles_vnni;

@@ -47,7 +47,7 @@ def instruction_set(request):
     loaded = library.library()
     if loaded is None:
         pytest.skip("the kernels are not compiled here: make native")
-    wanted, before = library.INSTRUCTION_SETS.index(request.param), loaded.octavo_isa()
+    wanted, before = map(library.INSTRUCTION_SETS.index, (request.param, library.instruction_set()))
     try:
         if loaded.octavo_limit_isa(wanted) != wanted:
             pytest.skip("this CPU lacks it")

@@ -219,7 +219,7 @@ def test_octavos_kernel_takes_linear_layers_where_it_is_the_quicker(per_token):
     qconfig = octavo.dynamic_qconfig(TARGET, per_token=per_token)
     q = octavo.quantize(net.eval(), x, mode="dynamic", qconfig=qconfig, target=TARGET)
     kernels = lower_to(q.graph, "python").kernels
-    own = library.instruction_set() == "avx512_vnni"
+    own = library.instruction_set() in ("avx512_vnni", "amx")
     words = "per token" if per_token else "dynamic"
     assert (kernels["2"] == f"octavo.linear, {words}") == own
     assert (kernels["0"] == f"octavo.linear, {words}") == (own and per_token)

@@ -15,7 +15,7 @@ from pathlib import Path
 from octavo.errors import OctavoWarning
 
 ABI = 11  # OCTAVO_ABI of native/octavo.h
-INSTRUCTION_SETS = ("portable", "avx2", "avx512_vnni")
+INSTRUCTION_SETS = ("portable", "avx2", "avx512_vnni", "amx")
 LIMIT = "OCTAVO_MAX_CPU_ISA"  # of the environment: one of them, to act out a lesser CPU
 PATH = Path(__file__).with_name("kernels.so")
 SOURCES = Path(__file__).parents[4] / "native"  # of a checkout
@@ -100,4 +100,6 @@ def instruction_set() -> str | None:
         True
     """
     loaded = library()
-    return None if loaded is None else INSTRUCTION_SETS[loaded.octavo_isa()]
+    if loaded is None:
+        return None
+    return INSTRUCTION_SETS[-1 if loaded.octavo_amx() else loaded.octavo_isa()]

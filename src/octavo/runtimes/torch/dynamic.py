@@ -203,7 +203,7 @@ def _own_is_quicker(context: Context, chain: Chain) -> bool:
     """
     return (
         context.caller == "python"
-        and library.instruction_set() == "avx512_vnni"
+        and library.instruction_set() in ("avx512_vnni", "amx")
         and chain.activation is None
         and chain.quantize is None
     )
