@@ -28,9 +28,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for sanitizers in SANITIZERS:
             driver = Path(folder) / "driver"
-            options = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1", *ACTED_OUT]
+            options = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
             sources = map(str, [*SOURCES, HERE / "sanitize.c"])
-            words = [*command, *LANGUAGE, *options, *sources, "-lm", "-o", str(driver)]
+            words = [*command, *LANGUAGE, *options, *ACTED_OUT, *sources, "-lm", "-o", str(driver)]
             subprocess.run(words, check=True)
             print(sanitizers, flush=True)
             status = subprocess.run([driver], check=False).returncode
