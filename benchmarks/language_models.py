@@ -24,9 +24,13 @@ from octavo.measuring.next_tokens import Divergence, Perplexity
 METHODS: dict[str, list[octavo.WeightMethod]] = {
     "nearest": [],
     "clip, by weight": [octavo.Clip(by_input=False)],
+    "hqq": [octavo.HQQ()],
     "clip": [octavo.Clip()],
+    "awq": [octavo.AWQ()],
     "gptq": [octavo.GPTQ()],
+    "awq, clip": [octavo.AWQ(), octavo.Clip()],
     "clip, gptq": [octavo.Clip(), octavo.GPTQ()],
+    "awq, clip, gptq": [octavo.AWQ(), octavo.Clip(), octavo.GPTQ()],
 }
 FORMS = {
     "8 bits": octavo.weight_only_qconfig(),

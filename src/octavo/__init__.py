@@ -54,10 +54,12 @@ from octavo.quantization.targets import (
     weight_only_qconfig,
 )
 from octavo.quantization.weights import (
+    AWQ,
     GPTQ,
     HQQ,
     BiasCorrection,
     Clip,
+    SmoothQuant,
     WeightMethod,
     correct_biases,
 )
@@ -67,6 +69,7 @@ from octavo.searching import SearchResult, search
 from octavo.version import __version__
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "HQQ",
     "MSE",
@@ -99,6 +102,7 @@ __all__ = [
     "Scheme",
     "SearchResult",
     "Sensitivity",
+    "SmoothQuant",
     "WeightMethod",
     "__version__",
     "artifact",

@@ -72,7 +72,9 @@ def quantized_modules(model: nn.Module, settings: Settings, calls: Calls | None 
     rounded: Mapping[str, Rounded] = {}
     if settings.weights and decided.qconfigs:
         with evaluating(own):
-            rounded = round_modules(own, decided.qconfigs, settings, calls)
+            done = round_modules(own, decided.qconfigs, settings, calls)
+        rounded = done.rounded
+        decided.result.notes += done.notes
     replaced = decided.replace(settings.target, rounded=rounded)
     if not replaced.modules:
         raise nothing_quantized(model, replaced.left)

@@ -119,8 +119,10 @@ class Decided:
         result, layers = self.result, self.layers
         for path, qconfig in self.qconfigs.items():
             module = make(layers[path], qconfig, target)
-            if path in rounded and isinstance(module, QuantizedModule):
-                module.take_integers("weight", rounded[path].integers, rounded[path].qparams)
+            for inner, part in module.named_modules(prefix=path):
+                if inner in rounded and isinstance(part, QuantizedModule):
+                    now = rounded[inner]
+                    part.take_integers("weight", now.integers, now.qparams)
             result.modules[path] = module
         for paths in self.tied:
             own = [path for path in paths if path in self.qconfigs]

@@ -57,9 +57,9 @@ class Calls:
         def reading(batch: Any) -> Run:
             if run is not None:
                 return lambda model: run(model, batch)
-            return calling(split_batch(batch, signature, inputs))
+            return Call(split_batch(batch, signature, inputs))
 
-        examples = [] if example_inputs is None else [calling(arguments_in(example_inputs))]
+        examples = [] if example_inputs is None else [Call(arguments_in(example_inputs))]
         if data is None:
             if not examples:
                 raise CalibrationError(
@@ -99,14 +99,14 @@ class Source:
         return example, replace(self, calibration=data)
 
 
-def calling(batch: Batch) -> Run:
-    """A call of the model with these arguments."""
+@dataclass(frozen=True)
+class Call:
+    """A call of the model with the arguments of a batch."""
 
-    def run(model: nn.Module) -> object:
-        call = batch.beside(model)
-        return call.run(model)
+    batch: Batch
 
-    return run
+    def __call__(self, model: nn.Module) -> object:
+        return self.batch.beside(model).run(model)
 
 
 @dataclass(frozen=True)

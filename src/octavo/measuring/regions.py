@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from octavo.errors import InputError
-from octavo.flow.running import calling
+from octavo.flow.running import Call
 from octavo.flow.watching import hooked
 from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.graph.evaluation import evaluating
@@ -95,5 +95,5 @@ def calls_in(
     modules = {path: model.get_submodule(path) for path in regions}
     with torch.no_grad(), evaluating(model), hooked(modules, tell):
         for batch in batches:
-            calling(batch)(model)
+            Call(batch)(model)
     return calls

@@ -38,9 +38,14 @@ class Chain:
 
     def run(self, path: str) -> list[Tensor]:
         """What a block returns on all calls."""
-        block, calls = self.blocks[path], zip(self.hidden, self.others[path], strict=True)
+        return [self.run_once(path, call) for call in range(len(self.hidden))]
+
+    def run_once(self, path: str, call: int = 0) -> Tensor:
+        """What a block returns on one of the calls, of what the chain has come to by then."""
+        args, x = self.others[path][call], self.hidden[call]
         with torch.no_grad():
-            return [_first(block(*args.args_of(x), **args.kwargs_of(x))) for x, args in calls]
+            result: Tensor = _first(self.blocks[path](*args.args_of(x), **args.kwargs_of(x)))
+        return result
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,34 @@ Tested in tests/flow/blockwise/test_rounding.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.display import track
 from octavo.errors import CalibrationError, InputError
 from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
-from octavo.flow.blockwise.checkpoint import Checkpoint
-from octavo.flow.blockwise.measuring_inputs import FloatLayer, Measuring
+from octavo.flow.blockwise.checkpoint import Checkpoint, Digest
+from octavo.flow.blockwise.measuring_inputs import FloatLayer, Measuring, float_layers
+from octavo.flow.blockwise.model_folds import Folds, some
+from octavo.flow.blockwise.rescaling import rescale, rescaled_by
 from octavo.flow.running import Calls
 from octavo.flow.settings import Settings
-from octavo.graph.graph import Node
-from octavo.model.nn import quantized_form
-from octavo.model.nn.float_layers import tensors_of
-from octavo.model.nn.linear import Linear
-from octavo.numerics.affine import quantized
 from octavo.quantization.qconfig import QConfig
-from octavo.quantization.weights import Layer, Rounded, WeightMethod, qparams_of_weight
+from octavo.quantization.weights import Rescaling, Rounded, WeightMethod
+
+
+@dataclass
+class RoundedModules:
+    """What became of layers.
+
+    Attributes:
+        rounded: path of each linear layer that a method does something to -> its integers.
+        notes: what is to be said of layers to which a method did nothing, a sentence each.
+    """
+
+    rounded: dict[str, Rounded] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def round_modules(
@@ -30,7 +41,7 @@ def round_modules(
     qconfigs: Mapping[str, QConfig],
     settings: Settings,
     calls: Calls | None,
-) -> dict[str, Rounded]:
+) -> RoundedModules:
     """Round the weights of linear layers by methods; those of a block see inputs that the blocks
     before, which are rounded by then, make.
 
@@ -41,92 +52,126 @@ def round_modules(
             so that the same call in another process goes on behind it.
         calls: of the model; ``None`` without data.
 
-    Returns:
-        Path of each linear layer that a method does something to -> its integers.
-
     Raises:
         CalibrationError: a method measures inputs, and there is no data, or a layer was not called.
-        InputError: a method fits none of the layers, or the checkpoint is of another model, or of
-            other methods.
+        InputError: a method fits none of the layers, or comes too late, or the checkpoint is of
+            another model, other methods or other data.
     """
     methods = settings.weights
-    layers = _layers(model, qconfigs, settings.target, methods)
+    every = {one.layer.name: one for one in float_layers(model, qconfigs, settings.target)}
+    layers = {path: one for path, one in every.items() if any(m.fits(one.layer) for m in methods)}
+    _check_methods(methods, layers)
+    if calls is None or calls.all is None:
+        return _without_data(layers, methods)
+    kept = Checkpoint.of(settings.checkpoint, methods, layers)
+    work = _Work(model, layers, methods, calls, Folds.none(), kept)
+    followed = {chain.path for chain in recorded(model, calls.first[:1], chains_of(model, layers))}
+    chains = [chain for chain in chains_of(model, layers) if chain.path in followed]
+    in_blocks = {at for at in layers if any(at.startswith(f"{path}.") for path in followed)}
+    outside = {path: one for path, one in layers.items() if path not in in_blocks}
+    digest = Digest()
+    with Measuring(outside, methods) as measuring:
+        if len(recorded(model, digest.reading(calls.all), chains)) < len(chains):
+            raise CalibrationError(
+                "a batch goes through the blocks of the model otherwise than the first one does: "
+                "give batches that are alike"
+            )
+    work.kept = kept.of_data(digest)
+    if any(isinstance(method, Rescaling) for method in methods):
+        work.folds = Folds.of(model, calls.first[0], chains, layers)
+    blocks = [(chain, path) for chain in chains for path in chain.blocks]
+    for chain, path in track(blocks, "rounding", settings.progress):
+        work.round_block(chain, path)
+    work.round(outside, measuring)
+    notes = [*work.folds.notes(methods, layers), *work.notes]
+    return RoundedModules({path: one.now for path, one in layers.items()}, notes)
+
+
+def _check_methods(methods: Sequence[WeightMethod], layers: Mapping[str, FloatLayer]) -> None:
+    """Raise for a method that does nothing, or comes too late.
+
+    Raises:
+        InputError: it does.
+    """
     for method in methods:
         if not any(method.fits(one.layer) for one in layers.values()):
             raise InputError(
                 f"weights= has {method.name!r}, which does nothing to any layer here: leave it "
                 'out, or quantize a graph (scope="model")'
             )
-    if calls is None or calls.all is None:
-        if any(one.statistics(methods) for one in layers.values()):
-            raise CalibrationError(
-                f"{', '.join(repr(m.name) for m in methods)}: inputs of layers are measured, and "
-                "there is no data: give calibration=, an iterable of batches"
-            )
-        for one in layers.values():
-            one.round(methods, {})
-        return {path: one.now for path, one in layers.items()}
-    kept = Checkpoint.of(settings.checkpoint, methods, layers)
-    followed = {chain.path for chain in recorded(model, calls.first[:1], chains_of(model, layers))}
-    chains = [chain for chain in chains_of(model, layers) if chain.path in followed]
-    in_blocks = {at for at in layers if any(at.startswith(f"{path}.") for path in followed)}
-    outside = {path: one for path, one in layers.items() if path not in in_blocks}
-    with Measuring(outside, methods) as measuring:
-        if len(recorded(model, calls.all, chains)) < len(chains):
-            raise CalibrationError(
-                "a batch goes through the blocks of the model otherwise than the first one does: "
-                "give batches that are alike"
-            )
-    blocks = [(chain, path) for chain in chains for path in chain.blocks]
-    for chain, path in track(blocks, "rounding", settings.progress):
-        _round_block(chain, path, layers, methods, kept)
-    for path, one in outside.items():
-        one.round(methods, measuring.of(path))
-    return {path: one.now for path, one in layers.items()}
-
-
-def _layers(
-    model: nn.Module, qconfigs: Mapping[str, QConfig], target: str, methods: Sequence[WeightMethod]
-) -> dict[str, FloatLayer]:
-    layers: dict[str, FloatLayer] = {}
-    for path, module in model.named_modules():
-        if path not in qconfigs or quantized_form(module) is not Linear:
-            continue
-        spec, activation = Linear.specs(module, qconfigs[path], target)
-        tensors = tensors_of(module)
-        weight, bias = tensors["weight"].detach().float(), tensors.get("bias")
-        layer = Layer(
-            node=Node(path, "aten.linear.default"),
-            runs="weight_only" if activation is None else "dynamic",
-            weight_name=f"{path}.weight",
-            weight=weight,
-            scheme=spec.scheme,
-            input=path,
-            bias=None if bias is None else bias.detach().float(),
-            takes_bias=True,
+    late = [n for n, method in enumerate(methods) if isinstance(method, Rescaling)]
+    if late != list(range(len(late))):
+        raise InputError(
+            f"weights= has {methods[late[-1]].name!r} behind a method that rounds, of which it "
+            "would leave nothing: give it first"
         )
-        if any(method.fits(layer) for method in methods):
-            qparams = qparams_of_weight(weight, spec)
-            layers[path] = FloatLayer(module, layer, Rounded(quantized(weight, qparams), qparams))
-    return layers
 
 
-def _round_block(
-    chain: Chain,
-    path: str,
-    layers: Mapping[str, FloatLayer],
-    methods: Sequence[WeightMethod],
-    kept: Checkpoint,
-) -> None:
-    """Round the layers of one block, and go on to what it returns then."""
-    inside = {at: one for at, one in layers.items() if at.startswith(f"{path}.")}
-    if not kept.read(path, inside):
-        with Measuring(inside, methods) as measuring:
-            chain.run(path)
-        for at, one in inside.items():
-            one.round(methods, measuring.of(at))
-        kept.write(path, inside)
-    for one in inside.values():
-        one.write_back()
-    chain.hidden = chain.run(path)
-    del chain.others[path]
+def _without_data(
+    layers: Mapping[str, FloatLayer], methods: Sequence[WeightMethod]
+) -> RoundedModules:
+    if any(one.statistics(methods) for one in layers.values()):
+        raise CalibrationError(
+            f"{', '.join(repr(m.name) for m in methods)}: inputs of layers are measured, and "
+            "there is no data: give calibration=, an iterable of batches"
+        )
+    for one in layers.values():
+        one.round(methods, {})
+    return RoundedModules({path: one.now for path, one in layers.items()})
+
+
+@dataclass
+class _Work:
+    """What is done to the layers of a model, a block at a time."""
+
+    model: nn.Module
+    layers: Mapping[str, FloatLayer]
+    methods: Sequence[WeightMethod]
+    calls: Calls
+    folds: Folds
+    kept: Checkpoint
+    notes: list[str] = field(default_factory=list)
+
+    def round_block(self, chain: Chain, path: str) -> None:
+        """Round the layers of one block, and go on to what it returns then."""
+        inside = {at: one for at, one in self.layers.items() if at.startswith(f"{path}.")}
+        folds = self.folds.by_block.get(path, [])
+        scales = self.kept.read(path, inside)
+        if scales is None:
+            with Measuring(inside, self.methods) as measuring:
+                chain.run(path)
+            scales = self.round(inside, measuring, path)
+            self.kept.write(path, inside, scales)
+        else:
+            rescaled_by(folds, scales)
+        for one in inside.values():
+            one.write_back()
+        chain.hidden = chain.run(path)
+        del chain.others[path]
+
+    def round(
+        self, layers: Mapping[str, FloatLayer], measuring: Measuring, path: str = ""
+    ) -> dict[str, Tensor]:
+        """Scale and round some layers of which the inputs were measured.
+
+        Returns:
+            The scales, by the first layer of each input that has some.
+        """
+        measured = {at: measuring.of(at) for at in layers}
+        reached = {
+            at: one for at, one in layers.items() if not (one.is_expert and not measured[at])
+        }
+        if len(reached) < len(layers) and any(o.statistics(self.methods) for o in layers.values()):
+            missed = [at for at in layers if at not in reached]
+            self.notes.append(
+                f"no row of the data is routed to {some(missed)}: their weights were rounded to "
+                "nearest"
+            )
+        for at, one in reached.items():
+            one.check_measured(self.methods, measured[at])
+        scales = {}
+        if folds := self.folds.by_block.get(path, []):
+            scales = rescale(folds, self.methods, layers, measured)
+        for at, one in reached.items():
+            one.round(self.methods, measured[at])
+        return scales

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from octavo.arguments import BATCHES, FUNCTION, expect, optional
 from octavo.display import track
 from octavo.errors import InputError
-from octavo.flow.running import calling
+from octavo.flow.running import Call
 from octavo.flow.watching import hooked_results
 from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.graph.evaluation import evaluating
@@ -95,9 +95,9 @@ class _Sums:
             found[path].append(_floats(result))
 
         with hooked_results(layers, beside):
-            calling(call)(model)
+            Call(call)(model)
         with hooked_results(self.modules, note):
-            calling(call)(q)
+            Call(call)(q)
         for path in self.modules:
             pairs, results = exact[path], found[path]
             shapes = [want.shape for want, _ in pairs]

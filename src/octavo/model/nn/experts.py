@@ -77,7 +77,7 @@ class Experts(QuantizedModule, floats=nn.Module, operator="linear"):
 
     @classmethod
     def obstacle(cls, layer: nn.Module, qconfig: QConfig) -> str | None:
-        linears = (linear for part in _linears(layer).values() for linear in part)
+        linears = (linear for part in linears_of(layer).values() for linear in part)
         obstacles = (Linear.obstacle(linear, qconfig) for linear in linears)
         return next((obstacle for obstacle in obstacles if obstacle is not None), None)
 
@@ -88,7 +88,7 @@ class Experts(QuantizedModule, floats=nn.Module, operator="linear"):
             return super().from_float(layer, qconfig, target)  # which says so
         parts = {
             name: [Linear.from_float(linear, qconfig, target) for linear in linears]
-            for name, linears in _linears(layer).items()
+            for name, linears in linears_of(layer).items()
         }
         first = next(iter(parts.values()))[0]
         settings = cls.settings_of(layer)
@@ -201,16 +201,12 @@ class Experts(QuantizedModule, floats=nn.Module, operator="linear"):
         for expert in top_k_index.unique().tolist():
             if expert < self.num_experts:  # others are of another process
                 rows, place = torch.where(top_k_index == expert)
-                x = downs[expert](self._between(ups[expert](hidden_states[rows])))
+                x = downs[expert](
+                    between(ups[expert](hidden_states[rows]), self.function, self.has_gate)
+                )
                 weighted = x * top_k_weights[rows, place, None]
                 result.index_add_(0, rows, weighted.to(result.dtype))
         return result
-
-    def _between(self, x: Tensor) -> Tensor:
-        if not self.has_gate:
-            return FUNCTIONS[self.function](x)
-        gate, values = x.chunk(2, -1)
-        return FUNCTIONS[self.function](gate) * values
 
     def float_repr(self) -> str:
         hidden, inside = self._up[0].in_features, self._down[0].in_features
@@ -225,8 +221,48 @@ def _names(has_gate: bool) -> tuple[str, str]:
     return "gate_up_proj" if has_gate else "up_proj", "down_proj"
 
 
-def _linears(layer: nn.Module) -> dict[str, list[nn.Linear]]:
-    """The layers of each expert, by the name of their stacked weights."""
+def between(x: Tensor, function: str, has_gate: bool) -> Tensor:
+    """What the second layer of an expert makes of the results of the first.
+
+    Args:
+        x: the results, float ``[n, inside]``, twice as wide with gates.
+        function: one of `FUNCTIONS`.
+        has_gate: whether they are gates and values, side by side.
+    """
+    if not has_gate:
+        return FUNCTIONS[function](x)
+    gate, values = x.chunk(2, -1)
+    return FUNCTIONS[function](gate) * values
+
+
+def inputs_of(
+    layer: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Iterator[tuple[tuple[str, int], Tensor]]:
+    """What each layer of each expert reads in a call of stacked experts in float.
+
+    Args:
+        layer: the experts.
+        hidden_states, top_k_index, top_k_weights: of the call, see `Experts`.
+
+    Yields:
+        The name of a stack and the number of an expert, and the rows that this layer reads.
+    """
+    first, second = linears_of(layer).items()
+    function, has_gate = _function_of(layer), bool(layer.has_gate)
+    assert function is not None
+    for expert, up in enumerate(first[1]):
+        rows, _ = torch.where(top_k_index == expert)
+        x = hidden_states[rows]
+        yield (first[0], expert), x
+        yield (second[0], expert), between(up(x), function, has_gate)
+
+
+def linears_of(layer: nn.Module) -> dict[str, list[nn.Linear]]:
+    """The layers of each expert, by the name of their stacked weights, whose memory they share.
+
+    Args:
+        layer: stacked experts in float.
+    """
     return {name: list(_unstacked(layer, name)) for name in _names(bool(layer.has_gate))}
 
 

@@ -2,6 +2,7 @@
 where there is none. See `WeightMethod` for what a method says.
 """
 
+from octavo.quantization.weights.awq import AWQ
 from octavo.quantization.weights.bias_correction import (
     Average,
     BiasCorrection,
@@ -21,6 +22,7 @@ from octavo.quantization.weights.integer_biases import (
 )
 from octavo.quantization.weights.layers import Layer, Rounded, quantized_layers
 from octavo.quantization.weights.method import METHODS, Statistic, WeightMethod
+from octavo.quantization.weights.rescaling import Rescaling
 from octavo.quantization.weights.rounding import (
     Measured,
     RoundedGraph,
@@ -29,8 +31,10 @@ from octavo.quantization.weights.rounding import (
     round_weights,
 )
 from octavo.quantization.weights.scales import qparams_of_weight
+from octavo.quantization.weights.smoothquant import SmoothQuant
 
 __all__ = [
+    "AWQ",
     "GPTQ",
     "HQQ",
     "METHODS",
@@ -40,8 +44,10 @@ __all__ = [
     "IntegerBiases",
     "Layer",
     "Measured",
+    "Rescaling",
     "Rounded",
     "RoundedGraph",
+    "SmoothQuant",
     "Statistic",
     "WeightMethod",
     "applied",

@@ -1,4 +1,6 @@
-"""What methods want to know of a linear layer's input: ``E[x^2]`` and ``E[x x^T]``.
+"""What methods want to know of a linear layer's input: ``E[x^2]``, ``E[x x^T]``, ``max |x|``.
+
+Each can tell what it would be had the input been scaled.
 
 Tested in tests/quantization/weights/test_gptq.py.
 """
@@ -24,6 +26,10 @@ class MeanSquare:
     def merge(self, one: Average, other: Average) -> Average:
         return merged(one, other)
 
+    def scaled(self, state: Average, factors: Tensor) -> Average:
+        """The state of an input whose channels are multiplied by these."""
+        return Average(state.mean * factors.square(), state.values)
+
 
 @dataclass(frozen=True)
 class SecondMoments:
@@ -35,6 +41,27 @@ class SecondMoments:
 
     def merge(self, one: Average, other: Average) -> Average:
         return merged(one, other)
+
+    def scaled(self, state: Average, factors: Tensor) -> Average:
+        """The state of an input whose channels are multiplied by these."""
+        return Average(state.mean * factors * factors[:, None], state.values)
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The statistic ``max |x|`` of each index of the last axis, float32 ``[in]``."""
+
+    def update(self, state: Tensor | None, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).abs().to(torch.float32)
+        new = rows.amax(0) if len(rows) else rows.new_zeros(rows.shape[1])
+        return new if state is None else self.merge(state, new)
+
+    def merge(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.maximum(one, other)
+
+    def scaled(self, state: Tensor, factors: Tensor) -> Tensor:
+        """The state of an input whose channels are multiplied by these."""
+        return state * factors
 
 
 def _with(state: Average | None, mean: Tensor, values: int) -> Average:

@@ -20,6 +20,7 @@ from octavo.quantization.plan import Plan
 from octavo.quantization.weights.integer_biases import IntegerBiases
 from octavo.quantization.weights.layers import Layer, Rounded, quantized_layers, with_biases
 from octavo.quantization.weights.method import Statistic, WeightMethod
+from octavo.quantization.weights.rescaling import Rescaling
 
 # A tensor, and what is measured of it.
 Measured = tuple[str, Statistic]
@@ -58,8 +59,10 @@ def round_weights(
 
     Raises:
         CalibrationError: a method needs a statistic that is missing.
-        PlanError: a method gives integers or scales that the scheme does not have.
+        PlanError: a method gives integers or scales that the scheme does not have, or scales
+            inputs.
     """
+    _refuse_scaling(weights)
     layers = quantized_layers(graph, plan)
     known, biases = dict(qparams), {layer.name: layer.bias for layer in layers}
     integers = {
@@ -90,7 +93,12 @@ def round_weights(
 
 
 def measured(graph: Graph, plan: Plan, weights: Sequence[WeightMethod]) -> list[Measured]:
-    """What the methods want to know of the inputs of layers, each once."""
+    """What the methods want to know of the inputs of layers, each once.
+
+    Raises:
+        PlanError: one scales inputs, for which a graph has no place.
+    """
+    _refuse_scaling(weights)
     layers = quantized_layers(graph, plan)
     wanted = (_measured(m, layer) for m in weights for layer in layers if m.fits(layer))
     return list(dict.fromkeys(key for key in wanted if key is not None))
@@ -100,6 +108,16 @@ def applied(graph: Graph, plan: Plan, weights: Sequence[WeightMethod]) -> list[s
     """The names of the methods that do something to a layer of the graph, in order."""
     layers = quantized_layers(graph, plan)
     return [method.name for method in weights if any(map(method.fits, layers))]
+
+
+def _refuse_scaling(weights: Sequence[WeightMethod]) -> None:
+    for method in weights:
+        if isinstance(method, Rescaling):
+            raise PlanError(
+                f"the weight method {method.name!r} scales the inputs of modules, and this is a "
+                'graph: give scope="modules" (and mode="dynamic" or "weight_only"), or leave it '
+                "out of weights="
+            )
 
 
 def _sharing(layers: Iterable[Layer]) -> dict[tuple[str, str], list[Layer]]:
