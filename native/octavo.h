@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 11
+#define OCTAVO_ABI 12
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -368,9 +368,12 @@ OCTAVO_EXPORT int octavo_normalize(const octavo_normalization *call, int threads
 enum { OCTAVO_LSTM, OCTAVO_GRU, OCTAVO_RNN_TANH, OCTAVO_RNN_RELU };
 
 /* One direction of one layer. Strides count values. The rows of both matrices stand as
- * [hidden / 16][gates][16], hidden rounded up. */
+ * [hidden / 16][gates][16], hidden rounded up. With offsets [steps + 1] sequences are packed: the
+ * rows of step t stand from offsets[t] on, there are at most `batch` and never more than of the step
+ * before, and strides of steps mean nothing. No size is 0, and no step is without rows. */
 typedef struct {
     int32_t kind, reverse, threads, reserved;
+    const int64_t *offsets; /* or NULL */
     int64_t steps, batch, inputs, hidden;
     octavo_reading reading;
     octavo_matrix of_input, of_state;

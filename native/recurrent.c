@@ -1,7 +1,12 @@
 /* LSTM, GRU and RNN on int8 weights: one direction of one layer.
  *
- * A thread has some of the units, with all their gates. So a step needs one meeting of the threads:
- * when the new state is there, each rounds it for itself.
+ * The input's part of the sums is a product of many rows, for many steps at a time. A step is two
+ * stages: the rows of the state are rounded, then some threads have some of the units each, with all
+ * their gates. Where the input is rounded to eight bits, so is each row of the state by its own
+ * range; else 16 bits are kept of both.
+ *
+ * Sequences of several lengths come packed, the longest first: a step has the rows of those that
+ * are as long.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -10,76 +15,72 @@
 #include "octavo.h"
 #include "rounding.h"
 
-enum { UNITS = 16 };
+enum { UNITS = 16, BLOCKS = 4 };
 
-/* The input's sums of so many steps are kept: some MB. */
-#define KEPT_SUMS (1 << 20)
+/* So many of the input's sums are kept: of all steps that they are enough for. */
+#define KEPT_SUMS (1 << 18)
 
 /* ---- gates, written once and compiled for each instruction set ---- */
 
-/* x and y: what a block's gates sum of the input and of the state. */
-#define FOR_UNITS                                                                       \
-    for (int64_t block = 0; block < blocks; block++, c += UNITS, h += UNITS, next += UNITS) \
-        for (int i = 0; i < UNITS; i++)
+/* Some rows and blocks of units: what their gates sum of the input and of the state, which stand as
+ * [rows][blocks][gates][16], and the states and cells, `width` apart. */
+typedef struct {
+    int64_t rows, blocks, width;
+    const float *of_input, *of_state, *h;
+    float *c, *next;
+} Units;
 
-INLINE void lstm(
-    const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {
-    FOR_UNITS {
-        const float *a = x + block * 4 * UNITS + i, *b = y + block * 4 * UNITS + i;
-        float in = sigmoid(a[0] + b[0]), forget = sigmoid(a[UNITS] + b[UNITS]);
-        float cell = tanhyp(a[2 * UNITS] + b[2 * UNITS]);
-        float out = sigmoid(a[3 * UNITS] + b[3 * UNITS]);
-        c[i] = forget * c[i] + in * cell;
-        next[i] = out * tanhyp(c[i]);
+/* Each unit i of a row: a and b are its first gate's sums, at the place of its states. */
+#define FOR_UNITS(GATES)                                                                         \
+    for (int64_t row = 0; row < u->rows; row++)                                                  \
+        for (int64_t block = 0, at = row * u->width, sum = row * u->blocks * (GATES) * UNITS;    \
+             block < u->blocks; block++, at += UNITS, sum += (GATES) * UNITS)                    \
+            for (int i = 0; i < UNITS; i++)
+
+/* e^2x - 1: tanh is y / (y + 2). Beyond this limit tanh is 1 in float. */
+INLINE float of_tanh(float x) { return exponential(x > 20.0f ? 40.0f : 2.0f * x, 1.0f); }
+
+INLINE void lstm(const Units *u) {
+    FOR_UNITS(4) {
+        const float *a = u->of_input + sum + i, *b = u->of_state + sum + i;
+        float in = 1.0f + exponential(-(a[0] + b[0]), 0.0f);
+        float forget = 1.0f + exponential(-(a[UNITS] + b[UNITS]), 0.0f);
+        float cell = of_tanh(a[2 * UNITS] + b[2 * UNITS]);
+        float out = 1.0f + exponential(-(a[3 * UNITS] + b[3 * UNITS]), 0.0f);
+        float c = u->c[at + i] / forget + cell / (in * (cell + 2.0f)), y = of_tanh(c);
+        u->c[at + i] = c;
+        u->next[at + i] = y / (out * (y + 2.0f));
     }
-    (void)h;
 }
 
-INLINE void gru(
-    const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {
-    FOR_UNITS {
-        const float *a = x + block * 3 * UNITS + i, *b = y + block * 3 * UNITS + i;
-        float reset = sigmoid(a[0] + b[0]), update = sigmoid(a[UNITS] + b[UNITS]);
+INLINE void gru(const Units *u) {
+    FOR_UNITS(3) {
+        const float *a = u->of_input + sum + i, *b = u->of_state + sum + i;
+        float reset = sigmoid(a[0] + b[0]);
+        float update = 1.0f + exponential(-(a[UNITS] + b[UNITS]), 0.0f);
         float made = tanhyp(a[2 * UNITS] + reset * b[2 * UNITS]);
-        next[i] = made + update * (h[i] - made);
+        u->next[at + i] = made + (u->h[at + i] - made) / update;
     }
-    (void)c;
 }
 
-INLINE void rnn_tanh(
-    const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {
-    FOR_UNITS next[i] = tanhyp(x[block * UNITS + i] + y[block * UNITS + i]);
-    (void)c, (void)h;
+INLINE void rnn_tanh(const Units *u) {
+    FOR_UNITS(1) u->next[at + i] = tanhyp(u->of_input[sum + i] + u->of_state[sum + i]);
 }
 
-INLINE void rnn_relu(
-    const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {
-    FOR_UNITS {
-        float sum = x[block * UNITS + i] + y[block * UNITS + i];
-        next[i] = sum < 0.0f ? 0.0f : sum; /* NaN stays */
+INLINE void rnn_relu(const Units *u) {
+    FOR_UNITS(1) {
+        float y = u->of_input[sum + i] + u->of_state[sum + i];
+        u->next[at + i] = y < 0.0f ? 0.0f : y; /* NaN stays */
     }
-    (void)c, (void)h;
 }
 
-typedef void (*Gates)(const float *, const float *, float *, const float *, float *, int64_t);
+typedef void (*Gates)(const Units *);
 
-#define GATES(SET, TARGET)                                                                        \
-    TARGET static void lstm_##SET(                                                                \
-        const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {  \
-        lstm(x, y, c, h, next, blocks);                                                           \
-    }                                                                                             \
-    TARGET static void gru_##SET(                                                                 \
-        const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {  \
-        gru(x, y, c, h, next, blocks);                                                            \
-    }                                                                                             \
-    TARGET static void rnn_tanh_##SET(                                                            \
-        const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {  \
-        rnn_tanh(x, y, c, h, next, blocks);                                                       \
-    }                                                                                             \
-    TARGET static void rnn_relu_##SET(                                                            \
-        const float *x, const float *y, float *c, const float *h, float *next, int64_t blocks) {  \
-        rnn_relu(x, y, c, h, next, blocks);                                                       \
-    }                                                                                             \
+#define GATES(SET, TARGET)                                               \
+    TARGET static void lstm_##SET(const Units *u) { lstm(u); }           \
+    TARGET static void gru_##SET(const Units *u) { gru(u); }             \
+    TARGET static void rnn_tanh_##SET(const Units *u) { rnn_tanh(u); }   \
+    TARGET static void rnn_relu_##SET(const Units *u) { rnn_relu(u); }   \
     static const Gates gates_##SET[] = {lstm_##SET, gru_##SET, rnn_tanh_##SET, rnn_relu_##SET};
 
 GATES(portable, )
@@ -100,78 +101,162 @@ static Gates gates_of(int kind) {
 
 /* ---- steps ---- */
 
+/* A slice of rows is as many of the tiles of a product. */
+enum { SLICE = 18 };
+
 typedef struct {
     const octavo_recurrent_call *call;
-    octavo_reading reading;
-    octavo_barrier barrier;
-    octavo_rows input;       /* of the steps whose sums are kept */
-    octavo_rows *own_states; /* each thread's */
-    float *input_sums, *state_sums, *states[2], *cells;
-    int64_t gates, width, kept; /* width: hidden, rounded up */
+    octavo_reading of_input, of_state;
+    octavo_rows input, state;
+    float *input_sums; /* [blocks of units][kept][gates][16] */
+    float *states[2], *cells;
+    int64_t gates, width, kept; /* width: hidden, rounded up; kept: rows of input at a time */
 } Run;
+
+/* What is done at once: for a step, or for `rows` of the input from that step on. */
+typedef struct {
+    Run *run;
+    int64_t step, rows;
+    int64_t first; /* of the step's rows, among those whose sums of the input are kept */
+} Part;
 
 static int64_t place(const octavo_recurrent_call *call, int64_t step) {
     return call->reverse ? call->steps - 1 - step : step;
 }
 
-static void read_input(Run *run, int64_t begin, int64_t end, int thread, int threads) {
+/* How many sequences have a step. */
+static int64_t rows_at(const octavo_recurrent_call *call, int64_t step) {
+    const int64_t *offset = call->offsets + place(call, step);
+    return call->offsets ? offset[1] - offset[0] : call->batch;
+}
+
+/* Where the first of them stands. */
+static int64_t first_at(
+    const octavo_recurrent_call *call, int64_t step, int64_t step_stride, int64_t row_stride) {
+    int64_t at = place(call, step);
+    return call->offsets ? call->offsets[at] * row_stride : at * step_stride;
+}
+
+static void read_input(void *context, int chunk, int chunks) {
+    const Part *part = context;
+    Run *run = part->run;
     const octavo_recurrent_call *call = run->call;
-    int64_t count = (end - begin) * call->batch, size = call->reading.how == OCTAVO_INTEGERS ? 1 : 4;
-    for (int64_t row = count * thread / threads; row < count * (thread + 1) / threads; row++) {
-        int64_t step = place(call, begin + row / call->batch);
-        int64_t at = step * call->x_step + row % call->batch * call->x_row;
-        octavo_read_row(
-            &run->input, row, (const char *)call->x + at * size, call->inputs, &run->reading);
+    int64_t size = run->of_input.how == OCTAVO_INTEGERS ? 1 : 4, row = 0;
+    int64_t first = part->rows * chunk / chunks, last = part->rows * (chunk + 1) / chunks;
+    for (int64_t step = part->step; row < last; step++) {
+        int64_t count = rows_at(call, step);
+        const char *x = (const char *)call->x + first_at(call, step, call->x_step, call->x_row) * size;
+        for (int64_t b = 0; b < count; b++, row++)
+            if (row >= first && row < last)
+                octavo_read_row(
+                    &run->input, row, x + b * call->x_row * size, call->inputs, &run->of_input);
     }
 }
 
-static void one_step(Run *run, int64_t step, int64_t kept, int thread, int64_t first, int64_t last) {
-    const octavo_recurrent_call *call = run->call;
-    octavo_rows *state = &run->own_states[thread];
-    const octavo_reading floats = {.how = OCTAVO_FLOATS};
-    int64_t rows = call->of_state.rows, offset = first * UNITS, units = (last - first) * UNITS;
-    int64_t own = call->hidden - offset < units ? call->hidden - offset : units;
-    const float *h = run->states[step % 2];
-    float *next = run->states[(step + 1) % 2];
-    for (int64_t b = 0; b < call->batch; b++)
-        octavo_read_row(state, b, h + b * run->width, run->width, &floats);
-    octavo_product(
-        &call->of_state, first * run->gates, last * run->gates, state, call->batch,
-        run->state_sums);
-    Gates gates = gates_of(call->kind);
-    for (int64_t b = 0; b < call->batch; b++) {
-        int64_t at = b * run->width + offset, sums = b * rows + offset * run->gates;
-        gates(
-            run->input_sums + kept * call->batch * rows + sums, run->state_sums + sums,
-            run->cells + at, h + at, next + at, last - first);
-        float *out = call->out + place(call, step) * call->out_step + b * call->out_row + offset;
-        if (own > 0) memcpy(out, next + at, (size_t)own * 4);
-    }
+/* The rows of weights of some blocks of units. */
+static octavo_matrix part_of(const octavo_matrix *matrix, int64_t first, int64_t count) {
+    int64_t at = first * UNITS;
+    return (octavo_matrix){
+        matrix->weights + at * matrix->columns, matrix->scales + at, matrix->sums + at,
+        matrix->bias + at, count * UNITS, matrix->columns};
 }
 
-static void run_layer(void *context, int thread, int threads) {
-    Run *run = context;
-    const octavo_recurrent_call *call = run->call;
-    int64_t blocks = run->width / UNITS;
-    int64_t first = blocks * thread / threads, last = blocks * (thread + 1) / threads;
-    for (int64_t begin = 0; begin < call->steps; begin += run->kept) {
-        int64_t end = begin + run->kept < call->steps ? begin + run->kept : call->steps;
-        read_input(run, begin, end, thread, threads);
-        octavo_wait(&run->barrier, threads);
+/* Units of a chunk whose gates are BLOCKS blocks of a product together. */
+#define FOR_UNITS_OF_CHUNK                                                                     \
+    for (int64_t all = run->width / UNITS, unit = all * chunk / chunks,                        \
+                 last = all * (chunk + 1) / chunks, most = BLOCKS / run->gates, blocks;        \
+         blocks = last - unit < most ? last - unit : most, unit < last; unit += blocks)
+
+static void sums_of_input(void *context, int chunk, int chunks) {
+    const Part *part = context;
+    Run *run = part->run;
+    FOR_UNITS_OF_CHUNK {
+        octavo_matrix gates = part_of(&run->call->of_input, unit * run->gates, blocks * run->gates);
         octavo_product(
-            &call->of_input, first * run->gates, last * run->gates, &run->input,
-            (end - begin) * call->batch, run->input_sums);
-        for (int64_t step = begin; step < end; step++) {
-            one_step(run, step, step - begin, thread, first, last);
-            octavo_wait(&run->barrier, threads);
+            &gates, 0, blocks * run->gates, &run->input, part->rows,
+            run->input_sums + unit * run->gates * UNITS * run->kept);
+    }
+}
+
+static void read_states(void *context, int chunk, int chunks) {
+    const Part *part = context;
+    Run *run = part->run;
+    const float *h = run->states[part->step % 2];
+    for (int64_t b = part->rows * chunk / chunks; b < part->rows * (chunk + 1) / chunks; b++)
+        octavo_read_row(&run->state, b, h + b * run->width, run->width, &run->of_state);
+}
+
+/* Some blocks of units, for a slice of rows at a time: their sums stay in the nearest cache. */
+static void next_states(const Part *part, int64_t unit, int64_t blocks, Gates gates) {
+    const Run *run = part->run;
+    octavo_matrix weights = part_of(&run->call->of_state, unit * run->gates, blocks * run->gates);
+    const float *of_input =
+        run->input_sums + unit * UNITS * run->gates * run->kept + part->first * weights.rows;
+    float sums[SLICE * BLOCKS * UNITS];
+    for (int64_t b = 0; b < part->rows; b += SLICE) {
+        int64_t rows = part->rows - b < SLICE ? part->rows - b : SLICE, at = b * run->width + unit * UNITS;
+        octavo_rows slice = run->state;
+        slice.digits += b * 2 * slice.columns, slice.scales += b, slice.zero_points += b;
+        octavo_product(&weights, 0, blocks * run->gates, &slice, rows, sums);
+        Units units = {
+            rows, blocks, run->width, of_input + b * weights.rows, sums,
+            run->states[part->step % 2] + at, run->cells + at, run->states[(part->step + 1) % 2] + at};
+        gates(&units);
+    }
+}
+
+static void one_step(void *context, int chunk, int chunks) {
+    const Part *part = context;
+    const Run *run = part->run;
+    const octavo_recurrent_call *call = run->call;
+    Gates gates = gates_of(call->kind);
+    FOR_UNITS_OF_CHUNK next_states(part, unit, blocks, gates);
+    int64_t all = run->width / UNITS, first = all * chunk / chunks * UNITS;
+    int64_t end = all * (chunk + 1) / chunks * UNITS;
+    int64_t own = (end < call->hidden ? end : call->hidden) - first;
+    const float *next = run->states[(part->step + 1) % 2] + first;
+    float *out = call->out + first_at(call, part->step, call->out_step, call->out_row) + first;
+    for (int64_t b = 0; b < part->rows && own > 0; b++)
+        memcpy(out + b * call->out_row, next + b * run->width, (size_t)own * 4);
+}
+
+/* Behind the last step whose sums are kept with those of `begin`; how many rows they have. */
+static int64_t end_of(const Run *run, int64_t begin, int64_t *rows) {
+    int64_t end = begin;
+    for (*rows = 0; end < run->call->steps; *rows += rows_at(run->call, end++))
+        if (end > begin && *rows + rows_at(run->call, end) > run->kept) break;
+    return end;
+}
+
+/* Steps are short, and what a chunk reads should be in its core's cache: fewer of them than others
+ * cut. */
+static int few_chunks(int64_t parts, int threads) {
+    int most = threads < 2 ? 1 : 2 * threads;
+    return parts < most ? (int)parts : most;
+}
+
+/* All stages, two for a step and two more where sums of the input are made; returns how many. */
+static int with_stages(Run *run, octavo_stage *stages, Part *parts, int threads) {
+    int count = 0, units = few_chunks(run->width / UNITS, threads);
+    int64_t rows, kept;
+    for (int64_t step = 0, end; step < run->call->steps;) {
+        end = end_of(run, step, &kept);
+        *parts = (Part){run, step, kept, 0};
+        stages[count++] = (octavo_stage){read_input, parts, octavo_chunks(kept, threads)};
+        stages[count++] = (octavo_stage){sums_of_input, parts++, units};
+        for (int64_t first = 0; step < end; step++, first += rows) {
+            rows = rows_at(run->call, step);
+            *parts = (Part){run, step, rows, first};
+            stages[count++] = (octavo_stage){read_states, parts, few_chunks(rows, threads)};
+            stages[count++] = (octavo_stage){one_step, parts++, units};
         }
     }
+    return count;
 }
 
 static int threads_for(const octavo_recurrent_call *call, int64_t width) {
     int64_t useful = call->of_state.rows * width * call->batch / OCTAVO_WORK_OF_A_THREAD + 1;
-    int64_t most = useful < width / UNITS ? useful : width / UNITS;
-    return call->threads < most ? call->threads : (int)most;
+    return useful < call->threads ? (int)useful : call->threads;
 }
 
 /* One piece of memory after the other out of one block, each on a line of the cache. */
@@ -200,43 +285,49 @@ static void with_columns(float *to, const float *from, int64_t rows, int64_t col
     }
 }
 
-static void without_columns(float *to, const float *from, int64_t rows, int64_t columns, int64_t width) {
-    for (int64_t row = 0; row < rows; row++)
-        memcpy(to + row * columns, from + row * width, (size_t)columns * 4);
+/* The last states of sequences are where their number of steps has left them. */
+static void last_states(const Run *run) {
+    const octavo_recurrent_call *call = run->call;
+    size_t bytes = (size_t)call->hidden * 4;
+    for (int64_t b = 0; b < call->batch; b++) {
+        int64_t steps = call->steps, at = b * call->hidden;
+        if (call->offsets && !call->reverse)
+            while (rows_at(call, steps - 1) <= b) steps--;
+        memcpy(call->hn + at, run->states[steps % 2] + b * run->width, bytes);
+        if (call->cn) memcpy(call->cn + at, run->cells + b * run->width, bytes);
+    }
 }
 
 int octavo_recurrent(const octavo_recurrent_call *call) {
     int64_t width = call->of_state.columns, rows = call->of_state.rows, batch = call->batch;
-    int64_t kept = KEPT_SUMS / (batch * rows) + 1;
-    int threads = threads_for(call, width);
-    Run run = {.call = call, .reading = call->reading, .width = width, .gates = rows / width};
-    run.kept = kept < call->steps ? kept : call->steps;
+    int64_t total = call->offsets ? call->offsets[call->steps] : call->steps * batch;
+    int threads = threads_for(call, width), floats = call->reading.how == OCTAVO_FLOATS;
+    Run run = {.call = call, .of_input = call->reading, .width = width, .gates = rows / width};
+    run.of_state = (octavo_reading){.how = floats ? OCTAVO_FLOATS : OCTAVO_ROW_RANGE, .high = 255};
+    run.kept = KEPT_SUMS / rows < batch ? batch : KEPT_SUMS / rows;
+    if (run.kept > total) run.kept = total;
 
-    int64_t input = run.kept * batch, state = batch * width * 4 + 64;
-    int64_t bytes = rows_of(NULL, NULL, input, call->of_input.columns, 0) +
-                    threads * rows_of(NULL, NULL, batch, width, 0) +
-                    (int64_t)sizeof(octavo_rows) * threads + 64 + (input + batch) * rows * 4 + 128 +
-                    3 * state;
-    char *block = malloc((size_t)bytes + 64);
+    int64_t state = batch * width * 4, sums = run.kept * rows * 4, columns = call->of_input.columns;
+    int64_t parts = 2 * call->steps * (int64_t)sizeof(Part);
+    int64_t stages = 4 * call->steps * (int64_t)sizeof(octavo_stage);
+    int64_t bytes = rows_of(NULL, NULL, run.kept, columns, 0) + rows_of(NULL, NULL, batch, width, 0);
+    char *block = malloc((size_t)(bytes + sums + 3 * state + parts + stages + 7 * 64));
     if (!block) return 1;
     char *rest = (char *)(((uintptr_t)block + 63) / 64 * 64);
-    rows_of(&run.input, &rest, input, call->of_input.columns, call->reading.how == OCTAVO_FLOATS);
-    run.own_states = piece(&rest, (int64_t)sizeof(octavo_rows) * threads);
-    for (int thread = 0; thread < threads; thread++)
-        rows_of(&run.own_states[thread], &rest, batch, width, 1);
-    run.input_sums = piece(&rest, input * rows * 4);
-    run.state_sums = piece(&rest, batch * rows * 4);
-    for (int i = 0; i < 2; i++) run.states[i] = piece(&rest, state - 64);
-    run.cells = piece(&rest, state - 64);
+    rows_of(&run.input, &rest, run.kept, columns, floats);
+    rows_of(&run.state, &rest, batch, width, floats);
+    run.input_sums = piece(&rest, sums);
+    for (int i = 0; i < 2; i++) run.states[i] = piece(&rest, state);
+    run.cells = piece(&rest, state);
+    octavo_stage *all = piece(&rest, stages);
+    int count = with_stages(&run, all, piece(&rest, parts), threads);
 
-    with_columns(run.states[0], call->h0, batch, call->hidden, width);
+    for (int i = 0; i < 2; i++) with_columns(run.states[i], call->h0, batch, call->hidden, width);
     if (call->c0) with_columns(run.cells, call->c0, batch, call->hidden, width);
     if (call->reading.how == OCTAVO_TENSOR_RANGE)
-        octavo_find_range(
-            &run.reading, call->x, call->steps * batch * call->inputs); /* it is contiguous */
-    octavo_in_threads(run_layer, &run, threads);
-    without_columns(call->hn, run.states[call->steps % 2], batch, call->hidden, width);
-    if (call->cn) without_columns(call->cn, run.cells, batch, call->hidden, width);
+        octavo_find_range(&run.of_input, call->x, total * call->inputs); /* it is contiguous */
+    octavo_run_stages(all, count, threads);
+    last_states(&run);
     free(block);
     return 0;
 }

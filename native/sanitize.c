@@ -39,23 +39,28 @@ static void forget(octavo_matrix m) {
 
 static void one_layer(int kind, int how, int threads) {
     static const int gates[] = {4, 3, 1, 1};
-    int64_t steps = 1 + below(5), batch = 1 + below(5), inputs = 1 + below(40), hidden = 1 + below(300);
+    int64_t steps = 1 + below(5), batch = 1 + below(25), inputs = 1 + below(40), hidden = 1 + below(300);
     int64_t width = up(hidden, 16), states = batch * hidden;
     octavo_matrix of_input = matrix(gates[kind] * width, up(inputs, 4));
     octavo_matrix of_state = matrix(gates[kind] * width, width);
     void *x = filled(steps * batch * inputs, how == OCTAVO_INTEGERS ? 1 : 4);
     float *h0 = filled(states, 4), *c0 = filled(states, 4), *out = filled(steps * states, 4);
     float *hn = filled(states, 4), *cn = filled(states, 4);
+    int64_t *offsets = malloc((size_t)(steps + 1) * 8); /* every other layer's sequences are packed */
+    for (int64_t step = 0, rows = batch; step <= steps; step++) {
+        offsets[step] = step ? offsets[step - 1] + rows : 0;
+        if (step) rows = 1 + below((int)rows);
+    }
     octavo_recurrent_call call = {
-        .kind = kind, .reverse = below(2), .threads = threads, .steps = steps, .batch = batch,
-        .inputs = inputs, .hidden = hidden,
+        .kind = kind, .reverse = below(2), .threads = threads, .offsets = below(2) ? offsets : NULL,
+        .steps = steps, .batch = batch, .inputs = inputs, .hidden = hidden,
         .reading = {.how = how, .high = 255, .scale = 0.02f, .zero_point = 128},
         .of_input = of_input, .of_state = of_state, .x = x, .x_step = batch * inputs,
         .x_row = inputs, .h0 = h0, .c0 = kind ? NULL : c0, .out = out, .out_step = states,
         .out_row = hidden, .hn = hn, .cn = kind ? NULL : cn};
     if (octavo_recurrent(&call)) exit(1);
     forget(of_input), forget(of_state);
-    free(x), free(h0), free(c0), free(out), free(hn), free(cn);
+    free(x), free(h0), free(c0), free(out), free(hn), free(cn), free(offsets);
 }
 
 static void one_product_of_bytes(int threads) {

@@ -13,6 +13,8 @@ from octavo.runtimes.torch.int8 import lower_to
 
 TARGET = octavo.host_target()
 KINDS = [nn.LSTM, nn.GRU, nn.RNN]
+# To the oracle, which rounds no states: they have 8 bits where the input has, else 16.
+NEAR = {"static": 40, "dynamic": 40, "weight_only": 80}
 
 
 class Net(nn.Module):
@@ -48,10 +50,10 @@ def test_recurrent_layers_are_the_oracles(monkeypatch, kind, mode, with_kernels)
             floats = model(y)[0]
         assert sqnr_db(floats, q(y)[0]) > 25
         oracle = q.lower("reference")(y)
-        assert sqnr_db(oracle[0], q(y)[0]) > 80
+        assert sqnr_db(oracle[0], q(y)[0]) > NEAR[mode]
         states = [r[1] if kind is nn.LSTM else [r[1]] for r in (oracle, q(y))]
         for want, have in zip(*states, strict=True):
-            assert sqnr_db(want, have) > 80
+            assert sqnr_db(want, have) > NEAR[mode]
 
 
 @pytest.mark.parametrize(("mode", "words"), [("static", ""), ("weight_only", ", 16 bits")])
@@ -107,7 +109,7 @@ def test_recurrent_layers_run_in_the_precision_of_what_stays_float(kind, mode):
     model, x = Net(kind).eval(), torch.randn(3, 5, 8)
     q = octavo.quantize(model, calibration=[x], mode=mode, target=TARGET)
     exact = q.lower("reference")(x)
-    assert sqnr_db(exact[0], q(x)[0]) > 90
+    assert sqnr_db(exact[0], q(x)[0]) > NEAR[mode]
     assert q.summary().precision == "float32"
     narrow = q.lower("torch", precision="bfloat16")
     got = narrow(x)

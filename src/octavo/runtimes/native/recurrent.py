@@ -1,7 +1,10 @@
 """LSTM, GRU and RNN on int8 weights: ``octavo::recurrent``.
 
-What the first layer reads is rounded as it is told; states and what further layers read keep 16
-bits. All else is float32.
+What the first layer reads is rounded as it is told. Where that is to eight bits, each row of
+the states and of what further layers read is rounded to eight bits too, by its own range; else they
+keep 16 bits. All else is float32.
+
+Sequences are padded, or packed as ``torch.nn.utils.rnn`` packs them.
 
 Tested in tests/runtimes/native/test_recurrent.py.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,13 +34,17 @@ from octavo.runtimes.native.matrix import (
 
 # By the name of the operator: as native/octavo.h counts them, and how many gates there are.
 KINDS = {"lstm": (0, 4), "gru": (1, 3), "rnn_tanh": (2, 1), "rnn_relu": (3, 1)}
-STATE_STEP = 1 / 32767  # of the largest value in a row
+# How states, and what further layers read, are rounded beside an input of integers and of floats,
+# and their steps in parts of the largest value in a row.
+_EIGHT_BITS, _SIXTEEN_BITS = Reading(How.ROW_RANGE, 0, 255), Reading(How.FLOATS)
+STEPS = {True: 2 / 255, False: 1 / 32767}  # whether the input is rounded to eight bits
 _TENSORS = 8  # of a direction: two matrices
 
 
 class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("kind", "reverse", "threads", "reserved")),
+        ("offsets", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("steps", "batch", "inputs", "hidden")),
         ("reading", _Reading),
         ("of_input", _Matrix),
@@ -94,12 +102,14 @@ def recurrent(
     symmetric: bool,
     scale: float,
     zero_point: int,
+    batch_sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All layers and directions; results as ``torch.lstm`` has them, without ``c`` an empty one.
 
     Args:
-        x: ``[steps, batch, inputs]``, or with ``batch_first`` the first two turned round; float32,
-            or uint8 where ``how`` is `How.INTEGERS`.
+        x: ``[steps, batch, inputs]``, or with ``batch_first`` the first two turned round, or
+            ``[values, inputs]`` with ``batch_sizes``; float32, or uint8 where ``how`` is
+            `How.INTEGERS`.
         h0, c0: float32 ``[layers * directions, batch, hidden]``; the second for LSTM.
         matrices: `Matrix.tensors` of the input's and of the state's weights, a direction after the
             other, a layer after the other.
@@ -107,26 +117,67 @@ def recurrent(
         bidirectional: whether a layer has two directions.
         batch_first: of ``x`` and the first result.
         how, low, high, symmetric, scale, zero_point: a `Reading` of ``x``.
+        batch_sizes: of a packed sequence: int64 ``[steps]``, how many sequences have each step.
 
     Raises:
         ValueError: shapes or types do not fit each other.
     """
     reading = Reading(How(how), low, high, symmetric, scale, zero_point)
     per_layer = 1 + bidirectional
-    directions = _checked(x, h0, c0, matrices, kind, per_layer, batch_first, reading)
+    sizes = _Sizes.of(x, batch_first, batch_sizes)
+    directions = _checked(x, h0, c0, matrices, kind, per_layer, sizes.batch, reading)
+    further = _SIXTEEN_BITS if reading.how is How.FLOATS else _EIGHT_BITS
     h0, c0 = h0.contiguous(), None if c0 is None else c0.contiguous()
     hn, cn = torch.empty_like(h0), torch.empty_like(h0 if c0 is not None else h0[:0])
     x, hidden = x.contiguous(), h0.shape[2]
     for first in range(0, len(directions), per_layer):
-        out = torch.empty((*x.shape[:2], per_layer * hidden), dtype=torch.float32)
+        out = torch.empty((*x.shape[:-1], per_layer * hidden), dtype=torch.float32)
         for direction in range(per_layer):
             index = first + direction
             part = out[..., direction * hidden : (direction + 1) * hidden]
             cells = (None, None) if c0 is None else (c0[index], cn[index])
             states = (h0[index], hn[index], *cells)
-            _run(x, part, states, directions[index], kind, batch_first, direction == 1, reading)
-        x, reading = out, Reading(How.FLOATS)
+            _run(x, part, states, directions[index], kind, sizes, direction == 1, reading)
+        x, reading = out, further
     return x, hn, cn
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of sequences: how many there are and how many steps they have; offsets of packed ones."""
+
+    batch: int
+    steps: int
+    step: int | None  # its axis, beside that of the sequences, where there are two
+    row: int
+    offsets: Tensor | None = None
+
+    @staticmethod
+    def of(x: Tensor, batch_first: bool, batch_sizes: Tensor | None) -> _Sizes:
+        """Those of ``x``.
+
+        Raises:
+            ValueError: they are not those of sequences.
+        """
+        if batch_sizes is None:
+            step, row = (1, 0) if batch_first else (0, 1)
+            if x.dim() != 3 or min(x.shape) < 1:
+                raise ValueError(
+                    f"sequences {list(x.shape)} where three sizes, none of them 0, are expected"
+                )
+            return _Sizes(x.shape[row], x.shape[step], step, row)
+        sizes = batch_sizes
+        if (sizes.dtype, sizes.dim(), x.dim()) != (torch.int64, 1, 2) or not len(sizes):
+            raise ValueError("a packed sequence is [values, inputs] and int64 sizes [steps]")
+        falls = bool((sizes[1:] <= sizes[:-1]).all()) and int(sizes[-1]) > 0
+        if not falls or int(sizes.sum()) != len(x) or x.shape[1] < 1:
+            raise ValueError(f"batch sizes that are not those of {len(x)} packed values")
+        offsets = F.pad(sizes.cumsum(0), (1, 0)).contiguous()
+        return _Sizes(int(sizes[0]), len(sizes), None, 0, offsets)
+
+    def strides(self, x: Tensor) -> tuple[int, int]:
+        """Of steps and of sequences."""
+        return 0 if self.step is None else x.stride(self.step), x.stride(self.row)
 
 
 def _run(
@@ -135,31 +186,32 @@ def _run(
     states: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     matrices: tuple[Matrix, Matrix],
     kind: str,
-    batch_first: bool,
+    sizes: _Sizes,
     reverse: bool,
     reading: Reading,
 ) -> None:
-    step, row = (1, 0) if batch_first else (0, 1)
+    (x_step, x_row), (out_step, out_row) = sizes.strides(x), sizes.strides(out)
     h0, hn, c0, cn = states
     call = _Call(
         kind=KINDS[kind][0],
         reverse=reverse,
         threads=torch.get_num_threads(),
-        steps=x.shape[step],
-        batch=x.shape[row],
-        inputs=x.shape[2],
+        offsets=None if sizes.offsets is None else sizes.offsets.data_ptr(),
+        steps=sizes.steps,
+        batch=sizes.batch,
+        inputs=x.shape[-1],
         hidden=h0.shape[1],
         reading=reading.as_struct(),
         of_input=matrices[0].as_struct(),
         of_state=matrices[1].as_struct(),
         x=x.data_ptr(),
-        x_step=x.stride(step),
-        x_row=x.stride(row),
+        x_step=x_step,
+        x_row=x_row,
         h0=h0.data_ptr(),
         c0=None if c0 is None else c0.data_ptr(),
         out=out.data_ptr(),
-        out_step=out.stride(step),
-        out_row=out.stride(row),
+        out_step=out_step,
+        out_row=out_row,
         hn=hn.data_ptr(),
         cn=None if cn is None else cn.data_ptr(),
     )
@@ -175,7 +227,7 @@ def _checked(
     matrices: Sequence[Tensor],
     kind: str,
     directions: int,
-    batch_first: bool,
+    batch: int,
     reading: Reading,
 ) -> list[tuple[Matrix, Matrix]]:
     """The matrices of each direction of each layer.
@@ -184,12 +236,9 @@ def _checked(
         ValueError: something does not fit.
     """
     dtype = torch.uint8 if reading.how is How.INTEGERS else torch.float32
-    if x.dim() != 3 or x.dtype != dtype or min(x.shape) < 1 or x.device.type != "cpu":
-        raise ValueError(
-            f"sequences of {x.dtype}{list(x.shape)} where {dtype} of three sizes, none of them 0, "
-            "is expected"
-        )
-    batch, count = x.shape[0 if batch_first else 1], len(matrices) // _TENSORS
+    if x.dtype != dtype or x.device.type != "cpu":
+        raise ValueError(f"sequences of {x.dtype} on {x.device} where {dtype} is expected")
+    count = len(matrices) // _TENSORS
     hidden = h0.shape[2] if h0.dim() == 3 else 0
     if not count or len(matrices) % _TENSORS or count % directions or hidden < 1:
         raise ValueError("weights that are not those of whole layers")
@@ -204,7 +253,7 @@ def _checked(
     for index, matrix in enumerate(whole):
         matrix.check()
         layer, of_state = index // (2 * directions), index % 2
-        columns = width if of_state else directions * hidden if layer else x.shape[2]
+        columns = width if of_state else directions * hidden if layer else x.shape[-1]
         if matrix.shape != (KINDS[kind][1] * width, columns + -columns % FOUR):
             raise ValueError("weights that do not fit the sequences and states")
         if columns > MOST_COLUMNS:
@@ -222,7 +271,8 @@ def _shapes(
     *settings: object,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `recurrent` makes, without values."""
-    out = x.new_empty((*x.shape[:2], h0.shape[2] * (1 + bidirectional)), dtype=torch.float32)
+    width = h0.shape[2] * (1 + bidirectional)
+    out = x.new_empty((*x.shape[:-1], width), dtype=torch.float32)
     cn = h0 if c0 is not None else h0[:0]
     return out, h0.new_empty(h0.shape), h0.new_empty(cn.shape)
 
@@ -230,8 +280,8 @@ def _shapes(
 _LIBRARY = torch.library.Library("octavo", "FRAGMENT")
 _LIBRARY.define(
     "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor[] matrices, str kind, bool bidirectional,"
-    " bool batch_first, int how, int low, int high, bool symmetric, float scale, int zero_point)"
-    " -> (Tensor, Tensor, Tensor)"
+    " bool batch_first, int how, int low, int high, bool symmetric, float scale, int zero_point,"
+    " Tensor? batch_sizes=None) -> (Tensor, Tensor, Tensor)"
 )
 _LIBRARY.impl("recurrent", recurrent, "CPU")
 _LIBRARY.impl("recurrent", _shapes, "Meta")

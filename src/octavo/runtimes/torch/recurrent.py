@@ -17,8 +17,8 @@ from octavo.runtimes.native.matrix import MOST_COLUMNS, How, Reading
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.kernel import Kernel, Reads
 
-# What rounding the states adds up to: as much as an input that is rounded to so many steps would.
-_ROUNDS = 4 * recurrent.STATE_STEP
+# Roundings of the states add up to that of an input whose steps are so much larger.
+_ADDED_UP = 4
 
 
 def layers(context: Context, chain: Chain) -> Call:
@@ -35,6 +35,7 @@ def layers(context: Context, chain: Chain) -> Call:
     states = given["hx"] if kind == "lstm" else [given["hx"]]
     matrices = _matrices(context, kind, given["params"], given["has_biases"])
     bidirectional, batch_first = given["bidirectional"], given["batch_first"]
+    step = recurrent.STEPS[reading.how is not How.FLOATS]
     settings = (kind, bidirectional, batch_first, *vars(reading).values())
 
     def kernel(x: Tensor, h0: Tensor, c0: Tensor | None = None) -> tuple[Tensor, ...]:
@@ -44,7 +45,7 @@ def layers(context: Context, chain: Chain) -> Call:
             results = recurrent.recurrent(x, h0, c0, matrices, *settings)
         return tuple(results) if c0 is not None else tuple(results[:2])
 
-    return Call(f"octavo.{kind}{how}", kernel, (x, *states), rounds=_ROUNDS)
+    return Call(f"octavo.{kind}{how}", kernel, (x, *states), rounds=_ADDED_UP * step)
 
 
 def _read(context: Context, x: Ref) -> tuple[Ref, Reading, str]:
