@@ -42,11 +42,13 @@ OPTIONAL = {
         "octavo.model.language.int8_cache",
         "octavo.model.language.side_by_side",
         "octavo.model.language.gguf",
+        "octavo.model.language.source_folder",
         "octavo.flow.transformers",
         "octavo.graph.records",
         "octavo.model.configuration",
         "octavo.qat.transformers",
     },
+    "accelerate": {"octavo.model.language.source_folder"},
     "gguf": {"octavo.model.language.gguf"},
     "libcst": {"octavo.compat.migrate.syntax"},
 }

@@ -8,6 +8,7 @@
 """
 
 from octavo.errors import OctavoError, OctavoWarning
+from octavo.flow.blockwise.folder import quantize_folder
 from octavo.flow.convert import convert
 from octavo.flow.quantize import quantize
 from octavo.graph.capture.capture import capture
@@ -129,6 +130,7 @@ __all__ = [
     "prepare_qat",
     "qat_qconfig",
     "quantize",
+    "quantize_folder",
     "report",
     "save",
     "search",

@@ -80,6 +80,21 @@ def test_a_saved_folder_is_the_same_model(
     )
 
 
+def test_experts_become_integers_and_are_loaded_again(tmp_path: Path) -> None:
+    from octavo.flow.transformers import OctavoConfig
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 1}
+    built("MixtralForCausalLM", **sizes, num_local_experts=4).save_pretrained(tmp_path / "float")
+    load = transformers.MixtralForCausalLM.from_pretrained
+    q = load(tmp_path / "float", quantization_config=OctavoConfig(bits=4, group_size=32))
+    assert isinstance(q.model.layers[0].mlp.experts, octavo.nn.Experts)
+    q.save_pretrained(tmp_path / "q")
+    again = load(tmp_path / "q")
+    assert isinstance(again.model.layers[0].mlp.experts, octavo.nn.Experts)
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, q(IDS).logits)
+
+
 def test_a_fresh_process_loads_it(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

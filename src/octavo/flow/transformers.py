@@ -13,18 +13,22 @@ to do as well. The folder holds integers and scales, and no code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from octavo.errors import ArtifactError, MissingExtra, PlanError
 from octavo.flow.modules import quantize_modules
 from octavo.flow.settings import Settings
-from octavo.graph.operators import dtype_of
-from octavo.model.nn import QuantizedModule, from_description
-from octavo.quantization.qconfig import mapping_of
+from octavo.model.language.shards import check_shard
+from octavo.model.language.stored_layers import (
+    described,
+    quantized_layers,
+    with_values,
+    without_values,
+)
+from octavo.quantization.qconfig import is_inside, mapping_of
 from octavo.quantization.targets import dynamic_qconfig, weight_only_qconfig
 
 try:
@@ -45,7 +49,7 @@ class OctavoConfig(QuantizationConfigMixin):
 
     Args:
         mode: ``"weight_only"`` or ``"dynamic"``.
-        bits: of weights, 8 or (weight-only) 4.
+        bits: of weights, 8 or (weight-only) 4; of a saved model whose layers differ ``None``.
         group_size: so many weights of a row share a scale; ``None`` for one a row.
         modules_to_not_convert: paths of modules that stay float.
         modules: what was quantized, as ``save_pretrained`` writes it.
@@ -60,7 +64,7 @@ class OctavoConfig(QuantizationConfigMixin):
     def __init__(
         self,
         mode: str = "weight_only",
-        bits: int = 8,
+        bits: int | None = 8,
         group_size: int | None = None,
         modules_to_not_convert: list[str] | None = None,
         modules: Mapping[str, Any] | None = None,
@@ -74,7 +78,7 @@ class OctavoConfig(QuantizationConfigMixin):
             )
         if mode not in ("weight_only", "dynamic"):
             raise PlanError(f"mode={mode!r} needs data or is unknown: weight_only or dynamic")
-        if mode == "dynamic" and (bits, group_size) != (8, None):
+        if mode == "dynamic" and (bits, group_size) not in ((8, None), (None, None)):
             raise PlanError("dynamic layers have weights of 8 bits without groups: leave bits out")
         self.quant_method = _METHOD
         self.mode, self.bits, self.group_size = mode, bits, group_size
@@ -88,24 +92,32 @@ class OctavoQuantizer(HfQuantizer):
 
     quantization_config: OctavoConfig
 
-    def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Sequence[str] | None = None, **options: Any
+    ) -> None:
         """Put the tensors of a quantized layer, without values yet, in the place of a float one."""
-        for path, part in self.quantization_config.modules.items() if self.pre_quantized else ():
+        if not self.pre_quantized:
+            return
+        for file in checkpoint_files or ():
+            check_shard(file)
+        for path, part in self.quantization_config.modules.items():
             try:
-                model.set_submodule(path, _without_values(part["tensors"]), strict=True)
+                model.set_submodule(path, without_values(part), strict=True)
             except (AttributeError, LookupError, TypeError, ValueError) as error:
                 raise ArtifactError(
                     f"the quantization_config of {path!r} does not fit the model: {error}"
                 ) from None
+        ties = model.all_tied_weights_keys
+        for names in list(ties.items()):
+            if any(is_inside(n, path) for n in names for path in self.quantization_config.modules):
+                del ties[names[0]]  # of integers: `with_values` ties them
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> None:
         if self.pre_quantized:
-            for path, part in self.quantization_config.modules.items():
-                tensors = dict(model.get_submodule(path).named_buffers())
-                module = from_description(part["description"], tensors)
-                model.set_submodule(path, module.eval(), strict=True)
+            with_values(model, self.quantization_config.modules)
         else:
             self._quantize(model)
+        model._weight_conversions = []  # to be saved under the names that it has
 
     def _quantize(self, model: Any) -> None:
         config = self.quantization_config
@@ -114,24 +126,17 @@ class OctavoQuantizer(HfQuantizer):
         )
 
         def wanted(path: str, module: nn.Module) -> bool:
-            return not any(f"{path}.".startswith(f"{name}.") for name in stays) and not list(
-                module.children()
-            )
+            return not any(is_inside(path, name) for name in stays)
 
         qconfig = dynamic_qconfig()
         if config.mode == "weight_only":
-            qconfig = weight_only_qconfig(config.bits, group_size=config.group_size)
+            qconfig = weight_only_qconfig(config.bits or 8, group_size=config.group_size)
         quantized = quantize_modules(
             model, Settings(mode=config.mode, mapping=mapping_of(qconfig), only=wanted)
         )
-        for path, module in list(quantized.named_modules()):
-            if isinstance(module, QuantizedModule):
-                model.set_submodule(path, module, strict=True)
-                kinds = {
-                    name: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-                    for name, tensor in module.tensors().items()
-                }
-                config.modules[path] = {"description": module.describe(), "tensors": kinds}
+        for path, module in quantized_layers(quantized):
+            model.set_submodule(path, module, strict=True)
+        config.modules = described(model)
 
     def is_serializable(self) -> bool:
         return True
@@ -139,12 +144,3 @@ class OctavoQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
-
-
-def _without_values(kinds: Mapping[str, Any]) -> nn.Module:
-    """A module of tensors that are to be loaded."""
-    module = nn.Module()
-    for name, (dtype, shape) in kinds.items():
-        tensor = torch.empty(shape, dtype=dtype_of(dtype), device="meta")
-        module.register_buffer(name, tensor)
-    return module

@@ -57,19 +57,8 @@ class FloatLayer:
             path, module, host: see the attributes.
             qconfig, target: how it is quantized, and for what.
         """
-        spec, activation = Linear.specs(module, qconfig, target)
-        weight, bias = _floats(module)
-        layer = Layer(
-            node=Node(path, "aten.linear.default"),
-            runs="weight_only" if activation is None else "dynamic",
-            weight_name=f"{path}.weight",
-            weight=weight,
-            scheme=spec.scheme,
-            input=path,
-            bias=bias,
-            takes_bias=True,
-        )
-        return cls(module, host, spec, layer, _nearest(weight, spec))
+        layer, spec = layer_of(path, module, qconfig, target)
+        return cls(module, host, spec, layer, _nearest(layer.weight, spec))
 
     @property
     def is_expert(self) -> bool:
@@ -153,6 +142,26 @@ def _floats(module: nn.Module) -> tuple[Tensor, Tensor | None]:
 def _nearest(weight: Tensor, spec: QSpec) -> Rounded:
     qparams = qparams_of_weight(weight, spec)
     return Rounded(quantized(weight, qparams), qparams)
+
+
+def layer_of(path: str, module: nn.Module, qconfig: QConfig, target: str) -> tuple[Layer, QSpec]:
+    """A linear layer as methods see it, and how its weight becomes integers.
+
+    Its weight may be on the meta device.
+    """
+    spec, activation = Linear.specs(module, qconfig, target)
+    weight, bias = _floats(module)
+    layer = Layer(
+        node=Node(path, "aten.linear.default"),
+        runs="weight_only" if activation is None else "dynamic",
+        weight_name=f"{path}.weight",
+        weight=weight,
+        scheme=spec.scheme,
+        input=path,
+        bias=bias,
+        takes_bias=True,
+    )
+    return layer, spec
 
 
 class Measuring:

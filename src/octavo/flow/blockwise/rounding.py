@@ -5,7 +5,7 @@ Tested in tests/flow/blockwise/test_rounding.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from octavo.flow.blockwise.rescaling import rescale, rescaled_by
 from octavo.flow.running import Calls
 from octavo.flow.settings import Settings
 from octavo.quantization.qconfig import QConfig
-from octavo.quantization.weights import Rescaling, Rounded, WeightMethod
+from octavo.quantization.weights import Layer, Rescaling, Rounded, WeightMethod
 
 
 @dataclass
@@ -107,14 +107,36 @@ def _check_methods(methods: Sequence[WeightMethod], layers: Mapping[str, FloatLa
         )
 
 
-def _without_data(
-    layers: Mapping[str, FloatLayer], methods: Sequence[WeightMethod]
+def round_without_data(
+    model: nn.Module, qconfigs: Mapping[str, QConfig], settings: Settings
 ) -> RoundedModules:
-    if any(one.statistics(methods) for one in layers.values()):
+    """Round the weights of linear layers by methods that measure no inputs, see `round_modules`.
+
+    Raises:
+        CalibrationError: one does.
+    """
+    methods, every = settings.weights, float_layers(model, qconfigs, settings.target)
+    layers = {one.layer.name: one for one in every if any(m.fits(one.layer) for m in methods)}
+    return _without_data(layers, methods)
+
+
+def require_no_data(layers: Iterable[Layer], methods: Sequence[WeightMethod]) -> None:
+    """Raise for methods that measure the inputs of layers.
+
+    Raises:
+        CalibrationError: there is one.
+    """
+    if any(m.fits(layer) and m.statistic(layer) is not None for layer in layers for m in methods):
         raise CalibrationError(
             f"{', '.join(repr(m.name) for m in methods)}: inputs of layers are measured, and "
             "there is no data: give calibration=, an iterable of batches"
         )
+
+
+def _without_data(
+    layers: Mapping[str, FloatLayer], methods: Sequence[WeightMethod]
+) -> RoundedModules:
+    require_no_data((one.layer for one in layers.values()), methods)
     for one in layers.values():
         one.round(methods, {})
     return RoundedModules({path: one.now for path, one in layers.items()})

@@ -66,6 +66,21 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         return _header(file)[0]
 
 
+def read_names(path: str | os.PathLike[str]) -> list[str]:
+    """Of all tensors, none of which is read.
+
+    Raises:
+        ValueError, OSError: as `read`.
+    """
+    with Path(path).open("rb", buffering=0) as file:
+        return [name for name, _ in _header(file)[1]]
+
+
+def dtype_of(code: str) -> torch.dtype:
+    """The dtype of a tensor by the code that safetensors has for it."""
+    return _DTYPES[code]
+
+
 def _header(file: BinaryIO) -> tuple[dict[str, str], list[tuple[str, Any]]]:
     """Metadata, and where each tensor is; the file is at the first of them then."""
     length = os.fstat(file.fileno()).st_size

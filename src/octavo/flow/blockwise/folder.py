@@ -1,0 +1,296 @@
+"""`quantize_folder`: a model larger than memory, from a folder in Hugging Face's layout to another.
+
+One block of the model after the other is read, quantized and written as a shard. A shard that is
+there is done: it says itself of which model and settings it is, so that the same call goes on
+behind it. The config.json that makes a folder of the shards is written last.
+
+Tested in tests/flow/blockwise/test_folder.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from octavo.arguments import expect
+from octavo.display import track
+from octavo.errors import ArtifactError, InputError, warn_user
+from octavo.flow.blockwise.blocks import chains_of
+from octavo.flow.blockwise.measuring_inputs import layer_of
+from octavo.flow.blockwise.rounding import require_no_data, round_without_data
+from octavo.flow.modules import Asked, nothing_quantized
+from octavo.flow.replacing import Decided, Decision, Replaced, layers_of
+from octavo.flow.settings import Only, Settings
+from octavo.model.files.atomic import replacing, require_writable
+from octavo.model.language.shards import VERSION, read_shard, write_shard
+from octavo.model.language.stored_layers import described, tensors_of
+from octavo.model.nn import quantized_form
+from octavo.model.nn.linear import Linear
+from octavo.model.tree import put
+from octavo.quantization.qconfig import QConfig, QConfigMapping, is_inside, mapping_of
+from octavo.quantization.weights import METHODS, Rounded, WeightMethod
+
+if TYPE_CHECKING:
+    from octavo.model.language.source_folder import SourceFolder
+
+_BESIDE = (".json", ".txt", ".model", ".jinja", ".md")  # of tokenizers, settings and licences
+
+
+def quantize_folder(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    mode: str = "weight_only",
+    qconfig: QConfig | QConfigMapping | None = None,
+    target: str = "x86",
+    only: Only | None = None,
+    weights: Sequence[WeightMethod] = (),
+    progress: bool = True,
+) -> Path:
+    """Quantize the model in a folder, without ever holding more than a block of it.
+
+    Memory holds the float weights of one decoder block, table or head at a time. A call that was
+    cut off leaves finished shards and nothing else; the same call goes on behind them. Needs the
+    extra ``transformers``.
+
+    Args:
+        path: a folder in Hugging Face's layout: config.json, and safetensors, sharded or not.
+        out: the folder to write, in that layout; files of the tokenizer and the like are copied
+            from ``path``. It may not hold another model.
+        mode, qconfig, target, only: as `octavo.quantize` takes them.
+        weights: methods that measure no inputs, ``[octavo.Clip(by_input=False)]``; to nearest
+            without.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        ``out``. ``AutoModelForCausalLM.from_pretrained(out)`` loads it, in a process that imports
+        `octavo.flow.transformers`.
+
+    Raises:
+        InputError: ``path`` is no such folder, its model is quantized already or needs code of its
+            own, or ``out`` holds another one.
+        PlanError: a rule names an unknown module, or nothing would be quantized.
+        CalibrationError: a method measures inputs.
+        ArtifactError: a file is missing, cut off or damaged, lacks a tensor, or cannot be written.
+
+    Example:
+        >>> octavo.quantize_folder(  # doctest: +SKIP
+        ...     "Llama-3.2-1B", "llama-int4", qconfig=octavo.weight_only_qconfig(4, group_size=32)
+        ... )
+    """
+    from octavo.model.language.source_folder import SourceFolder
+
+    expect(METHODS, weights=weights)
+    source, folder = SourceFolder(Path(path)), Path(out)
+    job = _Job(
+        source, Settings(target, mode, mapping=mapping_of(qconfig), weights=weights, only=only)
+    )
+    units = _units(source)
+    files = [
+        folder / f"model-{n:05}-of-{len(units):05}.safetensors" for n in range(1, len(units) + 1)
+    ]
+    _refuse_another(folder, files)
+    require_writable(folder)
+    for file, names in track(list(zip(files, units, strict=True)), "quantizing", progress):
+        if not job.has(file):
+            job.quantize(file, names)
+    for remark in job.replaced.remarks():
+        warn_user(remark)
+    _finish(folder, source, job)
+    return folder
+
+
+@dataclass
+class _Job:
+    """What is to be done to a model, and what is done by now.
+
+    Attributes:
+        source: the model.
+        settings: how.
+        parts: the quantized layers that are written, as config.json describes them.
+        places: name of each tensor that is written -> its file.
+        size: of all of them, in bytes.
+        replaced: an account of all layers.
+    """
+
+    source: SourceFolder
+    settings: Settings
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        model = self.source.model
+        self.replaced = Replaced(model)
+        self._decide = Asked.of(model, self.settings).decide(model)
+        self._layers = layers_of(model)
+        wanted = {path: self._decide(path, layer) for path, layer in self._layers.items()}
+        left = {path: str(how) for path, how in wanted.items() if not isinstance(how, QConfig)}
+        if len(left) == len(wanted):
+            raise nothing_quantized(model, left)
+        linear = [
+            layer_of(path, self._layers[path], how, self.settings.target)[0]
+            for path, how in wanted.items()
+            if isinstance(how, QConfig) and quantized_form(self._layers[path]) is Linear
+        ]
+        require_no_data(linear, self.settings.weights)
+        self._of = self._identity([path for path in wanted if path not in left])
+
+    def _identity(self, chosen: Sequence[str]) -> str:
+        """Tells this job from others: source, rules, methods and the layout of shards."""
+        settings, rules = self.settings, self.settings.mapping or QConfigMapping()
+        asked = [(str(rule), repr(rule.precision)) for rule in rules.rules]
+        methods = repr(list(settings.weights))
+        how = (VERSION, settings.mode, settings.target, asked, chosen, methods)
+        return hashlib.sha256(f"{self.source.identity()}{how}".encode()).hexdigest()
+
+    def has(self, file: Path) -> bool:
+        """Whether a shard is there; it is taken as it is.
+
+        Raises:
+            InputError: it is one of another model, or made otherwise.
+            ArtifactError: it is damaged.
+        """
+        if not file.exists():
+            return False
+        of_what, parts, sizes = read_shard(file)
+        if of_what != self._of:
+            raise InputError(
+                f"{file} is of another model, or was made by other rules or methods: give another "
+                "folder, or remove it"
+            )
+        self._done(file, parts, sizes)
+        return True
+
+    def quantize(self, file: Path, names: Sequence[str]) -> None:
+        """Read the tensors of these names, quantize their layers, and write a shard."""
+        model, here = self.source.model, set(names)
+        inside = {path for path in self._layers if any(is_inside(n, path) for n in names)}
+
+        def decide(path: str, layer: nn.Module) -> Decision:
+            return self._decide(path, layer) if path in inside else ""
+
+        self.source.load(names)
+        decided = Decided.of(model, decide)
+        rounded: Mapping[str, Rounded] = {}
+        if self.settings.weights:
+            rounded = round_without_data(model, decided.qconfigs, self.settings).rounded
+        done = decided.replace(self.settings.target, rounded=rounded)
+        parts = {path: part for path, part in described(model).items() if path in inside}
+        tensors = tensors_of(model, parts) | self._floats(here, parts)
+        write_shard(file, tensors, parts, self._of)
+        self.replaced.notes += done.notes
+        self.replaced.left |= {path: why for path, why in done.left.items() if path in inside}
+        self.replaced.sizes = done.sizes | self.replaced.sizes
+        self._done(file, parts, {name: t.numel() * t.itemsize for name, t in tensors.items()})
+        for module in done.modules.values():
+            put(model, module, nn.Module())
+        self.source.forget(here)
+
+    def _floats(self, names: set[str], parts: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What stays as it is; what is tied once."""
+        seen: set[int] = set()
+        floats: dict[str, Tensor] = {}
+        for name, tensor in self.source.model.state_dict(keep_vars=True).items():
+            is_own = name in names and not any(is_inside(name, path) for path in parts)
+            if is_own and not tensor.is_meta and id(tensor) not in seen:
+                seen.add(id(tensor))
+                floats[name] = tensor.detach()
+        return floats
+
+    def _done(self, file: Path, parts: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        self.parts |= parts
+        self.places |= dict.fromkeys(sizes, file.name)
+        self.size += sum(sizes.values())
+        self.replaced.modules |= {path: self._layers[path] for path in parts}
+
+
+def _units(source: SourceFolder) -> list[list[str]]:
+    """The names of the model's tensors, in parts that are read at a time.
+
+    A block of a list of blocks is a part, a table or head is one, and all that is small is one.
+    Parts that share a tensor are one.
+    """
+    model = source.model
+    layers = [path for path, layer in layers_of(model).items() if quantized_form(layer)]
+    blocks = [path for chain in chains_of(model, layers) for path in chain.blocks]
+    heads = [path for path in layers if not any(is_inside(path, block) for block in blocks)]
+    units: dict[str, list[str]] = {}
+    at: dict[str, str] = {}
+    for name in model.state_dict():
+        owner = next((path for path in (*blocks, *heads) if is_inside(name, path)), "")
+        units.setdefault(owner, []).append(name)
+        at[name] = owner
+    for tied in source.tied:
+        first = at[tied[0]]
+        for other in {at[name] for name in tied} - {first}:
+            moved = units.pop(other)
+            units[first] += moved
+            at |= dict.fromkeys(moved, first)
+    return list(units.values())
+
+
+def _refuse_another(folder: Path, files: Sequence[Path]) -> None:
+    """Raise for a folder that holds what is not of this job.
+
+    Raises:
+        InputError: it does.
+    """
+    others = set(folder.glob("*.safetensors")) - set(files)
+    if others or ((folder / "config.json").exists() and not all(map(Path.exists, files))):
+        raise InputError(f"{folder} holds another model: give another folder")
+
+
+def _finish(folder: Path, source: SourceFolder, job: _Job) -> None:
+    """Write what makes a model of the shards, config.json last."""
+    from octavo.flow.transformers import OctavoConfig
+    from octavo.model.language.source_folder import INDEX
+
+    for file in sorted(source.path.iterdir()):
+        is_beside = file.suffix in _BESIDE or file.name.startswith(("LICENSE", "NOTICE"))
+        if is_beside and file.is_file() and file.name not in ("config.json", INDEX):
+            _copy(file, folder / file.name)
+    index = {"metadata": {"total_size": job.size}, "weight_map": job.places}
+    _write(folder / INDEX, index)
+    schemes = [
+        scheme
+        for part in job.parts.values()
+        for one in _descriptions(part["description"])
+        for scheme in one["weights"].values()
+    ]
+    kinds = {(scheme["dtype"], scheme["group_size"]) for scheme in schemes}
+    bits, group_size = None, None
+    if len(kinds) == 1:
+        ((dtype, group_size),) = kinds
+        bits = int("".join(filter(str.isdigit, dtype)))
+    settings = OctavoConfig(job.settings.mode, bits, group_size, modules=job.parts).to_dict()
+    config = json.loads((source.path / "config.json").read_text())
+    config.setdefault("dtype", config.pop("torch_dtype", str(source.dtype).removeprefix("torch.")))
+    _write(folder / "config.json", config | {"quantization_config": settings})
+
+
+def _descriptions(description: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Of a layer, and of those inside of it."""
+    inner = [one for many in description.get("parts", {}).values() for one in many]
+    return [description, *inner]
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _copy(old: Path, new: Path) -> None:
+    try:
+        with replacing(new) as file:
+            shutil.copyfile(old, file)
+    except shutil.Error as error:
+        raise ArtifactError(f"cannot write {new}: {error}") from error

@@ -1,0 +1,285 @@
+"""`quantize_folder`: block by block from a folder to a folder, and what may go wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from small_transformers import built
+
+import octavo
+from octavo.errors import ArtifactError, CalibrationError, InputError, PlanError
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_key_value_heads": 1}
+FOUR = octavo.weight_only_qconfig(4, group_size=32)
+IDS = torch.arange(12).reshape(2, 6)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {}),
+    "tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    "a table that scales": ("Gemma3ForCausalLM", {"head_dim": 16}),
+    "transposed": ("GPT2LMHeadModel", {"n_embd": 32, "n_head": 2, "n_layer": 2, "eos_token_id": 1}),
+    "experts": ("MixtralForCausalLM", {"num_local_experts": 4}),
+}
+
+
+def saved(folder: Path, name: str = "LlamaForCausalLM", **options: Any) -> Path:
+    """A float model in bfloat16, in several shards."""
+    model = built(name, **{**SIZES, "num_hidden_layers": 3, **options}).to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    return folder
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(IDS).logits
+    return result
+
+
+def loaded(folder: Path) -> Any:
+
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(("name", "options"), MODELS.values(), ids=MODELS)
+def test_it_is_the_model_that_quantize_makes(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    source, out = saved(tmp_path / "float", name, **options), tmp_path / "q"
+    assert octavo.quantize_folder(source, out, qconfig=FOUR) == out
+    exact = getattr(transformers, name).from_pretrained(source)
+    expected = octavo.quantize(exact, mode="weight_only", qconfig=FOUR)
+    q = loaded(out)
+    assert type(q) is type(exact)
+    assert torch.equal(logits(q), logits(expected))
+    layers = [module for module in q.modules() if isinstance(module, octavo.nn.Linear)]
+    assert len(layers) >= 3 * 4
+    assert not any(
+        isinstance(module, torch.nn.Linear)
+        for path, module in q.named_modules()
+        if not path.endswith(("gate", "router"))
+    )
+    assert (out / "tokenizer.json").exists()
+    assert not (out / "modeling.py").exists()
+    q.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(loaded(tmp_path / "again")), logits(q))
+
+
+def test_rules_and_methods_are_those_of_quantize(tmp_path: Path) -> None:
+    source = saved(tmp_path / "float")
+    rules = (
+        octavo.QConfigMapping()
+        .set_global(octavo.weight_only_qconfig())
+        .set_module_name_regex(r".*\.mlp\..*", FOUR)
+        .set_module_name("lm_head", None)
+    )
+    methods = [octavo.Clip(by_input=False)]
+    octavo.quantize_folder(source, tmp_path / "q", qconfig=rules, weights=methods)
+    exact = transformers.LlamaForCausalLM.from_pretrained(source)
+    expected = octavo.quantize(exact, mode="weight_only", qconfig=rules, weights=methods)
+    q = loaded(tmp_path / "q")
+    assert torch.equal(logits(q), logits(expected))
+    assert isinstance(q.lm_head, torch.nn.Linear)
+    nearest = octavo.quantize(exact, mode="weight_only", qconfig=rules)
+    assert not torch.equal(logits(q), logits(nearest))
+
+
+class Stopped(BaseException):
+    """Ctrl-C."""
+
+
+def test_what_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from octavo.flow.blockwise import folder
+
+    source, out = saved(tmp_path / "float"), tmp_path / "q"
+    octavo.quantize_folder(source, tmp_path / "whole", qconfig=FOUR)
+    names = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
+    written: list[str] = []
+    write = folder.write_shard
+
+    def stopping(path: Path, *arguments: Any) -> None:
+        if len(written) == 2:
+            raise Stopped
+        write(path, *arguments)
+        written.append(path.name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "write_shard", stopping)
+        with pytest.raises(Stopped):
+            octavo.quantize_folder(source, out, qconfig=FOUR)
+        assert sorted(path.name for path in out.iterdir()) == names[:2]
+        with pytest.raises(InputError, match="another folder"):
+            octavo.quantize_folder(source, out, qconfig=octavo.weight_only_qconfig())
+        written = ["none"] * 3
+        octavo.quantize_folder(source, out, qconfig=FOUR)
+    assert written[3:] == names[2:]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole").iterdir()
+    )
+    assert torch.equal(logits(loaded(out)), logits(loaded(tmp_path / "whole")))
+    octavo.quantize_folder(source, out, qconfig=FOUR)  # there is nothing left to do
+
+
+def test_a_folder_of_another_model_is_left_alone(tmp_path: Path) -> None:
+    source = saved(tmp_path / "float")
+    with pytest.raises(InputError, match="another"):
+        octavo.quantize_folder(source, source, qconfig=FOUR)
+    octavo.quantize_folder(source, tmp_path / "q", qconfig=FOUR)
+    before = {path: path.read_bytes() for path in (tmp_path / "q").iterdir()}
+    other = saved(tmp_path / "other", num_hidden_layers=2)
+    with pytest.raises(InputError, match="another"):
+        octavo.quantize_folder(other, tmp_path / "q", qconfig=FOUR)
+    with pytest.raises(InputError, match="quantized already"):
+        octavo.quantize_folder(tmp_path / "q", tmp_path / "twice", qconfig=FOUR)
+    assert {path: path.read_bytes() for path in (tmp_path / "q").iterdir()} == before
+
+
+def _without_shard(folder: Path) -> str:
+    file = sorted(folder.glob("*.safetensors"))[1]
+    file.unlink()
+    return file.name
+
+
+def _cut_off(folder: Path) -> str:
+    file = sorted(folder.glob("*.safetensors"))[1]
+    file.write_bytes(file.read_bytes()[:-100])
+    return file.name
+
+
+def _without_tensor(folder: Path) -> str:
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    del content["weight_map"][name := "model.layers.1.mlp.up_proj.weight"]
+    index.write_text(json.dumps(content))
+    return name
+
+
+def _of_another_shape(folder: Path) -> str:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    file = folder / index["weight_map"][name := "model.layers.1.mlp.up_proj.weight"]
+    save_file(load_file(file) | {name: torch.zeros(3, 32)}, file)
+    return name
+
+
+def _not_json(folder: Path) -> str:
+    (folder / "config.json").write_text("{")
+    return "config.json"
+
+
+def _with_code(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
+    config |= {"auto_map": code, "model_type": "unheard of"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return "config.json"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_without_shard, _cut_off, _without_tensor, _of_another_shape, _not_json, _with_code],
+)
+def test_a_damaged_source_is_one_clear_error(damage: Any, tmp_path: Path) -> None:
+    source = saved(tmp_path / "float")
+    name = damage(source)
+    with pytest.raises((ArtifactError, InputError), match=name.replace(".", r"\.")):
+        octavo.quantize_folder(source, tmp_path / "q", qconfig=FOUR)
+    assert not (tmp_path / "q" / "config.json").exists()
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """A disk that is full after so many bytes of a file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_whole_files_alone(tmp_path: Path) -> None:
+    source, out = saved(tmp_path / "float", vocab_size=2048), tmp_path / "q"
+    with small_files(20_000), pytest.raises(ArtifactError, match="cannot write"):
+        octavo.quantize_folder(source, out, qconfig=FOUR)
+    for path in out.iterdir():
+        with safe_open(path, framework="pt") as file:
+            assert list(file.keys())
+    octavo.quantize_folder(source, out, qconfig=FOUR)
+    assert logits(loaded(out)).isfinite().all()
+
+
+@pytest.mark.parametrize("alter", [lambda data: data[:-9] + b"x" + data[-8:], lambda d: d[:-9]])
+def test_an_altered_shard_is_not_loaded(alter: Any, tmp_path: Path) -> None:
+    out = octavo.quantize_folder(saved(tmp_path / "float"), tmp_path / "q", qconfig=FOUR)
+    file = sorted(out.glob("*.safetensors"))[2]
+    file.write_bytes(alter(file.read_bytes()))
+    with pytest.raises(ArtifactError, match=file.name):
+        loaded(out)
+    with pytest.raises(ArtifactError, match=file.name):
+        octavo.quantize_folder(tmp_path / "float", out, qconfig=FOUR)
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    source, out = saved(tmp_path / "float"), tmp_path / "q"
+    with pytest.raises(CalibrationError, match="gptq"):
+        octavo.quantize_folder(source, out, qconfig=FOUR, weights=[octavo.GPTQ()])
+    rules = octavo.QConfigMapping().set_module_name("model.layers.7", FOUR)
+    with pytest.raises(PlanError, match=r"model\.layers\.7"):
+        octavo.quantize_folder(source, out, qconfig=rules)
+    with pytest.raises(PlanError, match="nothing"):
+        octavo.quantize_folder(source, out, only=lambda path, module: False)
+    assert not out.exists()
+
+
+def test_layers_that_no_group_fits_are_told(tmp_path: Path) -> None:
+    source = saved(tmp_path / "float", intermediate_size=48)
+    with pytest.warns(octavo.OctavoWarning, match=r"down_proj.*group_size 32 does not divide"):
+        octavo.quantize_folder(source, tmp_path / "q", qconfig=FOUR)
+    assert isinstance(loaded(tmp_path / "q").model.layers[0].mlp.down_proj, torch.nn.Linear)
+
+
+FRESH = """
+import sys
+sys.path.append(sys.argv[3])
+import torchvision_shim, octavo
+from octavo.model.language.source_folder import SourceFolder
+
+def kilobytes(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+four = octavo.weight_only_qconfig(4, group_size=32)
+octavo.quantize_folder(sys.argv[1], sys.argv[2], qconfig=four)  # imports what it needs
+before = kilobytes("VmRSS")
+octavo.quantize_folder(sys.argv[4], sys.argv[5], qconfig=four)
+print(kilobytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_memory_holds_a_block_at_a_time(tmp_path: Path) -> None:
+    wide = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16}
+    source = tmp_path / "float"
+    built("LlamaForCausalLM", **{**SIZES, **wide}).save_pretrained(source, max_shard_size="50MB")
+    size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    assert size > 230e6
+    small, tests = saved(tmp_path / "small"), Path(__file__).parents[2]
+    folders = (small, tmp_path / "small q", tests, source, tmp_path / "q")
+    arguments = [str(folder) for folder in folders]
+    command = [sys.executable, "-c", FRESH, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    assert 1024 * int(done.stdout) < size / 2
