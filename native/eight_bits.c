@@ -11,15 +11,19 @@ typedef struct {
     int64_t width, count;
     octavo_reading reading;
     octavo_rows rows;
+    _Atomic int is_infinite;
 } Product;
 
 static void read_rows(void *context, int chunk, int chunks) {
     Product *product = context;
     int64_t count = product->count;
-    for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++)
+    for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++) {
         octavo_read_row(
             &product->rows, r, product->x + r * product->width, product->width,
             &product->reading);
+        float scale = product->rows.scales[r];
+        if (scale != scale) product->is_infinite = 1;
+    }
 }
 
 enum { PART = 4 /* blocks, which a kernel takes at a time */ };
@@ -42,7 +46,7 @@ int octavo_multiply_eight_bits(
     const octavo_reading *reading, int threads) {
     int64_t work = count * matrix->columns * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     char *memory = malloc((size_t)(count * (2 * matrix->columns + 8)));
-    if (!memory) return 1;
+    if (!memory) return OCTAVO_NO_MEMORY;
     float *scales = (float *)memory; /* first, where memory is aligned for them */
     int32_t *zero_points = (int32_t *)(scales + count);
     Product product = {
@@ -59,5 +63,5 @@ int octavo_multiply_eight_bits(
         {multiply, &product, octavo_chunks(parts_of(matrix), threads)}};
     octavo_run_stages(stages, 2, threads);
     free(memory);
-    return 0;
+    return product.is_infinite ? OCTAVO_NOT_FINITE : 0;
 }

@@ -11,25 +11,9 @@
 
 enum { CHUNK = 32, CHUNK_BYTES = CHUNK * BLOCK / 2, MOST_STEPS = 127 * 256, TILE = 4 };
 
-/* Rows of x, rounded: x = step * (256 * upper + lower); sums of each group's steps. */
-typedef struct {
-    int8_t *upper, *lower; /* [count][columns] */
-    float *sums;           /* [count][groups] */
-    float *steps;
-} Rows;
+typedef octavo_four_rows Rows;
 
-typedef struct {
-    const octavo_four_bits *matrix;
-    const float *x;
-    float *y;
-    int64_t count;
-    Rows rows;
-    void (*read)(const octavo_four_bits *, const float *, int64_t, Rows *);
-    void (*multiply)(const octavo_four_bits *, const Rows *, int64_t, int64_t, int64_t, float *);
-} Product;
-
-INLINE void read_row(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
-    const float *from = x + row * m->columns;
+INLINE void read_row(const octavo_four_bits *m, const float *from, int64_t row, Rows *rows) {
     int8_t *upper = rows->upper + row * m->columns, *lower = rows->lower + row * m->columns;
     int64_t size = m->columns / m->groups;
     float step = step_of(from, m->columns, MOST_STEPS), inverse = 1.0f / step;
@@ -48,10 +32,6 @@ INLINE void read_row(const octavo_four_bits *m, const float *x, int64_t row, Row
 }
 
 /* ---- every CPU ---- */
-
-static void read_portable(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
-    read_row(m, x, row, rows);
-}
 
 static void multiply_portable(
     const octavo_four_bits *m, const Rows *rows, int64_t count, int64_t first, int64_t last,
@@ -96,7 +76,8 @@ INLINE int32_t four_of(const int8_t *digits) {
 
 /* ---- AVX2 ---- */
 
-AVX2 static void read_avx2(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
+AVX2 static void read_avx2(
+    const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
     read_row(m, x, row, rows);
 }
 
@@ -172,7 +153,8 @@ AVX2 static void multiply_avx2(
 
 /* ---- AVX512 with VNNI ---- */
 
-VNNI static void read_vnni(const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
+VNNI static void read_vnni(
+    const octavo_four_bits *m, const float *x, int64_t row, Rows *rows) {
     read_row(m, x, row, rows);
 }
 
@@ -236,21 +218,59 @@ VNNI static void multiply_vnni(
 
 #endif
 
+/* ---- which of them ---- */
+
+void octavo_read_row_of_four_bits(
+    const octavo_four_bits *m, const float *x, int64_t row, octavo_four_rows *rows) {
+    switch (octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: read_vnni(m, x, row, rows); return;
+    case OCTAVO_AVX2: read_avx2(m, x, row, rows); return;
+#endif
+    default: read_row(m, x, row, rows);
+    }
+}
+
+void octavo_product_of_four_bits(
+    const octavo_four_bits *m, int64_t first, int64_t last, const octavo_four_rows *rows,
+    int64_t count, float *y) {
+    switch (octavo_isa()) {
+#if defined(__x86_64__)
+    case OCTAVO_AVX512_VNNI: multiply_vnni(m, rows, count, first, last, y); return;
+    case OCTAVO_AVX2: multiply_avx2(m, rows, count, first, last, y); return;
+#endif
+    default: multiply_portable(m, rows, count, first, last, y);
+    }
+}
+
 /* ---- threads ---- */
+
+typedef struct {
+    const octavo_four_bits *matrix;
+    const float *x;
+    float *y;
+    int64_t count;
+    Rows rows;
+    _Atomic int is_infinite;
+} Product;
 
 static void read_rows(void *context, int chunk, int chunks) {
     Product *product = context;
+    const octavo_four_bits *m = product->matrix;
     int64_t count = product->count;
-    for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++)
-        product->read(product->matrix, product->x, r, &product->rows);
+    for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++) {
+        octavo_read_row_of_four_bits(m, product->x + r * m->columns, r, &product->rows);
+        float step = product->rows.steps[r];
+        if (step != step) product->is_infinite = 1;
+    }
 }
 
 static void multiply(void *context, int chunk, int chunks) {
     Product *product = context;
     int64_t blocks = product->matrix->rows / BLOCK;
-    product->multiply(
-        product->matrix, &product->rows, product->count, blocks * chunk / chunks,
-        blocks * (chunk + 1) / chunks, product->y);
+    octavo_product_of_four_bits(
+        product->matrix, blocks * chunk / chunks, blocks * (chunk + 1) / chunks, &product->rows,
+        product->count, product->y);
 }
 
 int octavo_multiply_four_bits(
@@ -258,23 +278,17 @@ int octavo_multiply_four_bits(
     int64_t digits = count * matrix->columns;
     int64_t work = digits * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     char *memory = malloc((size_t)(2 * digits + 4 * count * (matrix->groups + 1)));
-    if (!memory) return 1;
+    if (!memory) return OCTAVO_NO_MEMORY;
     float *floats = (float *)memory; /* first, where memory is aligned for them */
     int8_t *bytes = (int8_t *)(floats + count * (matrix->groups + 1));
     Product product = {
         .matrix = matrix, .x = x, .y = y, .count = count,
-        .rows = {bytes, bytes + digits, floats, floats + count * matrix->groups},
-        .read = read_portable, .multiply = multiply_portable};
-#if defined(__x86_64__)
-    if (octavo_isa() == OCTAVO_AVX2) product.read = read_avx2, product.multiply = multiply_avx2;
-    if (octavo_isa() == OCTAVO_AVX512_VNNI)
-        product.read = read_vnni, product.multiply = multiply_vnni;
-#endif
+        .rows = {bytes, bytes + digits, floats, floats + count * matrix->groups}};
     if (work < threads) threads = (int)work;
     octavo_stage stages[] = {
         {read_rows, &product, octavo_chunks(count, threads)},
         {multiply, &product, octavo_chunks(matrix->rows / BLOCK, threads)}};
     octavo_run_stages(stages, 2, threads);
     free(memory);
-    return 0;
+    return product.is_infinite ? OCTAVO_NOT_FINITE : 0;
 }

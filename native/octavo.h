@@ -56,6 +56,10 @@ void octavo_in_threads(octavo_task task, void *context, int threads);
 /* Wait until all threads of a task are here. */
 void octavo_wait(octavo_barrier *barrier, int threads);
 
+/* ---- what calls return, where it is not 0 ---- */
+
+enum { OCTAVO_NO_MEMORY = 1, OCTAVO_NOT_FINITE = 2 };
+
 /* ---- products of rows with int8 weights: product.c ---- */
 
 /* The weights [rows, columns] stand as [rows / 16][columns / 4][16][4]; rows are a multiple of 16,
@@ -135,8 +139,8 @@ void octavo_activate(int32_t activation, float low, float high, float *v, int64_
  * to even by out_scale, out_zero_point, cut to out_low..out_high. */
 typedef struct {
     const float *scales, *bias; /* [channels]; the input's scale times that of the weight's row */
-    const void *addend;         /* of the result's shape, or NULL */
-    float addend_scale;         /* of uint8; 0: they are float32 */
+    const uint8_t *addend;      /* of the result's shape, or NULL */
+    float addend_scale;
     int32_t addend_zero_point;
     int32_t activation;
     float low, high; /* of OCTAVO_CLIP */
@@ -218,16 +222,6 @@ typedef struct {
     octavo_integers x_integers, other_integers, out;
 } octavo_binary;
 
-enum { OCTAVO_SUM, OCTAVO_DIFFERENCE, OCTAVO_PRODUCT, OCTAVO_QUOTIENT };
-
-/* Of two operands in float32; a stride of 0 repeats one. */
-typedef struct {
-    octavo_operands at;
-    octavo_shape shape;
-    int64_t x_strides[4], other_strides[4];
-    int64_t operation;
-} octavo_arithmetic;
-
 enum { OCTAVO_MOST_AXES = 8 };
 
 /* Values of so many bytes to other places. */
@@ -252,15 +246,52 @@ void octavo_quantize_values(const octavo_quantize *step, int chunk, int chunks);
 void octavo_dequantize_values(const octavo_dequantize *step, int chunk, int chunks);
 void octavo_look_up_values(const octavo_look_up *step, int chunk, int chunks);
 void octavo_combine(const octavo_binary *step, int chunk, int chunks);
-void octavo_calculate(const octavo_arithmetic *step, int chunk, int chunks);
 void octavo_move_values(const octavo_move *step, int chunk, int chunks);
 void octavo_pool(const octavo_pooling *step, int chunk, int chunks);
+
+/* ---- programs: program.c ---- */
+
+enum {
+    OCTAVO_CONVOLVE,
+    OCTAVO_POOL,
+    OCTAVO_QUANTIZE,
+    OCTAVO_DEQUANTIZE,
+    OCTAVO_LOOK_UP,
+    OCTAVO_COMBINE,
+    OCTAVO_MOVE
+};
+
+/* Bytes behind one of the addresses that a call is given; no address where the base is below 0. */
+typedef struct {
+    int64_t base, offset;
+} octavo_place;
+
+/* The operands that places stand for are empty until the step is taken. */
+typedef struct {
+    int64_t kind, chunks;
+    octavo_place x, other, y, scratch;
+    union {
+        octavo_operands at; /* of each */
+        octavo_convolution convolution;
+        octavo_pooling pooling;
+        octavo_quantize quantize;
+        octavo_dequantize dequantize;
+        octavo_look_up look_up;
+        octavo_binary binary;
+        octavo_move move;
+    } of;
+} octavo_step;
+
+/* All steps, one after the other, each in its chunks on up to so many threads; 0, or 1 where there
+ * is no memory. */
+OCTAVO_EXPORT int octavo_run(
+    const octavo_step *steps, int64_t count, void *const *bases, int threads);
 
 /* ---- weights of eight bits: eight_bits.c ---- */
 
 /* y[r][n] = x[r] . weights[n] + bias[n] of contiguous rows of `width` floats, which are rounded by a
- * reading that is not of integers; 0, or 1 where there is no memory. y has as many columns as the
- * weights have rows. */
+ * reading that is not of integers. y has as many columns as the weights have rows. Where a row is not
+ * finite its results are NaN, and OCTAVO_NOT_FINITE tells of it. */
 OCTAVO_EXPORT int octavo_multiply_eight_bits(
     const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
     const octavo_reading *reading, int threads);
@@ -278,8 +309,23 @@ typedef struct {
     int64_t rows, columns, groups;
 } octavo_four_bits;
 
-/* y[r][n] = sum of x[r][k] (weights[n][k] - zero_point) scale, + bias[n], of contiguous rows; 0, or
- * 1 where there is no memory. y has as many columns as the weights have rows. */
+/* Rows of x, rounded: x = step * (256 * upper + lower); sums of each group's steps. */
+typedef struct {
+    int8_t *upper, *lower; /* [count][columns] */
+    float *sums;           /* [count][groups] */
+    float *steps;          /* [count]; NaN where a value is not finite */
+} octavo_four_rows;
+
+/* Round a row of floats to row `index` of `rows`. */
+void octavo_read_row_of_four_bits(
+    const octavo_four_bits *matrix, const float *x, int64_t index, octavo_four_rows *rows);
+/* y[r][n] = rows[r] . weights[n] + bias[n], for the blocks of 16 of n from first to last. */
+void octavo_product_of_four_bits(
+    const octavo_four_bits *matrix, int64_t first, int64_t last, const octavo_four_rows *rows,
+    int64_t count, float *y);
+
+/* y[r][n] = sum of x[r][k] (weights[n][k] - zero_point) scale, + bias[n], of contiguous rows. y has as
+ * many columns as the weights have rows. Rows that are not finite: as above. */
 OCTAVO_EXPORT int octavo_multiply_four_bits(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
 
@@ -309,16 +355,9 @@ typedef struct {
     int64_t out_batch_stride, out_head_stride, out_row_stride;
     float out_scale; /* 0: the result is float32 */
     int32_t out_zero_point, out_low, out_high;
-    int64_t workers; /* how many chunks are worked on at a time, at most */
-    void *memory;    /* octavo_attention_memory bytes; any alignment will do */
 } octavo_attention_call;
 
-/* Bytes of memory of a call with so many workers. */
-OCTAVO_EXPORT int64_t octavo_attention_memory(const octavo_attention_call *call);
-/* Keys and values as products read them, before any chunk attends. */
-void octavo_pack_heads(const octavo_attention_call *call, int chunk, int chunks);
-void octavo_attend(const octavo_attention_call *call, int chunk, int chunks);
-/* Both, with memory that is asked for; 0, or 1 where there is none. */
+/* 0, or 1 where there is no memory. */
 OCTAVO_EXPORT int octavo_attention(const octavo_attention_call *call, int threads);
 
 /* ---- rows of floats or integers that are normalized: normalization.c ---- */
@@ -338,58 +377,71 @@ typedef struct {
     uint8_t *rounded; /* half to even by the scale and zero point, cut to low..high */
     float scale;
     int32_t zero_point, low, high;
-    float *scratch; /* a row for each chunk */
 } octavo_normalization;
 
-void octavo_normalize_rows(const octavo_normalization *call, int chunk, int chunks);
-/* With memory that is asked for; 0, or 1 where there is no memory. */
+/* 0, or 1 where there is no memory. */
 OCTAVO_EXPORT int octavo_normalize(const octavo_normalization *call, int threads);
 
-/* ---- programs: program.c ---- */
+/* ---- blocks of decoders: decoder.c ---- */
 
-enum {
-    OCTAVO_CONVOLVE,
-    OCTAVO_POOL,
-    OCTAVO_QUANTIZE,
-    OCTAVO_DEQUANTIZE,
-    OCTAVO_LOOK_UP,
-    OCTAVO_COMBINE,
-    OCTAVO_MOVE,
-    OCTAVO_CALCULATE,
-    OCTAVO_NORMALIZE,
-    OCTAVO_PACK_HEADS,
-    OCTAVO_ATTEND
-};
-
-enum { OCTAVO_MOST_PLACES = 6 };
-
-/* What a pointer of a step is when it is taken: bytes behind one of the addresses that a call is
- * given; and where it stands in the step's struct. Nothing where the base is below 0. */
+/* A linear layer with weights of eight bits; of four where those are NULL. */
 typedef struct {
-    int64_t base, offset, field;
-} octavo_place;
+    octavo_matrix eight;
+    octavo_four_bits four;
+} octavo_layer;
 
+/* Each row over its root mean square, times weight + more; NULL: there is no such norm. */
 typedef struct {
-    int64_t kind, chunks;
-    octavo_place places[OCTAVO_MOST_PLACES];
-    union {
-        octavo_convolution convolution;
-        octavo_pooling pooling;
-        octavo_quantize quantize;
-        octavo_dequantize dequantize;
-        octavo_look_up look_up;
-        octavo_binary binary;
-        octavo_move move;
-        octavo_arithmetic arithmetic;
-        octavo_normalization normalization;
-        octavo_attention_call attention;
-    } of;
-} octavo_step;
+    const float *weight;
+    float eps, more;
+} octavo_norm;
 
-/* All steps, one after the other, each in its chunks on up to so many threads; 0, or 1 where there
- * is no memory. */
-OCTAVO_EXPORT int octavo_run(
-    const octavo_step *steps, int64_t count, void *const *bases, int threads);
+/* Rows of floats, as this CPU computes them: float_rows.c. `normalized` may be in place; `rotated` turns
+ * a head in place, the first half of its channels with the second; `attend` is the mean of values by
+ * the softmax of query . keys scale + mask, and needs room for so many scores. */
+typedef struct {
+    void (*normalized)(const float *x, int64_t count, const octavo_norm *norm, float *y);
+    void (*rotated)(float *x, int64_t count, const float *cosine, const float *sine);
+    void (*attend)(
+        const float *query, const float *keys, const float *values, int64_t sources,
+        int64_t channels, float scale, const void *mask, int32_t mask_kind, float *scores,
+        float *out);
+} octavo_float_rows;
+const octavo_float_rows *octavo_float_rows_of_this_cpu(void);
+
+/* x + out(attention(norm(x))), of which y + down(activation(gate(norm(y))) * up(norm(y))) is made. A
+ * head of the keys is read by heads / shared_heads of the queries; channels are a multiple of 8. */
+typedef struct {
+    octavo_layer query, key, value, out, gate, up, down;
+    octavo_norm before_attention, of_queries, of_keys, before_gate;
+    int64_t width, inner, heads, shared_heads, channels;
+    float scale; /* of scores */
+    int32_t activation;
+} octavo_decoder;
+
+/* Keys and values of a block, [batch, shared heads, .., channels]. */
+typedef struct {
+    float *keys, *values;
+    int64_t batch_stride, head_stride;
+} octavo_cache;
+
+/* Blocks one after the other on contiguous rows [batch, tokens, width]. Caches have `past` tokens, behind
+ * which those of the call are put; of all `sources` are read. */
+typedef struct {
+    int64_t batch, tokens, past, sources;
+    const float *x;
+    float *y;
+    const float *cosine, *sine; /* [batch, tokens, channels]; a stride of 0 repeats one */
+    int64_t rotary_stride;
+    int32_t mask_kind, reserved;
+    const void *mask; /* as that of octavo_attention_call, [batch, heads, tokens, sources] */
+    int64_t mask_batch_stride, mask_head_stride, mask_row_stride;
+    const octavo_cache *caches; /* one for each block */
+} octavo_decoder_call;
+
+/* OCTAVO_NOT_FINITE: some row was not finite, and results are not what floats would give. */
+OCTAVO_EXPORT int octavo_decode(
+    const octavo_decoder *blocks, int64_t count, const octavo_decoder_call *call, int threads);
 
 /* ---- recurrent layers: recurrent.c ---- */
 
@@ -421,8 +473,6 @@ OCTAVO_EXPORT int octavo_recurrent(const octavo_recurrent_call *call);
 /* The lowest and the highest of each row of `count` values; NaN where there is one. */
 OCTAVO_EXPORT void octavo_extrema(
     const float *x, int64_t rows, int64_t count, float *low, float *high, int threads);
-
-enum { OCTAVO_NO_MEMORY = 1, OCTAVO_NOT_FINITE = 2 };
 
 /* A histogram of each row, and values to take in. Bins are as wide as DyadicHistogram says. */
 typedef struct {

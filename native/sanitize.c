@@ -2,7 +2,6 @@
  * of results does not. Memory is exactly as long as the kernels may read and write. */
 #include <math.h>
 #include <stdatomic.h>
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -69,7 +68,7 @@ static void one_product_of_bytes(int threads) {
     octavo_matrix weights = matrix(16 * (1 + below(20)), up(width, 4));
     float *x = filled(count * width, 4), *y = malloc((size_t)(count * weights.rows) * 4);
     octavo_reading reading = {.how = OCTAVO_TENSOR_RANGE + below(3), .low = -128, .high = 127};
-    if (octavo_multiply_eight_bits(&weights, x, width, count, y, &reading, threads)) exit(1);
+    if (octavo_multiply_eight_bits(&weights, x, width, count, y, &reading, threads) == OCTAVO_NO_MEMORY) exit(1);
     forget(weights);
     free(x), free(y);
 }
@@ -82,7 +81,7 @@ static void one_product(int threads) {
     float *x = filled(count * columns, 4), *y = malloc((size_t)(count * rows) * 4);
     octavo_four_bits matrix = {
         weights, scales, zero_points, below(2) ? bias : NULL, rows, columns, groups};
-    if (octavo_multiply_four_bits(&matrix, x, count, y, threads)) exit(1);
+    if (octavo_multiply_four_bits(&matrix, x, count, y, threads) == OCTAVO_NO_MEMORY) exit(1);
     free(weights), free(zero_points), free(scales), free(bias), free(x), free(y);
 }
 
@@ -113,12 +112,10 @@ static void one_convolution(int threads) {
     for (int64_t i = 0; i < out * products; i++) sums[i / products] += weights[i];
     octavo_pack_convolution(&c, weights, packed);
     float *scales = filled(out, 4), *bias = filled(out, 4);
-    uint8_t *x = filled(c.in.batch * c.in.height * c.in.width * in, 1);
-    int adds_floats = below(2);
-    void *addend = filled(results, adds_floats ? 4 : 1);
+    uint8_t *x = filled(c.in.batch * c.in.height * c.in.width * in, 1), *addend = filled(results, 1);
     c.epilogue = (octavo_epilogue){
-        .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL,
-        .addend_scale = adds_floats ? 0.0f : 0.02f,        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
+        .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL, .addend_scale = 0.02f,
+        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
         .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
     c.weights = packed, c.weight_sums = sums, c.at.x = x;
     c.at.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
@@ -127,11 +124,6 @@ static void one_convolution(int threads) {
     free(weights), free(packed), free(sums), free(scales), free(bias), free(x), free(addend);
     free(c.at.y), free(c.at.scratch);
 }
-
-/* Operands stand in front of a struct. */
-#define AT(base, offset, field) {base, offset, offsetof(octavo_operands, field)}
-#define NONE {-1, 0, 0}
-#define REST NONE, NONE, NONE, NONE
 
 /* Steps in a row: planes of floats are rounded, pooled on, looked up, added to, moved and read back. */
 static void one_program(int threads) {
@@ -147,23 +139,22 @@ static void one_program(int threads) {
     uint8_t *table = filled(256, 1), *channel = filled(in.channels, 1);
     uint8_t *arena = malloc((size_t)(values + 4 * pooled));
     void *bases[] = {arena, x, y, channel};
-    int64_t a = 0, b = values, c = values + pooled, d = values + 2 * pooled, e = values + 3 * pooled;
+    octavo_place a = {0, 0}, b = {0, values}, c = {0, values + pooled};
+    octavo_place d = {0, values + 2 * pooled}, e = {0, values + 3 * pooled};
     octavo_step steps[] = {
-        {OCTAVO_QUANTIZE, 1 + below(5), {AT(1, 0, x), AT(0, a, y), REST}, .of.quantize = {
+        {OCTAVO_QUANTIZE, 1 + below(5), .x = {1, 0}, .y = a, .of.quantize = {
             {0}, in,
             {in.height * row, last ? row : in.width, last ? in.channels : 1, last ? 1 : plane}, meant}},
-        {OCTAVO_POOL, 1 + below(5), {AT(0, a, x), AT(0, b, y), REST}, .of.pooling = {
+        {OCTAVO_POOL, 1 + below(5), .x = a, .y = b, .of.pooling = {
             {0}, in, out, below(3), taps, taps, 1, 1, taps / 2, taps / 2, 1, 1, 0, meant, meant}},
-        {OCTAVO_LOOK_UP, 1 + below(5), {AT(0, b, x), AT(0, c, y), REST},
-         .of.look_up = {{0}, pooled, table}},
-        {OCTAVO_COMBINE, 1 + below(5), {AT(0, c, x), AT(3, 0, other), AT(0, d, y), NONE, NONE, NONE},
-         .of.binary = {
+        {OCTAVO_LOOK_UP, 1 + below(5), .x = b, .y = c, .of.look_up = {{0}, pooled, table}},
+        {OCTAVO_COMBINE, 1 + below(5), .x = c, .other = {3, 0}, .y = d, .of.binary = {
             {0}, out, {out.height * out.width * out.channels, out.width * out.channels, out.channels, 1},
             {0, 0, 0, 1}, below(2), meant, meant, meant}},
-        {OCTAVO_MOVE, 1 + below(5), {AT(0, d, x), AT(0, e, y), REST}, .of.move = {
+        {OCTAVO_MOVE, 1 + below(5), .x = d, .y = e, .of.move = {
             {0}, {1, 1, 1, 1, 1, 1, out.channels, pooled / out.channels}, {0, 0, 0, 0, 0, 0, 1, out.channels},
             {0, 0, 0, 0, 0, 0, pooled / out.channels, 1}, 1}},
-        {OCTAVO_DEQUANTIZE, 1 + below(5), {AT(0, e, x), AT(2, 0, y), REST}, .of.dequantize = {
+        {OCTAVO_DEQUANTIZE, 1 + below(5), .x = e, .y = {2, 0}, .of.dequantize = {
             {0}, pooled, meant}}};
     if (octavo_run(steps, sizeof steps / sizeof *steps, bases, threads)) exit(1);
     free(x), free(y), free(table), free(channel), free(arena);
@@ -191,15 +182,62 @@ static void one_attention(int threads) {
         .out_row_stride = heads * value_channels, .out_scale = rounded ? 0.01f : 0.0f,
         .out_zero_point = 100, .out_high = 255};
     if (octavo_attention(&call, threads)) exit(1);
-    /* As the steps of a program. */
-    call.workers = threads, call.memory = malloc((size_t)octavo_attention_memory(&call));
-    octavo_step steps[] = {
-        {OCTAVO_PACK_HEADS, 1 + below(9), .places = {NONE, NONE, NONE, NONE, NONE, NONE}},
-        {OCTAVO_ATTEND, 1 + below(9), .places = {NONE, NONE, NONE, NONE, NONE, NONE}}};
-    steps[0].of.attention = steps[1].of.attention = call;
-    if (octavo_run(steps, 2, NULL, threads)) exit(1);
-    free(call.memory);
     free(q), free(k), free(v), free(mask), free(out);
+}
+
+static octavo_layer a_layer(int64_t rows, int64_t columns) {
+    if (columns % 32 || below(2)) return (octavo_layer){.eight = matrix(up(rows, 16), up(columns, 4))};
+    int64_t groups = columns % 64 ? 1 : 1 + below(2), padded = up(rows, 16);
+    return (octavo_layer){.four = {
+        filled(padded * columns / 2, 1), filled(padded * groups, 4), filled(padded * groups, 1),
+        below(2) ? filled(padded, 4) : NULL, padded, columns, groups}};
+}
+
+static void forget_layer(octavo_layer layer) {
+    forget(layer.eight);
+    free((void *)layer.four.weights), free((void *)layer.four.scales);
+    free((void *)layer.four.zero_points), free((void *)layer.four.bias);
+}
+
+/* Two blocks on a few rows. */
+static void one_decoder(int threads) {
+    int64_t channels = 8 * (1 + below(10)), shared = 1 + below(3), heads = shared * (1 + below(3));
+    int64_t width = below(2) ? 32 * (1 + below(3)) : 1 + below(90);
+    int64_t inner = below(2) ? 32 * (1 + below(5)) : 1 + below(150);
+    int64_t batch = 1 + below(3), tokens = 1 + below(3), past = below(40), rows = batch * tokens;
+    int64_t sources = past + tokens, room = sources + below(3), kept = batch * shared * room * channels;
+    int64_t turned = below(2) ? 1 : batch;
+    float *norm = filled(width, 4), *of_heads = filled(channels, 4);
+    float *x = filled(rows * width, 4), *y = malloc((size_t)(rows * width) * 4);
+    float *cosine = filled(turned * tokens * channels, 4), *sine = filled(turned * tokens * channels, 4);
+    int kind = tokens == 1 ? below(3) : 1 + below(2);
+    void *mask = filled(rows * sources, kind == OCTAVO_ADDED_MASK ? 4 : 1);
+    octavo_decoder blocks[2];
+    octavo_cache caches[2];
+    for (int i = 0; i < 2; i++) {
+        blocks[i] = (octavo_decoder){
+            a_layer(heads * channels, width), a_layer(shared * channels, width),
+            a_layer(shared * channels, width), a_layer(width, heads * channels),
+            a_layer(inner, width), a_layer(inner, width), a_layer(width, inner),
+            {norm, 1e-5f, 0}, {below(2) ? of_heads : NULL, 1e-5f, 1},
+            {below(2) ? of_heads : NULL, 1e-5f, 0}, {norm, 1e-5f, 1}, width, inner, heads, shared,
+            channels, 0.1f, below(2) ? OCTAVO_SILU : OCTAVO_GELU_TANH};
+        caches[i] = (octavo_cache){
+            filled(kept, 4), filled(kept, 4), shared * room * channels, room * channels};
+    }
+    octavo_decoder_call call = {
+        .batch = batch, .tokens = tokens, .past = past, .sources = sources, .x = x, .y = y,
+        .cosine = cosine, .sine = sine, .rotary_stride = turned == 1 ? 0 : tokens * channels,
+        .mask_kind = kind, .mask = kind ? mask : NULL, .mask_batch_stride = tokens * sources,
+        .mask_row_stride = sources, .caches = caches};
+    if (octavo_decode(blocks, 2, &call, threads) == OCTAVO_NO_MEMORY) exit(1);
+    for (int i = 0; i < 2; i++) {
+        const octavo_decoder *b = blocks + i;
+        forget_layer(b->query), forget_layer(b->key), forget_layer(b->value), forget_layer(b->out);
+        forget_layer(b->gate), forget_layer(b->up), forget_layer(b->down);
+        free(caches[i].keys), free(caches[i].values);
+    }
+    free(norm), free(of_heads), free(x), free(y), free(cosine), free(sine), free(mask);
 }
 
 static void one_histogram(int threads) {
@@ -219,18 +257,6 @@ static void one_histogram(int threads) {
         free(x);
     }
     free(counts), free(zeros), free(low), free(high);
-}
-
-static void one_calculation(int threads) {
-    octavo_shape shape = {1 + below(3), 1 + below(5), 1 + below(5), 1 + below(40)};
-    int64_t row = shape.width * shape.channels, values = shape.batch * shape.height * row;
-    float *x = filled(values, 4), *other = filled(shape.channels, 4), *y = malloc((size_t)values * 4);
-    octavo_step step = {
-        OCTAVO_CALCULATE, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.arithmetic = {
-            {x, other, y, NULL}, shape, {shape.height * row, row, shape.channels, 1}, {0, 0, 0, below(2)},
-            below(4)}};
-    if (octavo_run(&step, 1, NULL, threads)) exit(1);
-    free(x), free(other), free(y);
 }
 
 static void one_normalization(int threads) {
@@ -278,7 +304,7 @@ int main(void) {
             one_attention(1 + round % 3);
             one_histogram(1 + round % 3);
             one_normalization(1 + round % 3);
-            one_calculation(1 + round % 3);
+            one_decoder(1 + round % 3);
         }
         for (int round = 0; round < 400; round++) {
             one_convolution(1 + round % 3);

@@ -41,6 +41,7 @@ OPTIONAL = {
     "transformers": {
         "octavo.model.language.int8_cache",
         "octavo.model.language.side_by_side",
+        "octavo.model.language.kept_tokens",
         "octavo.model.language.gguf",
         "octavo.model.language.source_folder",
         "octavo.flow.transformers",

@@ -24,7 +24,6 @@ from octavo.measuring.layers import (
     layer_errors,
     sensitivity,
 )
-from octavo.measuring.multiple_choice import MultipleChoice, Question, multiple_choice
 from octavo.measuring.next_tokens import perplexity
 from octavo.measuring.parity import Parity, verify
 from octavo.model import artifact, nn
@@ -88,7 +87,6 @@ __all__ = [
     "LayerErrors",
     "MinMax",
     "MovingAverageMinMax",
-    "MultipleChoice",
     "OctavoError",
     "OctavoWarning",
     "Parity",
@@ -101,7 +99,6 @@ __all__ = [
     "QParams",
     "QSpec",
     "QuantizedModel",
-    "Question",
     "Report",
     "Scheme",
     "SearchResult",
@@ -125,7 +122,6 @@ __all__ = [
     "load",
     "load_package",
     "lower",
-    "multiple_choice",
     "nn",
     "observers",
     "perplexity",

@@ -22,6 +22,7 @@ from octavo.flow.settings import NEEDS_NO_GRAPH, Only, Settings
 from octavo.graph.copying import copied
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Node
+from octavo.model.language.decoding import with_native_steps
 from octavo.model.nn import QuantizedModule, quantized_form
 from octavo.model.tree import near
 from octavo.quantization.placement.node_qconfigs import qconfig_of
@@ -61,6 +62,7 @@ def quantize_modules(model: nn.Module, settings: Settings, calls: Calls | None =
     replaced = quantized_modules(model, settings, calls)
     for remark in replaced.remarks():
         warn_user(remark)
+    with_native_steps(replaced.model)
     return replaced.model
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from octavo.errors import ArtifactError, MissingExtra, PlanError
 from octavo.flow.modules import quantize_modules
 from octavo.flow.settings import Settings
+from octavo.model.language.decoding import with_native_steps
 from octavo.model.language.shards import check_shard
 from octavo.model.language.stored_layers import (
     described,
@@ -118,6 +119,7 @@ class OctavoQuantizer(HfQuantizer):
         else:
             self._quantize(model)
         model._weight_conversions = []  # to be saved under the names that it has
+        with_native_steps(model)
 
     def _quantize(self, model: Any) -> None:
         config = self.quantization_config

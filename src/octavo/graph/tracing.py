@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from octavo.errors import ExportError
@@ -49,6 +50,22 @@ def without_values() -> bool:
     """
     fake = torch._C._TorchDispatchModeKey.FAKE
     return torch._C._get_dispatch_mode(fake) is not None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a kernel may read its memory now: float32 in one piece on the CPU, and nothing that
+    looks at tensors stands between.
+    """
+    return (
+        type(tensor) is Tensor
+        and tensor.dtype is torch.float32
+        and tensor.is_cpu
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._C._is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 def refuse_scripting() -> None:

@@ -40,6 +40,7 @@ from octavo.graph.graph import TensorMeta
 from octavo.model import artifact
 from octavo.model.artifact import Artifact
 from octavo.model.files import sealed
+from octavo.model.language.decoding import with_native_steps
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule, from_description
 from octavo.model.nn.one_operator import OneOperator
@@ -191,6 +192,7 @@ def put_into(model: nn.Module, content: Content, runtime: str | None, check: boo
     for path, part in parts.items():
         put(model, modules[path], part)
     _fill(model, content.rest)
+    with_native_steps(model)
     model.eval()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from octavo.runtimes.native.products import Product
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -60,6 +62,8 @@ class Lowered:
         agreement: how near this is to the oracle; ``None`` where it was not checked.
         prepacked: constant that a kernel holds in a form of its own -> what gives it back.
         runtime: its name, which lowering fills in.
+        products: constant that a kernel holds -> that kernel, for who needs nothing of ``run`` but
+            the product.
         compiled_for: from input tensors to those of their sizes that ``run`` compiles the model
             for; ``None`` where one program takes all.
     """
@@ -74,4 +78,5 @@ class Lowered:
     agreement: Agreement | None = None
     prepacked: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
     runtime: str = ""
+    products: Mapping[str, Product] = field(default_factory=dict)
     compiled_for: Callable[[Sequence[Tensor]], tuple[int, ...]] | None = None

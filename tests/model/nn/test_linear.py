@@ -220,3 +220,56 @@ def test_a_gradient_that_ends_is_told_in_training() -> None:
         warnings.simplefilter("error")
         q.eval()(x)
         q.train()(x.detach())
+
+
+class TestAtOnce:
+    """A layer that is ready calls its kernel; what that has to say no to goes the long way."""
+
+    @staticmethod
+    def layer(qconfig: octavo.QConfig, bias: bool = True) -> tuple[octavo.nn.Linear, list[int]]:
+        torch.manual_seed(0)
+        layer = octavo.nn.Linear.from_float(nn.Linear(64, 40, bias=bias), qconfig)
+        layer.eval()
+        layer(torch.randn(1, 64))
+        if not layer._products:
+            pytest.skip("there are no such kernels here")
+        long_way: list[int] = []
+        compute = layer.compute
+        layer.compute = lambda x: (long_way.append(1), compute(x))[1]  # type: ignore[assignment]
+        return layer, long_way
+
+    @pytest.mark.parametrize("bits", [8, 4])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_results_are_the_same(self, bits: int, bias: bool) -> None:
+        group = 32 if bits == 4 else None
+        layer, long_way = self.layer(octavo.weight_only_qconfig(bits, group_size=group), bias)
+        for shape in ((64,), (1, 64), (2, 3, 64), (2, 1, 1, 64)):
+            x = torch.randn(shape)
+            count = len(long_way)
+            at_once = layer(x)
+            assert len(long_way) == count
+            assert torch.equal(at_once, layer.compute(x))
+            assert at_once.shape == (*shape[:-1], 40)
+
+    def test_what_is_not_plain_goes_the_long_way(self) -> None:
+        layer, long_way = self.layer(octavo.weight_only_qconfig())
+        x = torch.randn(4, 64)
+        others = [x.bfloat16(), torch.randn(64, 4).t(), x[:0], torch._neg_view(x)]
+        for index, other in enumerate(others, 1):
+            exact = layer.compute(other.resolve_neg().contiguous())
+            assert torch.equal(layer(other), exact)
+            assert len(long_way) == 2 * index
+        with pytest.raises(InputError):
+            layer(torch.randn(4, 32))
+        x[1, 3] = torch.inf
+        exact = torch.nn.functional.linear(x, layer.weight[:], layer.own_tensors()["bias"])
+        assert torch.equal(layer(x).isnan(), exact.isnan())
+        assert torch.equal(layer(x).isinf(), exact.isinf())
+
+    def test_other_tensors_are_taken_up(self) -> None:
+        layer, _ = self.layer(octavo.weight_only_qconfig())
+        other = octavo.nn.Linear.from_float(nn.Linear(64, 40), octavo.weight_only_qconfig())
+        x = torch.randn(2, 64)
+        layer.load_state_dict(other.state_dict())
+        assert torch.equal(layer(x), other(x))
+        assert torch.equal(layer(x), other(x))

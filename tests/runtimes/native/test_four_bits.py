@@ -109,7 +109,7 @@ def test_what_is_packed_comes_back(rows, chunks, start, stop):
     [
         ("x", lambda x: x.double(), "rows of torch.float64"),
         ("x", lambda x: x[0], "rows of torch.float32"),
-        ("x", lambda x: x[:, :32], "no part of packed weights"),
+        ("x", lambda x: x[:, :32], "rows of 32 values for a weight of 20 x 64"),
         ("weights", lambda w: w[:1], "no part of packed weights"),
         ("weights", lambda w: w.transpose(3, 4), "no part of packed weights"),
         ("scales", lambda s: s[..., :8], "no part of packed weights"),

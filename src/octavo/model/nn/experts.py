@@ -72,7 +72,7 @@ class Experts(QuantizedModule, floats=nn.Module, operator="linear"):
             made_by == _MADE_BY
             and getattr(gate, "__module__", "") == _MADE_BY
             and not getattr(layer, "has_post_expert_norm", False)
-            and _function_of(layer) is not None
+            and function_of(layer) is not None
         )
 
     @classmethod
@@ -99,7 +99,7 @@ class Experts(QuantizedModule, floats=nn.Module, operator="linear"):
     @classmethod
     def settings_of(cls, layer: nn.Module) -> dict[str, Any]:
         own = {name: getattr(layer, name) for name in cls.settings if name != "function"}
-        return own | {"function": _function_of(layer)}
+        return own | {"function": function_of(layer)}
 
     @classmethod
     def parameter_shapes(cls, description: Description) -> dict[str, tuple[int, ...]]:
@@ -248,7 +248,7 @@ def inputs_of(
         The name of a stack and the number of an expert, and the rows that this layer reads.
     """
     first, second = linears_of(layer).items()
-    function, has_gate = _function_of(layer), bool(layer.has_gate)
+    function, has_gate = function_of(layer), bool(layer.has_gate)
     assert function is not None
     for expert, up in enumerate(first[1]):
         rows, _ = torch.where(top_k_index == expert)
@@ -273,7 +273,7 @@ def _unstacked(layer: nn.Module, name: str) -> Iterator[nn.Linear]:
         yield linear_of(weight.t() if layer.is_transposed else weight, bias)
 
 
-def _function_of(layer: nn.Module) -> str | None:
+def function_of(layer: nn.Module) -> str | None:
     """Which of `FUNCTIONS` a layer has, by what it makes of some numbers, large ones too: others
     are clipped there.
     """

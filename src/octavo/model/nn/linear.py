@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.graph.tracing import is_compiled
+from octavo.graph.tracing import is_compiled, is_plain
 from octavo.model.nn import compiled
 from octavo.model.nn.float_layers import is_transposed, tensors_of
 from octavo.model.nn.one_operator import OneOperator
@@ -66,8 +66,26 @@ class Linear(OneOperator, floats=nn.Linear, operator="linear"):
     def forward(self, input: Tensor) -> Tensor:
         if is_compiled():
             return compiled.linear(input, self.number, self.out_features)
-        result: Tensor = super().forward(input)
+        result = self._at_once(input)
+        if result is None:
+            result = super().forward(input)
         return result
+
+    def _at_once(self, input: Tensor) -> Tensor | None:
+        """What `compute` gives, without what takes longer than a product of few rows; ``None``
+        where that has something to say about the input, or the layer is not ready.
+        """
+        product = self._products.get("weight")
+        if product is None or not is_plain(input) or self.is_stale() or self.training:
+            return None
+        if input.shape[-1] != product.columns or input.numel() == 0:
+            return None
+        rows, finite = product.of_rows(input)
+        if not finite:
+            return None
+        bias = self._buffers.get("bias")
+        result = rows if bias is None else rows.add_(bias)
+        return result.view(*input.shape[:-1], product.rows)
 
     def compute(self, input: Tensor) -> Tensor:
         if not input.is_floating_point() or input.shape[-1:] != (self.in_features,):

@@ -23,6 +23,7 @@ from octavo.model.packed_buffers import Buffers, let_go
 from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.runtimes import default_runtime, lower
 from octavo.runtimes.examples import random_inputs
+from octavo.runtimes.native.products import Product
 
 # One thread at a time makes a module ready: two that call a new one at once do it once.
 _LOWERING = threading.RLock()
@@ -35,6 +36,7 @@ class OneOperator(QuantizedModule):
     """
 
     _ready: tuple[Callable[..., tuple[Any, ...]], Watched] | None = None
+    _products: Mapping[str, Product] = {}  # of its weights, where it is ready and has such kernels
     _is_shared = False
     _of_versions: list[tuple[int, int]] | None = None  # that it was made ready of
 
@@ -63,15 +65,27 @@ class OneOperator(QuantizedModule):
 
     def results(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """What the graph makes of tensors; of a NaN or an infinity what the float layer would."""
-        if self._is_shared and self._versions() != self._of_versions:
-            self._ready = None  # another module's state dict was loaded into what they share
-        if self._ready is None:
-            with _LOWERING:
-                self._ready = self._ready or self._made_ready()
-        run, watched = self._ready
+        run, watched = self._made()
         if watched.are_fine(tensors):
             return run(*tensors)
         return run_around(self.graph(), watched, run, tensors)
+
+    def product(self) -> Product | None:
+        """The kernel that holds its weight, where there is one; it is made ready for that."""
+        self._made()
+        return self._products.get("weight")
+
+    def is_stale(self) -> bool:
+        """Whether another module's state dict was loaded into what they share."""
+        return self._is_shared and self._versions() != self._of_versions
+
+    def _made(self) -> tuple[Callable[..., tuple[Any, ...]], Watched]:
+        if self.is_stale():
+            self.forget()
+        if self._ready is None:
+            with _LOWERING:
+                self._ready = self._ready or self._made_ready()
+        return self._ready
 
     def _versions(self) -> list[tuple[int, int]]:
         """Which tensors it holds, and how often they were written to."""
@@ -107,10 +121,12 @@ class OneOperator(QuantizedModule):
             )
         if not self._is_shared:
             let_go(self, lowered.prepacked)
+        self._products = lowered.products
         return lowered.run, Watched.of(graph)
 
     def forget(self) -> None:
-        self._ready = None
+        super().forget()
+        self._ready, self._products = None, {}
 
     def make_own(self) -> None:
         if isinstance(self._buffers, Buffers):

@@ -29,8 +29,11 @@ from octavo.quantization.qconfig import QConfig, QSpec
 from octavo.quantization.targets import target as target_named
 from octavo.quantization.weights import qparams_of_weight
 
-# Of the tensors, at the first call; a copy makes its own.
-_MADE = ("_ready", "_packed", "_without_values")
+_MADE = (
+    "_ready",
+    "_products",
+    "_without_values",
+)  # of the tensors, at the first call; a copy makes its own
 
 
 class QuantizedModule(nn.Module):
@@ -53,6 +56,7 @@ class QuantizedModule(nn.Module):
     floats: ClassVar[type[nn.Module]]  # the float layer
     operator: ClassVar[str]  # as rules name it
     settings: ClassVar[tuple[str, ...]]  # the arguments of the float layer, which are attributes
+    changes: ClassVar[int] = 0  # how often any of these modules was given other tensors
 
     def __init_subclass__(
         cls, floats: type[nn.Module] | None = None, operator: str = "", **options: Any
@@ -301,6 +305,7 @@ class QuantizedModule(nn.Module):
 
     def forget(self) -> None:
         """Drop what was made ready of the tensors, which are other ones from now on."""
+        QuantizedModule.changes += 1
 
     def _load_from_state_dict(
         self,

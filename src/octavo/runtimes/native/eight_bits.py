@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
-from octavo.runtimes.native.matrix import FOUR, MOST_COLUMNS, How, Matrix, Reading
+from octavo.runtimes.native.matrix import FOUR, MOST_COLUMNS, NO_MEMORY, How, Matrix, Reading
 
 STEP = 1 / 32767  # of the input, as a share of the largest value in a row
 
@@ -52,18 +52,22 @@ def multiply_eight_bits(
         raise ValueError(f"rows of {width} values for a weight of {rows} x {columns}")
     if how == How.INTEGERS:
         raise ValueError("rows of floats that are read as integers")
-    x, reading = x.contiguous(), Reading(How(how), low, high, symmetric)
+    x, reading = x.resolve_neg().contiguous(), Reading(How(how), low, high, symmetric)
     result = torch.empty((len(x), padded), dtype=torch.float32)
     source, target = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, result))
     sizes, threads = (ctypes.c_int64(width), ctypes.c_int64(len(x))), torch.get_num_threads()
     loaded = library()
-    if loaded is None or loaded.octavo_multiply_eight_bits(
-        ctypes.byref(matrix.as_struct()),
-        source,
-        *sizes,
-        target,
-        ctypes.byref(reading.as_struct()),
-        threads,
+    if (
+        loaded is None
+        or loaded.octavo_multiply_eight_bits(
+            ctypes.byref(matrix.as_struct()),
+            source,
+            *sizes,
+            target,
+            ctypes.byref(reading.as_struct()),
+            threads,
+        )
+        == NO_MEMORY
     ):
         raise MemoryError(f"no memory for the digits of {len(x)} rows")
     return result if padded == rows else result[:, :rows].contiguous()

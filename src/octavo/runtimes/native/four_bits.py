@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from octavo.numerics.native.library import library
-from octavo.runtimes.native.matrix import BLOCK, MOST_COLUMNS
+from octavo.runtimes.native.matrix import BLOCK, MOST_COLUMNS, NO_MEMORY
 
 CHUNK = 32  # columns that stand together: they divide those of a group
 STEP = 1 / 32512  # of the input, as a share of the largest value in a row
 
 
 class _FourBits(ctypes.Structure):
+    """``octavo_four_bits`` of native/octavo.h."""
+
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weights", "scales", "zero_points", "bias")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "groups")),
@@ -73,31 +75,47 @@ def multiply_four_bits(
     Raises:
         ValueError: shapes or types do not fit each other.
     """
-    _check(x, weights, scales, zero_points, rows)
-    x, padded = x.contiguous(), len(weights) * BLOCK
+    columns = check(weights, scales, zero_points, rows)
+    if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() != 2:
+        raise ValueError(f"rows of {x.dtype}{list(x.shape)} where float32 is expected")
+    if x.shape[1] != columns:
+        raise ValueError(f"rows of {x.shape[1]} values for a weight of {rows} x {columns}")
+    x, padded = x.resolve_neg().contiguous(), len(weights) * BLOCK
     result = torch.empty((len(x), padded), dtype=torch.float32)
-    matrix = _FourBits(
-        *(tensor.data_ptr() for tensor in (weights, scales, zero_points)),
-        rows=padded,
-        columns=x.shape[1],
-        groups=scales.shape[1],
-    )
-    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, result))
-    source, target = pointers
+    matrix = as_struct(weights, scales, zero_points)
+    source, target = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, result))
     count, threads = ctypes.c_int64(len(x)), torch.get_num_threads()
     loaded = library()
-    if loaded is None or loaded.octavo_multiply_four_bits(
-        ctypes.byref(matrix), source, count, target, threads
+    if (
+        loaded is None
+        or loaded.octavo_multiply_four_bits(ctypes.byref(matrix), source, count, target, threads)
+        == NO_MEMORY
     ):
         raise MemoryError(f"no memory for the digits of {len(x)} rows")
     return result if padded == rows else result[:, :rows].contiguous()
 
 
-def _check(x: Tensor, weights: Tensor, scales: Tensor, zero_points: Tensor, rows: int) -> None:
-    columns = x.shape[1] if x.dim() == 2 else 0
+def as_struct(
+    weights: Tensor, scales: Tensor, zero_points: Tensor, bias: Tensor | None = None
+) -> _FourBits:
+    """For calls as long as the tensors live; ``bias`` is float32, for all rows that are packed."""
+    parts = (weights, scales, zero_points, bias)
+    return _FourBits(
+        *(None if tensor is None else tensor.data_ptr() for tensor in parts),
+        rows=len(weights) * BLOCK,
+        columns=weights.shape[1] * CHUNK,
+        groups=scales.shape[1],
+    )
+
+
+def check(weights: Tensor, scales: Tensor, zero_points: Tensor, rows: int) -> int:
+    """How many columns a packed weight has.
+
+    Raises:
+        ValueError: the tensors are not those of a packed weight of so many rows.
+    """
+    columns = weights.shape[1] * CHUNK if weights.dim() == 5 else 0
     blocks, groups = -(-rows // BLOCK), scales.shape[1] if scales.dim() == 3 else 0
-    if x.dtype != torch.float32 or x.device.type != "cpu" or min(columns, rows, groups) < 1:
-        raise ValueError(f"rows of {x.dtype}{list(x.shape)} where float32 is expected")
     expected = {
         (torch.uint8, (blocks, columns // CHUNK, 4, BLOCK, 4)): weights,
         (torch.float32, (blocks, groups, BLOCK)): scales,
@@ -107,8 +125,9 @@ def _check(x: Tensor, weights: Tensor, scales: Tensor, zero_points: Tensor, rows
         is_plain = tensor.is_contiguous() and tensor.device.type == "cpu"
         if tensor.dtype != dtype or tensor.shape != shape or not is_plain:
             raise ValueError(f"{tensor.dtype}{list(tensor.shape)} is no part of packed weights")
-    if not fits(columns, groups):
+    if min(columns, rows, groups) < 1 or not fits(columns, groups):
         raise ValueError(f"{groups} groups of {columns} columns")
+    return columns
 
 
 def _shapes(x: Tensor, weights: Tensor, scales: Tensor, zero_points: Tensor, rows: int) -> Tensor:

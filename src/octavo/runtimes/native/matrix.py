@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK, FOUR = 16, 4
+NO_MEMORY, NOT_FINITE = 1, 2  # what kernels return, as native/octavo.h has it
 MOST_COLUMNS = 2**15  # so that sums of integers fit into 32 bits
 
 
@@ -35,6 +36,8 @@ class _Reading(ctypes.Structure):
 
 
 class _Matrix(ctypes.Structure):
+    """``octavo_matrix`` of native/octavo.h."""
+
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("weights", "scales", "sums", "bias")),
         *((name, ctypes.c_int64) for name in ("rows", "columns")),

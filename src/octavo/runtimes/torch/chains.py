@@ -19,6 +19,7 @@ from octavo.numerics import octavo_operators
 from octavo.quantization.bfloat16 import CAST, SUFFIX
 from octavo.quantization.fusions import Fusion
 from octavo.runtimes.integers import Integers
+from octavo.runtimes.native.products import Product
 from octavo.runtimes.torch.integer_kernels import meets_halves
 
 # Who calls the kernels: Python; what torch.compile makes; or a compiled library, without Python.
@@ -71,15 +72,19 @@ class Context:
 
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
-    rounded. ``prepacked``: constant that a kernel holds in its own form -> what gives its integers
-    back. ``programs``: whether native programs may run layers.
+    rounded. ``rounded``: quantize node -> the step that rounds on its way, and which of its results
+    that is. ``prepacked``: constant that a kernel holds in its own form -> what gives its integers
+    back. ``products``: constant -> the kernel that holds it, see `Lowered`. ``programs``: whether
+    native programs may run layers.
     """
 
     graph: Graph
     caller: Caller = "python"
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
+    rounded: dict[str, tuple[str, int]] = field(default_factory=dict)
     prepacked: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
     programs: bool = True
 
     def before_cast(self, name: str) -> str:

@@ -32,6 +32,7 @@ from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import eight_bits, matrix
 from octavo.runtimes.native import four_bits as native
 from octavo.runtimes.native.matrix import MOST_COLUMNS, Matrix
+from octavo.runtimes.native.products import Product
 from octavo.runtimes.torch import four_bits
 from octavo.runtimes.torch.chains import (
     Call,
@@ -186,7 +187,7 @@ def _own_eight_bits(
     if context.caller == "package" or library.obstacle() or columns > MOST_COLUMNS:
         return None
     held = Matrix.of(integers, scale, None)
-    tensors = (held.weights, held.scales, held.sums, held.bias)
+    own = context.products[weight.name] = Product.of_eight_bits(held, rows, columns)
 
     def unpack() -> Tensor:
         return matrix.unpack(held.weights, rows, columns)
@@ -196,9 +197,9 @@ def _own_eight_bits(
 
     def product(x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
-            result: Tensor = torch.ops.octavo.multiply_eight_bits.default(x, *tensors, rows)
+            result: Tensor = torch.ops.octavo.multiply_eight_bits.default(x, *held.tensors, rows)
             return result
-        return eight_bits.multiply_eight_bits(x, *tensors, rows)
+        return own(x)
 
     return FewRows("octavo.linear, eight bits", product, eight_bits.STEP, _MANY_ROWS)
 
@@ -213,13 +214,14 @@ def _own_four_bits(weight: Weight, context: Context) -> FewRows | None:
         return None
     packed = native.pack(weight.integers() + shift)
     groups = native.by_blocks(weight.scale), native.by_blocks(zero_point).to(torch.uint8)
+    own = context.products[weight.name] = Product.of_four_bits(packed, *groups, rows)
     _hold(weight, context, lambda which: native.unpack(packed, which, rows))
 
     def product(x: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             result: Tensor = torch.ops.octavo.multiply_four_bits.default(x, packed, *groups, rows)
             return result
-        return native.multiply_four_bits(x, packed, *groups, rows)
+        return own(x)
 
     return FewRows("octavo.linear, four bits", product, native.STEP, _MANY_OF_OWN)
 

@@ -1,0 +1,137 @@
+"""Weights that a kernel holds, ready to be called: all that does not change was checked before.
+
+A call of the registered operators checks and describes its tensors each time, which takes as long
+as a product of a small model. These calls pass addresses.
+
+Tested in tests/runtimes/native/test_products.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from octavo.numerics.native.library import library
+from octavo.runtimes.native import four_bits
+from octavo.runtimes.native.four_bits import _FourBits
+from octavo.runtimes.native.matrix import FOUR, NO_MEMORY, NOT_FINITE, How, Matrix, Reading, _Matrix
+
+
+class LayerStruct(ctypes.Structure):
+    """``octavo_layer``: a weight of either kind."""
+
+    _fields_ = (("eight", _Matrix), ("four", _FourBits))
+
+
+class Product:
+    """``x @ weight.T + bias`` of float32 rows.
+
+    Attributes:
+        rows, columns: of the weight.
+        layer: for kernels of several layers; it points to tensors that this object holds.
+    """
+
+    def __init__(
+        self, rows: int, columns: int, layer: LayerStruct, held: tuple[Tensor, ...]
+    ) -> None:
+        self.rows, self.columns, self.layer, self._held = rows, columns, layer, held
+        self._padded = layer.eight.rows or layer.four.rows
+        loaded = library()
+        assert loaded is not None, "whoever packs weights has asked for the library"
+        self._call = _of_eight(loaded, self) if layer.eight.rows else _of_four(loaded, self)
+
+    @classmethod
+    def of_eight_bits(cls, matrix: Matrix, rows: int, columns: int) -> Product:
+        """Of a packed weight ``[rows, columns]``.
+
+        Raises:
+            ValueError: the tensors are not those of such a weight.
+        """
+        matrix.check()
+        if matrix.shape[1] - columns not in range(FOUR) or matrix.shape[0] - rows not in range(16):
+            raise ValueError(f"packed weights of {matrix.shape} are not {rows} x {columns}")
+        return cls(rows, columns, LayerStruct(eight=matrix.as_struct()), tuple(matrix.tensors))
+
+    @classmethod
+    def of_four_bits(
+        cls,
+        weights: Tensor,
+        scales: Tensor,
+        zero_points: Tensor,
+        rows: int,
+        bias: Tensor | None = None,
+    ) -> Product:
+        """Of a weight as `four_bits.multiply_four_bits` takes it.
+
+        Raises:
+            ValueError: the tensors are not those of such a weight.
+        """
+        columns = four_bits.check(weights, scales, zero_points, rows)
+        struct = four_bits.as_struct(weights, scales, zero_points, bias)
+        held = (weights, scales, zero_points) + (() if bias is None else (bias,))
+        return cls(rows, columns, LayerStruct(four=struct), held)
+
+    def with_bias(self, bias: Tensor) -> Product:
+        """The same weight, with a bias float32 ``[rows]``, which is copied."""
+        padded = torch.zeros(self._padded)
+        padded[: self.rows] = bias
+        weights, scales, third, *_ = self._held
+        if self.layer.eight.rows:
+            matrix = Matrix(weights, scales, third, padded)
+            return Product.of_eight_bits(matrix, self.rows, self.columns)
+        return Product.of_four_bits(weights, scales, third, self.rows, padded)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Of float32 ``[count, columns]``; NaN in a row that is not finite.
+
+        Raises:
+            ValueError: it is of another shape or type.
+        """
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.shape[1:] != (self.columns,):
+            raise ValueError(f"{x.dtype}{list(x.shape)} for a weight of {self.columns} columns")
+        result, _ = self.of_rows(x.resolve_neg().contiguous())
+        return result
+
+    def of_rows(self, x: Tensor) -> tuple[Tensor, bool]:
+        """``[count, rows]``, and whether all values are finite that were read.
+
+        Args:
+            x: float32 on the CPU, rows in one piece, which the caller has made sure of.
+        """
+        count = x.numel() // self.columns
+        result = torch.empty((count, self._padded), dtype=torch.float32)
+        status = self._call(x.data_ptr(), count, result.data_ptr(), torch.get_num_threads())
+        if status == NO_MEMORY:
+            raise MemoryError(f"no memory for the digits of {count} rows")
+        if self._padded != self.rows:
+            result = result[:, : self.rows].contiguous()
+        return result, status != NOT_FINITE
+
+
+_Call = Callable[[int, int, int, int], int]  # x, how many rows, result, threads -> status
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+
+
+def _of_eight(loaded: ctypes.CDLL, product: Product) -> _Call:
+    # Looked up by item: a function of our own, which others' arguments are not checked by.
+    function: Any = loaded["octavo_multiply_eight_bits"]
+    function.argtypes = (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_int)
+    matrix, columns = ctypes.addressof(product.layer), product.columns
+    reading = ctypes.addressof(_FLOATS)
+    return lambda x, count, y, threads: cast(
+        int, function(matrix, x, columns, count, y, reading, threads)
+    )
+
+
+def _of_four(loaded: ctypes.CDLL, product: Product) -> _Call:
+    function: Any = loaded["octavo_multiply_four_bits"]
+    function.argtypes = (_POINTER, _POINTER, _SIZE, _POINTER, ctypes.c_int)
+    matrix = ctypes.addressof(product.layer) + LayerStruct.four.offset
+    return lambda x, count, y, threads: cast(int, function(matrix, x, count, y, threads))
+
+
+_FLOATS = Reading(How.FLOATS).as_struct()

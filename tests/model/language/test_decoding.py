@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from language_models import (
+    assert_same_tokens,
+    generated,
+    language_model,
+    oracle,
+    prompts,
+    transformers,
+)
+from torch import nn
+
+import octavo
+from octavo.model.language import decoding
+from octavo.numerics.native import library
+
+pytestmark = pytest.mark.skipif(bool(library.obstacle()), reason="there are no such kernels here")
+
+EIGHT, FOUR = octavo.weight_only_qconfig(), octavo.weight_only_qconfig(4, group_size=32)
+MIXED = octavo.QConfigMapping().set_global(EIGHT).set_module_name_regex(r".*(up|v)_proj", FOUR)
+LIKE_LLAMA = ["llama", "llama, tied", "qwen 2", "qwen 3", "gemma"]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each native step had."""
+    counted: list[int] = []
+    run = decoding.Steps.run
+
+    def counting(self: Any, model: Any, asked: Any) -> Any:
+        result = run(self, model, asked)
+        if result is not None:
+            counted.append(asked.positions.shape[1])
+        return result
+
+    monkeypatch.setattr(decoding.Steps, "run", counting)
+    return counted
+
+
+def quantized(model: nn.Module, qconfig: Any = EIGHT) -> Any:
+    return octavo.quantize(model, mode="weight_only", qconfig=qconfig)
+
+
+def in_python(q: Any) -> Any:
+    """A copy whose decoder is of its own class."""
+    own = copy.deepcopy(q)
+    own.model.__class__ = type(q.model).__mro__[2]
+    return own
+
+
+@pytest.mark.parametrize("name", LIKE_LLAMA)
+@pytest.mark.parametrize("qconfig", [EIGHT, FOUR, MIXED], ids=["8", "4", "mixed"])
+def test_steps_are_native_and_write_the_same_tokens(
+    name: str, qconfig: Any, steps: list[int]
+) -> None:
+    model, given = language_model(name), prompts(name)
+    q = quantized(model, qconfig)
+    ours = generated(q, given)
+    assert steps == [1] * 8  # of ten tokens: the prompt gives one, and one step is compared
+    exact = generated(oracle(q, model), given)
+    assert_same_tokens(ours, exact)
+    assert_same_tokens(generated(in_python(q), given), exact)
+    for own, right in zip(ours.logits, exact.logits, strict=True):
+        torch.testing.assert_close(own, right, rtol=0, atol=2e-2 * float(right.std()))
+    assert len(steps) == 8
+
+
+CACHES: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "dynamic": lambda q: {"past_key_values": transformers.DynamicCache()},
+    "static": lambda q: {
+        "past_key_values": transformers.StaticCache(config=q.config, max_cache_len=40)
+    },
+    "beams": lambda q: {"num_beams": 3},
+    "sampled": lambda q: {"num_return_sequences": 3, "num_beams": 3},
+}
+
+
+@pytest.mark.parametrize("way", CACHES)
+def test_caches(way: str, steps: list[int]) -> None:
+    q, given = quantized(language_model("llama")), prompts("llama")
+    if way == "static":  # generate compiles for it, which needs no native steps
+        ours, exact = (
+            stepwise(net, given["input_ids"], CACHES[way](q)) for net in (q, in_python(q))
+        )
+        torch.testing.assert_close(ours, exact, rtol=1e-3, atol=1e-3)
+    else:
+        ours, exact = (generated(net, given, **CACHES[way](q)) for net in (q, in_python(q)))
+        assert torch.equal(ours.sequences, exact.sequences)
+    assert len(steps) >= 5
+
+
+@torch.no_grad()
+def stepwise(net: Any, ids: torch.Tensor, how: dict[str, Any], count: int = 8) -> torch.Tensor:
+    """The logits of steps of one token each, of the same tokens for every net."""
+    cache, found = how["past_key_values"], []
+    net(ids, past_key_values=cache)
+    for token in range(count):
+        given = torch.full((len(ids), 1), token + 3)
+        found.append(net(given, past_key_values=cache).logits)
+    return torch.cat(found, 1)
+
+
+@torch.no_grad()
+def test_a_cache_may_be_cut_copied_and_read_between_steps(steps: list[int]) -> None:
+    q = quantized(language_model("llama"))
+    exact, ids = in_python(q), torch.randint(3, 60, (1, 9))
+
+    def logits(net: Any) -> list[torch.Tensor]:
+        cache = transformers.DynamicCache()
+        found = [net(ids, past_key_values=cache).logits]
+        for token in (5, 6, 7):
+            found.append(net(torch.tensor([[token]]), past_key_values=cache).logits)
+        assert cache.get_seq_length() == cache.layers[1].values.shape[2] == 12
+        other = copy.deepcopy(cache)
+        shallow = copy.copy(cache)
+        shallow.layers = [copy.copy(layer) for layer in cache.layers]
+        for one, token in ((cache, 8), (other, 9), (shallow, 10), (cache, 11), (other, 12)):
+            found.append(net(torch.tensor([[token]]), past_key_values=one).logits)
+        cache.crop(-4)
+        found.append(net(torch.tensor([[4, 5, 6]]), past_key_values=cache).logits)
+        found.append(net(ids, past_key_values=cache).logits)
+        found.append(net(torch.tensor([[7]]), past_key_values=cache).logits)
+        return found
+
+    for ours, right in zip(logits(q), logits(exact), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-3, atol=1e-3)
+    assert len(steps) >= 9
+    assert 3 in steps
+
+
+def test_an_assistant_and_many_tokens_at_once(steps: list[int]) -> None:
+    q = quantized(language_model("llama"))
+    given = {name: tensor[:1] for name, tensor in prompts("llama").items()}
+    exact = generated(in_python(q), given)
+    helped = generated(q, given, assistant_model=in_python(q))
+    count = helped.sequences.shape[1]
+    assert torch.equal(helped.sequences, exact.sequences[:, :count])
+    assert max(steps) > 1
+
+
+@torch.no_grad()
+def test_what_is_asked_for_beside_the_logits_is_returned(steps: list[int]) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (2, 5))
+    token = torch.tensor([[7], [9]])
+
+    def called(net: Any, **how: Any) -> Any:
+        cache = transformers.DynamicCache()
+        net(ids, past_key_values=cache)
+        net(token, past_key_values=cache)
+        return net(token, past_key_values=cache, **how)
+
+    exact = in_python(q)
+    for how in ({"output_hidden_states": True}, {"return_dict": False}):
+        ours, right = called(q, **how), called(exact, **how)
+        assert len(ours) == len(right)
+        torch.testing.assert_close(ours[0], right[0], rtol=1e-3, atol=1e-3)
+    assert len(called(q, output_hidden_states=True).hidden_states) == 3
+    q.set_attn_implementation("eager")
+    assert called(q, output_attentions=True).attentions[1].shape == (2, 4, 1, 7)
+    seen: list[int] = []
+    hook = q.model.layers[1].mlp.down_proj.register_forward_hook(lambda *of: seen.append(1))
+    called(q)
+    assert len(seen) == 3
+    hook.remove()
+    called(q)
+    assert len(seen) == 3
+
+
+@torch.no_grad()
+def test_other_weights_are_taken_up(steps: list[int]) -> None:
+    q, other = quantized(language_model("llama")), language_model("llama")
+    for parameter in other.parameters():
+        parameter.mul_(1.1)
+    changed, ids = quantized(other), torch.randint(3, 60, (1, 5))
+    how = {"past_key_values": transformers.DynamicCache()}
+    stepwise(q, ids, how)
+    q.load_state_dict(changed.state_dict())
+    of_q, of_changed = (
+        stepwise(net, ids, {"past_key_values": transformers.DynamicCache()})
+        for net in (q, in_python(changed))
+    )
+    torch.testing.assert_close(of_q, of_changed, rtol=1e-3, atol=1e-3)
+    q.model.layers[0].mlp = nn.Identity()
+    of_q = stepwise(q, ids, {"past_key_values": transformers.DynamicCache()})
+    right = stepwise(in_python(q), ids, {"past_key_values": transformers.DynamicCache()})
+    torch.testing.assert_close(of_q, right, rtol=1e-3, atol=1e-3)
+
+
+def test_a_decoder_that_computes_something_else_is_found_out(
+    steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama import modeling_llama
+
+    turn = modeling_llama.apply_rotary_pos_emb
+    monkeypatch.setattr(
+        modeling_llama,
+        "apply_rotary_pos_emb",
+        lambda q, k, cos, sin, **how: turn(q, k, cos, -sin, **how),
+    )
+    model, given = language_model("llama"), prompts("llama")
+    q = quantized(model)
+    assert_same_tokens(generated(q, given), generated(oracle(q, model), given))
+    assert not steps
+
+
+def test_blocks_with_other_code_stay_python(steps: list[int]) -> None:
+    q, given = quantized(language_model("phi 3")), prompts("phi 3")
+    generated(q, given)
+    generated(quantized(language_model("mistral")), prompts("mistral", length=20))
+    kept_float = octavo.QConfigMapping().set_global(EIGHT).set_module_name_regex(".*o_proj", None)
+    generated(quantized(language_model("llama"), kept_float), given)
+    assert not steps
+
+
+def test_nan_is_what_the_layers_make_of_it(steps: list[int]) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (2, 5))
+    cache = transformers.DynamicCache()
+    with torch.no_grad():
+        q(ids, past_key_values=cache)
+        for _ in range(2):
+            q(ids[:, :1], past_key_values=cache)
+        count = len(steps)
+        embeds = torch.randn(2, 1, 64)
+        embeds[1, 0, 3] = float("nan")
+        logits = q(inputs_embeds=embeds, past_key_values=cache).logits
+    assert logits.isnan().flatten(1).all(1).tolist() == [False, True]
+    assert cache.get_seq_length() == 8
+    assert len(steps) == count
+
+
+def test_gradients_go_where_they_went() -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (2, 1))
+    cache = transformers.DynamicCache()
+    for _ in range(3):
+        hidden = q.model(input_ids=ids, past_key_values=cache).last_hidden_state
+        assert hidden.requires_grad
+
+
+def test_it_is_still_a_decoder_of_its_class() -> None:
+    q = quantized(language_model("llama"))
+    assert isinstance(q.model, transformers.LlamaModel)
+    assert type(q.model).__name__ == "LlamaModel"
+    given = prompts("llama")
+    exact = generated(q, given).sequences
+    for again in (copy.deepcopy(q), pickle.loads(pickle.dumps(q))):  # noqa: S301
+        assert isinstance(again.model, decoding.Stepping)
+        assert again.model._steps is None
+        assert torch.equal(generated(again, given).sequences, exact)
+    plain = transformers.AutoModel.from_config(q.config)
+    assert type(quantized(plain)) is type(plain)
