@@ -11,6 +11,7 @@ import time
 NAMES = (
     "speed",
     "profiles",
+    "steps",
     "tuning",
     "memory_bound",
     "pixels",

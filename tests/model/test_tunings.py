@@ -162,6 +162,19 @@ def test_what_cannot_run_any_more_warns_and_runs_untuned(
     assert loaded(X).shape == (3, 4)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_batch_that_is_asked_for_is_that_of_the_proof_as_well(
+    q: octavo.QuantizedModel, made: Made, runtime: str
+) -> None:
+    pytest.importorskip(runtime)  # runtimes that are compiled for one batch
+    assert q.samples is not None
+    assert len(q.samples[0]) == 2
+    made.seconds_of = lambda variant: 0.5 if variant == Variant(runtime) else 1.0
+    fast = q.lower("fastest", tune=True, batch=1)
+    assert fast.variant == Variant(runtime)
+    assert torch.allclose(fast(X[:1]), q(X[:1]), atol=0.2)
+
+
 def test_an_interruption_loses_nothing(q: octavo.QuantizedModel, made: Made) -> None:
     measure: Callable[..., Mapping[Variant, Any]] = made.measure
     calls = 0

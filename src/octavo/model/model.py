@@ -233,11 +233,16 @@ class QuantizedModel(nn.Module):
         of_plan = None if self.plan.precision == "float32" else self.plan.precision
         return self.options.precision or of_plan
 
-    def check_inputs(self) -> list[tuple[Tensor, ...]]:
-        """Batches on which lowering compares results with the oracle; none if it shall not."""
+    def check_inputs(self, options: Options | None = None) -> list[tuple[Tensor, ...]]:
+        """Batches on which lowering compares results with the oracle; none if it shall not.
+
+        Args:
+            options: how it is lowered; ``None`` is the model's own.
+        """
         if not self.check:
             return []
-        return inputs_to_check(self._structure, self.samples, self.options.batch, self._is_small)
+        batch = (options or self.options).batch
+        return inputs_to_check(self._structure, self.samples, batch, self._is_small)
 
     @Signed
     def forward(self, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
@@ -415,7 +420,7 @@ class QuantizedModel(nn.Module):
             self.tunings,
             self.device,
             replace(asked, precision=asked.precision or self.precision),
-            self.check_inputs(),
+            self.check_inputs(asked),
             budget=budget,
             runtimes=runtimes,
             batch=batch,

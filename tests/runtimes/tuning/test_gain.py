@@ -47,6 +47,7 @@ def test_what_is_hopeless_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) ->
 
     def interleave(calls: dict[Variant, object], **how: object) -> dict[Variant, Latency]:
         timed.append(set(calls))
+        assert how["rest_s"] == gain.REST_S  # of torch alone, too
         seconds = {fast: 1.0, slow: 1.25, slower: 2.0}
         return {variant: latency(seconds[variant], seconds[variant]) for variant in calls}
 

@@ -77,13 +77,33 @@ def test_float_wins_where_it_is_faster(quantized, toys) -> None:
 
 
 def test_a_gain_within_the_noise_is_none(quantized, toys) -> None:
-    made = Made(costs(quick=0.9, depthwise=0.95), noise=0.2)
+    made = Made(costs(slow=0.8, depthwise=0.95), noise=0.2)
     found = steps(quantized, made, toys)[-1]
-    assert found.best == found.untuned == Variant("slow") or found.best == Variant("quick")
+    assert found.best == found.untuned == Variant("slow")
     assert not any(trial.kept for trial in found.trials[1:])
     assert {trial.why for trial in found.trials if trial.speed and trial.speed > 1} == {
         "not by more than the noise"
     }
+
+
+def test_of_runtimes_the_fastest_is_kept_however_noisy_the_first_one_is(quantized, toys) -> None:
+    found = steps(quantized, Made(costs(quick=0.6), noise=7.5), toys, budget=0.5)[-1]
+    assert found.best == found.untuned == Variant("quick")
+    assert found.over_untuned == 1.0
+
+
+def test_a_runtime_that_is_faster_once_and_slower_by_more_after_that_is_not_kept(
+    quantized, toys
+) -> None:
+    calls = iter([0.9, *[1.3] * 100])  # of the quick one over the slow one
+
+    def seconds(variant: Variant) -> float:
+        return next(calls) if variant.runtime == "quick" and not variant.sizes else 1.0
+
+    found = steps(quantized, Made(seconds, noise=0.5), toys, budget=0.5)[-1]
+    assert found.best == Variant("slow")
+    first = next(trial for trial in found.trials if trial.value == "quick")
+    assert first.why == "slower, measured again"
 
 
 def test_a_gain_that_is_not_there_again_is_none(quantized, toys) -> None:

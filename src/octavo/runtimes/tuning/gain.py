@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from octavo.runtimes.runtime import has_own_threads
 from octavo.runtimes.timing import Call, Latency, interleave
 from octavo.runtimes.tuning.variant import Variant
 
@@ -73,7 +72,11 @@ class Measure(Protocol):
 def side_by_side(
     runs: Runs, incumbent: Variant, inputs: tuple[Tensor, ...], *, all_of_them: bool = False
 ) -> dict[Variant, Gain]:
-    """In turns with rests; without those that are hopeless at first sight."""
+    """In turns with rests, also before the first sight; without those that are hopeless at that.
+
+    People call a model now and then. After a rest threads have to be woken, which takes some
+    runtimes longer than others, and those of the contender before spin no more.
+    """
     calls: dict[Variant, Call] = {variant: partial(run, *inputs) for variant, run in runs.items()}
     with torch.inference_mode():
         first = {variant: _first_sight(call) for variant, call in calls.items()}
@@ -83,8 +86,7 @@ def side_by_side(
             for variant, call in calls.items()
             if all_of_them or variant == incumbent or first[variant] <= HOPELESS * least
         }
-        rest_s = REST_S if any(has_own_threads(variant.runtime) for variant in close) else 0.0
-        times = interleave(close, budget_s=SECONDS * len(close), rest_s=rest_s)
+        times = interleave(close, budget_s=SECONDS * len(close), rest_s=REST_S)
     return {
         variant: Gain.between(times[variant], times[incumbent])
         if variant in times
@@ -94,7 +96,8 @@ def side_by_side(
 
 
 def _first_sight(call: Call) -> float:
-    """Seconds of the quickest of a few calls, after one that makes things ready."""
+    """Seconds of the quickest of a few calls, after a rest and one that makes things ready."""
+    time.sleep(REST_S)
     call()
     seconds: list[float] = []
     while len(seconds) < _FIRST_CALLS and sum(seconds) < _FIRST_S:

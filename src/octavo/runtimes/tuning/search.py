@@ -1,8 +1,10 @@
 """Tuning a graph: one choice after the other, each from the fastest variant so far.
 
 A variant is kept if it is faster by more than the noise, in two measurements, agrees with the
-oracle of what it runs, and is as near to the float model as the plan is. In the end the fastest is
-timed beside the untuned and beside float once more, and gives way to either that is no slower.
+oracle of what it runs, and is as near to the float model as the plan is. Of runtimes none is there
+before the others: the one that was faster in two measurements is taken, however noisy they were. In
+the end the fastest is timed beside the untuned and beside float once more, and gives way to either
+that is no slower.
 """
 
 from __future__ import annotations
@@ -251,10 +253,12 @@ class _Search:
 
     def _refusal(self, variant: Variant, gain: Gain) -> str:
         """Why a variant is not the best one from now on; ``""`` if it is."""
-        if not gain.real:
-            return "slower" if gain.speed < 1 else NOISE
-        if not self._gains([variant])[variant].real:
-            return f"{NOISE}, measured again"
+        even = variant.plain and self.best.plain  # neither is there before the other
+        if not (gain.speed > 1 if even else gain.real):
+            return "slower" if even or gain.speed < 1 else NOISE
+        again = self._gains([variant])[variant]
+        if not (gain.speed * again.speed > 1 if even else again.real):
+            return f"{'slower' if even else NOISE}, measured again"
         return self._fault(variant)
 
     def _fault(self, variant: Variant) -> str:
