@@ -39,6 +39,7 @@ OPTIONAL = {
     "pandas": {"octavo.measuring.layers.error_table"},
     "lightning": {"octavo.qat.lightning"},
     "transformers": {
+        "octavo.cli.sources.language_model",
         "octavo.model.language.int8_cache",
         "octavo.model.language.side_by_side",
         "octavo.model.language.kept_tokens",
@@ -50,6 +51,10 @@ OPTIONAL = {
         "octavo.qat.transformers",
     },
     "accelerate": {"octavo.model.language.source_folder"},
+    "fastapi": {"octavo.cli.serving.app"},
+    "starlette": {"octavo.cli.serving.app"},
+    "pydantic": {"octavo.cli.serving.protocol"},
+    "uvicorn": {"octavo.cli.serving.server"},
     "gguf": {"octavo.model.language.gguf"},
     "libcst": {"octavo.compat.migrate.syntax"},
 }

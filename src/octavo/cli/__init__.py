@@ -1,7 +1,8 @@
 """The command ``octavo``.
 
 All of it is tested in tests/cli/test_cli.py, tests/cli/test_cli_analysis.py,
-tests/cli/test_mistakes.py, tests/cli/test_output.py and tests/cli/test_tune.py.
+tests/cli/test_language_models.py, tests/cli/test_mistakes.py, tests/cli/test_output.py and
+tests/cli/test_tune.py.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from octavo.cli.compare import compare
 from octavo.cli.debug import debug
 from octavo.cli.demo.command import demo
 from octavo.cli.export import export
+from octavo.cli.generate import generate
 from octavo.cli.inspect import inspect
 from octavo.cli.migrate import migrate
 from octavo.cli.options import spread
+from octavo.cli.perplexity import perplexity
 from octavo.cli.quantize import quantize
 from octavo.cli.report import report
 from octavo.cli.search import search
 from octavo.cli.sensitivity import sensitivity
+from octavo.cli.serve import serve
 from octavo.cli.tune import tune
 from octavo.cli.verify import verify
 
@@ -40,6 +44,9 @@ for command in (
     bench,
     tune,
     export,
+    generate,
+    perplexity,
+    serve,
     migrate,
 ):
     app.command()(spread(command))

@@ -23,6 +23,9 @@ DATA_HELP = (
 )
 
 
+HUGGING_FACE = "hf:"  # before the path of a language model, where MODEL may be something else
+
+
 def named(path: str) -> str:
     """Refuses an empty path, which would mean the current folder."""
     if not path:
@@ -36,6 +39,13 @@ class Mode(str, Enum):
     static = "static"
     dynamic = "dynamic"
     weight_only = "weight_only"
+
+
+class CacheForm(str, Enum):
+    """What the keys and values of a language model are kept in."""
+
+    float = "float"
+    int8 = "int8"
 
 
 Model = Annotated[
@@ -107,6 +117,18 @@ Metric = Annotated[
 Engine = Annotated[
     str | None,
     typer.Option("--engine", help="ray: run on a Ray cluster, or on one that is started here."),
+]
+LanguageModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder in Hugging Face's layout, quantized or float, or a GGUF file: a causal "
+        "language model with its tokenizer. No code of it is run, and nothing is downloaded.",
+    ),
+]
+KVCache = Annotated[
+    CacheForm,
+    typer.Option("--kv-cache", help="What the keys and values of past tokens are kept in."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 

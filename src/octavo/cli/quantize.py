@@ -10,23 +10,27 @@ import typer
 
 from octavo.cli import options
 from octavo.cli.app import console, print_json
+from octavo.cli.language_folder import mapping_of_rules, quantize_language_model
 
 
 def quantize(
     model: options.Model,
-    calibration: Annotated[
+    output: Annotated[
         str,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The file to write; of hf:PATH the folder."
+        ),
+    ],
+    *,
+    calibration: Annotated[
+        str | None,
         typer.Option(
             "--calibration",
             metavar="DATA",
-            help="Calibration data; modes other than static use only its first batch. "
-            f"{options.DATA_HELP}",
+            help="Calibration data; modes other than static use only its first batch; hf:PATH "
+            f"takes none. {options.DATA_HELP}",
         ),
-    ],
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE", help="The file to write.")
-    ],
-    *,
+    ] = None,
     weights: options.Weights = None,
     target: options.Target = None,
     mode: options.ModeOption = options.Mode.static,
@@ -72,6 +76,15 @@ def quantize(
             help="The std, for each channel, separated by commas, or one for all [1].",
         ),
     ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule",
+            metavar="NAME=FORM",
+            help="For hf:PATH: modules with this name in their paths become int8, int4 (in groups "
+            "of --group-size) or stay float: --rule self_attn=int8. May be given several times.",
+        ),
+    ] = None,
     batches: Annotated[
         int | None,
         typer.Option("--batches", min=1, help="Number of batches to calibrate with [all]."),
@@ -80,6 +93,10 @@ def quantize(
     as_json: options.Json = False,
 ) -> None:
     """Quantize a model with calibration data and write it as one file.
+
+    A language model in Hugging Face's layout, or a GGUF file, is named hf:PATH. It needs no data,
+    may be larger than memory, and becomes a folder in that layout, for `octavo generate`,
+    `octavo serve` and transformers.
 
     **Examples:**
 
@@ -92,6 +109,9 @@ def quantize(
 
     `octavo quantize model.pt2 --calibration x.npz --input-mean 0.485,0.456,0.406
     --input-std 0.229,0.224,0.225 -o m.octavo`
+
+    `octavo quantize hf:SmolLM2-135M --mode weight_only --bits 4 --group-size 32
+    --rule self_attn=int8 -o smol-int4`
     """
     from octavo.cli.sources.model_source import load_model
     from octavo.errors import InputError
@@ -104,6 +124,20 @@ def quantize(
     weight_only = mode is options.Mode.weight_only
     if not weight_only and (bits != 8 or group_size is not None):
         raise InputError("--bits and --group-size are for --mode weight_only")
+    if model.startswith(options.HUGGING_FACE):
+        if not weight_only or calibration is not None or weights is not None:
+            raise InputError(
+                f"{model} is quantized by its weights alone: give --mode weight_only, and neither "
+                "--calibration nor --weights"
+            )
+        quantize_language_model(
+            model, output, mapping_of_rules(bits, group_size, rule or []), as_json
+        )
+        return
+    if rule:
+        raise InputError("--rule is for language models: hf:PATH")
+    if calibration is None:
+        raise typer.BadParameter("give calibration data", param_hint="--calibration")
     network = load_model(model, weights)
     require_file(output)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))

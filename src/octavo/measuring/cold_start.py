@@ -87,7 +87,7 @@ def _measure(path: str, runtime: str, module: str, batch: int, threads: int) -> 
     q = load(path, runtime=runtime)
     with torch.no_grad():
         q.lowered.run(*random_inputs(q.graph, batch))
-    return ColdStart(time.perf_counter() - started, _peak_mb() - before)
+    return ColdStart(time.perf_counter() - started, peak_mb() - before)
 
 
 def _import(runtime: str, module: str) -> None:
@@ -102,10 +102,10 @@ def _start_of_peak_mb() -> float:
     """Forget the peak of the imports, where the system lets us; what is held now."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mb()
+    return peak_mb()
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """The most memory that this process held; counted in kilobytes of 1024 bytes."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +55,17 @@ class Perplexity:
 
     def value(self) -> float | None:
         return None if self.loss is None else math.exp(min(self.loss, 700.0))
+
+    def known(self) -> float:
+        """The value.
+
+        Raises:
+            InputError: there is none.
+        """
+        value = self.value()
+        if value is None:
+            raise InputError(f"the model's logits do not fit the tokens: {self.problem}")
+        return value
 
 
 class Divergence:
@@ -115,6 +126,24 @@ def perplexity(
         >>> round(perplexity(uniform, torch.arange(8).repeat(4), window=8), 6)
         8.0
     """
+    judge = Perplexity()
+    for logits, follows in judged_places(model, tokens, window, stride):
+        judge.update(logits, follows)
+    return judge.known()
+
+
+def judged_places(
+    model: Callable[[Tensor], Any], tokens: Tensor, window: int, stride: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits ``[places, V]`` and the tokens ``[places]`` that follow, each of a text's once; some
+    at a time, for what is computed of them in float64.
+
+    Args:
+        model, tokens, window, stride: as `perplexity` has them.
+
+    Raises:
+        InputError: as `perplexity`, or the model returns no logits of the tokens.
+    """
     optional(COUNT, stride=stride)
     expect(COUNT, window=window)
     step = max(1, window // 2) if stride is None else stride
@@ -127,28 +156,23 @@ def perplexity(
         raise InputError(
             f"stride={step} is longer than window={window}: tokens between would not count"
         )
-    judge, done, last = Perplexity(), 0, len(tokens) - 1  # what stands last has no token behind it
-    with torch.no_grad():
-        for start in range(0, last, step):
-            end = min(start + window, last)
+    done, last = 0, len(tokens) - 1  # what stands last has no token behind it
+    for start in range(0, last, step):
+        end = min(start + window, last)
+        with torch.no_grad():
             logits = logits_of(model(tokens[None, start:end]))
-            if logits is None or logits.shape[:-1] != (1, end - start):
-                found = "none" if logits is None else list(logits.shape)
-                raise InputError(
-                    f"the model returns no logits [1, {end - start}, V] of {end - start} tokens, "
-                    f"but {found}"
-                )
-            new = end - done  # places that no window before has judged
-            follows = tokens[done + 1 : end + 1]
-            for part in zip(logits[0, -new:].split(_PLACES), follows.split(_PLACES), strict=True):
-                judge.update(*part)
-            done = end
-            if end == last:
-                break
-    value = judge.value()
-    if value is None:
-        raise InputError(f"the model's logits do not fit the tokens: {judge.problem}")
-    return value
+        if logits is None or logits.shape[:-1] != (1, end - start):
+            found = "none" if logits is None else list(logits.shape)
+            raise InputError(
+                f"the model returns no logits [1, {end - start}, V] of {end - start} tokens, but "
+                f"{found}"
+            )
+        new = end - done  # places that no window before has judged
+        follows = tokens[done + 1 : end + 1]
+        yield from zip(logits[0, -new:].split(_PLACES), follows.split(_PLACES), strict=True)
+        done = end
+        if end == last:
+            break
 
 
 def tells_next_tokens(model: nn.Module, call: Batch) -> bool:

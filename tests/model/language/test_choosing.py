@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from octavo.errors import InputError
+from octavo.errors import InputError, RuntimeUnavailable
 from octavo.model.language.choosing import Choice
 
 LOGITS = torch.tensor([0.5, 0.2, 0.2, 0.1]).log()
@@ -64,5 +64,5 @@ def test_numbers_outside(given: dict[str, float]) -> None:
 
 def test_logits_that_are_no_numbers() -> None:
     choice = Choice()
-    with pytest.raises(InputError, match="not numbers"):
+    with pytest.raises(RuntimeUnavailable, match="not numbers"):
         choice.pick(torch.tensor([0.0, float("nan")]), choice.dice())

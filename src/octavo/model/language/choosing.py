@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from octavo.errors import InputError
+from octavo.errors import InputError, RuntimeUnavailable
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Choice:
             dice: of this text.
 
         Raises:
-            InputError: a logit is no number.
+            RuntimeUnavailable: a logit is no number.
 
         Example:
             >>> choice = Choice()
@@ -57,7 +57,9 @@ class Choice:
             1
         """
         if logits.isnan().any():
-            raise InputError("the model's logits are not numbers (NaN): its weights may be damaged")
+            raise RuntimeUnavailable(
+                "the model's logits are not numbers (NaN): its weights may be damaged"
+            )
         if self.temperature == 0:
             return int(logits.argmax())
         scaled = logits.double() - logits.double().max()

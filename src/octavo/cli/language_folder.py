@@ -1,0 +1,81 @@
+"""What ``octavo quantize hf:PATH`` does.
+
+Tested in tests/cli/test_language_models.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from octavo.cli import options
+from octavo.cli.app import console, print_json
+
+if TYPE_CHECKING:
+    from octavo.quantization.qconfig import QConfigMapping
+
+
+def mapping_of_rules(bits: int, group_size: int | None, rules: Sequence[str]) -> QConfigMapping:
+    """What ``--bits``, ``--group-size`` and each ``--rule NAME=FORM`` say together.
+
+    Raises:
+        InputError: a rule has another form.
+    """
+    from octavo.errors import InputError
+    from octavo.quantization.qconfig import QConfigMapping
+    from octavo.quantization.targets import weight_only_qconfig
+
+    forms = {
+        "int8": weight_only_qconfig(),
+        "int4": weight_only_qconfig(4, group_size=group_size),
+        "float": None,
+    }
+    mapping = QConfigMapping().set_global(weight_only_qconfig(bits, group_size=group_size))
+    for rule in rules:
+        name, equals, form = rule.rpartition("=")
+        if not name or not equals or form not in forms:
+            raise InputError(
+                f"--rule {rule!r}: give the name of a module and {', '.join(forms)}, such as "
+                "self_attn=int8"
+            )
+        mapping = mapping.set_module_name_regex(rf"(.*\.)?{re.escape(name)}(\..*)?", forms[form])
+    return mapping
+
+
+def quantize_language_model(
+    model: str, output: str, mapping: QConfigMapping, as_json: bool
+) -> None:
+    """Quantize a folder or a GGUF file to a folder, and tell their sizes."""
+    from octavo.cli.sources.language_model import check_folder
+    from octavo.flow.blockwise.folder import quantize_folder
+
+    path = Path(model.removeprefix(options.HUGGING_FACE))
+    if path.suffix == ".gguf":
+        from octavo.model.language.gguf import read_gguf
+
+        with TemporaryDirectory(prefix="octavo-") as made:
+            for part in read_gguf(path):
+                part.save_pretrained(made)
+            quantize_folder(made, output, qconfig=mapping, progress=not as_json)
+    else:
+        check_folder(path)
+        quantize_folder(path, output, qconfig=mapping, progress=not as_json)
+    before, after = _size(path), _size(Path(output))
+    if as_json:
+        print_json({"folder": output, "size_bytes": after, "source_bytes": before})
+        return
+    console().print(
+        f"{output} has {after / 1e6:.1f} MB, {path} {before / 1e6:.1f} MB: "
+        f'octavo generate {output} --prompt "..." writes with it',
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the weights in a folder."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,131 @@
+"""A language model on a command line: a folder in Hugging Face's layout, or a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.model.files.source_file import reason
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model of transformers, its tokenizer, and what it is called."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters and buffers; what is tied counts once."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        return sum(held.values())
+
+    def tokens_of(self, text: str, what: str) -> list[int]:
+        """The tokens of a text.
+
+        Args:
+            text: it.
+            what: the name of what it came by, for the error.
+
+        Raises:
+            InputError: it has none.
+        """
+        tokens = [int(token) for token in self.tokenizer(text)["input_ids"]]
+        if not tokens:
+            raise InputError(f"{what} is empty: give some text")
+        return tokens
+
+
+def load_language_model(path: str) -> LanguageModel:
+    """The model and the tokenizer of a folder that ``save_pretrained`` wrote, float or quantized,
+    or of a GGUF file. No code out of it is run, and nothing is downloaded.
+
+    Raises:
+        InputError: there is none, it cannot be read, it is no causal language model, or the
+            tokenizer is missing or does not fit.
+        MissingExtra: transformers, or gguf, is not installed.
+    """
+    where = Path(path)
+    if where.suffix == ".gguf":
+        from octavo.model.language.gguf import read_gguf
+
+        return _fitting(LanguageModel(*read_gguf(where), where.stem))
+    check_folder(where)
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+
+        import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
+    except ImportError as error:
+        raise MissingExtra("transformers", "transformers", "run language models") from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except OctavoError:
+        raise
+    except Exception as error:  # whatever transformers makes of a folder that it does not know
+        raise InputError(f"transformers cannot read {path}: {reason(error)}") from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:  # which transformers draws by chance, and goes on
+        raise InputError(f"{path} lacks {missing[0]} of a {type(model).__name__}: write it again")
+    return _fitting(LanguageModel(model.eval(), tokenizer, where.resolve().name))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what holds no model with a tokenizer.
+
+    Raises:
+        InputError: it says what is missing.
+    """
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: give one that save_pretrained wrote")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json: give a folder that save_pretrained wrote")
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise InputError(
+            f"{folder} holds no tokenizer: write it there with "
+            "tokenizer.save_pretrained(folder), or copy tokenizer.json from where the model is from"
+        )
+
+
+def _fitting(found: LanguageModel) -> LanguageModel:
+    """The model, if the tokenizer is made for it."""
+    known = found.model.config.get_text_config(decoder=True).vocab_size
+    largest = max(found.tokenizer.get_vocab().values(), default=-1)
+    if largest >= known:
+        raise InputError(
+            f"the tokenizer of {found.name} does not fit: it has a token {largest}, and the model "
+            f"has a table of {known}: take the tokenizer that the model was trained with"
+        )
+    return found
+
+
+def text_of_file(path: str) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8: {error}") from error
+
+
+def set_threads(threads: int | None) -> None:
+    """As many threads as a command is told."""
+    if threads is not None:
+        torch.set_num_threads(threads)

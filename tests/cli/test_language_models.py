@@ -1,0 +1,130 @@
+"""The commands on language models: quantize a folder, write on, judge by a text, serve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import octavo_command
+from small_tokenizers import llama, saved, tokenizer
+
+import octavo
+
+TEXT = "The assert statement is a convenient way to insert debugging assertions into a program. "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("models") / "small")
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("cache", ["float", "int8"])
+def test_generate_writes_on(folder: Path, cache: str) -> None:
+    ids = tokenizer()("The set", return_tensors="pt").input_ids
+    right = llama().generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]
+    asked = ("generate", folder, "--prompt", "The set", "--max-new-tokens", "6")
+    answer = octavo_command(*asked, "--kv-cache", cache)
+    assert answer.code == 0, answer.err
+    assert "6 tokens at" in answer.out
+    assert "cache 0." in answer.out
+    found = json.loads(octavo_command(*asked, "--kv-cache", cache, "--json").out)
+    assert (found["tokens"], found["prompt_tokens"]) == (6, ids.shape[1])
+    assert found["tokens_per_second"] > 0
+    assert found["peak_mb"] > 50
+    if cache == "float":
+        assert found["text"] == tokenizer().decode(right)
+        assert found["cache_bytes"] == 2 * 2 * 2 * 256 * 16 * 4  # layers, k and v, heads, tokens
+    else:
+        assert found["cache_bytes"] == 2 * 2 * 2 * 256 * (16 + 8)
+    assert found["weight_bytes"] == sum(4 * p.numel() for p in llama().parameters()) + 2 * 4 * 8
+
+
+def test_generate_draws_and_chats(folder: Path) -> None:
+    asked = ("generate", folder, "--prompt", "Hello", "--max-new-tokens", "5", "--json")
+    drawn = [
+        json.loads(octavo_command(*asked, "--temperature", "0.9", "--seed", seed).out)["text"]
+        for seed in ("1", "1", "2")
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+    chat = json.loads(octavo_command(*asked, "--chat").out)
+    assert chat["prompt_tokens"] == len(tokenizer()("user: Hello\nassistant:")["input_ids"])
+
+
+def test_perplexity_of_a_text(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT * 4)
+    ids = torch.tensor(tokenizer()(TEXT * 4)["input_ids"])
+    right = octavo.perplexity(llama(), ids, window=32, stride=8)
+    asked = ("perplexity", folder, "--text", tmp_path / "a.txt", "--window", "32", "--json")
+    found = json.loads(octavo_command(*asked, "--stride", "8").out)
+    assert found["perplexity"] == pytest.approx(right, rel=1e-5)
+    assert found["tokens"] == len(ids) - 1
+    assert found["divergence"] is None
+
+
+def test_from_quantize_to_perplexity(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT * 4)
+    out = tmp_path / "int4"
+    quantize = ("quantize", f"hf:{folder}", "--mode", "weight_only", "-o", out, "--bits", "4")
+    answer = octavo_command(*quantize, "--group-size", "32", "--rule", "self_attn=int8")
+    assert answer.code == 0, answer.err
+    config: Any = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "octavo"
+    asked = ("perplexity", out, "--text", tmp_path / "a.txt", "--window", "32")
+    found = json.loads(octavo_command(*asked, "--against", folder, "--json").out)
+    exact = octavo.perplexity(llama(), torch.tensor(tokenizer()(TEXT * 4)["input_ids"]), window=32)
+    assert found["reference_perplexity"] == pytest.approx(exact, rel=1e-5)
+    assert 0 < found["divergence"] < 0.5
+    assert found["agreement"] > 60
+    shown = words(octavo_command(*asked, "--against", folder).out)
+    assert "same most likely token" in shown
+    written = octavo_command("generate", out, "--prompt", "The set", "--max-new-tokens", "5")
+    assert "5 tokens at" in written.out
+
+
+def test_what_is_missing_or_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    def refused(*asked: str | Path) -> str:
+        answer = octavo_command(*asked)
+        assert (answer.code, answer.out) == (1, "")
+        assert answer.err.startswith("octavo: ")
+        return words(answer.err)
+
+    say = ("--prompt", "a")
+    assert "there is no folder nowhere" in refused("generate", "nowhere", *say)
+    (tmp_path / "empty").mkdir()
+    assert "holds no config.json" in refused("generate", tmp_path / "empty", *say)
+    assert "--prompt is empty" in refused("generate", folder, "--prompt", "")
+    many = ("--max-new-tokens", "256")
+    assert "the model takes 256 in all" in refused("generate", folder, *say, *many)
+    assert "temperature is -1.0" in refused("generate", folder, *say, "--temperature", "-1")
+    llama().save_pretrained(tmp_path / "dumb")
+    assert "holds no tokenizer" in refused("generate", tmp_path / "dumb", *say)
+    saved(tmp_path / "short", llama(vocab_size=500))
+    told = refused("generate", tmp_path / "short", *say)
+    assert "has a token 511, and the model has a table of 500" in told
+    shutil.copytree(folder, tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert "transformers cannot read" in refused("generate", tmp_path / "cut", *say)
+    (tmp_path / "none.txt").write_text("")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    judge = ("perplexity", folder, "--text")
+    assert "none.txt is empty" in refused(*judge, tmp_path / "none.txt")
+    assert "no text in UTF-8" in refused(*judge, tmp_path / "bytes.txt")
+    assert "nothing.txt: No such file" in refused(*judge, tmp_path / "nothing.txt")
+
+
+def test_a_port_that_is_taken(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        answer = octavo_command("serve", folder, "--port", port)
+    assert answer.code == 1
+    assert f"port {port} of 127.0.0.1 is in use" in words(answer.err)
