@@ -25,7 +25,16 @@ PAGES = (
     README,
     *(
         README.parent / "docs" / f"{name}.md"
-        for name in ("guide", "training", "analysis", "compat", "migrate", "transformers", "tuning")
+        for name in (
+            "guide",
+            "training",
+            "analysis",
+            "compat",
+            "migrate",
+            "transformers",
+            "tuning",
+            "language_models",
+        )
     ),
 )
 

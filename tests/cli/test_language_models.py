@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,32 @@ def test_a_port_that_is_taken(folder: Path) -> None:
         answer = octavo_command("serve", folder, "--port", port)
     assert answer.code == 1
     assert f"port {port} of 127.0.0.1 is in use" in words(answer.err)
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_without_the_extra(package: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("app", "server"):
+        monkeypatch.delitem(sys.modules, f"octavo.cli.serving.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    answer = octavo_command("serve", folder)
+    assert answer.code == 1
+    assert f"{package} is needed to serve language models and is not installed" in words(answer.err)
+    assert 'pip install "octavo[serve]"' in words(answer.err)
+
+
+def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
+    asked = ("quantize", f"hf:{folder}", "-o", tmp_path / "out")
+    weight_only = (*asked, "--mode", "weight_only")
+    for given, told in (
+        (asked, "give --mode weight_only"),
+        ((*weight_only, "--calibration", "x.npz"), "neither --calibration nor --weights"),
+        ((*weight_only, "--rule", "self_attn"), "--rule 'self_attn': give the name of a module"),
+        ((*weight_only, "--rule", "self_attn=int3"), "int8, int4, float"),
+        (("quantize", "hf:nowhere", *weight_only[2:]), "there is no folder nowhere"),
+        (("quantize", "m:build", "--rule", "a=int8", *asked[2:]), "hf:PATH"),
+    ):
+        answer = octavo_command(*given)
+        assert answer.code == 1
+        assert told in words(answer.err)
+    assert octavo_command("quantize", "m:build", "-o", "x.octavo").code == 2
+    assert not (tmp_path / "out").exists()

@@ -47,8 +47,14 @@ class Running:
         """A request, whose answer nobody has read yet."""
         body = json.dumps({"model": "small", "prompt": "A", "temperature": 0, **asked}).encode()
         made = socket.create_connection(self.at.getsockname(), timeout=WAIT_S)
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        made.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        head = (
+            "POST /v1/completions HTTP/1.1",
+            "Host: x",
+            "Connection: close",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+        )
+        made.sendall("".join(f"{line}\r\n" for line in (*head, "")).encode() + body)
         return made
 
     def end(self) -> None:

@@ -36,22 +36,20 @@ _GROWTH = 256  # tokens: a table is made anew, longer, when so many more have co
 
 @dataclass
 class _Rows:
-    """Where the running call writes: the same in all layers."""
+    """The texts, and where the running call writes: the same in all layers."""
 
     lengths: list[int] = field(default_factory=list)  # of each text, in tokens
-    first: int = 0  # of the rows that the call is about
-    count: int = 0
+    called: slice = field(default_factory=lambda: slice(0))  # the rows that the call is about
+    longest: int = 0  # tokens of the longest one of them, before the call
+    places: tuple[Tensor, ...] = ()  # row and column of each new one: [count, 1], [count, new]
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text that the call is about."""
-        return max(self.lengths[self.first : self.first + self.count], default=0)
-
-    def places(self, new: int) -> tuple[Tensor, Tensor]:
-        """Row and column of each new token: ``[count, 1]`` and ``[count, new]``."""
-        rows = torch.arange(self.first, self.first + self.count)[:, None]
-        starts = torch.tensor(self.lengths[self.first : self.first + self.count])[:, None]
-        return rows, starts + torch.arange(new)
+    def call(self, first: int, count: int, new: int) -> None:
+        """The call that comes now writes so many new tokens of some rows."""
+        self.called = slice(first, first + count)
+        lengths = self.lengths[self.called]
+        self.longest = max(lengths)
+        columns = torch.tensor(lengths)[:, None] + torch.arange(new)
+        self.places = (torch.arange(first, first + count)[:, None], columns)
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
@@ -74,7 +72,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
         self.keys = self._written(self.keys, key_states)
         self.values = self._written(self.values, value_states)
         end = self.rows.longest + key_states.shape[-2]
-        seen = slice(self.rows.first, self.rows.first + self.rows.count), slice(None), slice(end)
+        seen = self.rows.called, slice(None), slice(end)
         keys, values = self.keys[seen], self.values[seen]
         if self.int8:
             return to_floats(keys, key_states.dtype), to_floats(values, key_states.dtype)
@@ -83,7 +81,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
     def _written(self, table: Tensor | None, states: Tensor) -> Tensor:
         new = to_rows(states) if self.int8 else states
         table = _with_room(table, new, len(self.rows.lengths), max(self.rows.lengths))
-        table.transpose(1, 2)[self.rows.places(new.shape[-2])] = new.transpose(1, 2)
+        table.transpose(1, 2)[self.rows.places] = new.transpose(1, 2)
         return table
 
     def close_up(self, row: int, rows: int) -> None:
@@ -170,15 +168,15 @@ class SideBySide(Cache):  # type: ignore[misc, unused-ignore]
             What to call the model with: ``attention_mask``, int64 ``[count, tokens + new]``, and
             ``position_ids``, int64 ``[count, new]``.
         """
-        self.rows.first, self.rows.count = first, count
-        _, columns = self.rows.places(new)
+        self.rows.call(first, count, new)
+        _, columns = self.rows.places
         seen = torch.arange(self.rows.longest + new)
         return (seen <= columns[:, -1:]).long(), columns
 
     def end(self, new: int) -> None:
         """The call is over: its rows have so many tokens more."""
-        for row in range(self.rows.first, self.rows.first + self.rows.count):
-            self.rows.lengths[row] += new
+        called = self.rows.called
+        self.rows.lengths[called] = [length + new for length in self.rows.lengths[called]]
 
     @property
     def nbytes(self) -> int:
