@@ -134,7 +134,14 @@ def test_memory_goes_with_the_last_text_and_rows_are_cleared() -> None:
     assert cache.layers[0].keys[:, 0, 0, 0].tolist() == [1.0, 3.0, 0.0]
     assert cache.rows.lengths == [3, 3]
     mask, positions = cache.begin(0, 2, 1)
-    assert (mask.tolist(), positions.tolist()) == ([[1] * 4] * 2, [[3], [3]])
+    assert mask is None  # texts of one length have no padding
+    assert positions.tolist() == [[3], [3]]
+    cache.begin(1, 1, 1)
+    cache.end(1)
+    mask, positions = cache.begin(0, 2, 2)
+    assert mask is not None
+    assert mask.tolist() == [[1, 1, 1, 1, 1, 0], [1] * 6]
+    assert positions.tolist() == [[3, 4], [4, 5]]
     cache.remove(0)
     cache.remove(0)
     assert (len(cache), cache.nbytes) == (0, 0)

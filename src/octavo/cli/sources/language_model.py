@@ -1,4 +1,7 @@
-"""A language model on a command line: a folder in Hugging Face's layout, or a GGUF file."""
+"""A language model on a command line: a folder in Hugging Face's layout, or a GGUF file.
+
+Tested in tests/cli/test_language_models.py.
+"""
 
 from __future__ import annotations
 

@@ -161,15 +161,17 @@ class SideBySide(Cache):  # type: ignore[misc, unused-ignore]
         for layer in self._tables:
             layer.clear()
 
-    def begin(self, first: int, count: int, new: int) -> tuple[Tensor, Tensor]:
+    def begin(self, first: int, count: int, new: int) -> tuple[Tensor | None, Tensor]:
         """The next call of the model writes so many new tokens of each of some rows.
 
         Returns:
-            What to call the model with: ``attention_mask``, int64 ``[count, tokens + new]``, and
-            ``position_ids``, int64 ``[count, new]``.
+            What to call the model with: ``attention_mask``, int64 ``[count, tokens + new]``, which
+            texts of one length do without, and ``position_ids``, int64 ``[count, new]``.
         """
         self.rows.call(first, count, new)
         _, columns = self.rows.places
+        if len({*self.rows.lengths[self.rows.called]}) == 1:
+            return None, columns
         seen = torch.arange(self.rows.longest + new)
         return (seen <= columns[:, -1:]).long(), columns
 
