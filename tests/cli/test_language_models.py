@@ -15,6 +15,9 @@ from commands import octavo_command
 from small_tokenizers import llama, saved, tokenizer
 
 import octavo
+from octavo.cli.sources.language_model import load_language_model
+from octavo.measuring.text_quality import text_quality
+from octavo.model.parts import parts_of
 
 TEXT = "The assert statement is a convenient way to insert debugging assertions into a program. "
 
@@ -81,10 +84,18 @@ def test_from_quantize_to_perplexity(folder: Path, tmp_path: Path) -> None:
     assert config["quant_method"] == "octavo"
     asked = ("perplexity", out, "--text", tmp_path / "a.txt", "--window", "32")
     found = json.loads(octavo_command(*asked, "--against", folder, "--json").out)
-    exact = octavo.perplexity(llama(), torch.tensor(tokenizer()(TEXT * 4)["input_ids"]), window=32)
+    ids = torch.tensor(tokenizer()(TEXT * 4)["input_ids"])
+    exact = octavo.perplexity(llama(), ids, window=32)
     assert found["reference_perplexity"] == pytest.approx(exact, rel=1e-5)
-    assert 0 < found["divergence"] < 0.5
-    assert found["agreement"] > 60
+    q = load_language_model(str(out)).model
+    right = text_quality(q, ids, reference=llama(), window=32)
+    for name in ("perplexity", "divergence", "agreement"):
+        assert found[name] == pytest.approx(getattr(right, name), rel=1e-4)
+    assert 0 < found["divergence"] < 1
+    forms = {path: str(part.describe()) for path, part in parts_of(q).items()}
+    assert len(forms) == 2 * 7 + 2  # layers, head and table
+    for path, form in forms.items():
+        assert ("int4" in form) == ("self_attn" not in path), (path, form)
     shown = words(octavo_command(*asked, "--against", folder).out)
     assert "same most likely token" in shown
     written = octavo_command("generate", out, "--prompt", "The set", "--max-new-tokens", "5")
