@@ -27,6 +27,7 @@ from octavo.measuring.layers import (
 from octavo.measuring.next_tokens import perplexity
 from octavo.measuring.parity import Parity, verify
 from octavo.model import artifact, nn
+from octavo.model.language.checkpoints import read_checkpoint, write_checkpoint
 from octavo.model.model import QuantizedModel
 from octavo.model.onnx_file import export_onnx
 from octavo.model.package import export_package, load_package
@@ -131,6 +132,7 @@ __all__ = [
     "qat_qconfig",
     "quantize",
     "quantize_folder",
+    "read_checkpoint",
     "report",
     "save",
     "search",
@@ -140,4 +142,5 @@ __all__ = [
     "targets",
     "verify",
     "weight_only_qconfig",
+    "write_checkpoint",
 ]

@@ -24,6 +24,7 @@ from torch import nn
 from octavo.errors import ArtifactError, InputError, MissingExtra
 from octavo.model.files import tensor_file
 from octavo.model.files.source_file import check_file, reason
+from octavo.model.language.layouts.layout import Layout
 
 try:
     import transformers
@@ -51,11 +52,14 @@ class SourceFolder:
 
     Args:
         path: of the folder.
+        layout: of the quantized layers that the files have; float models alone without.
 
     Attributes:
         path: of the folder.
         model: of its class, in evaluation mode; parameters are on the meta device.
         files: name of each tensor in the files -> the file.
+        held: path of each quantized layer in the files -> its sizes, ``[out, in]``. In its place in
+            the model stands a module that has its tensors.
         tied: the names of each parameter in the model; several where it is tied.
 
     Raises:
@@ -63,12 +67,13 @@ class SourceFolder:
         ArtifactError: a file is missing or damaged, or lacks a tensor of the model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layout: Layout | None = None) -> None:
         self.path = path
-        self.config = _config(path)
+        self.config = _config(path, is_float=layout is None)
         self.files = _files(path)
         self.dtype = self._dtype()
         self.model: Any = self._without_values()
+        self.held = {} if layout is None else self._hold(layout)
         self._mapping: Any = get_model_conversion_mapping(self.model)
         self._places = self._by_place()
         self._owners = dict(self.model.named_modules(remove_duplicate=False))
@@ -157,6 +162,30 @@ class SourceFolder:
         model.tie_weights()
         return model.eval()
 
+    def _hold(self, layout: Layout) -> dict[str, tuple[int, int]]:
+        """Make room for the tensors of quantized layers."""
+        paths = [key.rpartition(".")[0] for key in self.files if key.endswith(f".{layout.marks}")]
+        modules, held = dict(self.model.named_modules()), {}
+        for path in paths:
+            layer = modules.get(path)
+            if not isinstance(layer, nn.Linear):
+                raise InputError(
+                    f"{self.path} has a quantized layer {path!r}, and a "
+                    f"{type(self.model).__name__} has no linear layer there; stacked experts are "
+                    "not read"
+                )
+            held[path] = (layer.out_features, layer.in_features)
+            room = nn.Module()
+            for name in (*layout.names, "bias"):
+                if (key := f"{path}.{name}") in self.files:
+                    with safe_open(self.files[key], framework="pt") as file:
+                        one = file.get_slice(key)
+                        kind = tensor_file.dtype_of(one.get_dtype())
+                        meta = torch.empty(one.get_shape(), dtype=kind, device="meta")
+                    room.register_buffer(name, meta)
+            self.model.set_submodule(path, room, strict=True)
+        return held
+
     def _by_place(self) -> dict[str, list[str]]:
         """Name of a tensor of the model -> the tensors of the files that it is made of."""
         metas = self.model.state_dict()
@@ -193,7 +222,7 @@ class SourceFolder:
                 )
 
 
-def _config(path: Path) -> Any:
+def _config(path: Path, is_float: bool) -> Any:
     try:
         check_file(path / "config.json")
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -202,7 +231,11 @@ def _config(path: Path) -> Any:
             f"{path} is no folder of a model of transformers: its config.json: {reason(error)}"
         ) from error
     if getattr(config, "quantization_config", None) is not None:
-        raise InputError(f"the model in {path} is quantized already: start from the float model")
+        if is_float:
+            raise InputError(
+                f"the model in {path} is quantized already: start from the float model"
+            )
+        del config.quantization_config
     return config
 
 

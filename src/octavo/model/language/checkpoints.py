@@ -1,0 +1,227 @@
+"""Quantized models in the layouts that others serve: read with the very same integers, and written.
+
+Tested in tests/model/language/test_checkpoints.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from octavo.errors import ArtifactError, ExportError, InputError, warn_user
+from octavo.model.files.atomic import replacing, require_writable
+from octavo.model.files.source_file import check_file, reason
+from octavo.model.language.layouts.awq import AWQ
+from octavo.model.language.layouts.compressed_tensors import COMPRESSED_TENSORS
+from octavo.model.language.layouts.gptq import GPTQ
+from octavo.model.language.layouts.layout import Layout
+from octavo.model.language.layouts.linear_integers import LinearIntegers
+from octavo.model.language.stored_layers import described, quantized_layers
+from octavo.model.nn import Embedding, Linear
+
+LAYOUTS: Mapping[str, Layout] = {one.name: one for one in (GPTQ, AWQ, COMPRESSED_TENSORS)}
+WRITTEN = tuple(name for name, layout in LAYOUTS.items() if layout.write is not None)
+_MOST = 4 * 2**30  # bytes in a file
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Any:
+    """A quantized language model that others have made: GPTQ, AWQ (gemm) or compressed-tensors.
+
+    Its integers, scales and zero points are those of the files; nothing is rounded anew. Needs the
+    extra ``transformers``.
+
+    Args:
+        path: a folder in Hugging Face's layout, whose config.json has a ``quantization_config``.
+
+    Returns:
+        A model of transformers in evaluation mode, with layers of `octavo.nn`, as `octavo.quantize`
+        returns one.
+
+    Raises:
+        InputError: it is no such folder, is quantized in another way, or has layers that Octavo has
+            no form for.
+        ArtifactError: a file is missing, cut off or damaged, or lacks a tensor.
+
+    Example:
+        >>> q = octavo.read_checkpoint("TinyLlama-1.1B-GPTQ")  # doctest: +SKIP
+    """
+    folder = Path(path)
+    settings = _settings(folder)
+    layout = LAYOUTS.get(str(settings.get("quant_method")))
+    if layout is None:
+        raise InputError(
+            f"{folder} is quantized by {settings.get('quant_method')!r}: Octavo reads "
+            f"{', '.join(LAYOUTS)}"
+        )
+    groups = dict(settings.get("config_groups") or {}).values()
+    if any(group.get("input_activations") for group in groups):
+        warn_user(f"{folder} rounds what its layers read, too: here that stays float")
+    from octavo.model.language.source_folder import SourceFolder
+
+    source = SourceFolder(folder, layout)
+    if not source.held:
+        raise InputError(f"{folder} has no layer with a {layout.marks}, which {layout.name} has")
+    model = source.model
+    source.load(list(model.state_dict()))
+    for at, sizes in source.held.items():
+        tensors = dict(model.get_submodule(at).named_buffers())
+        bias = tensors.pop("bias", None)
+        try:
+            integers = layout.read(sizes, tensors, settings)
+        except KeyError as error:
+            raise ArtifactError(f"{folder} lacks {error} of {at!r}: get it again") from None
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{at!r} of {folder} cannot be read: {error}") from None
+        if not bool(torch.isfinite(integers.scale).all()):
+            raise ArtifactError(f"{at!r} of {folder} has a scale that is no number")
+        if bias is not None:
+            integers = replace(integers, bias=bias.to(torch.float32))
+        model.set_submodule(at, integers.linear(source.dtype), strict=True)
+    return model
+
+
+def write_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
+    """Write a quantized language model in a layout that others serve.
+
+    Weight-only linear layers of 4 or 8 bits keep their integers. Tables, and heads that are tied to
+    one, are written in float, with a warning. Scales are float16 in ``"gptq"``, as that layout has
+    them, and float32 in ``"compressed-tensors"``.
+
+    Args:
+        model: of transformers, with layers of `octavo.nn`.
+        path: a folder that is new, or has no model in it. Files of a tokenizer are not written.
+        format: ``"gptq"`` or ``"compressed-tensors"``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: there is no such format, the folder holds a model, or nothing is quantized.
+        ExportError: a layer has no form there.
+        ArtifactError: a file cannot be written.
+
+    Example:
+        >>> octavo.write_checkpoint(q, "llama-gptq", format="gptq")  # doctest: +SKIP
+    """
+    layout, folder = LAYOUTS.get(format), Path(path)
+    if layout is None or layout.write is None or layout.settings is None:
+        raise InputError(f"there is no format {format!r} to write: one of {', '.join(WRITTEN)}")
+    config = getattr(model, "config", None)
+    if config is None:
+        raise InputError(f"a {type(model).__name__} has no config: give a model of transformers")
+    if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
+        raise InputError(f"{folder} holds a model: give another folder")
+    layers, floats = _layers(model)
+    tensors = dict(_floats(model, {*layers, *floats})) | _floats_of(floats)
+    try:
+        settings = layout.settings(layers, _float_linears(model, floats))
+        for at, integers in layers.items():
+            own = layout.write(integers) | (
+                {} if integers.bias is None else {"bias": integers.bias}
+            )
+            tensors |= {f"{at}.{name}": tensor for name, tensor in own.items()}
+    except ValueError as error:
+        raise ExportError(f"the model cannot be written as {format}: {error}") from None
+    if floats:
+        warn_user(f"written in float, since {format} has linear layers alone: {', '.join(floats)}")
+    require_writable(folder)
+    _write_tensors(folder, tensors)
+    content = config.to_dict() | {"architectures": [type(model).__name__]}
+    content["quantization_config"] = settings
+    _write_json(folder / "config.json", content)
+    return folder
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    try:
+        check_file(folder / "config.json")
+        config = json.loads((folder / "config.json").read_text())
+        settings = config.get("quantization_config") or {}
+        return dict(settings)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder} has no config.json of a model: {reason(error)}") from None
+
+
+def _layers(model: nn.Module) -> tuple[dict[str, LinearIntegers], dict[str, Embedding | Linear]]:
+    """What keeps its integers, and what becomes float again, by their paths."""
+    parts = described(model)
+    tied = {str(part["tied"]) for part in parts.values() if "tied" in part}
+    layers: dict[str, LinearIntegers] = {}
+    floats: dict[str, Embedding | Linear] = {}
+    for path, module in quantized_layers(model):
+        if isinstance(module, Embedding) or path in tied or "tied" in parts[path]:
+            assert isinstance(module, Embedding | Linear)
+            floats[path] = module
+        elif isinstance(module, Linear) and not module.transposed:
+            layers[path] = LinearIntegers.of(path, module)
+        else:
+            raise ExportError(f"{path!r} is a {module!r}, which other layouts have no form for")
+    if not layers:
+        raise InputError("no linear layer of the model is quantized, or all share their weights")
+    return layers, floats
+
+
+def _float_linears(model: nn.Module, floats: Mapping[str, nn.Module]) -> list[str]:
+    linear = [path for path, module in model.named_modules() if type(module) is nn.Linear]
+    return [*linear, *(path for path, module in floats.items() if isinstance(module, Linear))]
+
+
+def _floats(model: nn.Module, parts: set[str]) -> Iterator[tuple[str, Tensor]]:
+    """What is float in the model, each tensor once."""
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        is_inside = any(name.startswith(f"{path}.") for path in parts)
+        if not is_inside and id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor.detach()
+
+
+def _floats_of(layers: Mapping[str, Embedding | Linear]) -> dict[str, Tensor]:
+    """The float tensors of layers, in the dtype that they had; what is tied once."""
+    seen: set[int] = set()
+    floats: dict[str, Tensor] = {}
+    for path, module in layers.items():
+        for name, tensor in module.dequantized().items():
+            key = id(module.tensors()["weight"]) if name == "weight" else id(tensor)
+            if key not in seen:
+                seen.add(key)
+                floats[f"{path}.{name}"] = tensor.to(module.dtype)
+    return floats
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    files: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        size += tensor.numel() * tensor.itemsize
+        if size > _MOST and files[-1]:
+            files.append({})
+            size = tensor.numel() * tensor.itemsize
+        files[-1][name] = tensor.contiguous().clone()
+    places: dict[str, str] = {}
+    for number, content in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        name = name if len(files) > 1 else "model.safetensors"
+        with replacing(folder / name) as temporary:
+            try:
+                save_file(content, temporary, {"format": "pt"})
+            except SafetensorError as error:  # a full disk, for one
+                raise ArtifactError(f"cannot write {folder / name}: {error}") from error
+        places |= dict.fromkeys(content, name)
+    if len(files) > 1:
+        index = {"metadata": {}, "weight_map": places}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as file:
+        file.write_text(json.dumps(content, indent=2, default=str) + "\n")

@@ -1,0 +1,40 @@
+"""The layout of AutoAWQ's checkpoints (``version`` ``gemm``).
+
+``qweight`` int32 ``[in, out / 8]`` and ``qzeros`` int32 ``[groups, out / 8]``, packed along the
+outputs, of each eight the even ones in the lower half of a word; ``scales`` float16 ``[groups,
+out]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from octavo.model.language.layouts.layout import Layout, Settings, Sizes
+from octavo.model.language.layouts.linear_integers import LinearIntegers
+from octavo.model.language.layouts.packing import unpacked
+
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+
+
+def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> LinearIntegers:
+    out, columns = sizes
+    version = str(settings.get("version", settings.get("format", "gemm"))).lower()
+    if version != "gemm" or settings.get("bits", 4) != 4:
+        raise ValueError(f"it is of version {version!r}: Octavo reads 'gemm' of 4 bits")
+    integers = unpacked(tensors["qweight"], 4, axis=1, order=_ORDER)
+    zeros = unpacked(tensors["qzeros"], 4, axis=1, order=_ORDER).to(torch.int32)
+    scales = tensors["scales"]
+    if integers.shape != (columns, out) or not zeros.shape == scales.shape == (len(scales), out):
+        raise ValueError(f"its qweight is {list(integers.shape)} for a layer of {columns} to {out}")
+    return LinearIntegers(
+        4,
+        integers.t().contiguous(),
+        scales.t().to(torch.float32).contiguous(),
+        zeros.t().contiguous(),
+    )
+
+
+AWQ = Layout("awq", "qweight", ("qweight", "qzeros", "scales"), _read)
