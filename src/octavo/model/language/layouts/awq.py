@@ -3,6 +3,8 @@
 ``qweight`` int32 ``[in, out / 8]`` and ``qzeros`` int32 ``[groups, out / 8]``, packed along the
 outputs, of each eight the even ones in the lower half of a word; ``scales`` float16 ``[groups,
 out]``.
+
+Tested in tests/model/language/test_checkpoints.py.
 """
 
 from __future__ import annotations

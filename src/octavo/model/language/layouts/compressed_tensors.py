@@ -4,6 +4,8 @@ Packed: ``weight_packed`` int32 ``[out, in * bits / 32]``, of signed integers pl
 range; ``weight_scale`` ``[out, groups]``; ``weight_zero_point`` int32 ``[out * bits / 32, groups]``
 packed along the outputs, plus that half too, where weights are affine; ``weight_shape`` int64
 ``[2]``. As integers: ``weight`` int8 ``[out, in]``, and scales and zero points, not packed.
+
+Tested in tests/model/language/test_checkpoints.py.
 """
 
 from __future__ import annotations

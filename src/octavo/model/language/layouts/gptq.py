@@ -3,6 +3,8 @@
 ``qweight`` int32 ``[in * bits / 32, out]``, packed along the inputs; ``qzeros`` int32 ``[groups,
 out * bits / 32]``, packed along the outputs, each less by one in v1; ``scales`` float16 ``[groups,
 out]``; ``g_idx`` int32 ``[in]``, the group of each input.
+
+Tested in tests/model/language/test_checkpoints.py.
 """
 
 from __future__ import annotations
