@@ -1,4 +1,5 @@
-"""What rounding a language model costs: perplexity, divergence and agreement by method.
+"""What rounding a language model costs: perplexity, divergence, agreement and multiple choice by
+method, each alone and together.
 
 SmolLM2-135M, hidden dimensions permuted, on Python's own documentation: every other topic to judge
 by, the rest to calibrate with. Head and table stay float. Quality does not depend on the machine,
@@ -7,6 +8,7 @@ nor on what else it does. ``make smollm2`` installs the model.
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Sequence
@@ -64,6 +66,11 @@ def judged(rows: Tensor, exact: Sequence[Tensor], found: Sequence[Tensor]) -> di
     }
 
 
+def answered(model: nn.Module, asked: Sequence[octavo.Question]) -> dict[str, Any]:
+    """How many questions of multiple choice a model answers rightly."""
+    return {"right %": octavo.multiple_choice(model, asked).accuracy} if asked else {}
+
+
 def quantized(model: nn.Module, form: str, method: str, data: Tensor) -> nn.Module:
     """The model in one form, rounded by one method; head and table in float."""
     rules = octavo.QConfigMapping().set_global(FORMS[form])
@@ -82,6 +89,7 @@ def quantized(model: nn.Module, form: str, method: str, data: Tensor) -> nn.Modu
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
+    importlib.import_module("benchmarks.nets")  # which lets transformers be imported
     from octavo.model.language.gguf import read_gguf
 
     made = parser(__doc__)
@@ -89,6 +97,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     made.add_argument("--judged", type=int, default=8, help="rows of 512 tokens")
     made.add_argument("--seen", type=int, default=12, help="rows of 512 tokens to calibrate with")
+    made.add_argument("--questions", type=int, default=60, help="of four choices each")
     options = parsed(made, words)
     path = smollm2.file()
     if path is None:
@@ -98,11 +107,12 @@ def main(words: Sequence[str] | None = None) -> None:
     rows, data = (
         smollm2.rows(*of) for of in zip(texts, (options.judged, options.seen), strict=True)
     )
+    asked = smollm2.questions(texts[0], options.questions)
     smollm2.permuted(model)
     settings = {"rows judged": options.judged, "rows seen": options.seen}
     report = Report("language_models", "Rounding of a language model", settings)
     exact = logits_of(model, rows)
-    floats = judged(rows, exact, exact)
+    floats = judged(rows, exact, exact) | answered(model, asked)
     report.rows.append({"form": "float", "method": "-", **floats})
     losses: dict[tuple[str, str], float] = {}
     for form in options.forms:
@@ -110,7 +120,7 @@ def main(words: Sequence[str] | None = None) -> None:
             started = time.perf_counter()
             q = quantized(model, form, method, data)
             seconds = time.perf_counter() - started
-            row = judged(rows, exact, logits_of(q, rows))
+            row = judged(rows, exact, logits_of(q, rows)) | answered(q, asked)
             losses[form, method] = row["perplexity"] - floats["perplexity"]
             report.rows.append({"form": form, "method": method, **row, "seconds": seconds})
             print(report.rows[-1], flush=True)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import pydoc_data.topics
+import random
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+import octavo
 
 LENGTH = 512
 
@@ -40,6 +43,20 @@ def texts(tokenizer: Any) -> tuple[Tensor, Tensor]:
 def rows(tokens: Tensor, count: int) -> Tensor:
     """The first tokens, as ``[count, 512]``."""
     return tokens[: count * LENGTH].reshape(count, LENGTH)
+
+
+def questions(tokens: Tensor, count: int) -> list[octavo.Question]:
+    """How a text goes on: 64 tokens of it, and 16 from four places, of which one follows."""
+    places = torch.linspace(0, len(tokens) - 100, count).long().tolist()
+    chance = random.Random(0)
+    asked = []
+    for place in places:
+        others = chance.sample([other for other in places if other != place], 3)
+        answer = chance.randrange(4)
+        begins = [*others[:answer], place, *others[answer:]]
+        choices = [tokens[begin + 64 : begin + 80] for begin in begins]
+        asked.append(octavo.Question(tokens[place : place + 64], choices, answer))
+    return asked
 
 
 @torch.no_grad()

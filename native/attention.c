@@ -146,26 +146,82 @@ static const Rows *rows_of_this_cpu(void) {
 
 /* ---- one call ---- */
 
-/* What one thread works on: the targets of a head, as rows of products, and their scores. */
+/* What one worker works on: the targets of a head, as rows of products, and their scores. */
 typedef struct {
     octavo_rows queries, shares; /* as they come; the rounded exponentials */
     float *scores, *mixed;       /* [TARGETS, sources], [TARGETS, value channels], rounded up */
-    float sums[TARGETS];         /* of the exponentials */
     uint8_t *levels;             /* [sources] */
-    atomic_flag taken;           /* by a thread that is at work with it */
 } Own;
 
+/* Whether a worker's memory is in use. */
+typedef struct {
+    _Alignas(64) atomic_flag taken;
+} Door;
+
+/* Where all of that is in the memory of a call. */
 typedef struct {
     const octavo_attention_call *call;
-    const Rows *rows;
     octavo_matrix keys, values; /* of the first head */
     int8_t *packed_keys, *packed_values;
     int32_t *key_sums;
-    Own *own;
-    int owners; /* how many of these: as many as threads */
+    float *key_scales, *ones, *zeros;
+    Door *doors;
+    char *own; /* the first worker's memory */
+    int64_t own_bytes, bytes;
 } Run;
 
-static void pack(Run *run, int64_t index) {
+/* One piece of memory after the other out of one block, each on a line of the cache; without a block
+ * their bytes are counted. */
+static void *piece(char *block, int64_t *used, int64_t bytes) {
+    void *start = block ? block + *used : NULL;
+    *used += up(bytes, 64);
+    return start;
+}
+
+static octavo_rows rows_in(char *block, int64_t *used, int64_t columns) {
+    octavo_rows rows = {.columns = columns};
+    rows.digits = piece(block, used, TARGETS * 2 * columns);
+    rows.scales = piece(block, used, TARGETS * 4);
+    rows.zero_points = piece(block, used, TARGETS * 4);
+    return rows;
+}
+
+static Own own_in(const Run *run, char *block, int64_t *used) {
+    Own own;
+    own.queries = rows_in(block, used, run->keys.columns);
+    own.shares = rows_in(block, used, run->values.columns);
+    own.scores = piece(block, used, TARGETS * run->keys.rows * 4);
+    own.mixed = piece(block, used, TARGETS * run->values.rows * 4);
+    own.levels = piece(block, used, run->keys.rows);
+    return own;
+}
+
+static Run placed(const octavo_attention_call *call) {
+    Run run = {.call = call};
+    char *block = call->memory ? (char *)call->memory + -(uintptr_t)call->memory % 64 : NULL;
+    int64_t heads = call->batch * call->shared_heads;
+    octavo_matrix *keys = &run.keys, *values = &run.values;
+    keys->rows = up(call->sources, BLOCK), keys->columns = up(call->channels, FOUR);
+    values->rows = up(call->value_channels, BLOCK), values->columns = up(call->sources, FOUR);
+    int64_t most = keys->rows > values->rows ? keys->rows : values->rows;
+    run.doors = piece(block, &run.bytes, call->workers * (int64_t)sizeof(Door));
+    run.packed_keys = piece(block, &run.bytes, heads * keys->rows * keys->columns);
+    run.packed_values = piece(block, &run.bytes, heads * values->rows * values->columns);
+    run.key_sums = piece(block, &run.bytes, heads * keys->rows * 4);
+    run.key_scales = piece(block, &run.bytes, keys->rows * 4);
+    run.ones = piece(block, &run.bytes, values->rows * 4);
+    run.zeros = piece(block, &run.bytes, most * 4);
+    own_in(&run, NULL, &run.own_bytes);
+    run.own = piece(block, &run.bytes, call->workers * run.own_bytes);
+    keys->scales = run.key_scales, values->scales = run.ones;
+    keys->bias = values->bias = run.zeros; /* what all scores of a row have more changes none */
+    values->sums = (int32_t *)run.zeros;
+    return run;
+}
+
+int64_t octavo_attention_memory(const octavo_attention_call *call) { return placed(call).bytes + 64; }
+
+static void pack(const Run *run, int64_t index) {
     const octavo_attention_call *call = run->call;
     int64_t head = index / 2, batch = head / call->shared_heads, rest = head % call->shared_heads;
     const octavo_heads *heads = index % 2 ? &call->v : &call->k;
@@ -183,8 +239,11 @@ static void pack(Run *run, int64_t index) {
             run->key_sums + head * keys->rows);
 }
 
-static void attend(const Run *run, Own *own, int64_t batch, int64_t head, int64_t first, int64_t count) {
+static void attend(
+    const Run *run, Own *own, int64_t batch, int64_t head, int64_t first, int64_t count) {
+    float sums[TARGETS]; /* of the exponentials */
     const octavo_attention_call *call = run->call;
+    const Rows *rows = rows_of_this_cpu();
     int64_t shared =
         batch * call->shared_heads + head / (call->heads / call->shared_heads);
     octavo_matrix keys = run->keys, values = run->values;
@@ -210,7 +269,7 @@ static void attend(const Run *run, Own *own, int64_t batch, int64_t head, int64_
         if (mask)
             mask += size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
                             target * call->mask_row_stride);
-        own->sums[i] = run->rows->round_row(
+        sums[i] = rows->round_row(
             own->scores + i * keys.rows, seen, mask, call->mask_kind, (float)call->levels,
             own->levels);
         octavo_read_row(&own->shares, i, own->levels, seen, &shares);
@@ -219,102 +278,72 @@ static void attend(const Run *run, Own *own, int64_t batch, int64_t head, int64_
     char *out = call->out;
     size = call->out_scale == 0.0f ? 4 : 1;
     for (int64_t i = 0; i < count; i++)
-        run->rows->store_row(
-            call, own->mixed + i * values.rows, own->sums[i],
+        rows->store_row(
+            call, own->mixed + i * values.rows, sums[i],
             out + size * (batch * call->out_batch_stride + head * call->out_head_stride +
                           (first + i) * call->out_row_stride));
 }
 
-static void pack_some(void *context, int chunk, int chunks) {
-    Run *run = context;
-    int64_t parts = 2 * run->call->batch * run->call->shared_heads;
-    for (int64_t i = parts * chunk / chunks; i < parts * (chunk + 1) / chunks; i++) pack(run, i);
-}
-
-static int64_t blocks_of(const octavo_attention_call *call) {
-    return up(call->targets, TARGETS) / TARGETS;
-}
-
-static void attend_some(void *context, int chunk, int chunks) {
-    Run *run = context;
+static void prepare(const Run *run) {
     const octavo_attention_call *call = run->call;
-    int at = 0; /* no more chunks than threads are worked on, so that one is free */
-    while (atomic_flag_test_and_set_explicit(&run->own[at].taken, memory_order_acquire))
-        at = (at + 1) % run->owners;
-    Own *own = &run->own[at];
+    for (int64_t i = 0; i < call->workers; i++) atomic_flag_clear(&run->doors[i].taken);
+    for (int64_t i = 0; i < run->keys.rows; i++) {
+        run->key_scales[i] = call->k.scale * call->scale;
+        run->zeros[i] = 0.0f;
+    }
+    for (int64_t i = 0; i < run->values.rows; i++) {
+        run->ones[i] = 1.0f;
+        run->zeros[i] = 0.0f;
+    }
+}
+
+static int64_t parts_of(const octavo_attention_call *call) {
+    return 2 * call->batch * call->shared_heads;
+}
+
+static int64_t blocks_of(const octavo_attention_call *call) { return up(call->targets, TARGETS) / TARGETS; }
+
+void octavo_pack_heads(const octavo_attention_call *call, int chunk, int chunks) {
+    Run run = placed(call);
+    if (chunk == 0) prepare(&run);
+    int64_t parts = parts_of(call);
+    for (int64_t i = parts * chunk / chunks; i < parts * (chunk + 1) / chunks; i++) pack(&run, i);
+}
+
+void octavo_attend(const octavo_attention_call *call, int chunk, int chunks) {
+    Run run = placed(call);
+    int64_t worker = 0; /* no more chunks than workers are at work, so that one is free */
+    while (atomic_flag_test_and_set_explicit(&run.doors[worker].taken, memory_order_acquire))
+        worker = (worker + 1) % call->workers;
+    int64_t used = 0;
+    Own own = own_in(&run, run.own + worker * run.own_bytes, &used);
     int64_t blocks = blocks_of(call), all = call->batch * call->heads * blocks;
     for (int64_t i = all * chunk / chunks; i < all * (chunk + 1) / chunks; i++) {
         int64_t head = i / blocks, first = i % blocks * TARGETS, rest = call->targets - first;
         attend(
-            run, own, head / call->heads, head % call->heads, first, rest < TARGETS ? rest : TARGETS);
+            &run, &own, head / call->heads, head % call->heads, first,
+            rest < TARGETS ? rest : TARGETS);
     }
-    atomic_flag_clear_explicit(&own->taken, memory_order_release);
+    atomic_flag_clear_explicit(&run.doors[worker].taken, memory_order_release);
 }
 
-/* One piece of memory after the other out of one block, each on a line of the cache; without a block
- * their bytes are counted. */
-static void *piece(char *block, int64_t *used, int64_t bytes) {
-    void *start = block ? block + *used : NULL;
-    *used += up(bytes, 64);
-    return start;
-}
+static void pack_some(void *context, int chunk, int chunks) { octavo_pack_heads(context, chunk, chunks); }
 
-static void place_rows(octavo_rows *rows, char *block, int64_t *used, int64_t columns) {
-    rows->digits = piece(block, used, TARGETS * 2 * columns);
-    rows->scales = piece(block, used, TARGETS * 4);
-    rows->zero_points = piece(block, used, TARGETS * 4);
-    rows->columns = columns;
-    rows->two_digits = 0;
-}
+static void attend_some(void *context, int chunk, int chunks) { octavo_attend(context, chunk, chunks); }
 
-static float *filled(char *block, int64_t *used, int64_t count, float value) {
-    float *values = piece(block, used, count * 4);
-    for (int64_t i = 0; block && i < count; i++) values[i] = value;
-    return values;
-}
-
-/* All memory of a call; returns how much it is. */
-static int64_t place(Run *run, char *block, int threads) {
-    const octavo_attention_call *call = run->call;
-    int64_t used = 0, heads = call->batch * call->shared_heads;
-    octavo_matrix *keys = &run->keys, *values = &run->values;
-    keys->rows = up(call->sources, BLOCK), keys->columns = up(call->channels, FOUR);
-    values->rows = up(call->value_channels, BLOCK), values->columns = up(call->sources, FOUR);
-    run->packed_keys = piece(block, &used, heads * keys->rows * keys->columns);
-    run->packed_values = piece(block, &used, heads * values->rows * values->columns);
-    run->key_sums = piece(block, &used, heads * keys->rows * 4);
-    keys->scales = filled(block, &used, keys->rows, call->k.scale * call->scale);
-    keys->bias = filled(block, &used, keys->rows, 0.0f); /* what all scores have more changes none */
-    values->scales = filled(block, &used, values->rows, 1.0f);
-    values->bias = filled(block, &used, values->rows, 0.0f);
-    values->sums = (int32_t *)filled(block, &used, values->rows, 0.0f);
-    run->own = piece(block, &used, threads * (int64_t)sizeof(Own));
-    for (int thread = 0; thread < threads; thread++) {
-        Own unused, *own = block ? &run->own[thread] : &unused;
-        place_rows(&own->queries, block, &used, keys->columns);
-        place_rows(&own->shares, block, &used, values->columns);
-        own->scores = piece(block, &used, TARGETS * keys->rows * 4);
-        own->mixed = piece(block, &used, TARGETS * values->rows * 4);
-        own->levels = piece(block, &used, keys->rows);
-        if (block) atomic_flag_clear(&own->taken);
-    }
-    return used;
-}
-
-int octavo_attention(const octavo_attention_call *call, int threads) {
-    int64_t pairs = call->batch * call->heads * call->targets * call->sources;
-    int64_t useful = pairs * (call->channels + call->value_channels) / OCTAVO_WORK_OF_A_THREAD + 1;
+int octavo_attention(const octavo_attention_call *given, int threads) {
+    octavo_attention_call call = *given;
+    int64_t pairs = call.batch * call.heads * call.targets * call.sources;
+    int64_t useful = pairs * (call.channels + call.value_channels) / OCTAVO_WORK_OF_A_THREAD + 1;
     threads = useful < threads ? (int)useful : threads;
-    Run run = {.call = call, .rows = rows_of_this_cpu(), .owners = threads};
-    char *memory = malloc((size_t)place(&run, NULL, threads) + 64);
-    if (!memory) return 1;
-    place(&run, (char *)(((uintptr_t)memory + 63) / 64 * 64), threads);
-    int64_t parts = 2 * call->batch * call->shared_heads;
-    int64_t all = call->batch * call->heads * blocks_of(call);
+    call.workers = threads;
+    call.memory = malloc((size_t)octavo_attention_memory(&call));
+    if (!call.memory) return 1;
+    int64_t all = call.batch * call.heads * blocks_of(&call);
     octavo_stage stages[] = {
-        {pack_some, &run, octavo_chunks(parts, threads)},
-        {attend_some, &run, octavo_chunks(all, threads)}};
+        {pack_some, &call, octavo_chunks(parts_of(&call), threads)},
+        {attend_some, &call, octavo_chunks(all, threads)}};
     octavo_run_stages(stages, 2, threads);
-    free(memory);
+    free(call.memory);
     return 0;
 }

@@ -171,7 +171,7 @@ INLINE VNNI void store_clipped(
     const octavo_epilogue *e = &c->epilogue;
     __m512i fours[4], zero = _mm512_setzero_si512(), q[4];
     if (e->addend) {
-        __m512i taps[4] = {load(e->addend + at, known->mask, whole), zero, zero, zero};
+        __m512i taps[4] = {load((const uint8_t *)e->addend + at, known->mask, whole), zero, zero, zero};
         unpack_taps(taps, fours);
     }
     Prepared512 prepared = known->common;

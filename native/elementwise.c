@@ -102,6 +102,19 @@ INLINE void row_of_two(
     }
 }
 
+INLINE void row_of_floats(
+    const octavo_arithmetic *step, const float *x, int64_t x_step, const float *other,
+    int64_t o_step, float *restrict y, int64_t count) {
+#define OF_FLOATS(sign) \
+    for (int64_t i = 0; i < count; i++) y[i] = x[x_step * i] sign other[o_step * i]
+    switch (step->operation) {
+    case OCTAVO_SUM: OF_FLOATS(+); break;
+    case OCTAVO_DIFFERENCE: OF_FLOATS(-); break;
+    case OCTAVO_PRODUCT: OF_FLOATS(*); break;
+    default: OF_FLOATS(/);
+    }
+}
+
 /* Whether values stand beside each other, in the order of the result. */
 INLINE int is_dense(const octavo_shape *shape, const int64_t *strides) {
     int64_t row = shape->width * shape->channels;
@@ -111,30 +124,38 @@ INLINE int is_dense(const octavo_shape *shape, const int64_t *strides) {
            (shape->batch == 1 || strides[0] == row * shape->height);
 }
 
+/* Rows of both operands, with the steps that are common as constants. */
+#define SHARE_OF_TWO(row_of, type)                                                                 \
+    const octavo_shape *shape = &step->shape;                                                      \
+    const int64_t *one = step->x_strides, *two = step->other_strides;                              \
+    const type *all_x = step->at.x, *all_other = step->at.other;                                   \
+    type *all_y = step->at.y;                                                                      \
+    if (is_dense(shape, one) && is_dense(shape, two)) {                                            \
+        SHARE(from, to, shape->batch * shape->height * shape->width * shape->channels);            \
+        row_of(step, all_x + from, 1, all_other + from, 1, all_y + from, to - from);               \
+        return;                                                                                    \
+    }                                                                                              \
+    SHARE(first, last, shape->batch * shape->height * shape->width);                               \
+    for (int64_t p = first; p < last; p++) {                                                       \
+        int64_t w = p % shape->width, row = p / shape->width;                                      \
+        int64_t h = row % shape->height, n = row / shape->height;                                  \
+        const type *x = all_x + n * one[0] + h * one[1] + w * one[2];                              \
+        const type *other = all_other + n * two[0] + h * two[1] + w * two[2];                      \
+        type *y = all_y + p * shape->channels;                                                     \
+        if (one[3] == 1 && two[3] == 1)                                                            \
+            row_of(step, x, 1, other, 1, y, shape->channels);                                      \
+        else if (one[3] == 1 && two[3] == 0)                                                       \
+            row_of(step, x, 1, other, 0, y, shape->channels);                                      \
+        else                                                                                       \
+            row_of(step, x, one[3], other, two[3], y, shape->channels);                            \
+    }
+
 INLINE void binary_share(const octavo_binary *step, int chunk, int chunks) {
-    const octavo_shape *shape = &step->shape;
-    const int64_t *one = step->x_strides, *two = step->other_strides;
-    const uint8_t *all_x = step->at.x, *all_other = step->at.other;
-    uint8_t *all_y = step->at.y;
-    if (is_dense(shape, one) && is_dense(shape, two)) {
-        SHARE(from, to, shape->batch * shape->height * shape->width * shape->channels);
-        row_of_two(step, all_x + from, 1, all_other + from, 1, all_y + from, to - from);
-        return;
-    }
-    SHARE(first, last, shape->batch * shape->height * shape->width);
-    for (int64_t p = first; p < last; p++) {
-        int64_t w = p % shape->width, row = p / shape->width;
-        int64_t h = row % shape->height, n = row / shape->height;
-        const uint8_t *x = all_x + n * one[0] + h * one[1] + w * one[2];
-        const uint8_t *other = all_other + n * two[0] + h * two[1] + w * two[2];
-        uint8_t *y = all_y + p * shape->channels;
-        if (one[3] == 1 && two[3] == 1)
-            row_of_two(step, x, 1, other, 1, y, shape->channels);
-        else if (one[3] == 1 && two[3] == 0)
-            row_of_two(step, x, 1, other, 0, y, shape->channels);
-        else
-            row_of_two(step, x, one[3], other, two[3], y, shape->channels);
-    }
+    SHARE_OF_TWO(row_of_two, uint8_t)
+}
+
+INLINE void arithmetic_share(const octavo_arithmetic *step, int chunk, int chunks) {
+    SHARE_OF_TWO(row_of_floats, float)
 }
 
 /* ---- moves ---- */
@@ -178,3 +199,4 @@ FOR_EACH_SET(octavo_quantize_values, octavo_quantize, quantize_share)
 FOR_EACH_SET(octavo_dequantize_values, octavo_dequantize, dequantize_share)
 FOR_EACH_SET(octavo_look_up_values, octavo_look_up, look_up_share)
 FOR_EACH_SET(octavo_combine, octavo_binary, binary_share)
+FOR_EACH_SET(octavo_calculate, octavo_arithmetic, arithmetic_share)

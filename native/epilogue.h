@@ -20,8 +20,11 @@ INLINE void to_floats(
     const int64_t count) {
     const float *scales = e->scales + channel, *bias = e->bias + channel;
     FOR_LANES v[i] = (float)sums[i] * scales[i] + bias[i];
-    if (e->addend) {
-        const uint8_t *addend = e->addend + at;
+    if (e->addend && e->addend_scale == 0.0f) {
+        const float *addend = (const float *)e->addend + at;
+        FOR_LANES v[i] += addend[i];
+    } else if (e->addend) {
+        const uint8_t *addend = (const uint8_t *)e->addend + at;
         FOR_LANES v[i] += (float)(addend[i] - e->addend_zero_point) * e->addend_scale;
     }
 }
@@ -76,10 +79,11 @@ INLINE void finish(
     finish_runs(e, sums, 1, &one, y);
 }
 
-/* ---- with intrinsics, where an epilogue rounds and has no activation but a clip ---- */
+/* ---- with intrinsics, where an epilogue rounds, adds no floats and has no activation but a clip ---- */
 
 INLINE int is_clipped(const octavo_epilogue *e) {
-    return e->out_scale > 0.0f && (e->activation == OCTAVO_NO_ACTIVATION || e->activation == OCTAVO_CLIP);
+    return e->out_scale > 0.0f && !(e->addend && e->addend_scale == 0.0f) &&
+           (e->activation == OCTAVO_NO_ACTIVATION || e->activation == OCTAVO_CLIP);
 }
 
 /* What is the same for all pixels of up to 16 channels. Floats are in steps of the result, divided
@@ -134,7 +138,7 @@ INLINE AVX2 void finish_avx2(
         return;
     }
     uint8_t part[BLOCK];
-    const uint8_t *addend = e->addend ? e->addend + at : NULL;
+    const uint8_t *addend = e->addend ? (const uint8_t *)e->addend + at : NULL;
     if (addend && p->count < BLOCK) addend = memcpy(part, addend, (size_t)p->count);
     __m256i both = _mm256_packs_epi32(
         half_stored(e, p, sums, addend, 0), half_stored(e, p, sums, addend, 1));
@@ -190,8 +194,11 @@ INLINE VNNI void finish_runs_vnni(
             _mm512_cvtepi32_ps(_mm512_loadu_si512(sums + i * BLOCK)),
             _mm512_maskz_loadu_ps(lanes, e->scales + channel),
             _mm512_maskz_loadu_ps(lanes, e->bias + channel));
-        if (e->addend) {
-            __m512i steps = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, e->addend + at));
+        if (e->addend && e->addend_scale == 0.0f) {
+            value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(lanes, (const float *)e->addend + at));
+        } else if (e->addend) {
+            const uint8_t *addend = (const uint8_t *)e->addend + at;
+            __m512i steps = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, addend));
             steps = _mm512_sub_epi32(steps, _mm512_set1_epi32(e->addend_zero_point));
             value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(steps), _mm512_set1_ps(e->addend_scale), value);
         }

@@ -115,29 +115,31 @@ static Normalize normalize_of_this_cpu(void) {
 
 enum { WORK = 16 /* of a value, in products */ };
 
-typedef struct {
-    const octavo_normalization *call;
-    float *values; /* a row for each chunk, on lines of the cache */
-    int64_t width;
-} Run;
-
-static void work(void *context, int chunk, int chunks) {
-    const Run *run = context;
-    Normalize normalize = normalize_of_this_cpu();
-    int64_t count = run->call->count;
-    for (int64_t row = count * chunk / chunks; row < count * (chunk + 1) / chunks; row++)
-        normalize(run->call, row, run->values + chunk * run->width);
+static int64_t width_of(const octavo_normalization *call) {
+    return (call->columns + LANES - 1) / LANES * LANES;
 }
 
-int octavo_normalize(const octavo_normalization *call, int threads) {
-    int64_t useful = call->count * call->columns * WORK / OCTAVO_WORK_OF_A_THREAD + 1;
+void octavo_normalize_rows(const octavo_normalization *call, int chunk, int chunks) {
+    Normalize normalize = normalize_of_this_cpu();
+    int64_t count = call->count;
+    float *values = call->scratch + chunk * width_of(call);
+    for (int64_t row = count * chunk / chunks; row < count * (chunk + 1) / chunks; row++)
+        normalize(call, row, values);
+}
+
+static void work(void *context, int chunk, int chunks) {
+    octavo_normalize_rows(context, chunk, chunks);
+}
+
+int octavo_normalize(const octavo_normalization *given, int threads) {
+    octavo_normalization call = *given;
+    int64_t useful = call.count * call.columns * WORK / OCTAVO_WORK_OF_A_THREAD + 1;
     threads = useful < threads ? (int)useful : threads;
-    int64_t width = (call->columns + LANES - 1) / LANES * LANES;
-    int chunks = octavo_chunks(call->count, threads);
-    char *memory = malloc((size_t)(chunks * width) * 4 + 64);
+    int chunks = octavo_chunks(call.count, threads);
+    char *memory = malloc((size_t)(chunks * width_of(&call)) * 4 + 64);
     if (!memory) return 1;
-    Run run = {call, (float *)(((uintptr_t)memory + 63) / 64 * 64), width};
-    octavo_run_stages(&(octavo_stage){work, &run, chunks}, 1, threads);
+    call.scratch = (float *)(((uintptr_t)memory + 63) / 64 * 64);
+    octavo_run_stages(&(octavo_stage){work, &call, chunks}, 1, threads);
     free(memory);
     return 0;
 }

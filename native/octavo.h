@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 13
+#define OCTAVO_ABI 14
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -139,8 +139,8 @@ void octavo_activate(int32_t activation, float low, float high, float *v, int64_
  * to even by out_scale, out_zero_point, cut to out_low..out_high. */
 typedef struct {
     const float *scales, *bias; /* [channels]; the input's scale times that of the weight's row */
-    const uint8_t *addend;      /* of the result's shape, or NULL */
-    float addend_scale;
+    const void *addend;         /* of the result's shape, or NULL */
+    float addend_scale;         /* of uint8; 0: they are float32 */
     int32_t addend_zero_point;
     int32_t activation;
     float low, high; /* of OCTAVO_CLIP */
@@ -222,6 +222,16 @@ typedef struct {
     octavo_integers x_integers, other_integers, out;
 } octavo_binary;
 
+enum { OCTAVO_SUM, OCTAVO_DIFFERENCE, OCTAVO_PRODUCT, OCTAVO_QUOTIENT };
+
+/* Of two operands in float32; a stride of 0 repeats one. */
+typedef struct {
+    octavo_operands at;
+    octavo_shape shape;
+    int64_t x_strides[4], other_strides[4];
+    int64_t operation;
+} octavo_arithmetic;
+
 enum { OCTAVO_MOST_AXES = 8 };
 
 /* Values of so many bytes to other places. */
@@ -246,46 +256,9 @@ void octavo_quantize_values(const octavo_quantize *step, int chunk, int chunks);
 void octavo_dequantize_values(const octavo_dequantize *step, int chunk, int chunks);
 void octavo_look_up_values(const octavo_look_up *step, int chunk, int chunks);
 void octavo_combine(const octavo_binary *step, int chunk, int chunks);
+void octavo_calculate(const octavo_arithmetic *step, int chunk, int chunks);
 void octavo_move_values(const octavo_move *step, int chunk, int chunks);
 void octavo_pool(const octavo_pooling *step, int chunk, int chunks);
-
-/* ---- programs: program.c ---- */
-
-enum {
-    OCTAVO_CONVOLVE,
-    OCTAVO_POOL,
-    OCTAVO_QUANTIZE,
-    OCTAVO_DEQUANTIZE,
-    OCTAVO_LOOK_UP,
-    OCTAVO_COMBINE,
-    OCTAVO_MOVE
-};
-
-/* Bytes behind one of the addresses that a call is given; no address where the base is below 0. */
-typedef struct {
-    int64_t base, offset;
-} octavo_place;
-
-/* The operands that places stand for are empty until the step is taken. */
-typedef struct {
-    int64_t kind, chunks;
-    octavo_place x, other, y, scratch;
-    union {
-        octavo_operands at; /* of each */
-        octavo_convolution convolution;
-        octavo_pooling pooling;
-        octavo_quantize quantize;
-        octavo_dequantize dequantize;
-        octavo_look_up look_up;
-        octavo_binary binary;
-        octavo_move move;
-    } of;
-} octavo_step;
-
-/* All steps, one after the other, each in its chunks on up to so many threads; 0, or 1 where there
- * is no memory. */
-OCTAVO_EXPORT int octavo_run(
-    const octavo_step *steps, int64_t count, void *const *bases, int threads);
 
 /* ---- weights of eight bits: eight_bits.c ---- */
 
@@ -355,9 +328,16 @@ typedef struct {
     int64_t out_batch_stride, out_head_stride, out_row_stride;
     float out_scale; /* 0: the result is float32 */
     int32_t out_zero_point, out_low, out_high;
+    int64_t workers; /* how many chunks are worked on at a time, at most */
+    void *memory;    /* octavo_attention_memory bytes; any alignment will do */
 } octavo_attention_call;
 
-/* 0, or 1 where there is no memory. */
+/* Bytes of memory of a call with so many workers. */
+OCTAVO_EXPORT int64_t octavo_attention_memory(const octavo_attention_call *call);
+/* Keys and values as products read them, before any chunk attends. */
+void octavo_pack_heads(const octavo_attention_call *call, int chunk, int chunks);
+void octavo_attend(const octavo_attention_call *call, int chunk, int chunks);
+/* Both, with memory that is asked for; 0, or 1 where there is none. */
 OCTAVO_EXPORT int octavo_attention(const octavo_attention_call *call, int threads);
 
 /* ---- rows of floats or integers that are normalized: normalization.c ---- */
@@ -377,10 +357,58 @@ typedef struct {
     uint8_t *rounded; /* half to even by the scale and zero point, cut to low..high */
     float scale;
     int32_t zero_point, low, high;
+    float *scratch; /* a row for each chunk */
 } octavo_normalization;
 
-/* 0, or 1 where there is no memory. */
+void octavo_normalize_rows(const octavo_normalization *call, int chunk, int chunks);
+/* With memory that is asked for; 0, or 1 where there is no memory. */
 OCTAVO_EXPORT int octavo_normalize(const octavo_normalization *call, int threads);
+
+/* ---- programs: program.c ---- */
+
+enum {
+    OCTAVO_CONVOLVE,
+    OCTAVO_POOL,
+    OCTAVO_QUANTIZE,
+    OCTAVO_DEQUANTIZE,
+    OCTAVO_LOOK_UP,
+    OCTAVO_COMBINE,
+    OCTAVO_MOVE,
+    OCTAVO_CALCULATE,
+    OCTAVO_NORMALIZE,
+    OCTAVO_PACK_HEADS,
+    OCTAVO_ATTEND
+};
+
+enum { OCTAVO_MOST_PLACES = 6 };
+
+/* What a pointer of a step is when it is taken: bytes behind one of the addresses that a call is
+ * given; and where it stands in the step's struct. Nothing where the base is below 0. */
+typedef struct {
+    int64_t base, offset, field;
+} octavo_place;
+
+typedef struct {
+    int64_t kind, chunks;
+    octavo_place places[OCTAVO_MOST_PLACES];
+    union {
+        octavo_convolution convolution;
+        octavo_pooling pooling;
+        octavo_quantize quantize;
+        octavo_dequantize dequantize;
+        octavo_look_up look_up;
+        octavo_binary binary;
+        octavo_move move;
+        octavo_arithmetic arithmetic;
+        octavo_normalization normalization;
+        octavo_attention_call attention;
+    } of;
+} octavo_step;
+
+/* All steps, one after the other, each in its chunks on up to so many threads; 0, or 1 where there
+ * is no memory. */
+OCTAVO_EXPORT int octavo_run(
+    const octavo_step *steps, int64_t count, void *const *bases, int threads);
 
 /* ---- blocks of decoders: decoder.c ---- */
 

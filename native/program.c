@@ -1,5 +1,6 @@
 /* A program: steps over one arena of memory, all of them in one call of the pool of threads. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "octavo.h"
 
@@ -8,27 +9,26 @@ typedef struct {
     void *const *bases;
 } Given;
 
-static void *at(void *const *bases, octavo_place place) {
-    return place.base < 0 ? NULL : (char *)bases[place.base] + place.offset;
-}
-
 static void take(void *context, int chunk, int chunks) {
     const Given *given = context;
-    octavo_step step = *given->step; /* its operands are those of this call */
-    step.of.at = (octavo_operands){
-        at(given->bases, step.x), at(given->bases, step.other), at(given->bases, step.y),
-        at(given->bases, step.scratch)};
+    octavo_step step = *given->step; /* its pointers are those of this call */
+    for (const octavo_place *p = step.places; p < step.places + OCTAVO_MOST_PLACES; p++)
+        if (p->base >= 0) {
+            void *pointer = (char *)given->bases[p->base] + p->offset;
+            memcpy((char *)&step.of + p->field, &pointer, sizeof pointer);
+        }
     switch (step.kind) {
-    case OCTAVO_CONVOLVE:
-        step.of.convolution.epilogue.addend = step.of.at.other;
-        octavo_convolve(&step.of.convolution, chunk, chunks);
-        break;
+    case OCTAVO_CONVOLVE: octavo_convolve(&step.of.convolution, chunk, chunks); break;
     case OCTAVO_POOL: octavo_pool(&step.of.pooling, chunk, chunks); break;
     case OCTAVO_QUANTIZE: octavo_quantize_values(&step.of.quantize, chunk, chunks); break;
     case OCTAVO_DEQUANTIZE: octavo_dequantize_values(&step.of.dequantize, chunk, chunks); break;
     case OCTAVO_LOOK_UP: octavo_look_up_values(&step.of.look_up, chunk, chunks); break;
     case OCTAVO_COMBINE: octavo_combine(&step.of.binary, chunk, chunks); break;
     case OCTAVO_MOVE: octavo_move_values(&step.of.move, chunk, chunks); break;
+    case OCTAVO_CALCULATE: octavo_calculate(&step.of.arithmetic, chunk, chunks); break;
+    case OCTAVO_NORMALIZE: octavo_normalize_rows(&step.of.normalization, chunk, chunks); break;
+    case OCTAVO_PACK_HEADS: octavo_pack_heads(&step.of.attention, chunk, chunks); break;
+    case OCTAVO_ATTEND: octavo_attend(&step.of.attention, chunk, chunks); break;
     }
 }
 

@@ -2,6 +2,7 @@
  * of results does not. Memory is exactly as long as the kernels may read and write. */
 #include <math.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -112,10 +113,12 @@ static void one_convolution(int threads) {
     for (int64_t i = 0; i < out * products; i++) sums[i / products] += weights[i];
     octavo_pack_convolution(&c, weights, packed);
     float *scales = filled(out, 4), *bias = filled(out, 4);
-    uint8_t *x = filled(c.in.batch * c.in.height * c.in.width * in, 1), *addend = filled(results, 1);
+    uint8_t *x = filled(c.in.batch * c.in.height * c.in.width * in, 1);
+    int adds_floats = below(2);
+    void *addend = filled(results, adds_floats ? 4 : 1);
     c.epilogue = (octavo_epilogue){
-        .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL, .addend_scale = 0.02f,
-        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
+        .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL,
+        .addend_scale = adds_floats ? 0.0f : 0.02f,        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
         .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
     c.weights = packed, c.weight_sums = sums, c.at.x = x;
     c.at.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
@@ -124,6 +127,11 @@ static void one_convolution(int threads) {
     free(weights), free(packed), free(sums), free(scales), free(bias), free(x), free(addend);
     free(c.at.y), free(c.at.scratch);
 }
+
+/* Operands stand in front of a struct. */
+#define AT(base, offset, field) {base, offset, offsetof(octavo_operands, field)}
+#define NONE {-1, 0, 0}
+#define REST NONE, NONE, NONE, NONE
 
 /* Steps in a row: planes of floats are rounded, pooled on, looked up, added to, moved and read back. */
 static void one_program(int threads) {
@@ -139,22 +147,23 @@ static void one_program(int threads) {
     uint8_t *table = filled(256, 1), *channel = filled(in.channels, 1);
     uint8_t *arena = malloc((size_t)(values + 4 * pooled));
     void *bases[] = {arena, x, y, channel};
-    octavo_place a = {0, 0}, b = {0, values}, c = {0, values + pooled};
-    octavo_place d = {0, values + 2 * pooled}, e = {0, values + 3 * pooled};
+    int64_t a = 0, b = values, c = values + pooled, d = values + 2 * pooled, e = values + 3 * pooled;
     octavo_step steps[] = {
-        {OCTAVO_QUANTIZE, 1 + below(5), .x = {1, 0}, .y = a, .of.quantize = {
+        {OCTAVO_QUANTIZE, 1 + below(5), {AT(1, 0, x), AT(0, a, y), REST}, .of.quantize = {
             {0}, in,
             {in.height * row, last ? row : in.width, last ? in.channels : 1, last ? 1 : plane}, meant}},
-        {OCTAVO_POOL, 1 + below(5), .x = a, .y = b, .of.pooling = {
+        {OCTAVO_POOL, 1 + below(5), {AT(0, a, x), AT(0, b, y), REST}, .of.pooling = {
             {0}, in, out, below(3), taps, taps, 1, 1, taps / 2, taps / 2, 1, 1, 0, meant, meant}},
-        {OCTAVO_LOOK_UP, 1 + below(5), .x = b, .y = c, .of.look_up = {{0}, pooled, table}},
-        {OCTAVO_COMBINE, 1 + below(5), .x = c, .other = {3, 0}, .y = d, .of.binary = {
+        {OCTAVO_LOOK_UP, 1 + below(5), {AT(0, b, x), AT(0, c, y), REST},
+         .of.look_up = {{0}, pooled, table}},
+        {OCTAVO_COMBINE, 1 + below(5), {AT(0, c, x), AT(3, 0, other), AT(0, d, y), NONE, NONE, NONE},
+         .of.binary = {
             {0}, out, {out.height * out.width * out.channels, out.width * out.channels, out.channels, 1},
             {0, 0, 0, 1}, below(2), meant, meant, meant}},
-        {OCTAVO_MOVE, 1 + below(5), .x = d, .y = e, .of.move = {
+        {OCTAVO_MOVE, 1 + below(5), {AT(0, d, x), AT(0, e, y), REST}, .of.move = {
             {0}, {1, 1, 1, 1, 1, 1, out.channels, pooled / out.channels}, {0, 0, 0, 0, 0, 0, 1, out.channels},
             {0, 0, 0, 0, 0, 0, pooled / out.channels, 1}, 1}},
-        {OCTAVO_DEQUANTIZE, 1 + below(5), .x = e, .y = {2, 0}, .of.dequantize = {
+        {OCTAVO_DEQUANTIZE, 1 + below(5), {AT(0, e, x), AT(2, 0, y), REST}, .of.dequantize = {
             {0}, pooled, meant}}};
     if (octavo_run(steps, sizeof steps / sizeof *steps, bases, threads)) exit(1);
     free(x), free(y), free(table), free(channel), free(arena);
@@ -182,6 +191,14 @@ static void one_attention(int threads) {
         .out_row_stride = heads * value_channels, .out_scale = rounded ? 0.01f : 0.0f,
         .out_zero_point = 100, .out_high = 255};
     if (octavo_attention(&call, threads)) exit(1);
+    /* As the steps of a program. */
+    call.workers = threads, call.memory = malloc((size_t)octavo_attention_memory(&call));
+    octavo_step steps[] = {
+        {OCTAVO_PACK_HEADS, 1 + below(9), .places = {NONE, NONE, NONE, NONE, NONE, NONE}},
+        {OCTAVO_ATTEND, 1 + below(9), .places = {NONE, NONE, NONE, NONE, NONE, NONE}}};
+    steps[0].of.attention = steps[1].of.attention = call;
+    if (octavo_run(steps, 2, NULL, threads)) exit(1);
+    free(call.memory);
     free(q), free(k), free(v), free(mask), free(out);
 }
 
@@ -259,6 +276,18 @@ static void one_histogram(int threads) {
     free(counts), free(zeros), free(low), free(high);
 }
 
+static void one_calculation(int threads) {
+    octavo_shape shape = {1 + below(3), 1 + below(5), 1 + below(5), 1 + below(40)};
+    int64_t row = shape.width * shape.channels, values = shape.batch * shape.height * row;
+    float *x = filled(values, 4), *other = filled(shape.channels, 4), *y = malloc((size_t)values * 4);
+    octavo_step step = {
+        OCTAVO_CALCULATE, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.arithmetic = {
+            {x, other, y, NULL}, shape, {shape.height * row, row, shape.channels, 1}, {0, 0, 0, below(2)},
+            below(4)}};
+    if (octavo_run(&step, 1, NULL, threads)) exit(1);
+    free(x), free(other), free(y);
+}
+
 static void one_normalization(int threads) {
     int64_t count = 1 + below(40), columns = 1 + below(300), values = count * columns;
     int integers = below(2), adds = !integers && below(2);
@@ -304,6 +333,7 @@ int main(void) {
             one_attention(1 + round % 3);
             one_histogram(1 + round % 3);
             one_normalization(1 + round % 3);
+            one_calculation(1 + round % 3);
             one_decoder(1 + round % 3);
         }
         for (int round = 0; round < 400; round++) {

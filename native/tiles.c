@@ -219,7 +219,7 @@ INLINE VNNI void finish_clipped(
     const octavo_convolution *c, const Prepared *prepared, int32_t sums[TILE][BLOCK], int64_t pixels,
     int64_t at, const int added, const int whole) {
     const Prepared512 known = in_registers(&c->epilogue, prepared);
-    const uint8_t *from = c->epilogue.addend + at;
+    const uint8_t *from = (const uint8_t *)c->epilogue.addend + at;
     uint8_t *to = (uint8_t *)c->at.y + at;
     __mmask16 mask = (__mmask16)((1u << prepared->count) - 1);
     int64_t step = c->out.channels;

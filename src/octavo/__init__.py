@@ -24,6 +24,7 @@ from octavo.measuring.layers import (
     layer_errors,
     sensitivity,
 )
+from octavo.measuring.multiple_choice import MultipleChoice, Question, multiple_choice
 from octavo.measuring.next_tokens import perplexity
 from octavo.measuring.parity import Parity, verify
 from octavo.model import artifact, nn
@@ -88,6 +89,7 @@ __all__ = [
     "LayerErrors",
     "MinMax",
     "MovingAverageMinMax",
+    "MultipleChoice",
     "OctavoError",
     "OctavoWarning",
     "Parity",
@@ -100,6 +102,7 @@ __all__ = [
     "QParams",
     "QSpec",
     "QuantizedModel",
+    "Question",
     "Report",
     "Scheme",
     "SearchResult",
@@ -123,6 +126,7 @@ __all__ = [
     "load",
     "load_package",
     "lower",
+    "multiple_choice",
     "nn",
     "observers",
     "perplexity",

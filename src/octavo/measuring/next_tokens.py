@@ -80,8 +80,15 @@ class Divergence:
         0.1438
     """
 
+    name = "divergence"
+
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0
+
+    def add(self, other: Divergence) -> None:
+        """Add the batches of another."""
+        self._sum += other._sum
+        self._count += other._count
 
     def update(self, reference: Any, outputs: Any, labels: Any) -> None:
         """Add one batch; places whose label is -100 do not count."""
@@ -180,6 +187,17 @@ def tells_next_tokens(model: nn.Module, call: Batch) -> bool:
     return "shifted_cross_entropy" in losses_of(model, call)
 
 
+def with_next_token_loss(model: nn.Module, signature: Signature, call: Batch) -> Signature:
+    """The signature of a model that nobody has captured, with the losses that it makes of labels.
+
+    Args:
+        model: the float model.
+        signature: of it.
+        call: of it, to try what it makes of labels.
+    """
+    return replace(signature, losses=losses_of(model, replace(call, labels=None)))
+
+
 def judged(batch: Batch, signature: Signature, metric: str | Metric | None) -> Batch:
     """The batch with labels as a metric reads them: a function reads those that are given.
 
@@ -188,8 +206,13 @@ def judged(batch: Batch, signature: Signature, metric: str | Metric | None) -> B
         signature: of the model, with its losses.
         metric: as `octavo.search` and `octavo.sensitivity` take it.
     """
-    is_causal = "shifted_cross_entropy" in signature.losses
-    return with_next_tokens(batch, signature) if is_causal and not callable(metric) else batch
+    of_tokens = is_causal(signature) and not callable(metric)
+    return with_next_tokens(batch, signature) if of_tokens else batch
+
+
+def is_causal(signature: Signature) -> bool:
+    """Whether a model whose losses are known is a causal language model."""
+    return "shifted_cross_entropy" in signature.losses
 
 
 def with_next_tokens(batch: Batch, signature: Signature) -> Batch:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from culprits import planted
+from language_models import language_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -235,3 +236,52 @@ def test_parts_of_the_data_add_up_to_the_whole() -> None:
     assert whole.likeness.agreement is not None
     assert total.likeness.agreement == whole.likeness.agreement
     assert total.likeness.decisions == 12
+
+
+def test_layers_of_a_language_model_are_ranked_by_divergence() -> None:
+    """What a layer does alone to the distributions of the next token, worked out again."""
+    model = language_model("llama")
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "embed" not in path:
+                parameter.mul_(0.1)
+        model.model.layers[1].mlp.down_proj.weight[:, 0] *= 100  # four bits leave little else
+    torch.manual_seed(0)
+    data = [{"input_ids": torch.randint(3, 60, (2, 10))} for _ in range(2)]
+    four = octavo.weight_only_qconfig(4)
+    found = octavo.sensitivity(
+        model,
+        data=data,
+        scope="modules",
+        mode="weight_only",
+        qconfig=four,
+        only=["model.layers"],
+        progress=False,
+    )
+    assert found.metric == "divergence"
+    assert found.float_metric == 0.0
+    assert found.layers[0].layer == "model.layers.1.mlp.down_proj"
+    alone = [layer.alone for layer in found.layers]
+    assert alone == sorted(alone, key=float, reverse=True)
+    worst = found.layers[0]
+    q = octavo.quantize(
+        model, scope="modules", mode="weight_only", qconfig=four, only=[worst.layer]
+    )
+    total = 0.0
+    for batch in data:
+        with torch.no_grad():
+            p, other = (net(**batch).logits[:, :-1].double().log_softmax(-1) for net in (model, q))
+        total += float((p.exp() * (p - other)).sum())
+    assert worst.alone == pytest.approx(total / (2 * 2 * 9), rel=1e-3)
+    assert f"divergence 0.00000 -> {found.quantized_metric:.5f}" in str(found)
+    plain = octavo.sensitivity(
+        model,
+        data=data,
+        scope="modules",
+        mode="weight_only",
+        metric="top1",
+        exact=False,
+        progress=False,
+    )
+    assert plain.metric == "top1"
+    assert plain.float_metric is not None

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from octavo.graph.graph import Ref
 from octavo.numerics.octavo_operators import dequantize, quantize
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import operations
-from octavo.runtimes.native.operations import Combination, Pooled
-from octavo.runtimes.native.program import Program
+from octavo.runtimes.native.operations import Calculation, Combination, Pooled
+from octavo.runtimes.native.program import Line, Program
 from octavo.runtimes.native.windows import Windows
 
 pytestmark = pytest.mark.usefixtures("instruction_set")
@@ -87,6 +88,57 @@ def test_sums_and_products_broadcast(sizes, one, two, out, combination, data):
     x, y = floats(a, one), floats(b, two)
     wanted = stored(x + y if combination is Combination.ADD else x * y, out)
     assert is_near(result, wanted, equal=0.9)
+
+
+FUNCTIONS = {
+    Calculation.SUM: torch.add,
+    Calculation.DIFFERENCE: torch.sub,
+    Calculation.PRODUCT: torch.mul,
+    Calculation.QUOTIENT: torch.div,
+}
+
+
+@given(SIZES, st.sampled_from(list(Calculation)), st.data())
+@settings(max_examples=40)
+def test_floats_are_calculated_with(sizes, calculation, data):
+    kept = data.draw(st.tuples(*[st.booleans()] * 4))
+    a, b = torch.randn(sizes), torch.rand([n if k else 1 for n, k in zip(sizes, kept, strict=True)])
+    if data.draw(st.booleans()):
+        a = a.contiguous(memory_format=torch.channels_last)
+    if data.draw(st.booleans()):
+        a, b = b, a.abs() + 1
+    result = Program.of(operations.Arithmetic(calculation), 2)(a, b)
+    torch.testing.assert_close(result, FUNCTIONS[calculation](a, b), rtol=1e-6, atol=0)
+
+
+def test_values_of_many_axes_are_one_row():
+    out, x = Integers(0.02, 120, 0, 255, torch.uint8), torch.randn(2, 3, 2, 4, 2, 5)
+    for read in (x, x.transpose(1, 3), x[:, :1].expand_as(x)):
+        result = Program.of(operations.Quantize(out, rows=True), 1)(read)
+        assert torch.equal(result, stored(read, out))
+        total = Program.of(operations.Arithmetic(Calculation.SUM), 2)(read, read[..., :1])
+        assert torch.equal(total, read + read[..., :1])
+
+
+def test_rows_stay_where_they_are():
+    out, x = Integers(0.02, 120, 0, 255, torch.uint8), torch.randn(5, 2, 8).transpose(0, 1)
+    result = Program.of(operations.Quantize(out, rows=True), 1)(x)
+    assert result.stride() == x.stride()
+    assert torch.equal(result, stored(x, out))
+
+
+def test_parts_are_looked_at():
+    x = torch.randn(2, 3, 8)
+    lines = (
+        Line("parts", operations.Look(torch.split, (Ref("n"), -1), ("n",)), ("x", "n")),
+        Line("one", operations.Item(1), ("parts",)),
+        Line("q", operations.Quantize(Integers(0.02, 120, 0, 255, torch.uint8)), ("one",)),
+    )
+    whole = Program(lines, ("x", "n"), ("q", "one"))
+    for size in (3, 4):
+        q, one = whole(x, size)
+        assert torch.equal(one, x.split(size, -1)[1])
+        assert torch.equal(q, stored(one, lines[2].operation.out))
 
 
 @given(SIZES)

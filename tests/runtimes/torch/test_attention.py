@@ -55,7 +55,7 @@ def test_attention_is_the_oracles(monkeypatch, settings, with_kernels):
     torch.manual_seed(0)
     x = torch.randn(2, 12, 32)
     q = quantized(Attention(**settings).eval(), x)
-    assert kernel_of(q.lowered) == ("octavo.attention" if with_kernels else library.MISSING)
+    assert kernel_of(q.lowered) == ("native.attention" if with_kernels else library.MISSING)
     for length in (1, 12, 40):
         y = torch.randn(2, length, 32)
         assert sqnr_db(q.lower("reference")(y), q(y)) > 45
@@ -68,8 +68,19 @@ def test_masks_of_both_kinds_are_read():
     x, seen = torch.randn(2, 12, 32), torch.rand(2, 1, 12, 12) < 0.7
     for mask in (seen, torch.randn(2, 1, 12, 12)):
         q = quantized(Attention().eval(), x, mask=mask)
-        assert kernel_of(q.lowered) == "octavo.attention"
+        assert kernel_of(q.lowered) == "native.attention"
         assert sqnr_db(q.lower("reference")(x, mask), q(x, mask)) > 45
+
+
+def test_without_programs_it_is_a_call_of_its_own():
+    if library.obstacle():
+        pytest.skip(library.obstacle())
+    torch.manual_seed(0)
+    x = torch.randn(1, 12, 32)
+    q = quantized(Attention().eval(), x)
+    alone = lower_to(q.graph, "python", programs=False)
+    assert kernel_of(alone) == "octavo.attention"
+    assert sqnr_db(q.lower("reference")(x), alone.run(x)[0]) > 45
 
 
 def test_more_keys_than_the_kernel_takes_are_computed_in_float(monkeypatch):
@@ -81,7 +92,7 @@ def test_more_keys_than_the_kernel_takes_are_computed_in_float(monkeypatch):
     expected = q(x)
     monkeypatch.setattr(attention, "MOST_SOURCES", 11)
     monkeypatch.setattr(attention, "attention_of_integers", None)
-    assert sqnr_db(expected, q(x)) > 45
+    assert sqnr_db(expected, lower_to(q.graph, "python", programs=False).run(x)[0]) > 45
 
 
 def test_a_package_says_that_it_has_no_kernel():

@@ -29,7 +29,10 @@ class Heads(nn.Module):
 
 def quantized(mode: str, attends: bool = True) -> tuple[octavo.QuantizedModel, torch.Tensor]:
     model, x = Heads(attends).eval(), torch.randn(4, 6, 16)
-    return octavo.quantize(model, calibration=[x], mode=mode, target=TARGET), x
+    floats = octavo.QConfigMapping()
+    if attends:
+        floats.set_object_type("scaled_dot_product_attention", None)
+    return octavo.quantize(model, calibration=[x], mode=mode, qconfig=floats, target=TARGET), x
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])

@@ -7,6 +7,7 @@ quantized, and all but this one.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,12 @@ from octavo.display import Result, Table, track
 from octavo.errors import InputError, OctavoError
 from octavo.flow.running import Source
 from octavo.flow.settings import ONLY, SCOPE, Only, Settings, default_mode, scope_of
-from octavo.graph.batches import Batch, Signature, split_batch
+from octavo.graph.batches import Batch, Signature, peek, split_batch
 from octavo.measuring.engines import Workers, opened, require
 from octavo.measuring.layers.studies import Studied, Wanted, study_of, study_of_modules
 from octavo.measuring.layers.study import Sums
 from octavo.measuring.metrics import Metric
-from octavo.measuring.next_tokens import judged
+from octavo.measuring.next_tokens import Divergence, is_causal, judged, with_next_token_loss
 from octavo.model.kinds import require_float
 from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of
@@ -88,7 +89,8 @@ class Sensitivity(Result):
     def _title(self) -> str:
         title = f"Sensitivity of {len(self.layers)} layers, {self.samples} samples"
         if self.float_metric is not None and self.quantized_metric is not None:
-            title += f"; {self.metric} {self.float_metric:.2f} -> {self.quantized_metric:.2f}"
+            before, after = map(self._metric, (self.float_metric, self.quantized_metric))
+            title += f"; {self.metric} {before} -> {after}"
         return title if self.complete else f"{title} (interrupted)"
 
     def _columns(self) -> tuple[str, ...]:
@@ -100,9 +102,17 @@ class Sensitivity(Result):
         )
 
     def _cells(self, layer: LayerSensitivity) -> tuple[str, ...]:
-        numbers = (layer.estimate_db, layer.alone_db, layer.alone, layer.without_db, layer.without)
-        cells = ("" if number is None else f"{number:.2f}" for number in numbers)
-        return (layer.layer, *cells)[: len(self._columns())]
+        pairs = ((layer.alone_db, layer.alone), (layer.without_db, layer.without))
+        cells = (cell for db, metric in pairs for cell in (_decibels(db), self._metric(metric)))
+        return (layer.layer, _decibels(layer.estimate_db), *cells)[: len(self._columns())]
+
+    def _metric(self, value: float | None) -> str:
+        digits = 5 if self.metric == Divergence.name else 2
+        return "" if value is None else f"{value:.{digits}f}"
+
+
+def _decibels(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 SENSITIVITY = of(Sensitivity, way_out="octavo.sensitivity returns one")
@@ -136,7 +146,10 @@ def sensitivity(
         model: as for `octavo.quantize`, and so are ``example_inputs``, ``calibration``, ``mode``,
             ``qconfig``, ``target``, ``inputs``, ``weights`` and ``bias_correction``.
         data: batches to measure on, with labels if there is a metric.
-        metric: as for `octavo.compare`; top-1 where the labels allow it.
+        metric: as for `octavo.compare`; top-1 where the labels allow it. Or ``"divergence"``, of
+            the distributions of the next token (of classes, where it is no language model) from
+            those of the float model, by which layers are listed then; it is what causal language
+            models get with ``scope="modules"``, where none is given.
         exact: measure each layer alone, and all but each, too; else the estimate is all.
         seed: of the directions that the estimate probes.
         engine: ``"ray"`` spreads the batches over a Ray cluster, or over one that is started on
@@ -164,6 +177,13 @@ def sensitivity(
     optional(ONLY, only=only)
     require(engine)
     signature = Signature.of(model)
+    if scope == "modules":
+        first, data = peek(data, 1)
+        for batch in first:
+            call = split_batch(batch, signature, inputs)
+            signature = with_next_token_loss(model, signature, call.beside(model))
+        if metric is None and is_causal(signature):
+            metric = Divergence.name
     wanted = Wanted(metric, exact, seed)
     settings = Settings(
         target,
@@ -245,7 +265,10 @@ def _result(study: Studied, sums: Sums, complete: bool) -> Sensitivity:
                 without.value(),
             )
         )
-    layers.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
+    if sums.alone.base.name == Divergence.name and study.exact:
+        layers.sort(key=lambda s: -math.inf if s.alone is None else s.alone, reverse=True)
+    else:
+        layers.sort(key=lambda s: s.estimate_db if s.alone_db is None else s.alone_db)
     return Sensitivity(
         tuple(layers),
         sums.alone.base.name,

@@ -24,6 +24,7 @@ from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.estimate import Estimate
 from octavo.measuring.layers.variants import Base, Variant, all_but, by_itself, layers_of, only
 from octavo.measuring.metrics import Likeness, Metric, TopK, metric_factory
+from octavo.measuring.next_tokens import Divergence
 from octavo.quantization.calibrate import Calibrated
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import Plan
@@ -41,7 +42,8 @@ class Score:
 
     def __init__(self, metric: str | Metric | None) -> None:
         self.likeness, self.is_alike = Likeness(), True
-        self._metric = metric_factory(metric)()
+        of_tokens = metric == Divergence.name
+        self._metric = Divergence() if of_tokens else metric_factory(metric)()
         self._calls: list[tuple[Any, Any]] = []  # for a metric of the whole set
 
     @property
@@ -54,7 +56,9 @@ class Score:
             self.likeness.update(exact, outputs)
         except InputError:
             self.is_alike = False
-        if isinstance(self._metric, TopK):
+        if isinstance(self._metric, Divergence):
+            self._metric.update(exact, outputs, labels)
+        elif isinstance(self._metric, TopK):
             self._metric.update(outputs, labels)
         else:
             self._calls.append((outputs, labels))
@@ -64,7 +68,9 @@ class Score:
         self.likeness.add(other.likeness)
         self.is_alike &= other.is_alike
         self._calls += other._calls
-        if isinstance(self._metric, TopK) and isinstance(other._metric, TopK):
+        if isinstance(self._metric, Divergence) and isinstance(other._metric, Divergence):
+            self._metric.add(other._metric)
+        elif isinstance(self._metric, TopK) and isinstance(other._metric, TopK):
             self._metric.right += other._metric.right
             self._metric.total += other._metric.total
             self._metric.problem = self._metric.problem or other._metric.problem
@@ -77,8 +83,9 @@ class Score:
     def value(self) -> float | None:
         """The metric, where it can be had."""
         calls, self._calls = self._calls, []
-        for outputs, labels in calls:
-            self._metric.update(outputs, labels)
+        if not isinstance(self._metric, Divergence):
+            for outputs, labels in calls:
+                self._metric.update(outputs, labels)
         return self._metric.value()
 
 

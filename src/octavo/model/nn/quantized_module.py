@@ -29,11 +29,8 @@ from octavo.quantization.qconfig import QConfig, QSpec
 from octavo.quantization.targets import target as target_named
 from octavo.quantization.weights import qparams_of_weight
 
-_MADE = (
-    "_ready",
-    "_products",
-    "_without_values",
-)  # of the tensors, at the first call; a copy makes its own
+# Of the tensors, at the first call; a copy makes its own.
+_MADE = ("_ready", "_packed", "_products", "_without_values")
 
 
 class QuantizedModule(nn.Module):

@@ -1,11 +1,13 @@
 """LSTM, GRU, RNN and their cells: weights in integers, the input rounded at each call if dynamic.
 
-Tensors go through the kernels of the runtimes, a cell as a layer of one step. A packed sequence
-goes through torch's own kernels, with weights that are floats for as long as the call takes.
+Tensors go through the kernels of the runtimes, a cell as a layer of one step. Packed sequences go
+through Octavo's own kernel; what it does not run, and what has a NaN in it, through torch's, with
+weights that are floats for as long as the call takes.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from octavo.errors import InputError
+from octavo.errors import InputError, warn_user
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.model.nn.dequantizing import Dequantizing
 from octavo.model.nn.one_operator import OneOperator
+from octavo.model.nn.packed_sequences import PackedSequences
+from octavo.model.packed_buffers import let_go
+from octavo.numerics.sqnr import sqnr_db
 
 _EXAMPLE = (2, 3)  # batch and steps on which a runtime is compared
+_NEAR_DB = 25.0  # of a kernel that rounds states to 8 bits; one that is wrong is far below
 
 
 class Recurrent(OneOperator, Dequantizing):
@@ -29,6 +35,7 @@ class Recurrent(OneOperator, Dequantizing):
     input_size: int
     hidden_size: int
     nonlinearity: str
+    _packed: tuple[PackedSequences | None] | None = None  # made at the first that comes
 
     @property
     def layer_operator(self) -> str:
@@ -99,14 +106,68 @@ class Recurrent(OneOperator, Dequantizing):
         given = [states] if isinstance(states, Tensor) else states
         if given is None:
             given = [x.new_zeros(n, len(x), size) for n, size in self.state_shapes]
-        shapes = [(n, len(x), size) for n, size in self.state_shapes]
+        self._check_states(given, [(n, len(x), size) for n, size in self.state_shapes], x)
+        return self.results(x.contiguous(), *(state.float().contiguous() for state in given))
+
+    def packed(self, x: PackedSequence, states: Any) -> Any:
+        """What the float layer returns for packed sequences.
+
+        Raises:
+            InputError: the sequences or the states are of other sizes.
+        """
+        floats = self.floats_of(x.data, (2,), f"[values, {self.input_size}]")
+        if self._packed is None:
+            self._packed = self._made_ready_for_packed()
+        kernel = self._packed[0]
+        if kernel is None or not math.isfinite(floats.sum()):
+            return self.torchs(x, states)
+        batch = int(x.batch_sizes[0])
+        given = [states] if isinstance(states, Tensor) else states
+        shapes = [(n, batch, size) for n, size in self.state_shapes]
+        if given is None:
+            given = [floats.new_zeros(shape) for shape in shapes]
+        self._check_states(given, shapes, floats)
+        data, *ends = kernel(x._replace(data=floats), [state.float() for state in given])
+        ends = [end.to(x.data.dtype) for end in ends]
+        return x._replace(data=data.to(x.data.dtype)), ends[0] if len(ends) == 1 else tuple(ends)
+
+    def _made_ready_for_packed(self) -> tuple[PackedSequences | None]:
+        """With no kernel where there is none, or where it does not agree with torch's."""
+        kernel = None if self._is_shared else PackedSequences.of(self, self.layer_operator)
+        if kernel is None:
+            return (None,)
+        generator = torch.Generator().manual_seed(0)
+        data = torch.randn(6, self.input_size, generator=generator)
+        sample = PackedSequence(data, torch.tensor([3, 2, 1]), None, None)
+        states = [torch.zeros(n, 3, size) for n, size in self.state_shapes]
+        wanted = self.torchs(sample, states[0] if len(states) == 1 else tuple(states))[0].data
+        off = (wanted - kernel(sample, states)[0]).square().sum()
+        agreement = sqnr_db(float(wanted.square().sum()), float(off))
+        if agreement < _NEAR_DB:
+            warn_user(
+                f"a {self._get_name()} runs packed sequences in float: Octavo's own kernel is "
+                f"{agreement:.0f} dB from torch's here"
+            )
+            return (None,)
+        let_go(self, kernel.held)
+        return (kernel,)
+
+    def forget(self) -> None:
+        super().forget()
+        self._packed = None
+
+    def _check_states(self, given: Any, shapes: list[tuple[int, int, int]], x: Tensor) -> None:
+        """See that the input and the states have the sizes that they should have.
+
+        Raises:
+            InputError: they have not.
+        """
         if x.shape[-1] != self.input_size or [tuple(state.shape) for state in given] != shapes:
             raise InputError(
                 f"a {self._get_name()} of {self.input_size} inputs takes states {shapes} for an "
                 f"input {list(x.shape)} [batch, steps, inputs], not "
                 f"{[tuple(state.shape) for state in given]}"
             )
-        return self.results(x.contiguous(), *(state.float().contiguous() for state in given))
 
     def torchs(self, x: PackedSequence, states: Any) -> Any:
         """What the float layer makes of a packed sequence, of the rounded weights."""
@@ -135,7 +196,7 @@ class _Layer(Recurrent):
 
     def compute(self, input: Any, hx: Any = None) -> Any:
         if isinstance(input, PackedSequence):
-            return self.torchs(input, hx)
+            return self.packed(input, hx)
         batched, dtype = input.dim() == 3, input.dtype
         axes = "batch, steps" if self.batch_first else "steps, batch"
         x = self.floats_of(input, (2, 3), f"[{axes}, {self.input_size}]")

@@ -89,12 +89,14 @@ def half_quadratic(
     for _ in range(rounds + 1):
         q = quantize(x, scale, zero, scheme.qmin, scheme.qmax)
         error = x - dequantize(q, scale, zero)
-        cost = error.abs().pow(power).sum(1, keepdim=True)
+        size = error.abs().clamp_(min=_SMALLEST)
+        pull = size.pow(power - 1)
+        cost = (size * pull).sum(1, keepdim=True)
         better = cost < least
         least = torch.where(better, cost, least)
         best_scale = torch.where(better, scale, best_scale)
         best_zero = torch.where(better, zero, best_zero)
-        wanted = x - shrunk(error, power, beta)
+        wanted = x - error.sign() * (size - pull / beta).clamp_(min=0)
         if not scheme.symmetric:
             zero = (q - wanted / scale).mean(1, keepdim=True)
             zero = zero.round().clamp(scheme.qmin, scheme.qmax)
@@ -105,9 +107,3 @@ def half_quadratic(
         beta *= _GROWTH
     zero_point = best_zero.reshape(shape).to(torch.int32)
     return QParams((best_scale * first).reshape(shape), zero_point, scheme)
-
-
-def shrunk(error: Tensor, power: float, beta: float) -> Tensor:
-    """The minimum over ``e`` of ``|e|^power + beta / 2 (e - error)^2``, nearly: equation 5."""
-    size = error.abs()
-    return error.sign() * (size - size.clamp(min=_SMALLEST).pow(power - 1) / beta).clamp(min=0)

@@ -17,10 +17,12 @@ from octavo.numerics.native.library import library
 
 MOST_SOURCES = 2**16  # so that sums of integers fit into 32 bits
 MOST_LEVELS = 255
-_NO_MASK, _BOOLEAN, _ADDED = range(3)
+NO_MASK, BOOLEAN, ADDED = range(3)
 
 
-class _Heads(ctypes.Structure):
+class HeadsStruct(ctypes.Structure):
+    """``octavo_heads``."""
+
     _fields_ = (
         ("values", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch_stride", "head_stride", "row_stride")),
@@ -29,14 +31,16 @@ class _Heads(ctypes.Structure):
     )
 
 
-class _Call(ctypes.Structure):
+class AttentionStruct(ctypes.Structure):
+    """``octavo_attention_call`` of native/octavo.h."""
+
     _fields_ = (
         *(
             (name, ctypes.c_int64)
             for name in ("batch", "heads", "shared_heads", "targets", "sources", "channels")
         ),
         ("value_channels", ctypes.c_int64),
-        *((name, _Heads) for name in ("q", "k", "v")),
+        *((name, HeadsStruct) for name in ("q", "k", "v")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("levels", "causal", "mask_kind")),
         ("mask", ctypes.c_void_p),
@@ -45,6 +49,8 @@ class _Call(ctypes.Structure):
         *((f"out_{name}_stride", ctypes.c_int64) for name in ("batch", "head", "row")),
         ("out_scale", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("out_zero_point", "out_low", "out_high")),
+        ("workers", ctypes.c_int64),
+        ("memory", ctypes.c_void_p),
     )
 
 
@@ -86,7 +92,7 @@ def attention_of_integers(
     sources, value_channels = v.shape[-2:]
     kind, seen = _mask_of(mask, (*lead, heads, targets, sources))
     out_scale, *integers = out or (0.0, 0, 0, 0)
-    call = _Call(
+    call = AttentionStruct(
         batch,
         heads,
         shared,
@@ -95,7 +101,7 @@ def attention_of_integers(
         channels,
         value_channels,
         *(
-            _Heads(t.data_ptr(), *t.stride()[:3], own, zero_point)
+            HeadsStruct(t.data_ptr(), *t.stride()[:3], own, zero_point)
             for t, own, zero_point in zip(wide, scales, zero_points, strict=True)
         ),
         channels**-0.5 if scale is None else scale,
@@ -115,6 +121,14 @@ def attention_of_integers(
     ):
         raise MemoryError(f"attention found no memory for its {sources} keys and values")
     return result.reshape(*lead, heads, targets, value_channels)[(0,) * (3 - q.dim())]
+
+
+def memory_of(call: AttentionStruct) -> int:
+    """Bytes that a call with so many workers needs for itself."""
+    loaded = library()
+    assert loaded is not None
+    loaded.octavo_attention_memory.restype = ctypes.c_int64
+    return int(loaded.octavo_attention_memory(ctypes.byref(call)))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, levels: int) -> None:
@@ -147,11 +161,11 @@ def _with_heads(t: Tensor, lead: Sequence[int], heads: int) -> Tensor:
 def _mask_of(mask: Tensor | None, shape: tuple[int, ...]) -> tuple[int, Tensor | None]:
     """What kind of mask it is, and it as ``[batch, heads, targets, sources]``."""
     if mask is None:
-        return _NO_MASK, None
+        return NO_MASK, None
     mask = mask if mask.dtype == torch.bool else mask.to(torch.float32)
     if mask.stride(-1) != 1 or mask.shape[-1] != shape[-1]:
         mask = mask.expand(*mask.shape[:-1], shape[-1]).contiguous()
-    kind = _BOOLEAN if mask.dtype == torch.bool else _ADDED
+    kind = BOOLEAN if mask.dtype == torch.bool else ADDED
     return kind, mask.expand(shape).reshape(-1, *shape[-3:])
 
 

@@ -15,7 +15,9 @@ from octavo.numerics.native.library import library
 KINDS = {"layer_norm": 0, "rms_norm": 1, "softmax": 2}  # as native/octavo.h counts them
 
 
-class _Call(ctypes.Structure):
+class NormalizationStruct(ctypes.Structure):
+    """``octavo_normalization`` of native/octavo.h."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("count", "columns")),
         *((name, ctypes.c_int32) for name in ("kind", "x_zero_point")),
@@ -24,6 +26,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("addend", "weight", "bias", "out", "rounded")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_int32) for name in ("zero_point", "low", "high")),
+        ("scratch", ctypes.c_void_p),
     )
 
 
@@ -62,7 +65,7 @@ def normalize(
     results = _results(x, floats, out)
     x_scale, x_zero_point = source or (0.0, 0)
     scale, *integers = out or (0.0, 0, 0, 0)
-    call = _Call(
+    call = NormalizationStruct(
         x.numel() // columns,
         columns,
         KINDS[kind],

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.graph.graph import map_refs
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import structs
 from octavo.runtimes.native.convolution import Convolution, ShapeStruct, chunks, scratch_size
@@ -32,7 +33,7 @@ class Layer(Operation):
     rows: bool = False
 
     def plan(self, planner: Planner, *values: Value) -> Value:
-        order = range(values[0].tensor.dim()) if self.rows else CHANNELS_LAST
+        order = order_of_rows(values[0]) if self.rows else CHANNELS_LAST
         x, *addends = (planner.laid(value, order) for value in values)
         image, sizes = self._sizes(x)
         if any(addend.sizes != sizes for addend in addends):
@@ -42,8 +43,9 @@ class Layer(Operation):
         if y.tensor.numel():
             step = self.convolution.struct(*image)
             parts = chunks(step, planner.threads)
-            scratch = planner.scratch(scratch_size(step, parts))
-            planner.step(Kind.CONVOLVE, step, x, y, next(iter(addends), None), scratch, parts)
+            makes = {"y": y, "scratch": planner.memory(scratch_size(step, parts))}
+            reads = {"x": x, **dict(zip(("epilogue.addend",), addends, strict=False))}
+            planner.step(Kind.CONVOLVE, step, reads, makes, parts)
         return y
 
     def _sizes(self, x: Value) -> tuple[tuple[int, int, int], tuple[int, ...]]:
@@ -78,15 +80,15 @@ class Quantize(Operation):
 
     def plan(self, planner: Planner, *values: Value) -> Value:
         (x,) = values
-        order = range(x.tensor.dim()) if self.rows else _usual_order(x.tensor.dim())
+        order = order_of_rows(x) if self.rows else _usual_order(x.tensor.dim())
         y = planner.new(x.sizes, torch.uint8, order)
-        sizes, strides = _in_four(x.tensor, order)
+        sizes, (x,), (strides,) = _in_four(planner, y, x)
         arguments = structs.Quantize(
             shape=ShapeStruct(*sizes),
             x_strides=structs.strides_of(strides),
             out=IntegersStruct.of(self.out),
         )
-        planner.step(Kind.QUANTIZE, arguments, x, y)
+        planner.step(Kind.QUANTIZE, arguments, {"x": x}, {"y": y})
         return y
 
 
@@ -100,7 +102,8 @@ class Dequantize(Operation):
         x, order = _in_a_row(planner, values[0])
         y = planner.new(x.sizes, torch.float32, order)
         of = IntegersStruct.of(self.source)
-        planner.step(Kind.DEQUANTIZE, structs.Dequantize(count=x.tensor.numel(), in_=of), x, y)
+        arguments = structs.Dequantize(count=x.tensor.numel(), in_=of)
+        planner.step(Kind.DEQUANTIZE, arguments, {"x": x}, {"y": y})
         return y
 
 
@@ -114,7 +117,7 @@ class LookUp(Operation):
         x, order = _in_a_row(planner, values[0])
         y = planner.new(x.sizes, torch.uint8, order)
         arguments = structs.LookUp(count=x.tensor.numel(), table=self.table.data_ptr())
-        planner.step(Kind.LOOK_UP, arguments, x, y)
+        planner.step(Kind.LOOK_UP, arguments, {"x": x}, {"y": y})
         return y
 
 
@@ -127,7 +130,7 @@ class Combination(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Binary(Operation):
-    """Sum or product of two tensors of up to four axes, either of which may be broadcast."""
+    """Sum or product of two tensors, either of which may be broadcast."""
 
     combination: Combination
     one: Integers
@@ -135,21 +138,46 @@ class Binary(Operation):
     out: Integers
 
     def plan(self, planner: Planner, *values: Value) -> Value:
-        sizes = torch.broadcast_shapes(*(value.sizes for value in values))
-        whole = next((value for value in values if value.sizes == sizes), None)
-        order = _order_of(whole) if whole is not None else _usual_order(len(sizes))
-        y = planner.new(sizes, torch.uint8, order)
-        (_, one), (_, other) = (_in_four(v.tensor.expand(sizes), order) for v in values)
+        y = _result_of_two(planner, values, torch.uint8)
+        sizes, (one, other), (x_strides, other_strides) = _in_four(planner, y, *values)
         arguments = structs.Binary(
-            shape=ShapeStruct(*_in_four(y.tensor, order)[0]),
-            x_strides=structs.strides_of(one),
-            other_strides=structs.strides_of(other),
+            shape=ShapeStruct(*sizes),
+            x_strides=structs.strides_of(x_strides),
+            other_strides=structs.strides_of(other_strides),
             operation=self.combination,
             x_integers=IntegersStruct.of(self.one),
             other_integers=IntegersStruct.of(self.other),
             out=IntegersStruct.of(self.out),
         )
-        planner.step(Kind.COMBINE, arguments, values[0], y, other=values[1])
+        planner.step(Kind.COMBINE, arguments, {"x": one, "other": other}, {"y": y})
+        return y
+
+
+class Calculation(IntEnum):
+    """What is made of two floats."""
+
+    SUM = 0
+    DIFFERENCE = 1
+    PRODUCT = 2
+    QUOTIENT = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Arithmetic(Operation):
+    """Of two tensors in float32, either of which may be broadcast."""
+
+    calculation: Calculation
+
+    def plan(self, planner: Planner, *values: Value) -> Value:
+        y = _result_of_two(planner, values, torch.float32)
+        sizes, (one, other), (x_strides, other_strides) = _in_four(planner, y, *values)
+        arguments = structs.Arithmetic(
+            shape=ShapeStruct(*sizes),
+            x_strides=structs.strides_of(x_strides),
+            other_strides=structs.strides_of(other_strides),
+            operation=self.calculation,
+        )
+        planner.step(Kind.CALCULATE, arguments, {"x": one, "other": other}, {"y": y})
         return y
 
 
@@ -177,19 +205,40 @@ class Concatenate(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Look(Operation):
-    """Another look at the same values: what ``function`` makes of a tensor is a view of it."""
+    """Another look at the same values: what ``function`` makes of a tensor is a view, or several.
+
+    Attributes:
+        args: behind the tensor; a `Ref` is a number that is read.
+        numbers: the names of these, in the order in which they are read.
+    """
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
+    numbers: tuple[str, ...] = ()
 
-    def plan(self, planner: Planner, *values: Value) -> Value:
-        (x,) = values
-        seen = self.function(x.tensor, *self.args)
-        if seen.untyped_storage()._cdata != x.tensor.untyped_storage()._cdata:
+    def plan(self, planner: Planner, *values: Any) -> Any:
+        x, *numbers = values
+        known = dict(zip(self.numbers, numbers, strict=True))
+        args = map_refs(self.args, lambda ref: known[ref.name])
+        seen = self.function(x.tensor, *args)
+        first = seen if isinstance(seen, Tensor) else seen[0]
+        if first.untyped_storage()._cdata != x.tensor.untyped_storage()._cdata:
             # It would have copied, in the order in which the axes are counted.
             x = planner.laid(x, range(x.tensor.dim()))
-            seen = self.function(x.tensor, *self.args)
-        return Value(seen, x.buffer)
+            seen = self.function(x.tensor, *args)
+        if isinstance(seen, Tensor):
+            return Value(seen, x.buffer)
+        return tuple(Value(part, x.buffer) for part in seen)
+
+
+@dataclass(frozen=True, eq=False)
+class Item(Operation):
+    """One of several."""
+
+    index: int
+
+    def plan(self, planner: Planner, *values: Any) -> Any:
+        return values[0][self.index]
 
 
 class Pooled(IntEnum):
@@ -224,7 +273,7 @@ class Pool(Operation):
             in_integers=IntegersStruct.of(self.source),
             out_integers=IntegersStruct.of(self.out),
         )
-        planner.step(Kind.POOL, arguments, x, y)
+        planner.step(Kind.POOL, arguments, {"x": x}, {"y": y})
         return y
 
 
@@ -264,7 +313,7 @@ class Mean(Operation):
             in_integers=IntegersStruct.of(self.source),
             out_integers=IntegersStruct.of(self.out),
         )
-        planner.step(Kind.POOL, arguments, x, y)
+        planner.step(Kind.POOL, arguments, {"x": x}, {"y": y})
         return y
 
 
@@ -274,9 +323,15 @@ def _usual_order(rank: int) -> Sequence[int]:
 
 def _order_of(value: Value) -> Sequence[int]:
     """The order in which values lie in one row; the usual one where they do not."""
-    rank = value.tensor.dim()
-    orders: list[Sequence[int]] = [_usual_order(rank), range(rank)]
-    return next((order for order in orders if value.lies_in(order)), orders[0])
+    return value.order or _usual_order(value.tensor.dim())
+
+
+def order_of_rows(value: Value, axes: int = 1) -> Sequence[int]:
+    """The order in which rows lie, each over so many axes at the end; as counted where they do not
+    lie beside each other.
+    """
+    usual, order = tuple(range(value.tensor.dim())), value.order
+    return order if order and order[-axes:] == usual[-axes:] else usual
 
 
 def _in_a_row(planner: Planner, value: Value) -> tuple[Value, Sequence[int]]:
@@ -284,8 +339,28 @@ def _in_a_row(planner: Planner, value: Value) -> tuple[Value, Sequence[int]]:
     return planner.laid(value, order), order
 
 
-def _in_four(tensor: Tensor, order: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Sizes and strides of four axes, in this order, those in front that are missing of size 1."""
-    missing = 4 - tensor.dim()
-    sizes = [1] * missing + [tensor.shape[axis] for axis in order]
-    return sizes, [0] * missing + [tensor.stride(axis) for axis in order]
+def _result_of_two(planner: Planner, values: Sequence[Value], dtype: torch.dtype) -> Value:
+    """Memory for what is made of two tensors, in the order of one that is as large."""
+    sizes = torch.broadcast_shapes(*(value.sizes for value in values))
+    whole = next((value for value in values if value.sizes == sizes), None)
+    return planner.new(
+        sizes, dtype, _usual_order(len(sizes)) if whole is None else _order_of(whole)
+    )
+
+
+def _in_four(
+    planner: Planner, y: Value, *xs: Value
+) -> tuple[list[int], tuple[Value, ...], list[list[int]]]:
+    """Sizes of four axes in the order of ``y``, and what is read, repeated to its sizes, with the
+    strides of these axes. Those in front that are missing have the size 1; where there are more,
+    all is one row.
+    """
+    order, rank = _order_of(y), y.tensor.dim()
+    read = [Value(x.tensor.expand(y.sizes), x.buffer) for x in xs]
+    if rank > 4:
+        dense = tuple(planner.laid(x, order) for x in read)
+        return [1, 1, 1, y.tensor.numel()], dense, [[0, 0, 0, 1]] * len(dense)
+    missing = 4 - rank
+    sizes = [1] * missing + [y.tensor.shape[axis] for axis in order]
+    strides = [[0] * missing + [x.tensor.stride(axis) for axis in order] for x in read]
+    return sizes, tuple(read), strides

@@ -9,9 +9,11 @@ Tested in tests/runtimes/native/test_program.py.
 from __future__ import annotations
 
 import ctypes
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,6 +45,30 @@ class Value:
     def sizes(self) -> tuple[int, ...]:
         return tuple(self.tensor.shape)
 
+    @property
+    def order(self) -> tuple[int, ...] | None:
+        """The axes from the slowest, where values stand beside each other in some order."""
+        strides, sizes = self.tensor.stride(), self.tensor.shape
+        # Axes of one value stand where they are counted, if that is as good as elsewhere.
+        found = sorted(range(len(sizes)), key=lambda axis: -strides[axis] * (sizes[axis] != 1))
+        usual = tuple(range(len(sizes)))
+        return next((o for o in (usual, tuple(found)) if self.lies_in(o)), None)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its memory, in some order."""
+        held = self.tensor.untyped_storage().nbytes()
+        return self.tensor.nbytes == held and self.order is not None
+
+    def lies_as(self, other: Value) -> bool:
+        """Whether each value stands where the one of the same index does, counted in values."""
+        return self.sizes == other.sizes and all(
+            size == 1 or one == two
+            for size, one, two in zip(
+                self.sizes, self.tensor.stride(), other.tensor.stride(), strict=True
+            )
+        )
+
     def lies_in(self, order: Sequence[int]) -> bool:
         """Whether values stand beside each other, with the axes in this order."""
         expected = 1
@@ -62,30 +88,44 @@ class _Buffer:
     """
 
     bytes: int
-    first: int
-    last: int
+    first: int = sys.maxsize
+    last: int = -1
     base: int | None = None
     made_as: Tensor | None = None
     offset: int = 0
 
 
 @dataclass(frozen=True)
-class _Step:
+class PlannedStep:
+    """A step before its values have places.
+
+    Attributes:
+        arguments: the struct of its kind, without pointers to values.
+        reads, makes: pointers of that struct, a dot in front of those of a struct within, and what
+            they point to.
+        chunks: into how many it is cut.
+    """
+
     kind: Kind
     arguments: ctypes.Structure
-    x: Value
-    y: Value
-    other: Value | None
-    scratch: int | None  # a buffer
+    reads: Mapping[str, Value]
+    makes: Mapping[str, Value]
     chunks: int
+
+    @property
+    def values(self) -> Iterator[tuple[str, Value]]:
+        yield from self.reads.items()
+        yield from self.makes.items()
 
 
 class Operation(ABC):
     """What a program does at one place, as data; sizes are found when they are known."""
 
     @abstractmethod
-    def plan(self, planner: Planner, *values: Value) -> Value:
+    def plan(self, planner: Planner, *values: Any) -> Any:
         """Append steps that make the result of values.
+
+        Each is a `Value`, or a number, or a tuple of these; and so is the result.
 
         Raises:
             RuntimeError: sizes do not fit each other.
@@ -98,17 +138,18 @@ class Planner:
 
     Attributes:
         threads: of a call.
+        steps: what was planned so far.
     """
 
     threads: int
+    steps: list[PlannedStep] = field(default_factory=list)
     _buffers: list[_Buffer] = field(default_factory=list)
-    _steps: list[_Step] = field(default_factory=list)
 
     def given(self, tensor: Tensor) -> Value:
         """A value that the caller gives: the next address of a call."""
         like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
         base = 1 + sum(buffer.base is not None for buffer in self._buffers)
-        self._buffers.append(_Buffer(0, 0, 0, base))
+        self._buffers.append(_Buffer(0, base=base))
         return Value(like, len(self._buffers) - 1)
 
     def new(self, sizes: Sequence[int], dtype: torch.dtype, order: Sequence[int]) -> Value:
@@ -118,41 +159,37 @@ class Planner:
             strides[axis] = stride
             stride *= max(1, sizes[axis])
         tensor = torch.empty_strided(tuple(sizes), strides, dtype=dtype, device="meta")
-        now = len(self._steps)
-        self._buffers.append(_Buffer(tensor.nbytes, now, now, made_as=tensor))
+        self._buffers.append(_Buffer(tensor.nbytes, made_as=tensor))
         return Value(tensor, len(self._buffers) - 1)
 
-    def scratch(self, bytes_: int) -> int | None:
-        """Memory for the next step alone."""
-        if not bytes_:
-            return None
-        now = len(self._steps)
-        self._buffers.append(_Buffer(bytes_, now, now))
-        return len(self._buffers) - 1
+    def memory(self, bytes_: int) -> Value:
+        """Memory for the steps that name it."""
+        return self.new((bytes_,), torch.uint8, (0,))
 
     def step(
         self,
         kind: Kind,
         arguments: ctypes.Structure,
-        x: Value,
-        y: Value,
-        other: Value | None = None,
-        scratch: int | None = None,
+        reads: Mapping[str, Value],
+        makes: Mapping[str, Value],
         chunks: int | None = None,
     ) -> None:
         """Append a step, unless there is nothing to make.
 
-        ``chunks`` is into how many it is cut, if not by the bytes that it reads and writes.
+        Args:
+            reads, makes: see `PlannedStep`.
+            chunks: into how many it is cut, if not by the bytes that it reads and makes.
         """
-        if y.tensor.numel() == 0:
+        if not any(value.tensor.numel() for value in makes.values()):
             return
-        bytes_ = x.tensor.nbytes + y.tensor.nbytes
-        chunks = chunks or max(1, min(bytes_ // CHUNK, CHUNKS_OF_A_THREAD * self.threads))
-        now = len(self._steps)
-        read = [value.buffer for value in (x, y, other) if value is not None]
-        for buffer in (*read, *([] if scratch is None else [scratch])):
-            self._buffers[buffer].last = now
-        self._steps.append(_Step(kind, arguments, x, y, other, scratch, chunks))
+        if chunks is None:
+            bytes_ = sum(value.tensor.nbytes for value in (*reads.values(), *makes.values()))
+            chunks = self.chunks(bytes_ // CHUNK)
+        self.steps.append(PlannedStep(kind, arguments, reads, makes, chunks))
+
+    def chunks(self, parts: int) -> int:
+        """Into how many chunks to cut so many parts, each of which is worth a thread's while."""
+        return max(1, min(parts, CHUNKS_OF_A_THREAD * self.threads))
 
     def moved(self, x: Value, y: Value) -> None:
         """Write one value into the place of another of the same sizes."""
@@ -163,7 +200,7 @@ class Planner:
             y_strides=structs.axes_of(to, 0),
             bytes=x.tensor.element_size(),
         )
-        self.step(Kind.MOVE, move, x, y)
+        self.step(Kind.MOVE, move, {"x": x}, {"y": y})
 
     def laid(self, value: Value, order: Sequence[int]) -> Value:
         """The value as it is, or in new memory, with the axes in this order."""
@@ -175,6 +212,10 @@ class Planner:
 
     def finished(self, results: Sequence[Value]) -> Plan:
         """The plan that gives these results, which the caller gets in memory of their own."""
+        for now, step in enumerate(self.steps):
+            for _, value in step.values:
+                buffer = self._buffers[value.buffer]
+                buffer.first, buffer.last = min(buffer.first, now), now
         made: list[Made] = []
         bases = 1 + sum(buffer.base is not None for buffer in self._buffers)
         for value in results:
@@ -184,8 +225,8 @@ class Planner:
                 buffer.base = bases + len(made)
                 like = buffer.made_as
                 made.append((tuple(like.shape), like.stride(), like.dtype))
-        arena = _placed([buffer for buffer in self._buffers if buffer.base is None])
-        steps = (structs.Step * len(self._steps))(*map(self._as_struct, self._steps))
+        arena = _placed([b for b in self._buffers if b.base is None and b.last >= 0])
+        steps = (structs.Step * len(self.steps))(*map(self._as_struct, self.steps))
         views = [self._view(value, bases) for value in results]
         return Plan(steps, arena, made, views)
 
@@ -200,21 +241,23 @@ class Planner:
         place = (tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
         return View(buffer.base - 1, None if as_made else place)
 
-    def _as_struct(self, step: _Step) -> structs.Step:
-        places = {name: self._place(getattr(step, name)) for name in ("x", "y", "other")}
-        scratch = structs.Place(-1, 0)
-        if step.scratch is not None:
-            scratch = structs.Place(0, self._buffers[step.scratch].offset)
-        of = structs.Of()
-        setattr(of, structs.Of._fields_[step.kind][0], step.arguments)
-        return structs.Step(kind=step.kind, chunks=step.chunks, of=of, scratch=scratch, **places)
+    def _as_struct(self, step: PlannedStep) -> structs.Step:
+        of, member = structs.Of(), structs.Of._fields_[step.kind]
+        setattr(of, member[0], step.arguments)
+        places = [self._place(value, member[1], name) for name, value in step.values]
+        missing = structs.MOST_PLACES - len(places)
+        return structs.Step(
+            kind=step.kind,
+            chunks=step.chunks,
+            places=structs.Places(*places, *[structs.Place(-1, 0, 0)] * missing),
+            of=of,
+        )
 
-    def _place(self, value: Value | None) -> structs.Place:
-        if value is None:
-            return structs.Place(-1, 0)
+    def _place(self, value: Value, struct: type, name: str) -> structs.Place:
         buffer = self._buffers[value.buffer]
         offset = int(value.tensor.storage_offset()) * value.tensor.element_size()
-        return structs.Place(buffer.base or 0, buffer.offset + offset)
+        field_ = structs.offset_of(struct, name)
+        return structs.Place(buffer.base or 0, buffer.offset + offset, field_)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
-from octavo.runtimes.native.planning import Operation, Plan, Planner, Value
+from octavo.runtimes.native.fusing import fused
+from octavo.runtimes.native.planning import Operation, Plan, Planner
 
 MOST_PLANS = 8
 KEPT_BYTES = 2**26  # of an arena; a larger one is asked for at each call
@@ -51,7 +52,8 @@ class Line:
 
 @dataclass(eq=False)
 class Program:
-    """Operations in order: called with tensors, it gives a tensor, or a tuple of several.
+    """Operations in order: called with tensors, and numbers that are sizes, it gives a tensor, or a
+    tuple of several.
 
     Plans are kept for the sizes that it met last. Several threads may call it at a time.
 
@@ -74,13 +76,16 @@ class Program:
         names = tuple(map(str, range(count)))
         return Program((Line("result", operation, names),), names, ("result",))
 
-    def __call__(self, *tensors: Tensor) -> Any:
+    def __call__(self, *given: Tensor | int) -> Any:
         threads = torch.get_num_threads()
-        tensors = tuple(tensor.resolve_neg() for tensor in tensors)  # memory holds what is meant
-        key = (threads, *[(tensor.shape, tensor.stride()) for tensor in tensors])
+        # Memory holds what is meant.
+        given = tuple(x.resolve_neg() if isinstance(x, Tensor) else x for x in given)
+        tensors = [x for x in given if isinstance(x, Tensor)]
+        numbers = [x for x in given if not isinstance(x, Tensor)]
+        key = (threads, *numbers, *[(tensor.shape, tensor.stride()) for tensor in tensors])
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._planned(key, threads, tensors)
+            plan = self._planned(key, threads, given)
         made = [torch.empty_strided(*like, dtype=dtype) for *like, dtype in plan.made]
         memory = [*tensors, *made]
         arena = self.arenas.take(plan.arena)
@@ -97,15 +102,17 @@ class Program:
         ]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _planned(self, key: Any, threads: int, tensors: Sequence[Tensor]) -> Plan:
+    def _planned(self, key: Any, threads: int, given: Sequence[Tensor | int]) -> Plan:
         planner = Planner(threads)
-        values: dict[str, Value] = {}
-        for name, tensor in zip(self.inputs, tensors, strict=True):
-            values[name] = planner.given(tensor)
+        values: dict[str, Any] = {}
+        for name, x in zip(self.inputs, given, strict=True):
+            values[name] = planner.given(x) if isinstance(x, Tensor) else x
         for line in self.lines:
             read = [values[name] for name in line.reads]
             values[line.out] = line.operation.plan(planner, *read)
-        plan = planner.finished([values[name] for name in self.results])
+        results = [values[name] for name in self.results]
+        planner.steps = fused(planner.steps, {value.buffer for value in results})
+        plan = planner.finished(results)
         with self._planning:
             kept = list(self._plans.items())[1 - MOST_PLANS :]
             self._plans = dict([*kept, (key, plan)])

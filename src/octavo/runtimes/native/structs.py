@@ -8,11 +8,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
 from octavo.runtimes.integers import Integers
+from octavo.runtimes.native.attention import AttentionStruct
 from octavo.runtimes.native.convolution import ConvolutionStruct, OperandsStruct, ShapeStruct
+from octavo.runtimes.native.normalization import NormalizationStruct
 
 MOST_AXES = 8  # of what is moved
+MOST_PLACES = 6  # of a step
+LANES = 16  # of a vector; rows of floats are a multiple
+WORTH_A_CHUNK = 2**10  # values of a row that are worth another thread's while
 
 
 class Kind(IntEnum):
@@ -25,6 +31,10 @@ class Kind(IntEnum):
     LOOK_UP = 4
     COMBINE = 5
     MOVE = 6
+    CALCULATE = 7
+    NORMALIZE = 8
+    PACK_HEADS = 9
+    ATTEND = 10
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -98,6 +108,17 @@ class Binary(ctypes.Structure):
     ]
 
 
+class Arithmetic(ctypes.Structure):
+    """``octavo_arithmetic``."""
+
+    _fields_ = [
+        ("at", OperandsStruct),
+        ("shape", ShapeStruct),
+        *_fields(_Strides, "x_strides other_strides"),
+        ("operation", ctypes.c_int64),
+    ]
+
+
 class Move(ctypes.Structure):
     """``octavo_move``."""
 
@@ -109,7 +130,7 @@ class Move(ctypes.Structure):
 
 
 class Of(ctypes.Union):
-    """By kind."""
+    """By kind, in the order of `Kind`."""
 
     _fields_ = [
         ("convolution", ConvolutionStruct),
@@ -119,23 +140,38 @@ class Of(ctypes.Union):
         ("look_up", LookUp),
         ("binary", Binary),
         ("move", Move),
+        ("arithmetic", Arithmetic),
+        ("normalization", NormalizationStruct),
+        ("packing", AttentionStruct),
+        ("attention", AttentionStruct),
     ]
 
 
 class Place(ctypes.Structure):
-    """Bytes behind one of the addresses that a call is given; none where the base is -1."""
+    """Bytes behind one of the addresses that a call is given, for the pointer that stands so many
+    bytes within a step's struct; none where the base is -1.
+    """
 
-    _fields_ = _fields(ctypes.c_int64, "base offset")
+    _fields_ = _fields(ctypes.c_int64, "base offset field")
+
+
+Places = Place * MOST_PLACES
 
 
 class Step(ctypes.Structure):
     """``octavo_step``."""
 
-    _fields_ = [
-        *_fields(ctypes.c_int64, "kind chunks"),
-        *_fields(Place, "x other y scratch"),
-        ("of", Of),
-    ]
+    _fields_ = [*_fields(ctypes.c_int64, "kind chunks"), ("places", Places), ("of", Of)]
+
+
+def offset_of(struct: Any, name: str) -> int:
+    """Where a field stands in a struct, or in the operands in front of it; a dot stands in front of
+    a field of a struct within.
+    """
+    first, _, rest = name.partition(".")
+    holder = struct if hasattr(struct, first) else OperandsStruct
+    start = int(getattr(holder, first).offset)
+    return start + offset_of(dict(struct._fields_)[first], rest) if rest else start
 
 
 def strides_of(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
@@ -146,3 +182,8 @@ def strides_of(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 def axes_of(values: Sequence[int], missing: int) -> ctypes.Array[ctypes.c_int64]:
     """For all axes of a move: those in front that are missing."""
     return _Axes(*[missing] * (MOST_AXES - len(values)), *values)
+
+
+def copy_of(struct: Any) -> Any:
+    """The same fields in memory of their own."""
+    return type(struct).from_buffer_copy(struct)

@@ -72,8 +72,7 @@ class Context:
 
     ``integers``: dequantized value -> the integers behind it, and what they mean. ``dynamic``:
     value rounded by its own range -> the integers with their scale and zero point, and how it was
-    rounded. ``rounded``: quantize node -> the step that rounds on its way, and which of its results
-    that is. ``prepacked``: constant that a kernel holds in its own form -> what gives its integers
+    rounded. ``prepacked``: constant that a kernel holds in its own form -> what gives its integers
     back. ``products``: constant -> the kernel that holds it, see `Lowered`. ``programs``: whether
     native programs may run layers.
     """
@@ -82,7 +81,6 @@ class Context:
     caller: Caller = "python"
     integers: dict[str, tuple[str, Integers]] = field(default_factory=dict)
     dynamic: dict[str, tuple[str, Node]] = field(default_factory=dict)
-    rounded: dict[str, tuple[str, int]] = field(default_factory=dict)
     prepacked: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     products: dict[str, Product] = field(default_factory=dict)
     programs: bool = True

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import getitem
 from typing import Any, TypeVar
 
 import torch
@@ -32,7 +31,7 @@ from octavo.graph.qdq import (
 from octavo.numerics.native import library
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.options import Options
-from octavo.runtimes.torch import dynamic, native_layers, normalization, pixel_quantization
+from octavo.runtimes.torch import dynamic, native_floats, native_layers, pixel_quantization
 from octavo.runtimes.torch.chains import (
     Call,
     Caller,
@@ -44,13 +43,12 @@ from octavo.runtimes.torch.chains import (
 )
 from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.kernels import kernels_of
+from octavo.runtimes.torch.native_floats import SPLITS
 from octavo.runtimes.torch.native_runs import with_programs
 from octavo.runtimes.torch.siblings import join_siblings, weights_in_joined
 from octavo.runtimes.torch.steps import Placed, tidied
 
 T = TypeVar("T")
-
-_SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
 
 
 def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
@@ -152,7 +150,7 @@ def _kernels_for(context: Context, node: Node) -> list[Kernel]:
     Raises:
         Unsupported: it is quantized, and there is no kernel for it.
     """
-    if node.short_op in _SPLITS or (is_own(node) and node.op != ATTENTION):
+    if node.short_op in SPLITS or (is_own(node) and node.op != ATTENTION):
         return []
     read = [context.before_cast(name) for name in node.refs()]
     rounded = [context.dynamic[name][1] for name in read if name in context.dynamic]
@@ -197,13 +195,8 @@ def _rounding(context: Context, node: Node) -> Callable[..., Any]:
 
 def _as_it_stands(context: Context, node: Node) -> list[Placed]:
     """The steps of a node that no kernel runs."""
-    plain = Placed(Step(node.name, operators.resolve(node.op), node.args, node.kwargs))
-    rounding_too = normalization.with_rounding(context, node)
-    if rounding_too:
-        return [Placed(step) for step in rounding_too]
-    if node.name in context.rounded:
-        both, index = context.rounded[node.name]
-        return [Placed(Step(node.name, getitem, (Ref(both), index)))]
+    function = native_floats.either(context, node) or operators.resolve(node.op)
+    plain = Placed(Step(node.name, function, node.args, node.kwargs))
     if node.op == QUANTIZE:
         from_pixels = pixel_quantization.step_from_pixels(context, node)
         if from_pixels is not None:
@@ -220,12 +213,13 @@ def _as_it_stands(context: Context, node: Node) -> list[Placed]:
         parts = f"{node.name}.integers"
         context.dynamic[node.name] = (parts, node)
         return [Placed(Step(parts, _rounding(context, node), node.args[:1])), plain]
-    if node.short_op in _SPLITS and node.args[0].name in context.integers:
+    if node.short_op in SPLITS and node.args[0].name in context.integers:
         # A list of parts: of the integers for those that read integers, of floats for the rest.
         parts = f"{node.name}.integers"
         name, integers = context.integers[node.args[0].name]
         context.integers[node.name] = (parts, integers)
-        step = replace(plain.step, out=parts, args=(Ref(name), *node.args[1:]))
+        function = native_layers.split(context, node, name)
+        step = Step(parts, function, (Ref(name), *node.args[1:]), node.kwargs)
         return [Placed(step, moves=name), plain]
     return [plain]
 

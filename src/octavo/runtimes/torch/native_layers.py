@@ -17,11 +17,11 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
-from octavo.numerics.native import library
 from octavo.quantization.fusions import CLIPS, NATIVE, Fusion
 from octavo.runtimes import cpu
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import operations
+from octavo.runtimes.native.attention import MOST_LEVELS
 from octavo.runtimes.native.convolution import (
     Activation,
     Convolution,
@@ -32,10 +32,13 @@ from octavo.runtimes.native.convolution import (
 from octavo.runtimes.native.operations import Combination, Pooled
 from octavo.runtimes.native.planning import Operation
 from octavo.runtimes.native.program import Program
+from octavo.runtimes.native.rows import Attend
 from octavo.runtimes.native.windows import Windows
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported, integers_of
 from octavo.runtimes.torch.kernel import Kernel
+from octavo.runtimes.torch.native_floats import LOOKS, SPLITS, look_of, norm_of, obstacle
+from octavo.runtimes.torch.native_runs import Either
 from octavo.runtimes.torch.onednn import sized
 from octavo.runtimes.torch.post_ops import clip_bounds
 
@@ -57,15 +60,6 @@ _ACTIVATIONS = {
 }
 
 
-def obstacle(context: Context) -> str:
-    """Why programs cannot be called, as a clause; ``""`` where they can."""
-    if context.caller != "python":
-        return "compilers know no native programs"
-    if not context.programs:
-        return "native programs are left out"
-    return library.obstacle()
-
-
 def native(
     describe: Callable[[Context, Chain], Described],
 ) -> Callable[[Context, Chain], Call]:
@@ -75,8 +69,7 @@ def native(
         if obstacle(context):
             raise Unsupported(obstacle(context))
         name, operation, read = describe(context, chain)
-        moves = read[0].name if isinstance(operation, operations.Look) else None
-        return Call(f"native.{name}", Program.of(operation, len(read)), read, moves=moves)
+        return Call(f"native.{name}", Program.of(operation, len(read)), read)
 
     return call
 
@@ -297,14 +290,64 @@ def max_pool2d(context: Context, chain: Chain) -> Described:
     return "max_pool2d", operation, (x,)
 
 
-def look(context: Context, chain: Chain) -> Described:
+def look(context: Context, chain: Chain) -> Call:
     """An operator that only looks at values differently."""
+    if obstacle(context):
+        raise Unsupported(obstacle(context))
     x, _ = _unscaled(context, chain)
-    node = chain.layer
-    if node.kwargs or any(True for _ in refs_in(node.args[1:])):
-        raise Unsupported("its sizes are computed")
-    operation = operations.Look(operators.resolve(node.op), node.args[1:])
-    return node.short_op, operation, (x,)
+    return _looking(chain.layer, x, *look_of(chain.layer))
+
+
+def item(context: Context, chain: Chain) -> Call:
+    """One of the parts of a tensor."""
+    if obstacle(context):
+        raise Unsupported(obstacle(context))
+    x, _ = _unscaled(context, chain)
+    source = context.graph.producer(chain.layer.args[0])
+    if source is None or source.short_op not in SPLITS:
+        raise Unsupported("it is not of the parts of a tensor")
+    return _looking(chain.layer, x, operations.Item(chain.layer.args[1]), ())
+
+
+def split(context: Context, node: Node, integers: str) -> Callable[..., Any]:
+    """What takes integers apart."""
+    plain = operators.resolve(node.op)
+    try:
+        operation, numbers = look_of(node)
+    except Unsupported:
+        return plain
+    return plain if obstacle(context) else Either(plain, operation, (integers, *numbers))
+
+
+def _looking(node: Node, x: Ref, operation: Operation, numbers: tuple[str, ...]) -> Call:
+    function = Either(operators.resolve(node.op), operation, (x.name, *numbers))
+    return Call(f"native.{node.short_op}", function, (x, *node.args[1:]), moves=x.name)
+
+
+def norm(context: Context, chain: Chain) -> Described:
+    """A norm or softmax of integers."""
+    x, source = _bytes(context, chain.layer.args[0])
+    if chain.out is not None:
+        _check_type("result", chain.out)
+    operation = replace(norm_of(context, chain.layer), source=source, out=chain.out)
+    return chain.layer.short_op, operation, (x,)
+
+
+def attention(context: Context, chain: Chain) -> Described:
+    """Attention of queries, keys and values in integers, with the rounding of its result."""
+    *heads, mask, causal, scale, gqa, levels = arguments(chain.layer).values()
+    read, sources = zip(*(_bytes(context, arg) for arg in heads), strict=True)
+    if levels > MOST_LEVELS:
+        raise Unsupported(f"it computes with probabilities in {levels} levels")
+    if chain.out is not None:
+        _check_type("result", chain.out)
+    if mask is not None:
+        meta = context.graph.meta(mask.name)
+        if meta is None or meta.dtype not in ("bool", "float32"):
+            raise Unsupported("its mask is neither bool nor float32")
+        read = (*read, mask)
+    operation = Attend(causal, scale, gqa, levels, sources, chain.out)
+    return "attention", operation, read
 
 
 def concatenate(context: Context, chain: Chain) -> Described:
@@ -364,11 +407,6 @@ def _check_rank(context: Context, node: Node, most: int, least: int = 0) -> None
         raise Unsupported(f"it is no tensor of {least} to {most} axes")
 
 
-_LOOKS = """
-    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes expand narrow
-    slice select
-""".split()
-
 KERNELS = (
     Kernel(("conv2d",), native(convolution), fusion=NATIVE),
     Kernel(("linear",), native(linear), fusion=NATIVE),
@@ -380,5 +418,8 @@ KERNELS = (
     Kernel(("avg_pool2d", "adaptive_avg_pool2d"), native(average)),
     Kernel(("max_pool2d",), native(max_pool2d)),
     Kernel(("cat",), native(concatenate)),
-    Kernel(tuple(_LOOKS), native(look)),
+    Kernel(tuple(LOOKS), look),
+    Kernel(("getitem",), item),
+    Kernel(("layer_norm", "rms_norm", "softmax"), native(norm)),
+    Kernel(("attention",), native(attention)),
 )

@@ -1,4 +1,4 @@
-"""Norms and softmax by Octavo's own kernel: on integers, or of floats that are rounded behind it.
+"""Norms and softmax of integers by Octavo's own kernel, where no program runs them.
 
 Tested in tests/runtimes/torch/test_normalization.py.
 """
@@ -6,21 +6,17 @@ Tested in tests/runtimes/torch/test_normalization.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from operator import getitem
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Node, Ref
+from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
-from octavo.graph.program import Step
-from octavo.graph.qdq import QUANTIZE
 from octavo.numerics.native import library
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native.normalization import normalize
-from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported, integers_of
+from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.kernel import Kernel
 
 _NORMS = frozenset({"layer_norm", "rms_norm"})
@@ -36,7 +32,7 @@ def of_integers(context: Context, chain: Chain) -> Call:
     x, source = context.source(node.args[0])
     if source.dtype != torch.uint8 or (out is not None and out.dtype != torch.uint8):
         raise Unsupported("its integers have more than 8 bits")
-    parameters, settings = _arguments(context, node)
+    parameters, settings = norm_arguments(context, node)
     read = [source.scale, source.zero_point]
     wanted = (read, out is None, _stored(out))
 
@@ -50,60 +46,7 @@ def of_integers(context: Context, chain: Chain) -> Call:
     return Call(f"octavo.{node.short_op}", kernel, (x, *parameters))
 
 
-def with_rounding(context: Context, node: Node) -> list[Step]:
-    """A float norm with the rounding of its result, and the addition in front of it, in one step.
-
-    Nothing where it is no such norm. What is rounded is found in `Context.rounded` afterwards.
-    """
-    users = context.graph.users[node.name]
-    rounding = next((user for user in users if user.op == QUANTIZE), None)
-    if node.short_op not in _NORMS or rounding is None or context.caller != "python":
-        return []
-    out = integers_of(rounding)
-    if library.obstacle() or out.dtype != torch.uint8 or not _is_float32(context, node.args[0]):
-        return []
-    try:
-        parameters, settings = _arguments(context, node)
-    except Unsupported:
-        return []
-    is_result = node.name in context.graph.output_names()
-    both = f"{node.name}.both"
-    context.rounded[rounding.name] = (both, 1)
-    kernel = _rounded_norm(settings, is_result or len(users) > 1, _stored(out))
-    terms = _terms(context, node)
-    return [
-        Step(both, kernel, (*terms, *parameters)),
-        Step(node.name, getitem, (Ref(both), 0)),
-    ]
-
-
-def _rounded_norm(
-    settings: tuple[str, int, float], floats: bool, stored: list[float]
-) -> Callable[..., tuple[Tensor, Tensor]]:
-    def kernel(
-        x: Tensor, addend: Tensor | None, weight: Tensor | None, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if addend is not None and addend.shape != x.shape:
-            x, addend = x + addend, None
-        return normalize(x, addend, weight, bias, *settings, [], floats, stored)
-
-    return kernel
-
-
-def _terms(context: Context, norm: Node) -> tuple[Any, Any]:
-    """What a norm reads: two terms where it alone reads their sum, else one and nothing."""
-    x = norm.args[0]
-    sum_of = context.graph.by_name.get(x.name)
-    if sum_of is None or sum_of.op != "aten.add.Tensor" or sum_of.kwargs:
-        return x, None
-    terms = sum_of.args[:2]
-    alone = context.graph.only_user(sum_of.name) is not None
-    if not alone or not all(isinstance(t, Ref) and _is_float32(context, t) for t in terms):
-        return x, None
-    return terms[0], terms[1]
-
-
-def _arguments(context: Context, node: Node) -> tuple[tuple[Any, Any], tuple[str, int, float]]:
+def norm_arguments(context: Context, node: Node) -> tuple[tuple[Any, Any], tuple[str, int, float]]:
     """Weight and bias; the kind of norm, the length of a row and eps.
 
     Raises:

@@ -14,6 +14,7 @@ from octavo.graph.graph import Ref, refs_in
 from octavo.graph.program import Step
 from octavo.graph.qdq import DEQUANTIZE_WEIGHT, UNPACK
 from octavo.quantization.bfloat16 import CAST
+from octavo.runtimes.torch.native_runs import in_long_runs
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,11 @@ class Placed:
 def tidied(
     placed: Sequence[Placed], outputs: Sequence[str], constants: Mapping[str, Tensor]
 ) -> tuple[list[Step], dict[str, Tensor]]:
-    """The steps that are needed, and the constants with those that could be computed."""
-    steps = with_safe_memory(_pruned(placed, outputs), outputs)
+    """The steps that are needed, those that programs can do behind each other, and the constants
+    with those that could be computed.
+    """
+    needed = in_long_runs(_pruned(placed, outputs), lambda item: item.step)
+    steps = with_safe_memory(needed, outputs)
     return _with_folded_constants(steps, constants)
 
 

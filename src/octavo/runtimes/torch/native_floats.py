@@ -1,0 +1,153 @@
+"""Float operators that native programs can do, so that they part no layers on integers.
+
+Where no such layer stands beside them they stay torch's.
+
+Tested in tests/runtimes/torch/test_native_floats.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from octavo.graph import operators
+from octavo.graph.graph import Node, Ref, refs_in
+from octavo.graph.operators import arguments
+from octavo.numerics.native import library
+from octavo.runtimes.native.operations import Arithmetic, Calculation, Concatenate, Item, Look
+from octavo.runtimes.native.planning import Operation
+from octavo.runtimes.native.rows import Normalize
+from octavo.runtimes.torch.chains import Context, Unsupported
+from octavo.runtimes.torch.native_runs import Either
+
+LOOKS = frozenset(
+    """
+    reshape flatten unflatten squeeze unsqueeze transpose permute t movedim swapaxes expand narrow
+    slice select
+    """.split()
+)
+SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
+NORMS = frozenset({"layer_norm", "rms_norm"})
+
+# What is done, and the names of what it reads.
+Described = tuple[Operation, tuple[str, ...]]
+
+_CALCULATIONS = {
+    "aten.add.Tensor": Calculation.SUM,
+    "aten.sub.Tensor": Calculation.DIFFERENCE,
+    "aten.mul.Tensor": Calculation.PRODUCT,
+    "aten.div.Tensor": Calculation.QUOTIENT,
+}
+
+
+def obstacle(context: Context) -> str:
+    """Why programs cannot be called, as a clause; ``""`` where they can."""
+    if context.caller != "python":
+        return "compilers know no native programs"
+    if not context.programs:
+        return "native programs are left out"
+    return library.obstacle()
+
+
+def either(context: Context, node: Node) -> Either | None:
+    """A float operator for programs, if they know it."""
+    describe = _DESCRIBE.get(node.short_op)
+    if describe is None or obstacle(context):
+        return None
+    try:
+        operation, reads = describe(context, node)
+    except Unsupported:
+        return None
+    return Either(operators.resolve(node.op), operation, reads)
+
+
+def look_of(node: Node) -> tuple[Look, tuple[str, ...]]:
+    """How a node looks at its first argument, and the numbers that it reads for it.
+
+    Raises:
+        Unsupported: by keyword arguments.
+    """
+    if node.kwargs:
+        raise Unsupported("it has keyword arguments")
+    numbers = tuple(dict.fromkeys(refs_in(node.args[1:])))
+    return Look(operators.resolve(node.op), node.args[1:], numbers), numbers
+
+
+def norm_of(context: Context, node: Node) -> Normalize:
+    """A norm, or a softmax over the last axis.
+
+    Raises:
+        Unsupported: it is over another axis, or its weight is computed or not float32.
+    """
+    given = arguments(node)
+    if node.short_op not in NORMS:
+        meta = context.graph.metas[node.args[0].name]
+        rank = 0 if meta is None else len(meta.shape)
+        if not rank or given["dim"] not in (-1, rank - 1) or given.get("dtype") is not None:
+            raise Unsupported("it is over an axis that is not the last")
+        return Normalize("softmax")
+    weight, bias = (_parameter(context, given.get(name)) for name in ("weight", "bias"))
+    eps = torch.finfo(torch.float32).eps if given["eps"] is None else given["eps"]
+    return Normalize(node.short_op, len(given["normalized_shape"]), eps, weight, bias)
+
+
+def _parameter(context: Context, arg: object) -> Tensor | None:
+    constant = context.graph.constant(arg)
+    if arg is not None and (constant is None or constant.dtype != torch.float32):
+        raise Unsupported("its weight is not float32")
+    return None if constant is None else constant.contiguous()
+
+
+def _float(context: Context, arg: object) -> str:
+    """The name of a float tensor.
+
+    Raises:
+        Unsupported: it is none.
+    """
+    meta = context.graph.meta(arg.name) if isinstance(arg, Ref) else None
+    if not isinstance(arg, Ref) or meta is None or meta.dtype != "float32":
+        raise Unsupported("it is not float32")
+    return arg.name
+
+
+def _norm(context: Context, node: Node) -> Described:
+    return norm_of(context, node), (_float(context, node.args[0]),)
+
+
+def _calculation(context: Context, node: Node) -> Described:
+    if node.op not in _CALCULATIONS or node.kwargs:
+        raise Unsupported("it is of numbers")
+    one, other = (_float(context, arg) for arg in node.args[:2])
+    return Arithmetic(_CALCULATIONS[node.op]), (one, other)
+
+
+def _look(context: Context, node: Node) -> Described:
+    x = _float(context, node.args[0])
+    look, numbers = look_of(node)
+    if any(context.graph.meta(name) is not None for name in numbers):
+        raise Unsupported("its sizes are tensors")
+    return look, (x, *numbers)
+
+
+def _item(context: Context, node: Node) -> Described:
+    source = context.graph.producer(node.args[0])
+    if source is None or source.short_op not in SPLITS or list(refs_in(node.args[1:])):
+        raise Unsupported("it is not of the parts of a tensor")
+    _look(context, source)
+    return Item(node.args[1]), (source.name,)
+
+
+def _concatenation(context: Context, node: Node) -> Described:
+    given = arguments(node)
+    return Concatenate(given["dim"]), tuple(_float(context, arg) for arg in given["tensors"])
+
+
+_DESCRIBE: dict[str, Callable[[Context, Node], Described]] = {
+    **dict.fromkeys([*NORMS, "softmax"], _norm),
+    **dict.fromkeys(("add", "sub", "mul", "div"), _calculation),
+    **dict.fromkeys([*LOOKS, *SPLITS], _look),
+    "getitem": _item,
+    "cat": _concatenation,
+}
