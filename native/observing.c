@@ -29,24 +29,16 @@ typedef struct {
 
 /* ---- the lowest and the highest ---- */
 
-/* An integer that is the larger the larger a float is, of its bits, and back. NaN with a sign is below
- * minus infinity, and without one above infinity. Compilers find extrema of integers. */
-INLINE int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
-
+/* Compilers find extrema of integers. NaN with a sign is below minus infinity, and without one above
+ * infinity. */
 INLINE Range range_in(const float *x, int64_t count) {
     int32_t low = INT32_MAX, high = INT32_MIN;
     for (int64_t i = 0; i < count; i++) {
-        int32_t v;
-        memcpy(&v, x + i, sizeof v);
-        v = ordered(v);
+        int32_t v = ordered(x[i]);
         low = v < low ? v : low;
         high = v > high ? v : high;
     }
-    Range range;
-    low = ordered(low), high = ordered(high);
-    memcpy(&range.low, &low, sizeof low);
-    memcpy(&range.high, &high, sizeof high);
-    return range;
+    return (Range){from_order(low), from_order(high)};
 }
 
 static Range range_portable(const float *x, int64_t count) { return range_in(x, count); }

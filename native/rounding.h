@@ -28,10 +28,16 @@ INLINE int32_t in_order(int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff
 #define POSITIVE_INFINITY 0x7f800000
 #define NEGATIVE_INFINITY (-0x7f800001)
 
-INLINE float from_order(int32_t ordered) {
+INLINE int32_t ordered(float value) {
+    int32_t bits;
+    memcpy(&bits, &value, 4);
+    return in_order(bits);
+}
+
+INLINE float from_order(int32_t bits) {
     float value;
-    ordered = in_order(ordered);
-    memcpy(&value, &ordered, 4);
+    bits = in_order(bits);
+    memcpy(&value, &bits, 4);
     return value;
 }
 
@@ -40,9 +46,7 @@ INLINE float from_order(int32_t ordered) {
 INLINE void find_bounds(const float *x, int64_t count, float *low, float *high) {
     int32_t most = 0, least = 0;
     for (int64_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, x + i, 4);
-        bits = in_order(bits);
+        int32_t bits = ordered(x[i]);
         most = bits > most ? bits : most;
         least = bits < least ? bits : least;
     }
@@ -69,14 +73,9 @@ INLINE void round_floats(
 
 /* At least the lowest float; NaN if one is NaN, or infinite and positive. */
 INLINE float largest_of(const float *x, int64_t count) {
-    const float lowest = -FLT_MAX;
-    int32_t most, least = 0;
-    memcpy(&most, &lowest, 4);
-    most = in_order(most);
+    int32_t most = ordered(-FLT_MAX), least = 0;
     for (int64_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, x + i, 4);
-        bits = in_order(bits);
+        int32_t bits = ordered(x[i]);
         most = bits > most ? bits : most;
         least = bits < least ? bits : least;
     }

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from calling import Net
 from torch import nn
 
 import octavo
@@ -82,16 +83,12 @@ def test_a_float_reader_reads_the_original_of_what_was_made_in_float():
 
 
 def test_a_value_that_leaves_the_model_is_dequantized():
-    class Features(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1)
+    def features(net, x):
+        y = net.a(x)
+        return {"features": y, "score": net.b(y)}
 
-        def forward(self, x):
-            y = self.a(x)
-            return {"features": y, "score": self.b(y)}
-
-    graph = octavo.capture(Features(), torch.randn(2, 1, 4, 4))
+    model = Net(features, a=nn.Conv2d(1, 2, 1), b=nn.Conv2d(2, 1, 1))
+    graph = octavo.capture(model, torch.randn(2, 1, 4, 4))
     plan = octavo.plan(graph)
     qparams = octavo.calibrate(graph, plan, [torch.randn(2, 1, 4, 4)]).qparams
     assert quantize_graph(graph, plan, qparams).output_names() == ["a.dequantized", "b"]

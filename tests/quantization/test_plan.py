@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from calling import Net
 from torch import Tensor, nn
 
 import octavo
@@ -110,15 +111,9 @@ def test_float_islands_are_not_quantized_inside():
 
 
 def test_an_addition_before_the_output_is_not_quantized():
-    class Tail(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-
-        def forward(self, x):
-            return self.a(x) + self.b(x)
-
-    plan = octavo.plan(octavo.capture(Tail(), torch.randn(2, 3, 8, 8)))
+    parts = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(3, 4, 1)}
+    model = Net(lambda net, x: net.a(x) + net.b(x), **parts)
+    plan = octavo.plan(octavo.capture(model, torch.randn(2, 3, 8, 8)))
     assert of(plan, "add") == ("float", "float", "float: nothing after it runs in int8")
     assert plan.tensors["a"].spec is None
     assert plan.tensors["a"].runs == "int8"

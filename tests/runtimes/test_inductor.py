@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from calling import Net
 from torch import nn
 
 import octavo
@@ -72,18 +73,14 @@ def test_linear_layers_of_a_network_of_convolutions(mode):
 def test_a_shortcut_of_what_the_convolution_reads():
     """Inductor drops the copy that the kernel with an addition would overwrite."""
 
-    class Residual(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
-
-        def forward(self, x):
-            h = self.a(x)
-            return self.c((self.b(h) + h).relu())
+    def residual(net, x):
+        h = net.a(x)
+        return net.c((net.b(h) + h).relu())
 
     torch.manual_seed(0)
+    model = Net(residual, **{name: nn.Conv2d(4, 4, 3, padding=1) for name in "abc"})
     x = torch.randn(2, 4, 9, 9)
-    q = octavo.quantize(Residual(), calibration=[x], target=octavo.host_target(), progress=False)
+    q = octavo.quantize(model, calibration=[x], target=octavo.host_target(), progress=False)
     compiled = q.lower("inductor", check=False)
     assert compiled.lowered.fallbacks == {}
     assert torch.allclose(compiled(x), q.lower("reference")(x), atol=1e-6)

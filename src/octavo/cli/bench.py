@@ -29,18 +29,13 @@ def bench(
             help="For a file of a model with parts: package.module:name of the float model.",
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="DATA",
-            help=f"For such a file: its first batch is timed. {options.DATA_HELP}",
-        ),
-    ] = None,
+    data: options.SomeData = None,
     reading: options.Reading,
     as_json: options.Json = False,
 ) -> None:
     """Time a file on every runtime, beside fp32 and bf16: latency, throughput, memory, load time.
+
+    Of a model with parts, the first batch of --data is timed.
 
     **Example:** `octavo bench m.octavo --batches 1,16`
     """

@@ -73,6 +73,10 @@ Data = Annotated[str, typer.Option("--data", metavar="DATA", help=DATA_HELP)]
 MeasuredData = Annotated[
     str, typer.Option("--data", metavar="DATA", help=f"The data to measure on. {DATA_HELP}")
 ]
+SomeData = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DATA", help=f"Data to run the model on. {DATA_HELP}"),
+]
 Calibration = Annotated[
     str,
     typer.Option(
@@ -131,6 +135,15 @@ KVCache = Annotated[
     typer.Option("--kv-cache", help="What the keys and values of past tokens are kept in."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is tried with a model, for which CPU, and where: a group of options, see `spread`."""
+
+    scope: Scope = "auto"
+    target: Target = None
+    engine: Engine = None
 
 
 @dataclass(frozen=True)

@@ -42,10 +42,8 @@ def search(
             "--time-budget", metavar="SECONDS", help="Stop after this many seconds [no limit]."
         ),
     ] = None,
-    scope: options.Scope = "auto",
-    target: options.Target = None,
+    study: options.Study,
     reading: options.Reading,
-    engine: options.Engine = None,
     as_json: options.Json = False,
 ) -> None:
     """Find the fastest or smallest model whose metric falls by no more than it may.
@@ -67,11 +65,11 @@ def search(
         max_drop=max_drop,
         objective="smallest" if smallest else "fastest",
         four_bits=four_bits,
-        target=target or host_target(),
+        target=study.target or host_target(),
         time_budget=time_budget,
-        scope=scope,
+        scope=study.scope,
         checkpoint=out,
-        engine=engine,
+        engine=study.engine,
         progress=not as_json,
     )
     show(found, as_json)

@@ -24,10 +24,8 @@ def sensitivity(
         ),
     ] = False,
     mode: options.ModeOption = options.Mode.static,
-    scope: options.Scope = "auto",
-    target: options.Target = None,
+    study: options.Study,
     reading: options.Reading,
-    engine: options.Engine = None,
     as_json: options.Json = False,
 ) -> None:
     """Rank the layers by what quantizing each does to the output, the most sensitive first.
@@ -48,9 +46,9 @@ def sensitivity(
         metric=options.metric_of(metric),
         exact=not estimate,
         mode=mode.value,
-        scope=scope,
-        target=target or host_target(),
-        engine=engine,
+        scope=study.scope,
+        target=study.target or host_target(),
+        engine=study.engine,
         progress=not as_json,
     )
     show(found, as_json)

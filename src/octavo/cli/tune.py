@@ -24,14 +24,7 @@ def tune(
             "--batch", min=1, help="Batch size to tune for; others run too [the example's]."
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            metavar="DATA",
-            help=f"Data on which the error is measured. {options.DATA_HELP} [random inputs]",
-        ),
-    ] = None,
+    data: options.SomeData = None,
     reading: options.Reading,
     out: Annotated[
         str | None,
@@ -42,7 +35,8 @@ def tune(
     """Try by measurement how a file runs fastest on this CPU, and keep that in the file.
 
     Whoever loads it on this kind of CPU gets it so, without measuring. Interrupted, it keeps what
-    it has found, and goes on with the next call.
+    it has found, and goes on with the next call. Errors are measured on --data, or on random
+    inputs.
 
     **Example:** `octavo tune m.octavo --budget 60`
     """

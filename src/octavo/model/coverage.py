@@ -9,8 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from octavo.display import percent
+from octavo.display import Tabular, percent
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.multiply_adds import multiply_adds
 from octavo.graph.qdq import weight_behind
@@ -145,6 +146,41 @@ class Coverage:
         listed = ", ".join(f"{count} {op}" for op, count in counts[:_MANY])
         others = f", {sum(c for _, c in counts[_MANY:])} others" if len(counts) > _MANY else ""
         return f"in float too, without multiply-adds: {listed}{others}" if rest else ""
+
+
+class OfCoverage(Tabular):
+    """A summary that tells of what runs on integers.
+
+    Attributes:
+        coverage: of multiply-adds and bytes.
+    """
+
+    coverage: Coverage
+
+    @property
+    def share(self) -> float | None:
+        """The part of the multiply-adds that read integers; ``None`` where there are none."""
+        return self.coverage.share
+
+    @property
+    def size_mb(self) -> float:
+        """Megabytes (10**6 bytes) of all tensors."""
+        return self.coverage.bytes / 1e6
+
+    @property
+    def float_mb(self) -> float:
+        """Of the same weights in float32, where there are no scales."""
+        return self.coverage.float_bytes / 1e6
+
+    def figures(self) -> dict[str, Any]:
+        """All of these, JSON-ready."""
+        return {
+            "multiply_adds": dict(self.coverage.multiply_adds),
+            "share": self.share,
+            "size_mb": self.size_mb,
+            "integer_mb": self.coverage.integer_bytes / 1e6,
+            "float_mb": self.float_mb,
+        }
 
 
 def megabytes(size: int) -> str:

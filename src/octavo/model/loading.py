@@ -11,6 +11,7 @@ from octavo.arguments import FILE, TEXT, expect, optional
 from octavo.errors import ArtifactError, RuntimeUnavailable, first_line
 from octavo.model import artifact
 from octavo.model.model import QuantizedModel
+from octavo.model.place import Place
 
 
 def load(
@@ -33,12 +34,31 @@ def load(
     """
     expect(FILE, path=path)
     optional(TEXT, runtime=runtime)
-    content = artifact.load(path)
+    return model_of(artifact.load(path), runtime, check, os.fspath(path))
+
+
+def model_of(
+    content: artifact.Artifact,
+    runtime: str | None,
+    check: bool,
+    name: str,
+    place: Place | None = None,
+) -> QuantizedModel:
+    """The model of what a file holds.
+
+    Args:
+        content: of the file, or of a part of it.
+        runtime, check: as for `load`.
+        name: of the file or the part, for messages.
+        place: where a part stands in its model.
+
+    Raises:
+        ArtifactError: the graph cannot run.
+        RuntimeUnavailable, RuntimeDisagrees: as `load`.
+    """
     try:
-        return QuantizedModel.of(content, runtime, check=check)
+        return QuantizedModel.of(content, runtime, check=check, place=place)
     except RuntimeUnavailable:
         raise
     except Exception as error:  # whatever an altered graph makes torch say
-        raise ArtifactError(
-            f"{os.fspath(path)} holds a graph that cannot run: {first_line(error)}"
-        ) from error
+        raise ArtifactError(f"{name} holds a graph that cannot run: {first_line(error)}") from error

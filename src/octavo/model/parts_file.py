@@ -35,12 +35,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import ArtifactError, RuntimeUnavailable, first_line
+from octavo.errors import ArtifactError
 from octavo.graph.graph import TensorMeta
 from octavo.model import artifact
 from octavo.model.artifact import Artifact
 from octavo.model.files import sealed
 from octavo.model.language.decoding import with_native_steps
+from octavo.model.loading import model_of
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule, from_description
 from octavo.model.nn.one_operator import OneOperator
@@ -181,14 +182,7 @@ def put_into(model: nn.Module, content: Content, runtime: str | None, check: boo
     for path, region in content.regions.items():
         known = content.places[path]
         place = replace(Place.of(path, modules[path], known.calls), around=known.around)
-        try:
-            parts[path] = QuantizedModel.of(region, runtime, check=check, place=place)
-        except RuntimeUnavailable:
-            raise
-        except Exception as error:  # whatever an altered graph makes torch say
-            raise ArtifactError(
-                f"its region {path!r} holds a graph that cannot run: {first_line(error)}"
-            ) from error
+        parts[path] = model_of(region, runtime, check, f"its region {path!r}", place)
     for path, part in parts.items():
         put(model, modules[path], part)
     _fill(model, content.rest)

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from octavo.display import Table, Tabular, plain
-from octavo.model.coverage import Coverage, FloatLayer, coverage, megabytes
+from octavo.display import Table, plain
+from octavo.model.coverage import Coverage, FloatLayer, OfCoverage, coverage, megabytes
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule
 from octavo.model.parts import Part, parts_of, work_around
@@ -39,7 +39,7 @@ class PartSummary:
 
 
 @dataclass(frozen=True)
-class PartsSummary(Tabular):
+class PartsSummary(OfCoverage):
     """What became of a model.
 
     Attributes:
@@ -60,7 +60,7 @@ class PartsSummary(Tabular):
     is_counted: bool = False
 
     @property
-    def coverage(self) -> Coverage:
+    def coverage(self) -> Coverage:  # type: ignore[override]  # a field of others
         """Of all together; multiply-adds as far as they are known."""
         return reduce(add, (part.coverage for part in self.parts.values()), self.rest)
 
@@ -85,33 +85,18 @@ class PartsSummary(Tabular):
         """The part of all multiply-adds that read integers; ``None`` where not all are known."""
         return self.coverage.share if self.is_counted else None
 
-    @property
-    def size_mb(self) -> float:
-        """Megabytes (10**6 bytes) of all tensors."""
-        return self.coverage.bytes / 1e6
-
-    @property
-    def float_mb(self) -> float:
-        """Of the same weights in float32, where there are no scales."""
-        return self.coverage.float_bytes / 1e6
-
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
-        covered = self.coverage
         return {
             "model": self.model,
             "headline": self.headline,
-            "multiply_adds": dict(covered.multiply_adds),
-            "share": self.share,
-            "size_mb": self.size_mb,
-            "integer_mb": covered.integer_bytes / 1e6,
-            "float_mb": self.float_mb,
+            **self.figures(),
             "parts": {
                 path: {"of": part.kind, "runs": part.runs, "size_mb": part.coverage.bytes / 1e6}
                 for path, part in self.parts.items()
             },
             "in_python": {layer.name: layer.op for layer in self.rest.floats},
-            "float_layers": {layer.name: layer.why for layer in covered.floats},
+            "float_layers": {layer.name: layer.why for layer in self.coverage.floats},
         }
 
     def table(self) -> Table:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from octavo.display import Table, Tabular, plain
+from octavo.display import Table, plain
 from octavo.graph.graph import Graph
-from octavo.model.coverage import Coverage, coverage
+from octavo.model.coverage import Coverage, OfCoverage, coverage
 from octavo.quantization.plan import Plan
 from octavo.runtimes import ORACLE, Lowered
 
 
 @dataclass(frozen=True)
-class Summary(Tabular):
+class Summary(OfCoverage):
     """How much runs on integers, and why the rest does not.
 
     Attributes:
@@ -43,11 +43,6 @@ class Summary(Tabular):
         return self.coverage.headline
 
     @property
-    def share(self) -> float | None:
-        """The part of the multiply-adds that read integers; ``None`` where there are none."""
-        return self.coverage.share
-
-    @property
     def layers(self) -> int:
         """The layers of the graph."""
         return self.coverage.layers
@@ -67,33 +62,18 @@ class Summary(Tabular):
         """Quantized layer -> why this runtime runs it dequantized."""
         return {layer.name: layer.why for layer in self.coverage.floats if layer.runtime}
 
-    @property
-    def size_mb(self) -> float:
-        """Megabytes (10**6 bytes) of the tensors."""
-        return self.coverage.bytes / 1e6
-
-    @property
-    def float_mb(self) -> float:
-        """Of the same weights in float32, where there are no scales."""
-        return self.coverage.float_bytes / 1e6
-
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON-ready data."""
-        covered = self.coverage
         return {
             "headline": self.headline,
             "target": self.target,
             "mode": self.mode,
             "runtime": self.runtime,
-            "multiply_adds": dict(covered.multiply_adds),
-            "share": self.share,
             "layers": self.layers,
             "int8": self.int8,
             "float_layers": self.float_layers,
             "fallbacks": self.fallbacks,
-            "size_mb": self.size_mb,
-            "integer_mb": covered.integer_bytes / 1e6,
-            "float_mb": self.float_mb,
+            **self.figures(),
             "unmatched_rules": list(self.unmatched_rules),
             "provenance": dict(self.provenance),
             "note": self.note,

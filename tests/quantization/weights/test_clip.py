@@ -5,20 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from weight_ranges import of_ranges
 
 import octavo
-from octavo.numerics.affine import QParams, fake_quantize, unchecked_qparams
+from octavo.numerics.affine import fake_quantize, unchecked_qparams
 from octavo.quantization.weights.clip import PARTS, clipped
 
 GROUPS = octavo.Scheme("int4", symmetric=True, group_size=4)
-
-
-def whole(weight: torch.Tensor, scheme: octavo.Scheme) -> QParams:
-    size = scheme.group_size or weight.shape[1]
-    rows = weight.reshape(-1, size)
-    qparams = unchecked_qparams(rows.amin(1), rows.amax(1), scheme)
-    shape = (len(weight), -1) if scheme.group_size else (len(weight),)
-    return QParams(qparams.scale.reshape(shape), qparams.zero_point.reshape(shape), scheme)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +31,7 @@ def test_no_other_part_of_the_range_costs_less(scheme: octavo.Scheme, weighed: b
     weight = torch.randn(3, 8) ** 3
     importance = torch.rand(8) ** 4 if weighed else None
     size = scheme.group_size or 8
-    found = clipped(weight, whole(weight, scheme), importance)
+    found = clipped(weight, of_ranges(weight, scheme), importance)
     factors = torch.ones(8) if importance is None else importance
     alone = octavo.Scheme(scheme.dtype, symmetric=scheme.symmetric)
     for row in range(3):
@@ -55,8 +48,8 @@ def test_no_other_part_of_the_range_costs_less(scheme: octavo.Scheme, weighed: b
 
 def test_what_inputs_do_not_read_may_be_cut_off() -> None:
     weight = torch.tensor([[0.7, 0.3, -0.5, 8.0]])
-    plain = clipped(weight, whole(weight, GROUPS), None)
-    seen = clipped(weight, whole(weight, GROUPS), torch.tensor([1.0, 1.0, 1.0, 1e-6]))
+    plain = clipped(weight, of_ranges(weight, GROUPS), None)
+    seen = clipped(weight, of_ranges(weight, GROUPS), torch.tensor([1.0, 1.0, 1.0, 1e-6]))
     assert seen.scale < 0.5 * plain.scale
 
 

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from weight_ranges import of_ranges
 
 import octavo
-from octavo.numerics.affine import QParams, fake_quantize, unchecked_qparams
+from octavo.numerics.affine import QParams, fake_quantize
 from octavo.quantization.weights.hqq import half_quadratic
 
 SCHEMES = [
@@ -18,14 +19,6 @@ SCHEMES = [
     octavo.Scheme("uint2", group_size=8),
     octavo.Scheme("uint4", channel_axis=0),
 ]
-
-
-def of_ranges(weight: torch.Tensor, scheme: octavo.Scheme) -> QParams:
-    size = scheme.group_size or weight.shape[1]
-    rows = weight.reshape(-1, size)
-    qparams = unchecked_qparams(rows.amin(1), rows.amax(1), scheme)
-    shape = (len(weight), -1) if scheme.group_size else (len(weight),)
-    return QParams(qparams.scale.reshape(shape), qparams.zero_point.reshape(shape), scheme)
 
 
 def by_hand(

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from octavo.numerics import octavo_operators
 from octavo.numerics.native import library
@@ -73,9 +74,7 @@ class Case:
             assert float((error > 0.01 * step).double().mean()) < 0.02
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(60)
 @given(
     targets=st.integers(1, 60),
     sources=st.integers(1, 90),

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from octavo.numerics import octavo_operators
 from octavo.numerics.native import library
@@ -37,9 +38,7 @@ class Case:
         assert float(error.max()) < 128 * self.x.shape[1] ** 0.5
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40)
 @given(
     rows=st.integers(1, 150),
     columns=st.integers(1, 300),
@@ -51,9 +50,7 @@ def test_products_are_those_of_dequantized_weights(instruction_set, **sizes):
     Case(**sizes).agrees()
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40)
 @given(
     rows=st.integers(1, 150),
     columns=st.integers(1, 300),

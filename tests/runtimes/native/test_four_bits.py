@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from octavo.numerics.native import library
 from octavo.runtimes.native import four_bits
@@ -45,9 +46,7 @@ def near(have, want, x):
     return float(error.max()) < 16 * x.shape[1] ** 0.5
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40)
 @given(
     rows=st.integers(1, 70),
     groups=st.integers(1, 5),

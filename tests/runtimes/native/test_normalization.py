@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from octavo.numerics import octavo_operators
 from octavo.numerics.native import library
@@ -54,9 +55,7 @@ class Case:
         assert float((stored != integers).double().sum()) <= 1 + 0.001 * stored.numel()
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40)
 @given(
     kind=st.sampled_from(list(KINDS)),
     rows=st.integers(1, 40),

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -142,9 +143,7 @@ def of_rounded_states(layer, x, states, batch_first):
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 40), st.integers(1, 50))
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(40)
 @given(
     kind=st.sampled_from(list(LAYERS)),
     layers=st.integers(1, 2),
@@ -285,9 +284,7 @@ def test_it_can_be_compiled_around():
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=30)
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@examples(30)
 @given(
     kind=st.sampled_from(list(LAYERS)),
     layers=st.integers(1, 2),

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from calling import Call
+from calling import Call, Net
 from torch import Tensor, nn
 
 import octavo
@@ -159,18 +159,14 @@ def test_values_beyond_the_calibrated_range_are_clipped_as_by_the_oracle():
 
 @pytest.mark.usefixtures("torchs_kernels")
 def test_a_shortcut_that_is_read_again_is_not_overwritten():
-    class Reread(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+    def rereading(net, x):
+        y = torch.relu(net.a(x))
+        z = torch.relu(net.b(y) + y)
+        return net.c(torch.cat([z[:, :4], y[:, 4:]], 1))
 
-        def forward(self, x):
-            y = torch.relu(self.a(x))
-            z = torch.relu(self.b(y) + y)
-            return self.c(torch.cat([z[:, :4], y[:, 4:]], 1))
-
+    model = Net(rereading, **{name: nn.Conv2d(8, 8, 3, padding=1) for name in "abc"})
     x = torch.randn(4, 8, 8, 8)
-    q = octavo.quantize(Reread(), calibration=[x], target=octavo.host_target())
+    q = octavo.quantize(model, calibration=[x], target=octavo.host_target())
     assert "onednn.qconv2d.sum" in q.lowered.kernels.values()
     assert all(largest <= 1 for largest, _ in compare_each_layer(q, x).values())
     assert torch.equal(q(x), q(x))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from octavo.measuring.layers.error_table import LayerError
 from octavo.numerics.sqnr import sqnr_db
 
 _PART = 2**16  # values
@@ -138,6 +139,23 @@ class LayerSums:
                 sums.add(one, error, signal)
             if scale is not None:
                 self._use(*map(int, torch.aminmax(rounded[0])))
+
+    def row(self, tensor: str, kind: str, op: str, values: str, unused: float = 0.0) -> LayerError:
+        """The row of a table; arguments are those that the sums do not know."""
+        return LayerError(
+            tensor=tensor,
+            kind=kind,
+            op=op,
+            values=values,
+            sqnr_db=self.own.sqnr_db,
+            accumulated_sqnr_db=self.accumulated.sqnr_db,
+            mse=self.own.mse,
+            cosine=self.own.cosine,
+            low=self.seen.low,
+            high=self.seen.high,
+            clipped=self.seen.clipped_share,
+            unused=unused,
+        )
 
     def _use(self, low: int, high: int) -> None:
         before = self.integers or (low, high)

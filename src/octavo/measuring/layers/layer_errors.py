@@ -169,25 +169,10 @@ class _Layers(Beside):
 
     def _row(self, name: str) -> LayerError:
         planned, sums = self.q.plan.tensors[name], self.sums[name]
-        own, seen = sums.own, sums.seen
-        return LayerError(
-            tensor=name,
-            kind=planned.kind,
-            op=planned.op,
-            values="float" if sums.integers is None else planned.values,
-            sqnr_db=own.sqnr_db,
-            accumulated_sqnr_db=sums.accumulated.sqnr_db,
-            mse=own.mse,
-            cosine=own.cosine,
-            low=seen.low,
-            high=seen.high,
-            clipped=seen.clipped_share,
-            unused=(
-                0.0
-                if sums.integers is None or planned.spec is None
-                else unused_share(sums.integers, planned.spec.scheme)
-            ),
-        )
+        if sums.integers is None or planned.spec is None:
+            return sums.row(name, planned.kind, planned.op, "float")
+        unused = unused_share(sums.integers, planned.spec.scheme)
+        return sums.row(name, planned.kind, planned.op, planned.values, unused)
 
 
 def _returning_floats(plan: Plan) -> list[str]:

@@ -68,7 +68,7 @@ def module_errors(
     for path, module in modules.items():
         rows += _of_weights(path, module, layers[path])
         if sums.of[path].own.count:
-            rows.append(_of_result(path, module, sums.of[path]))
+            rows.append(sums.of[path].row(path, "activation", module.operator, "float"))
     return LayerErrors(tuple(rows), samples)
 
 
@@ -179,21 +179,3 @@ def _of_weights(path: str, module: QuantizedModule, layer: nn.Module) -> list[La
             )
         )
     return rows
-
-
-def _of_result(path: str, module: QuantizedModule, sums: LayerSums) -> LayerError:
-    own, seen = sums.own, sums.seen
-    return LayerError(
-        tensor=path,
-        kind="activation",
-        op=module.operator,
-        values="float",
-        sqnr_db=own.sqnr_db,
-        accumulated_sqnr_db=sums.accumulated.sqnr_db,
-        mse=own.mse,
-        cosine=own.cosine,
-        low=seen.low,
-        high=seen.high,
-        clipped=seen.clipped_share,
-        unused=0.0,
-    )
