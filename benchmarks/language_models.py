@@ -32,6 +32,8 @@ METHODS: dict[str, list[octavo.WeightMethod]] = {
     "gptq": [octavo.GPTQ()],
     "awq, clip": [octavo.AWQ(), octavo.Clip()],
     "clip, gptq": [octavo.Clip(), octavo.GPTQ()],
+    "rotation": [octavo.Rotation()],
+    "rotation, clip, gptq": [octavo.Rotation(), octavo.Clip(), octavo.GPTQ()],
     "awq, clip, gptq": [octavo.AWQ(), octavo.Clip(), octavo.GPTQ()],
 }
 FORMS = {

@@ -8,13 +8,14 @@ branches and methods of their own keep them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from octavo.arguments import TEXT, expect
 from octavo.errors import NothingQuantized, PlanError, warn_user
+from octavo.flow.blockwise.rotating import rotate
 from octavo.flow.blockwise.rounding import round_modules
 from octavo.flow.replacing import Decide, Decided, Decision, Replaced
 from octavo.flow.running import Calls
@@ -29,7 +30,7 @@ from octavo.quantization.placement.node_qconfigs import qconfig_of
 from octavo.quantization.qconfig import QConfigMapping, Rule, is_inside
 from octavo.quantization.targets import Target
 from octavo.quantization.targets import target as target_named
-from octavo.quantization.weights import Rounded
+from octavo.quantization.weights import Rotation, Rounded
 
 
 def quantize_modules(model: nn.Module, settings: Settings, calls: Calls | None = None) -> nn.Module:
@@ -70,11 +71,15 @@ def quantized_modules(model: nn.Module, settings: Settings, calls: Calls | None 
     """`quantize_modules`, with an account of what was replaced, and why other layers were not."""
     asked = Asked.of(model, settings)
     own = copied(model)
+    with evaluating(own):
+        notes = rotate(own, settings.weights, calls)
+    methods = [method for method in settings.weights if not isinstance(method, Rotation)]
     decided = Decided.of(own, asked.decide(own))
+    decided.result.notes += notes
     rounded: Mapping[str, Rounded] = {}
-    if settings.weights and decided.qconfigs:
+    if methods and decided.qconfigs:
         with evaluating(own):
-            done = round_modules(own, decided.qconfigs, settings, calls)
+            done = round_modules(own, decided.qconfigs, replace(settings, weights=methods), calls)
         rounded = done.rounded
         decided.result.notes += done.notes
     replaced = decided.replace(settings.target, rounded=rounded)

@@ -10,34 +10,23 @@ Tested in tests/flow/blockwise/test_finding_folds.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from octavo.flow.blockwise.events import Event, columns_of, first_tensor, watched
 from octavo.flow.blockwise.folds import Fold, Made
 from octavo.flow.blockwise.measuring_inputs import FloatLayer
 from octavo.model.nn import quantized_form
-from octavo.model.nn.experts import Experts, linears_of
 from octavo.model.nn.float_layers import tensors_of
 from octavo.model.nn.linear import Linear
 
 Run = Callable[[], Tensor]
 
 _TRIED = 8  # linear layers before an input, of which one may make it
-
-
-@dataclass(frozen=True)
-class _Event:
-    """A call of a module: what it reads first, and what it returns."""
-
-    module: nn.Module
-    input: Tensor
-    output: Tensor
 
 
 def find_folds(
@@ -51,20 +40,20 @@ def find_folds(
         layers: those that become integers, by their paths.
         shared: ids of parameters that stand in several places, and are left alone.
     """
-    events = _watched(block, run)
+    events = watched(block.modules(), run)
     folds = list(_folds_inside(layers, shared))
     inside = {path for fold in folds for path in fold.paths}
     paths: dict[nn.Module, list[str]] = {}
     for path, one in layers.items():
         if path not in inside:
             paths.setdefault(one.host, []).append(path)
-    groups: dict[tuple[int, int, int], list[_Event]] = {}
+    groups: dict[tuple[int, int, int], list[Event]] = {}
     for event in events:
-        groups.setdefault(_key(event.input), []).append(event)
+        groups.setdefault(event.input_key, []).append(event)
     for key, group in groups.items():
         own = tuple(path for event in group for path in paths.get(event.module, ()))
         if own and not any(_has(event.module, shared) for event in group):
-            readers = [columns for event in group for columns in _columns(event)]
+            readers = [columns for event in group for columns in columns_of(event)]
             makers = [m for m in _makers(events, group, key) if not _has(m, shared)]
             fold = _fold(group[0].module, run, own, readers, makers)
             folds += [] if fold is None else [fold]
@@ -85,61 +74,13 @@ def _folds_inside(layers: Mapping[str, FloatLayer], shared: Collection[int]) -> 
                 yield Fold((path,), list(map(Made, made.values())), [weight], rows)
 
 
-def _watched(block: nn.Module, run: Run) -> list[_Event]:
-    """The calls of all modules that are called once, with parameters of their own."""
-    events: list[_Event] = []
-
-    def look(module: nn.Module, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
-        read, made = _first((*args, *kwargs.values())), _first(pytree.tree_leaves(result))
-        if read is not None and made is not None:
-            events.append(_Event(module, read, made))
-
-    modules = [module for module in block.modules() if any(True for _ in module.parameters(False))]
-    handles = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
-    try:
-        run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    counts = [event.module for event in events]
-    return [event for event in events if counts.count(event.module) == 1]
-
-
-def _first(values: Iterable[Any]) -> Tensor | None:
-    return next((x for x in values if isinstance(x, Tensor)), None)
-
-
-def _key(x: Tensor) -> tuple[int, int, int]:
-    """The same for a tensor and what is only another shape of it."""
-    return x.data_ptr(), x.numel(), x.shape[-1]
-
-
 def _has(maker: nn.Module, shared: Collection[int]) -> bool:
     return any(id(parameter) in shared for parameter in maker.parameters())
 
 
-def _columns(event: _Event) -> list[Tensor]:
-    """The weights of a module that read its input, ``[out, in]``; a router has one too."""
-    form = quantized_form(event.module)
-    if form is Linear:
-        return [tensors_of(event.module)["weight"]]
-    if form is Experts:
-        first = next(iter(linears_of(event.module).values()))
-        return [tensors_of(expert)["weight"] for expert in first]
-    weight = event.module._parameters.get("weight")
-    is_matrix = weight is not None and weight.dim() == 2
-    return [weight] if weight is not None and is_matrix and _fits(weight, event) else []
-
-
-def _fits(weight: Tensor, event: _Event) -> bool:
-    return weight.shape[1] == event.input.shape[-1]
-
-
-def _makers(
-    events: list[_Event], group: list[_Event], key: tuple[int, int, int]
-) -> list[nn.Module]:
+def _makers(events: list[Event], group: list[Event], key: tuple[int, int, int]) -> list[nn.Module]:
     """What may make an input: what returned it; else linear layers before, the last one first."""
-    direct = [event.module for event in events if _key(event.output) == key]
+    direct = [event.module for event in events if event.output_key == key]
     if direct:
         return direct
     # A module is listed when it returns: what comes before the first reader was done by then.
@@ -181,6 +122,25 @@ def _norm(maker: nn.Module, columns: int) -> Iterator[list[Made]]:
         yield [Made(weight, offset), *map(Made, own.values())]
 
 
+def rows_behind(events: list[Event], reader: Event, run: Run) -> tuple[nn.Module, Tensor] | None:
+    """The linear layer that makes an input, with only linear things in between, and its rows.
+
+    Args:
+        events: of a block.
+        reader: one of them.
+        run: runs the block.
+
+    Returns:
+        The layer, and of which of its rows each channel is a multiple, int64 ``[in]``, -1 for none.
+    """
+    for maker in _makers(events, [reader], reader.input_key):
+        if quantized_form(maker) is Linear:
+            made_by = _rows(maker, reader.input.shape[-1], lambda: _read(reader.module, run))
+            if made_by is not None:
+                return maker, made_by
+    return None
+
+
 class _Read(Exception):
     """Ends a run where all is known."""
 
@@ -192,7 +152,7 @@ def _read(reader: nn.Module, run: Run) -> Tensor:
     """The input of a module, ``[rows, in]``, in a run that ends there."""
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
-        x = _first((*args, *kwargs.values()))
+        x = first_tensor((*args, *kwargs.values()))
         assert x is not None  # it was watched
         raise _Read(x)
 

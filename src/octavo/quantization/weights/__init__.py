@@ -23,6 +23,7 @@ from octavo.quantization.weights.integer_biases import (
 from octavo.quantization.weights.layers import Layer, Rounded, quantized_layers
 from octavo.quantization.weights.method import METHODS, Statistic, WeightMethod
 from octavo.quantization.weights.rescaling import Rescaling
+from octavo.quantization.weights.rotation import Rotation
 from octavo.quantization.weights.rounding import (
     Measured,
     RoundedGraph,
@@ -45,6 +46,7 @@ __all__ = [
     "Layer",
     "Measured",
     "Rescaling",
+    "Rotation",
     "Rounded",
     "RoundedGraph",
     "SmoothQuant",

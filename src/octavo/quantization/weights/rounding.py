@@ -21,6 +21,7 @@ from octavo.quantization.weights.integer_biases import IntegerBiases
 from octavo.quantization.weights.layers import Layer, Rounded, quantized_layers, with_biases
 from octavo.quantization.weights.method import Statistic, WeightMethod
 from octavo.quantization.weights.rescaling import Rescaling
+from octavo.quantization.weights.rotation import Rotation
 
 # A tensor, and what is measured of it.
 Measured = tuple[str, Statistic]
@@ -112,9 +113,10 @@ def applied(graph: Graph, plan: Plan, weights: Sequence[WeightMethod]) -> list[s
 
 def _refuse_scaling(weights: Sequence[WeightMethod]) -> None:
     for method in weights:
-        if isinstance(method, Rescaling):
+        if isinstance(method, Rescaling | Rotation):
+            does = "turns" if isinstance(method, Rotation) else "scales"
             raise PlanError(
-                f"the weight method {method.name!r} scales the inputs of modules, and this is a "
+                f"the weight method {method.name!r} {does} the inputs of modules, and this is a "
                 'graph: give scope="modules" (and mode="dynamic" or "weight_only"), or leave it '
                 "out of weights="
             )
