@@ -49,15 +49,13 @@ def quantize_language_model(
     model: str, output: str, mapping: QConfigMapping, as_json: bool
 ) -> None:
     """Quantize a folder or a GGUF file to a folder, and tell their sizes."""
-    from octavo.cli.sources.language_model import check_folder
+    from octavo.cli.sources.language_model import check_folder, read_quietly
     from octavo.flow.blockwise.folder import quantize_folder
 
     path = Path(model.removeprefix(options.HUGGING_FACE))
     if path.suffix == ".gguf":
-        from octavo.model.language.gguf import read_gguf
-
         with TemporaryDirectory(prefix="octavo-") as made:
-            for part in read_gguf(path):
+            for part in read_quietly(path):
                 part.save_pretrained(made)
             quantize_folder(made, output, qconfig=mapping, progress=not as_json)
     else:

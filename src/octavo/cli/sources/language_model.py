@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from octavo.errors import InputError, MissingExtra, OctavoError
+from octavo.errors import InputError, OctavoError, optional_import
 from octavo.model.files.source_file import reason
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -59,18 +59,13 @@ def load_language_model(path: str) -> LanguageModel:
     """
     where = Path(path)
     if where.suffix == ".gguf":
-        from octavo.model.language.gguf import read_gguf
-
-        return _fitting(LanguageModel(*read_gguf(where), where.stem))
+        return _fitting(LanguageModel(*read_quietly(where), where.stem))
     check_folder(where)
-    try:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, logging
+    _silence()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
-    except ImportError as error:
-        raise MissingExtra("transformers", "transformers", "run language models") from error
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
+
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
@@ -85,6 +80,22 @@ def load_language_model(path: str) -> LanguageModel:
     if missing:  # which transformers draws by chance, and goes on
         raise InputError(f"{path} lacks {missing[0]} of a {type(model).__name__}: write it again")
     return _fitting(LanguageModel(model.eval(), tokenizer, where.resolve().name))
+
+
+def read_quietly(file: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a GGUF file, see `read_gguf`."""
+    from octavo.model.language.gguf import read_gguf
+
+    _silence()
+    return read_gguf(file)
+
+
+def _silence() -> None:
+    """Of transformers no more than errors: its bars and hints are no part of a command's output."""
+    with optional_import("transformers", "transformers", "run language models"):
+        from transformers import logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def check_folder(folder: Path) -> None:
