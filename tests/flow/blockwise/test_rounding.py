@@ -304,3 +304,35 @@ def test_a_method_that_fits_no_layer_is_refused() -> None:
             weights=[octavo.GPTQ(), octavo.BiasCorrection()],
             calibration=[torch.rand(4, 8)],
         )
+
+
+def test_too_little_data_is_said_and_rounds_all_the_same() -> None:
+    model, data = Named().eval(), [torch.randn(8, 32)]
+    with pytest.warns(octavo.OctavoWarning, match="gptq: of 'layer' 8 rows of data are fewer"):
+        q = rounded(model, data, octavo.GPTQ())
+    with torch.no_grad():
+        near, nearest = (
+            float((net(data[0]) - model(data[0])).norm()) for net in (q, rounded(model, data))
+        )
+    assert near < nearest
+
+
+def test_experts_that_no_row_reaches_are_named() -> None:
+    model = language_model("mixtral")
+    with torch.no_grad():
+        for block in model.model.layers:  # all rows go to the same two of four
+            block.mlp.gate.weight.zero_()
+    ids = [{"input_ids": torch.randint(3, 60, (4, 32))} for _ in range(2)]
+    before = rounded(model, ids)
+    with pytest.warns(octavo.OctavoWarning, match=r"no row of the data is routed to 'model\.lay"):
+        q = rounded(model, ids, octavo.GPTQ())
+    for path in ("model.layers.0.mlp.experts.gate_up_proj", "model.layers.1.mlp.experts.down_proj"):
+        same = {
+            name
+            for name, part in q.get_submodule(path).named_children()
+            if torch.equal(
+                part.own_tensors()["weight"],
+                before.get_submodule(f"{path}.{name}").own_tensors()["weight"],
+            )
+        }
+        assert len(same) == 2

@@ -98,6 +98,17 @@ class FloatLayer:
                 state = None if wanted is None else seen[wanted]
                 self.now = method.round(self.layer, self.now, state)
 
+    def doubts(
+        self, methods: Iterable[WeightMethod], seen: Mapping[Statistic, Any]
+    ) -> Iterator[tuple[str, str]]:
+        """Why methods round it worse than they could: their names, and a sentence each."""
+        for method in methods:
+            if method.fits(self.layer):
+                wanted = method.statistic(self.layer)
+                why = method.doubt(self.layer, None if wanted is None else seen[wanted])
+                if why is not None:
+                    yield method.name, why
+
     def renew(self) -> None:
         """Take the layer as it is now, rounded to nearest."""
         weight, bias = _floats(self.module)

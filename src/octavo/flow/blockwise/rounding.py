@@ -83,8 +83,7 @@ def round_modules(
     for chain, path in track(blocks, "rounding", settings.progress):
         work.round_block(chain, path)
     work.round(outside, measuring)
-    notes = [*work.folds.notes(methods, layers), *work.notes]
-    return RoundedModules({path: one.now for path, one in layers.items()}, notes)
+    return RoundedModules({path: one.now for path, one in layers.items()}, work.remarks())
 
 
 def _check_methods(methods: Sequence[WeightMethod], layers: Mapping[str, FloatLayer]) -> None:
@@ -153,6 +152,12 @@ class _Work:
     folds: Folds
     kept: Checkpoint
     notes: list[str] = field(default_factory=list)
+    doubts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+    def remarks(self) -> list[str]:
+        """What is to be said, a sentence each."""
+        doubts = (f"{name}: of {some(at)} {why}" for (name, why), at in self.doubts.items())
+        return [*self.folds.notes(self.methods, self.layers), *self.notes, *doubts]
 
     def round_block(self, chain: Chain, path: str) -> None:
         """Round the layers of one block, and go on to what it returns then."""
@@ -195,5 +200,7 @@ class _Work:
         if folds := self.folds.by_block.get(path, []):
             scales = rescale(folds, self.methods, layers, measured)
         for at, one in reached.items():
+            for name, why in one.doubts(self.methods, measured[at]):
+                self.doubts.setdefault((name, why), []).append(at)
             one.round(self.methods, measured[at])
         return scales

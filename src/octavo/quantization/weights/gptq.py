@@ -59,6 +59,15 @@ class GPTQ(WeightMethod):
     def statistic(self, layer: Layer) -> SecondMoments:
         return SecondMoments()
 
+    def doubt(self, layer: Layer, seen: Average) -> str | None:
+        if seen.values >= layer.weight.shape[1]:
+            return None
+        return (
+            f"{seen.values} rows of data are fewer than the {layer.weight.shape[1]} inputs, so "
+            "that errors are taken back for these rows more than for others, as far as damping "
+            "lets them: give more data"
+        )
+
     def round(self, layer: Layer, now: Rounded, seen: Average) -> Rounded:
         integers = gptq(layer.weight, seen.mean, now.qparams, self.damping)
         return replace(now, integers=integers.to(now.integers.dtype))

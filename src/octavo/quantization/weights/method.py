@@ -62,6 +62,16 @@ class WeightMethod:
         """
         return None
 
+    def doubt(self, layer: Layer, seen: Any) -> str | None:
+        """Why it rounds a layer worse than it could, as a sentence; ``None`` where all is well.
+
+        It is asked where models are quantized in modules, and said once for all layers.
+
+        Args:
+            layer, seen: as for `round`.
+        """
+        return None
+
     def round(self, layer: Layer, now: Rounded, seen: Any) -> Rounded:
         """Integers and qparams of the weight.
 
