@@ -36,9 +36,15 @@ static void multiply(void *context, int chunk, int chunks) {
     Product *product = context;
     int64_t blocks = product->matrix->rows / BLOCK, parts = parts_of(product->matrix);
     int64_t first = parts * chunk / chunks * PART, last = parts * (chunk + 1) / chunks * PART;
-    octavo_product(
-        product->matrix, first, last < blocks ? last : blocks, &product->rows, product->count,
-        product->y);
+    int64_t columns = product->matrix->columns, panel = octavo_panel(columns);
+    for (int64_t r = 0; r < product->count; r += panel) {
+        octavo_rows rows = product->rows;
+        rows.digits += r * 2 * columns, rows.scales += r, rows.zero_points += r;
+        octavo_product(
+            product->matrix, first, last < blocks ? last : blocks, &rows,
+            product->count - r < panel ? product->count - r : panel,
+            product->y + r * product->matrix->rows);
+    }
 }
 
 int octavo_multiply_eight_bits(

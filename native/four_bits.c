@@ -1,7 +1,7 @@
 /* Products of a few rows of floats with weights of four bits, in groups of columns.
  *
  * Of a row 16 bits are kept, as two digits that are int8 both: 256 * upper + lower. The weights are
- * unpacked once for four rows, and a row is rounded once for all weights.
+ * unpacked once for eight rows, and a row is rounded once for all weights.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #include "octavo.h"
 #include "rounding.h"
 
-enum { CHUNK = 32, CHUNK_BYTES = CHUNK * BLOCK / 2, MOST_STEPS = 127 * 256, TILE = 4 };
+enum { CHUNK = 32, CHUNK_BYTES = CHUNK * BLOCK / 2, MOST_STEPS = 127 * 256, TILE = 8 };
 
 typedef octavo_four_rows Rows;
 
@@ -158,7 +158,7 @@ VNNI static void read_vnni(
     read_row(m, x, row, rows);
 }
 
-/* A block's results for `count` rows from `r` on. */
+/* A block's results for `count` rows from `r` on, whose sums stay in registers. */
 INLINE VNNI void tile_vnni(
     const octavo_four_bits *m, const Rows *rows, int64_t block, int64_t r, float *y,
     const int count) {
@@ -167,15 +167,18 @@ INLINE VNNI void tile_vnni(
     const uint8_t *w = m->weights + block * m->columns / CHUNK * CHUNK_BYTES;
     const int8_t *upper = rows->upper + r * m->columns, *lower = rows->lower + r * m->columns;
     __m512 sums[TILE];
+    UNROLL
     for (int i = 0; i < count; i++) sums[i] = _mm512_setzero_ps();
     for (int64_t group = 0; group < m->groups; group++) {
         __m512i high[TILE], low[TILE];
+        UNROLL
         for (int i = 0; i < count; i++) high[i] = low[i] = _mm512_setzero_si512();
         for (int64_t k = group * size; k < (group + 1) * size; k += 8, w += 64) {
             _mm_prefetch((const char *)w + 2048, _MM_HINT_T0);
             __m512i both = _mm512_loadu_si512(w);
             __m512i w0 = _mm512_and_si512(both, nibble);
             __m512i w1 = _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble);
+            UNROLL
             for (int i = 0; i < count; i++) {
                 int64_t at = i * m->columns + k;
                 __m512i u0 = _mm512_set1_epi32(four_of(upper + at));
@@ -190,6 +193,7 @@ INLINE VNNI void tile_vnni(
         __m512 scales = _mm512_loadu_ps(m->scales + at);
         __m128i zeros = _mm_loadu_si128((const __m128i *)(m->zero_points + at));
         __m512 zero_points = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(zeros));
+        UNROLL
         for (int i = 0; i < count; i++) {
             __m512 steps = _mm512_set1_ps(rows->sums[(r + i) * m->groups + group]);
             __m512 sum = _mm512_fmadd_ps(
@@ -198,22 +202,32 @@ INLINE VNNI void tile_vnni(
         }
     }
     __m512 bias = m->bias ? _mm512_loadu_ps(m->bias + block * BLOCK) : _mm512_setzero_ps();
+    UNROLL
     for (int i = 0; i < count; i++)
         _mm512_storeu_ps(
             y + (r + i) * m->rows + block * BLOCK,
             _mm512_fmadd_ps(sums[i], _mm512_set1_ps(rows->steps[r + i]), bias));
 }
 
+typedef void (*TileVnni)(const octavo_four_bits *, const Rows *, int64_t, int64_t, float *);
+
+#define TILE_VNNI(COUNT)                                                                        \
+    VNNI static void tile_vnni_##COUNT(                                                         \
+        const octavo_four_bits *m, const Rows *rows, int64_t block, int64_t r, float *y) {      \
+        tile_vnni(m, rows, block, r, y, COUNT);                                                 \
+    }
+#define NAME_VNNI(COUNT) tile_vnni_##COUNT,
+#define OF_COUNTS(NAME) NAME(1) NAME(2) NAME(3) NAME(4) NAME(5) NAME(6) NAME(7) NAME(8)
+
+OF_COUNTS(TILE_VNNI)
+static const TileVnni tiles_vnni[TILE] = {OF_COUNTS(NAME_VNNI)};
+
 VNNI static void multiply_vnni(
     const octavo_four_bits *m, const Rows *rows, int64_t count, int64_t first, int64_t last,
     float *y) {
     for (int64_t block = first; block < last; block++)
-        for (int64_t r = 0; r < count; r += TILE) switch (count - r) {
-            case 1: tile_vnni(m, rows, block, r, y, 1); break;
-            case 2: tile_vnni(m, rows, block, r, y, 2); break;
-            case 3: tile_vnni(m, rows, block, r, y, 3); break;
-            default: tile_vnni(m, rows, block, r, y, 4);
-            }
+        for (int64_t r = 0; r < count; r += TILE)
+            tiles_vnni[(count - r < TILE ? count - r : TILE) - 1](m, rows, block, r, y);
 }
 
 #endif
@@ -267,10 +281,16 @@ static void read_rows(void *context, int chunk, int chunks) {
 
 static void multiply(void *context, int chunk, int chunks) {
     Product *product = context;
-    int64_t blocks = product->matrix->rows / BLOCK;
-    octavo_product_of_four_bits(
-        product->matrix, blocks * chunk / chunks, blocks * (chunk + 1) / chunks, &product->rows,
-        product->count, product->y);
+    const octavo_four_bits *m = product->matrix;
+    int64_t blocks = m->rows / BLOCK, panel = octavo_panel(m->columns);
+    for (int64_t r = 0; r < product->count; r += panel) {
+        Rows rows = product->rows;
+        rows.upper += r * m->columns, rows.lower += r * m->columns;
+        rows.sums += r * m->groups, rows.steps += r;
+        octavo_product_of_four_bits(
+            m, blocks * chunk / chunks, blocks * (chunk + 1) / chunks, &rows,
+            product->count - r < panel ? product->count - r : panel, product->y + r * m->rows);
+    }
 }
 
 int octavo_multiply_four_bits(

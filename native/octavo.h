@@ -111,6 +111,13 @@ typedef struct {
     void *y, *scratch;
 } octavo_operands;
 
+/* So many rows of digits stay in a core's cache while all weights of a chunk go by. */
+static inline int64_t octavo_panel(int64_t columns) {
+    enum { BYTES = 1 << 18, LEAST = 24 };
+    int64_t rows = BYTES / (2 * columns) / LEAST * LEAST;
+    return rows < LEAST ? LEAST : rows;
+}
+
 /* ---- convolutions and linear layers on uint8: convolution.c, depthwise.c, epilogue.h ---- */
 
 /* Values stand in channels-last order; a matrix [rows, channels] has height and width 1. */

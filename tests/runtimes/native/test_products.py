@@ -64,6 +64,12 @@ def test_they_are_those_of_dequantized_weights(
     assert torch.equal(result, made(x))
 
 
+def test_many_rows_are_taken_in_panels(instruction_set):
+    for made, weight in (eight_bits(33, 4000), of_four_bits(33, 2, 2016)):
+        x = torch.randn(100, made.columns)
+        assert_near(made(x), x.double() @ weight.T, x, weight)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_rows_that_are_not_finite_are_told(instruction_set, value):
     for made, _ in (eight_bits(20, 30), of_four_bits(20, 1, 32)):
