@@ -158,6 +158,51 @@ INLINE void arithmetic_share(const octavo_arithmetic *step, int chunk, int chunk
     SHARE_OF_TWO(row_of_floats, float)
 }
 
+/* ---- sums over an axis ---- */
+
+enum { WIDE = 64 /* sums side by side */, ROWS_OF_A_PART = 64 /* so that small values count */ };
+
+INLINE void add_up(const float *x, int64_t rows, int64_t stride, float *sums, const int64_t count) {
+    for (int64_t i = 0; i < count; i++) sums[i] = 0;
+    for (int64_t begin = 0; begin < rows; begin += ROWS_OF_A_PART) {
+        float part[WIDE] = {0};
+        int64_t end = begin + ROWS_OF_A_PART < rows ? begin + ROWS_OF_A_PART : rows;
+        for (int64_t row = begin; row < end; row++)
+            for (int64_t i = 0; i < count; i++) part[i] += x[row * stride + i];
+        for (int64_t i = 0; i < count; i++) sums[i] += part[i];
+    }
+}
+
+INLINE void total_share(const octavo_total *step, int chunk, int chunks) {
+    int64_t blocks = (step->inner + WIDE - 1) / WIDE;
+    SHARE(first, last, step->outer * blocks);
+    for (int64_t at = first; at < last; at++) {
+        int64_t outer = at / blocks, begin = at % blocks * WIDE;
+        int64_t count = step->inner - begin < WIDE ? step->inner - begin : WIDE;
+        const float *x = (const float *)step->at.x + outer * step->count * step->inner + begin;
+        float *y = (float *)step->at.y + outer * step->inner + begin, sums[WIDE];
+        if (count == WIDE)
+            add_up(x, step->count, step->inner, sums, WIDE);
+        else
+            add_up(x, step->count, step->inner, sums, count);
+        for (int64_t i = 0; i < count; i++) y[i] = sums[i] / step->divisor;
+    }
+}
+
+/* ---- rows of a table ---- */
+
+INLINE void gather_share(const octavo_gather *step, int chunk, int chunks) {
+    const int64_t *rows = step->at.x, width = step->width;
+    SHARE(first, last, step->count);
+    for (int64_t at = first; at < last; at++) {
+        int64_t row = rows[at];
+        const int8_t *q = step->table + row * width;
+        float scale = step->scales[row], *y = (float *)step->at.y + at * width;
+        int32_t zero_point = step->zero_points[row];
+        for (int64_t i = 0; i < width; i++) y[i] = (float)(q[i] - zero_point) * scale;
+    }
+}
+
 /* ---- moves ---- */
 
 /* A row along the last axis. */
@@ -188,8 +233,10 @@ void octavo_move_values(const octavo_move *step, int chunk, int chunks) {
         uint8_t *y = (uint8_t *)step->at.y + to * step->bytes;
         if (step->bytes == 1)
             move_row(step, x, y, 1);
-        else
+        else if (step->bytes == 4)
             move_row(step, x, y, 4);
+        else
+            move_row(step, x, y, step->bytes);
     }
 }
 
@@ -200,3 +247,5 @@ FOR_EACH_SET(octavo_dequantize_values, octavo_dequantize, dequantize_share)
 FOR_EACH_SET(octavo_look_up_values, octavo_look_up, look_up_share)
 FOR_EACH_SET(octavo_combine, octavo_binary, binary_share)
 FOR_EACH_SET(octavo_calculate, octavo_arithmetic, arithmetic_share)
+FOR_EACH_SET(octavo_add_up, octavo_total, total_share)
+FOR_EACH_SET(octavo_gather_rows, octavo_gather, gather_share)

@@ -239,6 +239,22 @@ typedef struct {
     int64_t operation;
 } octavo_arithmetic;
 
+/* Sums of floats [outer, count, inner] over the middle, divided. */
+typedef struct {
+    octavo_operands at;
+    int64_t outer, count, inner;
+    float divisor;
+} octavo_total;
+
+/* Rows of a table by their numbers, int64, as floats: (integer - zero point) * scale of its row. */
+typedef struct {
+    octavo_operands at;
+    int64_t count, width;
+    const int8_t *table;
+    const float *scales;
+    const int32_t *zero_points;
+} octavo_gather;
+
 enum { OCTAVO_MOST_AXES = 8 };
 
 /* Values of so many bytes to other places. */
@@ -264,6 +280,8 @@ void octavo_dequantize_values(const octavo_dequantize *step, int chunk, int chun
 void octavo_look_up_values(const octavo_look_up *step, int chunk, int chunks);
 void octavo_combine(const octavo_binary *step, int chunk, int chunks);
 void octavo_calculate(const octavo_arithmetic *step, int chunk, int chunks);
+void octavo_add_up(const octavo_total *step, int chunk, int chunks);
+void octavo_gather_rows(const octavo_gather *step, int chunk, int chunks);
 void octavo_move_values(const octavo_move *step, int chunk, int chunks);
 void octavo_pool(const octavo_pooling *step, int chunk, int chunks);
 
@@ -384,7 +402,9 @@ enum {
     OCTAVO_CALCULATE,
     OCTAVO_NORMALIZE,
     OCTAVO_PACK_HEADS,
-    OCTAVO_ATTEND
+    OCTAVO_ATTEND,
+    OCTAVO_ADD_UP,
+    OCTAVO_GATHER
 };
 
 enum { OCTAVO_MOST_PLACES = 6 };
@@ -409,6 +429,8 @@ typedef struct {
         octavo_arithmetic arithmetic;
         octavo_normalization normalization;
         octavo_attention_call attention;
+        octavo_total total;
+        octavo_gather gather;
     } of;
 } octavo_step;
 

@@ -29,6 +29,8 @@ static void take(void *context, int chunk, int chunks) {
     case OCTAVO_NORMALIZE: octavo_normalize_rows(&step.of.normalization, chunk, chunks); break;
     case OCTAVO_PACK_HEADS: octavo_pack_heads(&step.of.attention, chunk, chunks); break;
     case OCTAVO_ATTEND: octavo_attend(&step.of.attention, chunk, chunks); break;
+    case OCTAVO_ADD_UP: octavo_add_up(&step.of.total, chunk, chunks); break;
+    case OCTAVO_GATHER: octavo_gather_rows(&step.of.gather, chunk, chunks); break;
     }
 }
 

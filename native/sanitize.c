@@ -285,7 +285,20 @@ static void one_calculation(int threads) {
             {x, other, y, NULL}, shape, {shape.height * row, row, shape.channels, 1}, {0, 0, 0, below(2)},
             below(4)}};
     if (octavo_run(&step, 1, NULL, threads)) exit(1);
-    free(x), free(other), free(y);
+    step = (octavo_step){
+        OCTAVO_ADD_UP, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.total = {
+            {x, NULL, y, NULL}, shape.batch, shape.height * shape.width, shape.channels, 2.0f}};
+    if (octavo_run(&step, 1, NULL, threads)) exit(1);
+    int64_t rows[7], width = shape.channels;
+    for (int i = 0; i < 7; i++) rows[i] = below(5);
+    int8_t *table = filled(5 * width, 1);
+    float scales[5] = {1, 2, 3, 4, 5}, *gathered = malloc((size_t)(7 * width) * 4);
+    int32_t zero_points[5] = {0, 1, 2, 3, 4};
+    step = (octavo_step){
+        OCTAVO_GATHER, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.gather = {
+            {rows, NULL, gathered, NULL}, 7, width, table, scales, zero_points}};
+    if (octavo_run(&step, 1, NULL, threads)) exit(1);
+    free(x), free(other), free(y), free(table), free(gathered);
 }
 
 static void one_normalization(int threads) {

@@ -281,7 +281,7 @@ def test_an_embedding_is_read_as_integers_in_static_mode_too():
     model, tokens = Text(), torch.randint(0, 50, (8, 7))
     q = octavo.quantize(model, calibration=[tokens], target=TARGET)
     assert q.plan.tensors["table"].runs == "weight_only"
-    assert q.lowered.kernels["table"] == "octavo.embedding"
+    assert q.lowered.kernels["table"].endswith(".embedding")
     with torch.no_grad():
         expected = model(tokens)
     assert (q(tokens) - expected).norm() < expected.norm() / 20

@@ -120,6 +120,15 @@ def test_values_of_many_axes_are_one_row():
         assert torch.equal(total, read + read[..., :1])
 
 
+def test_an_empty_tensor_of_one_axis_is_left_out():
+    """As the first keys and values of a cache are."""
+    x, cat = torch.randn(2, 3), operations.Concatenate(-1)
+    for tensors in ([torch.empty(0), x], [x, torch.empty(0), x], [torch.empty(0), torch.empty(0)]):
+        assert torch.equal(Program.of(cat, len(tensors))(*tensors), torch.cat(tensors, -1))
+    with pytest.raises(RuntimeError, match="do not fit"):
+        Program.of(cat, 2)(x, torch.randn(3))
+
+
 def test_rows_stay_where_they_are():
     out, x = Integers(0.02, 120, 0, 255, torch.uint8), torch.randn(5, 2, 8).transpose(0, 1)
     result = Program.of(operations.Quantize(out, rows=True), 1)(x)

@@ -12,7 +12,7 @@ from torch import Tensor
 from octavo.numerics import octavo_operators
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native.program import Line, Program
-from octavo.runtimes.native.rows import Attend, Normalize
+from octavo.runtimes.native.rows import AddUp, Attend, Gather, Normalize
 
 pytestmark = pytest.mark.usefixtures("instruction_set")
 
@@ -172,3 +172,33 @@ def test_threads_do_not_change_it(threads):
         assert all(torch.equal(whole(*tensors), want) for _ in range(20))
     finally:
         torch.set_num_threads(before)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
+@settings(max_examples=40)
+def test_sums_and_means_are_torchs(sizes, data):
+    x = torch.randn([*sizes[:-1], data.draw(st.sampled_from([1, 7, 64, 150]))])
+    first = data.draw(st.integers(0, x.dim() - 1))
+    dims = tuple(range(first, data.draw(st.integers(first, x.dim() - 1)) + 1))
+    keeps = data.draw(st.booleans())
+    for is_mean, wanted in ((False, x.sum(dims, keeps)), (True, x.mean(dims, keeps))):
+        have = Program.of(AddUp(dims, keeps, is_mean), 1)(x)
+        torch.testing.assert_close(have, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_many_values_are_added_without_loss():
+    x = torch.full((1, 100_000, 3), 0.1)
+    have = Program.of(AddUp((1,), False, False), 1)(x)
+    torch.testing.assert_close(have, x.sum(1), rtol=1e-5, atol=0)
+
+
+def test_rows_of_a_table_are_gathered_as_floats():
+    table = torch.randint(-128, 128, (9, 21), dtype=torch.int8)
+    scales, zero_points = torch.rand(9), torch.randint(-5, 5, (9,), dtype=torch.int32)
+    gather = Program.of(Gather(table, scales, zero_points), 1)
+    for rows in (torch.randint(0, 9, (3, 4)), torch.tensor(5), torch.empty(0, dtype=torch.int64)):
+        want = (table[rows] - zero_points[rows][..., None]) * scales[rows][..., None]
+        assert torch.equal(gather(rows), want)
+    for row in (-1, 9, 2**40):
+        with pytest.raises(IndexError, match=f"row {row} of a table of 9"):
+            gather(torch.tensor([0, row, 3]))

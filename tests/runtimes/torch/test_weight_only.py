@@ -85,7 +85,7 @@ def test_a_table_is_read_as_integers(name):
 
     model, indices = Table(), torch.randint(0, 100, (3, 5))
     q = octavo.quantize(model, indices, qconfig=BITS[name])
-    assert q.lowered.kernels["table"] == "octavo.embedding"
+    assert q.lowered.kernels["table"].endswith(".embedding")
     assert torch.equal(q(indices), q.lower("reference")(indices))
     with torch.no_grad():
         assert sqnr_db(model(indices), q(indices)) > (35 if name.startswith("8") else 14)

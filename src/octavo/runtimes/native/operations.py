@@ -188,11 +188,15 @@ class Concatenate(Operation):
     dim: int
 
     def plan(self, planner: Planner, *values: Value) -> Value:
+        # As in torch, an empty tensor of one axis fits any other.
+        values = tuple(value for value in values if value.sizes != (0,)) or values
         dim = self.dim % values[0].tensor.dim()
         sizes, start = list(values[0].sizes), 0
         for value in values[1:]:
-            fits = [a == b for a, b in zip(sizes, value.sizes, strict=True)]
-            if not all(fit for axis, fit in enumerate(fits) if axis != dim):
+            fits = [a == b for a, b in zip(sizes, value.sizes, strict=False)]
+            if len(value.sizes) != len(sizes) or not all(
+                fit for axis, fit in enumerate(fits) if axis != dim
+            ):
                 raise RuntimeError(f"tensors of {tuple(sizes)} and {value.sizes} do not fit")
         sizes[dim] = sum(value.sizes[dim] for value in values)
         y = planner.new(sizes, values[0].tensor.dtype, _order_of(values[0]))

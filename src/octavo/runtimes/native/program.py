@@ -17,6 +17,7 @@ from torch import Tensor
 from octavo.numerics.native.library import library
 from octavo.runtimes.native.fusing import fused
 from octavo.runtimes.native.planning import Operation, Plan, Planner
+from octavo.runtimes.native.rows import Gather
 
 MOST_PLANS = 8
 KEPT_BYTES = 2**26  # of an arena; a larger one is asked for at each call
@@ -69,6 +70,14 @@ class Program:
     arenas: Arenas = field(default_factory=Arenas)
     _plans: dict[Any, Plan] = field(default_factory=dict)
     _planning: Any = field(default_factory=threading.Lock)
+    _gathers: list[tuple[int, Gather]] = field(init=False)  # the inputs that number rows
+
+    def __post_init__(self) -> None:
+        self._gathers = [
+            (self.inputs.index(line.reads[0]), line.operation)
+            for line in self.lines
+            if isinstance(line.operation, Gather)
+        ]
 
     @staticmethod
     def of(operation: Operation, count: int) -> Program:
@@ -80,6 +89,10 @@ class Program:
         threads = torch.get_num_threads()
         # Memory holds what is meant.
         given = tuple(x.resolve_neg() if isinstance(x, Tensor) else x for x in given)
+        for index, gather in self._gathers:
+            rows = given[index]
+            assert isinstance(rows, Tensor)
+            gather.check(rows)
         tensors = [x for x in given if isinstance(x, Tensor)]
         numbers = [x for x in given if not isinstance(x, Tensor)]
         key = (threads, *numbers, *[(tensor.shape, tensor.stride()) for tensor in tensors])

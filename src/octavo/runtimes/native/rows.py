@@ -77,6 +77,70 @@ def round_to(arguments: NormalizationStruct, out: Integers | IntegersStruct) -> 
 
 
 @dataclass(frozen=True, eq=False)
+class AddUp(Operation):
+    """The sum of floats over axes that are neighbours, or their mean."""
+
+    dims: tuple[int, ...]
+    keepdim: bool
+    mean: bool
+
+    def plan(self, planner: Planner, *values: Value) -> Value:
+        rank = values[0].tensor.dim()
+        dims = sorted(dim % rank for dim in self.dims)
+        x = planner.laid(values[0], range(rank))
+        before, after = x.sizes[: dims[0]], x.sizes[dims[-1] + 1 :]
+        outer, inner = math.prod(before), math.prod(after)
+        count = math.prod(x.sizes[dims[0] : dims[-1] + 1])
+        middle = [1] * len(dims) if self.keepdim else []
+        sizes = [*before, *middle, *after]
+        y = planner.new(sizes, torch.float32, range(len(sizes)))
+        divisor = float(count) if self.mean else 1.0
+        arguments = structs.Total(outer=outer, count=count, inner=inner, divisor=divisor)
+        planner.step(Kind.ADD_UP, arguments, {"x": x}, {"y": y})
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class Gather(Operation):
+    """Rows of a table of integers, as floats; who calls has checked that it has them.
+
+    Attributes:
+        table: int8 ``[rows, width]``.
+        scales, zero_points: float32 and int32 ``[rows]``.
+    """
+
+    table: Tensor
+    scales: Tensor
+    zero_points: Tensor
+
+    def plan(self, planner: Planner, *values: Value) -> Value:
+        rows = planner.laid(values[0], range(values[0].tensor.dim()))
+        width = self.table.shape[1]
+        y = planner.new((*rows.sizes, width), torch.float32, range(rows.tensor.dim() + 1))
+        arguments = structs.Gather(
+            count=rows.tensor.numel(),
+            width=width,
+            table=self.table.data_ptr(),
+            scales=self.scales.data_ptr(),
+            zero_points=self.zero_points.data_ptr(),
+        )
+        planner.step(Kind.GATHER, arguments, {"x": rows}, {"y": y})
+        return y
+
+    def check(self, rows: Tensor) -> None:
+        """See that the table has all of these rows.
+
+        Raises:
+            IndexError: it has not.
+        """
+        if rows.numel():
+            least, most = (int(x) for x in rows.aminmax())
+            if least < 0 or most >= len(self.table):
+                wrong = least if least < 0 else most
+                raise IndexError(f"row {wrong} of a table of {len(self.table)} rows")
+
+
+@dataclass(frozen=True, eq=False)
 class Attend(Operation):
     """Attention of queries, keys and values in integers, perhaps with a mask.
 

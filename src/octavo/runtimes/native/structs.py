@@ -35,6 +35,8 @@ class Kind(IntEnum):
     NORMALIZE = 8
     PACK_HEADS = 9
     ATTEND = 10
+    ADD_UP = 11
+    GATHER = 12
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -119,6 +121,26 @@ class Arithmetic(ctypes.Structure):
     ]
 
 
+class Total(ctypes.Structure):
+    """``octavo_total``."""
+
+    _fields_ = [
+        ("at", OperandsStruct),
+        *_fields(ctypes.c_int64, "outer count inner"),
+        ("divisor", ctypes.c_float),
+    ]
+
+
+class Gather(ctypes.Structure):
+    """``octavo_gather``."""
+
+    _fields_ = [
+        ("at", OperandsStruct),
+        *_fields(ctypes.c_int64, "count width"),
+        *_fields(ctypes.c_void_p, "table scales zero_points"),
+    ]
+
+
 class Move(ctypes.Structure):
     """``octavo_move``."""
 
@@ -144,6 +166,8 @@ class Of(ctypes.Union):
         ("normalization", NormalizationStruct),
         ("packing", AttentionStruct),
         ("attention", AttentionStruct),
+        ("total", Total),
+        ("gather", Gather),
     ]
 
 

@@ -66,8 +66,9 @@ def lower_to(graph: Graph, caller: Caller, joining: bool = True, programs: bool 
     context = Context(whole, caller, programs=programs)
     matched = _matched(context)
     outputs = _with_signed_outputs(matched, context)
-    steps, constants = tidied(matched.placed, outputs, whole.constants)
-    run = compile_steps(graph.input_names(), with_programs(steps, outputs), outputs, constants)
+    inputs = graph.input_names()
+    steps, constants = tidied(matched.placed, inputs, outputs, whole.constants)
+    run = compile_steps(inputs, with_programs(steps, outputs), outputs, constants)
     return _accounted(run, matched, context, graph, joined)
 
 

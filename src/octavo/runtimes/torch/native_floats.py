@@ -18,7 +18,7 @@ from octavo.graph.operators import arguments
 from octavo.numerics.native import library
 from octavo.runtimes.native.operations import Arithmetic, Calculation, Concatenate, Item, Look
 from octavo.runtimes.native.planning import Operation
-from octavo.runtimes.native.rows import Normalize
+from octavo.runtimes.native.rows import AddUp, Normalize
 from octavo.runtimes.torch.chains import Context, Unsupported
 from octavo.runtimes.torch.native_runs import Either
 
@@ -123,6 +123,20 @@ def _calculation(context: Context, node: Node) -> Described:
     return Arithmetic(_CALCULATIONS[node.op]), (one, other)
 
 
+def _total(context: Context, node: Node) -> Described:
+    given = arguments(node)
+    x = node.args[0]
+    name, meta = _float(context, x), context.graph.meta(x.name)
+    rank = 0 if meta is None else len(meta.shape)
+    dims = given.get("dim")
+    dims = (
+        tuple(sorted(dim % rank for dim in dims)) if rank and isinstance(dims, list | tuple) else ()
+    )
+    if given.get("dtype") is not None or not dims or dims != tuple(range(dims[0], dims[-1] + 1)):
+        raise Unsupported("its axes are no neighbours, or its result is of another type")
+    return AddUp(dims, bool(given["keepdim"]), node.short_op == "mean"), (name,)
+
+
 def _look(context: Context, node: Node) -> Described:
     x = _float(context, node.args[0])
     look, numbers = look_of(node)
@@ -148,6 +162,7 @@ _DESCRIBE: dict[str, Callable[[Context, Node], Described]] = {
     **dict.fromkeys([*NORMS, "softmax"], _norm),
     **dict.fromkeys(("add", "sub", "mul", "div"), _calculation),
     **dict.fromkeys([*LOOKS, *SPLITS], _look),
+    **dict.fromkeys(("sum", "mean"), _total),
     "getitem": _item,
     "cat": _concatenation,
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 from octavo.graph import operators
 from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
+from octavo.graph.qdq import weight_behind
 from octavo.quantization.fusions import CLIPS, NATIVE, Fusion
 from octavo.runtimes import cpu
 from octavo.runtimes.integers import Integers
@@ -32,11 +33,11 @@ from octavo.runtimes.native.convolution import (
 from octavo.runtimes.native.operations import Combination, Pooled
 from octavo.runtimes.native.planning import Operation
 from octavo.runtimes.native.program import Program
-from octavo.runtimes.native.rows import Attend
+from octavo.runtimes.native.rows import Attend, Gather
 from octavo.runtimes.native.windows import Windows
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported, integers_of
-from octavo.runtimes.torch.kernel import Kernel
+from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.native_floats import LOOKS, SPLITS, look_of, norm_of, obstacle
 from octavo.runtimes.torch.native_runs import Either
 from octavo.runtimes.torch.onednn import sized
@@ -350,6 +351,25 @@ def attention(context: Context, chain: Chain) -> Described:
     return "attention", operation, read
 
 
+def embedding(context: Context, chain: Chain) -> Call:
+    """Rows of a table of int8, by numbers that are made outside of programs."""
+    if obstacle(context):
+        raise Unsupported(obstacle(context))
+    given = arguments(chain.layer)
+    weight, rows = weight_behind(context.graph, given["weight"]), given["indices"]
+    meta = context.graph.meta(rows.name)
+    if weight is None or weight.unpack is not None or weight.stored.dtype != torch.int8:
+        raise Unsupported("its table is not int8")
+    if weight.grouped or max(weight.scale.shape[1:]) > 1 or meta is None or meta.dtype != "int64":
+        raise Unsupported("its rows have no scale of their own, or no numbers of int64")
+    scales, zero_points = (
+        t.reshape(-1).expand(len(weight.stored)).contiguous()
+        for t in (weight.scale, weight.zero_point)
+    )
+    operation = Gather(weight.stored.contiguous(), scales.float(), zero_points.int())
+    return Call("native.embedding", Program.of(operation, 1), (rows,))
+
+
 def concatenate(context: Context, chain: Chain) -> Described:
     """Concatenation of tensors of one scale."""
     given = arguments(chain.layer)
@@ -422,4 +442,5 @@ KERNELS = (
     Kernel(("getitem",), item),
     Kernel(("layer_norm", "rms_norm", "softmax"), native(norm)),
     Kernel(("attention",), native(attention)),
+    Kernel(("embedding",), embedding, Reads.FLOATS, fusion=None),
 )

@@ -15,6 +15,7 @@ from octavo.graph.program import Step
 from octavo.graph.qdq import DEQUANTIZE_WEIGHT, UNPACK
 from octavo.quantization.bfloat16 import CAST
 from octavo.runtimes.torch.native_runs import in_long_runs
+from octavo.runtimes.torch.remembered import fixed_by_sizes, with_remembered
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,19 @@ class Placed:
 
 
 def tidied(
-    placed: Sequence[Placed], outputs: Sequence[str], constants: Mapping[str, Tensor]
+    placed: Sequence[Placed],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    constants: Mapping[str, Tensor],
 ) -> tuple[list[Step], dict[str, Tensor]]:
-    """The steps that are needed, those that programs can do behind each other, and the constants
-    with those that could be computed.
+    """The steps that are needed, those that programs can do behind each other, and what depends on
+    sizes alone in one; and the constants with those that could be computed.
     """
     needed = in_long_runs(_pruned(placed, outputs), lambda item: item.step)
-    steps = with_safe_memory(needed, outputs)
-    return _with_folded_constants(steps, constants)
+    fixed = fixed_by_sizes([item.step for item in needed], inputs, constants)
+    safe = with_safe_memory(needed, [*outputs, *fixed.tensors])
+    steps, known = _with_folded_constants(safe, constants)
+    return with_remembered(steps, fixed, outputs, known), known
 
 
 def _pruned(placed: Sequence[Placed], outputs: Sequence[str]) -> list[Placed]:
