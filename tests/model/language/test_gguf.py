@@ -12,7 +12,7 @@ import torch
 from language_models import transformers
 
 import octavo
-from octavo.errors import InputError
+from octavo.errors import ExportError, InputError
 
 gguf = pytest.importorskip("gguf")
 
@@ -151,3 +151,79 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         read_gguf(tmp_path / "nowhere.gguf")
     with pytest.raises(InputError, match="is no GGUF file"):
         read_gguf(Path(__file__))
+
+
+FORMS = {
+    "Q8_0": octavo.weight_only_qconfig(),
+    "Q4_0": octavo.weight_only_qconfig(4, group_size=32),
+    "Q4_1": octavo.weight_only_qconfig(4, group_size=32, symmetric=False),
+}
+
+
+def block_values(kind: str, data: np.ndarray[Any, Any]) -> list[float]:
+    """The 32 values of a block, byte by byte as llama.cpp documents it."""
+    d, *rest = np.frombuffer(data[: 4 if kind == "Q4_1" else 2].tobytes(), np.float16).tolist()
+    stored = data[4 if kind == "Q4_1" else 2 :].tolist()
+    if kind == "Q8_0":
+        return [d * (byte - 256 if byte > 127 else byte) for byte in stored]
+    values = [byte % 16 for byte in stored] + [byte // 16 for byte in stored]
+    return [d * value + rest[0] if kind == "Q4_1" else d * (value - 8) for value in values]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_integers_are_written_as_they_are(kind: str, tmp_path: Path) -> None:
+    from octavo.model.language.gguf import read_gguf, write_gguf
+
+    source, out = tmp_path / "model.gguf", tmp_path / "out.gguf"
+    written(source)
+    model, _ = read_gguf(source)
+    q = octavo.quantize(model, mode="weight_only", qconfig=FORMS[kind])
+    for layer in q.modules():  # scales that float16 holds
+        if isinstance(layer, octavo.nn.Linear | octavo.nn.Embedding):
+            layer._buffers["weight_scale"] = layer.tensors()["weight_scale"].half().float()
+    assert write_gguf(q, out, like=source) == out
+    reader = gguf.GGUFReader(out)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    for name in ("blk.1.ffn_down.weight", "token_embd.weight", "output.weight"):
+        assert stored[name].tensor_type.name == kind
+    expected = q.model.layers[1].mlp.down_proj.dequantized()["weight"]
+    size = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}[kind]
+    rows = stored["blk.1.ffn_down.weight"].data.reshape(32, 2, size)
+    values = [[value for block in row for value in block_values(kind, block)] for row in rows]
+    torch.testing.assert_close(
+        torch.tensor(values), expected, rtol=0, atol=1e-4 if kind == "Q4_1" else 0.0
+    )
+    again, tokenizer = read_gguf(out)
+    assert tokenizer("!").input_ids[-1] == 3
+    for path, layer in q.named_modules():
+        if isinstance(layer, octavo.nn.Linear | octavo.nn.Embedding):
+            weight = again.get_submodule(path).weight
+            wanted = layer.dequantized()["weight"]
+            # The least value of a block is float16 too.
+            torch.testing.assert_close(
+                weight, wanted, rtol=0, atol=2.0**-11 if kind == "Q4_1" else 1e-8
+            )
+
+
+def test_what_a_gguf_file_has_no_form_for(tmp_path: Path) -> None:
+    from octavo.model.language.gguf import read_gguf, write_gguf
+
+    source, out = tmp_path / "model.gguf", tmp_path / "out.gguf"
+    written(source)
+    model, _ = read_gguf(source)
+    narrow = octavo.weight_only_qconfig(4, group_size=16)
+    q = octavo.quantize(model, mode="weight_only", qconfig=narrow)
+    with pytest.raises(ExportError, match=r"groups of 16"):
+        write_gguf(q, out, like=source)
+    dynamic = octavo.quantize(model, mode="dynamic")
+    with pytest.raises(ExportError, match="dynamic"):
+        write_gguf(dynamic, out, like=source)
+    small = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**SIZES, "num_hidden_layers": 1})
+    )
+    q = octavo.quantize(small.eval(), mode="weight_only")
+    with pytest.raises(InputError, match=r"blk\.1\."):
+        write_gguf(q, out, like=source)
+    with pytest.raises(InputError, match="no GGUF file"):
+        write_gguf(q, out, like=Path(__file__))
+    assert not out.exists()

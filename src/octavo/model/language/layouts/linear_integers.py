@@ -12,6 +12,7 @@ from torch import Tensor
 
 from octavo.errors import ExportError
 from octavo.model.nn.description import Description
+from octavo.model.nn.embedding import Embedding
 from octavo.model.nn.linear import Linear
 from octavo.model.nn.stored_weight import StoredWeight
 from octavo.numerics.affine import QParams
@@ -54,12 +55,12 @@ class LinearIntegers:
         return bool((self.zero_point == self.middle).all())
 
     @classmethod
-    def of(cls, name: str, layer: Linear) -> LinearIntegers:
+    def of(cls, name: str, layer: Linear | Embedding) -> LinearIntegers:
         """Of a layer of Octavo's.
 
         Args:
             name: of the layer, for messages.
-            layer: weight-only.
+            layer: weight-only; of a table its rows are the outputs.
 
         Raises:
             ExportError: others have no form for it.
