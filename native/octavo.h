@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 14
+#define OCTAVO_ABI 15
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -326,6 +326,40 @@ void octavo_product_of_four_bits(
  * many columns as the weights have rows. Rows that are not finite: as above. */
 OCTAVO_EXPORT int octavo_multiply_four_bits(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
+
+/* ---- tables: embedding.c ---- */
+
+/* Integers [rows][columns] of eight bits, or of four, two to a byte, the first in the lower half.
+ * Scales and zero points [rows][groups] are those of so many neighbours in a row, of an even number
+ * with four bits. */
+typedef struct {
+    const uint8_t *values;
+    const float *scales;
+    const int32_t *zero_points; /* or NULL */
+    int64_t rows, columns, groups;
+    int32_t bits, is_signed;
+} octavo_table;
+
+enum { OCTAVO_SUM_OF_ROWS, OCTAVO_MEAN_OF_ROWS, OCTAVO_LARGEST_ROW };
+
+/* Bag b has the indices from offsets[b] to the next offset, or to the end. */
+typedef struct {
+    const int64_t *offsets;
+    int64_t offset_count, index_count;
+    int64_t mode;
+    int64_t padding;      /* an index that does not count; -1 for none */
+    const float *factors; /* of each index, of a sum; or NULL */
+} octavo_bags;
+
+enum { OCTAVO_NO_SUCH_ROW = 1, OCTAVO_NO_SUCH_OFFSET };
+
+/* y[i] = row indices[i], as floats; 0, or OCTAVO_NO_SUCH_ROW, and then nothing is written. */
+OCTAVO_EXPORT int octavo_pick_rows(
+    const octavo_table *table, const int64_t *indices, int64_t count, float *y, int threads);
+/* y[b] of the first `count` bags; zeros where a bag is empty. */
+OCTAVO_EXPORT int octavo_sum_bags(
+    const octavo_table *table, const octavo_bags *bags, const int64_t *indices, int64_t count,
+    float *y, int threads);
 
 /* ---- attention: attention.c ---- */
 

@@ -257,6 +257,26 @@ static void one_decoder(int threads) {
     free(norm), free(of_heads), free(x), free(y), free(cosine), free(sine), free(mask);
 }
 
+static void one_table(int threads) {
+    int64_t rows = 1 + below(20), groups = 1 + below(3), columns = groups * 2 * (1 + below(40));
+    int64_t count = below(30), bags = below(6), *indices = malloc((size_t)count * 8 + 8);
+    int bits = below(2) ? 8 : 4;
+    uint8_t *values = filled(rows * columns * bits / 8, 1);
+    float *scales = filled(rows * groups, 4), *factors = filled(count, 4);
+    int32_t *zero_points = calloc((size_t)(rows * groups), 4);
+    float *y = malloc((size_t)((count + bags) * columns) * 4 + 4);
+    int64_t offsets[6] = {0};
+    for (int64_t i = 0; i < count; i++) indices[i] = below((int)rows + 1) - !below(40);
+    for (int64_t i = 1; i < bags; i++) offsets[i] = offsets[i - 1] + below(9);
+    octavo_table table = {
+        values, scales, below(2) ? zero_points : NULL, rows, columns, groups, bits, below(2)};
+    octavo_pick_rows(&table, indices, count, y, threads);
+    octavo_bags all = {
+        offsets, bags, count, below(3), below((int)rows) - 1, below(2) ? factors : NULL};
+    octavo_sum_bags(&table, &all, indices, bags && below(2) ? bags - 1 : bags, y, threads);
+    free(indices), free(values), free(scales), free(factors), free(zero_points), free(y);
+}
+
 static void one_histogram(int threads) {
     int64_t rows = below(2) ? 1 : 1 + below(9), count = 1 + below(rows == 1 ? 100000 : 900);
     int64_t bins = 16 + below(3000), *counts = calloc((size_t)(rows * bins), 8);
@@ -345,6 +365,7 @@ int main(void) {
             one_product(1 + round % 3);
             one_attention(1 + round % 3);
             one_histogram(1 + round % 3);
+            one_table(1 + round % 3);
             one_normalization(1 + round % 3);
             one_calculation(1 + round % 3);
             one_decoder(1 + round % 3);

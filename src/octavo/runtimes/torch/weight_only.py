@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from octavo.numerics.native import library
 from octavo.runtimes import cpu
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import eight_bits, matrix
+from octavo.runtimes.native import embedding as tables
 from octavo.runtimes.native import four_bits as native
 from octavo.runtimes.native.matrix import MOST_COLUMNS, Matrix
 from octavo.runtimes.native.products import Product
@@ -273,35 +275,73 @@ def _four_bits(weight: Weight, context: Context) -> FewRows:
 
 def embedding(context: Context, chain: Chain) -> Call:
     """Rows of a quantized table, picked as integers."""
-    weight = _table(context, chain)
+    table, args = _table(context, chain), (arguments(chain.layer)["indices"],)
+    own = _own_table(table, context)
+    if own is not None:
+        return Call("octavo.embedding", partial(_own_rows, own.arguments), args)
+    weight = Weight(table)
 
     def kernel(indices: Tensor) -> Tensor:
         picked = _picked(weight, indices.reshape(-1))
         return picked.reshape(*indices.shape, weight.shape[1])
 
-    return Call("octavo.embedding", kernel, (arguments(chain.layer)["indices"],))
+    return Call("octavo.embedding", kernel, args)
 
 
 def embedding_bag(context: Context, chain: Chain) -> Call:
     """Sums, means or maxima of rows of a quantized table: the rows that are read become floats."""
-    weight, given = _table(context, chain), arguments(chain.layer)
+    table, given = _table(context, chain), arguments(chain.layer)
     mode, ends, padding = given["mode"], given["include_last_offset"], given.get("padding_idx")
     if padding is not None:
-        padding %= weight.shape[0]
+        padding %= table.shape[0]
+    args = (given["indices"], given["offsets"], given["per_sample_weights"])
+    own, users = _own_table(table, context), context.graph.users[chain.layer.name]
+    # Of the four results, the kernel has the first.
+    if own is not None and all(u.op == "python.getitem" and u.args[1] == 0 for u in users):
+        settings = (mode, ends, padding, *own.arguments)
+        return Call("octavo.embedding_bag", partial(_own_bags, settings), args)
+    weight = Weight(table)
 
     def kernel(indices: Tensor, offsets: Tensor, factors: Tensor | None) -> Any:
         rows = _picked(weight, indices)
         return bags(rows, indices, offsets, mode, factors, ends, padding)
 
-    args = (given["indices"], given["offsets"], given["per_sample_weights"])
     return Call("octavo.embedding_bag", kernel, args)
 
 
-def _table(context: Context, chain: Chain) -> Weight:
-    quantized = weight_behind(context.graph, arguments(chain.layer)["weight"])
-    if quantized is None:
+def _own_rows(table: tuple[Any, ...], indices: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        rows: Tensor = torch.ops.octavo.pick_rows.default(indices, *table)
+        return rows
+    return tables.pick_rows(indices, *table)
+
+
+def _own_bags(
+    settings: tuple[Any, ...], indices: Tensor, offsets: Tensor, factors: Tensor | None
+) -> tuple[Tensor]:
+    if torch.compiler.is_compiling():
+        return (torch.ops.octavo.sum_bags.default(indices, offsets, factors, *settings),)
+    return (tables.sum_bags(indices, offsets, factors, *settings),)
+
+
+def _table(context: Context, chain: Chain) -> QuantizedWeight:
+    table = weight_behind(context.graph, arguments(chain.layer)["weight"])
+    if table is None:
         raise Unsupported("its table is float")
-    return Weight(quantized)
+    return table
+
+
+def _own_table(table: QuantizedWeight, context: Context) -> tables.Table | None:
+    """For Octavo's own kernel; ``None`` where it does not run."""
+    packed = table.unpack is not None
+    if context.caller == "package" or library.obstacle() or len(table.shape) != 2:
+        return None
+    (rows, columns), groups = table.shape, table.scale.shape[1]
+    if columns % (groups * (2 if packed else 1)):
+        return None
+    scales, zeros = (t.expand(rows, -1).contiguous() for t in (table.scale, table.zero_point))
+    known = (scales, None if table.symmetric else zeros, 4 if packed else 8, table.signed)
+    return tables.Table(table.stored.reshape(rows, -1), *known)
 
 
 def _picked(weight: Weight, indices: Tensor) -> Tensor:
