@@ -116,6 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
     exact = logits_of(model, rows)
     floats = judged(rows, exact, exact) | answered(model, asked)
     report.rows.append({"form": "float", "method": "-", **floats})
+    print(report.rows[-1], flush=True)
     losses: dict[tuple[str, str], float] = {}
     for form in options.forms:
         for method in [PLAIN] if form == "8 bits" else options.methods:

@@ -119,6 +119,7 @@ BATCHES = Kind(
     "give an iterable of batches, a DataLoader or a list such as [images]",
 )
 COUNT = Kind(_is_count, "give a whole number of 1 or more")
+SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "give a number from 0 to 1")
 INTEGER = Kind(_is_index, "give a whole number")
 NUMBER = Kind(_is_number, "give a number")
 NAMES = Kind(_is_names, 'give a list of names, ["torch"]')

@@ -296,7 +296,7 @@ def test_inputs_that_are_not_finite(bad: float, method: octavo.WeightMethod) -> 
 
 
 def test_a_method_that_fits_no_layer_is_refused() -> None:
-    with pytest.raises(InputError, match="'bias_correction', which does nothing to any layer"):
+    with pytest.raises(InputError, match="'bias_correction', which does nothing"):
         octavo.quantize(
             nn.Linear(8, 8),
             mode="weight_only",
@@ -304,6 +304,27 @@ def test_a_method_that_fits_no_layer_is_refused() -> None:
             weights=[octavo.GPTQ(), octavo.BiasCorrection()],
             calibration=[torch.rand(4, 8)],
         )
+
+
+def test_a_method_of_another_mode_is_refused() -> None:
+    model, data = Named().eval(), [torch.randn(8, 32)]
+    with pytest.raises(InputError, match=r"'smoothquant'.* weight_only layer here.*another mode"):
+        rounded(model, data, octavo.SmoothQuant())
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: octavo.AWQ(steps=0), "steps is"),
+        (lambda: octavo.SmoothQuant(alpha=1.5), "alpha is"),
+        (lambda: octavo.HQQ(power=0), "power is"),
+        (lambda: octavo.HQQ(beta=-1.0), "beta is"),
+        (lambda: octavo.Rotation(seed=0.5), "seed is"),  # type: ignore[arg-type]
+    ],
+)
+def test_settings_that_are_none(make: Any, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        make()
 
 
 def test_too_little_data_is_said_and_rounds_all_the_same() -> None:

@@ -60,7 +60,7 @@ def round_modules(
     methods = settings.weights
     every = {one.layer.name: one for one in float_layers(model, qconfigs, settings.target)}
     layers = {path: one for path, one in every.items() if any(m.fits(one.layer) for m in methods)}
-    _check_methods(methods, layers)
+    _check_methods(methods, every)
     if calls is None or calls.all is None:
         return _without_data(layers, methods)
     kept = Checkpoint.of(settings.checkpoint, methods, layers)
@@ -94,9 +94,15 @@ def _check_methods(methods: Sequence[WeightMethod], layers: Mapping[str, FloatLa
     """
     for method in methods:
         if not any(method.fits(one.layer) for one in layers.values()):
+            runs = " and ".join(sorted({one.layer.runs for one in layers.values()}))
+            otherwise = (
+                "give another mode, or a layer that it is for"
+                if isinstance(method, Rescaling)
+                else 'quantize a graph (scope="model")'
+            )
             raise InputError(
-                f"weights= has {method.name!r}, which does nothing to any layer here: leave it "
-                'out, or quantize a graph (scope="model")'
+                f"weights= has {method.name!r}, which does nothing to any {runs or 'linear'} layer "
+                f"here: leave it out, or {otherwise}"
             )
     late = [n for n, method in enumerate(methods) if isinstance(method, Rescaling)]
     if late != list(range(len(late))):

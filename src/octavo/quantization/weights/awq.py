@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.arguments import COUNT, expect
 from octavo.numerics.affine import QParams, blocks, fake_quantize, unchecked_qparams
 from octavo.quantization.weights.bias_correction import Average
 from octavo.quantization.weights.layers import Layer
@@ -53,6 +54,9 @@ class AWQ(Rescaling):
     name: ClassVar[str] = "awq"
 
     steps: int = 20
+
+    def __post_init__(self) -> None:
+        expect(COUNT, steps=self.steps)
 
     def fits(self, layer: Layer) -> bool:
         is_linear = layer.node.short_op == "linear"

@@ -28,10 +28,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from octavo.arguments import COUNT, Kind, expect
 from octavo.numerics.affine import QParams, blocks, dequantize, quantize, quantized
 from octavo.quantization.weights.layers import Layer, Rounded
 from octavo.quantization.weights.method import WeightMethod
 
+_ABOVE_ZERO = Kind(lambda n: isinstance(n, int | float) and n > 0, "give a number above 0")
 _GROWTH = 1.01  # of beta, in each round
 _SMALLEST = 1e-8  # error of which a negative power is taken
 
@@ -61,6 +63,10 @@ class HQQ(WeightMethod):
     power: float = 0.7
     beta: float = 10.0
     rounds: int = 20
+
+    def __post_init__(self) -> None:
+        expect(COUNT, rounds=self.rounds)
+        expect(_ABOVE_ZERO, power=self.power, beta=self.beta)
 
     def fits(self, layer: Layer) -> bool:
         plain = layer.has_own_rows and not layer.scheme.power_of_two

@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.arguments import INTEGER, expect
 from octavo.quantization.weights.layers import Layer
 from octavo.quantization.weights.method import WeightMethod
 
@@ -46,6 +47,9 @@ class Rotation(WeightMethod):
     name: ClassVar[str] = "rotation"
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        expect(INTEGER, seed=self.seed)
 
     def fits(self, layer: Layer) -> bool:
         return False  # it turns a model, before there are layers to round

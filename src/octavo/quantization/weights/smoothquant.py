@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.arguments import SHARE, expect
 from octavo.quantization.weights.layers import Layer
 from octavo.quantization.weights.moments import Largest
 from octavo.quantization.weights.rescaling import Rescaling, together
@@ -49,6 +50,9 @@ class SmoothQuant(Rescaling):
     name: ClassVar[str] = "smoothquant"
 
     alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect(SHARE, alpha=self.alpha)
 
     def fits(self, layer: Layer) -> bool:
         return layer.runs == "dynamic" and layer.node.short_op == "linear"
