@@ -143,7 +143,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--width", type=int, default=512, help="of states; default: %(default)s")
     made.add_argument("--features", type=int, default=4096, help="default: %(default)s")
     made.add_argument("--steps", type=int, default=64, help="default: %(default)s")
-    made.add_argument("--batches", nargs="*", type=int, default=[1, 16])
+    made.add_argument("--batches", nargs="*", type=int, default=[1, 16, 32])
     made.add_argument("--rows", nargs="*", type=int, default=[1, 4, 8])
     options = parsed(made, words)
     instructions = library.instruction_set() or "not compiled"
