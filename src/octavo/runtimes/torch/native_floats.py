@@ -75,6 +75,18 @@ def look_of(node: Node) -> tuple[Look, tuple[str, ...]]:
     return Look(operators.resolve(node.op), node.args[1:], numbers), numbers
 
 
+def item_of(context: Context, node: Node) -> tuple[Item, tuple[str, ...]]:
+    """Which of a tensor's parts a node is; it reads no numbers.
+
+    Raises:
+        Unsupported: it is one of other things.
+    """
+    source = context.graph.producer(node.args[0])
+    if source is None or source.short_op not in SPLITS or list(refs_in(node.args[1:])):
+        raise Unsupported("it is not of the parts of a tensor")
+    return Item(node.args[1]), ()
+
+
 def norm_of(context: Context, node: Node) -> Normalize:
     """A norm, or a softmax over the last axis.
 
@@ -146,11 +158,10 @@ def _look(context: Context, node: Node) -> Described:
 
 
 def _item(context: Context, node: Node) -> Described:
-    source = context.graph.producer(node.args[0])
-    if source is None or source.short_op not in SPLITS or list(refs_in(node.args[1:])):
-        raise Unsupported("it is not of the parts of a tensor")
-    _look(context, source)
-    return Item(node.args[1]), (source.name,)
+    item, _ = item_of(context, node)
+    source = node.args[0].name
+    _look(context, context.graph.by_name[source])
+    return item, (source,)
 
 
 def _concatenation(context: Context, node: Node) -> Described:

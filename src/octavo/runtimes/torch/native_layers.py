@@ -38,7 +38,7 @@ from octavo.runtimes.native.windows import Windows
 from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported, integers_of
 from octavo.runtimes.torch.kernel import Kernel, Reads
-from octavo.runtimes.torch.native_floats import LOOKS, SPLITS, look_of, norm_of, obstacle
+from octavo.runtimes.torch.native_floats import LOOKS, item_of, look_of, norm_of, obstacle
 from octavo.runtimes.torch.native_runs import Either
 from octavo.runtimes.torch.onednn import sized
 from octavo.runtimes.torch.post_ops import clip_bounds
@@ -292,22 +292,13 @@ def max_pool2d(context: Context, chain: Chain) -> Described:
 
 
 def look(context: Context, chain: Chain) -> Call:
-    """An operator that only looks at values differently."""
+    """An operator that only looks at values differently, or at one of their parts."""
     if obstacle(context):
         raise Unsupported(obstacle(context))
-    x, _ = _unscaled(context, chain)
-    return _looking(chain.layer, x, *look_of(chain.layer))
-
-
-def item(context: Context, chain: Chain) -> Call:
-    """One of the parts of a tensor."""
-    if obstacle(context):
-        raise Unsupported(obstacle(context))
-    x, _ = _unscaled(context, chain)
-    source = context.graph.producer(chain.layer.args[0])
-    if source is None or source.short_op not in SPLITS:
-        raise Unsupported("it is not of the parts of a tensor")
-    return _looking(chain.layer, x, operations.Item(chain.layer.args[1]), ())
+    node, (x, _) = chain.layer, _unscaled(context, chain)
+    operation, numbers = item_of(context, node) if node.short_op == "getitem" else look_of(node)
+    function = Either(operators.resolve(node.op), operation, (x.name, *numbers))
+    return Call(f"native.{node.short_op}", function, (x, *node.args[1:]), moves=x.name)
 
 
 def split(context: Context, node: Node, integers: str) -> Callable[..., Any]:
@@ -318,11 +309,6 @@ def split(context: Context, node: Node, integers: str) -> Callable[..., Any]:
     except Unsupported:
         return plain
     return plain if obstacle(context) else Either(plain, operation, (integers, *numbers))
-
-
-def _looking(node: Node, x: Ref, operation: Operation, numbers: tuple[str, ...]) -> Call:
-    function = Either(operators.resolve(node.op), operation, (x.name, *numbers))
-    return Call(f"native.{node.short_op}", function, (x, *node.args[1:]), moves=x.name)
 
 
 def norm(context: Context, chain: Chain) -> Described:
@@ -438,8 +424,7 @@ KERNELS = (
     Kernel(("avg_pool2d", "adaptive_avg_pool2d"), native(average)),
     Kernel(("max_pool2d",), native(max_pool2d)),
     Kernel(("cat",), native(concatenate)),
-    Kernel(tuple(LOOKS), look),
-    Kernel(("getitem",), item),
+    Kernel((*LOOKS, "getitem"), look),
     Kernel(("layer_norm", "rms_norm", "softmax"), native(norm)),
     Kernel(("attention",), native(attention)),
     Kernel(("embedding",), embedding, Reads.FLOATS, fusion=None),
