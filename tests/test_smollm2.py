@@ -9,9 +9,14 @@ import functools
 from typing import Any
 
 import pytest
+import torch
 
 import octavo
 from benchmarks import smollm2
+from octavo.flow.blockwise.rotating import rotate
+from octavo.flow.running import Calls
+from octavo.graph.copying import copied
+from octavo.numerics.sqnr import sqnr_db
 
 pytestmark = [
     pytest.mark.smollm2,
@@ -64,3 +69,15 @@ def test_methods_lose_less_of_the_perplexity() -> None:
     nearest = loss()
     assert nearest > 0.1
     assert loss(octavo.Clip(), octavo.GPTQ()) < 0.6 * nearest
+    assert loss(octavo.AWQ()) < 0.9 * nearest
+
+
+def test_a_rotation_changes_nothing_in_float() -> None:
+    model, tokenizer = loaded()
+    batch = {"input_ids": smollm2.rows(smollm2.texts(tokenizer)[0], 1)[:, :128]}
+    turned = copied(model)
+    (note,) = rotate(turned, [octavo.Rotation()], Calls.of(turned, None, [batch], None, None))
+    assert "'lm_head' has a weight of its own now" in note
+    with torch.no_grad():
+        exact, found = (net(**batch).logits.double() for net in (model, turned))
+    assert sqnr_db(float(exact.square().sum()), float((exact - found).square().sum())) > 90

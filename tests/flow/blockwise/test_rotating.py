@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import octavo
 from octavo.errors import CalibrationError, InputError
 from octavo.flow.blockwise.rotating import rotate
+from octavo.flow.blockwise.rounding import require_no_data
 from octavo.flow.running import Calls
 from octavo.graph.copying import copied
 from octavo.numerics.sqnr import sqnr_db
@@ -144,6 +145,8 @@ def test_other_methods_follow_it() -> None:
 
 def test_what_it_needs() -> None:
     model = language_model("llama")
+    with pytest.raises(CalibrationError, match="there is no data"):  # as quantize_folder asks
+        require_no_data([], [octavo.Rotation()])
     with pytest.raises(InputError, match="'rotation' behind other methods: give it first"):
         quantized(model, octavo.Clip(), octavo.Rotation())
     with pytest.raises(CalibrationError, match="'rotation' is tried on a batch"):

@@ -20,7 +20,7 @@ from octavo.flow.blockwise.rescaling import rescale, rescaled_by
 from octavo.flow.running import Calls
 from octavo.flow.settings import Settings
 from octavo.quantization.qconfig import QConfig
-from octavo.quantization.weights import Layer, Rescaling, Rounded, WeightMethod
+from octavo.quantization.weights import Layer, Rescaling, Rotation, Rounded, WeightMethod
 
 
 @dataclass
@@ -131,7 +131,10 @@ def require_no_data(layers: Iterable[Layer], methods: Sequence[WeightMethod]) ->
     Raises:
         CalibrationError: there is one.
     """
-    if any(m.fits(layer) and m.statistic(layer) is not None for layer in layers for m in methods):
+    turns = any(isinstance(method, Rotation) for method in methods)  # which is tried on data
+    if turns or any(
+        m.fits(layer) and m.statistic(layer) is not None for layer in layers for m in methods
+    ):
         raise CalibrationError(
             f"{', '.join(repr(m.name) for m in methods)}: inputs of layers are measured, and "
             "there is no data: give calibration=, an iterable of batches"
