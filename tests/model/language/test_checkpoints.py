@@ -54,13 +54,11 @@ class Weights:
         if not symmetric:
             self.zero = torch.randint(1, 2**bits, (out, groups))
 
+        self.groups = torch.arange(columns, dtype=torch.int32) // (columns // groups)
+
     @property
     def floats(self) -> Tensor:
-        groups = self.scale.shape[1]
-        zero, scale = (
-            one.float().repeat_interleave(self.q.shape[1] // groups, 1)
-            for one in (self.zero, self.scale)
-        )
+        zero, scale = (one.float()[:, self.groups] for one in (self.zero, self.scale))
         return (self.q - zero) * scale
 
     def gptq(self, less: int = 1) -> dict[str, Tensor]:
@@ -99,6 +97,7 @@ READ: dict[str, tuple[dict[str, Any], Callable[[Weights], dict[str, Tensor]], in
     "gptq, symmetric": ({**GPTQ, "sym": True}, Weights.gptq, 4, 32, True),
     "gptq, affine": ({**GPTQ, "sym": False}, Weights.gptq, 4, 32, False),
     "gptq, 8 bits": (GPTQ, Weights.gptq, 8, 32, True),
+    "gptq, 8 bits, affine": (GPTQ, Weights.gptq, 8, 32, False),
     "gptq, by channel": (GPTQ, Weights.gptq, 4, -1, True),
     "gptq, v2": ({**GPTQ, "checkpoint_format": "gptq_v2"}, lambda w: w.gptq(0), 4, 32, False),
     "awq": ({"quant_method": "awq", "version": "gemm"}, Weights.awq, 4, 32, False),
@@ -160,6 +159,28 @@ def test_the_integers_of_others_are_read_as_they_are(
         assert (scheme.integers.bits, scheme.symmetric) == (bits, symmetric)
     assert_alike(q, exact)
     q.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, pad_token_id=0)
+
+
+def ordered(weights: Weights) -> dict[str, Tensor]:
+    """Columns of each group wherever their activations were: the float weight is the same."""
+    order = torch.randperm(weights.q.shape[1])
+    groups = torch.arange(len(order), dtype=torch.int32) // 32
+    weights.q = weights.q[:, order]  # column i is of group groups[order[i]]
+    weights.groups = groups[order]
+    return weights.gptq() | {"g_idx": weights.groups}
+
+
+def test_groups_by_activations_are_read(tmp_path: Path) -> None:
+    exact = write(tmp_path, {**GPTQ, "desc_act": True}, ordered, 4, 32, False)
+    q = octavo.read_checkpoint(tmp_path)
+    layer = q.model.layers[1].mlp.down_proj
+    assert isinstance(layer.linear, octavo.nn.Linear)
+    wanted = exact.model.layers[1].mlp.down_proj.weight
+    torch.testing.assert_close(layer.weight, wanted, rtol=1e-6, atol=0)
+    assert_alike(q, exact)
+    q.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=2, pad_token_id=0)
+    with pytest.raises(ExportError, match=r"q_proj.*desc_act"):
+        octavo.write_checkpoint(q, tmp_path / "out", format="gptq")
 
 
 FORMS = {
@@ -287,10 +308,11 @@ def _of_another_layer(folder: Path) -> None:
     save_file(load_file(file) | {"model.layers.9.mlp.up_proj.qweight": torch.zeros(1)}, file)
 
 
-def _ordered(folder: Path) -> None:
+def _of_uneven_groups(folder: Path) -> None:
     file = folder / "model.safetensors"
     tensors = load_file(file)
-    tensors["model.layers.1.mlp.up_proj.g_idx"] = torch.arange(64, dtype=torch.int32) % 2
+    groups = (torch.arange(64, dtype=torch.int32) > 40).to(torch.int32)
+    tensors["model.layers.1.mlp.up_proj.g_idx"] = groups
     save_file(tensors, file)
 
 
@@ -318,7 +340,7 @@ def _cut_off(folder: Path) -> None:
     [
         (_without_scales, r"scales.*layers\.1\.mlp\.up_proj"),
         (_of_another_layer, r"layers\.9\.mlp\.up_proj"),
-        (_ordered, r"layers\.1\.mlp\.up_proj.*desc_act"),
+        (_of_uneven_groups, r"layers\.1\.mlp\.up_proj.*its groups have"),
         (_of_three_bits, r"layers\.1\.mlp\.up_proj.*3 bits"),
         (_unknown, "bitnet"),
         (_cut_off, r"model\.safetensors"),

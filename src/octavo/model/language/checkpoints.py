@@ -25,6 +25,7 @@ from octavo.model.language.layouts.compressed_tensors import COMPRESSED_TENSORS
 from octavo.model.language.layouts.gptq import GPTQ
 from octavo.model.language.layouts.layout import Layout
 from octavo.model.language.layouts.linear_integers import LinearIntegers
+from octavo.model.language.layouts.reordered import Reordered
 from octavo.model.language.stored_layers import described, quantized_layers
 from octavo.model.nn import Embedding, Linear
 
@@ -85,7 +86,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             raise ArtifactError(f"{at!r} of {folder} has a scale that is no number")
         if bias is not None:
             integers = replace(integers, bias=bias.to(torch.float32))
-        model.set_submodule(at, integers.linear(source.dtype), strict=True)
+        linear = integers.linear(source.dtype)
+        layer = linear if integers.order is None else Reordered(linear, integers.order)
+        model.set_submodule(at, layer.eval(), strict=True)
     return model
 
 
@@ -153,6 +156,12 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _layers(model: nn.Module) -> tuple[dict[str, LinearIntegers], dict[str, Embedding | Linear]]:
     """What keeps its integers, and what becomes float again, by their paths."""
+    for path, module in model.named_modules():
+        if isinstance(module, Reordered):
+            raise ExportError(
+                f"{path!r} groups its inputs in an order of its own, which is not written: convert "
+                "a checkpoint without desc_act"
+            )
     parts = described(model)
     tied = {str(part["tied"]) for part in parts.values() if "tied" in part}
     layers: dict[str, LinearIntegers] = {}

@@ -151,14 +151,16 @@ class SourceFolder:
             return next((d for d in dtypes if d.is_floating_point), torch.float32)
 
     def _without_values(self) -> Any:
-        (name,) = self.config.architectures or [""]
+        name = next(iter(self.config.architectures or ()), "")
         kind = getattr(transformers, name, None)
-        with init_empty_weights(include_buffers=False):
-            if kind is None:
-                build: Any = AutoModelForCausalLM.from_config
+        build: Any = AutoModelForCausalLM.from_config if kind is None else kind._from_config
+        try:
+            with init_empty_weights(include_buffers=False):
                 model = build(self.config, dtype=self.dtype)
-            else:
-                model = kind._from_config(self.config, dtype=self.dtype)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            raise InputError(
+                f"transformers cannot build the model of {self.path}: {reason(error)}"
+            ) from error
         model.tie_weights()
         return model.eval()
 

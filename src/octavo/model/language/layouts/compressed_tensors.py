@@ -27,8 +27,6 @@ _ZERO, _ORDER = "weight_zero_point", "weight_g_idx"
 
 def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> LinearIntegers:
     out, columns = sizes
-    if _ORDER in tensors:
-        raise ValueError("its inputs are grouped by their activations (g_idx)")
     scale = tensors["weight_scale"].to(torch.float32).reshape(out, -1)
     if "weight_packed" in tensors:
         words = tensors["weight_packed"]
@@ -52,7 +50,8 @@ def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> Li
             zeros = unpacked(kept, bits, axis=0)[:out].to(torch.int32)
         else:
             zeros = kept.to(torch.int32) + 2 ** (bits - 1)
-    return LinearIntegers(bits, integers.contiguous(), scale, zeros.reshape(scale.shape))
+    layer = LinearIntegers(bits, integers.contiguous(), scale, zeros.reshape(scale.shape))
+    return layer.in_groups(tensors[_ORDER]) if _ORDER in tensors else layer
 
 
 def _write(layer: LinearIntegers) -> dict[str, Tensor]:

@@ -30,29 +30,15 @@ def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> Li
     zeros = unpacked(tensors["qzeros"], bits, axis=1).to(torch.int32)
     if settings.get("checkpoint_format", settings.get("format", "gptq")) != "gptq_v2":
         zeros = (zeros + 1) & (2**bits - 1)
-    _check_order(tensors.get("g_idx"), columns, len(scales))
     if integers.shape != (columns, out) or not zeros.shape == scales.shape == (len(scales), out):
         raise ValueError(f"its qweight is {list(integers.shape)} for a layer of {columns} to {out}")
-    return LinearIntegers(
+    layer = LinearIntegers(
         bits,
         integers.t().contiguous(),
         scales.t().to(torch.float32).contiguous(),
         zeros.t().contiguous(),
     )
-
-
-def _check_order(groups: Tensor | None, columns: int, count: int) -> None:
-    """Refuse groups whose inputs are no neighbours.
-
-    Raises:
-        ValueError: they are not.
-    """
-    in_order = torch.arange(columns) // (columns // count)
-    if groups is not None and not torch.equal(groups.to(torch.int64), in_order):
-        raise ValueError(
-            "its inputs are grouped in the order of their activations (desc_act), and Octavo's "
-            "groups are neighbours: take a checkpoint without desc_act"
-        )
+    return layer.in_groups(tensors["g_idx"]) if "g_idx" in tensors else layer
 
 
 def _write(layer: LinearIntegers) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Tested in tests/model/language/test_checkpoints.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class LinearIntegers:
         scale: float32 ``[out, groups]``; of one group where a row has one scale.
         zero_point: int32, of that shape.
         bias: float32 ``[out]``, or ``None``.
+        order: which input of the layer each column of the integers is for, int64 ``[in]``; as they
+            come without.
     """
 
     bits: int
@@ -38,6 +40,26 @@ class LinearIntegers:
     scale: Tensor
     zero_point: Tensor
     bias: Tensor | None = None
+    order: Tensor | None = None
+
+    def in_groups(self, group_of: Tensor) -> LinearIntegers:
+        """With the inputs of a group side by side.
+
+        Args:
+            group_of: the group of each input, ``[in]``.
+
+        Raises:
+            ValueError: the groups are of different sizes.
+        """
+        groups = self.scale.shape[1]
+        group_of = group_of.to(torch.int64)
+        sizes = group_of.bincount(minlength=groups)
+        if len(sizes) != groups or bool((sizes != self.group_size).any()):
+            raise ValueError(f"its groups have {sizes.unique().tolist()} inputs")
+        order = group_of.argsort(stable=True)
+        if torch.equal(order, torch.arange(len(order))):
+            return self
+        return replace(self, integers=self.integers[:, order].contiguous(), order=order)
 
     @property
     def group_size(self) -> int:
