@@ -134,6 +134,9 @@ def violations(source: Path) -> list[str]:
     """Every broken rule under ``source/octavo``, one line of text each."""
     modules = read_modules(source)
     found = [problem for module in modules.values() for problem in _in_module(module, modules)]
+    compat = [module for module in modules.values() if module.part == "compat"]
+    own = {name for module in compat for name in _own_names(module.tree)}
+    found += [line for module in compat for line in _through_the_wall(module, modules, own)]
     found += [
         f"ROOMS in tests/test_layers.py names {part!r}, and src/octavo has no such room: "
         "take it out"
@@ -168,8 +171,6 @@ def _in_module(module: Module, modules: dict[str, Module]) -> Iterator[str]:
             yield from _foreign(module, place, full)
         elif module.part:
             yield from _upward(module, place, modules[target])
-    if module.part == "compat":
-        yield from _through_the_wall(module, modules)
     for line, name, why in _spelled_out(module.tree):
         yield f"{module.name}:{line}: {name} is forbidden: {why}"
 
@@ -185,8 +186,7 @@ def _upward(module: Module, place: str, target: Module) -> Iterator[str]:
         )
 
 
-def _through_the_wall(module: Module, modules: dict[str, Module]) -> Iterator[str]:
-    own = {name for m in modules.values() if m.part == "compat" for name in _own_names(m.tree)}
+def _through_the_wall(module: Module, modules: dict[str, Module], own: set[str]) -> Iterator[str]:
     for line, full in imported_names(module):
         target, name = _ours(full, modules), full.rpartition(".")[2]
         if target is None or modules[target].part in ("", "compat"):

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from sweeping import swept
 from torch import Tensor, nn
 from torchvision import models
 
@@ -18,10 +19,10 @@ def sqnr(expected: Tensor, got: Tensor) -> float:
     return float(20 * torch.log10(expected.norm() / (expected - got).norm()))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1"],
-)
+NETWORKS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
+
+
+@pytest.mark.parametrize("name", swept(NETWORKS, kept={"resnet18", "mobilenet_v3_small"}))
 def test_torchvision_models_at_other_batch_sizes(name):
     model = getattr(models, name)(weights=None)
     data = torch.randn(8, 3, 64, 64)
@@ -242,7 +243,10 @@ def warm_mobilenet() -> nn.Module:
     return net.eval()
 
 
-@pytest.mark.parametrize(("make", "size"), [(small_net, 10), (warm_mobilenet, 64)])
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [(small_net, 10), pytest.param(warm_mobilenet, 64, marks=pytest.mark.sweep)],
+)
 def test_pixels_in_predict_what_preprocessed_floats_do(make, size, tmp_path):
     model, target = make(), octavo.host_target()
     x, floats = images(8, 3, size, size)

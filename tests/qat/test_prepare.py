@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decibel import sqnr_db
+from sweeping import swept
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -337,7 +338,7 @@ def _linear() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
-@pytest.mark.parametrize("make", [_linear, Classifier])
+@pytest.mark.parametrize("make", swept([_linear, Classifier], kept={Classifier}))
 def test_a_compiled_model_trains_as_the_plain_one(x: Tensor, make: Callable[[], nn.Module]) -> None:
     torch.compiler.reset()
     plain = octavo.prepare_qat(make(), x, calibration=[x])

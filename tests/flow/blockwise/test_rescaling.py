@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from dying import Dies, Killed
 from language_models import language_model
 from torch import Tensor, nn
 
 import octavo
 from octavo.errors import InputError
-from octavo.quantization.weights import Layer, Rounded
+from octavo.quantization.weights import Layer
 
 FOUR = octavo.weight_only_qconfig(4, group_size=32)
 
@@ -98,22 +99,6 @@ def test_it_generates() -> None:
         cached = q.generate(ids, max_new_tokens=4, do_sample=False)
         plain = q.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(cached, plain)
-
-
-class Killed(Exception):
-    pass
-
-
-class Dies(octavo.Clip):
-    """Stands for a process that is killed at the first layer of the second block."""
-
-    def round(self, layer: Layer, now: Rounded, seen: Any) -> Rounded:
-        if layer.name.startswith("model.layers.1."):
-            raise Killed
-        return super().round(layer, now, seen)
-
-    def __repr__(self) -> str:
-        return repr(octavo.Clip())
 
 
 def test_a_checkpoint_keeps_the_scales(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from dying import Dies, Killed
 from language_models import language_model, transformers
 from torch import Tensor, nn
 
@@ -126,22 +127,6 @@ def test_what_several_layers_read_is_measured_once() -> None:
     assert q is k
     assert o is not q
     assert q.values == 2 * 4 * 12
-
-
-class Killed(Exception):
-    pass
-
-
-class Dies(octavo.Clip):
-    """Stands for a process that is killed at the first layer of the second block."""
-
-    def round(self, layer: Layer, now: Rounded, seen: Any) -> Rounded:
-        if layer.name.startswith("model.layers.1."):
-            raise Killed
-        return super().round(layer, now, seen)
-
-    def __repr__(self) -> str:
-        return repr(octavo.Clip())
 
 
 class Counts(octavo.Clip):
