@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
+from octavo.runtimes.native.operators import register
 
 MOST_SOURCES = 2**16  # so that sums of integers fit into 32 bits
 MOST_LEVELS = 255
@@ -176,29 +178,17 @@ def _result_of(q: Tensor, value_channels: int, integers: bool) -> Tensor:
     return q.new_empty((batch, targets, heads, value_channels), dtype=dtype).transpose(1, 2)
 
 
-def _shapes(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    causal: bool,
-    scale: float | None,
-    gqa: bool,
-    levels: int,
-    scales: list[float],
-    zero_points: list[int],
-    out: list[float],
-) -> Tensor:
+def _shapes(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
+    *_, out = others
     lead = torch.broadcast_shapes(*(t.shape[:-3] for t in (q, k, v)))
     heads = q.shape[-3] if q.dim() > 2 else 1
     result = _result_of(_with_heads(q, lead, heads), v.shape[-1], bool(out))
     return result.reshape(*lead, heads, q.shape[-2], v.shape[-1])[(0,) * (3 - q.dim())]
 
 
-_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
-_LIBRARY.define(
+register(
     "attention_of_integers(Tensor q, Tensor k, Tensor v, Tensor? mask, bool causal, float? scale,"
-    " bool gqa, int levels, float[] scales, int[] zero_points, float[] out) -> Tensor"
+    " bool gqa, int levels, float[] scales, int[] zero_points, float[] out) -> Tensor",
+    attention_of_integers,
+    _shapes,
 )
-_LIBRARY.impl("attention_of_integers", attention_of_integers, "CPU")
-_LIBRARY.impl("attention_of_integers", _shapes, "Meta")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from octavo.numerics.native.library import library
 from octavo.runtimes.native.matrix import FOUR, MOST_COLUMNS, NO_MEMORY, How, Matrix, Reading
+from octavo.runtimes.native.operators import register
 
 STEP = 1 / 32767  # of the input, as a share of the largest value in a row
 
@@ -85,10 +86,9 @@ def _shapes(
     return x.new_empty((x.shape[0], rows))
 
 
-_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
-_LIBRARY.define(
+register(
     "multiply_eight_bits(Tensor x, Tensor weights, Tensor scales, Tensor sums, Tensor bias,"
-    " int rows, int how=3, int low=0, int high=0, bool symmetric=False) -> Tensor"
+    " int rows, int how=3, int low=0, int high=0, bool symmetric=False) -> Tensor",
+    multiply_eight_bits,
+    _shapes,
 )
-_LIBRARY.impl("multiply_eight_bits", multiply_eight_bits, "CPU")
-_LIBRARY.impl("multiply_eight_bits", _shapes, "Meta")

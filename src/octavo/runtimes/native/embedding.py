@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
+from octavo.runtimes.native.operators import register
 
 _NO_SUCH_OFFSET = 2
 
@@ -220,13 +221,10 @@ def _shape_of_bags(
 
 
 _TABLE = "Tensor values, Tensor scales, Tensor? zero_points, int bits, bool signed"
-_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
-_LIBRARY.define(f"pick_rows(Tensor indices, {_TABLE}) -> Tensor")
-_LIBRARY.define(
+register(f"pick_rows(Tensor indices, {_TABLE}) -> Tensor", pick_rows, _shape_of_rows)
+register(
     "sum_bags(Tensor indices, Tensor offsets, Tensor? factors, int mode, bool ends, int? padding,"
-    f" {_TABLE}) -> Tensor"
+    f" {_TABLE}) -> Tensor",
+    sum_bags,
+    _shape_of_bags,
 )
-_LIBRARY.impl("pick_rows", pick_rows, "CPU")
-_LIBRARY.impl("pick_rows", _shape_of_rows, "Meta")
-_LIBRARY.impl("sum_bags", sum_bags, "CPU")
-_LIBRARY.impl("sum_bags", _shape_of_bags, "Meta")

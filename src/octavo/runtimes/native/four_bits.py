@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.numerics.native.library import library
 from octavo.runtimes.native.matrix import BLOCK, MOST_COLUMNS, NO_MEMORY
+from octavo.runtimes.native.operators import register
 
 CHUNK = 32  # columns that stand together: they divide those of a group
 STEP = 1 / 32512  # of the input, as a share of the largest value in a row
@@ -134,10 +135,9 @@ def _shapes(x: Tensor, weights: Tensor, scales: Tensor, zero_points: Tensor, row
     return x.new_empty((x.shape[0], rows))
 
 
-_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
-_LIBRARY.define(
+register(
     "multiply_four_bits(Tensor x, Tensor weights, Tensor scales, Tensor zero_points, int rows)"
-    " -> Tensor"
+    " -> Tensor",
+    multiply_four_bits,
+    _shapes,
 )
-_LIBRARY.impl("multiply_four_bits", multiply_four_bits, "CPU")
-_LIBRARY.impl("multiply_four_bits", _shapes, "Meta")

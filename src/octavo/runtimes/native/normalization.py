@@ -6,11 +6,13 @@ Tested in tests/runtimes/native/test_normalization.py.
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
+from octavo.runtimes.native.operators import register
 
 KINDS = {"layer_norm": 0, "rms_norm": 1, "softmax": 2}  # as native/octavo.h counts them
 
@@ -114,25 +116,14 @@ def _results(x: Tensor, floats: bool, out: list[float]) -> tuple[Tensor, Tensor]
     )
 
 
-def _shapes(
-    x: Tensor,
-    addend: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    kind: str,
-    columns: int,
-    eps: float,
-    source: list[float],
-    floats: bool,
-    out: list[float],
-) -> tuple[Tensor, Tensor]:
+def _shapes(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, floats, out = others
     return _results(x, floats, out)
 
 
-_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
-_LIBRARY.define(
+register(
     "normalize(Tensor x, Tensor? addend, Tensor? weight, Tensor? bias, str kind, int columns,"
-    " float eps, float[] source, bool floats, float[] out) -> (Tensor, Tensor)"
+    " float eps, float[] source, bool floats, float[] out) -> (Tensor, Tensor)",
+    normalize,
+    _shapes,
 )
-_LIBRARY.impl("normalize", normalize, "CPU")
-_LIBRARY.impl("normalize", _shapes, "Meta")

@@ -31,6 +31,7 @@ from octavo.runtimes.native.matrix import (
     _Reading,
     unpack,
 )
+from octavo.runtimes.native.operators import register
 
 # By the name of the operator: as native/octavo.h counts them, and how many gates there are.
 KINDS = {"lstm": (0, 4), "gru": (1, 3), "rnn_tanh": (2, 1), "rnn_relu": (3, 1)}
@@ -277,11 +278,10 @@ def _shapes(
     return out, h0.new_empty(h0.shape), h0.new_empty(cn.shape)
 
 
-_LIBRARY = torch.library.Library("octavo", "FRAGMENT")
-_LIBRARY.define(
+register(
     "recurrent(Tensor x, Tensor h0, Tensor? c0, Tensor[] matrices, str kind, bool bidirectional,"
     " bool batch_first, int how, int low, int high, bool symmetric, float scale, int zero_point,"
-    " Tensor? batch_sizes=None) -> (Tensor, Tensor, Tensor)"
+    " Tensor? batch_sizes=None) -> (Tensor, Tensor, Tensor)",
+    recurrent,
+    _shapes,
 )
-_LIBRARY.impl("recurrent", recurrent, "CPU")
-_LIBRARY.impl("recurrent", _shapes, "Meta")
