@@ -114,6 +114,17 @@ def test_what_is_found(name: str) -> None:
     assert sqnr_db(float(exact.double().square().sum()), error) > 100
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_other_floats_are_left_as_they_were(name: str, dtype: torch.dtype) -> None:
+    model, batch = language_model(name).to(dtype), data(name)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    folds = folds_of(model, batch)
+    assert len(folds.by_block["model.layers.0"]) == 4
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[key]), key
+
+
 def test_heads_that_share_a_value_share_a_scale() -> None:
     folds = folds_of(language_model("llama"), data("llama"))
     (fold,) = (f for f in folds.by_block["model.layers.0"] if "o_proj" in f.paths[0])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from octavo.display import track
 from octavo.errors import InputError
 from octavo.flow.blockwise.blocks import Chain, without_cache
 from octavo.flow.blockwise.finding_folds import find_folds
@@ -46,6 +47,7 @@ class Folds:
         run: Callable[[nn.Module], object],
         chains: Sequence[Chain],
         layers: Mapping[str, FloatLayer],
+        progress: bool = False,
     ) -> Folds:
         """Find them.
 
@@ -54,6 +56,7 @@ class Folds:
             run: calls it.
             chains: its blocks, ready to run.
             layers: those that become integers, by their paths.
+            progress: show a progress bar on a terminal.
 
         Raises:
             InputError: something outside of a block reads what is scaled there.
@@ -65,18 +68,18 @@ class Folds:
         shared, by_block = shared_parameters(model), dict[str, list[Fold]]()
         rest = dict(layers)
         with torch.no_grad(), without_cache(model):
-            for chain in chains:
-                for path, block in chain.blocks.items():
-                    inside = {at: one for at, one in layers.items() if at.startswith(f"{path}.")}
-                    rest = {at: one for at, one in rest.items() if at not in inside}
-                    ran = partial(chain.run_once, path)
-                    by_block[path] = find_folds(block, ran, inside, shared)
+            blocks = [(chain, path) for chain in chains for path in chain.blocks]
+            for chain, path in track(blocks, "finding where scales can go", progress):
+                inside = {at: one for at, one in layers.items() if at.startswith(f"{path}.")}
+                rest = {at: one for at, one in rest.items() if at not in inside}
+                ran = partial(chain.run_once, path)
+                by_block[path] = find_folds(chain.blocks[path], ran, inside, shared)
             by_block[""] = find_folds(model, result, rest, shared)
             exact = result()
             with ExitStack() as stack:
                 for fold in (fold for folds in by_block.values() for fold in folds):
                     stack.enter_context(fold.tried())
-                if not alike(exact, result()):
+                if not alike(exact, result(), next(model.parameters()).dtype):
                     raise InputError(
                         "scaling the inputs of layers changes what this model returns, since "
                         "something outside of a block reads what is scaled in it: leave methods "

@@ -73,7 +73,7 @@ def _rotate(model: nn.Module, method: Rotation, run: Run) -> list[str]:
     stream = _stream(model, run, chains[0])
     _turn_values(method, chains[0])
     _turn(stream, method.matrix(stream.size))
-    if not alike(exact, first_floats(run(model))):
+    if not alike(exact, first_floats(run(model)), next(model.parameters()).dtype):
         raise InputError(
             f"a rotation changes what this {type(model).__name__} returns: something but RMS "
             f"norms, linear layers and tables reads or makes its hidden states; {_OTHERWISE}"

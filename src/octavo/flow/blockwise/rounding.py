@@ -78,7 +78,7 @@ def round_modules(
             )
     work.kept = kept.of_data(digest)
     if any(isinstance(method, Rescaling) for method in methods):
-        work.folds = Folds.of(model, calls.first[0], chains, layers)
+        work.folds = Folds.of(model, calls.first[0], chains, layers, settings.progress)
     blocks = [(chain, path) for chain in chains for path in chain.blocks]
     for chain, path in track(blocks, "rounding", settings.progress):
         work.round_block(chain, path)
