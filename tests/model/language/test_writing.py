@@ -33,6 +33,8 @@ def model_of(name: str) -> Any:
     """Quantized, with windows as long as texts are."""
     model = language_model(name)
     if name == "gemma 3":
+        with torch.no_grad():  # else each token's own row outweighs all that it looks back on
+            model.get_input_embeddings().weight *= 0.02
         model.config.sliding_window = 40
         for layer in model.model.layers:
             if layer.self_attn.sliding_window is not None:
