@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -64,5 +65,6 @@ def serve(
         )
         where = f"http://{host}:{at.getsockname()[1]}/v1"
         console().print(f"{called} at {where}; Ctrl-C ends it", highlight=False, soft_wrap=True)
-        server_of(application(engine, called)).run(sockets=[at])
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again when all is written
+            server_of(application(engine, called)).run(sockets=[at])
     console().print(f"ended; {engine.served} texts were written", highlight=False)
