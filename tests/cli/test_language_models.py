@@ -142,6 +142,24 @@ def test_a_port_that_is_taken(folder: Path) -> None:
     assert f"port {port} of 127.0.0.1 is in use" in words(answer.err)
 
 
+def test_serve_tells_its_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Server:
+        port = 0
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            Server.port = sockets[0].getsockname()[1]
+            raise KeyboardInterrupt  # as uvicorn does after Ctrl-C, when all is written
+
+    monkeypatch.setattr("octavo.cli.serving.server.server_of", lambda app: Server())
+    answer = octavo_command("serve", folder, "--port", "0", "--json")
+    assert answer.code == 0
+    url = f"http://127.0.0.1:{Server.port}/v1"
+    assert json.loads(answer.out) == {"model": "small", "url": url}
+    shown = octavo_command("serve", folder, "--port", "0", "--name", "mine").out
+    assert words(shown).startswith(f"mine at http://127.0.0.1:{Server.port}/v1; Ctrl-C")
+    assert "ended; 0 texts were written" in shown
+
+
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
 def test_without_the_extra(package: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("app", "server"):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from octavo.cli import options
-from octavo.cli.app import console
+from octavo.cli.app import console, print_json
 
 
 def serve(
@@ -38,6 +39,7 @@ def serve(
     ] = 64,
     kv_cache: options.KVCache = options.CacheForm.float,
     threads: options.Threads = None,
+    as_json: options.Json = False,
 ) -> None:
     """Serve a language model on this machine, by the interface of OpenAI.
 
@@ -64,7 +66,12 @@ def serve(
             int8_cache=kv_cache is options.CacheForm.int8,
         )
         where = f"http://{host}:{at.getsockname()[1]}/v1"
-        console().print(f"{called} at {where}; Ctrl-C ends it", highlight=False, soft_wrap=True)
+        if as_json:
+            print_json({"model": called, "url": where})
+        else:
+            console().print(f"{called} at {where}; Ctrl-C ends it", highlight=False, soft_wrap=True)
+        sys.stdout.flush()  # whoever started it waits for the address
         with suppress(KeyboardInterrupt):  # which uvicorn raises again when all is written
             server_of(application(engine, called)).run(sockets=[at])
-    console().print(f"ended; {engine.served} texts were written", highlight=False)
+    if not as_json:
+        console().print(f"ended; {engine.served} texts were written", highlight=False)
