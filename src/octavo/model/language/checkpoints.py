@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,10 @@ def write_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: str
         raise InputError(f"a {type(model).__name__} has no config: give a model of transformers")
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds a model: give another folder")
-    layers, floats = _layers(model)
-    tensors = dict(_floats(model, {*layers, *floats})) | _floats_of(floats)
+    parts = described(model)
+    layers, floats = _layers(model, parts)
+    tied = [path for path, part in parts.items() if "tied" in part]
+    tensors = dict(_floats(model, {*layers, *floats})) | _floats_of(floats, tied)
     try:
         settings = layout.settings(layers, _float_linears(model, floats))
         for at, integers in layers.items():
@@ -154,7 +156,9 @@ def _settings(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} has no config.json of a model: {reason(error)}") from None
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, LinearIntegers], dict[str, Embedding | Linear]]:
+def _layers(
+    model: nn.Module, parts: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, LinearIntegers], dict[str, Embedding | Linear]]:
     """What keeps its integers, and what becomes float again, by their paths."""
     for path, module in model.named_modules():
         if isinstance(module, Reordered):
@@ -162,7 +166,6 @@ def _layers(model: nn.Module) -> tuple[dict[str, LinearIntegers], dict[str, Embe
                 f"{path!r} groups its inputs in an order of its own, which is not written: convert "
                 "a checkpoint without desc_act"
             )
-    parts = described(model)
     tied = {str(part["tied"]) for part in parts.values() if "tied" in part}
     layers: dict[str, LinearIntegers] = {}
     floats: dict[str, Embedding | Linear] = {}
@@ -194,17 +197,18 @@ def _floats(model: nn.Module, parts: set[str]) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor.detach()
 
 
-def _floats_of(layers: Mapping[str, Embedding | Linear]) -> dict[str, Tensor]:
-    """The float tensors of layers, in the dtype that they had; what is tied once."""
-    seen: set[int] = set()
-    floats: dict[str, Tensor] = {}
-    for path, module in layers.items():
-        for name, tensor in module.dequantized().items():
-            key = id(module.tensors()["weight"]) if name == "weight" else id(tensor)
-            if key not in seen:
-                seen.add(key)
-                floats[f"{path}.{name}"] = tensor.to(module.dtype)
-    return floats
+def _floats_of(
+    layers: Mapping[str, Embedding | Linear], tied: Collection[str]
+) -> dict[str, Tensor]:
+    """The float tensors of layers, in the dtype that they had; no weights of those that are tied to
+    another.
+    """
+    return {
+        f"{path}.{name}": tensor.to(module.dtype)
+        for path, module in layers.items()
+        for name, tensor in module.dequantized().items()
+        if name != "weight" or path not in tied
+    }
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:

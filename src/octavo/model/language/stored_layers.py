@@ -35,12 +35,14 @@ def described(model: nn.Module) -> dict[str, dict[str, Any]]:
     parts: dict[str, dict[str, Any]] = {}
     for path, module in quantized_layers(model):
         own, tensors = {}, module.tensors()
-        tied = owners.get(id(tensors.get("weight")))
+        # Of others each reading may make a tensor anew, out of what a kernel holds.
+        is_shared = isinstance(module, OneOperator) and module.is_shared
+        tied = owners.get(id(tensors["weight"])) if is_shared else None
         shared = set() if tied is None else {*module.weights["weight"].names}
         for name, tensor in tensors.items():
             if name not in shared:
                 own[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
-        if tied is None and "weight" in tensors:
+        if is_shared and tied is None:
             owners[id(tensors["weight"])] = path
         parts[path] = {"description": module.describe(), "tensors": own}
         if tied is not None:

@@ -103,6 +103,11 @@ class OneOperator(QuantizedModule):
         other.keep()
         return True
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other modules may hold its tensors, which then are always the same objects."""
+        return self._is_shared
+
     def keep(self) -> None:
         """Leave the tensors as they are, beside what a kernel packs: others hold them too."""
         self._is_shared = True
