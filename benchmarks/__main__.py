@@ -14,6 +14,7 @@ NAMES = (
     "steps",
     "tuning",
     "memory_bound",
+    "decoding",
     "pixels",
     "recurrent",
     "native",
