@@ -109,6 +109,47 @@ def test_results_are_the_oracles_at_any_size(quantized, size):
         assert (result - wanted).norm() <= 0.05 * wanted.norm()
 
 
+class Heard(nn.Module):
+    """A block as nets of speech have it."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        super().__init__()
+        self.wide = nn.Conv1d(channels, channels, 3, padding=dilation, dilation=dilation)
+        self.narrow = nn.Conv1d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.narrow(nn.functional.silu(self.wide(x))))
+
+
+def test_sequences_are_images_of_one_row(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv1d(5, 16, 5, stride=2, padding=2),
+        nn.ReLU(),
+        Heard(16, 1),
+        Heard(16, 2),
+        nn.Conv1d(16, 16, 3, groups=16),
+        nn.ReLU(),
+        nn.Conv1d(16, 32, 3, groups=2),
+        nn.Conv1d(32, 7, 1),
+    ).eval()
+    q = octavo.quantize(net, calibration=[torch.randn(4, 5, 60)], progress=False)
+    functions, lowered = programs_of(q.graph, monkeypatch)
+    assert [type(function) for function in functions] == [Program]
+    assert lowered.kernels["0"] == "native.conv1d"
+    weights = {
+        n: t for n, t in q.lower("reference").graph.constants.items() if n.endswith("weight")
+    }
+    assert weights
+    assert all(torch.equal(lowered.prepacked[name](), t) for name, t in weights.items())
+    for size in ((1, 5, 60), (3, 5, 33), (2, 5, 12)):
+        x = torch.randn(size)
+        result, wanted = q(x), q.lower("reference")(x)
+        assert result.shape == wanted.shape
+        assert result.is_contiguous()
+        assert (result - wanted).norm() <= 0.05 * wanted.norm()
+
+
 def test_all_that_is_rounded_is_the_oracles(quantized):
     """Each value on the oracle's inputs is that of other tests; here no step is lost on the way."""
     graph = quantized.graph

@@ -24,16 +24,21 @@ from octavo.runtimes.native.planning import CHANNELS_LAST, Operation, Planner, V
 from octavo.runtimes.native.structs import IntegersStruct, Kind
 from octavo.runtimes.native.windows import Windows
 
+SEQUENCES = (0, 2, 1)  # the axes of sequences whose channels stand side by side, from the slowest
+
 
 @dataclass(frozen=True, eq=False)
 class Layer(Operation):
-    """A convolution of images, or with ``rows`` a linear layer on the last axis."""
+    """A convolution of images or of sequences, which are images of height 1; or with ``rows`` a
+    linear layer on the last axis.
+    """
 
     convolution: Convolution
     rows: bool = False
 
     def plan(self, planner: Planner, *values: Value) -> Value:
-        order = order_of_rows(values[0]) if self.rows else CHANNELS_LAST
+        of_images = CHANNELS_LAST if len(values[0].sizes) == 4 else SEQUENCES
+        order = order_of_rows(values[0]) if self.rows else of_images
         x, *addends = (planner.laid(value, order) for value in values)
         image, sizes = self._sizes(x)
         if any(addend.sizes != sizes for addend in addends):
@@ -46,7 +51,8 @@ class Layer(Operation):
             makes = {"y": y, "scratch": planner.memory(scratch_size(step, parts))}
             reads = {"x": x, **dict(zip(("epilogue.addend",), addends, strict=False))}
             planner.step(Kind.CONVOLVE, step, reads, makes, parts)
-        return y
+        # No order of sequences but the usual one has a name, which who reads floats may count on.
+        return planner.laid(y, range(3)) if is_float and order == SEQUENCES else y
 
     def _sizes(self, x: Value) -> tuple[tuple[int, int, int], tuple[int, ...]]:
         """Batch, height and width for the kernel, and the sizes of the result.
@@ -59,9 +65,11 @@ class Layer(Operation):
             *outer, channels = x.sizes
             image, sizes = (math.prod(outer), 1, 1), (*outer, geometry.out_channels)
         else:
-            batch, channels, height, width = x.sizes
+            batch, channels, *size = x.sizes
+            height, width = size if len(size) == 2 else (1, *size)
             made = geometry.output(height, width)
-            image, sizes = (batch, height, width), (batch, geometry.out_channels, *made)
+            image = (batch, height, width)
+            sizes = (batch, geometry.out_channels, *made[2 - len(size) :])
             if min(height, width, *made) < 1:
                 raise RuntimeError(f"an image of {height} x {width} is too small for {geometry}")
         if channels != geometry.in_channels:

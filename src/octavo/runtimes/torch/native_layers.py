@@ -76,19 +76,18 @@ def native(
 
 
 def convolution(context: Context, chain: Chain) -> Described:
-    """A convolution of images, with addition and activation, weights packed now."""
+    """A convolution of images or sequences, with addition and activation, weights packed now."""
     _, weight_arg, _, *sizes, groups = arguments(chain.layer).values()
     weight, scale = context.weight(weight_arg)
-    (stride, padding, dilation), (outputs, inputs, *kernel) = (
-        (sized(value, 2) for value in sizes),
-        weight.shape,
-    )
+    (outputs, inputs, *kernel), axes = weight.shape, weight.dim() - 2
+    stride, padding, dilation = (sized(value, axes) for value in sizes)
+    around = _pair(padding, 0)
     geometry = Geometry(
         inputs * groups,
         outputs,
         _pair(kernel),
         _pair(stride),
-        (*_pair(padding), *_pair(padding)),
+        (*around, *around),
         _pair(dilation),
         groups,
     )
@@ -131,8 +130,8 @@ def _layer(
     bias = none if given_bias is None else context.graph.constant(given_bias)
     if bias is None:
         raise Unsupported("its bias is computed")
-    rows = weight.dim() == 2
-    packed = weight[:, None, None] if rows else weight.permute(0, 2, 3, 1)
+    rows, weight_shape = weight.dim() == 2, weight.shape
+    packed = weight[:, None, None] if rows else _as_image(weight).permute(0, 2, 3, 1)
     epilogue = _epilogue(chain, source.scale * scale, bias, means)
     try:
         layer = Convolution.of(geometry, packed, source.zero_point, epilogue, source.high)
@@ -145,7 +144,8 @@ def _layer(
             return integers.flatten(1)
         # A copy, since those of 1x1 count as contiguous with channels last too, by which torch
         # chooses another convolution.
-        return integers.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        whole = integers.permute(0, 3, 1, 2).reshape(weight_shape)
+        return whole.clone(memory_format=torch.contiguous_format)
 
     context.hold(given["weight"], unpacked)
     name = node.short_op if means is None else f"{node.short_op}.sum"
@@ -180,9 +180,15 @@ def _epilogue(chain: Chain, scales: Tensor, bias: Tensor, addend: Integers | Non
     )
 
 
-def _pair(sizes: Sequence[int]) -> tuple[int, int]:
-    first, second = sizes
-    return first, second
+def _as_image(weight: Tensor) -> Tensor:
+    """A weight with the axes of those that read images: of sequences the height is 1."""
+    return weight if weight.dim() == 4 else weight.unsqueeze(2)
+
+
+def _pair(sizes: Sequence[int], of_height: int = 1) -> tuple[int, int]:
+    """Of height and width; a sequence has none of height."""
+    height, width = sizes if len(sizes) == 2 else (of_height, *sizes)
+    return height, width
 
 
 def quantize(context: Context, node: Node) -> Callable[[Tensor], Tensor]:
@@ -414,7 +420,7 @@ def _check_rank(context: Context, node: Node, most: int, least: int = 0) -> None
 
 
 KERNELS = (
-    Kernel(("conv2d",), native(convolution), fusion=NATIVE),
+    Kernel(("conv1d", "conv2d"), native(convolution), fusion=NATIVE),
     Kernel(("linear",), native(linear), fusion=NATIVE),
     Kernel(("add",), native(two(Combination.ADD)), fusion=Fusion(CLIPS)),
     Kernel(("sub",), native(two(Combination.ADD, -1)), fusion=Fusion(CLIPS)),
