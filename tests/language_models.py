@@ -75,6 +75,12 @@ MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
 _ENCODED = {"t5": PAD, "whisper": 2}  # what begins the decoder's text
 
 
+def texts(count: int = 4, **more: Any) -> list[dict[str, Tensor]]:
+    """Batches of four texts of chance, always the same."""
+    torch.manual_seed(3)
+    return [{"input_ids": torch.randint(3, 60, (4, 12)), **more} for _ in range(count)]
+
+
 def language_model(name: str) -> Any:
     """One of `MODELS`; its generation does not end before it is told to."""
     model, config, settings = MODELS[name]

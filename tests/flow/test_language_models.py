@@ -21,6 +21,7 @@ from language_models import (
     prompts,
     transformers,
 )
+from small_transformers import built
 from torch import nn
 
 import octavo
@@ -108,15 +109,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("qconfig", GROUPS.values(), ids=GROUPS)
 def test_groups(qconfig: Any) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=64,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = built("LlamaForCausalLM", vocab_size=64, hidden_size=128, intermediate_size=256)
     q, ids = quantized(model, qconfig), torch.randint(3, 60, (2, 6))
     with torch.no_grad():
         exact, float_logits = oracle(q, model)(ids).logits, model(ids).logits

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision_shim  # noqa: F401  (before what imports torchvision)
+from small_transformers import SIZES
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig, StaticCache
 
@@ -47,15 +48,8 @@ def test_generate_with_a_growing_cache(tmp_path: Path) -> None:
 
 
 SLIDING = MistralConfig(
-    vocab_size=60,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    sliding_window=6,
-    bos_token_id=0,
-    eos_token_id=0,
+    **{**SIZES, "vocab_size": 60, "num_hidden_layers": 2},
+    **{"num_key_value_heads": 1, "sliding_window": 6, "bos_token_id": 0, "eos_token_id": 0},
 )
 
 

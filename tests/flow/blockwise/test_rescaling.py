@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from dying import Dies, Killed
-from language_models import language_model
+from language_models import language_model, texts
 from torch import Tensor, nn
 
 import octavo
@@ -18,11 +18,6 @@ from octavo.errors import InputError
 from octavo.quantization.weights import Layer
 
 FOUR = octavo.weight_only_qconfig(4, group_size=32)
-
-
-def texts(count: int = 3) -> list[dict[str, Tensor]]:
-    torch.manual_seed(3)
-    return [{"input_ids": torch.randint(3, 60, (4, 12))} for _ in range(count)]
 
 
 def uneven(name: str) -> Any:
@@ -40,7 +35,7 @@ def uneven(name: str) -> Any:
 
 def quantized(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -> Any:
     options = {"mode": "weight_only", "qconfig": FOUR} | options
-    data = options.pop("data", texts())
+    data = options.pop("data", texts(3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
         return octavo.quantize(
@@ -55,7 +50,7 @@ def quantized(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -
 
 def error(model: Any, q: Any) -> float:
     with torch.no_grad():
-        exact, logits = (net(**texts()[0]).logits for net in (model, q))
+        exact, logits = (net(**texts(3)[0]).logits for net in (model, q))
     return float((logits - exact).norm() / exact.norm())
 
 
@@ -95,7 +90,7 @@ def test_smoothquant_brings_a_dynamic_model_nearer() -> None:
 def test_it_generates() -> None:
     q = quantized(uneven("llama"), octavo.AWQ())
     with torch.no_grad():
-        ids = texts()[0]["input_ids"]
+        ids = texts(3)[0]["input_ids"]
         cached = q.generate(ids, max_new_tokens=4, do_sample=False)
         plain = q.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(cached, plain)
@@ -110,7 +105,7 @@ def test_a_checkpoint_keeps_the_scales(tmp_path: Path) -> None:
     for name, tensor in right.state_dict().items():
         assert torch.equal(q.state_dict()[name], tensor), name
     with pytest.raises(InputError, match="the checkpoint of other calibration data"):
-        quantized(model, octavo.AWQ(), octavo.Clip(), checkpoint=tmp_path, data=texts()[:2])
+        quantized(model, octavo.AWQ(), octavo.Clip(), checkpoint=tmp_path, data=texts(3)[:2])
 
 
 def test_layers_that_nothing_scales_are_listed() -> None:

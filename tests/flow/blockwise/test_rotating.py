@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from language_models import language_model
+from language_models import language_model, texts
 from torch import Tensor, nn
 
 import octavo
@@ -19,11 +19,6 @@ from octavo.graph.copying import copied
 from octavo.numerics.sqnr import sqnr_db
 
 FOUR = octavo.weight_only_qconfig(4, group_size=32)
-
-
-def texts(count: int = 2) -> list[dict[str, Tensor]]:
-    torch.manual_seed(3)
-    return [{"input_ids": torch.randint(3, 60, (4, 12))} for _ in range(count)]
 
 
 def uneven(name: str) -> Any:
@@ -59,7 +54,7 @@ def decibels(exact: Tensor, found: Tensor) -> float:
     ],
 )
 def test_nothing_changes_in_float(name: str) -> None:
-    model, (batch, other) = uneven(name), texts()
+    model, (batch, other) = uneven(name), texts(2)
     turned = copied(model)
     notes = rotate(turned, [octavo.Rotation()], Calls.of(turned, None, [batch], None, None))
     with torch.no_grad():
@@ -98,7 +93,7 @@ def test_models_that_cannot_be_turned(name: str, why: str) -> None:
 
 
 def quantized(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -> Any:
-    data = options.pop("data", texts())
+    data = options.pop("data", texts(2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
         return octavo.quantize(
@@ -112,7 +107,7 @@ def quantized(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -
 
 
 def test_a_model_with_large_hidden_states_is_nearer_by_it() -> None:
-    model, (batch, _) = uneven("llama, tied"), texts()
+    model, (batch, _) = uneven("llama, tied"), texts(2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rules = octavo.QConfigMapping().set_global(octavo.dynamic_qconfig())
     rules.set_object_type("embedding", None).set_module_name("lm_head", None)
@@ -129,7 +124,7 @@ def test_a_model_with_large_hidden_states_is_nearer_by_it() -> None:
 
 
 def test_other_methods_follow_it() -> None:
-    model, (batch, _) = uneven("llama"), texts()
+    model, (batch, _) = uneven("llama"), texts(2)
     found = []
     for methods in ((), (octavo.Rotation(), octavo.AWQ(), octavo.Clip(), octavo.GPTQ())):
         q = quantized(model, *methods)
@@ -154,7 +149,7 @@ def test_what_it_needs() -> None:
     with pytest.warns(octavo.OctavoWarning, match=r"'lm_head' has a weight of its own now"):
         octavo.quantize(
             language_model("llama, tied"),
-            calibration=texts(),
+            calibration=texts(2),
             scope="modules",
             mode="weight_only",
             qconfig=FOUR,

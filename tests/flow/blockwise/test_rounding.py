@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from dying import Dies, Killed
-from language_models import language_model, transformers
+from language_models import language_model, texts, transformers
 from torch import Tensor, nn
 
 import octavo
@@ -21,11 +21,6 @@ from octavo.quantization.weights import Layer, Rounded
 from octavo.quantization.weights.moments import SecondMoments
 
 FOUR = octavo.weight_only_qconfig(4, group_size=32)
-
-
-def texts(count: int = 4, **more: Any) -> list[dict[str, Tensor]]:
-    torch.manual_seed(3)
-    return [{"input_ids": torch.randint(3, 60, (4, 12)), **more} for _ in range(count)]
 
 
 def decoded(count: int = 4) -> list[dict[str, Tensor]]:

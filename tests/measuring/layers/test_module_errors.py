@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_transformers import built
 from torch import Tensor, nn
 
 import octavo
@@ -141,17 +142,7 @@ def test_a_report_shows_each_module_and_says_how_to_leave_the_worst_in_float(
 
 
 def test_a_model_of_transformers_is_read_with_its_labels_and_padding() -> None:
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=60,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        num_labels=3,
-    )
-    model = transformers.BertForSequenceClassification(config).eval()
+    model = built("BertForSequenceClassification", vocab_size=60, num_labels=3)
     q = octavo.quantize(model, scope="modules", mode="weight_only")
     ids = torch.randint(0, 60, (4, 9))
     mask = (torch.arange(9) < torch.tensor([[9], [5], [7], [2]])).long()

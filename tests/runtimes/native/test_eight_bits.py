@@ -38,29 +38,28 @@ class Case:
         assert float(error.max()) < 128 * self.x.shape[1] ** 0.5
 
 
+MATRICES = {
+    "rows": st.integers(1, 150),
+    "columns": st.integers(1, 300),
+    "bias": st.booleans(),
+    "seed": st.integers(0, 99),
+}
+
+
 @examples(40)
-@given(
-    rows=st.integers(1, 150),
-    columns=st.integers(1, 300),
-    count=st.integers(1, 9),
-    bias=st.booleans(),
-    seed=st.integers(0, 99),
-)
+@given(count=st.integers(1, 9), **MATRICES)
 def test_products_are_those_of_dequantized_weights(instruction_set, **sizes):
     Case(**sizes).agrees()
 
 
 @examples(40)
 @given(
-    rows=st.integers(1, 150),
-    columns=st.integers(1, 300),
     count=st.integers(1, 30),
-    bias=st.booleans(),
     per_token=st.booleans(),
     integers=st.sampled_from(
         [(0, 255, False), (-128, 127, False), (-127, 127, True), (0, 63, False)]
     ),
-    seed=st.integers(0, 99),
+    **MATRICES,
 )
 def test_rows_are_rounded_as_the_oracle_rounds_them(instruction_set, per_token, integers, **sizes):
     case, how = Case(**sizes), How.ROW_RANGE if per_token else How.TENSOR_RANGE

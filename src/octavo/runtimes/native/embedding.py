@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -204,20 +205,10 @@ def _shape_of_rows(
     return scales.new_empty((*indices.shape, values.shape[1] * 8 // bits))
 
 
-def _shape_of_bags(
-    indices: Tensor,
-    offsets: Tensor,
-    factors: Tensor | None,
-    mode: int,
-    ends: bool,
-    padding: int | None,
-    values: Tensor,
-    scales: Tensor,
-    zero_points: Tensor | None,
-    bits: int,
-    signed: bool,
-) -> Tensor:
-    return scales.new_empty((offsets.shape[0] - ends, values.shape[1] * 8 // bits))
+def _shape_of_bags(indices: Tensor, offsets: Tensor, *others: Any) -> Tensor:
+    _, _, ends, _, values, scales, _, bits, _ = others
+    result: Tensor = scales.new_empty((offsets.shape[0] - ends, values.shape[1] * 8 // bits))
+    return result
 
 
 _TABLE = "Tensor values, Tensor scales, Tensor? zero_points, int bits, bool signed"

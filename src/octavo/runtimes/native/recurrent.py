@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -263,15 +264,10 @@ def _checked(
 
 
 def _shapes(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    matrices: Sequence[Tensor],
-    kind: str,
-    bidirectional: bool,
-    *settings: object,
+    x: Tensor, h0: Tensor, c0: Tensor | None, *others: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `recurrent` makes, without values."""
+    _, _, bidirectional, *_ = others
     width = h0.shape[2] * (1 + bidirectional)
     out = x.new_empty((*x.shape[:-1], width), dtype=torch.float32)
     cn = h0 if c0 is not None else h0[:0]
