@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import octavo
 from octavo.model.parts import parts_of
 
 transformers = pytest.importorskip("transformers")
@@ -79,6 +81,15 @@ def texts(count: int = 4, **more: Any) -> list[dict[str, Tensor]]:
     """Batches of four texts of chance, always the same."""
     torch.manual_seed(3)
     return [{"input_ids": torch.randint(3, 60, (4, 12)), **more} for _ in range(count)]
+
+
+def rounded_by(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -> Any:
+    """Its layers by methods, in four bits unless the options say otherwise; silent."""
+    four = octavo.weight_only_qconfig(4, group_size=32)
+    settings = {"mode": "weight_only", "qconfig": four, "scope": "modules", **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", octavo.OctavoWarning)
+        return octavo.quantize(model, weights=methods, progress=False, **settings)
 
 
 def language_model(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from dying import Dies, Killed
-from language_models import language_model, texts
+from language_models import language_model, rounded_by, texts
 from torch import Tensor, nn
 
 import octavo
@@ -34,18 +33,7 @@ def uneven(name: str) -> Any:
 
 
 def quantized(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -> Any:
-    options = {"mode": "weight_only", "qconfig": FOUR} | options
-    data = options.pop("data", texts(3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", octavo.OctavoWarning)
-        return octavo.quantize(
-            model,
-            calibration=data,
-            scope="modules",
-            weights=methods,
-            progress=False,
-            **options,
-        )
+    return rounded_by(model, *methods, calibration=options.pop("data", texts(3)), **options)
 
 
 def error(model: Any, q: Any) -> float:

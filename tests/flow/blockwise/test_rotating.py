@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
 import torch
-from language_models import language_model, texts
+from language_models import language_model, rounded_by, texts
 from torch import Tensor, nn
 
 import octavo
@@ -93,17 +92,7 @@ def test_models_that_cannot_be_turned(name: str, why: str) -> None:
 
 
 def quantized(model: nn.Module, *methods: octavo.WeightMethod, **options: Any) -> Any:
-    data = options.pop("data", texts(2))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", octavo.OctavoWarning)
-        return octavo.quantize(
-            model,
-            calibration=data,
-            scope="modules",
-            weights=methods,
-            progress=False,
-            **({"mode": "weight_only", "qconfig": FOUR} | options),
-        )
+    return rounded_by(model, *methods, calibration=options.pop("data", texts(2)), **options)
 
 
 def test_a_model_with_large_hidden_states_is_nearer_by_it() -> None:

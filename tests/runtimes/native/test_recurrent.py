@@ -140,16 +140,19 @@ def of_rounded_states(layer, x, states, batch_first):
     return [x.transpose(0, 1) if batch_first else x, *(torch.stack(end) for end in ends)]
 
 
+STACKS = {
+    "kind": st.sampled_from(list(LAYERS)),
+    "layers": st.integers(1, 2),
+    "bidirectional": st.booleans(),
+    "bias": st.booleans(),
+}
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 6), st.integers(1, 40), st.integers(1, 50))
 
 
 @examples(40)
 @given(
-    kind=st.sampled_from(list(LAYERS)),
-    layers=st.integers(1, 2),
-    bidirectional=st.booleans(),
+    **STACKS,
     batch_first=st.booleans(),
-    bias=st.booleans(),
     sizes=sizes,
     how=st.sampled_from(list(How)),
     seed=st.integers(0, 99),
@@ -286,10 +289,7 @@ lengths = st.lists(st.integers(1, 9), min_size=1, max_size=30)
 
 @examples(30)
 @given(
-    kind=st.sampled_from(list(LAYERS)),
-    layers=st.integers(1, 2),
-    bidirectional=st.booleans(),
-    bias=st.booleans(),
+    **STACKS,
     lengths=lengths,
     hidden=st.integers(1, 50),
     how=st.sampled_from([How.INTEGERS, How.ROW_RANGE, How.FLOATS]),
