@@ -65,7 +65,7 @@ static Windows placed(const octavo_convolution *c) {
         in_even_rows(&w);
         wide = w.out.width;
     }
-    w.tile = ceiling(w.out.width, ceiling(w.out.width, TILE));
+    w.tile = ceiling(w.out.width, ceiling(w.out.width, w.depthwise ? DEPTHWISE_TILE : TILE));
     w.tiles = ceiling(w.out.width, w.tile);
     w.row = (direct ? w.in.width : wide) * channels;
     w.step_y = c->dilation_y * w.row, w.step_x = c->dilation_x * channels;

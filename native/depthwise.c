@@ -167,20 +167,19 @@ INLINE VNNI void store(uint8_t *to, __m512i bytes, __mmask64 mask, const int who
 
 INLINE VNNI void store_clipped(
     const octavo_convolution *c, const Channels512 *known, const __m512i sums[4], int64_t at,
-    const int whole) {
+    const int whole, const int added) {
     const octavo_epilogue *e = &c->epilogue;
-    __m512i fours[4], zero = _mm512_setzero_si512(), q[4];
-    if (e->addend) {
+    __m512i fours[4], zero = _mm512_setzero_si512(), steps[4];
+    if (added) {
         __m512i taps[4] = {load((const uint8_t *)e->addend + at, known->mask, whole), zero, zero, zero};
         unpack_taps(taps, fours);
     }
     Prepared512 prepared = known->common;
     UNROLL for (int i = 0; i < 4; i++) {
         prepared.scales = known->scales[i], prepared.bias = known->bias[i];
-        q[i] = stored(sums[i], e->addend ? &fours[i] : NULL, &prepared);
+        steps[i] = in_steps(sums[i], added ? &fours[i] : NULL, &prepared);
     }
-    __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
-    store((uint8_t *)c->at.y + at, bytes, known->mask, whole);
+    store((uint8_t *)c->at.y + at, in_bytes(steps, &prepared), known->mask, whole);
 }
 
 VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t channel, int64_t at) {
@@ -191,12 +190,12 @@ VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t
     finish_runs_vnni(&c->epilogue, lanes, DEPTHWISE / BLOCK, &runs, c->at.y);
 }
 
-/* What is the same for all pixels of a unit. */
+/* What is the same for all pixels of a unit; distances of two windows, and of two results. */
 typedef struct {
     const octavo_convolution *c;
     const Windows *w;
     const int8_t *weights;
-    int64_t channel;
+    int64_t channel, pixel, result;
     Channels512 known;
 } Unit512;
 
@@ -205,9 +204,15 @@ INLINE VNNI void add_products(__m512i sums[4], const __m512i fours[4], const int
         sums[i] = _mm512_dpbusd_epi32(sums[i], fours[i], _mm512_loadu_si512(weights + i * 64));
 }
 
-INLINE VNNI void store_sums(const Unit512 *unit, __m512i sums[4], int64_t at, const int whole) {
-    if (is_clipped(&unit->c->epilogue))
-        store_clipped(unit->c, &unit->known, sums, at, whole);
+/* Whether an epilogue is clipped and adds nothing. */
+INLINE int is_plain(const octavo_epilogue *e) { return is_clipped(e) && !e->addend; }
+
+INLINE VNNI void store_sums(
+    const Unit512 *unit, __m512i sums[4], int64_t at, const int whole, const int plain) {
+    if (plain)
+        store_clipped(unit->c, &unit->known, sums, at, whole, 0);
+    else if (is_clipped(&unit->c->epilogue))
+        store_clipped(unit->c, &unit->known, sums, at, whole, 1);
     else
         store_any(unit->c, sums, unit->channel, at);
 }
@@ -220,7 +225,8 @@ INLINE VNNI void load_four(
 }
 
 /* One pixel of any window. */
-INLINE VNNI void one_pixel(const Unit512 *unit, const uint8_t *x, int64_t at, const int whole) {
+INLINE VNNI void one_pixel(
+    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const int plain) {
     __m512i sums[4];
     UNROLL for (int i = 0; i < 4; i++) sums[i] = unit->known.first[i];
     for (int64_t four = 0; four < unit->w->unit_bytes / 256; four++) {
@@ -228,15 +234,15 @@ INLINE VNNI void one_pixel(const Unit512 *unit, const uint8_t *x, int64_t at, co
         load_four(fours, x, unit->w->taps[four], unit->known.mask, whole);
         add_products(sums, fours, unit->weights + four * 256);
     }
-    store_sums(unit, sums, at, whole);
+    store_sums(unit, sums, at, whole, plain);
 }
 
 enum { FOUR_PIXELS = 4 };
 
 /* Four pixels, of windows so wide and so far from each other: a column of the input is read once. */
 INLINE VNNI void four_pixels(
-    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const int width,
-    const int stride) {
+    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const int plain,
+    const int width, const int stride) {
     const octavo_convolution *c = unit->c;
     const int8_t *weights = unit->weights;
     __m512i sums[FOUR_PIXELS][4];
@@ -253,30 +259,42 @@ INLINE VNNI void four_pixels(
         }
     }
     UNROLL for (int p = 0; p < FOUR_PIXELS; p++)
-        store_sums(unit, sums[p], at + p * c->out.channels, whole);
+        store_sums(unit, sums[p], at + p * unit->result, whole, plain);
+}
+
+/* Pixels beside each other. */
+INLINE VNNI void pixels_of(
+    const Unit512 *unit, const uint8_t *x, int64_t at, int64_t pixels, const int whole,
+    const int plain, const int width, const int stride) {
+    int64_t p = 0;
+    for (; width && p + FOUR_PIXELS <= pixels; p += FOUR_PIXELS)
+        four_pixels(
+            unit, x + p * unit->pixel, at + p * unit->result, whole, plain, width, stride);
+    for (; p < pixels; p++)
+        one_pixel(unit, x + p * unit->pixel, at + p * unit->result, whole, plain);
 }
 
 /* All tiles of a unit; windows of width 0 may be of any shape. */
 INLINE VNNI void pixels_vnni(
-    const Unit512 *unit, const Band *band, const int whole, const int width, const int stride) {
+    const Unit512 *unit, const Band *band, const int whole, const int plain, const int width,
+    const int stride) {
     const octavo_convolution *c = unit->c;
     const Windows *w = unit->w;
     FOR_TILES(tile, unit->channel) {
-        const uint8_t *x = (const uint8_t *)tile.x;
-        int64_t at = tile.result + unit->channel, p = 0;
-        for (; width && p + FOUR_PIXELS <= tile.pixels; p += FOUR_PIXELS)
-            four_pixels(unit, x + p * w->pixel, at + p * c->out.channels, whole, width, stride);
-        for (; p < tile.pixels; p++)
-            one_pixel(unit, x + p * w->pixel, at + p * c->out.channels, whole);
+        int64_t at = tile.result + unit->channel;
+        pixels_of(unit, (const uint8_t *)tile.x, at, tile.pixels, whole, plain, width, stride);
     }
 }
 
-#define PIXELS_VNNI(WIDTH, STRIDE)                                                               \
-    VNNI static void pixels_vnni_##WIDTH##_##STRIDE(const Unit512 *unit, const Band *band) {     \
-        if (~unit->known.mask)                                                                   \
-            pixels_vnni(unit, band, 0, WIDTH, STRIDE);                                           \
-        else                                                                                     \
-            pixels_vnni(unit, band, 1, WIDTH, STRIDE);                                           \
+#define PIXELS_VNNI(WIDTH, STRIDE)                                                           \
+    VNNI static void pixels_vnni_##WIDTH##_##STRIDE(const Unit512 *unit, const Band *band) { \
+        int whole = !~unit->known.mask, plain = is_plain(&unit->c->epilogue);                \
+        if (whole && plain)                                                                  \
+            pixels_vnni(unit, band, 1, 1, WIDTH, STRIDE);                                    \
+        else if (plain)                                                                      \
+            pixels_vnni(unit, band, 0, 1, WIDTH, STRIDE);                                    \
+        else                                                                                 \
+            pixels_vnni(unit, band, 0, 0, WIDTH, STRIDE);                                    \
     }
 
 PIXELS_VNNI(0, 0)
@@ -285,19 +303,71 @@ PIXELS_VNNI(3, 2)
 PIXELS_VNNI(5, 1)
 PIXELS_VNNI(5, 2)
 
+/* ---- few channels: pixels beside each other fill a register ---- */
+
+enum { MOST_FOLDED_FOURS = 3 };
+
+/* Sixteen channels four times, or thirty-two twice. */
+INLINE VNNI __m512i repeated(__m512i channels, const int times) {
+    return times == 4 ? _mm512_shuffle_i32x4(channels, channels, 0x00)
+                      : _mm512_shuffle_i32x4(channels, channels, 0x44);
+}
+
+/* So many neighbours' windows of width 3 and stride 1 are one window of all their channels, and the next
+ * one of these is as many columns away. */
+INLINE VNNI void pixels_folded(const Unit512 *unit, const Band *band, const int times) {
+    const octavo_convolution *c = unit->c;
+    const Windows *w = unit->w;
+    int8_t weights[MOST_FOLDED_FOURS * 256] __attribute__((aligned(64)));
+    Unit512 folded = *unit;
+    folded.weights = weights, folded.pixel = times * unit->pixel, folded.result = times * unit->result;
+    for (int64_t i = 0; i < w->unit_bytes; i += 64)
+        _mm512_store_si512(weights + i, repeated(_mm512_loadu_si512(unit->weights + i), times));
+    UNROLL for (int i = 0; i < 4; i++) {
+        __m512i scales = _mm512_castps_si512(unit->known.scales[i]);
+        __m512i bias = _mm512_castps_si512(unit->known.bias[i]);
+        folded.known.first[i] = repeated(unit->known.first[i], times);
+        folded.known.scales[i] = _mm512_castsi512_ps(repeated(scales, times));
+        folded.known.bias[i] = _mm512_castsi512_ps(repeated(bias, times));
+    }
+    FOR_TILES(tile, 0) {
+        const uint8_t *x = (const uint8_t *)tile.x;
+        int64_t groups = tile.pixels / times, done = groups * times;
+        pixels_of(&folded, x, tile.result, groups, 1, 1, 3, times);
+        for (; done < tile.pixels; done++)
+            one_pixel(unit, x + done * unit->pixel, tile.result + done * unit->result, 0, 1);
+    }
+}
+
+VNNI static void pixels_folded_2(const Unit512 *unit, const Band *band) {
+    pixels_folded(unit, band, 2);
+}
+
+VNNI static void pixels_folded_4(const Unit512 *unit, const Band *band) {
+    pixels_folded(unit, band, 4);
+}
+
+/* ---- all of them ---- */
+
 VNNI static void tiles_vnni(
     const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
     (void)group;
-    Unit512 of = {c, w, c->weights + unit * w->unit_bytes, unit * DEPTHWISE, {0}};
+    Unit512 of = {c, w, c->weights + unit * w->unit_bytes, unit * DEPTHWISE, w->pixel, c->out.channels, {0}};
     prepare_channels(&of.known, c, of.channel);
-    int near = c->dilation_x == 1 && c->stride_x <= 2;
-    switch (near ? c->kernel_width * 10 + c->stride_x : 0) {
-    case 31: pixels_vnni_3_1(&of, band); break;
-    case 32: pixels_vnni_3_2(&of, band); break;
-    case 51: pixels_vnni_5_1(&of, band); break;
-    case 52: pixels_vnni_5_2(&of, band); break;
-    default: pixels_vnni_0_0(&of, band);
-    }
+    int near = c->dilation_x == 1 && c->stride_x <= 2, kind = c->kernel_width * 10 + c->stride_x;
+    int folds = near && kind == 31 && fours_of(c) <= MOST_FOLDED_FOURS && is_plain(&c->epilogue);
+    if (folds && c->out.channels == 32)
+        pixels_folded_2(&of, band);
+    else if (folds && c->out.channels == 16)
+        pixels_folded_4(&of, band);
+    else
+        switch (near ? kind : 0) {
+        case 31: pixels_vnni_3_1(&of, band); break;
+        case 32: pixels_vnni_3_2(&of, band); break;
+        case 51: pixels_vnni_5_1(&of, band); break;
+        case 52: pixels_vnni_5_2(&of, band); break;
+        default: pixels_vnni_0_0(&of, band);
+        }
 }
 
 #endif

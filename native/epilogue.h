@@ -154,28 +154,36 @@ INLINE AVX2 void finish_avx2(
 
 /* ---- AVX512 ---- */
 
-/* 16 channels' constants, in registers. */
+/* 16 channels' constants, in registers; integers are cut as bytes, where one register has 64 of them. */
 typedef struct {
-    __m512 scales, bias, low, high, addend_scale;
-    __m512i addend_zero_point, zero_point;
+    __m512 scales, bias, addend_scale;
+    __m512i addend_zero_point, zero_point, low, high;
 } Prepared512;
 
 INLINE VNNI Prepared512 in_registers(const octavo_epilogue *e, const Prepared *p) {
     return (Prepared512){
-        _mm512_loadu_ps(p->scales), _mm512_loadu_ps(p->bias), _mm512_set1_ps(p->low),
-        _mm512_set1_ps(p->high), _mm512_set1_ps(p->addend_scale),
-        _mm512_set1_epi32(e->addend_zero_point), _mm512_set1_epi32(e->out_zero_point)};
+        _mm512_loadu_ps(p->scales), _mm512_loadu_ps(p->bias), _mm512_set1_ps(p->addend_scale),
+        _mm512_set1_epi32(e->addend_zero_point), _mm512_set1_epi16((int16_t)e->out_zero_point),
+        _mm512_set1_epi8((char)(rounded(p->low) + e->out_zero_point)),
+        _mm512_set1_epi8((char)(rounded(p->high) + e->out_zero_point))};
 }
 
-/* Sums as integers that are stored; `addend` is NULL where nothing is added. */
-INLINE VNNI __m512i stored(__m512i sums, const __m512i *addend, const Prepared512 *p) {
+/* Sums as integers, in front of the zero point. What is beyond int16 stays so: NaN and what is too low
+ * becomes the least int32. `addend` is NULL where nothing is added. */
+INLINE VNNI __m512i in_steps(__m512i sums, const __m512i *addend, const Prepared512 *p) {
     __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), p->scales, p->bias);
     if (addend) {
         __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(*addend, p->addend_zero_point));
         v = _mm512_fmadd_ps(steps, p->addend_scale, v);
     }
-    v = _mm512_min_ps(_mm512_max_ps(v, p->low), p->high); /* NaN becomes low */
-    return _mm512_add_epi32(_mm512_cvtps_epi32(v), p->zero_point);
+    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(INT16_MAX), v));
+}
+
+/* Four registers of such integers as those that are stored, as packing of lanes leaves them. */
+INLINE VNNI __m512i in_bytes(const __m512i steps[4], const Prepared512 *p) {
+    __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(steps[0], steps[1]), p->zero_point);
+    __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(steps[2], steps[3]), p->zero_point);
+    return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), p->low), p->high);
 }
 
 /* As finish_runs, with vectors of 16. */

@@ -215,44 +215,78 @@ TILES(PRODUCTS_VNNI, 1)
 TILES(PRODUCTS_VNNI, 2)
 static const ProductsVnni table_vnni[2][TILE] = {{TILES(NAME_VNNI, 1)}, {TILES(NAME_VNNI, 2)}};
 
-INLINE VNNI void finish_clipped(
-    const octavo_convolution *c, const Prepared *prepared, int32_t sums[TILE][BLOCK], int64_t pixels,
-    int64_t at, const int added, const int whole) {
-    const Prepared512 known = in_registers(&c->epilogue, prepared);
+/* The epilogue of up to four registers of sums: of one block or two side by side, `count` pixels. */
+INLINE VNNI void finish_four(
+    const octavo_convolution *c, const Prepared512 known[2], int32_t sums[2][TILE][BLOCK],
+    int64_t first, int64_t count, int64_t at, __mmask32 mask, const int blocks, const int added,
+    const int whole) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    int64_t step = c->out.channels;
     const uint8_t *from = (const uint8_t *)c->epilogue.addend + at;
     uint8_t *to = (uint8_t *)c->at.y + at;
-    __mmask16 mask = (__mmask16)((1u << prepared->count) - 1);
-    int64_t step = c->out.channels;
-    for (int64_t p = 0; p < pixels; p++, to += step, from += step) {
+    __m512i steps[4];
+    UNROLL for (int i = 0; i < 4; i++) {
+        int64_t pixel = least(i / blocks, count - 1);
+        const int b = i % blocks;
+        const uint8_t *bytes = from + pixel * step + b * BLOCK;
         __m512i addend;
         if (added)
             addend = _mm512_cvtepu8_epi32(
-                whole ? _mm_loadu_si128((const __m128i *)from) : _mm_maskz_loadu_epi8(mask, from));
-        __m512i integers = stored(_mm512_load_si512(sums[p]), added ? &addend : NULL, &known);
-        __m128i bytes = _mm512_cvtepi32_epi8(integers);
-        if (whole)
-            _mm_storeu_si128((__m128i *)to, bytes);
+                whole ? _mm_loadu_si128((const __m128i *)bytes)
+                      : _mm_maskz_loadu_epi8((__mmask16)(mask >> b * BLOCK), bytes));
+        __m512i own = _mm512_load_si512(sums[b][first + pixel]);
+        steps[i] = in_steps(own, added ? &addend : NULL, known + b);
+    }
+    __m512i bytes = _mm512_permutexvar_epi32(order, in_bytes(steps, known));
+    UNROLL for (int i = 0; i < count; i++, to += step) {
+        __m256i two = _mm512_castsi512_si256(bytes);
+        if (whole && blocks == 2)
+            _mm256_storeu_si256((__m256i *)to, two);
+        else if (whole)
+            _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(two));
         else
-            _mm_mask_storeu_epi8(to, mask, bytes);
+            _mm256_mask_storeu_epi8(to, mask, two);
+        bytes = blocks == 2 ? _mm512_shuffle_i32x4(bytes, bytes, 0x4e)
+                            : _mm512_shuffle_i32x4(bytes, bytes, 0x39);
     }
 }
 
-/* The epilogue of a unit for all pixels of a tile. */
+INLINE VNNI void finish_clipped(
+    const octavo_convolution *c, const Prepared *prepared, int32_t sums[2][TILE][BLOCK],
+    int64_t pixels, int64_t at, const int blocks, const int added, const int whole) {
+    const int at_once = 4 / blocks;
+    int64_t count = BLOCK * (blocks - 1) + prepared[blocks - 1].count, step = c->out.channels, p = 0;
+    __mmask32 mask = (__mmask32)(((uint64_t)1 << count) - 1);
+    Prepared512 known[2];
+    UNROLL for (int b = 0; b < blocks; b++) known[b] = in_registers(&c->epilogue, prepared + b);
+    for (; p + at_once <= pixels; p += at_once)
+        finish_four(c, known, sums, p, at_once, at + p * step, mask, blocks, added, whole);
+    if (p < pixels)
+        finish_four(c, known, sums, p, pixels - p, at + p * step, mask, blocks, added, whole);
+}
+
+/* The epilogue of one unit or two for all pixels of a tile. */
 VNNI static void finish_vnni(
-    const octavo_convolution *c, const Prepared *p, int32_t sums[TILE][BLOCK], int64_t pixels,
-    int64_t result) {
+    const octavo_convolution *c, const Prepared *p, int32_t sums[2][TILE][BLOCK], int64_t pixels,
+    int64_t result, int64_t blocks) {
     int64_t at = result + p->channel;
+    int whole = p[blocks - 1].count == BLOCK;
     if (is_clipped(&c->epilogue))
-        switch ((c->epilogue.addend ? 2 : 0) + (p->count == BLOCK)) {
-        case 0: finish_clipped(c, p, sums, pixels, at, 0, 0); break;
-        case 1: finish_clipped(c, p, sums, pixels, at, 0, 1); break;
-        case 2: finish_clipped(c, p, sums, pixels, at, 1, 0); break;
-        default: finish_clipped(c, p, sums, pixels, at, 1, 1);
+        switch ((blocks == 2) * 4 + (c->epilogue.addend ? 2 : 0) + whole) {
+        case 0: finish_clipped(c, p, sums, pixels, at, 1, 0, 0); break;
+        case 1: finish_clipped(c, p, sums, pixels, at, 1, 0, 1); break;
+        case 2: finish_clipped(c, p, sums, pixels, at, 1, 1, 0); break;
+        case 3: finish_clipped(c, p, sums, pixels, at, 1, 1, 1); break;
+        case 4: finish_clipped(c, p, sums, pixels, at, 2, 0, 0); break;
+        case 5: finish_clipped(c, p, sums, pixels, at, 2, 0, 1); break;
+        case 6: finish_clipped(c, p, sums, pixels, at, 2, 1, 0); break;
+        default: finish_clipped(c, p, sums, pixels, at, 2, 1, 1);
         }
-    else {
-        Runs runs = {p->channel, 0, p->channel + p->count, at, c->out.channels};
-        finish_runs_vnni(&c->epilogue, sums[0], pixels, &runs, c->at.y);
-    }
+    else
+        for (int64_t b = 0; b < blocks; b++, at += BLOCK) {
+            Runs runs = {p[b].channel, 0, p[b].channel + p[b].count, at, c->out.channels};
+            finish_runs_vnni(&c->epilogue, sums[b][0], pixels, &runs, c->at.y);
+        }
 }
 
 VNNI static void tiles_vnni(
@@ -265,8 +299,7 @@ VNNI static void tiles_vnni(
     FOR_TILES(tile, group * w->group_in) {
         if (tile.pixels < 1) continue;
         table_vnni[blocks - 1][tile.pixels - 1](w, tile.x, weights, prepared, sums);
-        for (int64_t b = 0; b < blocks; b++)
-            finish_vnni(c, &prepared[b], sums[b], tile.pixels, tile.result);
+        finish_vnni(c, prepared, sums, tile.pixels, tile.result, blocks);
     }
 }
 
@@ -349,8 +382,7 @@ AMX static void tiles_amx(
             products_amx(w, tile.x, weights, prepared, sums, 2);
         else
             products_amx(w, tile.x, weights, prepared, sums, 1);
-        for (int64_t b = 0; b < blocks; b++)
-            finish_vnni(c, &prepared[b], sums[b], tile.pixels, tile.result);
+        finish_vnni(c, prepared, sums, tile.pixels, tile.result, blocks);
     }
     tile_release();
 }

@@ -7,6 +7,7 @@
 
 enum {
     TILE = 14,      /* pixels beside each other that are made at once, at most */
+    DEPTHWISE_TILE = 56, /* where no sums have to stay in registers */
     DEPTHWISE = 64, /* channels that are made at once, where each has a window of its own */
     MOST_FOURS = 32, /* fours of taps of such a window, for kernels with intrinsics */
 };
@@ -49,7 +50,7 @@ typedef struct {
     int64_t row, begin, end;
 } Band;
 
-/* Up to TILE pixels beside each other: where their first window is, and the index of the first result. */
+/* Pixels beside each other: where their first window is, and the index of the first result. */
 typedef struct {
     int64_t index, row, piece;
     const char *x;

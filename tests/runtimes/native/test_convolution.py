@@ -186,6 +186,37 @@ def test_depthwise_windows_far_from_each_other(instruction_set, kernel, stride):
     Case(geometry, (1, kernel, 5 * stride), out_scale=0.0117, out_zero_point=3).agrees()
 
 
+@pytest.mark.parametrize("channels", [16, 32])
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 3)])
+@pytest.mark.parametrize("width", [3, 8, 37, 61, 112])
+def test_depthwise_layers_of_few_channels(instruction_set, channels, kernel, width):
+    """With AVX512 neighbours share a register, but the last ones of a row."""
+    geometry = Geometry(channels, channels, kernel, padding=(1, 1, 1, 1), groups=channels)
+    out = {"out_scale": 0.0117, "out_zero_point": 100, "activation": Activation.CLIP}
+    Case(geometry, (2, 5, width), zero_point=3, **out).agrees()
+
+
+@pytest.mark.parametrize("channels", [5, 16, 24, 32, 40])
+def test_values_beyond_all_integers_are_cut(instruction_set, channels):
+    """As large as floats get, and NaN, which is the lowest."""
+    bias = torch.tensor([3e38, -3e38, float("inf"), float("-inf"), float("nan"), 0.0, 1e9, -1e9])
+    epilogue = Epilogue(
+        torch.full((channels,), 1e-3),
+        bias.repeat(channels)[:channels],
+        out_scale=0.01,
+        out_zero_point=120,
+        out_low=3,
+        out_high=250,
+    )
+    expected = torch.tensor([250, 3, 250, 3, 3, 120, 250, 3]).repeat(channels)[:channels]
+    x = torch.zeros(1, 5, 7, channels, dtype=torch.uint8)
+    for groups in (1, channels):
+        geometry = Geometry(channels, channels, groups=groups)
+        weight = torch.ones(geometry.weight_shape, dtype=torch.int8)
+        found = Convolution.of(geometry, weight, 0, epilogue)(x)
+        assert torch.equal(found, expected.to(torch.uint8).expand_as(found))
+
+
 @quickly
 @given(
     rows=st.integers(1, 400),
