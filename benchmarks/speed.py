@@ -173,23 +173,30 @@ def measure_all(names: Sequence[str], options: Namespace) -> int:
     left = [name for name, file in files.items() if not is_measured(file, now)]
     if len(left) < len(names):
         print(f"measured already at {now}: {', '.join(n for n in names if n not in left)}")
-    for index, name in enumerate(left):
-        seconds = (ends - time.perf_counter()) / (len(left) - index)
-        over = "" if seconds >= LEAST_SHARE_S else _OVER.format(", ".join(left[index:]))
+    disturbed: set[str] = set()
+    stopped = False
+    while left and not stopped:
+        seconds = (ends - time.perf_counter()) / len(left)
+        over = "" if seconds >= LEAST_SHARE_S else _OVER.format(", ".join(left))
         problem = over or ("" if options.busy else quiet.busy())
         if problem:
             print(problem, file=sys.stderr)
-            return quiet.BUSY
+            stopped = True
+            continue
+        name = left.pop(0)
         status = subprocess.run(command(name, seconds, options), env=environment_of()).returncode
-        if status == quiet.BUSY:
-            return status
-        if status:
+        if status == quiet.BUSY and name not in disturbed:  # once more, behind the others
+            disturbed.add(name)
+            left.append(name)
+        elif status == quiet.BUSY:
+            stopped = True
+        elif status:
             failed.append(name)
-    if not options.busy and options.samples == SAMPLES:
+    if not options.busy and options.samples == SAMPLES and any(map(Path.exists, files.values())):
         speed_table.summarize(options.out)
     if failed:
         print(f"could not be measured: {', '.join(failed)}", file=sys.stderr)
-    return bool(failed)
+    return quiet.BUSY if stopped else bool(failed)
 
 
 def command(name: str, seconds: float, options: Namespace) -> list[str]:

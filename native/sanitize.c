@@ -93,6 +93,8 @@ static int64_t less(int64_t windows, int64_t kernel, int64_t dilation, int64_t s
 
 static void one_convolution(int threads) {
     int64_t groups = below(2) ? 1 : 1 + below(70), depthwise = below(2), wide = !below(50);
+    int folded = !below(5); /* 16 or 32 channels, neighbours in a register */
+    if (folded) depthwise = 1, groups = 16 << below(2);
     int64_t in = groups * (depthwise ? 1 : 1 + below(wide ? 1000 : 20));
     int64_t out = groups * (depthwise ? 1 : 1 + below(40));
     int64_t height = 1 + below(9), width = 1 + below(40), size = 1 + below(5);
@@ -101,6 +103,7 @@ static void one_convolution(int threads) {
         .stride_y = 1 + below(2), .stride_x = 1 + below(2), .padding_top = below(3),
         .padding_left = below(3), .dilation_y = 1 + below(2), .dilation_x = 1 + below(2),
         .in_zero_point = below(256), .narrow = below(2)};
+    if (folded) c.kernel_width = 3, c.stride_x = c.dilation_x = 1;
     c.out = (octavo_shape){1 + below(3), height, width, out};
     c.in = (octavo_shape){
         c.out.batch,
@@ -120,6 +123,7 @@ static void one_convolution(int threads) {
         .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL,
         .addend_scale = adds_floats ? 0.0f : 0.02f,        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
         .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
+    if (folded) c.epilogue.addend = NULL, c.epilogue.activation = OCTAVO_CLIP;
     c.weights = packed, c.weight_sums = sums, c.at.x = x;
     c.at.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
     c.at.scratch = malloc((size_t)octavo_scratch_size(&c, octavo_convolution_chunks(&c, threads)));

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,6 +226,26 @@ def test_what_this_commit_has_measured_is_not_measured_again(tmp_path: Path) -> 
     )
     report.finish(tmp_path)
     assert not speed.is_measured(file, "abc")
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_model_that_was_disturbed_is_measured_once_more_behind_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, times: int
+) -> None:
+    monkeypatch.setattr(quiet, "cores_of_others", lambda: 0.0)
+    monkeypatch.setattr(speed, "commit", lambda: "abc")
+    measured: list[str] = []
+
+    def run(words: list[str], **how: Any) -> Any:
+        measured.append(words[words.index("--model") + 1])
+        disturbed = measured[-1] == "gru" and measured.count("gru") <= times
+        return subprocess.CompletedProcess(words, quiet.BUSY if disturbed else 0)
+
+    monkeypatch.setattr(speed.subprocess, "run", run)
+    with pytest.raises(SystemExit) as done:
+        speed.main(["gru", "lstm", "--out", str(tmp_path)])
+    assert measured == ["gru", "lstm", "gru"]
+    assert done.value.code == (quiet.BUSY if times == 2 else 0)
 
 
 def test_a_busy_machine_is_refused(
