@@ -148,7 +148,7 @@ _X86 = Target(
     name="x86",
     about="x86 CPUs with VNNI, AVX-VNNI or AMX",
     qconfigs=_qconfigs(Scheme("uint8"), _weight()),
-    operators=_operators(),
+    operators=_operators("scaled_dot_product_attention"),
     fusions={**ONEDNN, "add": Fusion(frozenset({"relu"}))},
 )
 
