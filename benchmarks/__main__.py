@@ -34,6 +34,7 @@ NAMES = (
     "parity",
     "precision",
     "language_models",
+    "large_folder",
     "int8_cache",
     "proof",
     "analysis",
