@@ -193,6 +193,72 @@ def test_other_weights_are_taken_up(steps: list[int]) -> None:
     torch.testing.assert_close(of_q, right, rtol=1e-3, atol=1e-3)
 
 
+def fewer_blocks(q: Any) -> None:
+    q.model.layers = nn.ModuleList(list(q.model.layers)[:1])
+
+
+def blocks_the_other_way_round(q: Any) -> None:
+    q.model.layers = nn.ModuleList(list(q.model.layers)[::-1])
+
+
+def a_hook_of_a_block(q: Any) -> None:
+    q.model.layers[1].register_forward_pre_hook(lambda block, args: (2 * args[0], *args[1:]))
+
+
+def a_forward_of_a_layer(q: Any) -> None:
+    mlp = q.model.layers[0].mlp
+    mlp.forward = lambda x: 2 * type(mlp).forward(mlp, x)
+
+
+def other_memory_of_a_norm(q: Any) -> None:
+    weight = q.model.layers[0].input_layernorm.weight
+    weight.data = 3 * weight.data
+
+
+CHANGES = [
+    fewer_blocks,
+    blocks_the_other_way_round,
+    a_hook_of_a_block,
+    a_forward_of_a_layer,
+    other_memory_of_a_norm,
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_changed_behind_the_first_steps_counts(change: Callable[[Any], None]) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (1, 5))
+
+    def stepped(net: Any) -> torch.Tensor:
+        return stepwise(net, ids, {"past_key_values": transformers.DynamicCache()})
+
+    before = stepped(q)
+    change(q)
+    right = stepped(in_python(q))
+    assert (right - before).norm() > 0.1 * before.norm()
+    torch.testing.assert_close(stepped(q), right, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_decoder_alone_returns_what_is_asked_for() -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (1, 5))
+    cache = transformers.DynamicCache()
+    q.model(input_ids=ids, past_key_values=cache)
+    for _ in range(3):
+        given = q.model(input_ids=ids[:, :1], past_key_values=cache, return_dict=False)
+        assert isinstance(given, tuple)
+
+
+@torch.no_grad()
+def test_dropout_in_training_is_that_of_python(steps: list[int]) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (1, 5))
+    stepwise(q, ids, {"past_key_values": transformers.DynamicCache()})
+    count = len(steps)
+    assert count
+    stepwise(q.train(), ids, {"past_key_values": transformers.DynamicCache()})
+    assert len(steps) == count
+
+
 def test_a_decoder_that_computes_something_else_is_found_out(
     steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

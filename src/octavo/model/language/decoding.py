@@ -64,7 +64,7 @@ class Stepping(nn.Module):
     _steps: Steps | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args or is_compiled() or torch.is_grad_enabled():
+        if args or self.training or is_compiled() or torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
         asked = Asked.of(self, kwargs)
         if asked is None:
@@ -122,7 +122,10 @@ class Asked:
     @classmethod
     def of(cls, model: Any, given: Mapping[str, Any]) -> Asked | None:
         """``None`` where a call is something else."""
-        if any(v is not None and v is not False for k, v in given.items() if k not in _ARGUMENTS):
+        others = (v for k, v in given.items() if k not in _ARGUMENTS)
+        if any(v is not None and v is not False for v in others):
+            return None
+        if given.get("return_dict") is False:
             return None
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if embeds is None else embeds
@@ -153,9 +156,10 @@ _ALL = torch.ones((), dtype=torch.bool)
 def _is_as_usual(config: Any) -> bool:
     """Whether attention is computed by torch, and nothing of single layers is returned."""
     returned = ("output_attentions", "output_hidden_states")
-    return getattr(config, "_attn_implementation", None) in ("sdpa", "eager") and not any(
+    is_plain_record = getattr(config, "return_dict", True) and not any(
         getattr(config, name, False) for name in returned
     )
+    return is_plain_record and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
 def _mask(mask: Any, batch: int, count: int, past: int, device: torch.device) -> Tensor | None:
@@ -181,22 +185,28 @@ class Steps:
         with suppress(NotLikeLlama):
             self._decoder = Decoder([block_of(block) for block in model.layers])
         self._changes = QuantizedModule.changes
-        self._blocks = list(model.layers)
-        inside = [module for block in self._blocks for module in block.modules()]
+        inside = set(model.layers.modules())
         self._held = [
             (names, name, value)
-            for module in (model.layers, *inside)
+            for module in (model, *inside)
             for names in (module._modules, module._parameters)
             for name, value in names.items()
         ]
+        # Whoever watches or changes a module may give it a forward of its own.
+        self._held += [
+            (module.__dict__, "forward", module.__dict__.get("forward")) for module in inside
+        ]
+        weights = [one for module in inside for one in module._parameters.values()]
+        self._places = [(one, one.data_ptr()) for one in weights if one is not None]
         kinds = ("_forward_hooks", "_forward_pre_hooks")
-        hooked = set(inside) - set(self._blocks)
-        self._hooks = [getattr(module, kind) for module in hooked for kind in kinds]
+        self._hooks = [getattr(module, kind) for module in inside for kind in kinds]
 
     def are_current(self) -> bool:
         """Whether weights and modules are those that this was made of."""
-        return self._changes == QuantizedModule.changes and all(
-            names.get(name) is value for names, name, value in self._held
+        return (
+            self._changes == QuantizedModule.changes
+            and all(names.get(name) is value for names, name, value in self._held)
+            and all(one.data_ptr() == place for one, place in self._places)
         )
 
     def tried(self, model: Any, asked: Asked, exact: Callable[[], Any]) -> Any:

@@ -208,6 +208,8 @@ class Decoder:
         fits = sizes[0] == batch and (sizes[1], sizes[3]) == (first.shared_heads, first.channels)
         if not fits or not past + tokens <= sources <= sizes[2] or width != first.width:
             raise ValueError(f"rows {list(x.shape)} and {past} tokens in caches {list(sizes)}")
+        if len(caches.pairs) != len(self.blocks):
+            raise ValueError(f"{len(caches.pairs)} caches for {len(self.blocks)} blocks")
         if mask is None and tokens > 1:
             raise ValueError("several tokens need a mask")
         cosine, sine = rotary
