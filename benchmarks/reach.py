@@ -153,7 +153,8 @@ def _mode_columns(
     columns: dict[str, Any] = {}
     for name, q in (("", exact), ("torch ", here)):
         found = [drawn(q, args, kwargs) for args, kwargs in runs]
-        columns[f"{mode} {name}share %"] = round(100 * (octavo.summary(q).coverage.share or 0.0), 1)
+        share = 100 * (octavo.summary(q).coverage.share or 0.0)
+        columns[f"{mode} {name}share %"] = float(f"{share:.4g}")
         columns[f"{mode} {name}dB"] = round(sqnr_db(expected, found), 1)
     if not all(map(math.isfinite, columns.values())):
         raise ValueError(f"a result is not finite: {columns}")
