@@ -326,6 +326,13 @@ def _of_three_bits(folder: Path) -> None:
     save_file(tensors, file)
 
 
+def _of_groups_far_away(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.g_idx"] += 2**28  # counting them took 2 GB a layer
+    save_file(tensors, file)
+
+
 def _unknown(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["quant_method"] = "bitnet"
@@ -343,6 +350,7 @@ def _cut_off(folder: Path) -> None:
         (_without_scales, r"scales.*layers\.1\.mlp\.up_proj"),
         (_of_another_layer, r"layers\.9\.mlp\.up_proj"),
         (_of_uneven_groups, r"layers\.1\.mlp\.up_proj.*its groups have"),
+        (_of_groups_far_away, r"layers\.1\.mlp\.up_proj.*groups 268435456"),
         (_of_three_bits, r"layers\.1\.mlp\.up_proj.*3 bits"),
         (_unknown, "bitnet"),
         (_cut_off, r"model\.safetensors"),
@@ -354,6 +362,49 @@ def test_what_cannot_be_read_is_one_clear_error(
     write(tmp_path, GPTQ, Weights.gptq, 4, 32, True)
     damage(tmp_path)
     with pytest.raises((InputError, ArtifactError), match=words_of_it):
+        octavo.read_checkpoint(tmp_path)
+
+
+def _with_a_shorter_group(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    settings["config_groups"]["group_0"]["weights"]["group_size"] = 48  # 48 and 16
+
+
+def _in_blocks(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    tensors[f"{UP}.weight_scale"] = tensors[f"{UP}.weight_scale"].reshape(32, -1)
+
+
+def _with_large_zero_points(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    shape = tensors[f"{UP}.weight_scale"].shape
+    tensors[f"{UP}.weight_zero_point"] = torch.full(shape, 1_000_000, dtype=torch.int32)
+
+
+def _with_a_list_of_groups(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    settings["config_groups"] = [3]
+
+
+UP = "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.filterwarnings("ignore:written in float")
+@pytest.mark.parametrize(
+    ("change", "words_of_it"),
+    [
+        (_with_a_shorter_group, r"inputs are not \d full groups of 48"),
+        (_in_blocks, r"weight_scale is \[32, "),
+        (_with_large_zero_points, "zero point"),
+        (_with_a_list_of_groups, "config"),
+    ],
+)
+def test_other_scales_than_those_of_rows_and_groups_are_refused(
+    change: Any, words_of_it: str, tmp_path: Path
+) -> None:
+    octavo.write_checkpoint(quantized(FORMS["4 bits"]), tmp_path, format="compressed-tensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    tensors = load_file(tmp_path / "model.safetensors")
+    change(tensors, config["quantization_config"])
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=words_of_it):
         octavo.read_checkpoint(tmp_path)
 
 

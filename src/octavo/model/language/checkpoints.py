@@ -63,8 +63,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             f"{folder} is quantized by {settings.get('quant_method')!r}: Octavo reads "
             f"{', '.join(LAYOUTS)}"
         )
-    groups = dict(settings.get("config_groups") or {}).values()
-    if any(group.get("input_activations") for group in groups):
+    groups = settings.get("config_groups") or {}
+    if any(group.get("input_activations") for group in groups.values()):
         warn_user(f"{folder} rounds what its layers read, too: here that stays float")
     from octavo.model.language.source_folder import SourceFolder
 
@@ -80,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
             integers = layout.read(sizes, tensors, settings)
         except KeyError as error:
             raise ArtifactError(f"{folder} lacks {error} of {at!r}: get it again") from None
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
             raise InputError(f"{at!r} of {folder} cannot be read: {error}") from None
         if not bool(torch.isfinite(integers.scale).all()):
             raise ArtifactError(f"{at!r} of {folder} has a scale that is no number")
@@ -150,8 +150,10 @@ def _settings(folder: Path) -> dict[str, Any]:
     try:
         check_file(folder / "config.json")
         config = json.loads((folder / "config.json").read_text())
-        settings = config.get("quantization_config") or {}
-        return dict(settings)
+        settings = dict(config.get("quantization_config") or {})
+        groups = dict(settings.get("config_groups") or {})
+        settings["config_groups"] = {name: dict(group) for name, group in groups.items()}
+        return settings
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{folder} has no config.json of a model: {reason(error)}") from None
 

@@ -31,12 +31,13 @@ def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> Li
     scales = tensors["scales"]
     if integers.shape != (columns, out) or not zeros.shape == scales.shape == (len(scales), out):
         raise ValueError(f"its qweight is {list(integers.shape)} for a layer of {columns} to {out}")
-    return LinearIntegers(
+    layer = LinearIntegers(
         4,
         integers.t().contiguous(),
         scales.t().to(torch.float32).contiguous(),
         zeros.t().contiguous(),
     )
+    return layer.in_neighbours([settings.get("group_size")])
 
 
 AWQ = Layout("awq", "qweight", ("qweight", "qzeros", "scales"), _read)

@@ -27,7 +27,13 @@ _ZERO, _ORDER = "weight_zero_point", "weight_g_idx"
 
 def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> LinearIntegers:
     out, columns = sizes
-    scale = tensors["weight_scale"].to(torch.float32).reshape(out, -1)
+    scale = tensors["weight_scale"].to(torch.float32)
+    if scale.dim() not in (1, 2) or len(scale) != out:
+        raise ValueError(
+            f"its weight_scale is {list(scale.shape)} for {out} outputs: Octavo reads scales of "
+            "channels, and of groups along them"
+        )
+    scale = scale.reshape(out, -1)
     if "weight_packed" in tensors:
         words = tensors["weight_packed"]
         bits = next((bits for bits in BITS if words.shape[1] == math.ceil(columns * bits / 32)), 0)
@@ -50,8 +56,18 @@ def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> Li
             zeros = unpacked(kept, bits, axis=0)[:out].to(torch.int32)
         else:
             zeros = kept.to(torch.int32) + 2 ** (bits - 1)
+    if bool((zeros < 0).any()) or bool((zeros >= 2**bits).any()):
+        raise ValueError(f"a zero point is none of the integers of {bits} bits")
     layer = LinearIntegers(bits, integers.contiguous(), scale, zeros.reshape(scale.shape))
-    return layer.in_groups(tensors[_ORDER]) if _ORDER in tensors else layer
+    if _ORDER in tensors:
+        return layer.in_groups(tensors[_ORDER])
+    return layer.in_neighbours([group.get("group_size") for group in _weights(settings)])
+
+
+def _weights(settings: Settings) -> list[dict[str, Any]]:
+    """What the config says of weights, for each kind of layers."""
+    groups: dict[str, Any] = settings.get("config_groups") or {}
+    return [dict(group.get("weights") or {}) for group in groups.values()]
 
 
 def _write(layer: LinearIntegers) -> dict[str, Tensor]:

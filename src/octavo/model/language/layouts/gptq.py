@@ -38,7 +38,9 @@ def _read(sizes: Sizes, tensors: Mapping[str, Tensor], settings: Settings) -> Li
         scales.t().to(torch.float32).contiguous(),
         zeros.t().contiguous(),
     )
-    return layer.in_groups(tensors["g_idx"]) if "g_idx" in tensors else layer
+    if "g_idx" in tensors:
+        return layer.in_groups(tensors["g_idx"])
+    return layer.in_neighbours([settings.get("group_size")])
 
 
 def _write(layer: LinearIntegers) -> dict[str, Tensor]:

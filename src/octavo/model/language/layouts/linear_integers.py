@@ -5,7 +5,9 @@ Tested in tests/model/language/test_checkpoints.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +55,9 @@ class LinearIntegers:
         """
         groups = self.scale.shape[1]
         group_of = group_of.to(torch.int64)
+        least, most = (int(end) for end in group_of.aminmax())
+        if least < 0 or most >= groups:  # of numbers as large as a file likes
+            raise ValueError(f"it has {groups} groups, and inputs of groups {least} to {most}")
         sizes = group_of.bincount(minlength=groups)
         if len(sizes) != groups or bool((sizes != self.group_size).any()):
             raise ValueError(f"its groups have {sizes.unique().tolist()} inputs")
@@ -60,6 +65,22 @@ class LinearIntegers:
         if torch.equal(order, torch.arange(len(order))):
             return self
         return replace(self, integers=self.integers[:, order].contiguous(), order=order)
+
+    def in_neighbours(self, sizes: Sequence[Any]) -> LinearIntegers:
+        """The same, where its groups are neighbours of one size.
+
+        Args:
+            sizes: of groups, as a config says; what is no number above 0 says nothing.
+
+        Raises:
+            ValueError: the groups are of another size, or the last one is shorter.
+        """
+        columns, groups = self.integers.shape[1], self.scale.shape[1]
+        said = [size for size in sizes if isinstance(size, int) and size > 0]
+        if groups < 1 or columns % groups or (groups > 1 and said and self.group_size not in said):
+            of = f" of {' or '.join(map(str, said))}" if said else ""
+            raise ValueError(f"its {columns} inputs are not {groups} full groups{of}")
+        return self
 
     @property
     def group_size(self) -> int:
