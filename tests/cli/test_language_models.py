@@ -16,6 +16,7 @@ from small_tokenizers import llama, saved, tokenizer
 
 import octavo
 from octavo.cli.sources.language_model import load_language_model
+from octavo.errors import InputError
 from octavo.measuring.text_quality import text_quality
 from octavo.model.parts import parts_of
 
@@ -187,3 +188,19 @@ def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
         assert told in words(answer.err)
     assert octavo_command("quantize", "m:build", "-o", "x.octavo").code == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_code_in_a_folder_is_never_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks whoever is at a terminal whether it shall."""
+    own = shutil.copytree(folder, tmp_path / "own")
+    ran = tmp_path / "ran"
+    (own / "code_of_it.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((own / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "code_of_it.Config"}}
+    (own / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *of: "y")
+    with pytest.raises(InputError, match="own"):
+        load_language_model(str(own))
+    assert not ran.exists()

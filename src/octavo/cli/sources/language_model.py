@@ -67,10 +67,12 @@ def load_language_model(path: str) -> LanguageModel:
     import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
 
     try:
+        # Whoever is at a terminal is asked else whether a folder's code shall run.
+        how = {"local_files_only": True, "trust_remote_code": False}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, output_loading_info=True
+            path, **how, use_safetensors=True, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, **how)
     except OctavoError:
         raise
     except Exception as error:  # whatever transformers makes of a folder that it does not know

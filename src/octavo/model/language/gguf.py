@@ -48,12 +48,14 @@ def read_gguf(path: str | os.PathLike[str]) -> tuple[Any, Any]:
     """
     file = Path(path)
     _check(file)
-    where, name = str(file.parent), file.name
+    where = str(file.parent)
+    # Other files of the folder may name code, for which whoever is at a terminal is asked else.
+    how: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, gguf_file=name, dtype=torch.float32, output_loading_info=True
+            where, **how, dtype=torch.float32, output_loading_info=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+        tokenizer = AutoTokenizer.from_pretrained(where, **how)
     except Exception as error:  # whatever transformers makes of a file that it does not know
         raise InputError(f"transformers cannot read {file}: {reason(error)}") from error
     model, found = loaded
