@@ -98,3 +98,21 @@ def test_what_was_remembered_in_one_mode_is_read_in_another(mode):
     x = torch.randn(3, 2, requires_grad=True)
     call(x)[0].sum().backward()
     assert torch.equal(x.grad, torch.ones(3, 2))
+
+
+def test_what_is_compiled_is_compiled_once_for_all_sizes():
+    steps, call = run(["y"])
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: call(x)[0], backend=backend, dynamic=True)
+    for rows in (3, 5, 7, 5):
+        x = torch.randn(rows, 2)
+        assert torch.equal(compiled(x), x + CONSTANTS["table"][1 : rows + 1])
+    assert len(graphs) == 1
+    (whole,) = (step for step in steps if isinstance(step.function, Remembered))
+    assert not whole.function._kept
