@@ -46,19 +46,26 @@ INLINE float product_of(const float *a, const float *b, int64_t count) {
     return sum_of_lanes(&sum);
 }
 
+/* Lanes of two vectors by their numbers: GCC before 12 has one builtin, clang the other. */
+#if defined(__clang__)
+#define LANES_OF(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define LANES_OF(a, b, ...) __builtin_shuffle(a, b, (Places){__VA_ARGS__})
+#endif
+
 /* The sums of the lanes of eight vectors, side by side. */
 INLINE void sums_of_lanes(const Eight *v, Eight *sums) {
-    const Places even = {0, 8, 2, 10, 4, 12, 6, 14}, odd = {1, 9, 3, 11, 5, 13, 7, 15};
-    const Places near = {0, 1, 8, 9, 4, 5, 12, 13}, far = {2, 3, 10, 11, 6, 7, 14, 15};
-    const Places low = {0, 1, 2, 3, 8, 9, 10, 11}, high = {4, 5, 6, 7, 12, 13, 14, 15};
     Eight pairs[4], fours[2];
-    for (int i = 0; i < 4; i++)
-        pairs[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) +
-                   __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
-    for (int i = 0; i < 2; i++)
-        fours[i] = __builtin_shuffle(pairs[2 * i], pairs[2 * i + 1], near) +
-                   __builtin_shuffle(pairs[2 * i], pairs[2 * i + 1], far);
-    *sums = __builtin_shuffle(fours[0], fours[1], low) + __builtin_shuffle(fours[0], fours[1], high);
+    for (int i = 0; i < 4; i++) {
+        Eight a = v[2 * i], b = v[2 * i + 1];
+        pairs[i] = LANES_OF(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + LANES_OF(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+    for (int i = 0; i < 2; i++) {
+        Eight a = pairs[2 * i], b = pairs[2 * i + 1];
+        fours[i] = LANES_OF(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + LANES_OF(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    *sums = LANES_OF(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+            LANES_OF(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
 }
 
 INLINE void find_scores(

@@ -71,6 +71,16 @@ def test_make_native_replaces_a_file_that_cannot_be_loaded(tmp_path):
     assert not runpy.run_path(str(script))["is_new"](path)
 
 
+@pytest.mark.skipif(not shutil.which("clang"), reason="there is no clang")
+def test_clang_compiles_all_sources(tmp_path):
+    """Who has no other compiler has its kernels by this one."""
+    make = runpy.run_path(str(library.SOURCES / "compile.py"))
+    options = [*make["LANGUAGE"], *make["SHARED"], *map(str, make["SOURCES"])]
+    words = ["clang", *options, "-lm", "-o", str(tmp_path / "kernels.so")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture
 def recurrent():
     class Last(nn.Module):
