@@ -226,6 +226,7 @@ def test_what_does_not_fit_is_refused():
         (x, turn, case.caches(2, 5), 4, "in caches"),
         (x, turn, case.caches(1, 5), 5, "in caches"),
         (two, turn.repeat(1, 2, 1), case.caches(1, 9), 5, "several tokens need a mask"),
+        (x, turn, Case(blocks=1).caches(1, 5), 4, "in caches"),
         (x.double(), turn, case.caches(1, 5), 4, "float32"),
         (x, turn[..., :8].contiguous(), case.caches(1, 5), 4, "a rotation of"),
     ):
@@ -235,6 +236,10 @@ def test_what_does_not_fit_is_refused():
         case.decoder(x, (turn, turn), case.caches(1, 5), 4, torch.ones(1, 1, 1, 5).long())
     with pytest.raises(ValueError, match="whose tokens stand apart"):
         Caches([(torch.randn(1, 5, 2, 16).transpose(1, 2),) * 2])
+    with pytest.raises(ValueError, match=r"values of torch\.bfloat16"):
+        Caches([(torch.randn(1, 2, 5, 16), torch.randn(1, 2, 5, 16).bfloat16())])
+    with pytest.raises(ValueError, match="blocks of different sizes"):
+        Decoder([case.decoder.blocks[0], Case(times=1).decoder.blocks[0]])
     other = Case(inner=64).decoder.blocks[0]
     layers = {**case.decoder.blocks[0].layers, "down": other.layers["down"]}
     block = Block(layers, other.norms, 2, 1, 16, 0.25, Activation.SILU)

@@ -182,7 +182,7 @@ class Steps:
 
     def __init__(self, model: Any) -> None:
         self._decoder: Decoder | None = None
-        with suppress(NotLikeLlama):
+        with suppress(NotLikeLlama, ValueError):  # the latter where blocks are of different sizes
             self._decoder = Decoder([block_of(block) for block in model.layers])
         self._changes = QuantizedModule.changes
         inside = set(model.layers.modules())

@@ -153,8 +153,10 @@ class Caches:
             strides = keys.stride()
             if keys.shape != values.shape or values.stride() != strides or strides[3] != 1:
                 raise ValueError(f"keys {list(keys.shape)} and values {list(values.shape)}")
-            if strides[2] != keys.shape[3] or keys.dtype != torch.float32:
-                raise ValueError(f"keys of {keys.dtype} whose tokens stand apart")
+            if any(t.dtype != torch.float32 or not t.is_cpu for t in (keys, values)):
+                raise ValueError(f"keys of {keys.dtype} and values of {values.dtype}")
+            if strides[2] != keys.shape[3]:
+                raise ValueError("keys whose tokens stand apart")
         self.shape = pairs[0][0].shape
         if any(keys.shape != self.shape for keys, _ in pairs):
             raise ValueError("blocks whose keys are of different sizes")
@@ -167,11 +169,17 @@ class Caches:
 
 
 class Decoder:
-    """Blocks that are called one after the other."""
+    """Blocks that are called one after the other.
+
+    Raises:
+        ValueError: the sizes of a block do not fit together, or not those of the others.
+    """
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
             block.check()
+        if len({(b.width, b.heads, b.shared_heads, b.channels) for b in blocks}) != 1:
+            raise ValueError("blocks of different sizes, or none")
         self.blocks = tuple(blocks)
         self._structs = (_Decoder * len(blocks))(*(block.as_struct() for block in blocks))
         loaded = library()
@@ -206,6 +214,7 @@ class Decoder:
         first, sizes = self.blocks[0], caches.shape
         sources = past + tokens if mask is None else mask.shape[3]
         fits = sizes[0] == batch and (sizes[1], sizes[3]) == (first.shared_heads, first.channels)
+        fits = fits and len(caches.pairs) == len(self.blocks) and past >= 0
         if not fits or not past + tokens <= sources <= sizes[2] or width != first.width:
             raise ValueError(f"rows {list(x.shape)} and {past} tokens in caches {list(sizes)}")
         if len(caches.pairs) != len(self.blocks):
