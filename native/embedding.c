@@ -138,7 +138,7 @@ int octavo_sum_bags(
     const octavo_table *table, const octavo_bags *bags, const int64_t *indices, int64_t count,
     float *y, int threads) {
     for (int64_t i = 0, before = 0; i < bags->offset_count; before = bags->offsets[i++])
-        if (bags->offsets[i] < before || bags->offsets[i] > bags->index_count)
+        if (bags->offsets[i] < before || bags->offsets[i] > (i ? bags->index_count : 0))
             return OCTAVO_NO_SUCH_OFFSET;
     Call call = {.table = table, .bags = bags, .indices = indices, .y = y, .count = count};
     return run(&call, sum_bags, bags->index_count, threads);

@@ -342,7 +342,7 @@ typedef struct {
 
 enum { OCTAVO_SUM_OF_ROWS, OCTAVO_MEAN_OF_ROWS, OCTAVO_LARGEST_ROW };
 
-/* Bag b has the indices from offsets[b] to the next offset, or to the end. */
+/* Bag b has the indices from offsets[b] to the next offset, or to the end. The first offset is 0. */
 typedef struct {
     const int64_t *offsets;
     int64_t offset_count, index_count;

@@ -102,8 +102,8 @@ def test_what_is_not_in_the_table_is_refused():
             pick_rows(torch.tensor(ids), *table.arguments)
     with pytest.raises(ValueError, match=r"torch\.float32 on cpu where indices"):
         pick_rows(torch.tensor([1.0]), *table.arguments)
-    for offsets in ([0, 3], [1, 0], [-1]):
-        with pytest.raises(IndexError, match="offsets that are not in order"):
+    for offsets in ([0, 3], [0, 2, 1], [-1], [1], [1, 0]):
+        with pytest.raises(IndexError, match="offsets that do not begin at 0, are not in order"):
             sum_bags(
                 torch.tensor([1, 2]),
                 torch.tensor(offsets),

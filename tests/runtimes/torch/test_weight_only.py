@@ -91,6 +91,25 @@ def test_a_table_is_read_as_integers(name):
         assert sqnr_db(model(indices), q(indices)) > (35 if name.startswith("8") else 14)
 
 
+@pytest.mark.parametrize("axis", [0, None])
+def test_a_table_of_sixteen_bits_is_read_as_the_oracle_reads_it(own, axis):
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.bag = nn.Embedding(20, 8), nn.EmbeddingBag(20, 8)
+
+        def forward(self, indices):
+            return self.table(indices), self.bag(indices)
+
+    weight = octavo.QSpec(
+        octavo.Scheme("int16", symmetric=True, channel_axis=axis), octavo.MinMax()
+    )
+    indices = torch.randint(0, 20, (3, 5))
+    q = octavo.quantize(Table(), indices, qconfig=octavo.QConfig(activation=None, weight=weight))
+    for got, exact in zip(q(indices), q.lower("reference")(indices), strict=True):
+        assert torch.allclose(got, exact, rtol=0, atol=1e-6)
+
+
 def test_four_bits_are_two_to_a_byte_on_disk(tmp_path):
     model = nn.Linear(1024, 1024, bias=False)
     sizes = {}

@@ -141,7 +141,8 @@ def sum_bags(
         values, scales, zero_points, bits, signed: a `Table`.
 
     Raises:
-        IndexError: an index or an offset is beyond the table or the indices.
+        IndexError: an index is beyond the table; or offsets do not begin at 0, are not in order, or
+            beyond the indices.
         ValueError: shapes or types do not fit each other.
     """
     table = Table(values, scales, zero_points, bits, signed)
@@ -174,7 +175,7 @@ def sum_bags(
         torch.get_num_threads(),
     )
     if status == _NO_SUCH_OFFSET:
-        raise IndexError("offsets that are not in order, or beyond the indices")
+        raise IndexError("offsets that do not begin at 0, are not in order, or beyond the indices")
     _told(status, ids, known.rows)
     return result
 

@@ -336,12 +336,14 @@ def _own_table(table: QuantizedWeight, context: Context) -> tables.Table | None:
     packed = table.unpack is not None
     if context.caller == "package" or library.obstacle() or len(table.shape) != 2:
         return None
+    if table.stored.dtype not in (torch.int8, torch.uint8):
+        return None
     (rows, columns), groups = table.shape, table.scale.shape[1]
     if columns % (groups * (2 if packed else 1)):
         return None
     scales, zeros = (t.expand(rows, -1).contiguous() for t in (table.scale, table.zero_point))
     known = (scales, None if table.symmetric else zeros, 4 if packed else 8, table.signed)
-    return tables.Table(table.stored.reshape(rows, -1), *known)
+    return tables.Table(table.stored.reshape(rows, -1).contiguous(), *known)
 
 
 def _picked(weight: Weight, indices: Tensor) -> Tensor:
