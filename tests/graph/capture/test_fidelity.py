@@ -184,3 +184,22 @@ def test_what_a_guard_excludes_of_two_sizes_is_tried_on_pairs() -> None:
 
 def test_another_number_of_results() -> None:
     assert difference([ONE], [ONE, ONE], 1e-3) == (math.inf, "it returns 1 values, and the model 2")
+
+
+def test_no_bags_are_tried_that_end_the_process() -> None:
+    """None at all, where the last offset is the end: torch's kernels read beyond them."""
+    seen: list[int] = []
+
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.EmbeddingBag(20, 8, mode="sum", include_last_offset=True)
+
+        def forward(self, indices: Tensor, offsets: Tensor) -> Any:
+            if not torch.compiler.is_compiling():
+                seen.append(len(offsets))
+            return self.bag(indices, offsets)
+
+    capture(Bags().eval(), (torch.randint(0, 20, (12,)), torch.tensor([0, 3, 3, 7, 12])), {})
+    assert 5 in seen
+    assert 1 not in seen

@@ -259,6 +259,8 @@ class Faithful:
     def _of_model(self, tensors: Sequence[Tensor]) -> list[Any] | None:
         """What the model returns, flat; ``None`` where it cannot be called so."""
         given = {id(old): new for old, new in zip(self.tensors, tensors, strict=True)}
+        if not self._is_safe(tensors):
+            return None
         args, kwargs = pytree.tree_map_only(
             Tensor,
             lambda t: given.get(id(t), t).clone(),  # type: ignore[union-attr]
@@ -269,6 +271,18 @@ class Faithful:
                 return _values(as_records(self.model(*with_objects(args), **with_objects(kwargs))))
         except Exception:  # noqa: BLE001  (whatever the user's code raises for another size)
             return None
+
+    def _is_safe(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether no bags are such as end the process in torch's kernels: the graph looks first."""
+        if all(node.short_op != "embedding_bag" for node in self.graph.nodes):
+            return True
+        try:
+            self._of_graph(tensors)
+        except ValueError:
+            return False
+        except Exception:  # noqa: BLE001  (which is not about bags)
+            return True
+        return True
 
     def _of_graph(self, tensors: Sequence[Tensor]) -> list[Any]:
         with torch.no_grad():
