@@ -178,6 +178,8 @@ def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
     for given, told in (
         (asked, "give --mode weight_only"),
         ((*weight_only, "--calibration", "x.npz"), "neither --calibration nor --weights"),
+        ((*weight_only, "--target", "arm"), "takes no --target"),
+        ((*weight_only, "--precision", "bfloat16"), "takes no --precision"),
         ((*weight_only, "--rule", "self_attn"), "--rule 'self_attn': give the name of a module"),
         ((*weight_only, "--rule", "self_attn=int3"), "int8, int4, float"),
         (("quantize", "hf:nowhere", *weight_only[2:]), "there is no folder nowhere"),

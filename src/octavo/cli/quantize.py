@@ -130,6 +130,18 @@ def quantize(
                 f"{model} is quantized by its weights alone: give --mode weight_only, and neither "
                 "--calibration nor --weights"
             )
+        unread = {
+            "--target": target,
+            "--scope": None if scope == "auto" else scope,
+            "--precision": None if precision == "float32" else precision,
+            "--batches": batches,
+            "--input-scale": input_scale,
+            "--input-mean": input_mean,
+            "--input-std": input_std,
+        }
+        option = next((name for name, given in unread.items() if given is not None), None)
+        if option is not None:
+            raise InputError(f"{model} takes no {option}: leave it out")
         quantize_language_model(
             model, output, mapping_of_rules(bits, group_size, rule or []), as_json
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -40,7 +41,13 @@ def expected(
 
 
 def completion(client: Any, **asked: Any) -> Any:
-    return client.post("/v1/completions", json={"model": NAME, "temperature": 0, **asked})
+    return posted(client, "/v1/completions", {"model": NAME, "temperature": 0, **asked})
+
+
+def posted(client: Any, path: str, asked: Any) -> Any:
+    """The answer; as JSON in ASCII, in which halves of characters can be sent."""
+    headers = {"content-type": "application/json"}
+    return client.post(path, content=json.dumps(asked), headers=headers)
 
 
 def events(answer: Any) -> list[Any]:
@@ -143,6 +150,8 @@ def test_who_shares_the_batch_does_not_matter(client: Any) -> None:
         ({"prompt": "a", "n": 2}, 400, "n", "Input should be 1"),
         ({"prompt": "a", "presence_penalty": 0.5}, 400, "presence_penalty", "should be 0"),
         ({"prompt": "a", "grammar": "x"}, 400, "grammar", "not permitted"),
+        ({"prompt": "a\ud800"}, 400, "prompt", "half of a character"),
+        ({"prompt": "a", "stop": ["b"] * 17}, 400, "stop", "at most 16"),
         ({}, 400, "prompt", "Field required"),
     ],
 )
@@ -166,6 +175,50 @@ def test_other_paths_and_bodies(client: Any) -> None:
     )
     assert answer.status_code == 400
     assert "JSON" in answer.json()["error"]["message"]
+
+
+def test_a_conversation_with_half_of_a_character(client: Any) -> None:
+    for content in ("a\ud800", [{"type": "text", "text": "a\ud800"}]):
+        messages = [{"role": "user", "content": content}]
+        answer = posted(client, "/v1/chat/completions", {"model": NAME, "messages": messages})
+        assert answer.status_code == 400
+        assert "half of a character" in answer.json()["error"]["message"]
+
+
+def test_others_are_answered_while_a_prompt_becomes_tokens() -> None:
+    begun, answered = Event(), Event()
+
+    class Slow:
+        decode = staticmethod(tokenizer().decode)
+
+        def __call__(self, text: str) -> Any:
+            begun.set()
+            assert answered.wait(60)
+            return tokenizer()(text)
+
+    engine = Engine(llama(), tokenizer())
+    with (
+        testclient.TestClient(application(engine, NAME)) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        engine.tokenizer = Slow()
+        long = pool.submit(completion, client, prompt="a", max_tokens=2)
+        assert begun.wait(60)
+        try:
+            assert pool.submit(client.get, "/v1/models").result(20).status_code == 200
+        finally:
+            answered.set()
+        assert long.result(60).status_code == 200
+
+
+def test_what_nobody_thought_of_is_an_error_of_the_server() -> None:
+    engine = Engine(llama(), tokenizer())
+    app = application(engine, NAME)
+    with testclient.TestClient(app, raise_server_exceptions=False) as client:
+        engine.tokenizer = None
+        answer = completion(client, prompt="a")
+    assert answer.status_code == 500
+    assert "TypeError" in answer.json()["error"]["message"]
 
 
 def test_a_full_queue_and_a_model_that_fails() -> None:

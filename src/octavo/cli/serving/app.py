@@ -12,7 +12,7 @@ from octavo.cli.serving import answers
 from octavo.cli.serving.answers import Answer
 from octavo.cli.serving.engine import Closing, Ended, Engine, Event, Failed, Piece, QueueFull
 from octavo.cli.serving.protocol import ChatRequest, CompletionRequest
-from octavo.errors import InputError, OctavoError, optional_import
+from octavo.errors import InputError, OctavoError, first_line, optional_import
 from octavo.model.language.chat import prompt_of
 
 with optional_import("fastapi", "serve", "serve language models"):
@@ -58,14 +58,16 @@ def application(engine: Engine, name: str) -> FastAPI:
     async def completions(asked: CompletionRequest, http: Request) -> Response:
         _check_name(asked.model, name)
         prompt = asked.prompt
-        if isinstance(prompt, str):
-            prompt = [int(token) for token in engine.tokenizer(prompt)["input_ids"]]
+        if isinstance(prompt, str):  # in a thread: of a long one it takes seconds, and others go on
+            found = await asyncio.to_thread(engine.tokenizer, prompt)
+            prompt = [int(token) for token in found["input_ids"]]
         return await _answered(engine, asked, prompt, Answer(name, False, len(prompt)), http)
 
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, http: Request) -> Response:
         _check_name(asked.model, name)
-        prompt = prompt_of([message.plain() for message in asked.messages], engine.tokenizer)
+        said = [message.plain() for message in asked.messages]
+        prompt = await asyncio.to_thread(prompt_of, said, engine.tokenizer)
         return await _answered(engine, asked, prompt, Answer(name, True, len(prompt)), http)
 
     return app
@@ -188,6 +190,11 @@ def _tell_errors(app: FastAPI) -> None:
         param = ".".join(str(part) for part in first["loc"][1:]) or None
         words = f"{param}: {first['msg']}" if param else str(first["msg"])
         return JSONResponse(answers.error_of(words, "invalid_request_error", param), 400)
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> JSONResponse:  # it is logged, too
+        words = f"the server failed: {type(error).__name__}: {first_line(error)}"
+        return JSONResponse(answers.error_of(words, "server_error"), 500)
 
     @app.exception_handler(HTTPException)
     async def other(http: Request, error: HTTPException) -> JSONResponse:

@@ -5,15 +5,44 @@ Tested in tests/cli/serving/test_app.py.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from octavo.errors import optional_import
 from octavo.model.language.choosing import Choice
 
 with optional_import("pydantic", "serve", "serve language models"):
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 _COMPLETION_TOKENS = 16  # OpenAI's, where a completion does not say
+_MOST_STOPS = 16  # each is looked for behind every token
+
+
+def _whole(given: Any) -> Any:
+    """What is given, if no text in it has half of a character, which JSON can write and tokenizers
+    do not take.
+
+    Raises:
+        ValueError: one has.
+    """
+    parts = given if isinstance(given, list) else [given]
+    try:
+        for text in (part.text if isinstance(part, Text) else part for part in parts):
+            if isinstance(text, str):
+                text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a character stands alone at {error.start}") from None
+    return given
+
+
+def _few(stop: Any) -> Any:
+    """Stop words, if they are not too many.
+
+    Raises:
+        ValueError: they are.
+    """
+    if isinstance(stop, list) and len(stop) > _MOST_STOPS:
+        raise ValueError(f"{len(stop)} stop words: give at most {_MOST_STOPS}")
+    return stop
 
 
 class StreamOptions(BaseModel):
@@ -32,7 +61,7 @@ class _Asked(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, AfterValidator(_few)] = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     # Of no effect on the text.
@@ -65,7 +94,7 @@ class _Asked(BaseModel):
 class CompletionRequest(_Asked):
     """Of ``/v1/completions``: text to go on from, or its tokens."""
 
-    prompt: str | list[int]
+    prompt: Annotated[str | list[int], AfterValidator(_whole)]
     max_tokens: int | None = Field(_COMPLETION_TOKENS, ge=1)
     best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
@@ -89,8 +118,8 @@ class Message(BaseModel):
     """One of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
-    role: str
-    content: str | list[Text]
+    role: Annotated[str, AfterValidator(_whole)]
+    content: Annotated[str | list[Text], AfterValidator(_whole)]
     name: str | None = None
 
     def plain(self) -> dict[str, str]:
