@@ -84,6 +84,23 @@ def test_a_result_is_the_callers():
     assert torch.equal(y, x + kept)
 
 
+def test_neither_is_a_view_of_it():
+    steps = [
+        *STEPS[:5],
+        Step("seen", ATEN.expand_as.default, (Ref("cut"), Ref("x"))),
+        Step("turned", ATEN.t.default, (Ref("seen"),)),
+    ]
+    outputs = ["turned", "seen"]
+    fixed = fixed_by_sizes(steps, ["x"], CONSTANTS)
+    kept = with_remembered(steps, fixed, outputs, CONSTANTS)
+    call = compile_steps(["x"], kept, outputs, CONSTANTS)
+    x, right = torch.randn(3, 2), CONSTANTS["table"][1:4].clone()
+    for _ in range(2):
+        for result, own in zip(call(x), (right.T, right), strict=True):
+            assert torch.equal(result, own)
+            result.zero_()
+
+
 def test_chance_is_not_remembered():
     _, call = run(["z"])
     x = torch.zeros(3, 2)

@@ -6,7 +6,7 @@ Tested in tests/runtimes/torch/test_remembered.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import getitem
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.graph.graph import Ref, refs_in
 from octavo.graph.program import Step, compile_steps
+from octavo.runtimes.torch.native_runs import Either
 
 MOST_SIZES = 8  # that are remembered
 MOST_BYTES = 2**24  # of what is remembered for one; more is computed at each call
@@ -98,7 +99,7 @@ def with_remembered(
 ) -> list[Step]:
     """The steps, with one call in place of all whose results are fixed by sizes.
 
-    What leaves the model is a copy: it is the caller's.
+    What leaves the model is a copy: it is the caller's, also where it is but a view.
     """
     members = [step for step in steps if step.out in fixed.tensors]
     first = [step for step in steps if step.out in fixed.numbers]
@@ -115,7 +116,32 @@ def with_remembered(
     compute = compile_steps(numbers, members, needed, constants)
     whole = f"{needed[0]}.remembered"
     together = Step(whole, Remembered(compute), tuple(map(Ref, numbers)))
-    return [*first, together, *_parts(whole, needed, outputs), *rest]
+    parts = _parts(whole, needed, outputs)
+    return [*first, together, *parts, *_without_shared_results(rest, fixed.tensors, outputs)]
+
+
+def _without_shared_results(
+    steps: Sequence[Step], remembered: Collection[str], outputs: Sequence[str]
+) -> Iterator[Step]:
+    """The steps, where no output is in memory that is remembered."""
+    shared = set(remembered)
+    for step in steps:
+        if not (_may_be_view(step.function) and shared & set(refs_in((step.args, step.kwargs)))):
+            yield step
+            continue
+        shared.add(step.out)
+        if step.out in outputs:
+            yield replace(step, out=f"{step.out}.kept")
+            yield Step(step.out, torch.clone, (Ref(f"{step.out}.kept"),))
+        else:
+            yield step
+
+
+def _may_be_view(function: Callable[..., Any]) -> bool:
+    plain = function.plain if isinstance(function, Either) else function
+    if isinstance(plain, torch._ops.OpOverload):
+        return any(result.alias_info is not None for result in plain._schema.returns)
+    return plain is getitem
 
 
 def _parts(whole: str, names: Sequence[str], outputs: Sequence[str]) -> Iterator[Step]:
