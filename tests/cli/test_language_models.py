@@ -73,6 +73,11 @@ def test_perplexity_of_a_text(folder: Path, tmp_path: Path) -> None:
     assert found["perplexity"] == pytest.approx(right, rel=1e-5)
     assert found["tokens"] == len(ids) - 1
     assert found["divergence"] is None
+    (tmp_path / "a.txt").write_text(TEXT * 20)  # longer than the model has positions for
+    answer = octavo_command("perplexity", folder, "--text", tmp_path / "a.txt")
+    assert answer.code == 1
+    assert "positions for 256 tokens" in words(answer.err)
+    assert "give --window 256" in words(answer.err)
 
 
 def test_from_quantize_to_perplexity(folder: Path, tmp_path: Path) -> None:

@@ -81,6 +81,14 @@ def test_what_is_no_question(bad: Any, why: str) -> None:
         octavo.multiple_choice(ODDS, bad)
 
 
+def test_logits_that_are_no_numbers() -> None:
+    def broken(ids: Tensor) -> Tensor:
+        return torch.full((*ids.shape, 8), math.nan)
+
+    with pytest.raises(InputError, match="question 0 are not numbers"):
+        octavo.multiple_choice(broken, [question([1], [2], [3])])
+
+
 def test_other_logits() -> None:
     with pytest.raises(InputError, match=r"returns no logits \[1, 2, V\] of 2 tokens, but none"):
         octavo.multiple_choice(lambda ids: math.inf, [question([0, 1], [1])])

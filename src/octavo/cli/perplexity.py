@@ -56,6 +56,9 @@ def perplexity(
             f"{model} and {against} make different tokens of {text}: perplexities of different "
             "tokens cannot be compared"
         )
+    for one in (found, other):
+        if one is not None:
+            one.check_window(min(window, len(tokens) - 1))
     with waiting(f"reading {len(tokens)} tokens", not as_json):
         quality = text_quality(
             found.model,

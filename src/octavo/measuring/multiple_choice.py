@@ -5,6 +5,7 @@ Tested in tests/measuring/test_multiple_choice.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,7 +69,7 @@ def multiple_choice(
 
     Raises:
         InputError: there are no questions, one has no context, no such answer or an empty choice,
-            or the model returns other logits.
+            or the model returns other logits, or a NaN.
 
     Example:
         >>> follows = lambda ids: 9.0 * torch.nn.functional.one_hot((ids + 1) % 5, 5).float()
@@ -81,6 +82,11 @@ def multiple_choice(
     for number, question in enumerate(questions):
         _check(question, number)
         sums = [_likelihood(model, question.context, choice) for choice in question.choices]
+        if any(map(math.isnan, sums)):
+            raise InputError(
+                f"the model's logits of question {number} are not numbers (NaN): its weights may "
+                "be damaged"
+            )
         means = [s / len(c) for s, c in zip(sums, question.choices, strict=True)]
         chosen.append(max(range(len(sums)), key=sums.__getitem__))
         right += chosen[-1] == question.answer

@@ -62,7 +62,16 @@ def test_numbers_outside(given: dict[str, float]) -> None:
         Choice(**given)
 
 
-def test_logits_that_are_no_numbers() -> None:
-    choice = Choice()
-    with pytest.raises(RuntimeUnavailable, match="not numbers"):
-        choice.pick(torch.tensor([0.0, float("nan")]), choice.dice())
+@pytest.mark.parametrize(
+    "logits",
+    [[0.0, float("nan")], [0.0, float("inf")], [-float("inf"), -float("inf")]],
+)
+def test_logits_that_are_no_numbers(logits: list[float]) -> None:
+    for choice in (Choice(), Choice(temperature=1.0)):
+        with pytest.raises(RuntimeUnavailable, match="not numbers"):
+            choice.pick(torch.tensor(logits), choice.dice())
+
+
+def test_some_tokens_may_be_ruled_out() -> None:
+    choice = Choice(temperature=1.0)
+    assert choice.pick(torch.tensor([-float("inf"), 0.0]), choice.dice()) == 1

@@ -32,6 +32,20 @@ class LanguageModel:
         held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
         return sum(held.values())
 
+    def check_window(self, tokens: int) -> None:
+        """Refuse more tokens at a time than the model has positions for.
+
+        Raises:
+            InputError: they are more.
+        """
+        config = self.model.config.get_text_config(decoder=True)
+        most = getattr(config, "max_position_embeddings", None)
+        if most is not None and tokens > most:
+            raise InputError(
+                f"{self.name} has positions for {most} tokens, and would see {tokens} at a time: "
+                f"give --window {most}"
+            )
+
     def tokens_of(self, text: str, what: str) -> list[int]:
         """The tokens of a text.
 

@@ -49,16 +49,16 @@ class Choice:
             dice: of this text.
 
         Raises:
-            RuntimeUnavailable: a logit is no number.
+            RuntimeUnavailable: a logit is no number, or the largest one is infinite.
 
         Example:
             >>> choice = Choice()
             >>> choice.pick(torch.tensor([0.0, 2.0, 1.0]), choice.dice())
             1
         """
-        if logits.isnan().any():
+        if not logits.max().isfinite():  # where there is a NaN it is the largest
             raise RuntimeUnavailable(
-                "the model's logits are not numbers (NaN): its weights may be damaged"
+                "the model's logits are not numbers (NaN, infinity): its weights may be damaged"
             )
         if self.temperature == 0:
             return int(logits.argmax())
