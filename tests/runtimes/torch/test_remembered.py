@@ -133,3 +133,16 @@ def test_what_is_compiled_is_compiled_once_for_all_sizes():
     assert len(graphs) == 1
     (whole,) = (step for step in steps if isinstance(step.function, Remembered))
     assert not whole.function._kept
+
+
+def test_sizes_that_are_exported_stay_open():
+    class Called(torch.nn.Module):
+        def forward(self, x):
+            return run(["y"])[1](x)[0]
+
+    sizes = ({0: torch.export.Dim("rows", max=18)},)
+    exported = torch.export.export(
+        Called(), (torch.randn(3, 2),), dynamic_shapes=sizes, strict=False
+    )
+    x = torch.randn(7, 2)
+    assert torch.equal(exported.module()(x), x + CONSTANTS["table"][1:8])
