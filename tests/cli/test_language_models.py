@@ -208,6 +208,10 @@ def test_code_in_a_folder_is_never_run(
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "code_of_it.Config"}}
     (own / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr("builtins.input", lambda *of: "y")
-    with pytest.raises(InputError, match="own"):
+    with pytest.raises(InputError, match="needs code of its own, which Octavo does not run"):
         load_language_model(str(own))
+    answer = octavo_command(
+        "quantize", f"hf:{own}", "--mode", "weight_only", "-o", tmp_path / "out"
+    )
+    assert "needs code of its own, which Octavo does not run" in words(answer.err)
     assert not ran.exists()

@@ -36,4 +36,6 @@ def check_file(path: Path) -> None:
 def reason(error: Exception) -> str:
     """What an error of a reader says, on one line."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    if "trust_remote_code" in text:  # an argument of transformers, which Octavo does not hand on
+        return "its model needs code of its own, which Octavo does not run"
     return text or type(error).__name__
