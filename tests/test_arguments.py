@@ -86,7 +86,10 @@ def cases() -> dict[str, Case]:
 
     return {
         "layer_errors(model": (lambda v: o.layer_errors(v, q, x, **QUIET), "a float model"),
-        "layer_errors(q": (lambda v: o.layer_errors(net, v, x, **QUIET), "a quantized model"),
+        "layer_errors(q": (
+            lambda v: o.layer_errors(net, v, x, **QUIET),
+            "a quantized model, a model of compat",
+        ),
         "layer_errors(data": (lambda v: o.layer_errors(net, q, v, **QUIET), ""),
         "layer_errors(inputs": (
             lambda v: o.layer_errors(net, q, x, inputs=v, **QUIET),
@@ -95,10 +98,16 @@ def cases() -> dict[str, Case]:
         ),
         "layer_errors(runtime": (lambda v: o.layer_errors(net, q, x, runtime=v, **QUIET), NO),
         "distributions(model": (lambda v: o.distributions(v, q, x, **QUIET), "a float model"),
-        "distributions(q": (lambda v: o.distributions(net, v, x, **QUIET), "a quantized model"),
+        "distributions(q": (
+            lambda v: o.distributions(net, v, x, **QUIET),
+            "a quantized model, a model of compat",
+        ),
         "distributions(data": (lambda v: o.distributions(net, q, v, **QUIET), ""),
         "report(model": (lambda v: o.report(v, q, x, **reported), "a float model"),
-        "report(q": (lambda v: o.report(net, v, x, **reported), "a quantized model"),
+        "report(q": (
+            lambda v: o.report(net, v, x, **reported),
+            "a quantized model, a model of compat",
+        ),
         "report(data": (lambda v: o.report(net, q, v, **reported), ""),
         "report(comparison": (
             lambda v: (
@@ -110,6 +119,13 @@ def cases() -> dict[str, Case]:
         "report(search": (lambda v: o.report(net, q, x, search=v, **reported), NO),
         "report(batches": (lambda v: o.report(net, q, x, batches=v, **reported), NO),
         "report(title": (lambda v: o.report(net, q, x, title=v, **reported), "a text"),
+        "multiple_choice(questions": (lambda v: o.multiple_choice(guess, v), ""),
+        "quantize_folder(path": (lambda v: o.quantize_folder(v, "nowhere", **QUIET), ""),
+        "quantize_folder(out": (lambda v: o.quantize_folder("nowhere", v, **QUIET), ""),
+        "read_checkpoint(path": (lambda v: o.read_checkpoint(v), ""),
+        "write_checkpoint(model": (lambda v: o.write_checkpoint(v, "nowhere", "gptq"), ""),
+        "write_checkpoint(path": (lambda v: o.write_checkpoint(net, v, "gptq"), ""),
+        "write_checkpoint(format": (lambda v: o.write_checkpoint(net, "nowhere", v), ""),
         "perplexity(tokens": (lambda v: o.perplexity(guess, v), ""),
         "perplexity(window": (lambda v: o.perplexity(guess, text, window=v), ""),
         "perplexity(stride": (lambda v: o.perplexity(guess, text, stride=v), NO),

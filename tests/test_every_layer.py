@@ -201,10 +201,10 @@ def quantized(name: str) -> tuple[nn.Module, octavo.QuantizedModel, Tensor]:
 
 # What torch has no kernel for, and the library has.
 OWN = {
-    "attention": "octavo.attention",
-    "causal attention": "octavo.attention",
-    "layer norm": "octavo.layer_norm",
-    "rms norm": "octavo.rms_norm",
+    "attention": "native.attention",
+    "causal attention": "native.attention",
+    "layer norm": "native.layer_norm",
+    "rms norm": "native.rms_norm",
 }
 
 

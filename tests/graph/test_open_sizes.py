@@ -152,8 +152,10 @@ def test_sizes_are_open_wherever_the_model_leaves_them(name: str) -> None:
     data = [example, *others]
     q = octavo.quantize(model, calibration=data, inputs=lambda call: call, progress=False)
     oracle = q.lower("reference")
+    # States have eight bits in the kernel, and are not rounded in the oracle.
+    near = 1e-2 if "states" in name else 1e-3
     for call in others:
-        torch.testing.assert_close(q(*call), oracle(*call), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(q(*call), oracle(*call), rtol=1e-3, atol=near)
 
 
 FIXED: dict[str, tuple[Callable[..., Any], str]] = {

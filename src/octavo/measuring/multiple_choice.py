@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.arguments import BATCHES, expect
+from octavo.arguments import BATCHES, FUNCTION, expect
 from octavo.display import Result, Table
 from octavo.errors import InputError
 from octavo.measuring.metrics import logits_of
@@ -77,6 +77,7 @@ def multiple_choice(
         >>> multiple_choice(follows, questions).accuracy
         100.0
     """
+    expect(FUNCTION, model=model)
     expect(BATCHES, questions=questions)
     right, chosen, by_mean = 0, list[int](), 0
     for number, question in enumerate(questions):

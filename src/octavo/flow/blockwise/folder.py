@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from octavo.arguments import expect
+from octavo.arguments import PATH, expect
 from octavo.display import track
 from octavo.errors import ArtifactError, InputError, warn_user
 from octavo.flow.blockwise.blocks import chains_of
@@ -88,6 +88,7 @@ def quantize_folder(
     """
     from octavo.model.language.source_folder import SourceFolder
 
+    expect(PATH, path=path, out=out)
     expect(METHODS, weights=weights)
     source, folder = SourceFolder(Path(path)), Path(out)
     job = _Job(

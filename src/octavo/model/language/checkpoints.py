@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from octavo.arguments import PATH, TEXT, expect
+from octavo.arguments import described as described_value
 from octavo.errors import ArtifactError, ExportError, InputError, warn_user
 from octavo.model.files.atomic import replacing, require_writable
 from octavo.model.files.source_file import check_file, reason
@@ -55,6 +57,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     Example:
         >>> q = octavo.read_checkpoint("TinyLlama-1.1B-GPTQ")  # doctest: +SKIP
     """
+    expect(PATH, path=path)
     folder = Path(path)
     settings = _settings(folder)
     layout = LAYOUTS.get(str(settings.get("quant_method")))
@@ -115,12 +118,14 @@ def write_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: str
     Example:
         >>> octavo.write_checkpoint(q, "llama-gptq", format="gptq")  # doctest: +SKIP
     """
+    expect(PATH, path=path)
+    expect(TEXT, format=format)
     layout, folder = LAYOUTS.get(format), Path(path)
     if layout is None or layout.write is None or layout.settings is None:
         raise InputError(f"there is no format {format!r} to write: one of {', '.join(WRITTEN)}")
     config = getattr(model, "config", None)
-    if config is None:
-        raise InputError(f"a {type(model).__name__} has no config: give a model of transformers")
+    if config is None or not isinstance(model, nn.Module):
+        raise InputError(f"{described_value(model)} has no config: give a model of transformers")
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds a model: give another folder")
     parts = described(model)
