@@ -41,10 +41,6 @@ typedef struct {
     int chunks;
 } octavo_stage;
 
-typedef struct {
-    _Atomic unsigned arrived, phase;
-} octavo_barrier;
-
 /* Into how many chunks to cut so many parts: more than threads, so that nobody waits long for one
  * that came late. */
 int octavo_chunks(int64_t parts, int threads);
@@ -53,8 +49,6 @@ int octavo_chunks(int64_t parts, int threads);
 void octavo_run_stages(const octavo_stage *stages, int count, int threads);
 /* Call a task on up to so many threads, this one among them, all at once, and wait for all. */
 void octavo_in_threads(octavo_task task, void *context, int threads);
-/* Wait until all threads of a task are here. */
-void octavo_wait(octavo_barrier *barrier, int threads);
 
 /* ---- what calls return, where it is not 0 ---- */
 

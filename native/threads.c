@@ -260,16 +260,3 @@ void octavo_in_threads(octavo_task task, void *context, int threads) {
     run_together(&stage, 1, helpers);
     pthread_mutex_unlock(&in_use);
 }
-
-void octavo_wait(octavo_barrier *barrier, int threads) {
-    if (threads < 2) return;
-    unsigned phase = atomic_load_explicit(&barrier->phase, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 ==
-        (unsigned)threads) {
-        atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&barrier->phase, phase + 1, memory_order_release);
-        return;
-    }
-    for (unsigned spin = 0; atomic_load_explicit(&barrier->phase, memory_order_acquire) == phase; spin++)
-        wait_a_bit(spin);
-}
