@@ -1,7 +1,7 @@
 """What int8 attention costs in accuracy: a small vision transformer on hard digits.
 
-Static int8 with float attention, as it is by default on x86, and with int8 attention products
-(a rule asks for them), against torch.ao FX in the same run. The columns are those of `accuracy`.
+Static int8 with attention in float (a rule keeps it so), and with int8 attention products, as x86
+has them by default, against torch.ao FX in the same run. The columns are those of `accuracy`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ def contenders(net: nn.Module, calibration: list[Tensor]) -> dict[tuple[str, str
 
     def ours(target: str, products: bool, runtime: str) -> Maker:
         def make() -> nn.Module:
-            mapping = octavo.QConfigMapping()
-            if products:
-                mapping.set_object_type(PRODUCTS, octavo.static_qconfig(target))
+            rule = octavo.static_qconfig(target) if products else None
+            mapping = octavo.QConfigMapping().set_object_type(PRODUCTS, rule)
             with warnings.catch_warnings():  # what has no kernel stands in the JSON file
                 warnings.simplefilter("ignore", octavo.OctavoWarning)
                 q = octavo.quantize(
