@@ -18,6 +18,7 @@ from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import operations, program
 from octavo.runtimes.native.convolution import Convolution, Epilogue, Geometry
 from octavo.runtimes.native.operations import Combination
+from octavo.runtimes.native.planning import CHANNELS_LAST, Planner
 from octavo.runtimes.native.program import Arenas, Line, Program
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="make native")
@@ -78,6 +79,18 @@ def test_sizes_and_orders_may_differ_from_call_to_call():
         assert result.shape == size
         assert torch.equal(result, whole(x.contiguous(memory_format=torch.channels_last)))
         assert torch.equal(result, whole(torch.randn(2 * len(x), *size[1:])[::2].copy_(x)))
+
+
+@pytest.mark.parametrize(("sizes", "order", "found"), [
+    ((1, 3, 4, 5), CHANNELS_LAST, CHANNELS_LAST),
+    ((2, 3, 4, 5), CHANNELS_LAST, CHANNELS_LAST),
+    ((1, 3, 4, 1), CHANNELS_LAST, (0, 3, 2, 1)),
+    ((1, 3, 1, 5), CHANNELS_LAST, CHANNELS_LAST),
+    ((2, 3, 1, 1), CHANNELS_LAST, (0, 1, 2, 3)),
+])  # fmt: skip
+def test_axes_of_one_value_stand_in_front_where_counting_does_not_do(sizes, order, found):
+    """Kernels take the last axis at once; of one image it had a single value."""
+    assert Planner(threads=1).new(sizes, torch.uint8, order).order == found
 
 
 def test_plans_are_kept_for_the_last_sizes():

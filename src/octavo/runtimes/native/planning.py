@@ -49,8 +49,9 @@ class Value:
     def order(self) -> tuple[int, ...] | None:
         """The axes from the slowest, where values stand beside each other in some order."""
         strides, sizes = self.tensor.stride(), self.tensor.shape
-        # Axes of one value stand where they are counted, if that is as good as elsewhere.
-        found = sorted(range(len(sizes)), key=lambda axis: -strides[axis] * (sizes[axis] != 1))
+        # Axes of one value stand where they are counted if that is as good as elsewhere, or else in
+        # front: so that the fastest axis has values, of which kernels take many at once.
+        found = sorted(range(len(sizes)), key=lambda axis: (sizes[axis] != 1, -strides[axis]))
         usual = tuple(range(len(sizes)))
         return next((o for o in (usual, tuple(found)) if self.lies_in(o)), None)
 
