@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from octavo.errors import InputError
-from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.calls import PlainCalls, build_output, flatten_call
 from octavo.graph.graph import Graph, Input, Ref, TensorMeta
 from octavo.graph.records import Record
 
@@ -151,3 +151,24 @@ def test_results_are_put_into_the_models_structure() -> None:
     built = build_output(graph, (1, 2, 1))
     assert built == {"a": 1, "rest": [(2, None), {"again": 1}, 3]}
     assert built["rest"][1].again == 1
+
+
+def test_calls_of_shapes_that_were_checked_are_taken_as_they_are(monkeypatch) -> None:
+    inputs = tuple(Input(name, ROW) for name in "ab")
+    calls = PlainCalls(Graph(inputs, {}, (), {"a": Ref("a"), "b": Ref("b")}, Ref("a")))
+    pair = torch.rand(3, 2), torch.rand(3, 2)
+    assert calls.flatten(pair, {}) == [*pair]
+    monkeypatch.setattr("octavo.graph.calls.flatten_call", None)  # is not asked again
+    assert calls.flatten(pair, {}) is pair
+    monkeypatch.undo()
+    assert calls.flatten(pair[:1], {"b": pair[1]}) == [*pair]
+    refused: list[tuple[Any, ...]] = [
+        (pair[0], torch.rand(3, 4)),  # another shape
+        (pair[0], pair[1].double()),
+        (pair[0], pair[1].numpy()),
+        pair[:1],
+        (*pair, pair[0]),
+    ]
+    for args in refused:
+        with pytest.raises(InputError):
+            calls.flatten(args, {})

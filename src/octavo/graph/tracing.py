@@ -93,8 +93,11 @@ def call_whole(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def _in_own_types(function: Callable[..., Any], *args: Any) -> Any:
+    kinds = [kind for kind in _AUTOCAST if torch.is_autocast_enabled(kind)]
+    if not kinds:
+        return function(*args)
     with ExitStack() as stack:
-        for kind in filter(torch.is_autocast_enabled, _AUTOCAST):
+        for kind in kinds:
             stack.enter_context(torch.autocast(kind, enabled=False))
         return function(*args)
 

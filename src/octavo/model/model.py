@@ -24,7 +24,7 @@ from octavo.errors import (
     first_line,
 )
 from octavo.graph.batches import Signature
-from octavo.graph.calls import build_output, filled_output, flatten_call
+from octavo.graph.calls import PlainCalls, build_output, filled_output
 from octavo.graph.graph import GRAPH, Graph, TensorMeta
 from octavo.graph.pixels import Pixels
 from octavo.graph.program import run_of
@@ -44,7 +44,7 @@ from octavo.model.tunings import BUDGET_S, Tunings, here, trials, warn_unusable,
 from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.quantization.plan import PLAN, Plan
 from octavo.runtimes import FASTEST, ORACLE, Lowered, Options, cpu, default_runtime, lower
-from octavo.runtimes.runtime import runtime_of
+from octavo.runtimes.runtime import has_own_threads, runtime_of
 from octavo.runtimes.tuning import Tuning, Variant, lower_variant
 
 # One thread at a time makes a model ready: two that call a new model at once do it once, and the
@@ -113,6 +113,7 @@ class QuantizedModel(nn.Module):
         self.variant = variant
         self._names = tuple(graph.constants)
         self._structure = replace(graph, constants={})
+        self._calls = PlainCalls(self._structure)
         self._watched = Watched.of(graph)
         self._is_small = is_small(graph)
         for name, tensor in graph.constants.items():
@@ -285,13 +286,18 @@ class QuantizedModel(nn.Module):
 
     def _results(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         try:
-            tensors = flatten_call(self._structure, args, kwargs)
+            tensors = self._calls.flatten(args, kwargs)
         except InputError as error:
             raise error if self.place is None else self.place.refusal(error) from None
         run = self.lowered.run
+        # Threads that look at the inputs would still be waiting for more to do when those of
+        # another library begin.
+        foreign = has_own_threads(self.lowered.runtime)
         try:
+            if foreign and self._watched.are_fine(tensors, threads=1):
+                return run(*tensors)
             with torch.inference_mode():  # less work for each operator than under no_grad
-                if self._watched.are_fine(tensors):
+                if not foreign and self._watched.are_fine(tensors):
                     results = run(*tensors)
                 else:
                     results = run_around(self.graph, self._watched, run, tensors)
@@ -526,11 +532,13 @@ class QuantizedModel(nn.Module):
         if any(key.startswith(prefix) for key in state_dict):
             graph = self.graph
             content = restored(state_dict, prefix, graph.constants)
+            structure = replace(content.graph, constants={})
             self.__dict__.update(  # not by attribute: a layer may be called "plan"
                 plan=content.plan,
                 signature=content.signature,
                 provenance=dict(content.provenance),
-                _structure=replace(content.graph, constants={}),
+                _structure=structure,
+                _calls=PlainCalls(structure),
                 _watched=Watched.of(content.graph),
                 samples=None,  # those were of another calibration
                 tunings={},

@@ -67,14 +67,19 @@ class Watched:
             ),
         )
 
-    def are_fine(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether there is nothing to do, as far as a quick look tells."""
+    def are_fine(self, tensors: Sequence[Tensor], threads: int | None = None) -> bool:
+        """Whether there is nothing to do, as far as a quick look tells.
+
+        Args:
+            tensors: the inputs.
+            threads: that look, at most; ``None`` is torch's number.
+        """
         if without_values() or any(tensor.is_meta for tensor in tensors):
             return True  # there are no values to look at
         if self.are_empty(tensors):
             return False
         for index in self.values:
-            if not _are_finite(tensors[index]):
+            if not _are_finite(tensors[index], threads):
                 return False
         for index in self.masks:
             mask = tensors[index]
@@ -87,16 +92,17 @@ class Watched:
         return any(tensors[index].shape[axis] == 0 for index, axis in self.batched)
 
 
-def _are_finite(x: Tensor) -> bool:
+def _are_finite(x: Tensor, threads: int | None) -> bool:
     """Whether no value is NaN or an infinity; a sum of finite values may overflow and say so too.
 
     Octavo's own kernel is asked first: what torch sums on several threads leaves them spinning, and
     whoever runs next shares the cores with them.
     """
-    orders = (torch.contiguous_format, *([torch.channels_last] if x.dim() == 4 else []))
-    whole = any(x.is_contiguous(memory_format=order) for order in orders)
+    whole = x.is_contiguous() or (
+        x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    )
     if whole and x.dtype == torch.float32 and observing.reads(x):
-        return observing.are_finite(x)
+        return observing.are_finite(x, threads)
     return math.isfinite(x.sum(dtype=torch.float32))
 
 

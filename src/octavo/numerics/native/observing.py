@@ -43,16 +43,18 @@ def extrema(x: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def are_finite(x: Tensor) -> bool:
+def are_finite(x: Tensor, threads: int | None = None) -> bool:
     """Whether no value is NaN or an infinity.
 
     Args:
         x: float32 that the library `reads`, in one piece of memory.
+        threads: that look, at most; ``None`` is torch's number.
     """
     low, high = ctypes.c_float(), ctypes.c_float()
     if x.numel():
         sizes = (ctypes.c_int64(1), ctypes.c_int64(x.numel()))
-        ends, threads = (ctypes.byref(low), ctypes.byref(high)), torch.get_num_threads()
+        ends = (ctypes.byref(low), ctypes.byref(high))
+        threads = threads or torch.get_num_threads()
         _library().octavo_extrema(ctypes.c_void_p(x.data_ptr()), *sizes, *ends, threads)
     return math.isfinite(low.value) and math.isfinite(high.value)
 
