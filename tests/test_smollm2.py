@@ -6,6 +6,7 @@ Figures of quality are in `benchmarks/language_models.py`; here are bounds that 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,30 @@ def test_it_writes_on() -> None:
     given = tokenizer("The capital of France is", return_tensors="pt")
     text = tokenizer.decode(q.generate(**given, max_new_tokens=8, do_sample=False)[0])
     assert "Paris" in text
+
+
+@pytest.mark.parametrize("format", ["onnxruntime-genai", "openvino-genai"])
+def test_other_runtimes_write_the_same(format: str, tmp_path: Path) -> None:
+    pytest.importorskip(format.removesuffix("-genai"))
+    from octavo.model.language.graphs import folders
+    from octavo.model.language.graphs.decoder import DecoderParts
+
+    model, tokenizer = loaded()
+    q = octavo.quantize(model, mode="weight_only", qconfig=FOUR, progress=False)
+    octavo.write_checkpoint(q, tmp_path / "out", format=format, tokenizer=tokenizer)
+    if format == "openvino-genai":
+        step = folders._steps_of_openvino(tmp_path / "out")
+    else:
+        step = folders._steps_of_onnxruntime(tmp_path / "out", DecoderParts.of(q))
+    given = tokenizer("The capital of France is", return_tensors="pt")
+    wanted = q.generate(**given, max_new_tokens=16, do_sample=False)
+    tokens = given["input_ids"]
+    new, seen = tokens, 0
+    while tokens.shape[1] < wanted.shape[1]:
+        logits = step(new, seen)
+        seen, new = tokens.shape[1], logits[:, -1:].argmax(-1)
+        tokens = torch.cat([tokens, new], dim=1)
+    assert torch.equal(tokens, wanted)
 
 
 def test_methods_lose_less_of_the_perplexity() -> None:

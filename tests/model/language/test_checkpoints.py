@@ -197,14 +197,17 @@ def quantized(qconfig: Any, **options: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:written in float")
-@pytest.mark.parametrize("form", ["4 bits", "8 bits", "4 bits, affine"])
-@pytest.mark.parametrize("format", ["gptq", "compressed-tensors"])
+@pytest.mark.parametrize(
+    ("format", "form"),
+    [(one, form) for one in ("gptq", "compressed-tensors") for form in FORMS]
+    + [("awq", form) for form in FORMS if form != "8 bits"],
+)
 def test_what_is_written_is_read_again(format: str, form: str, tmp_path: Path) -> None:
     q = quantized(FORMS[form], attention_bias=True)
     logits(q)  # kernels hold the integers from now on
     assert octavo.write_checkpoint(q, tmp_path / "out", format=format) == tmp_path / "out"
     again = octavo.read_checkpoint(tmp_path / "out")
-    step = 2.0**-11 if format == "gptq" else 0.0  # scales are float16 there
+    step = 0.0 if format == "compressed-tensors" else 2.0**-11  # scales are float16 in others
     for path, layer in q.named_modules():
         if isinstance(layer, octavo.nn.Linear):
             other = again.get_submodule(path)
@@ -235,6 +238,23 @@ def test_gptq_is_written_as_documented(tmp_path: Path) -> None:
     settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     expected = {"bits": 4, "group_size": 32, "desc_act": False, "sym": False, "lm_head": False}
     assert settings.items() >= expected.items()
+
+
+@pytest.mark.filterwarnings("ignore:written in float")
+def test_awq_is_written_as_documented(tmp_path: Path) -> None:
+    q = quantized(octavo.weight_only_qconfig(4, group_size=32, symmetric=False))
+    octavo.write_checkpoint(q, tmp_path, format="awq")
+    tensors = load_file(tmp_path / "model.safetensors")
+    layer, at = q.model.layers[1].mlp.down_proj, "model.layers.1.mlp.down_proj"
+    own, weight = layer.tensors(), layer.weights["weight"]
+    integers, zero = weight.integers(own), own["weight_zero_point"]
+    assert torch.equal(tensors[f"{at}.qweight"], words(integers.t(), 4, AWQ_ORDER))
+    assert torch.equal(tensors[f"{at}.qzeros"], words(zero.t(), 4, AWQ_ORDER))
+    assert torch.equal(tensors[f"{at}.scales"], own["weight_scale"].t().half())
+    settings = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    expected = {"bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
+    assert settings.items() >= expected.items()
+    assert settings["modules_to_not_convert"] == ["lm_head"]
 
 
 @pytest.mark.filterwarnings("ignore:written in float")
@@ -410,8 +430,12 @@ def test_other_scales_than_those_of_rows_and_groups_are_refused(
 
 def test_what_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     q = quantized(FORMS["4 bits"])
-    with pytest.raises(InputError, match="gptq"):
-        octavo.write_checkpoint(q, tmp_path / "out", format="awq")
+    with pytest.raises(InputError, match="gptq, awq"):
+        octavo.write_checkpoint(q, tmp_path / "out", format="exl2")
+    with pytest.raises(InputError, match="tokenizer"):
+        octavo.write_checkpoint(q, tmp_path / "out", format="awq", tokenizer="tokenizer.json")
+    with pytest.raises(ExportError, match="8 bits"):
+        octavo.write_checkpoint(quantized(FORMS["8 bits"]), tmp_path / "out", format="awq")
     with pytest.raises(InputError, match="quantized"):
         octavo.write_checkpoint(built("LlamaForCausalLM"), tmp_path / "out", format="gptq")
     experts = built("MixtralForCausalLM", **SIZES, num_local_experts=2)
@@ -427,3 +451,31 @@ def test_what_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="another folder"):
         octavo.write_checkpoint(q, tmp_path, format="gptq")
+
+
+@pytest.mark.filterwarnings("ignore:written in float")
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, count = quantized(FORMS["4 bits"]), 0
+    module = "octavo.model.language.checkpoints"
+    monkeypatch.setattr(f"{module}._MOST", 2**14)
+
+    def full(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    monkeypatch.setattr(f"{module}.save_file", full)
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "tokenizer.json").write_text("{}")
+    for folder in (tmp_path / "out", there):
+        count = 0
+        with pytest.raises(ArtifactError, match="No space left"):
+            octavo.write_checkpoint(q, folder, format="gptq")
+    assert not (tmp_path / "out").exists()
+    assert [file.name for file in there.iterdir()] == ["tokenizer.json"]
+    monkeypatch.undo()
+    octavo.write_checkpoint(q, there, format="gptq")
+    assert octavo.read_checkpoint(there) is not None

@@ -59,6 +59,42 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise ArtifactError(f"cannot write {path}: {_why(error)}") from error
 
 
+@contextmanager
+def filling(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
+    """Yields a new, empty folder, whose files move into the folder ``path`` if nothing went wrong.
+
+    An exception leaves what was in ``path`` before, and nothing else; what a killed process left is
+    removed by the next one that writes there.
+
+    Args:
+        path: of the folder, which is made where it is missing.
+        last: name of the file that moves behind all others: without it the folder is none.
+
+    Raises:
+        ArtifactError: the folder cannot be written to.
+    """
+    target = Path(os.path.realpath(path))
+    is_new = not target.exists()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        with _folder_in(target) as folder:
+            yield folder
+            probe = folder / ".mode"
+            probe.touch()
+            mode = stat.S_IMODE(probe.stat().st_mode)
+            probe.unlink()
+            for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
+                file.chmod(mode)  # some writers make files of the owner's alone
+                os.replace(file, target / file.name)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {_why(error)}") from error
+    finally:
+        if is_new:
+            with suppress(OSError):  # it holds the files
+                target.rmdir()
+
+
 def overwrite(path: str | os.PathLike[str], old: bytes, new: bytes) -> None:
     """Change what a file holds and nothing else of it.
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from octavo.arguments import PATH, TEXT, expect
 from octavo.arguments import described as described_value
 from octavo.errors import ArtifactError, ExportError, InputError, warn_user
-from octavo.model.files.atomic import replacing, require_writable
+from octavo.model.files.atomic import filling
 from octavo.model.files.source_file import check_file, reason
+from octavo.model.language.graphs.folders import FOLDERS
 from octavo.model.language.layouts.awq import AWQ
 from octavo.model.language.layouts.compressed_tensors import COMPRESSED_TENSORS
 from octavo.model.language.layouts.gptq import GPTQ
@@ -32,7 +33,7 @@ from octavo.model.language.stored_layers import described, quantized_layers
 from octavo.model.nn import Embedding, Linear
 
 LAYOUTS: Mapping[str, Layout] = {one.name: one for one in (GPTQ, AWQ, COMPRESSED_TENSORS)}
-WRITTEN = tuple(name for name, layout in LAYOUTS.items() if layout.write is not None)
+WRITTEN = (*LAYOUTS, *FOLDERS)
 _MOST = 4 * 2**30  # bytes in a file
 
 
@@ -95,39 +96,84 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     return model
 
 
-def write_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: str) -> Path:
+def write_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], format: str, *, tokenizer: Any = None
+) -> Path:
     """Write a quantized language model in a layout that others serve.
 
-    Weight-only linear layers of 4 or 8 bits keep their integers. Tables, and heads that are tied to
-    one, are written in float, with a warning. Scales are float16 in ``"gptq"``, as that layout has
-    them, and float32 in ``"compressed-tensors"``.
+    Weight-only layers of 4 or 8 bits keep their integers. There are two kinds of formats:
+
+    - ``"gptq"``, ``"awq"`` and ``"compressed-tensors"``: safetensors with packed linear layers.
+      Tables, and heads that are tied to one, are written in float, with a warning. Scales are
+      float16 in the first two, as those layouts have them.
+    - ``"onnxruntime-genai"`` and ``"openvino-genai"``: a graph with a cache, of decoders that are
+      built as Llama's (Qwen 2 and 3, Mistral, SmolLM2). Tables are integers, scales and
+      computations float32. The graph is run before it is written and compared with the model; what
+      these packages round by themselves, so that they are quicker, is in docs/language_models.md.
 
     Args:
         model: of transformers, with layers of `octavo.nn`.
-        path: a folder that is new, or has no model in it. Files of a tokenizer are not written.
-        format: ``"gptq"`` or ``"compressed-tensors"``.
+        path: a folder that is new, or has no model in it; its files are there all or not at all.
+        format: one of these names.
+        tokenizer: of transformers, for the model; its files are written, too. Without one the
+            folder has none.
 
     Returns:
         The folder.
 
     Raises:
         InputError: there is no such format, the folder holds a model, or nothing is quantized.
-        ExportError: a layer has no form there.
+        ExportError: a layer or the model has no form there, or the graph is not the model.
         ArtifactError: a file cannot be written.
+        MissingExtra: a package is not installed that the format needs.
 
     Example:
         >>> octavo.write_checkpoint(q, "llama-gptq", format="gptq")  # doctest: +SKIP
     """
     expect(PATH, path=path)
     expect(TEXT, format=format)
-    layout, folder = LAYOUTS.get(format), Path(path)
-    if layout is None or layout.write is None or layout.settings is None:
+    folder = Path(path)
+    if format not in WRITTEN:
         raise InputError(f"there is no format {format!r} to write: one of {', '.join(WRITTEN)}")
     config = getattr(model, "config", None)
     if config is None or not isinstance(model, nn.Module):
         raise InputError(f"{described_value(model)} has no config: give a model of transformers")
+    if not hasattr(tokenizer, "save_pretrained") and tokenizer is not None:
+        raise InputError(f"{described_value(tokenizer)} is no tokenizer of transformers")
     if (folder / "config.json").exists() or any(folder.glob("*.safetensors")):
         raise InputError(f"{folder} holds a model: give another folder")
+    content = config.to_dict() | {"architectures": [type(model).__name__]}
+    content.pop("quantization_config", None)
+    with filling(folder, last="config.json") as made:
+        if format in FOLDERS:
+            if not any(True for _ in quantized_layers(model)):
+                raise InputError("no layer of the model is quantized")
+            FOLDERS[format](model, made, tokenizer)
+        else:
+            content["quantization_config"] = _write_layout(model, made, LAYOUTS[format])
+        if getattr(model, "generation_config", None) is not None:
+            _save(made, model.generation_config)
+        if tokenizer is not None:
+            _save(made, tokenizer)
+        text = json.dumps(content, indent=2, default=str) + "\n"
+        (made / "config.json").write_text(text)
+    return folder
+
+
+def _save(folder: Path, what: Any) -> None:
+    """What transformers writes of a tokenizer, or of how texts are written.
+
+    Raises:
+        ExportError: it finds something wrong with it.
+    """
+    try:
+        what.save_pretrained(folder)
+    except ValueError as error:
+        raise ExportError(f"a {type(what).__name__} cannot be written: {reason(error)}") from error
+
+
+def _write_layout(model: nn.Module, folder: Path, layout: Layout) -> dict[str, Any]:
+    """Write the tensors; how a config.json tells their layout."""
     parts = described(model)
     layers, floats = _layers(model, parts)
     tied = [path for path, part in parts.items() if "tied" in part]
@@ -140,15 +186,12 @@ def write_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: str
             )
             tensors |= {f"{at}.{name}": tensor for name, tensor in own.items()}
     except ValueError as error:
-        raise ExportError(f"the model cannot be written as {format}: {error}") from None
+        raise ExportError(f"the model cannot be written as {layout.name}: {error}") from None
     if floats:
-        warn_user(f"written in float, since {format} has linear layers alone: {', '.join(floats)}")
-    require_writable(folder)
+        names = ", ".join(floats)
+        warn_user(f"written in float, since {layout.name} has linear layers alone: {names}")
     _write_tensors(folder, tensors)
-    content = config.to_dict() | {"architectures": [type(model).__name__]}
-    content["quantization_config"] = settings
-    _write_json(folder / "config.json", content)
-    return folder
+    return settings
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -231,17 +274,12 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     for number, content in enumerate(files, start=1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         name = name if len(files) > 1 else "model.safetensors"
-        with replacing(folder / name) as temporary:
-            try:
-                save_file(content, temporary, {"format": "pt"})
-            except SafetensorError as error:  # a full disk, for one
-                raise ArtifactError(f"cannot write {folder / name}: {error}") from error
+        try:
+            save_file(content, folder / name, {"format": "pt"})
+        except SafetensorError as error:  # a full disk, for one
+            raise ArtifactError(f"cannot write {name}: {error}") from error
         places |= dict.fromkeys(content, name)
     if len(files) > 1:
         index = {"metadata": {}, "weight_map": places}
-        _write_json(folder / "model.safetensors.index.json", index)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with replacing(path) as file:
-        file.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        text = json.dumps(index, indent=2) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text)

@@ -58,28 +58,46 @@ class Blocks:
             return None
         rows, inputs = weight.shape
         groups = weight.scale.shape[1] if weight.scale.dim() == 2 else 1
-        size = next((size for size in _SIZES if inputs // groups % size == 0), None)
-        if size is None:
+        if size_of_blocks(inputs // groups) is None:
             return None
         bits = 8 if weight.unpack is None else 4
-        middle = 2 ** (bits - 1)
-        added = middle if weight.signed else 0
+        added = 2 ** (bits - 1) if weight.signed else 0
         integers = (weight.integers.to(torch.int16) + added).to(torch.uint8)
-        if bits == 4:
-            integers = _packed(integers)
-        scales, zero_points = (p.expand(rows, inputs)[:, ::size] for p in weight.parameters())
-        zero_points = (zero_points + added).to(torch.uint8)
+        step = inputs // groups
+        scale, zero_point = (p.expand(rows, inputs)[:, ::step] for p in weight.parameters())
+        return Blocks.of_groups(weight.name, bits, integers, scale, zero_point + added)
+
+    @staticmethod
+    def of_groups(
+        name: str, bits: int, integers: Tensor, scale: Tensor, zero_point: Tensor
+    ) -> Blocks:
+        """Integers from 0 on ``[rows, inputs]``, with scales and zero points ``[rows, groups]``, of
+        groups that blocks of a known size divide.
+        """
+        rows, inputs = integers.shape
+        group = inputs // scale.shape[1]
+        size = size_of_blocks(group)
+        assert size is not None
+        in_group = group // size
+        scales, zeros = (p.repeat_interleave(in_group, dim=1) for p in (scale, zero_point))
+        zeros = zeros.to(torch.uint8)
+        stored = integers if bits == 8 else packed(integers)
         return Blocks(
-            weight.name,
+            name,
             size,
             bits,
-            integers.reshape(rows, inputs // size, -1),
-            scales.contiguous(),
-            None if bool((zero_points == middle).all()) else zero_points,
+            stored.reshape(rows, inputs // size, -1),
+            scales.to(torch.float32).contiguous(),
+            None if bool((zeros == 2 ** (bits - 1)).all()) else zeros,
         )
 
 
-def _packed(integers: Tensor) -> Tensor:
+def size_of_blocks(group: int) -> int | None:
+    """The largest size of blocks that divides a group; ``None`` without one."""
+    return next((size for size in _SIZES if group % size == 0), None)
+
+
+def packed(integers: Tensor) -> Tensor:
     """Integers below 16, two to a byte along the last axis: the first of two in the lower half."""
     if integers.shape[-1] % 2:
         integers = torch.nn.functional.pad(integers, (0, 1))
@@ -93,7 +111,7 @@ def linear(w: Writer, node: Node, blocks: Blocks) -> str:
     digits = _two_digits(w, x, blocks.size, count)
     zeros = blocks.zero_points
     if zeros is not None and blocks.bits == 4:
-        zeros = _packed(zeros)
+        zeros = packed(zeros)
     named = {"blocks": blocks.integers, "block_scales": blocks.scales.flatten()}
     product = w.op(
         "MatMulNBits",

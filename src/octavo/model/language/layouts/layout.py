@@ -27,7 +27,7 @@ class Layout:
         names: of all tensors that one may have.
         read: sizes and tensors of a layer, and the ``quantization_config`` -> its integers; raises
             `ValueError` for what it has no reading for.
-        write: integers, and the dtype of scales -> tensors; ``None`` where there is no writing.
+        write: integers -> tensors; raises `ValueError` for what it has no form for.
         settings: the ``quantization_config`` for layers by their paths, and paths of linear layers
             that are float.
     """
@@ -36,8 +36,8 @@ class Layout:
     marks: str
     names: tuple[str, ...]
     read: Callable[[Sizes, Mapping[str, Tensor], Settings], LinearIntegers]
-    write: Callable[[LinearIntegers], dict[str, Tensor]] | None = None
-    settings: Callable[[Mapping[str, LinearIntegers], Sequence[str]], dict[str, Any]] | None = None
+    write: Callable[[LinearIntegers], dict[str, Tensor]]
+    settings: Callable[[Mapping[str, LinearIntegers], Sequence[str]], dict[str, Any]]
 
 
 def one_of(layers: Mapping[str, LinearIntegers], what: str) -> Any:
