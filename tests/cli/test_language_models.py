@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -106,6 +107,46 @@ def test_from_quantize_to_perplexity(folder: Path, tmp_path: Path) -> None:
     assert "same most likely token" in shown
     written = octavo_command("generate", out, "--prompt", "The set", "--max-new-tokens", "5")
     assert "5 tokens at" in written.out
+
+
+@pytest.mark.filterwarnings("ignore:written in float")
+@pytest.mark.parametrize("format", ["gptq", "awq"])
+def test_folders_of_others(format: str, tmp_path: Path) -> None:
+    four = octavo.weight_only_qconfig(4, group_size=32)
+    q = octavo.quantize(llama(), mode="weight_only", qconfig=four, progress=False)
+    octavo.write_checkpoint(q, tmp_path / "out", format=format, tokenizer=tokenizer())
+    (tmp_path / "a.txt").write_text(TEXT * 4)
+    found = json.loads(
+        octavo_command("perplexity", tmp_path / "out", "--text", tmp_path / "a.txt", "--json").out
+    )
+    ids = torch.tensor(tokenizer()(TEXT * 4)["input_ids"])
+    again = octavo.read_checkpoint(tmp_path / "out")
+    assert found["perplexity"] == pytest.approx(octavo.perplexity(again, ids), rel=1e-4)
+    written = octavo_command("generate", tmp_path / "out", "--prompt", "The set")
+    assert written.code == 0, written.err
+
+
+def test_a_gguf_file_goes_on_where_it_was_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = tmp_path / "model.gguf", tmp_path / "out"
+    source.write_bytes(b"GGUF")
+    monkeypatch.setattr(
+        "octavo.cli.sources.language_model.read_quietly", lambda path: (llama(), tokenizer())
+    )
+    quantize = ("quantize", f"hf:{source}", "--mode", "weight_only", "-o", out)
+    assert octavo_command(*quantize).code == 0
+    shards = sorted(out.glob("*.safetensors"))
+    dates = [shard.stat().st_mtime_ns for shard in shards[:-1]]
+    shards[-1].unlink()
+    (out / "config.json").unlink()
+    answer = octavo_command(*quantize)
+    assert answer.code == 0, answer.err
+    assert [shard.stat().st_mtime_ns for shard in shards[:-1]] == dates
+    os.utime(source, ns=(1, 1))  # another file
+    shards[-1].unlink()
+    (out / "config.json").unlink()
+    assert "another model" in octavo_command(*quantize).err
 
 
 def test_what_is_missing_or_does_not_fit(folder: Path, tmp_path: Path) -> None:

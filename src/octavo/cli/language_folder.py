@@ -5,6 +5,7 @@ Tested in tests/cli/test_language_models.py.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def quantize_language_model(
         with TemporaryDirectory(prefix="octavo-") as made:
             for part in read_quietly(path):
                 part.save_pretrained(made)
+            _date_as(path, Path(made))  # by which a call knows whether it goes on with another
             quantize_folder(made, output, qconfig=mapping, progress=not as_json)
     else:
         check_folder(path)
@@ -71,6 +73,13 @@ def quantize_language_model(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _date_as(source: Path, folder: Path) -> None:
+    """Give the files in a folder the date of what they were made of."""
+    status = source.stat()
+    for file in folder.iterdir():
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _size(path: Path) -> int:

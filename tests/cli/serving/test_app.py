@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from small_tokenizers import llama, tokenizer
 
+from octavo.cli.serving import app
 from octavo.cli.serving.app import application
 from octavo.cli.serving.engine import Engine
 from octavo.model.language.choosing import Choice
@@ -248,3 +250,37 @@ def test_a_tokenizer_without_a_template(monkeypatch: pytest.MonkeyPatch) -> None
         answer = client.post("/v1/chat/completions", json=asked)
     assert answer.status_code == 400
     assert "no chat template" in answer.json()["error"]["message"]
+
+
+def test_a_request_that_is_too_large(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "MOST_BYTES", 1000)
+
+    def parts() -> Iterator[bytes]:  # without a length in front
+        yield from [b"{" + b" " * 600, b" " * 600, b"}"]
+
+    for content in (b"{" + b" " * 1000 + b"}", parts()):
+        answer = client.post("/v1/completions", content=content)
+        assert answer.status_code == 413
+        assert "1000 bytes at most" in answer.json()["error"]["message"]
+    assert completion(client, prompt="The set", max_tokens=2).status_code == 200
+
+
+def test_a_client_that_leaves_before_the_first_line() -> None:
+    from starlette.requests import ClientDisconnect
+
+    left: list[str] = []
+
+    async def lines() -> AsyncIterator[str]:
+        left.append("a line")
+        yield "a line"
+
+    async def gone(*_: Any) -> None:
+        raise OSError("the client has gone")
+
+    async def call() -> None:
+        stream = app._Stream(lines(), lambda: left.append("left"))
+        with pytest.raises(ClientDisconnect):
+            await stream({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, gone)
+
+    asyncio.run(call())
+    assert left == ["left"]

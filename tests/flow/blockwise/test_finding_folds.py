@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import InputError
+from octavo.flow.blockwise import finding_folds
 from octavo.flow.blockwise.blocks import chains_of, recorded
 from octavo.flow.blockwise.finding_folds import find_folds
 from octavo.flow.blockwise.measuring_inputs import float_layers
@@ -20,6 +21,15 @@ from octavo.model.nn import quantized_form
 from octavo.model.nn.experts import Experts
 from octavo.model.nn.linear import Linear
 from octavo.numerics.sqnr import sqnr_db
+
+
+def test_weights_that_cannot_be_doubled_stay_what_they_are() -> None:
+    weight = torch.tensor([[40000.0, 1.0], [3.0, -65504.0]], dtype=torch.float16)
+    before = weight.clone()
+    with finding_folds._doubled(weight, weight[:, 0].clone(), torch.tensor([0, 1])):
+        assert weight[0].tolist() == [float("inf"), 2.0]
+    assert torch.equal(weight, before)
+
 
 FOUR = octavo.weight_only_qconfig(4, group_size=32)
 QKV = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}

@@ -215,7 +215,12 @@ def other_memory_of_a_norm(q: Any) -> None:
     weight.data = 3 * weight.data
 
 
+def other_scale_of_attention(q: Any) -> None:
+    q.model.layers[1].self_attn.scaling *= 4.0
+
+
 CHANGES = [
+    other_scale_of_attention,
     fewer_blocks,
     blocks_the_other_way_round,
     a_hook_of_a_block,

@@ -226,4 +226,10 @@ def test_what_a_gguf_file_has_no_form_for(tmp_path: Path) -> None:
         write_gguf(q, out, like=source)
     with pytest.raises(InputError, match="no GGUF file"):
         write_gguf(q, out, like=Path(__file__))
+    nameless = tmp_path / "nameless.gguf"  # the key has another name of the same length
+    nameless.write_bytes(
+        source.read_bytes().replace(b"general.architecture", b"general.architectura", 1)
+    )
+    with pytest.raises(InputError, match="architecture ''"):
+        write_gguf(q, out, like=nameless)
     assert not out.exists()

@@ -21,6 +21,7 @@ with optional_import("fastapi", "serve", "serve language models"):
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
 
+MOST_BYTES = 8 * 2**20  # of a request: some two million tokens of text
 _LOOK_S = 0.1  # how often it is seen whether the client is still there
 
 
@@ -44,6 +45,7 @@ def application(engine: Engine, name: str) -> FastAPI:
 
     app, created = FastAPI(title=f"octavo serve {name}", lifespan=life), int(time.time())
     _tell_errors(app)
+    app.add_middleware(_Limited)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -93,8 +95,7 @@ async def _answered(
         engine.cancel(ticket)
 
     if asked.stream:
-        lines = _streamed(events, answer, asked.with_usage, leave)
-        return StreamingResponse(lines, media_type="text/event-stream")
+        return _Stream(_streamed(events, answer, asked.with_usage), leave)
     whole = await _while_there(http, _collected(events, answer), leave)
     return Response(status_code=499) if whole is None else JSONResponse(whole)
 
@@ -132,28 +133,62 @@ async def _while_there(
 
 
 async def _streamed(
-    events: asyncio.Queue[Event], answer: Answer, with_usage: bool, leave: Callable[[], None]
+    events: asyncio.Queue[Event], answer: Answer, with_usage: bool
 ) -> AsyncIterator[str]:
-    """Pieces as events; when the client goes, this is closed, and the text leaves the batch."""
-    try:
-        begin = answer.first()
-        if begin is not None:
-            yield answers.event(begin)
-        while True:
-            event = await events.get()
-            if isinstance(event, Piece):
-                yield answers.event(answer.piece(event.text))
-            elif isinstance(event, Failed):
-                yield answers.event(_told(event.error)[1])
-                return
-            else:
-                yield answers.event(answer.last(event.why))
-                if with_usage:
-                    yield answers.event(answer.usage_alone(event.tokens))
-                yield answers.END_OF_STREAM
-                return
-    finally:
-        leave()
+    """Pieces as events."""
+    begin = answer.first()
+    if begin is not None:
+        yield answers.event(begin)
+    while True:
+        event = await events.get()
+        if isinstance(event, Piece):
+            yield answers.event(answer.piece(event.text))
+        elif isinstance(event, Failed):
+            yield answers.event(_told(event.error)[1])
+            return
+        else:
+            yield answers.event(answer.last(event.why))
+            if with_usage:
+                yield answers.event(answer.usage_alone(event.tokens))
+            yield answers.END_OF_STREAM
+            return
+
+
+class _Stream(StreamingResponse):
+    """Lines of a text, which leaves the batch when the client goes, be it before the first line."""
+
+    def __init__(self, lines: AsyncIterator[str], leave: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="text/event-stream")
+        self._leave = leave
+
+    async def __call__(self, *scope_receive_send: Any) -> None:
+        try:
+            await super().__call__(*scope_receive_send)
+        finally:
+            self._leave()
+
+
+class _Limited:
+    """An application that reads at most `MOST_BYTES` of a request."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        headers = dict(scope.get("headers", ()))
+        said = headers.get(b"content-length", b"")
+        size = int(said) if said.isdigit() else 0
+        is_large, count = size > MOST_BYTES, 0
+
+        async def limited() -> Any:
+            nonlocal count
+            message = {"body": b""} if is_large else await receive()
+            count += len(message.get("body", b""))
+            if is_large or count > MOST_BYTES:
+                raise HTTPException(413, f"a request has {MOST_BYTES} bytes at most")
+            return message
+
+        await self.app(scope, limited if scope["type"] == "http" else receive, send)
 
 
 def _check_name(asked: str, name: str) -> None:

@@ -5,6 +5,7 @@ Tested in tests/cli/test_language_models.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,8 @@ class LanguageModel:
 
 def load_language_model(path: str) -> LanguageModel:
     """The model and the tokenizer of a folder that ``save_pretrained`` wrote, float or quantized,
-    or of a GGUF file. No code out of it is run, and nothing is downloaded.
+    by Octavo or as `octavo.read_checkpoint` reads it, or of a GGUF file. No code out of it is run,
+    and nothing is downloaded.
 
     Raises:
         InputError: there is none, it cannot be read, it is no causal language model, or the
@@ -76,26 +78,40 @@ def load_language_model(path: str) -> LanguageModel:
         return _fitting(LanguageModel(*read_quietly(where), where.stem))
     check_folder(where)
     _silence()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
+    from octavo.model.language.checkpoints import is_of_others, read_checkpoint
 
+    # Whoever is at a terminal is asked else whether a folder's code shall run.
+    how = {"local_files_only": True, "trust_remote_code": False}
     try:
-        # Whoever is at a terminal is asked else whether a folder's code shall run.
-        how = {"local_files_only": True, "trust_remote_code": False}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, **how, use_safetensors=True, output_loading_info=True
-        )
+        model = read_checkpoint(where) if is_of_others(where) else _read(path, how)
         tokenizer = AutoTokenizer.from_pretrained(path, **how)
     except OctavoError:
         raise
     except Exception as error:  # whatever transformers makes of a folder that it does not know
         raise InputError(f"transformers cannot read {path}: {reason(error)}") from error
+    return _fitting(LanguageModel(model.eval(), tokenizer, where.resolve().name))
+
+
+def _read(path: str, how: Mapping[str, Any]) -> Any:
+    """A model that transformers reads: floats, or Octavo's own.
+
+    Raises:
+        InputError: the folder lacks a tensor.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
+
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        path, **how, use_safetensors=True, output_loading_info=True
+    )
     model, found = loaded
     missing = sorted(found["missing_keys"])
     if missing:  # which transformers draws by chance, and goes on
         raise InputError(f"{path} lacks {missing[0]} of a {type(model).__name__}: write it again")
-    return _fitting(LanguageModel(model.eval(), tokenizer, where.resolve().name))
+    return model
 
 
 def read_quietly(file: Path) -> tuple[Any, Any]:

@@ -207,19 +207,20 @@ def _candidates(rows: int, columns: int, device: torch.device) -> Iterator[Tenso
 
 @contextmanager
 def _doubled(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Iterator[None]:
-    """Inside, these rows are twice what they are; in floats that is exact, and so is its half."""
+    """Inside, these rows are twice what they are, which is exact in floats but for the largest of
+    them; so what they were is kept.
+    """
     factors = torch.ones(len(weight), dtype=weight.dtype, device=weight.device)
     factors[rows] = 2.0
+    before = [(tensor, tensor.clone()) for tensor in (weight, bias) if tensor is not None]
     with torch.no_grad():
-        weight.mul_(factors[:, None])
-        if bias is not None:
-            bias.mul_(factors)
+        for tensor, values in before:
+            tensor.copy_((values.T * factors).T)
         try:
             yield
         finally:
-            weight.div_(factors[:, None])
-            if bias is not None:
-                bias.div_(factors)
+            for tensor, values in before:
+                tensor.copy_(values)
 
 
 def _doubles(exact: Tensor, x: Tensor) -> Tensor | None:

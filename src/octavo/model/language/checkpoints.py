@@ -194,6 +194,15 @@ def _write_layout(model: nn.Module, folder: Path, layout: Layout) -> dict[str, A
     return settings
 
 
+def is_of_others(folder: Path) -> bool:
+    """Whether `read_checkpoint` has a layout for the model in a folder.
+
+    Raises:
+        InputError: it has no config.json of a model.
+    """
+    return _settings(folder).get("quant_method") in LAYOUTS
+
+
 def _settings(folder: Path) -> dict[str, Any]:
     try:
         check_file(folder / "config.json")

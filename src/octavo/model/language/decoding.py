@@ -61,6 +61,7 @@ def _looks_like_one(module: nn.Module) -> bool:
 class Stepping(nn.Module):
     """What is added to the class of a decoder."""
 
+    _base: type[nn.Module]  # to which this was added
     _steps: Steps | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +83,7 @@ class Stepping(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_steps"}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _empty, (type(self).__mro__[2],), self.__getstate__()
+        return _empty, (type(self)._base,), self.__getstate__()
 
 
 _MADE: dict[type[nn.Module], type[nn.Module]] = {}
@@ -91,7 +92,7 @@ _MADE: dict[type[nn.Module], type[nn.Module]] = {}
 def _stepping(base: type[nn.Module]) -> type[nn.Module]:
     if base not in _MADE:
         names = ("__module__", "__qualname__", "__doc__")
-        own = {name: getattr(base, name) for name in names}
+        own = {name: getattr(base, name) for name in names} | {"_base": base}
         _MADE[base] = type(base.__name__, (Stepping, base), own)
     return _MADE[base]
 
@@ -195,6 +196,12 @@ class Steps:
         # Whoever watches or changes a module may give it a forward of its own.
         self._held += [
             (module.__dict__, "forward", module.__dict__.get("forward")) for module in inside
+        ]
+        # Numbers that the native calls have taken from attention.
+        self._held += [
+            (module.__dict__, name, module.__dict__.get(name))
+            for module in inside
+            for name in ("scaling", "head_dim", "variance_epsilon")
         ]
         weights = [one for module in inside for one in module._parameters.values()]
         self._places = [(one, one.data_ptr()) for one in weights if one is not None]

@@ -102,7 +102,8 @@ def write_gguf(
     source, target = Path(like), Path(path)
     _check(source)
     reader = _Reader(source)
-    architecture = str(reader.fields["general.architecture"].contents())
+    said = reader.fields.get("general.architecture")
+    architecture = "" if said is None else str(said.contents())
     permuted = _ARCHITECTURES.get(architecture)
     if permuted is None:
         raise InputError(

@@ -29,7 +29,7 @@ from octavo.model.language.layouts.layout import Layout
 try:
     import transformers
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -162,6 +162,8 @@ class SourceFolder:
                 f"transformers cannot build the model of {self.path}: {reason(error)}"
             ) from error
         model.tie_weights()
+        if (self.path / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(self.path)
         return model.eval()
 
     def _hold(self, layout: Layout) -> dict[str, tuple[int, int]]:
