@@ -215,7 +215,7 @@ def _doubled(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Iterator[None
     before = [(tensor, tensor.clone()) for tensor in (weight, bias) if tensor is not None]
     with torch.no_grad():
         for tensor, values in before:
-            tensor.copy_((values.T * factors).T)
+            tensor.copy_(values * factors.reshape(-1, *[1] * (values.dim() - 1)))
         try:
             yield
         finally:
