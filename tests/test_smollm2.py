@@ -52,7 +52,7 @@ def test_other_runtimes_write_the_same(format: str, tmp_path: Path) -> None:
 
     model, tokenizer = loaded()
     q = octavo.quantize(model, mode="weight_only", qconfig=FOUR, progress=False)
-    octavo.write_checkpoint(q, tmp_path / "out", format=format, tokenizer=tokenizer)
+    octavo.write_checkpoint(q, tmp_path / "out", format=format)
     if format == "openvino-genai":
         step = folders._steps_of_openvino(tmp_path / "out")
     else:
