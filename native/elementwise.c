@@ -217,27 +217,42 @@ INLINE void move_row(
             memcpy(y + i * to * bytes, x + i * from * bytes, (size_t)bytes);
 }
 
+INLINE void move_rows(
+    const octavo_move *step, int64_t first, int64_t last, const int64_t bytes) {
+    enum { OUTER = OCTAVO_MOST_AXES - 1 };
+    int64_t at[OUTER], from = 0, to = 0, rest = first;
+    for (int axis = OUTER - 1; axis >= 0; axis--) {
+        at[axis] = rest % step->sizes[axis];
+        rest /= step->sizes[axis];
+        from += at[axis] * step->x_strides[axis];
+        to += at[axis] * step->y_strides[axis];
+    }
+    for (int64_t row = first; row < last; row++) {
+        move_row(
+            step, (const uint8_t *)step->at.x + from * bytes, (uint8_t *)step->at.y + to * bytes,
+            bytes);
+        /* The next row, without a division. */
+        for (int axis = OUTER - 1; axis >= 0; axis--) {
+            from += step->x_strides[axis];
+            to += step->y_strides[axis];
+            if (++at[axis] < step->sizes[axis]) break;
+            from -= at[axis] * step->x_strides[axis];
+            to -= at[axis] * step->y_strides[axis];
+            at[axis] = 0;
+        }
+    }
+}
+
 void octavo_move_values(const octavo_move *step, int chunk, int chunks) {
     int64_t rows = 1;
     for (int axis = 0; axis < OCTAVO_MOST_AXES - 1; axis++) rows *= step->sizes[axis];
     SHARE(first, last, rows);
-    for (int64_t row = first; row < last; row++) {
-        int64_t rest = row, from = 0, to = 0;
-        for (int axis = OCTAVO_MOST_AXES - 2; axis >= 0; axis--) {
-            int64_t index = rest % step->sizes[axis];
-            rest /= step->sizes[axis];
-            from += index * step->x_strides[axis];
-            to += index * step->y_strides[axis];
-        }
-        const uint8_t *x = (const uint8_t *)step->at.x + from * step->bytes;
-        uint8_t *y = (uint8_t *)step->at.y + to * step->bytes;
-        if (step->bytes == 1)
-            move_row(step, x, y, 1);
-        else if (step->bytes == 4)
-            move_row(step, x, y, 4);
-        else
-            move_row(step, x, y, step->bytes);
-    }
+    if (step->bytes == 1)
+        move_rows(step, first, last, 1);
+    else if (step->bytes == 4)
+        move_rows(step, first, last, 4);
+    else
+        move_rows(step, first, last, step->bytes);
 }
 
 /* ---- for each instruction set ---- */

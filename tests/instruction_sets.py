@@ -27,6 +27,8 @@ FILES = (
     "tests/runtimes/native/test_recurrent.py",
     "tests/runtimes/native/test_convolution.py",
     "tests/runtimes/native/test_operations.py",
+    "tests/runtimes/native/test_transposed.py",
+    "tests/runtimes/native/test_volumes.py",
     "tests/runtimes/native/test_rows.py",
     "tests/runtimes/native/test_fusing.py",
     "tests/runtimes/torch/test_recurrent.py",

@@ -97,6 +97,20 @@ def test_a_file_of_parts_says_what_to_do(tmp_path: Path) -> None:
     assert 'octavo.lower(model, "fastest", tune=True)' in answer.err
 
 
+def test_interrupted_before_anything_was_found_it_says_so(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any, **how: Any) -> Any:
+        raise KeyboardInterrupt
+
+    before = artifact.read_bytes()
+    monkeypatch.setattr(tunings, "tune", partial(search.tune, measure=interrupted))
+    answer = octavo_command("tune", artifact, "--runtimes", "torch")
+    assert answer.code == 130
+    assert f"interrupted before anything was found: {artifact} is as it was" in answer.err
+    assert artifact.read_bytes() == before
+
+
 def test_what_was_found_before_an_interruption_is_kept(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from decibel import sqnr_db
@@ -18,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import octavo
-from octavo.runtimes.openvino import _Programs
+from octavo.runtimes.openvino import _Program, _Programs
 from octavo.runtimes.options import Options
 
 AGREES_DB = 45.0  # a few integers that are a step off
@@ -134,3 +136,33 @@ def _main(target):
 
 if __name__ == "__main__":
     _main(sys.argv[1])
+
+
+class Request:
+    """What OpenVINO runs a call with."""
+
+    def __init__(self):
+        self.called = []
+
+    def infer(self, arrays, **how):
+        self.called.append("infer")
+
+    def start_async(self, arrays, **how):
+        self.called.append("start_async")
+
+    def wait(self):
+        self.called.append("wait")
+
+    def get_output_tensor(self, index):
+        return SimpleNamespace(data=np.full(2, len(self.called)))
+
+
+def test_only_the_thread_that_ends_with_the_process_runs_a_model_itself():
+    """Others keep a part of it until they end, and OpenVINO may free the rest before."""
+    request = Request()
+    compiled = SimpleNamespace(inputs=(), outputs=(None,), create_infer_request=lambda: request)
+    program = _Program(compiled, octavo.capture(nn.ReLU(), torch.rand(2)))
+    assert program.run(())[0].tolist() == [1, 1]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(program.run, ()).result()[0].tolist() == [3, 3]
+    assert request.called == ["infer", "start_async", "wait"]

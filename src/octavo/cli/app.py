@@ -41,7 +41,7 @@ class Screen(Console):
 
 
 class _Commands(TyperGroup):
-    """Turns an `OctavoError` into one line on standard error and exit code 1."""
+    """Turns an `OctavoError` into one line on standard error and exit code 1, Ctrl-C into 130."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         with _words_are_plain():
@@ -54,18 +54,21 @@ class _Commands(TyperGroup):
             with warnings.catch_warnings(), _words_are_plain():
                 warnings.simplefilter("ignore")  # torch's own, on the way through torch.export
                 warnings.simplefilter("always", OctavoWarning)
-                warnings.showwarning = lambda message, *place: _tell(f"warning: {message}")
+                warnings.showwarning = lambda message, *place: tell(f"warning: {message}")
                 result = super().invoke(ctx)
                 sys.stdout.flush()  # a full disk shows here
                 return result
+        except KeyboardInterrupt:
+            tell("interrupted")
+            raise typer.Exit(130) from None
         except OctavoError as error:
-            _tell(str(error))
+            tell(str(error))
             raise typer.Exit(1) from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # `octavo ... | head`: click ends without a word
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            _tell(f"{where}{error.strerror or error}")
+            tell(f"{where}{error.strerror or error}")
             raise typer.Exit(1) from error
 
 
@@ -79,7 +82,8 @@ def _words_are_plain() -> Iterator[None]:
         raise
 
 
-def _tell(message: str) -> None:
+def tell(message: str) -> None:
+    """One line on standard error."""
     words = plain(" ".join(message.split("\n")))
     line = Text("octavo: ", style="bold red").append(words, style="default")
     Screen(stderr=True, soft_wrap=True).print(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options
-from octavo.cli.app import console, show
+from octavo.cli.app import console, show, tell
 
 
 def tune(
@@ -77,4 +77,9 @@ def tune(
             )
             console().print(f"kept in {path}; on this CPU {said}", highlight=False)
     if interrupted:
+        tell(
+            "interrupted"
+            if q.tunings != known
+            else f"interrupted before anything was found: {file} is as it was"
+        )
         raise typer.Exit(130)

@@ -220,11 +220,12 @@ class _Program:
         arrays = [as_array(tensors[index]) for index in self.read]
         request = _taken(self.idle) or self.compiled.create_infer_request()
         try:
-            results = request.infer(arrays, share_inputs=True, share_outputs=True)
+            _infer(request, arrays)
             # Copied, since the request's next call writes to the same memory. To give OpenVINO
             # other memory for each call takes longer than to copy what classifiers and encoders
             # return.
-            return tuple(torch.from_numpy(np.array(results[index])) for index in range(count))
+            results = [request.get_output_tensor(index).data for index in range(count)]
+            return tuple(torch.from_numpy(np.array(result)) for result in results)
         except RuntimeError as error:
             words = f"OpenVINO cannot run these inputs: {_reason(error)}"
             raise RuntimeUnavailable(words) from error
@@ -292,6 +293,19 @@ class _Programs:
         """
         check_batch(self.graph, tensors, self.batch)
         return self.of([tensor.shape for tensor in tensors]).run(tensors)
+
+
+def _infer(request: Any, arrays: list[Any]) -> None:
+    """Run a request, on this thread if it ends with the process, else on OpenVINO's own.
+
+    A thread that has run one keeps a part of the model until it ends. Where another thread destroys
+    the model at that moment, OpenVINO ends the process.
+    """
+    if threading.current_thread() is threading.main_thread():
+        request.infer(arrays, share_inputs=True, share_outputs=True)
+    else:  # which takes longer by the time that waking a thread takes
+        request.start_async(arrays, share_inputs=True)
+        request.wait()
 
 
 def _taken(idle: deque[Any]) -> Any:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import octavo
+from benchmarks import layers
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.program import run_of
 from octavo.numerics.native import library
 from octavo.runtimes import cpu
 from octavo.runtimes.native.program import Program
-from octavo.runtimes.torch import int8
+from octavo.runtimes.torch import int8, native_convolutions
 from octavo.runtimes.torch.int8 import lower_to
 
 pytestmark = pytest.mark.skipif(bool(library.obstacle()), reason="no kernels here: make native")
@@ -148,6 +149,63 @@ def test_sequences_are_images_of_one_row(monkeypatch):
         assert result.shape == wanted.shape
         assert result.is_contiguous()
         assert (result - wanted).norm() <= 0.05 * wanted.norm()
+
+
+class Widened(nn.Module):
+    """What a U-Net has in its middle: images made smaller, and larger again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 16, 3, 2, 1), nn.ConvTranspose2d(16, 8, 2, 2)
+        self.last = nn.ConvTranspose2d(16, 8, 3, 2, 1, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.up(torch.relu(self.down(x))))
+        return torch.relu(self.last(torch.cat([x, y], 1)))
+
+
+LARGER = {
+    "images": (
+        (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Widened(), nn.Conv2d(8, 3, 1)),
+        (4, 3, 16, 16),
+        ("2.up", "2.last"),
+    ),
+    "sequences": (
+        (nn.Conv1d(4, 8, 3), nn.ReLU(), nn.ConvTranspose1d(8, 6, 4, 2, 1), nn.Conv1d(6, 3, 1)),
+        (4, 4, 20),
+        ("2",),
+    ),
+    "volumes": (
+        (
+            nn.Conv3d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv3d(8, 16, (3, 1, 1), (2, 1, 1), (1, 0, 0)),
+            nn.Conv3d(16, 4, 1),
+        ),
+        (4, 3, 6, 7, 8),
+        ("0", "2", "3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LARGER)
+def test_transposed_convolutions_and_those_of_volumes_are_in_the_call(case, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(native_convolutions, "_torch_takes_all", lambda: False)
+    members, size, names = LARGER[case]
+    net, x = nn.Sequential(*members).eval(), torch.randn(size)
+    q = octavo.quantize(net, calibration=[x], progress=False)
+    functions, lowered = programs_of(q.graph, monkeypatch)
+    if case != "volumes":  # whose floats torch rounds
+        assert [type(function) for function in functions] == [Program]
+    for name in names:
+        weight = f"{name}.weight"
+        assert lowered.kernels[name].startswith(("native.conv_transpose", "native.conv3d")), name
+        assert torch.equal(lowered.prepacked[weight](), q.graph.constants[weight])
+    for seen in layers.agreements(q.graph, x):
+        assert seen.max_step <= 1, seen.name
+    wanted = q.lower("reference")(x)
+    assert (q(x) - wanted).norm() <= 0.02 * wanted.norm()
 
 
 def test_all_that_is_rounded_is_the_oracles(quantized):

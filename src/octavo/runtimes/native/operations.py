@@ -45,12 +45,7 @@ class Layer(Operation):
             raise RuntimeError(f"{addends[0].sizes} is added to {sizes}")
         is_float = self.convolution.epilogue.out_scale == 0
         y = planner.new(sizes, torch.float32 if is_float else torch.uint8, order)
-        if y.tensor.numel():
-            step = self.convolution.struct(*image)
-            parts = chunks(step, planner.threads)
-            makes = {"y": y, "scratch": planner.memory(scratch_size(step, parts))}
-            reads = {"x": x, **dict(zip(("epilogue.addend",), addends, strict=False))}
-            planner.step(Kind.CONVOLVE, step, reads, makes, parts)
+        convolved(planner, self.convolution, image, x, y, *addends)
         # No order of sequences but the usual one has a name, which who reads floats may count on.
         return planner.laid(y, range(3)) if is_float and order == SEQUENCES else y
 
@@ -75,6 +70,25 @@ class Layer(Operation):
         if channels != geometry.in_channels:
             raise RuntimeError(f"an input of {channels} channels for {geometry}")
         return image, sizes
+
+
+def convolved(
+    planner: Planner,
+    convolution: Convolution,
+    image: tuple[int, int, int],
+    x: Value,
+    y: Value,
+    *addends: Value,
+) -> None:
+    """Make ``y`` out of images of that batch, height and width, which lie in channels-last order,
+    and perhaps of an addend.
+    """
+    if y.tensor.numel():
+        step = convolution.struct(*image)
+        parts = chunks(step, planner.threads)
+        makes = {"y": y, "scratch": planner.memory(scratch_size(step, parts))}
+        reads = {"x": x, **dict(zip(("epilogue.addend",), addends, strict=False))}
+        planner.step(Kind.CONVOLVE, step, reads, makes, parts)
 
 
 @dataclass(frozen=True, eq=False)

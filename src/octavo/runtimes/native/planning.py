@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from octavo.runtimes.native import structs
+from octavo.runtimes.native.convolution import OperandsStruct
 from octavo.runtimes.native.structs import Kind
 
 ALIGNMENT = 64
@@ -202,6 +203,19 @@ class Planner:
             bytes=x.tensor.element_size(),
         )
         self.step(Kind.MOVE, move, {"x": x}, {"y": y})
+
+    def filled(self, y: Value, number: Tensor) -> None:
+        """Write one number, which the caller keeps in memory, to each place of a value."""
+        everywhere = number.to("meta").expand(y.sizes)
+        sizes, from_, to = _joined_axes(everywhere, y.tensor)
+        move = structs.Move(
+            at=OperandsStruct(x=number.data_ptr()),
+            sizes=structs.axes_of(sizes, 1),
+            x_strides=structs.axes_of(from_, 0),
+            y_strides=structs.axes_of(to, 0),
+            bytes=y.tensor.element_size(),
+        )
+        self.step(Kind.MOVE, move, {}, {"y": y})
 
     def laid(self, value: Value, order: Sequence[int]) -> Value:
         """The value as it is, or in new memory, with the axes in this order."""

@@ -187,3 +187,24 @@ def _joins(context: Context, layer: Node, addition: Node, fusion: Fusion) -> boo
     same_type = context.integers[other][1].dtype == out.dtype
     same_shape = context.graph.metas[other] == context.graph.metas[layer.name]
     return same_type and same_shape and (fusion.halves_to_even or not meets_halves(step, out))
+
+
+def bytes_of(context: Context, arg: Any) -> tuple[Ref, Integers]:
+    """The integers behind an argument.
+
+    Raises:
+        Unsupported: it is float, or of more than eight bits.
+    """
+    x, integers = context.source(arg)
+    check_bytes("input", integers)
+    return x, integers
+
+
+def check_bytes(what: str, integers: Integers) -> None:
+    """See that integers are those that native programs take.
+
+    Raises:
+        Unsupported: they are of more than eight bits.
+    """
+    if integers.dtype != torch.uint8:
+        raise Unsupported(f"its {what} is {integers.dtype}, the kernel takes 8 bits")

@@ -7,7 +7,7 @@ Tested in tests/runtimes/torch/test_native_layers.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,25 +19,31 @@ from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import weight_behind
 from octavo.quantization.fusions import CLIPS, NATIVE, Fusion
-from octavo.runtimes import cpu
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native import operations
 from octavo.runtimes.native.attention import MOST_LEVELS
-from octavo.runtimes.native.convolution import (
-    Activation,
-    Convolution,
-    Epilogue,
-    Geometry,
-    unpack,
-)
 from octavo.runtimes.native.operations import Combination, Pooled
-from octavo.runtimes.native.planning import Operation
 from octavo.runtimes.native.program import Program
 from octavo.runtimes.native.rows import Attend, Gather
 from octavo.runtimes.native.windows import Windows
 from octavo.runtimes.torch import integer_kernels
-from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported, integers_of
+from octavo.runtimes.torch.chains import (
+    Call,
+    Chain,
+    Context,
+    Unsupported,
+    bytes_of,
+    check_bytes,
+    integers_of,
+)
 from octavo.runtimes.torch.kernel import Kernel, Reads
+from octavo.runtimes.torch.native_convolutions import (
+    Described,
+    convolution,
+    linear,
+    transposed,
+    volume,
+)
 from octavo.runtimes.torch.native_floats import LOOKS, item_of, look_of, norm_of, obstacle
 from octavo.runtimes.torch.native_runs import Either
 from octavo.runtimes.torch.onednn import sized
@@ -45,20 +51,6 @@ from octavo.runtimes.torch.post_ops import clip_bounds
 
 # They read values along the last axis.
 _OF_ROWS = frozenset("linear attention matmul softmax layer_norm rms_norm".split())
-
-# What is done, what it is called, and what it reads.
-Described = tuple[str, Operation, tuple[Ref, ...]]
-
-_ACTIVATIONS = {
-    "relu": Activation.CLIP,
-    "hardtanh": Activation.CLIP,
-    "hardswish": Activation.HARDSWISH,
-    "hardsigmoid": Activation.HARDSIGMOID,
-    "silu": Activation.SILU,
-    "sigmoid": Activation.SIGMOID,
-    "gelu": Activation.GELU,
-    "tanh": Activation.TANH,
-}
 
 
 def native(
@@ -73,122 +65,6 @@ def native(
         return Call(f"native.{name}", Program.of(operation, len(read)), read)
 
     return call
-
-
-def convolution(context: Context, chain: Chain) -> Described:
-    """A convolution of images or sequences, with addition and activation, weights packed now."""
-    _, weight_arg, _, *sizes, groups = arguments(chain.layer).values()
-    weight, scale = context.weight(weight_arg)
-    (outputs, inputs, *kernel), axes = weight.shape, weight.dim() - 2
-    stride, padding, dilation = (sized(value, axes) for value in sizes)
-    around = _pair(padding, 0)
-    geometry = Geometry(
-        inputs * groups,
-        outputs,
-        _pair(kernel),
-        _pair(stride),
-        (*around, *around),
-        _pair(dilation),
-        groups,
-    )
-    if _is_quicker_in_torch(geometry):
-        raise Unsupported("torch's kernel is quicker")
-    return _layer(context, chain, weight, scale, geometry)
-
-
-def _is_quicker_in_torch(geometry: Geometry) -> bool:
-    """Whether torch's kernel beats ours by more than a call costs: groups of few outputs leave most
-    of a vector empty. Measured by ``benchmarks.convolutions``. Where torch's may refuse the weights
-    of a layer, ours runs it.
-    """
-    if cpu.missing_kernels() is not None or cpu.saturates():
-        return False
-    each = geometry.out_channels // geometry.groups
-    is_depthwise = geometry.groups == geometry.in_channels == geometry.out_channels
-    return geometry.groups > 1 and not is_depthwise and each < 16
-
-
-def linear(context: Context, chain: Chain) -> Described:
-    """A linear layer, with addition and activation, weights packed now."""
-    weight, scale = context.weight(arguments(chain.layer)["weight"])
-    return _layer(context, chain, weight, scale, Geometry(weight.shape[1], weight.shape[0]))
-
-
-def _layer(
-    context: Context, chain: Chain, weight: Tensor, scale: Tensor, geometry: Geometry
-) -> Described:
-    node, given = chain.layer, arguments(chain.layer)
-    x, source = _bytes(context, given["input"])
-    read: tuple[Ref, ...] = (x,)
-    means = None
-    if chain.addition is not None:
-        other = next(arg for arg in chain.addition.args if arg != Ref(node.name))
-        addend, means = _bytes(context, other)
-        read = (x, addend)
-    given_bias = given["bias"]
-    none = torch.zeros(len(weight))
-    bias = none if given_bias is None else context.graph.constant(given_bias)
-    if bias is None:
-        raise Unsupported("its bias is computed")
-    rows, weight_shape = weight.dim() == 2, weight.shape
-    packed = weight[:, None, None] if rows else _as_image(weight).permute(0, 2, 3, 1)
-    epilogue = _epilogue(chain, source.scale * scale, bias, means)
-    try:
-        layer = Convolution.of(geometry, packed, source.zero_point, epilogue, source.high)
-    except ValueError as error:
-        raise Unsupported(str(error)) from None
-
-    def unpacked() -> Tensor:
-        integers = unpack(geometry, layer.weights)
-        if rows:
-            return integers.flatten(1)
-        # A copy, since those of 1x1 count as contiguous with channels last too, by which torch
-        # chooses another convolution.
-        whole = integers.permute(0, 3, 1, 2).reshape(weight_shape)
-        return whole.clone(memory_format=torch.contiguous_format)
-
-    context.hold(given["weight"], unpacked)
-    name = node.short_op if means is None else f"{node.short_op}.sum"
-    return name, operations.Layer(layer, rows), read
-
-
-def _epilogue(chain: Chain, scales: Tensor, bias: Tensor, addend: Integers | None) -> Epilogue:
-    """What follows a layer's sums.
-
-    Raises:
-        Unsupported: its result is not of eight bits.
-    """
-    kind, clip = Activation.NONE, (0.0, 0.0)
-    node, out = chain.activation, chain.out
-    if node is not None:
-        kind = _ACTIVATIONS[node.short_op]
-        if kind is Activation.CLIP:
-            clip = clip_bounds(node)
-        if kind is Activation.GELU and arguments(node)["approximate"] == "tanh":
-            kind = Activation.GELU_TANH
-    added = None if addend is None else (addend.scale, addend.zero_point)
-    epilogue = Epilogue(scales.float(), bias.float(), added, kind, clip)
-    if out is None:
-        return epilogue
-    _check_type("result", out)
-    return replace(
-        epilogue,
-        out_scale=out.scale,
-        out_zero_point=out.zero_point,
-        out_low=out.low,
-        out_high=out.high,
-    )
-
-
-def _as_image(weight: Tensor) -> Tensor:
-    """A weight with the axes of those that read images: of sequences the height is 1."""
-    return weight if weight.dim() == 4 else weight.unsqueeze(2)
-
-
-def _pair(sizes: Sequence[int], of_height: int = 1) -> tuple[int, int]:
-    """Of height and width; a sequence has none of height."""
-    height, width = sizes if len(sizes) == 2 else (of_height, *sizes)
-    return height, width
 
 
 def quantize(context: Context, node: Node) -> Callable[[Tensor], Tensor]:
@@ -216,7 +92,7 @@ def two(combination: Combination, sign: int = 1) -> Callable[[Context, Chain], D
     def describe(context: Context, chain: Chain) -> Described:
         if chain.layer.kwargs:
             raise Unsupported("it has keyword arguments")
-        (a, one), (b, other) = (_bytes(context, arg) for arg in chain.layer.args[:2])
+        (a, one), (b, other) = (bytes_of(context, arg) for arg in chain.layer.args[:2])
         _check_rank(context, chain.layer, 4)
         other = replace(other, scale=sign * other.scale)
         out = _clipped(chain)
@@ -229,7 +105,7 @@ def two(combination: Combination, sign: int = 1) -> Callable[[Context, Chain], D
 def activation(context: Context, chain: Chain) -> Described:
     """A function of one value: what it makes of all 256 integers stands in a table."""
     node = chain.layer
-    x, source = _bytes(context, node.args[0])
+    x, source = bytes_of(context, node.args[0])
     out = _out(chain)
     if any(True for _ in refs_in((node.args[1:], node.kwargs))):
         raise Unsupported("its arguments are computed")
@@ -245,7 +121,7 @@ def mean(context: Context, chain: Chain) -> Described:
     node = chain.layer
     if node.op != "aten.mean.dim" or node.kwargs:
         raise Unsupported("it is a mean over all values, or of another dtype")
-    x, source = _bytes(context, node.args[0])
+    x, source = bytes_of(context, node.args[0])
     given = arguments(node)
     meta = context.graph.metas[node.args[0].name]
     rank = 0 if meta is None else len(meta.shape)
@@ -259,7 +135,7 @@ def mean(context: Context, chain: Chain) -> Described:
 def average(context: Context, chain: Chain) -> Described:
     """Average pooling of images."""
     node = chain.layer
-    x, source = _bytes(context, node.args[0])
+    x, source = bytes_of(context, node.args[0])
     given = arguments(node)
     if node.short_op == "adaptive_avg_pool2d":
         if list(refs_in(node.args[1:])) or sized(given["output_size"], 2) != [1, 1]:
@@ -319,9 +195,9 @@ def split(context: Context, node: Node, integers: str) -> Callable[..., Any]:
 
 def norm(context: Context, chain: Chain) -> Described:
     """A norm or softmax of integers."""
-    x, source = _bytes(context, chain.layer.args[0])
+    x, source = bytes_of(context, chain.layer.args[0])
     if chain.out is not None:
-        _check_type("result", chain.out)
+        check_bytes("result", chain.out)
     operation = replace(norm_of(context, chain.layer), source=source, out=chain.out)
     return chain.layer.short_op, operation, (x,)
 
@@ -329,11 +205,11 @@ def norm(context: Context, chain: Chain) -> Described:
 def attention(context: Context, chain: Chain) -> Described:
     """Attention of queries, keys and values in integers, with the rounding of its result."""
     *heads, mask, causal, scale, gqa, levels = arguments(chain.layer).values()
-    read, sources = zip(*(_bytes(context, arg) for arg in heads), strict=True)
+    read, sources = zip(*(bytes_of(context, arg) for arg in heads), strict=True)
     if levels > MOST_LEVELS:
         raise Unsupported(f"it computes with probabilities in {levels} levels")
     if chain.out is not None:
-        _check_type("result", chain.out)
+        check_bytes("result", chain.out)
     if mask is not None:
         meta = context.graph.meta(mask.name)
         if meta is None or meta.dtype not in ("bool", "float32"):
@@ -365,7 +241,7 @@ def embedding(context: Context, chain: Chain) -> Call:
 def concatenate(context: Context, chain: Chain) -> Described:
     """Concatenation of tensors of one scale."""
     given = arguments(chain.layer)
-    sources = [_bytes(context, arg) for arg in given["tensors"]]
+    sources = [bytes_of(context, arg) for arg in given["tensors"]]
     if any(integers != chain.out for _, integers in sources):
         raise Unsupported("its inputs and its result have scales of their own")
     operation = operations.Concatenate(given["dim"])
@@ -374,21 +250,10 @@ def concatenate(context: Context, chain: Chain) -> Described:
 
 def _unscaled(context: Context, chain: Chain) -> tuple[Ref, Integers]:
     """The only input, where the result has its very integers."""
-    x, source = _bytes(context, chain.layer.args[0])
+    x, source = bytes_of(context, chain.layer.args[0])
     if _out(chain) != source:
         raise Unsupported("its result has a scale of its own")
     return x, source
-
-
-def _bytes(context: Context, arg: Any) -> tuple[Ref, Integers]:
-    """The integers behind an argument.
-
-    Raises:
-        Unsupported: it is float, or of more than eight bits.
-    """
-    x, integers = context.source(arg)
-    _check_type("input", integers)
-    return x, integers
 
 
 def _out(chain: Chain) -> Integers:
@@ -399,7 +264,7 @@ def _out(chain: Chain) -> Integers:
     """
     if chain.out is None:
         raise Unsupported("its result is not quantized")
-    _check_type("result", chain.out)
+    check_bytes("result", chain.out)
     return chain.out
 
 
@@ -408,19 +273,19 @@ def _clipped(chain: Chain) -> Integers:
     return out if chain.activation is None else out.clipped(*clip_bounds(chain.activation))
 
 
-def _check_type(what: str, integers: Integers) -> None:
-    if integers.dtype != torch.uint8:
-        raise Unsupported(f"its {what} is {integers.dtype}, the kernel takes 8 bits")
-
-
 def _check_rank(context: Context, node: Node, most: int, least: int = 0) -> None:
     meta = context.graph.metas[node.name]
     if meta is None or not least <= len(meta.shape) <= most:
         raise Unsupported(f"it is no tensor of {least} to {most} axes")
 
 
+# Nothing is added to layers whose sums stand elsewhere than their results.
+_ALONE = replace(NATIVE, addition=False)
+
 KERNELS = (
     Kernel(("conv1d", "conv2d"), native(convolution), fusion=NATIVE),
+    Kernel(("conv3d",), native(volume), fusion=_ALONE),
+    Kernel(("conv_transpose1d", "conv_transpose2d"), native(transposed), fusion=_ALONE),
     Kernel(("linear",), native(linear), fusion=NATIVE),
     Kernel(("add",), native(two(Combination.ADD)), fusion=Fusion(CLIPS)),
     Kernel(("sub",), native(two(Combination.ADD, -1)), fusion=Fusion(CLIPS)),
