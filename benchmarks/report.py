@@ -73,12 +73,23 @@ class Report:
         lines += [f"- {note}" for note in self.notes]
         return "\n".join([*lines, "", settings, environment.in_one_line(self.machine)])
 
-    def finish(self, folder: Path) -> None:
-        """Print it and write ``<name>.json``."""
+    def resume(self, folder: Path) -> None:
+        """Take over rows and details of an earlier run, if it had these settings."""
+        file = folder / f"{self.name}.json"
+        found = json.loads(file.read_text()) if file.exists() else {"settings": None}
+        if found["settings"] == self.settings:
+            self.rows, self.details = found["rows"], found["details"]
+
+    def write(self, folder: Path) -> Path:
+        """Write ``<name>.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{self.name}.json"
         file.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-        print(f"{self}\n\nwritten to {file}", flush=True)
+        return file
+
+    def finish(self, folder: Path) -> None:
+        """Print it and write ``<name>.json``."""
+        print(f"{self}\n\nwritten to {self.write(folder)}", flush=True)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

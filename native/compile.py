@@ -21,7 +21,7 @@ LIBRARY = HERE.parent / "src" / "octavo" / "numerics" / "native" / "kernels.so"
 SOURCES = [
     HERE / f"{name}.c"
     for name in (
-        *("isa", "threads", "product", "eight_bits", "four_bits", "recurrent"),
+        *("isa", "threads", "product", "eight_bits", "four_bits", "widened", "recurrent"),
         *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
         *("elementwise", "pooling", "program", "normalization"),
         *("decoder", "float_rows", "embedding"),

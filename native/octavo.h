@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 15
+#define OCTAVO_ABI 16
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -319,6 +319,11 @@ void octavo_product_of_four_bits(
 /* y[r][n] = sum of x[r][k] (weights[n][k] - zero_point) scale, + bias[n], of contiguous rows. y has as
  * many columns as the weights have rows. Rows that are not finite: as above. */
 OCTAVO_EXPORT int octavo_multiply_four_bits(
+    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
+
+/* The same of rows that are rounded to eight bits by their ranges, with weights that become int8:
+ * for many rows (widened.c). */
+OCTAVO_EXPORT int octavo_multiply_four_bits_widened(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
 
 /* ---- tables: embedding.c ---- */

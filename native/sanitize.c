@@ -83,6 +83,7 @@ static void one_product(int threads) {
     octavo_four_bits matrix = {
         weights, scales, zero_points, below(2) ? bias : NULL, rows, columns, groups};
     if (octavo_multiply_four_bits(&matrix, x, count, y, threads) == OCTAVO_NO_MEMORY) exit(1);
+    if (octavo_multiply_four_bits_widened(&matrix, x, count, y, threads) == OCTAVO_NO_MEMORY) exit(1);
     free(weights), free(zero_points), free(scales), free(bias), free(x), free(y);
 }
 

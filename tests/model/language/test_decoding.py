@@ -107,6 +107,26 @@ def stepwise(net: Any, ids: torch.Tensor, how: dict[str, Any], count: int = 8) -
     return torch.cat(found, 1)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_a_short_prompt_is_native_once_a_step_was_compared(padded: bool, steps: list[int]) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (2, 5))
+    stepwise(q, ids, CACHES["dynamic"](q), 2)
+    steps.clear()
+    mask = torch.ones(2, 6, dtype=torch.long)
+    mask[0, :2] = not padded
+    found = []
+    for net in (q, in_python(q)):
+        cache = transformers.DynamicCache(config=q.config)
+        first = net(ids, past_key_values=cache, attention_mask=mask[:, :5]).logits
+        assert cache.get_seq_length() == 5
+        behind = net(ids[:, :1], past_key_values=cache, attention_mask=mask).logits
+        found.append(torch.cat([first[:, 2:], behind], 1))
+    # A padded token sees nothing: Python has its own rule for that.
+    assert steps == ([1] if padded else [5, 1])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
 @torch.no_grad()
 def test_a_cache_may_be_cut_copied_and_read_between_steps(steps: list[int]) -> None:
     q = quantized(language_model("llama"))

@@ -31,6 +31,24 @@ def of_four_bits(rows: int, groups: int, size: int) -> tuple[Product, torch.Tens
     return made, (blocks * scale[..., None].double()).reshape(rows, -1)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("count", [1, 33, 70])
+def test_rounded_rows_have_eight_bits(instruction_set, bits, count):
+    torch.manual_seed(0)
+    made, weight = of_four_bits(90, 3, 64) if bits == 4 else eight_bits(90, 191)
+    x = torch.randn(count, weight.shape[1])
+    found, finite = made.with_bias(torch.arange(90.0)).of_rows(x, rounded=True)
+    low, high = x.clamp(max=0).amin(1, True), x.clamp(min=0).amax(1, True)
+    # Half a step of the input, and of weights that had four bits half a step of theirs.
+    most = (high - low).double() / 255 * 1.01 * weight.abs().sum(1)
+    if bits == 4:
+        most += x.double().abs().sum(1, True) * weight.abs().amax(1) * 15 / 8 / 127
+    exact = x.double() @ weight.T + torch.arange(90.0)
+    assert finite
+    assert bool(((found.double() - exact).abs() <= most).all())
+    assert (found.double() - exact).norm() < 0.02 * exact.norm()
+
+
 def assert_near(have: torch.Tensor, want: torch.Tensor, x: torch.Tensor, weight: torch.Tensor):
     """Each value of a row is off by at most half a step of its largest, 1 / 32512."""
     most = x.abs().amax(1, keepdim=True).double() / 32512 * weight.abs().sum(1) + 1e-6

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ class Stepping(nn.Module):
             return super().forward(*args, **kwargs)
         steps = self._steps
         if steps is None or not steps.are_current():
+            if asked.kept.past == 0:  # a step behind tokens is the one that is compared
+                return super().forward(*args, **kwargs)
             steps = Steps(self)
             result = steps.tried(self, asked, lambda: super(Stepping, self).forward(**kwargs))
             self._steps = steps
@@ -137,14 +140,15 @@ class Asked:
             return None
         cache = given.get("past_key_values")
         kept = kept_by(cache, len(model.layers))
-        if kept is None or kept.past == 0:
+        if kept is None:
             return None
         window, sources = getattr(model.config, "sliding_window", None), kept.past + count
         if sources > (kept.most if window is None else min(kept.most, window)):
             return None
         mask = _mask(given.get("attention_mask"), batch, count, kept.past, tokens.device)
-        if mask is None:
-            return None
+        is_padded = mask is not _ALL and given.get("attention_mask") is not None
+        if mask is None or (kept.past == 0 and is_padded and not bool(mask.any(-1).all())):
+            return None  # what stands before a text sees nothing
         positions = given.get("position_ids")
         if positions is None:
             positions = torch.arange(kept.past, sources, device=tokens.device)[None]
@@ -187,24 +191,22 @@ class Steps:
             self._decoder = Decoder([block_of(block) for block in model.layers])
         self._changes = QuantizedModule.changes
         inside = set(model.layers.modules())
-        self._held = [
-            (names, name, value)
+        held = [
+            (names, name)
             for module in (model, *inside)
             for names in (module._modules, module._parameters)
-            for name, value in names.items()
+            for name in names
         ]
         # Whoever watches or changes a module may give it a forward of its own.
-        self._held += [
-            (module.__dict__, "forward", module.__dict__.get("forward")) for module in inside
-        ]
-        # Numbers that the native calls have taken from attention.
-        self._held += [
-            (module.__dict__, name, module.__dict__.get(name))
-            for module in inside
-            for name in ("scaling", "head_dim", "variance_epsilon")
-        ]
+        held += [(module.__dict__, "forward") for module in inside]
+        # Numbers that the native calls have taken from attention and norms.
+        numbers = ("scaling", "head_dim", "variance_epsilon")
+        held += [(m.__dict__, name) for m in inside for name in numbers if name in m.__dict__]
+        self._names = tuple(zip(*held, strict=True))
+        self._values = [names.get(name) for names, name in held]
         weights = [one for module in inside for one in module._parameters.values()]
-        self._places = [(one, one.data_ptr()) for one in weights if one is not None]
+        self._weights = [one for one in weights if one is not None]
+        self._places = list(map(Tensor.data_ptr, self._weights))
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         self._hooks = [getattr(module, kind) for module in inside for kind in kinds]
 
@@ -212,8 +214,8 @@ class Steps:
         """Whether weights and modules are those that this was made of."""
         return (
             self._changes == QuantizedModule.changes
-            and all(names.get(name) is value for names, name, value in self._held)
-            and all(one.data_ptr() == place for one, place in self._places)
+            and all(map(is_, map(dict.get, *self._names), self._values))
+            and list(map(Tensor.data_ptr, self._weights)) == self._places
         )
 
     def tried(self, model: Any, asked: Asked, exact: Callable[[], Any]) -> Any:
@@ -251,7 +253,9 @@ class Steps:
             return None
         rotary = model.rotary_emb(x, position_ids=asked.positions)
         kept = asked.kept
-        rows = self._decoder(x, rotary, kept.caches(x.shape[1]), kept.past, asked.mask)
+        block = self._decoder.blocks[0]
+        caches = kept.caches(x.shape[1], (x.shape[0], block.shared_heads, block.channels))
+        rows = self._decoder(x, rotary, caches, kept.past, asked.mask)
         return None if rows is None else model.norm(rows)
 
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from octavo.runtimes.native.decoder import Caches
 
+Sizes = tuple[int, int, int]  # batch, heads of keys, channels
+
 
 class Kept(Protocol):
     """What a cache has of all blocks of a decoder.
@@ -31,8 +33,8 @@ class Kept(Protocol):
     past: int
     most: float
 
-    def caches(self, tokens: int) -> Caches:
-        """The memory, with room for so many more."""
+    def caches(self, tokens: int, sizes: Sizes) -> Caches:
+        """The memory, with room for so many more; ``sizes`` are for the first ones."""
         ...
 
     def newest(self, tokens: int) -> Tensor:
@@ -53,9 +55,13 @@ def kept_by(cache: Any, blocks: int) -> Kept | None:
     if grown is not None and grown.is_shown_by(cache):
         return grown
     layers = cache.layers
-    if cache.offloading or len(layers) != blocks or not all(x.is_initialized for x in layers):
+    if cache.offloading or len(layers) != blocks:
         return None
     kinds = {type(layer) for layer in layers}
+    if kinds == {dynamic} and not any(x.is_initialized for x in layers):
+        return Grown(layers)
+    if not all(x.is_initialized for x in layers):
+        return None
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     if len(kinds) != 1 or not tensors or not all(map(_is_readable, tensors)):
         return None
@@ -90,7 +96,7 @@ class Grown:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
-        self.past = int(layers[0].keys.shape[2])
+        self.past = int(layers[0].keys.shape[2]) if layers[0].is_initialized else 0
         self._shown: Sequence[Tensor] = ()
         self._caches: Caches | None = None
 
@@ -106,15 +112,14 @@ class Grown:
             )
         )
 
-    def caches(self, tokens: int) -> Caches:
+    def caches(self, tokens: int, sizes: Sizes) -> Caches:
         if self._caches is None or self._caches.shape[2] < self.past + tokens:
-            first = self._layers[0].keys
             room = self.past + tokens + max(_ROOM, self.past // 4)
-            shape = (2 * len(self._layers), *first.shape[:2], room, first.shape[3])
-            self._whole = torch.empty(shape)
-            pairs = [pair for layer in self._layers for pair in (layer.keys, layer.values)]
-            for own, tensor in zip(self._whole, pairs, strict=True):
-                own[:, :, : self.past] = tensor
+            self._whole = torch.empty((2 * len(self._layers), *sizes[:2], room, sizes[2]))
+            if self.past:
+                pairs = [pair for layer in self._layers for pair in (layer.keys, layer.values)]
+                for own, tensor in zip(self._whole, pairs, strict=True):
+                    own[:, :, : self.past] = tensor
             self._caches = Caches(list(zip(self._whole[::2], self._whole[1::2], strict=True)))
         return self._caches
 
@@ -125,8 +130,12 @@ class Grown:
         self.past += tokens
         _GROWN[cache] = self
         self._shown = self._whole[:, :, :, : self.past].unbind(0)
-        for i, layer in enumerate(self._layers):
-            layer.keys, layer.values = self._shown[2 * i], self._shown[2 * i + 1]
+        for layer, keys, values in zip(
+            self._layers, self._shown[::2], self._shown[1::2], strict=True
+        ):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
 
 
 class Fixed:
@@ -136,7 +145,7 @@ class Fixed:
         self._layers = layers
         self.past, self.most = int(layers[0].cumulative_length), layers[0].keys.shape[2]
 
-    def caches(self, tokens: int) -> Caches:
+    def caches(self, tokens: int, sizes: Sizes) -> Caches:
         return Caches([(layer.keys, layer.values) for layer in self._layers])
 
     def newest(self, tokens: int) -> Tensor:

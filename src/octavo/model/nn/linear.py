@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class Linear(OneOperator, floats=nn.Linear, operator="linear"):
     in_features: int
     out_features: int
     transposed: bool  # whether the float layer's weight was [in, out]
+    rounds_from: float = math.inf  # inputs of so many rows are rounded, see `octavo.model.language`
 
     @classmethod
     def takes(cls, layer: nn.Module) -> bool:
@@ -80,7 +82,8 @@ class Linear(OneOperator, floats=nn.Linear, operator="linear"):
             return None
         if input.shape[-1] != product.columns or input.numel() == 0:
             return None
-        rows, finite = product.of_rows(input)
+        is_rounded = input.numel() >= self.rounds_from * product.columns
+        rows, finite = product.of_rows(input, is_rounded)
         if not finite:
             return None
         bias = self._buffers.get("bias")

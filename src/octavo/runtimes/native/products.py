@@ -42,7 +42,8 @@ class Product:
         self._padded = layer.eight.rows or layer.four.rows
         loaded = library()
         assert loaded is not None, "whoever packs weights has asked for the library"
-        self._call = _of_eight(loaded, self) if layer.eight.rows else _of_four(loaded, self)
+        of = _of_eight if layer.eight.rows else _of_four
+        self._call, self._call_rounded = of(loaded, self, False), of(loaded, self, True)
 
     @classmethod
     def of_eight_bits(cls, matrix: Matrix, rows: int, columns: int) -> Product:
@@ -96,15 +97,18 @@ class Product:
         result, _ = self.of_rows(x.resolve_neg().contiguous())
         return result
 
-    def of_rows(self, x: Tensor) -> tuple[Tensor, bool]:
+    def of_rows(self, x: Tensor, rounded: bool = False) -> tuple[Tensor, bool]:
         """``[count, rows]``, and whether all values are finite that were read.
 
         Args:
             x: float32 on the CPU, rows in one piece, which the caller has made sure of.
+            rounded: each row to eight bits, by its range, instead of 16; weights of four bits in
+                groups then become int8, by one scale for each of their rows.
         """
         count = x.numel() // self.columns
         result = torch.empty((count, self._padded), dtype=torch.float32)
-        status = self._call(x.data_ptr(), count, result.data_ptr(), torch.get_num_threads())
+        call = self._call_rounded if rounded else self._call
+        status = call(x.data_ptr(), count, result.data_ptr(), torch.get_num_threads())
         if status == NO_MEMORY:
             raise MemoryError(f"no memory for the digits of {count} rows")
         if self._padded != self.rows:
@@ -116,22 +120,23 @@ _Call = Callable[[int, int, int, int], int]  # x, how many rows, result, threads
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
-def _of_eight(loaded: ctypes.CDLL, product: Product) -> _Call:
+def _of_eight(loaded: ctypes.CDLL, product: Product, rounded: bool) -> _Call:
     # Looked up by item: a function of our own, which others' arguments are not checked by.
     function: Any = loaded["octavo_multiply_eight_bits"]
     function.argtypes = (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_int)
     matrix, columns = ctypes.addressof(product.layer), product.columns
-    reading = ctypes.addressof(_FLOATS)
+    reading = ctypes.addressof(_ROUNDED if rounded else _FLOATS)
     return lambda x, count, y, threads: cast(
         int, function(matrix, x, columns, count, y, reading, threads)
     )
 
 
-def _of_four(loaded: ctypes.CDLL, product: Product) -> _Call:
-    function: Any = loaded["octavo_multiply_four_bits"]
+def _of_four(loaded: ctypes.CDLL, product: Product, rounded: bool) -> _Call:
+    function: Any = loaded["octavo_multiply_four_bits" + ("_widened" if rounded else "")]
     function.argtypes = (_POINTER, _POINTER, _SIZE, _POINTER, ctypes.c_int)
     matrix = ctypes.addressof(product.layer) + LayerStruct.four.offset
     return lambda x, count, y, threads: cast(int, function(matrix, x, count, y, threads))
 
 
 _FLOATS = Reading(How.FLOATS).as_struct()
+_ROUNDED = Reading(How.ROW_RANGE, 0, 255).as_struct()
