@@ -33,6 +33,7 @@ TORCH_AO = ("torch.ao FX", "torch.ao dynamic")
 ORT_INT8, NNCF_INT8 = "ONNX Runtime, its own int8", "OpenVINO, NNCF's int8"
 FASTEST = "fastest"
 OURS = ("torch", "onnxruntime", "openvino", FASTEST)
+SHARE_OF_ONE_RUNTIME = 0.3  # of the seconds of tuning: for its sizes, and what is tried next
 # Of what stays float: bfloat16 where the CPU has it, which is OpenVINO's own default for the peers.
 PRECISION = {"openvino": "auto"}
 # These take minutes to build, or are what the others are compared with on other axes.
@@ -47,7 +48,7 @@ def contenders(
     Args:
         work, model: the network.
         kept: the files of what peers build.
-        tune_s: seconds of tuning for Octavo's fastest; 0 is no tuning.
+        tune_s: seconds of tuning for Octavo's fastest, and a share for one runtime; 0 is no tuning.
         columns: are filled with what ours notes of itself.
     """
     net, args, recipe = work.net, work.args, model.recipe
@@ -198,11 +199,14 @@ def quantized(work: Workload, runtime: str, mode: str) -> octavo.QuantizedModel:
 
 
 def ours(work: Workload, runtime: str, mode: str, tune_s: float, column: dict[str, Any]) -> Call:
-    """Quantized by Octavo and lowered; notes what runs in int8. The fastest is tuned before."""
+    """Quantized by Octavo and lowered; notes what runs in int8. The fastest is tuned before, and
+    so are other libraries' runtimes, a little: peers have programs for the very sizes.
+    """
     options: dict[str, Any] = {"batch": work.args[0].shape[0]}
     if has_own_threads(runtime):
         options |= {"threads": torch.get_num_threads(), "precision": PRECISION.get(runtime)}
-    elif runtime == FASTEST and tune_s > 0:
+        tune_s *= SHARE_OF_ONE_RUNTIME
+    if tune_s > 0 and (runtime == FASTEST or has_own_threads(runtime)):
         options |= {"tune": True, "budget": tune_s}
     q = quantized(work, runtime, mode)
     with warnings.catch_warnings():

@@ -231,7 +231,7 @@ def options_of_speed() -> ArgumentParser:
         "--tune",
         type=float,
         default=TUNE_S,
-        help="seconds, of our fastest; default: %(default)s",
+        help="seconds, of our fastest; a share of it for each foreign runtime; default: %(default)s",
     )
     made.add_argument("--more", action="store_true", help="other floats, Inductor and PT2E too")
     made.add_argument("--busy", action="store_true", help="measure all the same, record nothing")
