@@ -18,6 +18,7 @@ NAMES = (
     "pixels",
     "recurrent",
     "native",
+    "advice",
     "transformer_layers",
     "convolutions",
     "tokens",

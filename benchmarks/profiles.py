@@ -4,7 +4,8 @@ Each row is a kind of kernel, with how many there are and what all of them take 
 median of each over the calls, added up), by the runtime's own profiler. So what differs between two
 models on one runtime is seen as kernels that one has and the other has not. The time of whole calls
 is in `speed`. The peer on OpenVINO is NNCF, under OpenVINO's own settings (it computes what is
-float in bfloat16 where the CPU has it); on ONNX Runtime it is ONNX Runtime's own quantizer.
+float in bfloat16 where the CPU has it), and so is ours; on ONNX Runtime it is ONNX Runtime's own
+quantizer.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import peers
-from benchmarks.contenders import quantized
+from benchmarks.contenders import by_nncf, by_onnxruntime, quantized
+from benchmarks.kept import Kept
 from benchmarks.peers import Batch
 from benchmarks.report import Report, parsed, parser
 from benchmarks.workloads import MODELS, Model, Workload
 from octavo.graph.graph import Graph
-from octavo.runtimes import RUNTIMES, Options
+from octavo.runtimes import RUNTIMES, Options, cpu
 from octavo.runtimes.onnxruntime import UNWANTED, session_settings
-from octavo.runtimes.openvino import compiled_model, sides
+from octavo.runtimes.openvino import compiled_model
 
 SMALL = 0.01  # of the whole: kinds that take less are added up
 OURS, PEER = "Octavo", "peer"
@@ -84,19 +85,25 @@ def on_openvino(work: Workload, model: Model, calls: int) -> dict[str, Times]:
     """Ours, and NNCF's."""
     import openvino
 
-    options = Options(threads=torch.get_num_threads(), batch=work.args[0].shape[0])
-    quantized = peers.nncf_model(
-        work.net, work.args, work.calibration, transformer=model.recipe.transformer
-    )
+    precision = "bfloat16" if cpu.has_bf16() else "float32"
+    options = Options(threads=torch.get_num_threads(), precision=precision)
+    kept = Kept.of(work.net, work.shown())
     settings = {
         "PERF_COUNT": True,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": options.threads,
     }
-    theirs = openvino.Core().compile_model(quantized, "CPU", settings)
+    theirs = openvino.Core().compile_model(
+        kept.file("quantized.xml", by_nncf(work, model)), "CPU", settings
+    )
     graph = _graph(work, model, "openvino")
     data = _file(graph, "openvino")
-    mine = compiled_model(data, options, sides(graph), PERF_COUNT=True)
+    sizes = {
+        (entry.name, axis): size
+        for entry, tensor in zip(graph.inputs, work.args, strict=True)
+        for axis, size in enumerate(tensor.shape)
+    }
+    mine = compiled_model(data, options, sizes, PERF_COUNT=True)
     return {
         OURS: _openvino_times(mine, work.args, calls),
         PEER: _openvino_times(theirs, work.args, calls),
@@ -121,10 +128,8 @@ def on_onnxruntime(work: Workload, model: Model, calls: int) -> dict[str, Times]
     """Ours, and that of ONNX Runtime's own quantizer."""
     import onnxruntime
 
-    if model.recipe.onnxruntime == "static":
-        theirs = peers.onnxruntime_static_file(work.net, work.args, work.calibration)
-    else:
-        theirs = peers.onnxruntime_dynamic_file(work.net, work.args)
+    kept = Kept.of(work.net, work.shown())
+    theirs = kept.file("quantized.onnx", by_onnxruntime(work, model)).read_bytes()
     options = Options(threads=torch.get_num_threads(), batch=work.args[0].shape[0])
     graph = _graph(work, model, "onnxruntime")
     plain = onnxruntime.SessionOptions()

@@ -23,8 +23,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks import quiet, speed_table
 from benchmarks.contenders import (
     FP32,
@@ -62,8 +60,8 @@ def measure(name: str, options: Namespace) -> int:
     work = model.make(options.samples)
     columns: dict[str, dict[str, Any]] = {}
     many = options.samples >= MANY_SAMPLES
-    kept = Kept(None) if many else Kept.of(work.net, shown(work))
-    makers = contenders(work, model, kept, options.tune, columns)
+    kept = Kept(None) if many else Kept.of(work.net, work.shown())
+    makers = contenders(work, model, kept, 0.0 if many else options.tune, columns)
     if many:  # only the time that these take to build counts
         makers = {who: makers[who] for who in (FP32, "Octavo openvino", NNCF_INT8)}
     elif options.more:
@@ -131,11 +129,6 @@ def conversion_goal(name: str, report: Report) -> Goal:
     mine, theirs = seconds["Octavo openvino"], seconds[NNCF_INT8]
     value = mine / theirs if mine and theirs else None
     return Goal(f"{name}: seconds to load, over NNCF's", value, CONVERSION_LIMIT)
-
-
-def shown(work: Workload) -> list[torch.Tensor]:
-    """Every tensor that a network is shown before it is timed."""
-    return [*work.args, *(t for batch in work.calibration for t in batch)]
 
 
 def file_of(name: str, samples: int = SAMPLES) -> str:
@@ -231,7 +224,7 @@ def options_of_speed() -> ArgumentParser:
         "--tune",
         type=float,
         default=TUNE_S,
-        help="seconds, of our fastest; a share of it for each foreign runtime; default: %(default)s",
+        help="seconds, of our fastest, and a share for each foreign runtime; default: %(default)s",
     )
     made.add_argument("--more", action="store_true", help="other floats, Inductor and PT2E too")
     made.add_argument("--busy", action="store_true", help="measure all the same, record nothing")

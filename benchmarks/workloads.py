@@ -36,6 +36,10 @@ class Workload:
     args: Batch
     calibration: list[Batch]
 
+    def shown(self) -> list[Tensor]:
+        """Every tensor that the network is shown before it is timed."""
+        return [*self.args, *(t for batch in self.calibration for t in batch)]
+
 
 @dataclass(frozen=True)
 class Recipe:

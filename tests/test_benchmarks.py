@@ -24,6 +24,7 @@ SCRIPTS = sorted(
 sys.path.append(str(ROOT))
 
 from benchmarks import cpu_kinds, layers, quiet, speed, speed_table  # noqa: E402
+from benchmarks.advice import advised  # noqa: E402
 from benchmarks.contest import Contest  # noqa: E402
 from benchmarks.kept import Kept  # noqa: E402
 from benchmarks.ratios import Spread, ratio  # noqa: E402
@@ -169,6 +170,13 @@ def test_a_profile_adds_up_kinds_and_what_is_small() -> None:
 def a_contest(**times: float) -> Contest:
     """Each has one round of one call."""
     return Contest(times={name: Latency(((seconds,),)) for name, seconds in times.items()})
+
+
+def test_advice_is_the_most_precise_that_nothing_beats_by_more_than_noise() -> None:
+    assert advised({"fp32": 1.0, "bf16": 0.97, "int8": 0.98}) == "fp32"
+    assert advised({"fp32": 1.0, "bf16": 0.5, "int8": 0.48}) == "bf16"
+    assert advised({"fp32": 1.0, "bf16": 0.5, "int8": 0.4}) == "int8"
+    assert advised({"fp32": 1.0, "bf16": None, "int8": 1.2}) == "fp32"
 
 
 def test_standings_compare_the_best_of_ours_with_the_best_peer() -> None:
