@@ -61,4 +61,31 @@ INLINE float gelu_tanh(float x) {
     return 0.5f * x * (1.0f + tanhyp(0.79788456080286536f * (x + 0.044715f * x * x * x)));
 }
 
+#if defined(__x86_64__)
+
+/* ---- 16 at once, where results are rounded to steps behind ---- */
+
+/* 2^x to about 3 units in the last place. */
+INLINE VNNI __m512 power_of_two(__m512 x) {
+    const float terms[] = {5.582631585e-02f, 2.401536178e-01f, 6.931530731e-01f, 9.999999251e-01f};
+    __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.877575591e-03f), f, _mm512_set1_ps(8.989342716e-03f));
+    UNROLL for (int i = 0; i < 4; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(terms[i]));
+    return _mm512_scalef_ps(p, x);
+}
+
+/* silu(x) * factor */
+INLINE VNNI __m512 scaled_silu(__m512 x, __m512 factor) {
+    __m512 power = power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504088896341f)));
+    return _mm512_div_ps(_mm512_mul_ps(x, factor), _mm512_add_ps(power, _mm512_set1_ps(1.0f)));
+}
+
+/* 6 hardswish(x) * factor */
+INLINE VNNI __m512 scaled_hardswish(__m512 x, __m512 factor) {
+    __m512 part = _mm512_max_ps(_mm512_add_ps(x, _mm512_set1_ps(3.0f)), _mm512_setzero_ps());
+    return _mm512_mul_ps(_mm512_mul_ps(x, factor), _mm512_min_ps(part, _mm512_set1_ps(6.0f)));
+}
+
+#endif
+
 #endif

@@ -116,6 +116,7 @@ typedef struct {
     __m512i first[4];
     __m512 scales[4], bias[4];
     Prepared512 common;
+    Ending ending;
 } Channels512;
 
 INLINE VNNI void prepare_channels(Channels512 *known, const octavo_convolution *c, int64_t channel) {
@@ -128,6 +129,7 @@ INLINE VNNI void prepare_channels(Channels512 *known, const octavo_convolution *
         known->first[i] = _mm512_loadu_si512(p.first);
         known->scales[i] = _mm512_loadu_ps(p.scales), known->bias[i] = _mm512_loadu_ps(p.bias);
         known->common = in_registers(&c->epilogue, &p);
+        known->ending = !i || p.ending == known->ending ? p.ending : CUT; /* one is BARE */
     }
     turn(known->first), turn((__m512i *)known->scales), turn((__m512i *)known->bias);
 }
@@ -165,29 +167,21 @@ INLINE VNNI void store(uint8_t *to, __m512i bytes, __mmask64 mask, const int who
     }
 }
 
-INLINE VNNI void store_clipped(
+INLINE VNNI void store_bytes(
     const octavo_convolution *c, const Channels512 *known, const __m512i sums[4], int64_t at,
-    const int whole, const int added) {
+    const int whole, const Ending ending) {
     const octavo_epilogue *e = &c->epilogue;
-    __m512i fours[4], zero = _mm512_setzero_si512(), steps[4];
-    if (added) {
+    __m512i zero = _mm512_setzero_si512(), fours[4] = {zero, zero, zero, zero}, steps[4];
+    if (ending == ADDED) {
         __m512i taps[4] = {load((const uint8_t *)e->addend + at, known->mask, whole), zero, zero, zero};
         unpack_taps(taps, fours);
     }
     Prepared512 prepared = known->common;
     UNROLL for (int i = 0; i < 4; i++) {
         prepared.scales = known->scales[i], prepared.bias = known->bias[i];
-        steps[i] = in_steps(sums[i], added ? &fours[i] : NULL, &prepared);
+        steps[i] = in_steps(sums[i], fours[i], &prepared, ending);
     }
-    store((uint8_t *)c->at.y + at, in_bytes(steps, &prepared), known->mask, whole);
-}
-
-VNNI static void store_any(const octavo_convolution *c, __m512i sums[4], int64_t channel, int64_t at) {
-    int32_t lanes[DEPTHWISE];
-    turn(sums);
-    UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
-    Runs runs = {channel, BLOCK, c->out.channels, at, BLOCK};
-    finish_runs_vnni(&c->epilogue, lanes, DEPTHWISE / BLOCK, &runs, c->at.y);
+    store((uint8_t *)c->at.y + at, in_bytes(steps, &prepared, ending), known->mask, whole);
 }
 
 /* What is the same for all pixels of a unit; distances of two windows, and of two results. */
@@ -204,17 +198,36 @@ INLINE VNNI void add_products(__m512i sums[4], const __m512i fours[4], const int
         sums[i] = _mm512_dpbusd_epi32(sums[i], fours[i], _mm512_loadu_si512(weights + i * 64));
 }
 
-/* Whether an epilogue is clipped and adds nothing. */
-INLINE int is_plain(const octavo_epilogue *e) { return is_clipped(e) && !e->addend; }
+INLINE VNNI void store_any(const Unit512 *unit, __m512i sums[4], int64_t at) {
+    int32_t lanes[DEPTHWISE];
+    turn(sums);
+    UNROLL for (int i = 0; i < 4; i++) _mm512_storeu_si512(lanes + i * BLOCK, sums[i]);
+    Runs runs = {unit->channel, BLOCK, unit->c->out.channels, at, BLOCK};
+    finish_runs_vnni(&unit->c->epilogue, lanes, DEPTHWISE / BLOCK, &runs, unit->c->at.y);
+}
+
+/* Endings that sums go through memory for, so that kernels are compiled once for all of them. */
+VNNI static __attribute__((noinline)) void store_others(
+    const Unit512 *unit, __m512i (*sums)[4], int64_t pixels, int64_t at) {
+    const Channels512 *known = &unit->known;
+    for (int64_t p = 0; p < pixels; p++, at += unit->result)
+        switch (known->ending) {
+        case CUT: store_bytes(unit->c, known, sums[p], at, 0, CUT); break;
+        case ADDED: store_bytes(unit->c, known, sums[p], at, 0, ADDED); break;
+        case SILU: store_bytes(unit->c, known, sums[p], at, 0, SILU); break;
+        case HARDSWISH: store_bytes(unit->c, known, sums[p], at, 0, HARDSWISH); break;
+        default: store_any(unit, sums[p], at);
+        }
+}
 
 INLINE VNNI void store_sums(
-    const Unit512 *unit, __m512i sums[4], int64_t at, const int whole, const int plain) {
-    if (plain)
-        store_clipped(unit->c, &unit->known, sums, at, whole, 0);
-    else if (is_clipped(&unit->c->epilogue))
-        store_clipped(unit->c, &unit->known, sums, at, whole, 1);
+    const Unit512 *unit, __m512i (*sums)[4], const int pixels, int64_t at, const int whole,
+    const Ending ending) {
+    if (ending == ANY_ENDING)
+        store_others(unit, sums, pixels, at);
     else
-        store_any(unit->c, sums, unit->channel, at);
+        UNROLL for (int p = 0; p < pixels; p++)
+            store_bytes(unit->c, &unit->known, sums[p], at + p * unit->result, whole, ending);
 }
 
 INLINE VNNI void load_four(
@@ -226,7 +239,7 @@ INLINE VNNI void load_four(
 
 /* One pixel of any window. */
 INLINE VNNI void one_pixel(
-    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const int plain) {
+    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const Ending ending) {
     __m512i sums[4];
     UNROLL for (int i = 0; i < 4; i++) sums[i] = unit->known.first[i];
     for (int64_t four = 0; four < unit->w->unit_bytes / 256; four++) {
@@ -234,14 +247,14 @@ INLINE VNNI void one_pixel(
         load_four(fours, x, unit->w->taps[four], unit->known.mask, whole);
         add_products(sums, fours, unit->weights + four * 256);
     }
-    store_sums(unit, sums, at, whole, plain);
+    store_sums(unit, &sums, 1, at, whole, ending);
 }
 
 enum { FOUR_PIXELS = 4 };
 
 /* Four pixels, of windows so wide and so far from each other: a column of the input is read once. */
 INLINE VNNI void four_pixels(
-    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const int plain,
+    const Unit512 *unit, const uint8_t *x, int64_t at, const int whole, const Ending ending,
     const int width, const int stride) {
     const octavo_convolution *c = unit->c;
     const int8_t *weights = unit->weights;
@@ -258,43 +271,45 @@ INLINE VNNI void four_pixels(
                     add_products(sums[p], fours, weights + (column - p * stride) * 256);
         }
     }
-    UNROLL for (int p = 0; p < FOUR_PIXELS; p++)
-        store_sums(unit, sums[p], at + p * unit->result, whole, plain);
+    store_sums(unit, sums, FOUR_PIXELS, at, whole, ending);
 }
 
 /* Pixels beside each other. */
 INLINE VNNI void pixels_of(
     const Unit512 *unit, const uint8_t *x, int64_t at, int64_t pixels, const int whole,
-    const int plain, const int width, const int stride) {
+    const Ending ending, const int width, const int stride) {
     int64_t p = 0;
     for (; width && p + FOUR_PIXELS <= pixels; p += FOUR_PIXELS)
         four_pixels(
-            unit, x + p * unit->pixel, at + p * unit->result, whole, plain, width, stride);
+            unit, x + p * unit->pixel, at + p * unit->result, whole, ending, width, stride);
     for (; p < pixels; p++)
-        one_pixel(unit, x + p * unit->pixel, at + p * unit->result, whole, plain);
+        one_pixel(unit, x + p * unit->pixel, at + p * unit->result, whole, ending);
 }
 
 /* All tiles of a unit; windows of width 0 may be of any shape. */
 INLINE VNNI void pixels_vnni(
-    const Unit512 *unit, const Band *band, const int whole, const int plain, const int width,
+    const Unit512 *unit, const Band *band, const int whole, const Ending ending, const int width,
     const int stride) {
     const octavo_convolution *c = unit->c;
     const Windows *w = unit->w;
     FOR_TILES(tile, unit->channel) {
         int64_t at = tile.result + unit->channel;
-        pixels_of(unit, (const uint8_t *)tile.x, at, tile.pixels, whole, plain, width, stride);
+        pixels_of(unit, (const uint8_t *)tile.x, at, tile.pixels, whole, ending, width, stride);
     }
 }
 
 #define PIXELS_VNNI(WIDTH, STRIDE)                                                           \
     VNNI static void pixels_vnni_##WIDTH##_##STRIDE(const Unit512 *unit, const Band *band) { \
-        int whole = !~unit->known.mask, plain = is_plain(&unit->c->epilogue);                \
-        if (whole && plain)                                                                  \
-            pixels_vnni(unit, band, 1, 1, WIDTH, STRIDE);                                    \
-        else if (plain)                                                                      \
-            pixels_vnni(unit, band, 0, 1, WIDTH, STRIDE);                                    \
+        int whole = !~unit->known.mask;                                                      \
+        Ending ending = unit->known.ending;                                                  \
+        if (whole && ending == BARE)                                                      \
+            pixels_vnni(unit, band, 1, BARE, WIDTH, STRIDE);                                 \
+        else if (ending == BARE)                                                          \
+            pixels_vnni(unit, band, 0, BARE, WIDTH, STRIDE);                                 \
+        else if (ending == CUT)                                                       \
+            pixels_vnni(unit, band, 0, CUT, WIDTH, STRIDE);                                  \
         else                                                                                 \
-            pixels_vnni(unit, band, 0, 0, WIDTH, STRIDE);                                    \
+            pixels_vnni(unit, band, 0, ANY_ENDING, WIDTH, STRIDE);                           \
     }
 
 PIXELS_VNNI(0, 0)
@@ -315,11 +330,13 @@ INLINE VNNI __m512i repeated(__m512i channels, const int times) {
 
 /* So many neighbours' windows of width 3 and stride 1 are one window of all their channels, and the next
  * one of these is as many columns away. */
-INLINE VNNI void pixels_folded(const Unit512 *unit, const Band *band, const int times) {
+INLINE VNNI void pixels_folded(
+    const Unit512 *unit, const Band *band, const int times, const Ending ending) {
     const octavo_convolution *c = unit->c;
     const Windows *w = unit->w;
     int8_t weights[MOST_FOLDED_FOURS * 256] __attribute__((aligned(64)));
     Unit512 folded = *unit;
+    folded.known.mask = ~(__mmask64)0;
     folded.weights = weights, folded.pixel = times * unit->pixel, folded.result = times * unit->result;
     for (int64_t i = 0; i < w->unit_bytes; i += 64)
         _mm512_store_si512(weights + i, repeated(_mm512_loadu_si512(unit->weights + i), times));
@@ -333,19 +350,22 @@ INLINE VNNI void pixels_folded(const Unit512 *unit, const Band *band, const int 
     FOR_TILES(tile, 0) {
         const uint8_t *x = (const uint8_t *)tile.x;
         int64_t groups = tile.pixels / times, done = groups * times;
-        pixels_of(&folded, x, tile.result, groups, 1, 1, 3, times);
+        pixels_of(&folded, x, tile.result, groups, 1, ending, 3, times);
         for (; done < tile.pixels; done++)
-            one_pixel(unit, x + done * unit->pixel, tile.result + done * unit->result, 0, 1);
+            one_pixel(unit, x + done * unit->pixel, tile.result + done * unit->result, 0, ending);
     }
 }
 
-VNNI static void pixels_folded_2(const Unit512 *unit, const Band *band) {
-    pixels_folded(unit, band, 2);
-}
+#define PIXELS_FOLDED(TIMES)                                                                 \
+    VNNI static void pixels_folded_##TIMES(const Unit512 *unit, const Band *band) {          \
+        if (unit->known.ending == BARE)                                                      \
+            pixels_folded(unit, band, TIMES, BARE);                                          \
+        else                                                                                 \
+            pixels_folded(unit, band, TIMES, ANY_ENDING);                                    \
+    }
 
-VNNI static void pixels_folded_4(const Unit512 *unit, const Band *band) {
-    pixels_folded(unit, band, 4);
-}
+PIXELS_FOLDED(2)
+PIXELS_FOLDED(4)
 
 /* ---- all of them ---- */
 
@@ -355,7 +375,7 @@ VNNI static void tiles_vnni(
     Unit512 of = {c, w, c->weights + unit * w->unit_bytes, unit * DEPTHWISE, w->pixel, c->out.channels, {0}};
     prepare_channels(&of.known, c, of.channel);
     int near = c->dilation_x == 1 && c->stride_x <= 2, kind = c->kernel_width * 10 + c->stride_x;
-    int folds = near && kind == 31 && fours_of(c) <= MOST_FOLDED_FOURS && is_plain(&c->epilogue);
+    int folds = near && kind == 31 && fours_of(c) <= MOST_FOLDED_FOURS && of.known.ending != ANY_ENDING;
     if (folds && c->out.channels == 32)
         pixels_folded_2(&of, band);
     else if (folds && c->out.channels == 16)

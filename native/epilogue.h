@@ -79,36 +79,64 @@ INLINE void finish(
     finish_runs(e, sums, 1, &one, y);
 }
 
-/* ---- with intrinsics, where an epilogue rounds, adds no floats and has no activation but a clip ---- */
+/* ---- with intrinsics, for some endings ---- */
+
+/* What becomes of sums: with a clip for an activation or none they are cut, where an addend of uint8
+ * is added in front, or where nothing needs to be done for it; or they go through these activations. */
+typedef enum { BARE, CUT, ADDED, SILU, HARDSWISH, ANY_ENDING } Ending;
 
 INLINE int is_clipped(const octavo_epilogue *e) {
     return e->out_scale > 0.0f && !(e->addend && e->addend_scale == 0.0f) &&
            (e->activation == OCTAVO_NO_ACTIVATION || e->activation == OCTAVO_CLIP);
 }
 
-/* What is the same for all pixels of up to 16 channels. Floats are in steps of the result, divided
- * once; they are not known where an epilogue is of another kind. */
+/* Never BARE, which depends on channels. */
+INLINE Ending ending_of(const octavo_epilogue *e) {
+    if (is_clipped(e)) return e->addend ? ADDED : CUT;
+    if (e->addend || !(e->out_scale > 0.0f)) return ANY_ENDING;
+    return e->activation == OCTAVO_SILU        ? SILU
+           : e->activation == OCTAVO_HARDSWISH ? HARDSWISH
+                                               : ANY_ENDING;
+}
+
+/* What is the same for all pixels of up to 16 channels; not known where any ending will do. Scales
+ * and bias are in steps of the result, divided once, unless an activation is in between: then a factor
+ * makes steps of its result. */
 typedef struct {
     int64_t channel, count;
     int32_t first[BLOCK]; /* what sums begin at */
-    float scales[BLOCK], bias[BLOCK], low, high, addend_scale;
+    float scales[BLOCK], bias[BLOCK], low, high, addend_scale, factor;
+    Ending ending;
 } Prepared;
+
+/* Whether nothing but rounding is left to do: the zero point is 0, bytes are cut at 0 and 255, and all
+ * that may become of sums of int32 fits into int32. */
+INLINE int is_bare(const Prepared *p, int32_t zero_point) {
+    const float most = 2147483648.0f;
+    const int64_t count = BLOCK;
+    int bare = zero_point == 0 && rounded(p->low) == 0 && rounded(p->high) == UINT8_MAX;
+    FOR_LANES bare &= fabsf(p->scales[i]) * most + fabsf(p->bias[i]) < most; /* no with NaN */
+    return bare;
+}
 
 INLINE void prepare(Prepared *p, const octavo_convolution *c, int64_t channel, int64_t count) {
     const octavo_epilogue *e = &c->epilogue;
-    *p = (Prepared){.channel = channel, .count = count};
+    *p = (Prepared){.channel = channel, .count = count, .ending = ending_of(e)};
     for (int64_t i = 0; i < count; i++) p->first[i] = -c->in_zero_point * c->weight_sums[channel + i];
-    if (!is_clipped(e)) return;
-    FOR_LANES p->scales[i] = e->scales[channel + i] / e->out_scale;
-    FOR_LANES p->bias[i] = e->bias[channel + i] / e->out_scale;
+    if (p->ending == ANY_ENDING) return;
+    const float scale = p->ending == SILU || p->ending == HARDSWISH ? 1.0f : e->out_scale;
+    FOR_LANES p->scales[i] = e->scales[channel + i] / scale;
+    FOR_LANES p->bias[i] = e->bias[channel + i] / scale;
     p->low = (float)(e->out_low - e->out_zero_point);
     p->high = (float)(e->out_high - e->out_zero_point);
     p->addend_scale = e->addend_scale / e->out_scale;
+    p->factor = 1.0f / (p->ending == HARDSWISH ? 6.0f * e->out_scale : e->out_scale);
     if (e->activation == OCTAVO_CLIP) {
         float low = clipped(e->low / e->out_scale, p->low, p->high);
         p->high = clipped(e->high / e->out_scale, p->low, p->high);
         p->low = low;
     }
+    if (p->ending == CUT && is_bare(p, e->out_zero_point)) p->ending = BARE;
 }
 
 #if defined(__x86_64__)
@@ -156,33 +184,39 @@ INLINE AVX2 void finish_avx2(
 
 /* 16 channels' constants, in registers; integers are cut as bytes, where one register has 64 of them. */
 typedef struct {
-    __m512 scales, bias, addend_scale;
+    __m512 scales, bias, addend_scale, factor;
     __m512i addend_zero_point, zero_point, low, high;
 } Prepared512;
 
 INLINE VNNI Prepared512 in_registers(const octavo_epilogue *e, const Prepared *p) {
     return (Prepared512){
         _mm512_loadu_ps(p->scales), _mm512_loadu_ps(p->bias), _mm512_set1_ps(p->addend_scale),
+        _mm512_set1_ps(p->factor),
         _mm512_set1_epi32(e->addend_zero_point), _mm512_set1_epi16((int16_t)e->out_zero_point),
         _mm512_set1_epi8((char)(rounded(p->low) + e->out_zero_point)),
         _mm512_set1_epi8((char)(rounded(p->high) + e->out_zero_point))};
 }
 
 /* Sums as integers, in front of the zero point. What is beyond int16 stays so: NaN and what is too low
- * becomes the least int32. `addend` is NULL where nothing is added. */
-INLINE VNNI __m512i in_steps(__m512i sums, const __m512i *addend, const Prepared512 *p) {
+ * becomes the least int32. The addend is read where it is ADDED. */
+INLINE VNNI __m512i in_steps(
+    __m512i sums, __m512i addend, const Prepared512 *p, const Ending ending) {
     __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), p->scales, p->bias);
-    if (addend) {
-        __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(*addend, p->addend_zero_point));
+    if (ending == BARE) return _mm512_cvtps_epi32(v);
+    if (ending == ADDED) {
+        __m512 steps = _mm512_cvtepi32_ps(_mm512_sub_epi32(addend, p->addend_zero_point));
         v = _mm512_fmadd_ps(steps, p->addend_scale, v);
     }
+    if (ending == SILU) v = scaled_silu(v, p->factor);
+    if (ending == HARDSWISH) v = scaled_hardswish(v, p->factor);
     return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(INT16_MAX), v));
 }
 
 /* Four registers of such integers as those that are stored, as packing of lanes leaves them. */
-INLINE VNNI __m512i in_bytes(const __m512i steps[4], const Prepared512 *p) {
-    __m512i a = _mm512_adds_epi16(_mm512_packs_epi32(steps[0], steps[1]), p->zero_point);
-    __m512i b = _mm512_adds_epi16(_mm512_packs_epi32(steps[2], steps[3]), p->zero_point);
+INLINE VNNI __m512i in_bytes(const __m512i steps[4], const Prepared512 *p, const Ending ending) {
+    __m512i a = _mm512_packs_epi32(steps[0], steps[1]), b = _mm512_packs_epi32(steps[2], steps[3]);
+    if (ending == BARE) return _mm512_packus_epi16(a, b);
+    a = _mm512_adds_epi16(a, p->zero_point), b = _mm512_adds_epi16(b, p->zero_point);
     return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), p->low), p->high);
 }
 

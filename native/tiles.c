@@ -218,8 +218,8 @@ static const ProductsVnni table_vnni[2][TILE] = {{TILES(NAME_VNNI, 1)}, {TILES(N
 /* The epilogue of up to four registers of sums: of one block or two side by side, `count` pixels. */
 INLINE VNNI void finish_four(
     const octavo_convolution *c, const Prepared512 known[2], int32_t sums[2][TILE][BLOCK],
-    int64_t first, int64_t count, int64_t at, __mmask32 mask, const int blocks, const int added,
-    const int whole) {
+    int64_t first, int64_t count, int64_t at, __mmask32 mask, const int blocks, const int whole,
+    const Ending ending) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     int64_t step = c->out.channels;
     const uint8_t *from = (const uint8_t *)c->epilogue.addend + at;
@@ -229,15 +229,15 @@ INLINE VNNI void finish_four(
         int64_t pixel = least(i / blocks, count - 1);
         const int b = i % blocks;
         const uint8_t *bytes = from + pixel * step + b * BLOCK;
-        __m512i addend;
-        if (added)
+        __m512i addend = _mm512_setzero_si512();
+        if (ending == ADDED)
             addend = _mm512_cvtepu8_epi32(
                 whole ? _mm_loadu_si128((const __m128i *)bytes)
                       : _mm_maskz_loadu_epi8((__mmask16)(mask >> b * BLOCK), bytes));
         __m512i own = _mm512_load_si512(sums[b][first + pixel]);
-        steps[i] = in_steps(own, added ? &addend : NULL, known + b);
+        steps[i] = in_steps(own, addend, known + b, ending);
     }
-    __m512i bytes = _mm512_permutexvar_epi32(order, in_bytes(steps, known));
+    __m512i bytes = _mm512_permutexvar_epi32(order, in_bytes(steps, known, ending));
     UNROLL for (int i = 0; i < count; i++, to += step) {
         __m256i two = _mm512_castsi512_si256(bytes);
         if (whole && blocks == 2)
@@ -251,19 +251,25 @@ INLINE VNNI void finish_four(
     }
 }
 
-INLINE VNNI void finish_clipped(
+INLINE VNNI void finish_bytes(
     const octavo_convolution *c, const Prepared *prepared, int32_t sums[2][TILE][BLOCK],
-    int64_t pixels, int64_t at, const int blocks, const int added, const int whole) {
+    int64_t pixels, int64_t at, const int blocks, const int whole, const Ending ending) {
     const int at_once = 4 / blocks;
     int64_t count = BLOCK * (blocks - 1) + prepared[blocks - 1].count, step = c->out.channels, p = 0;
     __mmask32 mask = (__mmask32)(((uint64_t)1 << count) - 1);
     Prepared512 known[2];
     UNROLL for (int b = 0; b < blocks; b++) known[b] = in_registers(&c->epilogue, prepared + b);
     for (; p + at_once <= pixels; p += at_once)
-        finish_four(c, known, sums, p, at_once, at + p * step, mask, blocks, added, whole);
+        finish_four(c, known, sums, p, at_once, at + p * step, mask, blocks, whole, ending);
     if (p < pixels)
-        finish_four(c, known, sums, p, pixels - p, at + p * step, mask, blocks, added, whole);
+        finish_four(c, known, sums, p, pixels - p, at + p * step, mask, blocks, whole, ending);
 }
+
+#define ENDED(ENDING)                                                                        \
+    case ENDING * 4: finish_bytes(c, p, sums, pixels, at, 1, 0, ENDING); break;            \
+    case ENDING * 4 + 1: finish_bytes(c, p, sums, pixels, at, 1, 1, ENDING); break;        \
+    case ENDING * 4 + 2: finish_bytes(c, p, sums, pixels, at, 2, 0, ENDING); break;        \
+    case ENDING * 4 + 3: finish_bytes(c, p, sums, pixels, at, 2, 1, ENDING); break;
 
 /* The epilogue of one unit or two for all pixels of a tile. */
 VNNI static void finish_vnni(
@@ -271,16 +277,14 @@ VNNI static void finish_vnni(
     int64_t result, int64_t blocks) {
     int64_t at = result + p->channel;
     int whole = p[blocks - 1].count == BLOCK;
-    if (is_clipped(&c->epilogue))
-        switch ((blocks == 2) * 4 + (c->epilogue.addend ? 2 : 0) + whole) {
-        case 0: finish_clipped(c, p, sums, pixels, at, 1, 0, 0); break;
-        case 1: finish_clipped(c, p, sums, pixels, at, 1, 0, 1); break;
-        case 2: finish_clipped(c, p, sums, pixels, at, 1, 1, 0); break;
-        case 3: finish_clipped(c, p, sums, pixels, at, 1, 1, 1); break;
-        case 4: finish_clipped(c, p, sums, pixels, at, 2, 0, 0); break;
-        case 5: finish_clipped(c, p, sums, pixels, at, 2, 0, 1); break;
-        case 6: finish_clipped(c, p, sums, pixels, at, 2, 1, 0); break;
-        default: finish_clipped(c, p, sums, pixels, at, 2, 1, 1);
+    Ending ending = p[0].ending == p[blocks - 1].ending ? p[0].ending : CUT; /* one is BARE */
+    if (ending != ANY_ENDING)
+        switch ((int)ending * 4 + (blocks == 2) * 2 + whole) {
+            ENDED(BARE)
+            ENDED(CUT)
+            ENDED(ADDED)
+            ENDED(SILU)
+            ENDED(HARDSWISH)
         }
     else
         for (int64_t b = 0; b < blocks; b++, at += BLOCK) {

@@ -186,14 +186,45 @@ def test_depthwise_windows_far_from_each_other(instruction_set, kernel, stride):
     Case(geometry, (1, kernel, 5 * stride), out_scale=0.0117, out_zero_point=3).agrees()
 
 
+ENDINGS = {
+    "bare": {"out_scale": 1.25 / 255, "activation": Activation.CLIP},
+    "cut": {"out_scale": 0.0117, "out_zero_point": 100, "activation": Activation.CLIP},
+    "added": {"out_scale": 0.0117, "out_zero_point": 100, "addend": (0.003, 90)},
+    "silu": {"out_scale": 0.0117, "out_zero_point": 24, "activation": Activation.SILU},
+    "hardswish": {"out_scale": 0.0117, "out_zero_point": 32, "activation": Activation.HARDSWISH},
+    "sigmoid": {"out_scale": 1 / 255, "activation": Activation.SIGMOID},
+}
+
+
 @pytest.mark.parametrize("channels", [16, 32])
-@pytest.mark.parametrize("kernel", [(3, 3), (5, 3)])
-@pytest.mark.parametrize("width", [3, 8, 37, 61, 112])
-def test_depthwise_layers_of_few_channels(instruction_set, channels, kernel, width):
+@pytest.mark.parametrize(("kernel", "width"), [((3, 3), 3), ((3, 3), 37), ((5, 3), 61)])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_depthwise_layers_of_few_channels(instruction_set, channels, kernel, width, ending):
     """With AVX512 neighbours share a register, but the last ones of a row."""
     geometry = Geometry(channels, channels, kernel, padding=(1, 1, 1, 1), groups=channels)
-    out = {"out_scale": 0.0117, "out_zero_point": 100, "activation": Activation.CLIP}
-    Case(geometry, (2, 5, width), zero_point=3, **out).agrees()
+    Case(geometry, (2, 5, width), zero_point=3, **ENDINGS[ending]).agrees()
+
+
+@pytest.mark.parametrize("groups", [1, 72])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_each_ending_of_many_channels(instruction_set, groups, ending):
+    geometry = Geometry(72, 72, (3, 3), padding=(1, 1, 1, 1), groups=groups)
+    Case(geometry, (2, 5, 9), zero_point=3, **ENDINGS[ending]).agrees()
+
+
+@pytest.mark.parametrize("channels", [5, 16, 40])
+def test_values_beyond_all_integers_are_cut_at_no_zero_point(instruction_set, channels):
+    """All of uint8 is stored, but for one channel values are beyond int32."""
+    bias = torch.zeros(channels)
+    bias[1::3], bias[2::3] = 3e38, -3e38
+    epilogue = Epilogue(torch.full((channels,), 1e-3), bias, out_scale=0.01)
+    x = torch.zeros(1, 5, 7, channels, dtype=torch.uint8)
+    for groups in (1, channels):
+        geometry = Geometry(channels, channels, groups=groups)
+        weight = torch.ones(geometry.weight_shape, dtype=torch.int8)
+        found = Convolution.of(geometry, weight, 0, epilogue)(x)
+        expected = (bias > 0).to(torch.uint8) * 255
+        assert torch.equal(found, expected.expand_as(found))
 
 
 @pytest.mark.parametrize("channels", [5, 16, 24, 32, 40])
