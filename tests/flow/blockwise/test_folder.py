@@ -133,6 +133,68 @@ def test_what_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     octavo.quantize_folder(source, out, qconfig=FOUR)  # there is nothing left to do
 
 
+ROWS = [torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(n)) for n in range(6)]
+OUTSIDE = r"lm_head|model\.embed_tokens|transformer\.w[tp]e"
+BLOCKS_ALONE = octavo.QConfigMapping().set_global(FOUR).set_module_name_regex(OUTSIDE, None)
+
+
+def integers_of(model: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{path}.{name}": weight
+        for path, part in octavo.model.parts.parts_of(model).items()
+        for name, weight in part.dequantized().items()
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["llama", "tied", "transposed", "experts"])
+def test_data_goes_through_the_blocks_as_in_quantize(name: str, tmp_path: Path) -> None:
+    kind, options = MODELS[name]
+    source = saved(tmp_path / "float", kind, **options)
+    how: Any = {
+        "calibration": ROWS,
+        "qconfig": BLOCKS_ALONE,
+        "weights": [octavo.Clip(), octavo.GPTQ()],
+        "progress": False,
+    }
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    exact = integers_of(octavo.quantize(model, mode="weight_only", scope="modules", **how))
+    found = integers_of(loaded(octavo.quantize_folder(source, tmp_path / "out", **how)))
+    nearest = integers_of(octavo.quantize(model, mode="weight_only", qconfig=BLOCKS_ALONE))
+    assert found.keys() == exact.keys()
+    for at, weight in exact.items():
+        torch.testing.assert_close(found[at], weight, rtol=0, atol=0)
+    assert any(not torch.equal(nearest[at], weight) for at, weight in exact.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_data_goes_on_behind_the_blocks_that_are_there(tmp_path: Path) -> None:
+    source = saved(tmp_path / "float")
+    how: Any = {"calibration": ROWS, "qconfig": FOUR, "progress": False}
+    how["weights"] = [octavo.GPTQ()]
+    whole = octavo.quantize_folder(source, tmp_path / "whole", **how)
+    octavo.quantize_folder(source, tmp_path / "cut", **how)
+    for number in (3, 4):  # the second block and the third
+        next((tmp_path / "cut").glob(f"model-0000{number}-*")).unlink()
+    (tmp_path / "cut" / "config.json").unlink()
+    again = octavo.quantize_folder(source, tmp_path / "cut", **how)
+    exact, found = integers_of(loaded(whole)), integers_of(loaded(again))
+    assert all(torch.equal(found[at], weight) for at, weight in exact.items())
+    next((tmp_path / "cut").glob("model-00004-*")).unlink()
+    (tmp_path / "cut" / "config.json").unlink()
+    with pytest.raises(InputError, match="another model"):
+        octavo.quantize_folder(source, tmp_path / "cut", **{**how, "calibration": ROWS[:3]})
+
+
+def test_data_that_no_method_can_use_is_said(tmp_path: Path) -> None:
+    source = saved(tmp_path / "float")
+    with pytest.raises(InputError, match="awq"):
+        octavo.quantize_folder(
+            source, tmp_path / "out", calibration=ROWS, qconfig=FOUR, weights=[octavo.AWQ()]
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_another_model_is_left_alone(tmp_path: Path) -> None:
     source = saved(tmp_path / "float")
     with pytest.raises(InputError, match="another"):

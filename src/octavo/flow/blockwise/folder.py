@@ -26,11 +26,13 @@ from octavo.arguments import PATH, expect
 from octavo.display import track
 from octavo.errors import ArtifactError, InputError, warn_user
 from octavo.flow.blockwise.blocks import chains_of
+from octavo.flow.blockwise.folder_data import FolderData
 from octavo.flow.blockwise.measuring_inputs import layer_of
 from octavo.flow.blockwise.rounding import require_no_data, round_without_data
 from octavo.flow.modules import Asked, nothing_quantized
 from octavo.flow.replacing import Decided, Decision, Replaced, layers_of
 from octavo.flow.settings import Only, Settings
+from octavo.model.files import sealed
 from octavo.model.files.atomic import replacing, require_writable
 from octavo.model.language.shards import VERSION, read_shard, write_shard
 from octavo.model.language.stored_layers import described, tensors_of
@@ -50,6 +52,7 @@ def quantize_folder(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    calibration: Any = None,
     mode: str = "weight_only",
     qconfig: QConfig | QConfigMapping | None = None,
     target: str = "x86",
@@ -67,9 +70,12 @@ def quantize_folder(
         path: a folder in Hugging Face's layout: config.json, and safetensors, sharded or not.
         out: the folder to write, in that layout; files of the tokenizer and the like are copied
             from ``path``. It may not hold another model.
+        calibration: batches of tokens, as `octavo.quantize` takes them, for methods that measure
+            inputs. Of all of them what one block reads is kept. Layers outside of the blocks are
+            rounded by the methods that need no data.
         mode, qconfig, target, only: as `octavo.quantize` takes them.
-        weights: methods that measure no inputs, ``[octavo.Clip(by_input=False)]``; to nearest
-            without.
+        weights: methods, ``[octavo.Clip(by_input=False)]``, or with data
+            ``[octavo.Clip(), octavo.GPTQ()]``; to nearest without.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -80,7 +86,7 @@ def quantize_folder(
         InputError: ``path`` is no such folder, its model is quantized already or needs code of its
             own, or ``out`` holds another one.
         PlanError: a rule names an unknown module, or nothing would be quantized.
-        CalibrationError: a method measures inputs.
+        CalibrationError: a method measures inputs, and there is no data, or it does not fit.
         ArtifactError: a file is missing, cut off or damaged, lacks a tensor, or cannot be written.
 
     Example:
@@ -93,9 +99,11 @@ def quantize_folder(
     expect(PATH, path=path, out=out)
     expect(METHODS, weights=weights)
     source, folder = SourceFolder(Path(path)), Path(out)
-    job = _Job(
-        source, Settings(target, mode, mapping=mapping_of(qconfig), weights=weights, only=only)
-    )
+    settings = Settings(target, mode, mapping=mapping_of(qconfig), weights=weights, only=only)
+    data = None
+    if calibration is not None and weights:
+        data = FolderData.read(source, calibration, settings)
+    job = _Job(source, settings, data)
     units = _units(source)
     files = [
         folder / f"model-{n:05}-of-{len(units):05}.safetensors" for n in range(1, len(units) + 1)
@@ -103,9 +111,9 @@ def quantize_folder(
     _refuse_another(folder, files)
     require_writable(folder)
     for file, names in track(list(zip(files, units, strict=True)), "quantizing", progress):
-        if not job.has(file):
+        if not job.has(file, names):
             job.quantize(file, names)
-    for remark in job.replaced.remarks():
+    for remark in [*job.replaced.remarks(), *(data.notes if data is not None else ())]:
         warn_user(remark)
     _finish(folder, source, job)
     return folder
@@ -130,6 +138,7 @@ class _Job:
     Attributes:
         source: the model.
         settings: how.
+        data: what the next block reads; ``None`` without data.
         parts: the quantized layers that are written, as config.json describes them.
         places: name of each tensor that is written -> its file.
         size: of all of them, in bytes.
@@ -138,6 +147,7 @@ class _Job:
 
     source: SourceFolder
     settings: Settings
+    data: FolderData | None
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     size: int = 0
@@ -156,7 +166,8 @@ class _Job:
             for path, how in wanted.items()
             if isinstance(how, QConfig) and quantized_form(self._layers[path]) is Linear
         ]
-        require_no_data(linear, self.settings.weights)
+        if self.data is None:
+            require_no_data(linear, self.settings.weights)
         self._of = self._identity([path for path in wanted if path not in left])
 
     def _identity(self, chosen: Sequence[str]) -> str:
@@ -164,11 +175,12 @@ class _Job:
         settings, rules = self.settings, self.settings.mapping or QConfigMapping()
         asked = [(str(rule), repr(rule.precision)) for rule in rules.rules]
         methods = repr(list(settings.weights))
-        how = (VERSION, settings.mode, settings.target, asked, chosen, methods)
+        data = () if self.data is None else (self.data.identity,)
+        how = (VERSION, settings.mode, settings.target, asked, chosen, methods, *data)
         return hashlib.sha256(f"{self.source.identity()}{how}".encode()).hexdigest()
 
-    def has(self, file: Path) -> bool:
-        """Whether a shard is there; it is taken as it is.
+    def has(self, file: Path, names: Sequence[str]) -> bool:
+        """Whether a shard of tensors of these names is there; it is taken as it is.
 
         Raises:
             InputError: it is one of another model, or made otherwise.
@@ -183,6 +195,11 @@ class _Job:
                 "folder, or remove it"
             )
         self._done(file, parts, sizes)
+        path = None if self.data is None else self.data.block_of(names)
+        if self.data is not None and path is not None:
+            self.source.load(names)
+            self.data.go_on(path, self.source.model, parts, sealed.read(file)[1])
+            self.source.forget(set(names))
         return True
 
     def quantize(self, file: Path, names: Sequence[str]) -> None:
@@ -196,8 +213,14 @@ class _Job:
         self.source.load(names)
         decided = Decided.of(model, decide)
         rounded: Mapping[str, Rounded] = {}
-        if self.settings.weights:
-            rounded = round_without_data(model, decided.qconfigs, self.settings).rounded
+        path = None if self.data is None else self.data.block_of(names)
+        if self.data is not None and path is not None:
+            rounded = self.data.round(path, model, decided.qconfigs, self.settings)
+        elif self.settings.weights:
+            settings = self.settings
+            if self.data is not None:
+                settings = self.data.outside(model, decided.qconfigs, settings)
+            rounded = round_without_data(model, decided.qconfigs, settings).rounded
         done = decided.replace(self.settings.target, rounded=rounded)
         parts = {path: part for path, part in described(model).items() if path in inside}
         tensors = tensors_of(model, parts) | self._floats(here, parts)

@@ -64,7 +64,7 @@ def round_modules(
     if calls is None or calls.all is None:
         return _without_data(layers, methods)
     kept = Checkpoint.of(settings.checkpoint, methods, layers)
-    work = _Work(model, layers, methods, calls, Folds.none(), kept)
+    work = BlockRounding(model, layers, methods, calls, Folds.none(), kept)
     followed = {chain.path for chain in recorded(model, calls.first[:1], chains_of(model, layers))}
     chains = [chain for chain in chains_of(model, layers) if chain.path in followed]
     in_blocks = {at for at in layers if any(at.startswith(f"{path}.") for path in followed)}
@@ -151,7 +151,7 @@ def _without_data(
 
 
 @dataclass
-class _Work:
+class BlockRounding:
     """What is done to the layers of a model, a block at a time."""
 
     model: nn.Module
