@@ -156,7 +156,13 @@ static void *work(void *argument) {
 
 #if defined(__linux__)
 
-static int avoided = -1; /* the CPU that workers keep off */
+static int avoided = -1, kept_off; /* the CPU that workers keep off; whether they do off any */
+static cpu_set_t everywhere;       /* where they may run, but for that */
+
+static void let_workers_run_on(const cpu_set_t *cpus) {
+    for (int worker = 0; worker < workers; worker++)
+        pthread_setaffinity_np(made[worker], sizeof *cpus, cpus);
+}
 
 /* In a virtual machine a CPU that sleeps looks as if the host had taken it away, so that Linux wakes
  * threads on the CPU of their waker: there they begin when the call is nearly over, or take the CPU from it,
@@ -164,13 +170,20 @@ static int avoided = -1; /* the CPU that workers keep off */
  * run, as long as there is one for each of them. */
 static void keep_off_this_cpu(void) {
     int cpu = sched_getcpu();
-    cpu_set_t others;
-    if (cpu < 0 || cpu == avoided || sched_getaffinity(0, sizeof others, &others)) return;
+    cpu_set_t all, others;
+    if (cpu < 0 || cpu == avoided || sched_getaffinity(0, sizeof all, &all)) return;
+    others = all;
     CPU_CLR(cpu, &others);
-    if (CPU_COUNT(&others) < workers) return;
-    for (int worker = 0; worker < workers; worker++)
-        pthread_setaffinity_np(made[worker], sizeof others, &others);
-    avoided = cpu;
+    if (CPU_COUNT(&others) >= workers) {
+        let_workers_run_on(&others);
+        everywhere = all;
+        avoided = cpu;
+        kept_off = 1;
+    } else if (kept_off && CPU_COUNT(&everywhere) <= workers) { /* there are more of them now */
+        let_workers_run_on(&everywhere);
+        avoided = -1;
+        kept_off = 0;
+    }
 }
 
 static void forget_cpu(void) { avoided = -1; }

@@ -226,6 +226,10 @@ print(len(workers) == len(cpus) - 1, all(len(cpus - may) == 1 and may < cpus for
 os.sched_setaffinity(0, {min(cpus)})
 layer(x)
 print(may_run == [os.sched_getaffinity(int(worker)) for worker in workers])
+os.sched_setaffinity(0, cpus)
+torch.set_num_threads(len(cpus) + 2)  # more than there are CPUs for
+layer(x)
+print(all(os.sched_getaffinity(int(worker)) == cpus for worker in workers))
 """
 
 
@@ -237,4 +241,4 @@ def test_workers_keep_off_the_cpu_of_their_caller():
     run = subprocess.run(
         [sys.executable, "-c", AFFINITIES], capture_output=True, text=True, timeout=100, check=True
     )
-    assert run.stdout.split() == ["True"] * 3
+    assert run.stdout.split() == ["True"] * 4
