@@ -109,6 +109,25 @@ def test_from_quantize_to_perplexity(folder: Path, tmp_path: Path) -> None:
     assert "5 tokens at" in written.out
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_text_to_round_by(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(TEXT * 60)
+    quantize = ("quantize", f"hf:{folder}", "--mode", "weight_only", "--bits", "4", "-o")
+    by_text = (*quantize, tmp_path / "text", "--calibration", tmp_path / "a.txt", "--batches", "2")
+    assert octavo_command(*quantize, tmp_path / "nearest").code == 0
+    answer = octavo_command(*by_text)
+    assert answer.code == 0, answer.err
+    ids = torch.tensor(tokenizer()(TEXT * 60)["input_ids"])[:512]
+    found, nearest = (
+        text_quality(load_language_model(str(tmp_path / name)).model, ids, reference=llama())
+        for name in ("text", "nearest")
+    )
+    assert found.divergence < 0.8 * nearest.divergence
+    (tmp_path / "b.txt").write_text(TEXT)
+    short = octavo_command(*quantize, tmp_path / "b", "--calibration", tmp_path / "b.txt")
+    assert "at least 512" in words(short.err)
+
+
 @pytest.mark.filterwarnings("ignore:written in float")
 @pytest.mark.parametrize("format", ["gptq", "awq"])
 def test_folders_of_others(format: str, tmp_path: Path) -> None:
@@ -223,7 +242,7 @@ def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
     weight_only = (*asked, "--mode", "weight_only")
     for given, told in (
         (asked, "give --mode weight_only"),
-        ((*weight_only, "--calibration", "x.npz"), "neither --calibration nor --weights"),
+        ((*weight_only, "--weights", "x.safetensors"), "and no --weights"),
         ((*weight_only, "--target", "arm"), "takes no --target"),
         ((*weight_only, "--precision", "bfloat16"), "takes no --precision"),
         ((*weight_only, "--rule", "self_attn"), "--rule 'self_attn': give the name of a module"),

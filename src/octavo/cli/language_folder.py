@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from octavo.cli import options
 from octavo.cli.app import console, print_json
@@ -46,10 +46,28 @@ def mapping_of_rules(bits: int, group_size: int | None, rules: Sequence[str]) ->
     return mapping
 
 
+_ROW, _ROWS = 512, 32  # tokens in a row of a text, and rows where no number is given
+
+
 def quantize_language_model(
-    model: str, output: str, mapping: QConfigMapping, as_json: bool
+    model: str,
+    output: str,
+    mapping: QConfigMapping,
+    as_json: bool,
+    text: str | None = None,
+    rows: int | None = None,
 ) -> None:
-    """Quantize a folder or a GGUF file to a folder, and tell their sizes."""
+    """Quantize a folder or a GGUF file to a folder, and tell their sizes.
+
+    Args:
+        model: ``hf:PATH``.
+        output: the folder to write.
+        mapping: what becomes of which layers.
+        as_json: whether sizes are told as JSON.
+        text: a file of text by which weights are clipped and rounded (`Clip` and `GPTQ`); to
+            nearest without.
+        rows: so many of the text's rows of tokens, at most.
+    """
     from octavo.cli.sources.language_model import check_folder, read_quietly
     from octavo.flow.blockwise.folder import quantize_folder
 
@@ -59,10 +77,12 @@ def quantize_language_model(
             for part in read_quietly(path):
                 part.save_pretrained(made)
             _date_as(path, Path(made))  # by which a call knows whether it goes on with another
-            quantize_folder(made, output, qconfig=mapping, progress=not as_json)
+            how = _by_text(made, text, rows)
+            quantize_folder(made, output, qconfig=mapping, progress=not as_json, **how)
     else:
         check_folder(path)
-        quantize_folder(path, output, qconfig=mapping, progress=not as_json)
+        how = _by_text(str(path), text, rows)
+        quantize_folder(path, output, qconfig=mapping, progress=not as_json, **how)
     before, after = _size(path), _size(Path(output))
     if as_json:
         print_json({"folder": output, "size_bytes": after, "source_bytes": before})
@@ -73,6 +93,28 @@ def quantize_language_model(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _by_text(folder: str, text: str | None, rows: int | None) -> dict[str, Any]:
+    """How `quantize_folder` rounds by a text.
+
+    Raises:
+        InputError: the text is shorter than a row.
+    """
+    if text is None:
+        return {}
+    import torch
+
+    from octavo.cli.sources.language_model import text_of_file, tokenizer_of
+    from octavo.errors import InputError
+    from octavo.quantization.weights import GPTQ, Clip
+
+    tokens = torch.tensor([int(t) for t in tokenizer_of(folder)(text_of_file(text))["input_ids"]])
+    count = min(len(tokens) // _ROW, rows or _ROWS)
+    if count == 0:
+        raise InputError(f"{text} has {len(tokens)} tokens: give a text of at least {_ROW}")
+    batches = list(tokens[: count * _ROW].reshape(count, 1, _ROW))
+    return {"calibration": batches, "weights": [Clip(), GPTQ()]}
 
 
 def _date_as(source: Path, folder: Path) -> None:

@@ -28,7 +28,7 @@ def quantize(
             "--calibration",
             metavar="DATA",
             help="Calibration data; modes other than static use only its first batch; hf:PATH "
-            f"takes none. {options.DATA_HELP}",
+            f"takes a file of text. {options.DATA_HELP}",
         ),
     ] = None,
     weights: options.Weights = None,
@@ -125,16 +125,15 @@ def quantize(
     if not weight_only and (bits != 8 or group_size is not None):
         raise InputError("--bits and --group-size are for --mode weight_only")
     if model.startswith(options.HUGGING_FACE):
-        if not weight_only or calibration is not None or weights is not None:
+        if not weight_only or weights is not None:
             raise InputError(
-                f"{model} is quantized by its weights alone: give --mode weight_only, and neither "
-                "--calibration nor --weights"
+                f"{model} is quantized by its weights alone: give --mode weight_only, and no "
+                "--weights"
             )
         unread = {
             "--target": target,
             "--scope": None if scope == "auto" else scope,
             "--precision": None if precision == "float32" else precision,
-            "--batches": batches,
             "--input-scale": input_scale,
             "--input-mean": input_mean,
             "--input-std": input_std,
@@ -143,7 +142,12 @@ def quantize(
         if option is not None:
             raise InputError(f"{model} takes no {option}: leave it out")
         quantize_language_model(
-            model, output, mapping_of_rules(bits, group_size, rule or []), as_json
+            model,
+            output,
+            mapping_of_rules(bits, group_size, rule or []),
+            as_json,
+            calibration,
+            batches,
         )
         return
     if rule:

@@ -122,6 +122,21 @@ def read_quietly(file: Path) -> tuple[Any, Any]:
     return read_gguf(file)
 
 
+def tokenizer_of(folder: str) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    _silence()
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a folder that it does not know
+        raise InputError(f"transformers cannot read {folder}: {reason(error)}") from error
+
+
 def _silence() -> None:
     """Of transformers no more than errors: its bars and hints are no part of a command's output."""
     with optional_import("transformers", "transformers", "run language models"):
