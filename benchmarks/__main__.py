@@ -31,6 +31,7 @@ NAMES = (
     "minilm",
     "accuracy",
     "attention",
+    "efforts",
     "agreement",
     "parity",
     "precision",

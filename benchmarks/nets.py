@@ -132,6 +132,21 @@ class SmallGRU(nn.Module):
         return scores
 
 
+class SmallLSTM(nn.Module):
+    """As `SmallGRU`, with an LSTM: float32 ``[N, 1, 32, 32]`` -> class scores ``[N, 10]``."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.rows = nn.Linear(32, width)
+        self.lstm = nn.LSTM(width, width, 2, batch_first=True)
+        self.hidden, self.fc = nn.Linear(width, width), nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, _ = self.lstm(F.relu(self.rows(x.squeeze(1))))
+        scores: Tensor = self.fc(F.relu(self.hidden(states.mean(1))))
+        return scores
+
+
 def _for_gray_images(net: nn.Module) -> nn.Module:
     """A torchvision network whose first convolution takes one channel."""
     stem = net.get_submodule("features.0")

@@ -325,6 +325,18 @@ def test_the_precision_of_what_stays_float(prepared: Path, tmp_path: Path) -> No
     assert octavo.load(file).plan.precision == "auto"
 
 
+def test_effort(prepared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "m.octavo"
+    command = ("quantize", "my_cli_models:build", "--calibration", "my_cli_models:batches")
+    answer = octavo_command(*command, "-o", str(file), "--effort", "balanced")
+    assert answer.code == 0, answer.err
+    assert "observer histogram" in answer.err
+    assert octavo.load(file).provenance["effort"] == "balanced"
+    refused = octavo_command(*command, "-o", str(file), "--effort", "most")
+    assert refused.code != 0
+    assert "give one of 'fast', 'balanced', 'best'" in refused.err
+
+
 def test_bits_are_for_weight_only(prepared: Path, tmp_path: Path) -> None:
     answer = octavo_command(
         *("quantize", "my_cli_models:build", "--calibration", "my_cli_models:batches"),

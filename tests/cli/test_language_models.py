@@ -245,6 +245,7 @@ def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
         ((*weight_only, "--weights", "x.safetensors"), "and no --weights"),
         ((*weight_only, "--target", "arm"), "takes no --target"),
         ((*weight_only, "--precision", "bfloat16"), "takes no --precision"),
+        ((*weight_only, "--effort", "best"), "takes no --effort"),
         ((*weight_only, "--rule", "self_attn"), "--rule 'self_attn': give the name of a module"),
         ((*weight_only, "--rule", "self_attn=int3"), "int8, int4, float"),
         (("quantize", "hf:nowhere", *weight_only[2:]), "there is no folder nowhere"),

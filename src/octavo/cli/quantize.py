@@ -52,6 +52,14 @@ def quantize(
             "which is bfloat16 on CPUs that have instructions for it.",
         ),
     ] = "float32",
+    effort: Annotated[
+        str,
+        typer.Option(
+            "--effort",
+            help="Of static quantization: fast, or balanced or best, which try methods one after "
+            "the other and keep each that held-back calibration data say is nearer to float.",
+        ),
+    ] = "fast",
     input_scale: Annotated[
         float | None,
         typer.Option(
@@ -110,6 +118,8 @@ def quantize(
     `octavo quantize model.pt2 --calibration x.npz --input-mean 0.485,0.456,0.406
     --input-std 0.229,0.224,0.225 -o m.octavo`
 
+    `octavo quantize model.pt2 --calibration x.npz --effort balanced -o m.octavo`
+
     `octavo quantize hf:SmolLM2-135M --mode weight_only --bits 4 --group-size 32
     --rule self_attn=int8 -o smol-int4`
     """
@@ -134,6 +144,7 @@ def quantize(
             "--target": target,
             "--scope": None if scope == "auto" else scope,
             "--precision": None if precision == "float32" else precision,
+            "--effort": None if effort == "fast" else effort,
             "--input-scale": input_scale,
             "--input-mean": input_mean,
             "--input-std": input_std,
@@ -171,6 +182,7 @@ def quantize(
         input_std=options.numbers_of("--input-std", input_std),
         progress=not as_json,
         scope=scope,
+        effort=effort,
     )
     save(q, output)
     size, told = Path(output).stat().st_size, summary(q)

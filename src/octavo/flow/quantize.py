@@ -10,6 +10,7 @@ from torch import nn
 
 from octavo.arguments import FUNCTION, expect, optional
 from octavo.errors import CalibrationError, CaptureError, InputError, PlanError, warn_user
+from octavo.flow.effort.recipes import EFFORT
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import quantize_regions, told_of_regions
 from octavo.flow.running import Source
@@ -74,6 +75,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     only: Only | None = None,
     run: Callable[[nn.Module, Any], object] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    effort: str = "fast",
 ) -> Any:
     """Quantize a trained model: capture, plan, calibrate, convert.
 
@@ -127,6 +129,11 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         checkpoint: with ``scope="modules"`` and ``weights``: a folder that keeps the blocks of the
             model whose weights are rounded, so that the same call goes on behind them after it was
             cut off. The data are not kept: give another folder for others.
+        effort: of static quantization of a model that is one graph. ``"balanced"`` and ``"best"``
+            try methods one after the other (`octavo.flow.effort.recipes`), on all batches but every
+            eighth, and keep each whose outputs are nearer to float on those that are held back.
+            What each brought is written to standard error, unless ``progress`` is off, and stays in
+            ``provenance["steps"]``. All batches are held in memory.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
@@ -158,10 +165,14 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
     expect(SCOPE, scope=scope)
     optional(ONLY, only=only)
     optional(FUNCTION, run=run)
+    expect(EFFORT, effort=effort)
     model = module_of(model)
     _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     scope = scope_of(scope, only, run, pixels, open_sizes)
+    if effort != "fast":
+        chosen = mode or default_mode(scope, calibration, qconfig)
+        scope = _scope_of_effort(effort, scope, chosen, distributed)
     has_data = example_inputs is not None or calibration is not None
     if scope == "auto" and not has_data and (mode or mode_of(qconfig, "")) in NEEDS_NO_GRAPH:
         scope = "modules"
@@ -184,6 +195,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         progress,
         open_sizes,
         checkpoint,
+        effort,
     )
     source = Source(model, example_inputs, calibration, inputs, run)
     if by_modules:
@@ -209,6 +221,26 @@ def _whole_or_regions(
     quantized = quantize_regions(source.model, source.calls(), settings, why)
     warn_user(told_of_regions(quantized, why))
     return quantized
+
+
+def _scope_of_effort(effort: str, scope: str, mode: str, distributed: bool) -> str:
+    """The scope of a model that methods are tried on: one graph.
+
+    Raises:
+        InputError: it is quantized in a way that they are not for.
+    """
+    other = {
+        f"scope={scope!r}": scope in ("regions", "modules"),
+        f"mode={mode!r}": mode != "static",
+        "distributed=True": distributed,
+    }
+    given = next((words for words, is_given in other.items() if is_given), None)
+    if given is not None:
+        raise InputError(
+            f"effort={effort!r} is for static quantization of a model that is one graph, in one "
+            f"process, and this is {given}: leave one of them out"
+        )
+    return "model"
 
 
 def _refuse_quantized(model: nn.Module) -> None:

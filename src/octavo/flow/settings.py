@@ -50,6 +50,7 @@ class Settings:
     progress: bool = True
     open_sizes: OpenSizes | None = None
     checkpoint: str | os.PathLike[str] | None = None
+    effort: str = "fast"
 
     def plan(self, graph: Graph, inside: str = "") -> Plan:
         """The plan of a graph, be it that of the module of this path.

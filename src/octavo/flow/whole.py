@@ -12,6 +12,8 @@ from torch import Tensor
 
 from octavo.errors import warn_user
 from octavo.flow.convert import convert_calibrated
+from octavo.flow.effort.recipes import RECIPES
+from octavo.flow.effort.refining import refined_on
 from octavo.flow.running import Source
 from octavo.flow.settings import Settings
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
@@ -70,6 +72,7 @@ def quantize_whole(
         progress=settings.progress,
         pixels=pixels,
         samples=None if pixels is not None else few_samples(graph, tensors),
+        effort=settings.effort,
     )
 
 
@@ -85,11 +88,25 @@ def quantize_captured(
     progress: bool = True,
     pixels: Pixels | None = None,
     samples: Sequence[Tensor] | None = None,
+    effort: str = "fast",
 ) -> QuantizedModel:
     """`quantize`, from the captured model and its plan on: calibrate, then convert.
 
-    Arguments and errors as for `octavo.calibrate` and `convert`.
+    Arguments and errors as for `octavo.calibrate` and `convert`; ``effort`` as for `quantize`.
     """
+    if RECIPES[effort]:
+        draft, taken = refined_on(graph, plan, data, weights, effort, signature, inputs, progress)
+        model = convert_calibrated(
+            draft.graph,
+            draft.plan,
+            draft.calibrated,
+            weights=draft.weights,
+            signature=signature,
+            pixels=pixels,
+            samples=samples,
+        )
+        model.provenance |= {"effort": effort, "steps": [step.to_dict() for step in taken]}
+        return model
     calibrated = calibrate(
         graph,
         plan,

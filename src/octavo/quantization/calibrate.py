@@ -6,7 +6,7 @@ on the number of batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,8 +110,8 @@ class Calibration:
         Raises:
             CalibrationError: an input is empty, or has a NaN or an infinity in it.
         """
+        check_batch(self.graph, tensors, self._masks)
         for entry, tensor in zip(self.graph.inputs, tensors, strict=True):
-            _check_values(entry.name, tensor, entry.name in self._masks)
             self._widen(entry.name, range_of(tensor))
         with torch.no_grad():
             self._run(*(tensor.to(self._device) for tensor in tensors))
@@ -398,6 +398,21 @@ def check_constants(graph: Graph) -> None:
                 f"{name!r} of the model has {'NaN' if nan else 'an infinity'} in it: the training "
                 "went wrong, or a checkpoint is damaged; quantize sound weights"
             )
+
+
+def check_batch(graph: Graph, tensors: Sequence[Tensor], masks: Collection[str]) -> None:
+    """Look at one batch, given as the graph's input tensors in order.
+
+    Args:
+        graph: what they are for.
+        tensors: in the order of its inputs.
+        masks: those of its inputs that are masks, in which minus infinity hides a score.
+
+    Raises:
+        CalibrationError: an input is empty, or has a NaN or an infinity in it.
+    """
+    for entry, tensor in zip(graph.inputs, tensors, strict=True):
+        _check_values(entry.name, tensor, entry.name in masks)
 
 
 def _check_values(name: str, tensor: Tensor, is_mask: bool) -> None:

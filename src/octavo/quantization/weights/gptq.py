@@ -7,6 +7,8 @@ its inverse is stable, is a share of each entry itself: language models have a f
 hundred times the others' size, and a share of the mean is so large for the rest that nothing is
 taken back at all. And columns come in the order of ``E[x^2]``, the largest first, while their
 groups stay what they were.
+
+A convolution is a linear layer on its windows, one for each group of its channels.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from octavo.quantization.weights.bias_correction import Average
 from octavo.quantization.weights.layers import Layer, Rounded
 from octavo.quantization.weights.method import WeightMethod
 from octavo.quantization.weights.moments import SecondMoments
+from octavo.quantization.weights.patches import PatchMoments
 
 _BLOCK = 64  # columns between which errors are passed on at once
 _SMALLEST = 1e-8  # entry of the diagonal, as a share of their mean: inputs that are always zero
@@ -31,8 +34,8 @@ _SMALLEST = 1e-8  # entry of the diagonal, as a share of their mean: inputs that
 class GPTQ(WeightMethod):
     """Errors of a column are taken back by the columns behind it.
 
-    It is for weight-only linear layers, and keeps the scales of the methods before it: give
-    `octavo.Clip` first.
+    It is for weight-only linear layers, and for static ones and convolutions in two dimensions. It
+    keeps the scales of the methods before it: give `octavo.Clip` first where there are few bits.
 
     Args:
         damping: the share of itself that each entry of the diagonal of ``E[x x^T]`` gets more.
@@ -54,10 +57,12 @@ class GPTQ(WeightMethod):
     damping: float = 0.01
 
     def fits(self, layer: Layer) -> bool:
-        return layer.runs == "weight_only" and layer.node.short_op == "linear"
+        if layer.node.short_op == "conv2d":
+            return layer.runs == "int8"
+        return layer.node.short_op == "linear" and layer.runs in ("int8", "weight_only")
 
-    def statistic(self, layer: Layer) -> SecondMoments:
-        return SecondMoments()
+    def statistic(self, layer: Layer) -> SecondMoments | PatchMoments:
+        return PatchMoments.of(layer) if layer.node.short_op == "conv2d" else SecondMoments()
 
     def doubt(self, layer: Layer, seen: Average) -> str | None:
         if seen.values >= layer.weight.shape[1]:
@@ -69,8 +74,10 @@ class GPTQ(WeightMethod):
         )
 
     def round(self, layer: Layer, now: Rounded, seen: Average) -> Rounded:
-        integers = gptq(layer.weight, seen.mean, now.qparams, self.damping)
-        return replace(now, integers=integers.to(now.integers.dtype))
+        windows = layer.weight.flatten(1)
+        integers = gptq(windows, seen.mean, now.qparams, self.damping)
+        shaped = integers.reshape(layer.weight.shape)
+        return replace(now, integers=shaped.to(now.integers.dtype))
 
 
 def gptq(weight: Tensor, moments: Tensor, qparams: QParams, damping: float) -> Tensor:
@@ -78,47 +85,58 @@ def gptq(weight: Tensor, moments: Tensor, qparams: QParams, damping: float) -> T
 
     Args:
         weight: float ``[rows, columns]``.
-        moments: ``E[x x^T]``, float ``[columns, columns]``.
+        moments: ``E[x x^T]``, float ``[columns, columns]``; or ``[groups, columns, columns]``, of
+            so many groups of neighbouring rows, each of which has inputs of its own.
         qparams: of the weight.
         damping: see `GPTQ`.
     """
     scheme, (rows, columns) = qparams.scheme, weight.shape
-    order = moments.diagonal().argsort(descending=True, stable=True)
-    left = weight.detach().to(torch.float32)[:, order].clone()
-    inverse = _inverse(moments.to(torch.float32)[order][:, order], damping)
+    moments = moments.to(torch.float32).reshape(-1, columns, columns)
+
+    def grouped(values: Tensor) -> Tensor:
+        """``[groups, rows, columns]``, in the order in which columns come."""
+        parts = values.reshape(len(moments), -1, columns)
+        return parts.gather(2, order.unsqueeze(1).expand_as(parts))
+
+    order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    left = grouped(weight.detach().to(torch.float32))
+    by_row = moments.gather(1, order.unsqueeze(2).expand_as(moments))
+    inverse = _inverse(by_row.gather(2, order.unsqueeze(1).expand_as(moments)), damping)
     scales, zero_points = (
-        _by_column(values, qparams, rows, columns)[:, order]
+        grouped(_by_column(values, qparams, rows, columns))
         for values in (qparams.scale, qparams.zero_point)
     )
     integers = torch.empty_like(left)
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
-        errors = left.new_empty(rows, stop - start)
+        errors = left.new_empty(*left.shape[:2], stop - start)
         for at in range(start, stop):
-            scale, zero_point, column = scales[:, at], zero_points[:, at], left[:, at]
+            scale, zero_point, column = scales[:, :, at], zero_points[:, :, at], left[:, :, at]
             rounded = quantize(column, scale, zero_point, scheme.qmin, scheme.qmax)
-            error = (column - dequantize(rounded, scale, zero_point)) / inverse[at, at]
-            integers[:, at], errors[:, at - start] = rounded, error
-            left[:, at:stop].addr_(error, inverse[at, at:stop], alpha=-1)
-        left[:, stop:].addmm_(errors, inverse[start:stop, stop:], alpha=-1)
-    return torch.empty_like(integers).index_copy_(1, order, integers)
+            error = (column - dequantize(rounded, scale, zero_point)) / inverse[:, None, at, at]
+            integers[:, :, at], errors[:, :, at - start] = rounded, error
+            behind = inverse[:, None, at, at:stop]
+            left[:, :, at:stop].baddbmm_(error.unsqueeze(2), behind, alpha=-1)
+        left[:, :, stop:].baddbmm_(errors, inverse[:, start:stop, stop:], alpha=-1)
+    in_place = torch.empty_like(integers).scatter_(2, order.unsqueeze(1).expand_as(left), integers)
+    return in_place.reshape(rows, columns)
 
 
 def _inverse(moments: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the inverse of the moments.
+    """The upper Cholesky factors of the inverses of moments ``[groups, columns, columns]``.
 
     All is done on correlations, whose diagonal is one: with inputs of any size side by side the
     moments themselves are no longer positive in 24 bits.
     """
-    diagonal = moments.diagonal().clone()
-    smallest = (diagonal.mean() * _SMALLEST).clamp(min=torch.finfo(diagonal.dtype).tiny)
-    size = diagonal.clamp(min=smallest).mul_(1 + damping).sqrt_()
-    correlations = moments / size / size[:, None]
-    correlations.diagonal().fill_(1.0)
-    lower = torch.linalg.cholesky(correlations.double())
-    inverse = torch.cholesky_inverse(lower)
+    diagonal = moments.diagonal(dim1=1, dim2=2)
+    smallest = diagonal.mean(1, keepdim=True) * _SMALLEST
+    smallest = smallest.clamp(min=torch.finfo(diagonal.dtype).tiny)
+    size = (torch.maximum(diagonal, smallest) * (1 + damping)).sqrt()
+    correlations = moments / size.unsqueeze(1) / size.unsqueeze(2)
+    correlations.diagonal(dim1=1, dim2=2).fill_(1.0)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlations.double()))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return (factor / size.double()).to(moments.dtype)
+    return (factor / size.double().unsqueeze(1)).to(moments.dtype)
 
 
 def _by_column(values: Tensor, qparams: QParams, rows: int, columns: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""More accuracy for more time: methods one after the other, each kept where it brings something."""

@@ -1,0 +1,70 @@
+"""What is done for each effort, as a table: steps in their order.
+
+Tested in tests/flow/effort/test_refining.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from octavo.arguments import Kind
+from octavo.flow.effort.draft import Draft, Samples
+from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
+from octavo.quantization.plan import Plan, TensorPlan
+from octavo.quantization.weights import GPTQ, WeightMethod
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method.
+
+    Attributes:
+        name: in tables.
+        change: the draft that it makes of another, given the samples.
+    """
+
+    name: str
+    change: Callable[[Draft, Samples], Draft]
+
+
+def observed_by(observer: Observer) -> Step:
+    """Ranges of activations from another observer."""
+    return Step(
+        f"observer {observer.name}",
+        lambda draft, samples: draft.changed(samples, plan=observing(draft.plan, observer)),
+    )
+
+
+def rounded_by(method: WeightMethod) -> Step:
+    """Weights rounded by a method, before those that set biases."""
+    return Step(
+        f"weights {method.name}",
+        lambda draft, samples: draft.changed(samples, weights=(method, *draft.weights)),
+    )
+
+
+def observing(plan: Plan, observer: Observer) -> Plan:
+    """The plan with another observer for all activations but those whose range is fixed."""
+
+    def changed(tensor: TensorPlan) -> TensorPlan:
+        spec = tensor.spec
+        if spec is None or tensor.kind == "weight" or isinstance(spec.observer, FixedRange):
+            return tensor
+        return replace(tensor, spec=replace(spec, observer=observer))
+
+    return replace(plan, tensors={name: changed(t) for name, t in plan.tensors.items()})
+
+
+# effort -> its steps
+RECIPES: Mapping[str, tuple[Step, ...]] = {
+    "fast": (),
+    "balanced": (observed_by(Histogram()), rounded_by(GPTQ())),
+    "best": (
+        observed_by(Histogram()),
+        observed_by(MSE()),
+        observed_by(Entropy()),
+        rounded_by(GPTQ()),
+    ),
+}
+EFFORT = Kind(lambda value: value in RECIPES, f"give one of {', '.join(map(repr, RECIPES))}")

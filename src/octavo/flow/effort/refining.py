@@ -1,0 +1,132 @@
+"""A draft goes through the steps of a recipe; each is kept where held-back data say so.
+
+Tested in tests/flow/effort/test_refining.py.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from octavo.display import Table, track
+from octavo.errors import CalibrationError, OctavoError, first_line
+from octavo.flow.effort.draft import Draft, Judge, Samples
+from octavo.flow.effort.recipes import RECIPES, Step
+from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
+from octavo.graph.calls import flatten_call
+from octavo.graph.graph import Graph
+from octavo.quantization.calibrate import NO_CALIBRATION, check_batch
+from octavo.quantization.nonfinite_inputs import masks_of
+from octavo.quantization.plan import Plan
+from octavo.quantization.weights import WeightMethod
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """What a step brought.
+
+    Attributes:
+        step: its name.
+        before_db, after_db: SQNR of the outputs on held-back data.
+        seconds: that it took, judging included.
+        kept: whether the model went on with it.
+        why: it could not be taken.
+    """
+
+    step: str
+    before_db: float
+    after_db: float
+    seconds: float
+    kept: bool
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def table_of(taken: Sequence[StepTaken], title: str = "") -> Table:
+    """A row for each step."""
+    rows = (
+        (t.step, f"{t.before_db:.2f}", f"{t.after_db:.2f}", f"{t.seconds:.1f}", _verdict(t))
+        for t in taken
+    )
+    return Table(("step", "dB before", "dB after", "seconds", "kept"), tuple(rows), title)
+
+
+def _verdict(taken: StepTaken) -> str:
+    return taken.why or ("yes" if taken.kept else "no")
+
+
+def refined(
+    draft: Draft,
+    samples: Samples,
+    steps: Sequence[Step],
+) -> tuple[Draft, list[StepTaken]]:
+    """The draft that the good ones of the steps lead to, and what each of them brought.
+
+    Those that are kept are taken once more in the end, on the samples for judging too.
+
+    Args:
+        draft: of plain static quantization, for its graph, plan and methods.
+        samples: what steps are fitted to, and judged on.
+        steps: in order; each goes on from the best so far.
+    """
+    judge, first = Judge(draft.graph, samples), draft
+    best, taken, good = judge(draft), list[StepTaken](), list[Step]()
+    for step in steps:
+        started = time.perf_counter()
+        why, after = "", float("-inf")
+        try:
+            candidate = step.change(draft, samples)
+            after = judge(candidate)
+        except OctavoError as error:
+            why = first_line(error)
+        kept = after > best
+        seconds = time.perf_counter() - started
+        taken.append(StepTaken(step.name, best, after, seconds, kept, why))
+        if kept:
+            draft, best = candidate, after
+            good.append(step)
+    draft = Draft.of(first.graph, first.plan, first.weights, samples.all)
+    for step in good:
+        draft = step.change(draft, samples.all)
+    return draft, taken
+
+
+def refined_on(
+    graph: Graph,
+    plan: Plan,
+    data: Iterable[Any] | None,
+    weights: Sequence[WeightMethod],
+    effort: str,
+    signature: Signature | None,
+    inputs: Callable[[Any], Any] | None,
+    progress: bool,
+) -> tuple[Draft, list[StepTaken]]:
+    """`refined` by the recipe of an effort, on a user's data.
+
+    Arguments and errors as for `octavo.calibrate`.
+    """
+    if data is None:
+        raise CalibrationError(NO_CALIBRATION)
+    reading = signature or Signature(tuple(graph.arguments), len(graph.arguments))
+    masks = masks_of(graph)
+    batches = []
+    for index, batch in enumerate(track(iterated(data), "reading", progress)):
+        try:
+            call = split_batch(batch, reading, inputs)
+            batches.append(flatten_call(graph, call.args, call.kwargs))
+            check_batch(graph, batches[-1], masks)
+        except OctavoError as error:
+            raise CalibrationError(f"calibration batch {index}: {error}") from error
+    if not batches:
+        raise CalibrationError(NO_BATCH)
+    samples = Samples.of(batches)
+    draft = Draft.of(graph, plan, weights, samples)
+    draft, taken = refined(draft, samples, RECIPES[effort])
+    if progress:
+        sys.stderr.write(f"{table_of(taken, f'effort {effort!r}, outputs on held-back data')}\n")
+    return draft, taken

@@ -1,0 +1,75 @@
+"""``E[x x^T]`` of what the rows of a layer's weight meet: windows of a convolution's input, the
+zeros of its padding among them.
+
+Tested in tests/quantization/weights/test_patches.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from octavo.graph.operators import arguments
+from octavo.graph.weight_layouts import groups_of
+from octavo.quantization.weights.bias_correction import Average
+from octavo.quantization.weights.layers import Layer
+from octavo.quantization.weights.moments import merged
+
+_ROWS = 1024  # of a batch, at most: neighbouring windows tell little that is new
+_IMAGES = 8  # at a time: windows take as many times the memory as a kernel has taps
+
+
+@dataclass(frozen=True)
+class PatchMoments:
+    """The statistic ``E[x x^T]`` of the windows of each group of channels, ``[groups, n, n]``.
+
+    ``n`` is what a row of the weight has: inputs of the group times taps of the kernel.
+
+    Attributes:
+        kernel, stride, padding, dilation: of a convolution in two dimensions.
+        groups: of its channels.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @classmethod
+    def of(cls, layer: Layer) -> PatchMoments:
+        """That of a convolution in two dimensions."""
+        given = arguments(layer.node)
+        kernel: tuple[int, int] = (layer.weight.shape[2], layer.weight.shape[3])
+        stride, padding, dilation = (
+            _both(given[name]) for name in ("stride", "padding", "dilation")
+        )
+        return cls(kernel, stride, padding, dilation, groups_of(layer.node))
+
+    def update(self, state: Average | None, x: Tensor) -> Average:
+        images = x.to(torch.float32)
+        if images.dim() == 3:  # one image, without a batch
+            images = images.unsqueeze(0)
+        for few in images.split(_IMAGES):
+            rows = self._rows(few, max(_ROWS * len(few) // max(len(images), 1), 1))
+            new = Average(rows.transpose(1, 2) @ rows / max(rows.shape[1], 1), rows.shape[1])
+            state = new if state is None else merged(state, new)
+        assert state is not None
+        return state
+
+    def merge(self, one: Average, other: Average) -> Average:
+        return merged(one, other)
+
+    def _rows(self, images: Tensor, most: int) -> Tensor:
+        """The windows, ``[groups, rows, n]``: all, or evenly chosen ones."""
+        windows = functional.unfold(images, self.kernel, self.dilation, self.padding, self.stride)
+        rows = windows.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
+        some: Tensor = rows[:, :: max(-(-rows.shape[1] // most), 1)]
+        return some
+
+
+def _both(values: list[int]) -> tuple[int, int]:
+    return values[0], values[-1]
