@@ -61,6 +61,15 @@ def test_of_many_windows_some_are_taken() -> None:
     assert conv.weight[0].numel() == state.mean.shape[1]
 
 
+@pytest.mark.parametrize("width", [112, 224])
+def test_those_that_are_taken_are_of_all_columns(width: int) -> None:
+    """Every n-th of 32 such images is in one column or two, the first of which reads padding."""
+    column = torch.arange(float(width)).expand(32, 1, width, width)
+    measured = PatchMoments((1, 1), (1, 1), (0, 0), (1, 1), 1).update(None, column)
+    right = torch.arange(float(width)).square().mean()
+    torch.testing.assert_close(measured.mean.flatten(), right[None], rtol=0.1, atol=0.0)
+
+
 @pytest.mark.parametrize("conv", SHAPES.values(), ids=SHAPES)
 def test_a_convolution_is_rounded_as_linear_layers_on_its_windows(conv: nn.Conv2d) -> None:
     torch.manual_seed(0)

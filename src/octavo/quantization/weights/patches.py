@@ -53,8 +53,9 @@ class PatchMoments:
         images = x.to(torch.float32)
         if images.dim() == 3:  # one image, without a batch
             images = images.unsqueeze(0)
+        chance = torch.Generator().manual_seed(0)
         for few in images.split(_IMAGES):
-            rows = self._rows(few, max(_ROWS * len(few) // max(len(images), 1), 1))
+            rows = self._rows(few, max(_ROWS * len(few) // max(len(images), 1), 1), chance)
             new = Average(rows.transpose(1, 2) @ rows / max(rows.shape[1], 1), rows.shape[1])
             state = new if state is None else merged(state, new)
         assert state is not None
@@ -63,12 +64,17 @@ class PatchMoments:
     def merge(self, one: Average, other: Average) -> Average:
         return merged(one, other)
 
-    def _rows(self, images: Tensor, most: int) -> Tensor:
-        """The windows, ``[groups, rows, n]``: all, or evenly chosen ones."""
+    def _rows(self, images: Tensor, most: int, chance: torch.Generator) -> Tensor:
+        """The windows, ``[groups, rows, n]``: all, or some by chance. Every n-th would be of a few
+        columns of the image, or of its edge alone.
+        """
         windows = functional.unfold(images, self.kernel, self.dilation, self.padding, self.stride)
-        rows = windows.unflatten(1, (self.groups, -1)).permute(1, 0, 3, 2).flatten(1, 2)
-        some: Tensor = rows[:, :: max(-(-rows.shape[1] // most), 1)]
-        return some
+        count = len(windows) * windows.shape[2]
+        order = torch.randperm(count, generator=chance) if count > most else torch.arange(count)
+        some = order[:most].to(images.device)
+        by_group = windows.unflatten(1, (self.groups, -1)).permute(0, 3, 1, 2)
+        rows: Tensor = by_group[some // windows.shape[2], some % windows.shape[2]]
+        return rows.transpose(0, 1)
 
 
 def _both(values: list[int]) -> tuple[int, int]:
