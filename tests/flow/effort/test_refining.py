@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import octavo
 from octavo.errors import CalibrationError, InputError, PlanError
 from octavo.flow.effort.draft import Draft, Judge, Samples
-from octavo.flow.effort.recipes import RECIPES, Step, observing
+from octavo.flow.effort.recipes import RECIPES, Step, observing, rounding
 from octavo.flow.effort.refining import refined
 from octavo.numerics.observers import FixedRange, Histogram, Percentile
 from octavo.quantization.weights import GPTQ, BiasCorrection
@@ -64,6 +64,15 @@ def test_a_batch_whose_tensors_differ_stays_whole() -> None:
     assert len(samples.fitted[0][0]) == 4
 
 
+def test_a_batch_of_fixed_size_stays_whole() -> None:
+    """A single image without a batch would lose a colour, and not half of the images."""
+    image = batches(1, 1)[0][0]
+    q = octavo.quantize(
+        network()[:3], calibration=[image], effort="balanced", progress=False, scope="model"
+    )
+    assert q.provenance["calibration_batches"] == 1
+
+
 def test_a_step_is_kept_only_where_held_back_data_say_so() -> None:
     samples = Samples.of([[x] for x in batches()])
     first = drafted(samples)
@@ -104,6 +113,39 @@ def test_the_judge_is_right() -> None:
     assert Judge(draft.graph, samples)(draft) == pytest.approx(right, abs=0.01)
 
 
+def test_scores_that_a_mask_hides_do_not_count() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.arange(10) < 3
+            return self.net(x).masked_fill(hidden, float("-inf"))
+
+    q = octavo.quantize(Masked().eval(), calibration=batches(), effort="balanced", progress=False)
+    assert all(20 < step["after_db"] < 60 for step in q.provenance["steps"])
+
+
+def test_a_model_without_floats_cannot_be_judged() -> None:
+    model = nn.Sequential(network(), Best()).eval()
+    with pytest.raises(InputError, match="this model returns none: leave effort= out"):
+        octavo.quantize(model, calibration=batches(), effort="balanced", progress=False)
+
+
+class Best(nn.Module):
+    """The index of the largest."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(1)
+
+
+def test_what_is_rounded_goes_behind_scales_and_before_biases() -> None:
+    weights = (octavo.Clip(), BiasCorrection())
+    assert rounding(weights, GPTQ()) == (octavo.Clip(), GPTQ(), BiasCorrection())
+    assert rounding((), GPTQ()) == (GPTQ(),)
+
+
 def test_fixed_ranges_keep_their_observer() -> None:
     samples = Samples.of([[x] for x in batches()])
     plan = drafted(samples).plan
@@ -131,6 +173,16 @@ def test_quantize(effort: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "effort" not in plain.provenance
     octavo.quantize(model, calibration=data, effort=effort, progress=False)
     assert not capsys.readouterr().err
+
+
+def test_data_may_fill_one_tensor_again_and_again() -> None:
+    data = batches()
+    memory = torch.empty_like(data[0])
+    of_one, of_many = (
+        octavo.quantize(network(), calibration=given, effort="balanced", progress=False)
+        for given in ((memory.copy_(batch) for batch in data), data)
+    )
+    assert torch.equal(of_one(data[0]), of_many(data[0]))
 
 
 def test_data_may_be_read_once_only() -> None:

@@ -5,12 +5,13 @@ Tested in tests/flow/effort/test_refining.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from octavo.errors import InputError
 from octavo.graph.batches import size_of
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
@@ -38,12 +39,16 @@ class Samples:
     held: Sequence[Batch]
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> Samples:
+    def of(cls, batches: Sequence[Batch], is_open: bool = True) -> Samples:
         """Every eighth batch is held back, or more where that is few samples; of a single one the
         second half, if all of its tensors have as many samples; else methods are judged on what
         they have seen.
+
+        Args:
+            batches: in their order.
+            is_open: whether the model takes batches of any size: a single one is whole if not.
         """
-        if len(batches) == 1:
+        if len(batches) == 1 and is_open:
             halves = [tensor.chunk(2) if tensor.dim() else (tensor,) for tensor in batches[0]]
             sizes = {tensor.shape[:1] for tensor in batches[0]}
             batches = list(zip(*halves, strict=True)) if len(sizes) == 1 else batches
@@ -56,6 +61,8 @@ class Samples:
     @property
     def all(self) -> Samples:
         """The same, where methods see everything."""
+        if self.held is self.fitted:
+            return self
         return Samples([*self.fitted, *self.held], self.held)
 
 
@@ -104,26 +111,41 @@ class Draft:
 class Judge:
     """The signal to noise ratio of drafts' outputs, on the samples that were held back.
 
+    Values that are not finite in float, such as scores that a mask hides, do not count.
+
     Args:
         graph: the canonical float graph.
         samples: see `Samples`.
+
+    Raises:
+        InputError: the graph has no output in float.
     """
 
     def __init__(self, graph: Graph, samples: Samples) -> None:
         self.batches = [[t.to(graph.device) for t in batch] for batch in samples.held]
-        self.exact = _outputs(graph, self.batches)
+        self.exact = list(_outputs(graph, self.batches))
+        if not self.exact:
+            raise InputError(
+                "an effort is judged by the outputs in float, and this model returns none: leave "
+                "effort= out, or return what the integers are made of too"
+            )
 
     def __call__(self, draft: Draft) -> float:
         """In dB, of the oracle."""
+        signal = noise = 0.0
         found = _outputs(draft.quantized(), self.batches)
-        pairs = list(zip(self.exact, found, strict=True))
-        noise = sum(float((one - other).double().square().sum()) for one, other in pairs)
-        return sqnr_db(sum(float(t.double().square().sum()) for t in self.exact), noise)
+        for exact, other in zip(self.exact, found, strict=True):
+            counts = exact.isfinite()
+            values = exact[counts].double()
+            signal += float(values.square().sum())
+            noise += float((values - other[counts]).square().sum())
+        return sqnr_db(signal, noise)
 
 
-@torch.no_grad()
-def _outputs(graph: Graph, batches: Sequence[Batch]) -> list[Tensor]:
-    """The float outputs of all batches."""
+def _outputs(graph: Graph, batches: Sequence[Batch]) -> Iterator[Tensor]:
+    """The float outputs of one batch after the other."""
     run = run_of(graph, graph.device)
-    results = (value for batch in batches for value in run(*batch))
-    return [t for t in results if isinstance(t, Tensor) and t.is_floating_point()]
+    for batch in batches:
+        with torch.no_grad():
+            results = run(*batch)
+        yield from (t for t in results if isinstance(t, Tensor) and t.is_floating_point())

@@ -5,14 +5,14 @@ Tested in tests/flow/effort/test_refining.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from octavo.arguments import Kind
 from octavo.flow.effort.draft import Draft, Samples
 from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
 from octavo.quantization.plan import Plan, TensorPlan
-from octavo.quantization.weights import GPTQ, WeightMethod
+from octavo.quantization.weights import GPTQ, BiasCorrection, WeightMethod
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,17 @@ def observed_by(observer: Observer) -> Step:
 
 
 def rounded_by(method: WeightMethod) -> Step:
-    """Weights rounded by a method, before those that set biases."""
+    """Weights rounded by a method, where the user's own have set scales and no bias yet."""
     return Step(
         f"weights {method.name}",
-        lambda draft, samples: draft.changed(samples, weights=(method, *draft.weights)),
+        lambda draft, samples: draft.changed(samples, weights=rounding(draft.weights, method)),
     )
+
+
+def rounding(weights: Sequence[WeightMethod], method: WeightMethod) -> tuple[WeightMethod, ...]:
+    """The methods with another one behind those that round, before the correction of biases."""
+    last = tuple(one for one in weights if isinstance(one, BiasCorrection))
+    return (*(one for one in weights if one not in last), method, *last)
 
 
 def observing(plan: Plan, observer: Observer) -> Plan:

@@ -64,6 +64,7 @@ def refined(
     draft: Draft,
     samples: Samples,
     steps: Sequence[Step],
+    progress: bool = False,
 ) -> tuple[Draft, list[StepTaken]]:
     """The draft that the good ones of the steps lead to, and what each of them brought.
 
@@ -73,10 +74,14 @@ def refined(
         draft: of plain static quantization, for its graph, plan and methods.
         samples: what steps are fitted to, and judged on.
         steps: in order; each goes on from the best so far.
+        progress: show a progress bar on a terminal.
+
+    Raises:
+        InputError: the model has no output in float, by which steps are judged.
     """
     judge, first = Judge(draft.graph, samples), draft
     best, taken, good = judge(draft), list[StepTaken](), list[Step]()
-    for step in steps:
+    for step in track(steps, "trying methods", progress):
         started = time.perf_counter()
         why, after = "", float("-inf")
         try:
@@ -114,19 +119,22 @@ def refined_on(
         raise CalibrationError(NO_CALIBRATION)
     reading = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     masks = masks_of(graph)
+    is_kept = isinstance(data, list | tuple)  # others may fill the same memory again
     batches = []
     for index, batch in enumerate(track(iterated(data), "reading", progress)):
         try:
             call = split_batch(batch, reading, inputs)
-            batches.append(flatten_call(graph, call.args, call.kwargs))
-            check_batch(graph, batches[-1], masks)
+            tensors = flatten_call(graph, call.args, call.kwargs)
+            check_batch(graph, tensors, masks)
+            batches.append(tensors if is_kept else [tensor.clone() for tensor in tensors])
         except OctavoError as error:
             raise CalibrationError(f"calibration batch {index}: {error}") from error
     if not batches:
         raise CalibrationError(NO_BATCH)
-    samples = Samples.of(batches)
+    is_open = all(entry.batch_axis == 0 for entry in graph.inputs)
+    samples = Samples.of(batches, is_open)
     draft = Draft.of(graph, plan, weights, samples)
-    draft, taken = refined(draft, samples, RECIPES[effort])
+    draft, taken = refined(draft, samples, RECIPES[effort], progress)
     if progress:
         sys.stderr.write(f"{table_of(taken, f'effort {effort!r}, outputs on held-back data')}\n")
     return draft, taken
