@@ -93,6 +93,7 @@ static int64_t less(int64_t windows, int64_t kernel, int64_t dilation, int64_t s
 }
 
 static void one_convolution(int threads) {
+    static const float steps[] = {0, 1.0f / 64, 4}; /* of the last sums are often cut as bytes only */
     int64_t groups = below(2) ? 1 : 1 + below(70), depthwise = below(2), wide = !below(50);
     int folded = !below(5); /* 16 or 32 channels, neighbours in a register */
     if (folded) depthwise = 1, groups = 16 << below(2);
@@ -122,9 +123,10 @@ static void one_convolution(int threads) {
     void *addend = filled(results, adds_floats ? 4 : 1);
     c.epilogue = (octavo_epilogue){
         .scales = scales, .bias = bias, .addend = below(2) ? addend : NULL,
-        .addend_scale = adds_floats ? 0.0f : 0.02f,        .addend_zero_point = 128, .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
-        .out_scale = (float)below(2) / 64, .out_zero_point = 100, .out_high = 255};
-    if (folded) c.epilogue.addend = NULL, c.epilogue.activation = OCTAVO_CLIP;
+        .addend_scale = adds_floats ? 0.0f : 0.02f, .addend_zero_point = 128,
+        .activation = below(OCTAVO_ACTIVATIONS), .low = -1, .high = 1,
+        .out_scale = steps[below(3)], .out_zero_point = below(2) * 100, .out_high = 255};
+    if (folded && below(2)) c.epilogue.addend = NULL, c.epilogue.activation = OCTAVO_CLIP;
     c.weights = packed, c.weight_sums = sums, c.at.x = x;
     c.at.y = malloc((size_t)(c.epilogue.out_scale == 0.0f ? 4 * results : results));
     c.at.scratch = malloc((size_t)octavo_scratch_size(&c, octavo_convolution_chunks(&c, threads)));

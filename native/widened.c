@@ -16,7 +16,7 @@ enum { PART = 4 /* blocks that a kernel takes at a time */, FOUR = 4 };
 
 /* ---- widening, written once and compiled for each instruction set ---- */
 
-/* The scale of 16 rows: their largest weights become 127. */
+/* The scales of 16 rows: their largest weights become 127. One that is not finite stays so. */
 INLINE void widened_scales(const octavo_four_bits *m, int64_t block, float scales[BLOCK]) {
     for (int n = 0; n < BLOCK; n++) scales[n] = 0;
     for (int64_t group = 0; group < m->groups; group++) {
@@ -24,12 +24,12 @@ INLINE void widened_scales(const octavo_four_bits *m, int64_t block, float scale
         for (int n = 0; n < BLOCK; n++) {
             float zero = m->zero_points[at + n], scale = fabsf(m->scales[at + n]);
             float most = scale * (zero > 15 - zero ? zero : 15 - zero);
-            scales[n] = scales[n] > most ? scales[n] : most;
+            scales[n] = scales[n] < most || most != most ? most : scales[n];
         }
     }
     for (int n = 0; n < BLOCK; n++) {
         scales[n] /= 127;
-        if (!(scales[n] >= FLT_MIN)) scales[n] = FLT_MIN;
+        if (scales[n] < FLT_MIN) scales[n] = FLT_MIN;
     }
 }
 
@@ -44,7 +44,7 @@ INLINE void widen_block(
         int64_t at = (block * m->groups + group) * BLOCK;
         float factors[BLOCK], shifts[BLOCK];
         for (int n = 0; n < BLOCK; n++) {
-            factors[n] = m->scales[at + n] / scales[n];
+            factors[n] = scales[n] <= FLT_MAX ? m->scales[at + n] / scales[n] : 0;
             shifts[n] = (float)m->zero_points[at + n] * factors[n];
         }
         for (int64_t k = 0; k < size; k += 2 * FOUR, from += FOUR * BLOCK)
@@ -134,7 +134,10 @@ static void multiply_part(Product *product, int64_t part, int chunk) {
         widener()(
             m, first + b, weights + b * BLOCK * columns, values.scales + b * BLOCK,
             values.sums + b * BLOCK);
-    for (int64_t n = 0; n < blocks * BLOCK; n++) values.bias[n] = m->bias ? m->bias[first * BLOCK + n] : 0;
+    for (int64_t n = 0; n < blocks * BLOCK; n++) {
+        values.bias[n] = m->bias ? m->bias[first * BLOCK + n] : 0;
+        if (!(values.scales[n] <= FLT_MAX)) product->is_infinite = 1;
+    }
     const octavo_matrix widened = {
         .weights = weights, .scales = values.scales, .sums = values.sums, .bias = values.bias,
         .rows = m->rows, .columns = columns}; /* as far apart as the rows of y are */

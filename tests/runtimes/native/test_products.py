@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -47,6 +49,15 @@ def test_rounded_rows_have_eight_bits(instruction_set, bits, count):
     assert finite
     assert bool(((found.double() - exact).abs() <= most).all())
     assert (found.double() - exact).norm() < 0.02 * exact.norm()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_scales_of_weights_without_finite_products_are_told(instruction_set, value):
+    """No integer stands for what they make; 15 times the last is infinite."""
+    made, _ = of_four_bits(90, 3, 64)
+    made._held[1][2, 1, 5] = value
+    _, finite = made.of_rows(torch.randn(33, 192), rounded=True)
+    assert not finite
 
 
 def assert_near(have: torch.Tensor, want: torch.Tensor, x: torch.Tensor, weight: torch.Tensor):
