@@ -166,3 +166,15 @@ def test_only_the_thread_that_ends_with_the_process_runs_a_model_itself():
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(program.run, ()).result()[0].tolist() == [3, 3]
     assert request.called == ["infer", "start_async", "wait"]
+
+
+def test_a_forked_process_waits_for_no_threads_of_openvino(monkeypatch):
+    """They stayed in the process that compiled the model."""
+    request = Request()
+    compiled = SimpleNamespace(inputs=(), outputs=(), create_infer_request=lambda: request)
+    program = _Program(compiled, octavo.capture(nn.ReLU(), torch.rand(2)))
+    child = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: child)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(program.run, ()).result()
+    assert request.called == ["infer"]

@@ -6,6 +6,7 @@ that runs on integers.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -209,6 +210,7 @@ class _Program:
         # A request serves one call at a time: one for each that overlap.
         self.idle: deque[Any] = deque()
         self.read = _inputs_read(compiled, graph)
+        self.process = os.getpid()
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the model gives.
@@ -220,7 +222,7 @@ class _Program:
         arrays = [as_array(tensors[index]) for index in self.read]
         request = _taken(self.idle) or self.compiled.create_infer_request()
         try:
-            _infer(request, arrays)
+            _infer(request, arrays, forked=os.getpid() != self.process)
             # Copied, since the request's next call writes to the same memory. To give OpenVINO
             # other memory for each call takes longer than to copy what classifiers and encoders
             # return.
@@ -295,13 +297,14 @@ class _Programs:
         return self.of([tensor.shape for tensor in tensors]).run(tensors)
 
 
-def _infer(request: Any, arrays: list[Any]) -> None:
+def _infer(request: Any, arrays: list[Any], forked: bool) -> None:
     """Run a request, on this thread if it ends with the process, else on OpenVINO's own.
 
     A thread that has run one keeps a part of the model until it ends. Where another thread destroys
-    the model at that moment, OpenVINO ends the process.
+    the model at that moment, OpenVINO ends the process. A process that was forked off the one that
+    compiled the model has no threads of OpenVINO's: to wait for them would never end.
     """
-    if threading.current_thread() is threading.main_thread():
+    if forked or threading.current_thread() is threading.main_thread():
         request.infer(arrays, share_inputs=True, share_outputs=True)
     else:  # which takes longer by the time that waking a thread takes
         request.start_async(arrays, share_inputs=True)
