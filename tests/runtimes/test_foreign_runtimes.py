@@ -55,6 +55,12 @@ def test_threads_get_the_results_of_their_own_calls(q, runtime):
     assert not wrong
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_inputs_of_another_device_are_refused(q, runtime):
+    with pytest.raises(InputError, match=r'an input is on meta: give it x.to\("cpu"\)'):
+        q.lower(runtime)(torch.empty(2, 3, 16, 16, device="meta"))
+
+
 class WithLengths(nn.Module):
     def __init__(self) -> None:
         super().__init__()

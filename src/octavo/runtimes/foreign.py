@@ -30,5 +30,11 @@ def check_batch(graph: Graph, tensors: Sequence[Tensor], batch: int | None) -> N
 
 
 def as_array(tensor: Tensor) -> Any:
-    """A tensor's own memory as a numpy array; copied only where it is not contiguous."""
+    """A tensor's own memory as a numpy array; copied only where it is not contiguous.
+
+    Raises:
+        RuntimeError: it is not the CPU's memory.
+    """
+    if not tensor.is_cpu:
+        raise RuntimeError(f'an input is on {tensor.device}: give it x.to("cpu")')
     return tensor.detach().contiguous().numpy()

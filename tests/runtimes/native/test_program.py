@@ -93,6 +93,12 @@ def test_axes_of_one_value_stand_in_front_where_counting_does_not_do(sizes, orde
     assert Planner(threads=1).new(sizes, torch.uint8, order).order == found
 
 
+def test_values_of_another_device_are_refused():
+    """Their addresses ended the process."""
+    with pytest.raises(RuntimeError, match="an input is on meta: give it"):
+        residual()(torch.empty(1, 3, 9, 9, device="meta"))
+
+
 def test_plans_are_kept_for_the_last_sizes():
     whole = residual()
     for batch in range(1, 12):

@@ -94,6 +94,9 @@ class Program:
             assert isinstance(rows, Tensor)
             gather.check(rows)
         tensors = [x for x in given if isinstance(x, Tensor)]
+        for tensor in tensors:
+            if not tensor.is_cpu:  # its address means nothing here
+                raise RuntimeError(f'an input is on {tensor.device}: give it x.to("cpu")')
         numbers = [x for x in given if not isinstance(x, Tensor)]
         key = (threads, *numbers, *[(tensor.shape, tensor.stride()) for tensor in tensors])
         plan = self._plans.get(key)
