@@ -201,6 +201,21 @@ def test_finite_values_whose_sum_overflows(monkeypatch):
     assert torch.equal(q(x), q.lowered.run(x)[0])
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_thread_looks_without_torch_and_without_the_kernels(monkeypatch):
+    """Torch's threads would wait beside those of the library that runs next."""
+    q = octavo.quantize(nn.Linear(16, 4), torch.randn(4, 16), target=TARGET, progress=False)
+    monkeypatch.setattr(observing, "reads", lambda x: False)
+    fine = torch.randn(4, 16, requires_grad=True)
+    bad = torch.randn(4, 16).index_fill(0, torch.tensor([1]), NAN)
+    both, large = torch.zeros(4, 16), torch.full((4, 16), 1e38)
+    both[0, 0], both[3, 3] = INF, -INF
+    monkeypatch.setattr(torch.Tensor, "sum", None)
+    for x, expected in ((fine, True), (fine.detach().T, True), (bad, False), (both, False)):
+        assert q._watched.are_fine([x], threads=1) == expected
+    assert not q._watched.are_fine([large], threads=1)
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("name", ["0.weight", "0.bias", "2.bias"])

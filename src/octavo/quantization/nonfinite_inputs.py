@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,14 +96,17 @@ class Watched:
 def _are_finite(x: Tensor, threads: int | None) -> bool:
     """Whether no value is NaN or an infinity; a sum of finite values may overflow and say so too.
 
-    Octavo's own kernel is asked first: what torch sums on several threads leaves them spinning, and
-    whoever runs next shares the cores with them.
+    Octavo's own kernel is asked first, or else numpy if one thread is to look: what torch sums on
+    several leaves them spinning, and whoever runs next shares the cores with them.
     """
     whole = x.is_contiguous() or (
         x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
     )
     if whole and x.dtype == torch.float32 and observing.reads(x):
         return observing.are_finite(x, threads)
+    if threads == 1 and x.dtype == torch.float32 and x.is_cpu:
+        with np.errstate(all="ignore"):
+            return math.isfinite(x.detach().resolve_neg().numpy().sum())
     return math.isfinite(x.sum(dtype=torch.float32))
 
 
