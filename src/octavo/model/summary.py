@@ -116,7 +116,8 @@ class Summary(OfCoverage):
     def _origin(self) -> Iterator[str]:
         if self.unmatched_rules:
             yield f"rules that matched nothing: {', '.join(self.unmatched_rules)}"
-        yield f"made with: {', '.join(f'{key} {value}' for key, value in self.provenance.items())}"
+        told = (f"{k} {v}" for k, v in self.provenance.items() if not isinstance(v, list))
+        yield f"made with: {', '.join(told)}"  # lists are tables of their own
 
 
 def summarize(graph: Graph, plan: Plan, lowered: Lowered, provenance: Mapping[str, Any]) -> Summary:

@@ -171,8 +171,19 @@ def test_quantize(effort: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = capsys.readouterr().err
     assert all(step["step"] in told for step in steps)
     assert "effort" not in plain.provenance
+    assert f"effort {effort}" in str(octavo.summary(q))
+    assert "before_db" not in str(octavo.summary(q))
     octavo.quantize(model, calibration=data, effort=effort, progress=False)
     assert not capsys.readouterr().err
+
+
+def test_what_wide_layers_read_is_not_measured() -> None:
+    """Of 100,000 inputs it would be 40 GB."""
+    model = nn.Sequential(nn.Linear(4, 100_000), nn.ReLU(), nn.Linear(100_000, 2)).eval()
+    q = octavo.quantize(
+        model, calibration=torch.randn(16, 4).split(8), effort="balanced", progress=False
+    )
+    assert len(q.provenance["steps"]) == 2
 
 
 def test_data_may_fill_one_tensor_again_and_again() -> None:

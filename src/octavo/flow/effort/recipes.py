@@ -62,15 +62,18 @@ def observing(plan: Plan, observer: Observer) -> Plan:
     return replace(plan, tensors={name: changed(t) for name, t in plan.tensors.items()})
 
 
+# Of wider layers what it measures takes more than 256 MB each.
+_ROUNDED = rounded_by(GPTQ(most_inputs=8192))
+
 # effort -> its steps
 RECIPES: Mapping[str, tuple[Step, ...]] = {
     "fast": (),
-    "balanced": (observed_by(Histogram()), rounded_by(GPTQ())),
+    "balanced": (observed_by(Histogram()), _ROUNDED),
     "best": (
         observed_by(Histogram()),
         observed_by(MSE()),
         observed_by(Entropy()),
-        rounded_by(GPTQ()),
+        _ROUNDED,
     ),
 }
 EFFORT = Kind(lambda value: value in RECIPES, f"give one of {', '.join(map(repr, RECIPES))}")
