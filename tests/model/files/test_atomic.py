@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import ArtifactError
-from octavo.model.files.atomic import overwrite, replacing, require_file, require_writable
+from octavo.model.files.atomic import filling, overwrite, replacing, require_file, require_writable
 
 
 def test_the_file_is_there_at_the_end_and_only_then(tmp_path: Path) -> None:
@@ -110,6 +110,17 @@ def test_the_umask_is_never_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was set"))
     with replacing(tmp_path / "file") as file:
         file.write_text("")
+
+
+def test_folders_in_a_folder_can_be_entered(tmp_path: Path) -> None:
+    """Tokenizers with several chat templates have one."""
+    with filling(tmp_path / "model", last="config.json") as made:
+        (made / "templates").mkdir()
+        (made / "templates" / "a.jinja").write_text("a")
+        (made / "config.json").write_text("{}")
+    inside = tmp_path / "model" / "templates"
+    assert inside.stat().st_mode & 0o100
+    assert (inside / "a.jinja").read_text() == "a"
 
 
 def test_threads_that_write_the_same_file_leave_one_whole(tmp_path: Path) -> None:

@@ -85,7 +85,8 @@ def filling(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
             mode = stat.S_IMODE(probe.stat().st_mode)
             probe.unlink()
             for file in sorted(folder.iterdir(), key=lambda file: (file.name == last, file.name)):
-                file.chmod(mode)  # some writers make files of the owner's alone
+                if file.is_file():
+                    file.chmod(mode)  # some writers make files of the owner's alone
                 os.replace(file, target / file.name)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {_why(error)}") from error
