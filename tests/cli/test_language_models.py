@@ -125,7 +125,22 @@ def test_a_text_to_round_by(folder: Path, tmp_path: Path) -> None:
     assert found.divergence < 0.8 * nearest.divergence
     (tmp_path / "b.txt").write_text(TEXT)
     short = octavo_command(*quantize, tmp_path / "b", "--calibration", tmp_path / "b.txt")
-    assert "at least 512" in words(short.err)
+    assert "at least 256" in words(short.err)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_of_a_text_are_as_long_as_the_model_has_positions(tmp_path: Path) -> None:
+    """A table of positions has no more, and a longer row would be an error of indices."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 512, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).eval()
+    folder = saved(tmp_path / "gpt", model)
+    (tmp_path / "a.txt").write_text(TEXT * 60)
+    answer = octavo_command(
+        *("quantize", f"hf:{folder}", "--mode", "weight_only", "--batches", "2"),
+        *("--calibration", tmp_path / "a.txt", "-o", tmp_path / "q"),
+    )
+    assert answer.code == 0, answer.err
 
 
 @pytest.mark.filterwarnings("ignore:written in float")

@@ -105,15 +105,16 @@ def _by_text(folder: str, text: str | None, rows: int | None) -> dict[str, Any]:
         return {}
     import torch
 
-    from octavo.cli.sources.language_model import text_of_file, tokenizer_of
+    from octavo.cli.sources.language_model import positions_of, text_of_file, tokenizer_of
     from octavo.errors import InputError
     from octavo.quantization.weights import GPTQ, Clip
 
     tokens = torch.tensor([int(t) for t in tokenizer_of(folder)(text_of_file(text))["input_ids"]])
-    count = min(len(tokens) // _ROW, rows or _ROWS)
+    row = min(_ROW, positions_of(folder) or _ROW)
+    count = min(len(tokens) // row, rows or _ROWS)
     if count == 0:
-        raise InputError(f"{text} has {len(tokens)} tokens: give a text of at least {_ROW}")
-    batches = list(tokens[: count * _ROW].reshape(count, 1, _ROW))
+        raise InputError(f"{text} has {len(tokens)} tokens: give a text of at least {row}")
+    batches = list(tokens[: count * row].reshape(count, 1, row))
     return {"calibration": batches, "weights": [Clip(), GPTQ()]}
 
 

@@ -137,6 +137,22 @@ def tokenizer_of(folder: str) -> Any:
         raise InputError(f"transformers cannot read {folder}: {reason(error)}") from error
 
 
+def positions_of(folder: str) -> int | None:
+    """How many tokens the model in a folder has positions for; ``None`` where it says nothing.
+
+    Raises:
+        InputError: its config.json cannot be read.
+    """
+    _silence()
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers makes of a folder that it does not know
+        raise InputError(f"transformers cannot read {folder}: {reason(error)}") from error
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def _silence() -> None:
     """Of transformers no more than errors: its bars and hints are no part of a command's output."""
     with optional_import("transformers", "transformers", "run language models"):

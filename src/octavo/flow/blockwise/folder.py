@@ -191,8 +191,8 @@ class _Job:
         of_what, parts, sizes = read_shard(file)
         if of_what != self._of:
             raise InputError(
-                f"{file} is of another model, or was made by other rules or methods: give another "
-                "folder, or remove it"
+                f"{file} is of another model, or was made by other rules, methods or data: give "
+                "another folder, or remove it"
             )
         self._done(file, parts, sizes)
         path = None if self.data is None else self.data.block_of(names)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import CalibrationError, InputError
+from octavo.errors import CalibrationError, InputError, first_line
 from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
 from octavo.flow.blockwise.checkpoint import Checkpoint, Digest
 from octavo.flow.blockwise.measuring_inputs import float_layers
@@ -173,17 +173,18 @@ def _form_of_results(
 ) -> Callable[[Tensor], Any]:
     """What the model expects of its blocks: a tensor, or a tuple with one."""
     forms: tuple[Callable[[Tensor], Any], ...] = (lambda x: x, lambda x: (x,))
+    why = ""
     for form in forms:
         chain = Chain("", dict(blocks))
         try:
             with _passing_on(model, blocks, heads, form):
                 if recorded(model, calls.first[:1], [chain]):
                     return form
-        except (TypeError, ValueError, IndexError, RuntimeError, AttributeError):
-            continue
+        except (TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
+            why = f" ({type(error).__name__}: {first_line(error)})"
     raise CalibrationError(
-        f"the blocks of a {type(model).__name__} do not follow each other: leave calibration= out, "
-        "with methods that measure nothing"
+        f"the first batch does not go through the blocks of a {type(model).__name__}{why}: give "
+        "batches that the model takes, or leave calibration= out, with methods that measure nothing"
     )
 
 
