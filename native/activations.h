@@ -80,10 +80,10 @@ INLINE VNNI __m512 scaled_silu(__m512 x, __m512 factor) {
     return _mm512_div_ps(_mm512_mul_ps(x, factor), _mm512_add_ps(power, _mm512_set1_ps(1.0f)));
 }
 
-/* 6 hardswish(x) * factor */
+/* 6 hardswish(x) * factor, in this order: x * factor may be infinite where hardswish(x) is 0. */
 INLINE VNNI __m512 scaled_hardswish(__m512 x, __m512 factor) {
     __m512 part = _mm512_max_ps(_mm512_add_ps(x, _mm512_set1_ps(3.0f)), _mm512_setzero_ps());
-    return _mm512_mul_ps(_mm512_mul_ps(x, factor), _mm512_min_ps(part, _mm512_set1_ps(6.0f)));
+    return _mm512_mul_ps(_mm512_mul_ps(x, _mm512_min_ps(part, _mm512_set1_ps(6.0f))), factor);
 }
 
 #endif

@@ -227,6 +227,21 @@ def test_values_beyond_all_integers_are_cut_at_no_zero_point(instruction_set, ch
         assert torch.equal(found, expected.expand_as(found))
 
 
+@pytest.mark.parametrize("groups", [1, 40])
+def test_the_hard_swish_of_what_is_far_below_0_is_0(instruction_set, groups):
+    """Such values are infinite in steps of the result, and no number times 0."""
+    bias = torch.zeros(40)
+    bias[1::3], bias[2::3] = 3e38, -3e38
+    out = {"activation": Activation.HARDSWISH, "out_scale": 0.01, "out_zero_point": 24}
+    epilogue = Epilogue(torch.full((40,), 1e-3), bias, **out)
+    geometry = Geometry(40, 40, groups=groups)
+    weight = torch.ones(geometry.weight_shape, dtype=torch.int8)
+    x = torch.zeros(1, 5, 7, 40, dtype=torch.uint8)
+    found = Convolution.of(geometry, weight, 0, epilogue)(x)
+    expected = torch.where(bias > 0, 255, 24).to(torch.uint8)
+    assert torch.equal(found, expected.expand_as(found))
+
+
 @pytest.mark.parametrize("channels", [5, 16, 24, 32, 40])
 def test_values_beyond_all_integers_are_cut(instruction_set, channels):
     """As large as floats get, and NaN, which is the lowest."""
