@@ -131,9 +131,10 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
             cut off. The data are not kept: give another folder for others.
         effort: of static quantization of a model that is one graph. ``"balanced"`` and ``"best"``
             try methods one after the other (`octavo.flow.effort.recipes`), on all batches but every
-            eighth, and keep each whose outputs are nearer to float on those that are held back.
-            What each brought is written to standard error, unless ``progress`` is off, and stays in
-            ``provenance["steps"]``. All batches are held in memory.
+            eighth (of few batches every second), and keep each whose outputs are nearer to float on
+            those that are held back. What each brought is written to standard error, unless
+            ``progress`` is off, and stays in ``provenance["steps"]``. All batches are held in
+            memory.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on

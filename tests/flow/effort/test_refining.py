@@ -64,13 +64,12 @@ def test_a_batch_whose_tensors_differ_stays_whole() -> None:
     assert len(samples.fitted[0][0]) == 4
 
 
-def test_a_batch_of_fixed_size_stays_whole() -> None:
+def test_a_batch_of_fixed_size_stays_whole(capsys: pytest.CaptureFixture[str]) -> None:
     """A single image without a batch would lose a colour, and not half of the images."""
     image = batches(1, 1)[0][0]
-    q = octavo.quantize(
-        network()[:3], calibration=[image], effort="balanced", progress=False, scope="model"
-    )
+    q = octavo.quantize(network()[:3], calibration=[image], effort="balanced", scope="model")
     assert q.provenance["calibration_batches"] == 1
+    assert "the data that methods saw" in capsys.readouterr().err
 
 
 def test_a_step_is_kept_only_where_held_back_data_say_so() -> None:
@@ -169,6 +168,7 @@ def test_quantize(effort: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(step["kept"] for step in steps)
     assert sqnr(q.lower("reference"), model, fresh) > sqnr(plain.lower("reference"), model, fresh)
     told = capsys.readouterr().err
+    assert "held-back data" in told
     assert all(step["step"] in told for step in steps)
     assert "effort" not in plain.provenance
     assert f"effort {effort}" in str(octavo.summary(q))

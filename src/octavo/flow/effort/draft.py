@@ -59,9 +59,14 @@ class Samples:
         return cls(fitted, [batches[index] for index in held] or fitted)
 
     @property
+    def has_unseen(self) -> bool:
+        """Whether anything was held back."""
+        return self.held is not self.fitted
+
+    @property
     def all(self) -> Samples:
         """The same, where methods see everything."""
-        if self.held is self.fitted:
+        if not self.has_unseen:
             return self
         return Samples([*self.fitted, *self.held], self.held)
 

@@ -136,5 +136,8 @@ def refined_on(
     draft = Draft.of(graph, plan, weights, samples)
     draft, taken = refined(draft, samples, RECIPES[effort], progress)
     if progress:
-        sys.stderr.write(f"{table_of(taken, f'effort {effort!r}, outputs on held-back data')}\n")
+        judged_on = (
+            "held-back data" if samples.has_unseen else "the data that methods saw, one batch"
+        )
+        sys.stderr.write(f"{table_of(taken, f'effort {effort!r}, outputs on {judged_on}')}\n")
     return draft, taken
