@@ -241,6 +241,11 @@ def _not_json(folder: Path) -> str:
     return "config.json"
 
 
+def _not_json_of_generation(folder: Path) -> str:
+    (folder / "generation_config.json").write_text("{")
+    return "generation_config.json"
+
+
 def _with_code(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text())
     code = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
@@ -251,7 +256,15 @@ def _with_code(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [_without_shard, _cut_off, _without_tensor, _of_another_shape, _not_json, _with_code],
+    [
+        _without_shard,
+        _cut_off,
+        _without_tensor,
+        _of_another_shape,
+        _not_json,
+        _not_json_of_generation,
+        _with_code,
+    ],
 )
 def test_a_damaged_source_is_one_clear_error(damage: Any, tmp_path: Path) -> None:
     source = saved(tmp_path / "float")

@@ -162,8 +162,12 @@ class SourceFolder:
                 f"transformers cannot build the model of {self.path}: {reason(error)}"
             ) from error
         model.tie_weights()
-        if (self.path / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(self.path)
+        said = self.path / "generation_config.json"
+        if said.exists():
+            try:
+                model.generation_config = GenerationConfig.from_pretrained(self.path)
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise InputError(f"transformers cannot read {said}: {reason(error)}") from error
         return model.eval()
 
     def _hold(self, layout: Layout) -> dict[str, tuple[int, int]]:
