@@ -167,6 +167,19 @@ def test_data_goes_through_the_blocks_as_in_quantize(name: str, tmp_path: Path) 
     assert any(not torch.equal(nearest[at], weight) for at, weight in exact.items())
 
 
+def test_a_doubt_is_told_once_for_the_layers_of_all_blocks(tmp_path: Path) -> None:
+    source = saved(tmp_path / "float")
+    with pytest.warns(octavo.errors.OctavoWarning, match="fewer than") as told:
+        octavo.quantize_folder(
+            *(source, tmp_path / "out"),
+            **{"calibration": ROWS[:1], "qconfig": BLOCKS_ALONE, "progress": False},
+            weights=[octavo.GPTQ()],
+        )
+    words = [str(one.message) for one in told if "fewer than" in str(one.message)]
+    reasons = [text[text.index("rows of data") :] for text in words]
+    assert len(reasons) == len(set(reasons))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_data_goes_on_behind_the_blocks_that_are_there(tmp_path: Path) -> None:
     source = saved(tmp_path / "float")

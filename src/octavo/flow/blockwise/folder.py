@@ -113,7 +113,7 @@ def quantize_folder(
     for file, names in track(list(zip(files, units, strict=True)), "quantizing", progress):
         if not job.has(file, names):
             job.quantize(file, names)
-    for remark in [*job.replaced.remarks(), *(data.notes if data is not None else ())]:
+    for remark in [*job.replaced.remarks(), *(data.remarks() if data is not None else ())]:
         warn_user(remark)
     _finish(folder, source, job)
     return folder

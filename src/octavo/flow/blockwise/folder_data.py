@@ -22,7 +22,7 @@ from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
 from octavo.flow.blockwise.checkpoint import Checkpoint, Digest
 from octavo.flow.blockwise.measuring_inputs import float_layers
 from octavo.flow.blockwise.model_folds import Folds
-from octavo.flow.blockwise.rounding import BlockRounding
+from octavo.flow.blockwise.rounding import BlockRounding, told_of_doubts
 from octavo.flow.replacing import layers_of
 from octavo.flow.running import Call, Calls
 from octavo.flow.settings import Settings
@@ -48,12 +48,14 @@ class FolderData:
         calls: of the model.
         identity: tells the data from others.
         notes: what is to be said of layers, a sentence each.
+        doubts: method and reason -> layers that it rounds worse than it could.
     """
 
     chain: Chain
     calls: Calls
     identity: str
     notes: list[str] = field(default_factory=list)
+    doubts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: SourceFolder, calibration: Any, settings: Settings) -> FolderData:
@@ -118,10 +120,14 @@ class FolderData:
         methods = settings.weights
         layers = {at: one for at, one in every.items() if any(m.fits(one.layer) for m in methods)}
         nothing = Checkpoint(None, "")
-        work = BlockRounding(model, layers, methods, self.calls, Folds.none(), nothing)
+        told = (self.notes, self.doubts)
+        work = BlockRounding(model, layers, methods, self.calls, Folds.none(), nothing, *told)
         work.round_block(self.chain, path)
-        self.notes += work.remarks()
         return {at: one.now for at, one in layers.items()}
+
+    def remarks(self) -> list[str]:
+        """What is to be said, a sentence each."""
+        return [*self.notes, *told_of_doubts(self.doubts)]
 
     def outside(
         self, model: nn.Module, qconfigs: Mapping[str, QConfig], settings: Settings

@@ -150,6 +150,11 @@ def _without_data(
     return RoundedModules({path: one.now for path, one in layers.items()})
 
 
+def told_of_doubts(doubts: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+    """A sentence for each method and reason; layers that have them in common are named together."""
+    return [f"{name}: of {some(at)} {why}" for (name, why), at in doubts.items()]
+
+
 @dataclass
 class BlockRounding:
     """What is done to the layers of a model, a block at a time."""
@@ -165,8 +170,8 @@ class BlockRounding:
 
     def remarks(self) -> list[str]:
         """What is to be said, a sentence each."""
-        doubts = (f"{name}: of {some(at)} {why}" for (name, why), at in self.doubts.items())
-        return [*self.folds.notes(self.methods, self.layers), *self.notes, *doubts]
+        folded = self.folds.notes(self.methods, self.layers)
+        return [*folded, *self.notes, *told_of_doubts(self.doubts)]
 
     def round_block(self, chain: Chain, path: str) -> None:
         """Round the layers of one block, and go on to what it returns then."""
