@@ -186,6 +186,14 @@ def test_what_wide_layers_read_is_not_measured() -> None:
     assert len(q.provenance["steps"]) == 2
 
 
+def test_a_method_that_cannot_be_had_is_passed_over() -> None:
+    large = [batch * 1e19 for batch in batches()]
+    q = octavo.quantize(network(), calibration=large, effort="balanced", progress=False)
+    step = q.provenance["steps"][-1]
+    assert not step["kept"]
+    assert "squares" in step["why"]
+
+
 def test_data_may_fill_one_tensor_again_and_again() -> None:
     data = batches()
     memory = torch.empty_like(data[0])

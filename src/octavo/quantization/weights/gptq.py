@@ -19,6 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from octavo.errors import CalibrationError
 from octavo.numerics.affine import QParams, dequantize, quantize
 from octavo.quantization.weights.bias_correction import Average
 from octavo.quantization.weights.layers import Layer, Rounded
@@ -80,6 +81,11 @@ class GPTQ(WeightMethod):
         )
 
     def round(self, layer: Layer, now: Rounded, seen: Average) -> Rounded:
+        if not bool(torch.isfinite(seen.mean).all()):
+            raise CalibrationError(
+                f"{layer.name!r} reads values whose squares float32 does not hold, which GPTQ "
+                "needs: scale the data, or leave it out of weights="
+            )
         windows = layer.weight.flatten(1)
         integers = gptq(windows, seen.mean, now.qparams, self.damping)
         shaped = integers.reshape(layer.weight.shape)
