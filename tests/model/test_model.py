@@ -193,6 +193,15 @@ def test_many_layers_of_one_reason_are_one_line_of_the_summary():
     assert "in float too, without multiply-adds: 5 relu" in str(summary)
 
 
+def test_who_calls_in_inference_mode_gets_no_copy():
+    """There is nothing to train; a copy of a large result woke torch's own threads."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.Softplus()).eval()
+    q = octavo.quantize(net, calibration=[torch.randn(4, 2, 4)])
+    with torch.inference_mode(), torch.profiler.profile() as seen:
+        q(torch.randn(4, 2, 4))
+    assert "aten::clone" not in {event.key for event in seen.key_averages()}
+
+
 def test_a_head_on_top_of_it_can_be_trained():
     q = octavo.quantize(nn.Linear(4, 3), torch.randn(5, 4), progress=False)
     head = nn.Linear(3, 2)

@@ -586,4 +586,6 @@ _NO_GENERATE = (
 
 def _usable_in_training(result: Any) -> Any:
     """Autograd refuses tensors of inference mode, which a head on top of the model may need."""
+    if torch.is_inference_mode_enabled():  # no caller's own either
+        return result
     return result.clone() if isinstance(result, Tensor) and result.is_inference() else result

@@ -63,6 +63,15 @@ def test_a_result_is_not_touched_by_the_next_call():
     assert torch.equal(first, kept)
 
 
+def test_results_made_in_inference_mode_can_be_trained_on():
+    """Else a model copies them behind the call, by torch's own threads, which then stand in the way
+    of the next one's.
+    """
+    with torch.inference_mode():
+        result = residual()(torch.randn(2, 8, 9, 7))
+    assert not result.is_inference()
+
+
 def test_the_imaginary_part_of_a_conjugate_is_negated():
     """Memory holds the values that torch has yet to negate."""
     whole, z = residual(), torch.randn(2, 8, 9, 7, dtype=torch.complex64)

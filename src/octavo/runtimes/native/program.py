@@ -102,7 +102,9 @@ class Program:
         plan = self._plans.get(key)
         if plan is None:
             plan = self._planned(key, threads, given)
-        made = [torch.empty_strided(*like, dtype=dtype) for *like, dtype in plan.made]
+        # Whoever calls may train on results: of inference mode, they had to be copied for that.
+        with torch.inference_mode(mode=False):
+            made = [torch.empty_strided(*like, dtype=dtype) for *like, dtype in plan.made]
         memory = [*tensors, *made]
         arena = self.arenas.take(plan.arena)
         addresses = [arena.data_ptr(), *[tensor.data_ptr() for tensor in memory]]
