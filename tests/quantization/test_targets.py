@@ -182,3 +182,34 @@ def test_default_qconfigs():
         octavo.weight_only_qconfig(3)
     with pytest.raises(PlanError, match="group_size is 0"):
         octavo.weight_only_qconfig(4, group_size=0)
+
+
+class Ends(nn.Module):
+    """A float function behind one layer, a sum that is returned, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.first(x)
+        z = self.second(torch.nn.functional.silu(y)).relu()
+        return z + y, self.third(z)
+
+
+def test_a_target_of_integer_results_rounds_what_its_layers_return():
+    x = torch.randn(4, 8)
+    graph = octavo.capture(Ends().eval(), x)
+    by_target = {name: octavo.plan(graph, target=name).tensors for name in ("x86", "executorch")}
+    assert [by_target["x86"][name].spec for name in ("first", "third", "add")] == [None] * 3
+    tensors = by_target["executorch"]
+    assert str(tensors["first"].reason) == "add reads it in int8"
+    assert str(tensors["third"].reason) == "its kernel returns integers"
+    assert tensors["second"].fused_into == "relu"
+    assert [tensors[name].runs for name in ("first", "silu", "relu", "add", "third")] == [
+        *("int8", "float", "int8", "int8", "int8")
+    ]
+    q = octavo.quantize(Ends().eval(), calibration=[x], target="executorch")
+    for result, name in zip(q(x), ("add", "third"), strict=True):
+        steps = result / q.graph.by_name[f"{name}.quantized"].args[1]
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)

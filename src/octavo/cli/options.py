@@ -95,8 +95,8 @@ Target = Annotated[
     str | None,
     typer.Option(
         "--target",
-        help="What the file will run on: x86, x86-avx2, arm, onnxruntime, openvino, tensorrt or "
-        "edge [this CPU].",
+        help="What the file will run on: x86, x86-avx2, arm, onnxruntime, openvino, tensorrt, "
+        "edge or executorch [this CPU].",
     ),
 ]
 ModeOption = Annotated[

@@ -92,6 +92,8 @@ class Target:
             default weights, those of layers that sum none.
         fixed_outputs: operator -> the range that its result always has, as kernels there want it.
         operands: product of activations -> what it reads in int8, where not all as by default.
+        integer_results: whether its static kernels return integers alone, so that a layer's result
+            is rounded whoever reads it, the caller too.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Target:
     weight_without_pairs: QSpec | None = None
     fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
     operands: Mapping[str, Operands] = field(default_factory=dict)
+    integer_results: bool = False
 
     @property
     def qconfig(self) -> QConfig:
@@ -224,9 +227,31 @@ _EDGE = Target(
     },
 )
 
+# Functions, and pooling by averages, are XNNPACK's in float alone.
+_XNNPACK = "linear conv1d conv2d conv_transpose1d conv_transpose2d add sub mul mean relu hardtanh"
+
+_EXECUTORCH = Target(
+    name="executorch",
+    about="phones, by ExecuTorch: what XNNPACK has integer kernels for",
+    qconfigs=_qconfigs(Scheme("int8"), _weight()),
+    operators={
+        "static": frozenset([*_XNNPACK.split(), "adaptive_avg_pool2d", *_MOVES, *_TABLES]),
+        "dynamic": frozenset(["linear", *_TABLES]),
+        "weight_only": _DYNAMIC,
+    },
+    fusions={
+        **dict.fromkeys([*_LAYERS[:3], *_LAYERS[4:6]], Fusion(CLIPS)),
+        "add": Fusion(frozenset({"relu"})),
+    },
+    integer_results=True,
+)
+
 TARGETS = {
     target.name: target
-    for target in (_X86, _X86_AVX2, _ARM, _ONNXRUNTIME, _OPENVINO, _TENSORRT, _EDGE)
+    for target in (
+        *(_X86, _X86_AVX2, _ARM, _ONNXRUNTIME, _OPENVINO, _TENSORRT, _EDGE),
+        _EXECUTORCH,
+    )
 }
 
 

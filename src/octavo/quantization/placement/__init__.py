@@ -13,7 +13,9 @@ The rules, which the runtimes rely on:
 - A kernel's inner results are not quantized: convolution, addition and activation in one kernel
   round once.
 - A layer that a rule wants in bfloat16 is a float layer to all others.
-- What nothing int8 reads is not quantized: the last layer returns float.
+- What nothing int8 reads is not quantized: the last layer returns float. Where a target's kernels
+  return integers alone (`Target.integer_results`), what they make is quantized whoever reads it,
+  and the caller reads as something int8 does.
 
 All of it is tested in tests/quantization/test_plan.py, tests/quantization/test_reasons.py,
 tests/quantization/test_bfloat16.py and tests/test_tied_weights.py.

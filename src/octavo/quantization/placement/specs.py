@@ -35,9 +35,11 @@ def specify(context: Context, placement: Placement) -> None:
         producer = context.graph.by_name.get(name)
         is_tensor = producer is None or producer.meta is not None
         made_in_float = placement.reasons.get(name)
-        if readers and is_tensor and name not in placement.fused_into:
+        returned = context.target.integer_results and name in placement.int8
+        if (readers or returned) and is_tensor and name not in placement.fused_into:
             placement.specs[name] = _activation_of(context, name, readers)
-            read = Reason(ReasonKind.READ, f"{readers[0]} reads it in int8")
+            words = f"{readers[0]} reads it in int8" if readers else "its kernel returns integers"
+            read = Reason(ReasonKind.READ, words)
             placement.reasons[name] = made_in_float.and_also(read.words) if made_in_float else read
         elif made_in_float is None:
             placement.reasons[name] = (

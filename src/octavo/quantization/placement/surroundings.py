@@ -13,8 +13,9 @@ def between_int8_layers(context: Context, candidates: set[str], placement: Place
     """Keep, of the computed, shared and activation nodes, those that stand between int8 layers."""
     weighted = {name for name in candidates if context.is_layer(name)}
     kept = set(candidates)
+    returned = context.graph.leaving if context.target.integer_results else frozenset()
     while True:
-        wanted: set[str] = set()
+        wanted = set(returned)
         for node in reversed(context.graph.nodes):
             if node.name in weighted or (node.name in kept and node.name in wanted):
                 wanted.update(context.reads(node))
