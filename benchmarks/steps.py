@@ -33,12 +33,13 @@ def recorded(call: Callable[[], object]) -> list[tuple[Plan, list[Tensor]]]:
     found: list[tuple[Plan, list[Tensor]]] = []
     plain = Program.__call__
 
-    def recording(self: Program, *tensors: Tensor) -> Any:
+    def recording(self: Program, *tensors: Tensor | int) -> Any:
         result = plain(self, *tensors)
         plan = list(self._plans.values())[-1]
         made = [torch.empty_strided(*like, dtype=dtype) for *like, dtype in plan.made]
         arena = torch.empty(plan.arena, dtype=torch.uint8)
-        found.append((plan, [arena, *tensors, *made]))
+        given = [x for x in tensors if isinstance(x, Tensor)]
+        found.append((plan, [arena, *given, *made]))
         return result
 
     Program.__call__ = recording  # type: ignore[method-assign]

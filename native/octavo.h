@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 16
+#define OCTAVO_ABI 17
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -471,6 +471,18 @@ typedef struct {
  * is no memory. */
 OCTAVO_EXPORT int octavo_run(
     const octavo_step *steps, int64_t count, void *const *bases, int threads);
+
+/* Steps for one part of a batch, and how many parts there are. Of each address of a call but the first a
+ * part has what stands so many bytes, its pitch, behind that of the part before. The first is memory of
+ * `arena` bytes for each thread. */
+typedef struct {
+    const octavo_step *steps;
+    int64_t count, parts, arena, base_count;
+    const int64_t *pitches;
+} octavo_slices;
+
+/* Each part through all steps on one thread; 0, or 1 where there is no memory. */
+OCTAVO_EXPORT int octavo_run_slices(const octavo_slices *slices, void *const *bases, int threads);
 
 /* ---- blocks of decoders: decoder.c ---- */
 

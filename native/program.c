@@ -1,4 +1,5 @@
 /* A program: steps over one arena of memory, all of them in one call of the pool of threads. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,5 +48,48 @@ int octavo_run(const octavo_step *steps, int64_t count, void *const *bases, int 
     }
     int missing = !stages || !given;
     free(stages), free(given);
+    return missing;
+}
+
+/* ---- parts of a batch ---- */
+
+/* No more parts are under way than there are threads; each holds a place, with an arena and addresses. */
+typedef struct {
+    const octavo_slices *slices;
+    void *const *bases;
+    void **own_bases;
+    _Atomic char *held;
+} Slicing;
+
+static void take_part(void *context, int part, int parts) {
+    (void)parts;
+    const Slicing *slicing = context;
+    const octavo_slices *slices = slicing->slices;
+    int64_t place = 0, count = slices->base_count;
+    /* The first that is free: the one that this thread had before, whose arena is in its cache. */
+    while (atomic_exchange_explicit(slicing->held + place, 1, memory_order_acquire)) place++;
+    void **bases = slicing->own_bases + place * count;
+    bases[0] = (char *)slicing->bases[0] + place * slices->arena;
+    for (int64_t i = 1; i < count; i++)
+        bases[i] = (char *)slicing->bases[i] + part * slices->pitches[i];
+    for (int64_t i = 0; i < slices->count; i++) {
+        Given given = {slices->steps + i, bases};
+        int chunks = (int)slices->steps[i].chunks;
+        for (int chunk = 0; chunk < chunks; chunk++) take(&given, chunk, chunks);
+    }
+    atomic_store_explicit(slicing->held + place, 0, memory_order_release);
+}
+
+int octavo_run_slices(const octavo_slices *slices, void *const *bases, int threads) {
+    size_t places = threads < 1 ? 1 : (size_t)threads;
+    void **own_bases = malloc(places * (size_t)slices->base_count * sizeof *own_bases);
+    _Atomic char *held = calloc(places, sizeof *held);
+    int missing = !own_bases || !held;
+    if (!missing) {
+        Slicing slicing = {slices, bases, own_bases, held};
+        octavo_stage stage = {take_part, &slicing, (int)slices->parts};
+        octavo_run_stages(&stage, 1, threads);
+    }
+    free(own_bases), free((void *)held);
     return missing;
 }

@@ -209,6 +209,26 @@ static void one_attention(int threads) {
     free(q), free(k), free(v), free(mask), free(out);
 }
 
+/* Images one by one: rounded, and each looked up, with a row that all add. */
+static void some_slices(int threads) {
+    int64_t images = 1 + below(9), count = 1 + below(300), pitches[] = {0, 4 * count, 0, count};
+    float *x = filled(images * count, 4);
+    uint8_t *row = filled(count, 1), *table = filled(256, 1), *arena = malloc((size_t)(count * threads));
+    uint8_t *y = malloc((size_t)(images * count));
+    void *bases[] = {arena, x, row, y};
+    octavo_integers meant = {0.1f, 100, 0, 255};
+    octavo_shape shape = {1, 1, 1, count};
+    octavo_step steps[] = {
+        {OCTAVO_QUANTIZE, 1 + below(3), {AT(1, 0, x), AT(0, 0, y), REST},
+         .of.quantize = {{0}, shape, {0, 0, 0, 1}, meant}},
+        {OCTAVO_COMBINE, 1 + below(3), {AT(0, 0, x), AT(2, 0, other), AT(3, 0, y), NONE, NONE, NONE},
+         .of.binary = {{0}, shape, {0, 0, 0, 1}, {0, 0, 0, 1}, below(2), meant, meant, meant}},
+        {OCTAVO_LOOK_UP, 1, {AT(3, 0, x), AT(3, 0, y), REST}, .of.look_up = {{0}, count, table}}};
+    octavo_slices slices = {steps, 3, images, count, 4, pitches};
+    if (octavo_run_slices(&slices, bases, threads)) exit(1);
+    free(x), free(row), free(table), free(arena), free(y);
+}
+
 static octavo_layer a_layer(int64_t rows, int64_t columns) {
     if (columns % 32 || below(2)) return (octavo_layer){.eight = matrix(up(rows, 16), up(columns, 4))};
     int64_t groups = columns % 64 ? 1 : 1 + below(2), padded = up(rows, 16);
@@ -380,6 +400,7 @@ int main(void) {
         for (int round = 0; round < 400; round++) {
             one_convolution(1 + round % 3);
             one_program(1 + round % 3);
+            some_slices(1 + round % 3);
         }
         printf("instruction set %d: clean\n", set);
     }

@@ -41,7 +41,8 @@ def run(lines: list[Line], results: tuple[str, ...], **given: torch.Tensor) -> l
     for name, result in zip(results, have, strict=True):
         assert torch.equal(result, known[name]), name
     (plan,) = whole._plans.values()
-    return [Kind(step.kind) for step in plan.steps]
+    first = plan.slices.steps if plan.slices else ()
+    return [Kind(step.kind) for step in (*first, *plan.steps)]
 
 
 X, Q = torch.randn(3, 5, 8), torch.randint(0, 256, (3, 5, 8), dtype=torch.uint8)

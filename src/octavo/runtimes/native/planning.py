@@ -83,7 +83,7 @@ class Value:
 
 
 @dataclass
-class _Buffer:
+class Buffer:
     """Memory of some bytes, in use from one step to another.
 
     ``base`` is its place among the addresses of a call, where the caller gives it.
@@ -141,18 +141,19 @@ class Planner:
     Attributes:
         threads: of a call.
         steps: what was planned so far.
+        buffers: memory that these name by number.
     """
 
     threads: int
     steps: list[PlannedStep] = field(default_factory=list)
-    _buffers: list[_Buffer] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
 
     def given(self, tensor: Tensor) -> Value:
         """A value that the caller gives: the next address of a call."""
         like = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        base = 1 + sum(buffer.base is not None for buffer in self._buffers)
-        self._buffers.append(_Buffer(0, base=base))
-        return Value(like, len(self._buffers) - 1)
+        base = 1 + sum(buffer.base is not None for buffer in self.buffers)
+        self.buffers.append(Buffer(0, base=base))
+        return Value(like, len(self.buffers) - 1)
 
     def new(self, sizes: Sequence[int], dtype: torch.dtype, order: Sequence[int]) -> Value:
         """A value of its own, the axes in this order in memory."""
@@ -161,8 +162,8 @@ class Planner:
             strides[axis] = stride
             stride *= max(1, sizes[axis])
         tensor = torch.empty_strided(tuple(sizes), strides, dtype=dtype, device="meta")
-        self._buffers.append(_Buffer(tensor.nbytes, made_as=tensor))
-        return Value(tensor, len(self._buffers) - 1)
+        self.buffers.append(Buffer(tensor.nbytes, made_as=tensor))
+        return Value(tensor, len(self.buffers) - 1)
 
     def memory(self, bytes_: int) -> Value:
         """Memory for the steps that name it."""
@@ -225,28 +226,60 @@ class Planner:
         self.moved(value, result)
         return result
 
-    def finished(self, results: Sequence[Value]) -> Plan:
-        """The plan that gives these results, which the caller gets in memory of their own."""
-        for now, step in enumerate(self.steps):
-            for _, value in step.values:
-                buffer = self._buffers[value.buffer]
-                buffer.first, buffer.last = min(buffer.first, now), now
+    def finished(self, results: Sequence[Value], slicing: Slicing | None = None) -> Plan:
+        """The plan that gives these results, which the caller gets in memory of their own.
+
+        Args:
+            slicing: how the first steps are taken, if not as all others are.
+        """
+        first = slicing.steps if slicing else 0
+        self._find_lifetimes(self.steps, first)
         made: list[Made] = []
-        bases = 1 + sum(buffer.base is not None for buffer in self._buffers)
+        bases = 1 + sum(buffer.base is not None for buffer in self.buffers)
         for value in results:
-            buffer = self._buffers[value.buffer]
+            buffer = self.buffers[value.buffer]
             if buffer.base is None:
                 assert buffer.made_as is not None
                 buffer.base = bases + len(made)
                 like = buffer.made_as
                 made.append((tuple(like.shape), like.stride(), like.dtype))
-        arena = _placed([b for b in self._buffers if b.base is None and b.last >= 0])
-        steps = (structs.Step * len(self.steps))(*map(self._as_struct, self.steps))
+        arena = _placed([b for b in self.buffers if b.base is None and b.last >= first])
         views = [self._view(value, bases) for value in results]
-        return Plan(steps, arena, made, views)
+        slices = None
+        if slicing:
+            slices = slicing.part._finished_slice(self, slicing, bases + len(made))
+        return Plan(self._as_structs(self.steps[first:]), arena, made, views, slices)
+
+    def _finished_slice(self, whole: Planner, slicing: Slicing, bases: int) -> Slices:
+        """With this plan of one slice: what steps behind the sliced ones read is in memory of the
+        whole plan.
+        """
+        steps = self.steps[: slicing.steps]
+        self._find_lifetimes(steps, 0)
+        pitches, kept = [0] * bases, list[int]()
+        for own, other, pitch in zip(self.buffers, whole.buffers, slicing.pitches, strict=False):
+            own.base = other.base
+            if own.base is not None:
+                pitches[own.base] = pitch or 0
+            elif own.last >= 0 and other.last >= slicing.steps:
+                own.base = bases + len(kept)
+                kept.append(other.offset)
+                pitches.append(pitch or 0)
+        arena = _placed([b for b in self.buffers if b.base is None and b.last >= 0])
+        return Slices(self._as_structs(steps), slicing.slices, _aligned(arena), pitches, kept)
+
+    def _find_lifetimes(self, steps: Sequence[PlannedStep], first: int) -> None:
+        """Steps before the first count as one."""
+        for now, step in enumerate(steps):
+            for _, value in step.values:
+                buffer, at = self.buffers[value.buffer], max(now, first - 1)
+                buffer.first, buffer.last = min(buffer.first, at), at
+
+    def _as_structs(self, steps: Sequence[PlannedStep]) -> ctypes.Array[structs.Step]:
+        return (structs.Step * len(steps))(*map(self._as_struct, steps))
 
     def _view(self, value: Value, bases: int) -> View:
-        buffer = self._buffers[value.buffer]
+        buffer = self.buffers[value.buffer]
         assert buffer.base is not None
         tensor, whole = value.tensor, buffer.made_as
         as_made = whole is not None and (tensor.shape, tensor.stride()) == (
@@ -269,7 +302,7 @@ class Planner:
         )
 
     def _place(self, value: Value, struct: type, name: str) -> structs.Place:
-        buffer = self._buffers[value.buffer]
+        buffer = self.buffers[value.buffer]
         offset = int(value.tensor.storage_offset()) * value.tensor.element_size()
         field_ = structs.offset_of(struct, name)
         return structs.Place(buffer.base or 0, buffer.offset + offset, field_)
@@ -286,28 +319,67 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
+class Slicing:
+    """How a batch is cut into slices for the first steps of its plan.
+
+    Attributes:
+        part: the plan of a slice.
+        steps: how many are taken slice by slice.
+        slices: how many there are.
+        pitches: of each buffer, bytes from a slice to the next; ``None`` for scratch memory.
+    """
+
+    part: Planner
+    steps: int
+    slices: int
+    pitches: list[int | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Steps that a thread takes with one slice of a batch before it takes the next.
+
+    Attributes:
+        steps: of a slice.
+        count: of slices.
+        arena: bytes of memory that each thread needs for itself.
+        pitches: of each address, bytes from a slice to the next: of the arena, of what is given and
+            made, and of what is kept.
+        kept: values for later steps: where they begin in the arena of these.
+    """
+
+    steps: ctypes.Array[structs.Step]
+    count: int
+    arena: int
+    pitches: list[int]
+    kept: list[int]
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A program for inputs of certain sizes.
 
     Attributes:
-        steps: what is run.
+        steps: what is run, behind the slices.
         arena: bytes of memory that a call needs for itself.
         made: the tensors that a call makes.
         results: what it gives.
+        slices: what is run first.
     """
 
     steps: ctypes.Array[structs.Step]
     arena: int
     made: list[Made]
     results: list[View]
+    slices: Slices | None = None
 
 
-def _placed(buffers: Sequence[_Buffer]) -> int:
+def _placed(buffers: Sequence[Buffer]) -> int:
     """Offsets for buffers, of which those that are in use at once lie beside each other.
 
     The largest come first, each at the lowest place that is free for its time.
     """
-    placed: list[_Buffer] = []
+    placed: list[Buffer] = []
     end = 0
     for buffer in sorted(buffers, key=lambda b: -b.bytes):
         offset = 0

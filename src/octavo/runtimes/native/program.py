@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from octavo.numerics.native.library import library
+from octavo.runtimes.native import structs
 from octavo.runtimes.native.fusing import fused
-from octavo.runtimes.native.planning import Operation, Plan, Planner
+from octavo.runtimes.native.planning import ALIGNMENT, Operation, Plan, Planner, Slices, Value
 from octavo.runtimes.native.rows import Gather
+from octavo.runtimes.native.slices import sliced
 
 MOST_PLANS = 8
 KEPT_BYTES = 2**26  # of an arena; a larger one is asked for at each call
@@ -106,12 +108,17 @@ class Program:
         with torch.inference_mode(mode=False):
             made = [torch.empty_strided(*like, dtype=dtype) for *like, dtype in plan.made]
         memory = [*tensors, *made]
-        arena = self.arenas.take(plan.arena)
+        size, slices = -(-plan.arena // ALIGNMENT) * ALIGNMENT, plan.slices
+        arena = self.arenas.take(size + (slices.arena * threads if slices else 0))
         addresses = [arena.data_ptr(), *[tensor.data_ptr() for tensor in memory]]
         loaded = library()
         bases = (ctypes.c_void_p * len(addresses))(*addresses)
         count = ctypes.c_int64(len(plan.steps))
-        if loaded is None or loaded.octavo_run(plan.steps, count, bases, threads):
+        if (
+            loaded is None
+            or (slices and _run_slices(loaded, slices, addresses, size, threads))
+            or loaded.octavo_run(plan.steps, count, bases, threads)
+        ):
             raise MemoryError("no memory for the steps of a program")
         self.arenas.give_back(arena)
         results = [
@@ -122,6 +129,15 @@ class Program:
 
     def _planned(self, key: Any, threads: int, given: Sequence[Tensor | int]) -> Plan:
         planner = Planner(threads)
+        results = self._steps(planner, given)
+        plan = planner.finished(results, sliced(self._steps, given, planner))
+        with self._planning:
+            kept = list(self._plans.items())[1 - MOST_PLANS :]
+            self._plans = dict([*kept, (key, plan)])
+        return plan
+
+    def _steps(self, planner: Planner, given: Sequence[Tensor | int]) -> list[Value]:
+        """Plan all lines; the results."""
         values: dict[str, Any] = {}
         for name, x in zip(self.inputs, given, strict=True):
             values[name] = planner.given(x) if isinstance(x, Tensor) else x
@@ -130,11 +146,31 @@ class Program:
             values[line.out] = line.operation.plan(planner, *read)
         results = [values[name] for name in self.results]
         planner.steps = fused(planner.steps, {value.buffer for value in results})
-        plan = planner.finished(results)
-        with self._planning:
-            kept = list(self._plans.items())[1 - MOST_PLANS :]
-            self._plans = dict([*kept, (key, plan)])
-        return plan
+        return results
+
+
+def _run_slices(
+    loaded: ctypes.CDLL, slices: Slices, addresses: Sequence[int], own: int, threads: int
+) -> int:
+    """Not 0 where there is no memory.
+
+    Args:
+        addresses: of a call.
+        own: where memory for the slices begins in its arena.
+    """
+    arena, *others = addresses
+    kept = [arena + offset for offset in slices.kept]
+    bases = (ctypes.c_void_p * len(slices.pitches))(arena + own, *others, *kept)
+    pitches = (ctypes.c_int64 * len(slices.pitches))(*slices.pitches)
+    of = structs.SlicesStruct(
+        steps=ctypes.addressof(slices.steps),
+        count=len(slices.steps),
+        parts=slices.count,
+        arena=slices.arena,
+        base_count=len(slices.pitches),
+        pitches=ctypes.addressof(pitches),
+    )
+    return int(loaded.octavo_run_slices(ctypes.byref(of), bases, threads))
 
 
 def _seen(tensor: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:

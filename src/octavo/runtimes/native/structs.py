@@ -188,6 +188,16 @@ class Step(ctypes.Structure):
     _fields_ = [*_fields(ctypes.c_int64, "kind chunks"), ("places", Places), ("of", Of)]
 
 
+class SlicesStruct(ctypes.Structure):
+    """``octavo_slices``."""
+
+    _fields_ = [
+        ("steps", ctypes.c_void_p),
+        *_fields(ctypes.c_int64, "count parts arena base_count"),
+        ("pitches", ctypes.c_void_p),
+    ]
+
+
 def offset_of(struct: Any, name: str) -> int:
     """Where a field stands in a struct, or in the operands in front of it; a dot stands in front of
     a field of a struct within.
