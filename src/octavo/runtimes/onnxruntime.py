@@ -41,6 +41,10 @@ _DIALECT = Dialect(
     integer_products=True,
     dynamic_lstm=True,
     rows_as_matrix=True,
+    loaded_as_floats=True,
+    states_left_out=True,
+    integer_blocks=True,
+    integer_clips=True,
     blocks=not cpu.saturates(),
 )
 _ERRORS_ONLY = 3

@@ -15,6 +15,7 @@ from octavo.runtimes.onnx import (
     elementwise,
     indexing,
     layers,
+    linear,
     pooling,
     quantization,
     recurrent,
@@ -22,6 +23,7 @@ from octavo.runtimes.onnx import (
     shapes,
     sizes,
     tables,
+    transposed,
 )
 from octavo.runtimes.onnx.writer import Converter
 
@@ -35,10 +37,11 @@ CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
         **creation.CONVERTERS,
         **sizes.CONVERTERS,
         **layers.CONVERTERS,
+        **linear.CONVERTERS,
+        **transposed.CONVERTERS,
         **tables.CONVERTERS,
         **pooling.CONVERTERS,
         **recurrent.CONVERTERS,
-        "linear": quantization.linear,
         "scaled_dot_product_attention": attention.CONVERTERS["scaled_dot_product_attention"],
     },
     "octavo": {**quantization.CONVERTERS, "attention": attention.CONVERTERS["attention"]},

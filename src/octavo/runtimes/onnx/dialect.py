@@ -18,8 +18,15 @@ class Dialect:
             of integers; else as products of floats with integer weights.
         integer_recurrence: weights of recurrent layers are integers; else they are written as the
             floats that these stand for.
+        loaded_as_floats: what makes floats of the weights of recurrent layers and of transposed
+            convolutions, which run in float, is of operators that are run once, as the model is
+            loaded; else it is DequantizeLinear, which is run at each call.
+        states_left_out: recurrent layers that start with zeros have no initial states, which ONNX
+            takes for zeros; else these are written.
         integer_gaps: transposed convolutions whose kernel is smaller than their stride, so that
             some results are sums of nothing, have integer weights; else floats.
+        integer_blocks: transposed convolutions on integers that spread each pixel over a block of
+            its own are written as convolutions of one pixel and moves.
         integer_multipliers: 3-D convolutions of one channel a group that make several of each have
             integer weights; else floats.
         means_of_four: a mean of three axes is written as one of four.
@@ -33,6 +40,8 @@ class Dialect:
             activations makes it, else in front of them.
         integer_concatenations: what quantizes a concatenation stands in front of it, for each part,
             which then is one of integers; else behind it.
+        integer_clips: what clips values that are rounded, and does not what rounding does anyway,
+            stands behind it, on the integers; else in front.
         fenced_summands: between a layer and the rounding of its result, which a sum reads, stands
             an activation that changes nothing.
         fenced_padding: between what is shifted and the zeros around it that an average counts
@@ -46,7 +55,10 @@ class Dialect:
     integer_bias: bool = True
     integer_products: bool = True
     integer_recurrence: bool = True
+    loaded_as_floats: bool = False
+    states_left_out: bool = False
     integer_gaps: bool = True
+    integer_blocks: bool = False
     integer_multipliers: bool = True
     means_of_four: bool = False
     unsigned: bool = False
@@ -56,6 +68,7 @@ class Dialect:
     rows_as_matrix: bool = False
     integer_concatenations: bool = False
     squeezes_batches: bool = True
+    integer_clips: bool = False
     fenced_summands: bool = False
     fenced_padding: bool = False
     dynamic_lstm: bool = False

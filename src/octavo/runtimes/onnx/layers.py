@@ -34,7 +34,7 @@ def _conv(w: Writer, node: Node) -> Any:
     return w.op(
         "Conv",
         value,
-        _weight(w, weight_ref, plain=multiplies and not w.dialect.integer_multipliers),
+        weight(w, weight_ref, plain=multiplies and not w.dialect.integer_multipliers),
         quantization.bias(w, x, weight_ref, given["bias"]),
         kernel_shape=kernel,
         strides=strides,
@@ -44,7 +44,7 @@ def _conv(w: Writer, node: Node) -> Any:
     )
 
 
-def _weight(w: Writer, ref: Any, plain: bool) -> str:
+def weight(w: Writer, ref: Any, plain: bool) -> str:
     """A layer's weight, of integers; as the floats that these stand for if ``plain``."""
     floats = quantization.floats_of(w, ref) if plain else None
     if floats is None:
@@ -71,27 +71,6 @@ def _pads(padding: Any, kernel: list[int], dilation: list[int]) -> list[int]:
         totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return [total // 2 for total in totals] + [total - total // 2 for total in totals]
     return each(padding, len(kernel)) * 2
-
-
-def _conv_transpose(w: Writer, node: Node) -> Any:
-    given = arguments(node)
-    x, weight_ref = given["input"], given["weight"]
-    kernel = [int(size) for size in w.meta(weight_ref).shape[2:] if size is not None]
-    dims = len(kernel)
-    strides = each(given["stride"], dims)
-    gaps = any(k < stride for k, stride in zip(kernel, strides, strict=True))
-    return w.op(
-        "ConvTranspose",
-        w.read(x),
-        _weight(w, weight_ref, plain=gaps and not w.dialect.integer_gaps),
-        "" if given["bias"] is None else w.read(given["bias"]),
-        kernel_shape=kernel,
-        strides=strides,
-        dilations=each(given["dilation"], dims),
-        pads=each(given["padding"], dims) * 2,
-        output_padding=each(given["output_padding"], dims),
-        group=int(given["groups"]),
-    )
 
 
 def _matmul(w: Writer, node: Node) -> Any:
@@ -231,7 +210,6 @@ def _rms_norm(w: Writer, node: Node) -> Any:
 
 CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _conv),
-    **dict.fromkeys(["conv_transpose1d", "conv_transpose2d", "conv_transpose3d"], _conv_transpose),
     **dict.fromkeys(["matmul", "bmm", "mm", "mv", "dot"], _matmul),
     "addmm": _addmm,
     "baddbmm": _baddbmm,

@@ -24,9 +24,7 @@ from octavo.graph.qdq import (
 )
 from octavo.numerics import octavo_operators
 from octavo.quantization.targets import FROM_ZERO, ROLES, SHARED, WEIGHTED
-from octavo.runtimes.onnx import sizes
-from octavo.runtimes.onnx.blocks import Blocks
-from octavo.runtimes.onnx.blocks import linear as of_blocks
+from octavo.runtimes.onnx import clips
 from octavo.runtimes.onnx.writer import Writer, dtype_name, fenced, kept_apart
 
 _RANGES = {"uint8": (0, 255), "int8": (-128, 127), "int16": (-(2**15), 2**15 - 1)}
@@ -42,16 +40,22 @@ def _quantize(w: Writer, node: Node) -> Any:
     padded = w.values.get(f"{x.name}.integers", ())
     if padded[1:] == (scale, zero_point):
         return padded[0]
-    value = w.read(x)
+    params = w.constant(scale, "float32"), w.constant(zero_point, name)
+    clipped = clips.behind_rounding(w, node) if w.dialect.integer_clips else None
+    value = w.read(x if clipped is None else clipped[0])
     if w.dialect.fenced_summands and _is_summand(w, node):
         value = w.op("LeakyRelu", value, alpha=1.0)
     if _is_magnified_average(w, node):
         value = kept_apart(w, value)
     # ONNX knows the dtype's own range alone.
-    if (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
-        bounds = [w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax)]
+    if clipped is not None and clipped[1] != _RANGES[name]:
+        return w.op(
+            "Clip", _integers(w, value, *params), *(w.constant(q, name) for q in clipped[1])
+        )
+    if clipped is None and (qmin, qmax) != _RANGES[name] and not _stays_within(w, x, node):
+        bounds = (w.constant((q - zero_point) * scale, "float32") for q in (qmin, qmax))
         value = w.op("Clip", value, *bounds)
-    return _integers(w, value, w.constant(scale, "float32"), w.constant(zero_point, name))
+    return _integers(w, value, *params)
 
 
 def _integers(w: Writer, value: str, *params: str) -> Any:
@@ -178,15 +182,16 @@ def _unpack(w: Writer, node: Node) -> Any:
 
 def _fake_quantize_dynamic(w: Writer, node: Node) -> Any:
     """In float: quantized and dequantized, for layers that are not written on integers."""
-    q, scale, zero_point = _rounded(w, node)
-    return w.op("Mul", w.op("Sub", _float(w, q), _float(w, zero_point)), scale)
+    q, scale, zero_point = rounded_dynamically(w, node)
+    return w.op("Mul", w.op("Sub", as_float(w, q), as_float(w, zero_point)), scale)
 
 
-def _float(w: Writer, value: str) -> str:
+def as_float(w: Writer, value: str) -> str:
+    """Integers as floats."""
     return w.op("Cast", value, to=1)
 
 
-def _rounded(w: Writer, node: Node) -> tuple[str, str, str]:
+def rounded_dynamically(w: Writer, node: Node) -> tuple[str, str, str]:
     """The integers of a tensor with the range that it has, their scale and zero point."""
     key = f"{node.name}.integers"
     if key not in w.values:
@@ -223,7 +228,7 @@ def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:
     smallest = w.constant(torch.finfo(torch.float32).tiny ** 0.5, "float32")
     scale = w.op("Max", w.op("Div", width, w.constant(float(steps), "float32")), smallest)
     bounds = [w.constant(float(bound), "float32") for bound in (low, high)]
-    dtype = _held_in(low, high)
+    dtype = held_in(low, high)
     if symmetric:
         moved = w.op("Round", w.op("Div", value, scale))
         zero_point = w.constant(0, dtype)
@@ -235,7 +240,7 @@ def _rounded_by_hand(w: Writer, node: Node) -> tuple[str, str, str]:
     return w.cast(w.op("Clip", moved, *bounds), "float32", dtype), scale, zero_point
 
 
-def _held_in(low: int, high: int) -> str:
+def held_in(low: int, high: int) -> str:
     """The smallest dtype that holds such integers."""
     held = (name for name, (least, most) in _RANGES.items() if least <= low and high <= most)
     return next(held)
@@ -284,7 +289,7 @@ def floats_of(w: Writer, ref: Any) -> Tensor | None:
 
 def _dequantized(w: Writer, integers: QuantizedWeight, transposed: bool) -> str:
     suffix = ".transposed" if transposed else ""
-    scales, zeros, where = _scales(integers)
+    scales, zeros, where = scales_of(integers)
     values, shape = integers.stored, integers.shape
     if transposed:
         values, shape = integers.integers.t(), shape[::-1]
@@ -307,7 +312,7 @@ def _dequantized(w: Writer, integers: QuantizedWeight, transposed: bool) -> str:
     return w.op("DequantizeLinear", value, w.initializer(scale, scales), start, **where)
 
 
-def _scales(integers: QuantizedWeight) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def scales_of(integers: QuantizedWeight) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Scales and zero points in ONNX's form, and what says where in the weight they belong."""
     scale, zero_point, axis = integers.scale, integers.zero_point, integers.axis
     if integers.grouped:
@@ -336,81 +341,29 @@ def bias(w: Writer, x: Any, weight_ref: Any, ref: Any) -> str:
         or integers.shape[0] != len(tensor)
     ):
         return w.read(ref)
-    scale = _scales(integers)[0] * arguments(source)["scale"]
-    rounded = torch.round(tensor.double() / scale.double())
-    if not bool((rounded.abs() <= _INT32).all()):  # runtimes would cut a float bias to it
+    step = scales_of(integers)[0] * arguments(source)["scale"]
+    if not fits_sums(tensor, step):  # runtimes would cut a float bias to it
         raise ExportError(
             f"{ref.name}: the bias is not int32 in steps of {x.name}'s scale times the weight's; "
             "quantize the model again: convert makes room for it"
         )
-    name = f"{ref.name}.of.{x.name}"
-    stored = w.initializer(f"{name}.int32", rounded.to(torch.int32))
-    scales = w.initializer(f"{name}.scale", scale)
-    return w.op("DequantizeLinear", stored, scales, axis=0 if scale.dim() else None)
+    return bias_of_sums(w, f"{ref.name}.of.{x.name}", tensor, step)
 
 
-def linear(w: Writer, node: Node) -> Any:
-    """``x @ weight.T + bias``."""
-    x, weight_ref, bias_ref = arguments(node).values()
-    source = w.producer(x)
-    integers = integers_of(w, weight_ref)
-    if (
-        w.dialect.integer_products
-        and source is not None
-        and source.op == DYNAMIC
-        and integers is not None
-        and integers.symmetric
-        and "int16" not in (_held_in(*source.args[1:3]), dtype_name(integers.integers.dtype))
-    ):
-        return _integer_product(w, node, source, integers)
-    is_float = source is None or source.op not in (DEQUANTIZE, DYNAMIC)
-    blocks = blocks_of(w, weight_ref) if is_float else None
-    if blocks is not None:
-        return of_blocks(w, node, blocks)
-    # ONNX Runtime makes one kernel of weights of four bits and a product that is no Gemm.
-    constant = weight_behind(w.graph, weight_ref)
-    four_bits = constant is not None and constant.unpack is not None
-    if w.rank(x) == 2 and not (is_float and four_bits):
-        matrix = weight(w, weight_ref)
-        return w.op("Gemm", w.read(x), matrix, bias(w, x, weight_ref, bias_ref), transB=1)
-    if w.dialect.rows_as_matrix and source is not None and source.op == DEQUANTIZE:
-        return _of_rows(w, node)
-    product = w.op("MatMul", w.read(x), weight(w, weight_ref, transposed=True))
-    return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+def fits_sums(tensor: Tensor, step: Tensor) -> bool:
+    """Whether a bias in steps of a layer's sums is int32."""
+    return bool((_in_steps(tensor, step).abs() <= _INT32).all())
 
 
-def blocks_of(w: Writer, ref: Any) -> Blocks | None:
-    """A constant matrix in blocks of integers, where the dialect has operators on them."""
-    constant = weight_behind(w.graph, ref) if w.dialect.blocks else None
-    return None if constant is None else Blocks.of(constant)
+def bias_of_sums(w: Writer, name: str, tensor: Tensor, step: Tensor) -> str:
+    """A bias in steps of a layer's sums."""
+    stored = w.initializer(f"{name}.int32", _in_steps(tensor, step).to(torch.int32))
+    scales = w.initializer(f"{name}.scale", step)
+    return w.op("DequantizeLinear", stored, scales, axis=0 if step.dim() else None)
 
 
-def _of_rows(w: Writer, node: Node) -> str:
-    """A layer on rows in more axes than one, as a product of two matrices."""
-    x, weight_ref, bias_ref = arguments(node).values()
-    outputs, inputs = (size or 0 for size in w.meta(weight_ref).shape)
-    rows = w.op("Reshape", w.read(x), w.ints([-1, inputs]))
-    matrix, added = weight(w, weight_ref), bias(w, x, weight_ref, bias_ref)
-    product = w.op("Gemm", rows, matrix, added, transB=1)
-    return w.op("Reshape", product, sizes.of_rows(w, x, outputs))
-
-
-def _integer_product(w: Writer, node: Node, source: Node, integers: QuantizedWeight) -> Any:
-    """A product of integers and the scales behind it, as runtimes fuse them."""
-    bias_ref = arguments(node)["bias"]
-    q, scale, zero_point = _rounded(w, source)
-    per_token = arguments(source)["per_token"]
-    matrix = w.initializer(f"{integers.name}.transposed", integers.integers.t())
-    scales = w.initializer(integers.reader.args[1].name, _scales(integers)[0])
-    if per_token:  # the runtimes know one zero point for all rows alone
-        product = _float(w, w.op("MatMulInteger", q, matrix))
-        of_rows = integers.integers.sum(1, dtype=torch.float32)
-        sums = w.initializer(f"{integers.name}.sums", of_rows)
-        product = w.op("Sub", product, w.op("Mul", _float(w, zero_point), sums))
-    else:
-        product = _float(w, w.op("MatMulInteger", q, matrix, zero_point))
-    product = w.op("Mul", product, w.op("Mul", scale, scales))
-    return product if bias_ref is None else w.op("Add", product, w.read(bias_ref))
+def _in_steps(tensor: Tensor, step: Tensor) -> Tensor:
+    return torch.round(tensor.double() / step.double())
 
 
 CONVERTERS = {
@@ -418,5 +371,4 @@ CONVERTERS = {
     "dequantize": _dequantize,
     "unpack_int4": _unpack,
     "fake_quantize_dynamic": _fake_quantize_dynamic,
-    "linear": linear,
 }

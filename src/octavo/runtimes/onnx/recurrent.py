@@ -12,7 +12,7 @@ from octavo.errors import ExportError
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.graph.qdq import QuantizedWeight
-from octavo.runtimes.onnx import quantization
+from octavo.runtimes.onnx import loading, quantization
 from octavo.runtimes.onnx.writer import MICROSOFT, Converter, Writer
 
 
@@ -44,6 +44,9 @@ _KINDS = {
 }
 
 
+_ZEROS = frozenset({"zeros", "zeros_like", "new_zeros"})
+
+
 def _rows(kind: _Kind, count: int) -> Tensor:
     """The order of a matrix's rows, gate by gate."""
     size = count // len(kind.gates)
@@ -60,6 +63,10 @@ def _weight(w: Writer, kind: _Kind, ref: Any) -> str:
     if integers is not None:
         tensors = _by_rows(integers, _rows(kind, integers.shape[0]))
         names = [f"{name}.{kind.op}" for name in integers.reader.refs()]
+        if w.dialect.loaded_as_floats:
+            columns = (tensors[0], *(by_row.unsqueeze(-1) for by_row in tensors[1:]))
+            stacked = (tensor.unsqueeze(0) for tensor in columns)
+            return loading.floats(w, dict(zip(names, stacked, strict=True)))
         q, scale, zero_point = map(w.initializer, names, (tensors[0].unsqueeze(0), *tensors[1:]))
         return w.op("DequantizeLinear", q, scale, zero_point, axis=1)
     value = w.op("Gather", w.read(ref), _row_numbers(w, kind, ref), axis=0)
@@ -150,7 +157,10 @@ def _layer(kind: _Kind) -> Converter:
 
 
 def _part(w: Writer, state: Any, first: int, count: int) -> str:
-    """The initial states of a layer's directions."""
+    """The initial states of a layer's directions; "" for zeros that are left out."""
+    maker = w.producer(state)
+    if w.dialect.states_left_out and maker is not None and maker.short_op in _ZEROS:
+        return ""
     value = w.read(state)
     if w.meta(state).shape[0] == count:
         return value

@@ -11,6 +11,7 @@ from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.blocks import embedding as of_blocks
+from octavo.runtimes.onnx.linear import blocks_of
 from octavo.runtimes.onnx.sizes import TO_THE_END, length_of
 from octavo.runtimes.onnx.writer import Converter, Writer
 
@@ -22,7 +23,7 @@ def _rows(w: Writer, table: Ref, ids: Ref) -> str:
     """Rows are picked as integers and dequantized then: not the table at each call."""
     integers = quantization.integers_of(w, table)
     if integers is None or not integers.symmetric or integers.axis is None:
-        blocks = quantization.blocks_of(w, table)
+        blocks = blocks_of(w, table)
         if blocks is not None:
             return of_blocks(w, ids, blocks)
         return w.op("Gather", quantization.weight(w, table), w.read(ids), axis=0)
