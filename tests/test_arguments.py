@@ -158,6 +158,8 @@ def cases() -> dict[str, Case]:
         "export_onnx(q": (lambda v: o.export_onnx(v, "a.onnx"), "a quantized model"),
         "export_onnx(path": (lambda v: o.export_onnx(q, v), "a text, a path"),
         "export_onnx(runtime": (lambda v: o.export_onnx(q, "a.onnx", runtime=v), ""),
+        "export_tflite(q": (lambda v: o.export_tflite(v, "a.tflite"), "a quantized model"),
+        "export_tflite(path": (lambda v: o.export_tflite(q, v), "a text, a path"),
         "export_package(q": (lambda v: o.export_package(v, "a.pt2"), "a quantized model"),
         "export_package(path": (lambda v: o.export_package(q, v), ""),
         "load_package(path": (lambda v: o.load_package(v), ""),

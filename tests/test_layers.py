@@ -39,6 +39,8 @@ OPTIONAL = {
         "octavo.model.language.graphs.openvino_graph",
         "octavo.model.language.graphs.folders",
     },
+    "ai_edge_litert": {"octavo.runtimes.litert.package", "octavo.runtimes.litert.flatbuffer"},
+    "flatbuffers": {"octavo.runtimes.litert.flatbuffer"},
     "openvino_tokenizers": {"octavo.model.language.graphs.folders"},
     "ray": {"octavo.measuring.engines.ray"},
     "pandas": {"octavo.measuring.layers.error_table"},

@@ -32,6 +32,7 @@ from octavo.model.language.checkpoints import read_checkpoint, write_checkpoint
 from octavo.model.model import QuantizedModel
 from octavo.model.onnx_file import export_onnx
 from octavo.model.package import export_package, load_package
+from octavo.model.tflite_file import TfliteFile, export_tflite
 from octavo.model.verbs import load, lower, save, summary
 from octavo.numerics import observers
 from octavo.numerics.affine import QParams
@@ -110,6 +111,7 @@ __all__ = [
     "SearchResult",
     "Sensitivity",
     "SmoothQuant",
+    "TfliteFile",
     "WeightMethod",
     "__version__",
     "artifact",
@@ -123,6 +125,7 @@ __all__ = [
     "dynamic_qconfig",
     "export_onnx",
     "export_package",
+    "export_tflite",
     "host_target",
     "layer_errors",
     "load",

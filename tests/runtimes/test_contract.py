@@ -13,7 +13,7 @@ import pytest
 
 from octavo.errors import MissingExtra, OctavoError, RuntimeUnavailable
 from octavo.measuring.parity import Threshold
-from octavo.runtimes import ORACLE, RUNTIMES
+from octavo.runtimes import ORACLE, RUNTIMES, is_for
 from octavo.runtimes.torch import kernels
 from octavo.runtimes.torch.int8 import lower_to
 
@@ -27,7 +27,9 @@ def _uncompiled(monkeypatch):
 
 
 @pytest.mark.parametrize(("way", "name"), CASES)
-@pytest.mark.parametrize("runtime", [name for name in RUNTIMES if name != ORACLE])
+@pytest.mark.parametrize(
+    "runtime", [n for n in RUNTIMES if n != ORACLE and is_for(n, contract.TARGET)]
+)
 def test_every_layer_is_the_oracles(runtime, way, name):
     if (runtime, way, name) in contract.FATAL:
         pytest.skip("it ends the process on a CPU of this kind")

@@ -24,11 +24,18 @@ def test_a_runtime_is_imported_when_its_record_is_asked_for():
     done = subprocess.run(
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["True", "5", "False"]
+    assert done.stdout.split() == ["True", "6", "False"]
 
 
 def test_the_records():
-    assert list(RUNTIMES) == ["reference", "torch", "inductor", "onnxruntime", "openvino"]
+    assert list(RUNTIMES) == [
+        "reference",
+        "torch",
+        "inductor",
+        "onnxruntime",
+        "openvino",
+        "litert",
+    ]
     assert not RUNTIMES[ORACLE].cpu_only
     assert RUNTIMES["torch"].options == ("joined", "channels_last", "programs")
     assert [name for name in RUNTIMES if RUNTIMES[name].candidate] == [
@@ -36,7 +43,11 @@ def test_the_records():
         "onnxruntime",
         "openvino",
     ]
-    assert [name for name in RUNTIMES if has_own_threads(name)] == ["onnxruntime", "openvino"]
+    assert [name for name in RUNTIMES if has_own_threads(name)] == [
+        "onnxruntime",
+        "openvino",
+        "litert",
+    ]
     assert [name for name in RUNTIMES if RUNTIMES[name].onnx] == ["onnxruntime", "openvino"]
     assert not has_own_threads("eager")
     with pytest.raises(FrozenInstanceError):
@@ -44,7 +55,7 @@ def test_the_records():
 
 
 def test_a_name_that_is_none():
-    with pytest.raises(RuntimeUnavailable, match=r"no runtime 'nope'; .*'openvino', 'fastest'$"):
+    with pytest.raises(RuntimeUnavailable, match=r"no runtime 'nope'; .*'litert', 'fastest'$"):
         runtime_of("nope", "fastest")
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from octavo.cli import options
 from octavo.cli.app import console, print_json
 
+if TYPE_CHECKING:
+    from octavo.model.model import QuantizedModel
+
 
 def export(
     file: options.File,
     out: Annotated[
-        str, typer.Option("--out", "-o", metavar="PATH", help="The .onnx or .pt2 file.")
+        str, typer.Option("--out", "-o", metavar="PATH", help="The .onnx, .pt2 or .tflite file.")
     ],
     runtime: Annotated[
         str,
@@ -23,9 +27,16 @@ def export(
             "with its own.",
         ),
     ] = "onnxruntime",
+    full_integer: Annotated[
+        bool,
+        typer.Option(
+            "--full-integer", help="A .tflite file that takes and gives integers, for boards."
+        ),
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a file's model as ONNX, or compiled for this machine: a .pt2 package of torch.
+    """Write a file's model for others: ONNX, a LiteRT file for phones and boards (.tflite), or
+    compiled for this machine, a .pt2 package of torch.
 
     **Example:** `octavo export m.octavo --out m.onnx`
     """
@@ -33,17 +44,37 @@ def export(
 
     from octavo.model.files.atomic import require_file
     from octavo.model.loading import load
-    from octavo.model.onnx_file import export_onnx
-    from octavo.model.package import export_package
 
     require_file(out)
-    model = load(file, runtime="reference")
-    if Path(out).suffix == ".pt2":
-        export_package(model, out)
-    else:
-        export_onnx(model, out, runtime=runtime)
+    write = _WRITERS.get(Path(out).suffix, _onnx)
+    written = write(load(file, runtime="reference"), out, runtime, full_integer)
     size = Path(out).stat().st_size
     if as_json:
-        print_json({"file": out, "size_bytes": size})
+        more = {} if written is None else written.to_dict()
+        print_json({"file": out, "size_bytes": size, **more})
         return
     console().print(f"{out}: {size / 1e6:.2f} MB", highlight=False)
+    if written is not None:
+        console().print(written.table())
+
+
+def _onnx(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> None:
+    from octavo.model.onnx_file import export_onnx
+
+    export_onnx(model, out, runtime=runtime)
+
+
+def _package(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> None:
+    from octavo.model.package import export_package
+
+    export_package(model, out)
+
+
+def _tflite(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> Any:
+    from octavo.model.tflite_file import export_tflite
+
+    return export_tflite(model, out, full_integer=full_integer)
+
+
+# Ending of the file -> what writes it, and what it says of it; ONNX for all others.
+_WRITERS: Mapping[str, Callable[..., Any]] = {".pt2": _package, ".tflite": _tflite}

@@ -28,7 +28,7 @@ from octavo.measuring.metrics import Likeness
 from octavo.measuring.regions import calls_of, regions_in
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
-from octavo.runtimes import ORACLE, RUNTIMES, lower
+from octavo.runtimes import ORACLE, RUNTIMES, is_for, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
 from octavo.runtimes.lowered import Agreement
@@ -189,7 +189,7 @@ def verify(
         data: batches as `quantize` takes them for calibration; ``None`` takes random ones. The
             layers are compared on the first.
         inputs: batch -> the model's arguments, where the defaults do not fit.
-        runtimes: names; ``None`` is all that are installed.
+        runtimes: names; ``None`` is all that are installed and for the model's target.
         threshold: of each layer. The whole model's bound is derived, see
             `octavo.runtimes.perturbation`.
 
@@ -226,7 +226,8 @@ def _of_graph(
     batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
     if not batches:
         raise InputError("verify got no data; give at least one batch, or None for random ones")
-    names = [name for name in RUNTIMES if name != ORACLE] if runtimes is None else runtimes
+    others = [name for name in RUNTIMES if name != ORACLE and is_for(name, q.target)]
+    names = others if runtimes is None else runtimes
     graph = q.graph
     with torch.no_grad():
         parities = [

@@ -220,6 +220,7 @@ _EDGE = Target(
     qconfigs=_qconfigs(Scheme("int8"), _weight()),
     operators=_operators(*_PRODUCTS, *_FUNCTIONS, *_NORMS),
     fusions=_CLIPPED,
+    integer_results=True,
     fixed_outputs={
         "softmax": _ZERO_TO_ONE,
         "sigmoid": _ZERO_TO_ONE,

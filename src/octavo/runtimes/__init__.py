@@ -23,6 +23,7 @@ from octavo.runtimes.runtime import (
     OnnxReader,
     Runtime,
     has_own_threads,
+    is_for,
     runtime_of,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "Runtime",
     "default_runtime",
     "has_own_threads",
+    "is_for",
     "lower",
 ]
 

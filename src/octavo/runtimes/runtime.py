@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from octavo.errors import RuntimeUnavailable
+from octavo.errors import MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.options import Options
@@ -63,6 +63,7 @@ class Runtime:
         candidate: whether ``"fastest"`` tries it.
         package: imports the Python package that it needs, or raises `MissingExtra`.
         onnx: how it reads ONNX files, if it does.
+        targets: those whose models it is for; ``None`` for all.
 
     Example:
         >>> from octavo.runtimes import RUNTIMES, Runtime
@@ -80,6 +81,7 @@ class Runtime:
     candidate: bool = True
     package: Callable[[], Any] | None = None
     onnx: OnnxReader | None = None
+    targets: tuple[str, ...] | None = None
 
 
 class _Runtimes(MutableMapping[str, Runtime]):
@@ -111,7 +113,7 @@ class _Runtimes(MutableMapping[str, Runtime]):
 
 
 # A name is that of the module (or folder) beside this one that has the record.
-RUNTIMES = _Runtimes("reference torch inductor onnxruntime openvino")
+RUNTIMES = _Runtimes("reference torch inductor onnxruntime openvino litert")
 
 
 def runtime_of(name: str, *others: str) -> Runtime:
@@ -129,6 +131,15 @@ def runtime_of(name: str, *others: str) -> Runtime:
         names = ", ".join(map(repr, (*RUNTIMES, *others)))
         raise RuntimeUnavailable(f"there is no runtime {name!r}; choose one of {names}")
     return RUNTIMES[name]
+
+
+def is_for(name: str, target: str) -> bool:
+    """Whether a runtime is for models of a target; so is one whose package is missing."""
+    try:
+        targets = RUNTIMES[name].targets
+    except MissingExtra:
+        return True
+    return targets is None or target in targets
 
 
 def has_own_threads(name: str) -> bool:

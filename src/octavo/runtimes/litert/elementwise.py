@@ -1,0 +1,264 @@
+"""Operators that work on each value by itself.
+
+Tested in tests/runtimes/litert/test_elementwise.py.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from octavo.errors import ExportError
+from octavo.graph.graph import Node, Ref
+from octavo.graph.operators import arguments
+from octavo.runtimes.litert.flatbuffer import TYPES
+from octavo.runtimes.litert.rounding import CLIPS
+from octavo.runtimes.litert.values import Form, Value, channels_last
+from octavo.runtimes.litert.writer import Converter, Writer
+
+# Operators of two tensors, and whether they apply an activation.
+_BINARY = {
+    "add": ("ADD", "AddOptions", True),
+    "sub": ("SUB", "SubOptions", True),
+    "mul": ("MUL", "MulOptions", True),
+    "div": ("DIV", "DivOptions", True),
+    "maximum": ("MAXIMUM", "MaximumMinimumOptions", False),
+    "minimum": ("MINIMUM", "MaximumMinimumOptions", False),
+    "pow": ("POW", "PowOptions", False),
+    "floor_divide": ("FLOOR_DIV", "FloorDivOptions", False),
+    "remainder": ("FLOOR_MOD", "FloorModOptions", False),
+}
+_COMPARISONS = {
+    "eq": ("EQUAL", "EqualOptions"),
+    "ne": ("NOT_EQUAL", "NotEqualOptions"),
+    "lt": ("LESS", "LessOptions"),
+    "le": ("LESS_EQUAL", "LessEqualOptions"),
+    "gt": ("GREATER", "GreaterOptions"),
+    "ge": ("GREATER_EQUAL", "GreaterEqualOptions"),
+    "logical_and": ("LOGICAL_AND", "LogicalAndOptions"),
+    "logical_or": ("LOGICAL_OR", "LogicalOrOptions"),
+    "bitwise_and": ("LOGICAL_AND", "LogicalAndOptions"),
+    "bitwise_or": ("LOGICAL_OR", "LogicalOrOptions"),
+}
+_UNARY = {
+    "relu": ("RELU", None),
+    "relu6": ("RELU6", None),
+    "sigmoid": ("LOGISTIC", None),
+    "tanh": ("TANH", None),
+    "hardswish": ("HARD_SWISH", "HardSwishOptions"),
+    "elu": ("ELU", None),
+    "exp": ("EXP", "ExpOptions"),
+    "log": ("LOG", None),
+    "sqrt": ("SQRT", None),
+    "rsqrt": ("RSQRT", None),
+    "sin": ("SIN", None),
+    "cos": ("COS", "CosOptions"),
+    "abs": ("ABS", "AbsOptions"),
+    "neg": ("NEG", "NegOptions"),
+    "floor": ("FLOOR", None),
+    "ceil": ("CEIL", None),
+    "round": ("ROUND", None),
+    "sign": ("SIGN", "SignOptions"),
+    "square": ("SQUARE", "SquareOptions"),
+    "logical_not": ("LOGICAL_NOT", "LogicalNotOptions"),
+    "bitwise_not": ("LOGICAL_NOT", "LogicalNotOptions"),
+}
+
+
+def operands(w: Writer, node: Node, *args: Any, dtype: str | None = None) -> list[Value]:
+    """Tensors and numbers as an operator reads them together, with their axes in one order."""
+    rank = len(w.shape(node))
+    last = rank > 2 and any(
+        isinstance(arg, Ref) and len(w.shape(arg)) == rank and w.is_last(arg) for arg in args
+    )
+    return [_operand(w, arg, rank, last, dtype or w.meta(node).dtype) for arg in args]
+
+
+def _operand(w: Writer, arg: Any, rank: int, last: bool, dtype: str) -> Value:
+    if not isinstance(arg, Ref):
+        return w.constant(np.asarray(arg), Form(dtype), "number")
+    constant = w.graph.constant(arg)
+    if constant is not None:
+        array = constant.detach().numpy()
+        if last:
+            array = array.reshape([1] * (rank - array.ndim) + list(array.shape))
+            array = array.transpose(channels_last(range(rank)))
+        return w.constant(array, Form(dtype), arg.name)
+    value = w.read(arg, last=last if len(w.shape(arg)) == rank else False)
+    if last and len(value.shape) < rank:
+        value = w.reshaped(value, [1] * (rank - len(value.shape)) + list(value.shape))
+        value = w.laid(value, last=True)
+    return cast(w, value, dtype)
+
+
+def cast(w: Writer, value: Value, dtype: str) -> Value:
+    """A value in another type; integers with a scale stay what they are."""
+    if value.form.dtype == dtype or value.form.quantization is not None:
+        return value
+    if dtype not in TYPES:
+        raise ExportError(f"it computes in {dtype}, which LiteRT does not")
+    inside, outside = TYPES[value.form.dtype], TYPES[dtype]
+    settings = {"inDataType": inside, "outDataType": outside}
+    return w.op(
+        "CAST", [value], value.shape, Form(dtype), "CastOptions", last=value.last, **settings
+    )
+
+
+def computed(
+    w: Writer, node: Node, kind: str, inputs: list[Value], options: str | None, **settings: Any
+) -> Value:
+    """An operator whose result has the shape of the node's."""
+    shape = w.shape(node)
+    last = any(value.last for value in inputs)
+    sizes = channels_last(shape) if last else shape
+    return w.op(kind, list(inputs), sizes, w.form(node), options, last=last, **settings)
+
+
+def _binary(kind: str, options: str, activates: bool) -> Converter:
+    def write(w: Writer, node: Node) -> Value:
+        alpha = arguments(node).get("alpha", 1)
+        if alpha != 1 or arguments(node).get("rounding_mode") is not None:
+            raise ExportError(f"its alpha or rounding_mode is another than LiteRT's {kind} has")
+        inputs = operands(w, node, *node.args[:2])
+        more = {"fusedActivationFunction": w.activation()} if activates else {}
+        return computed(w, node, kind, inputs, options, **more)
+
+    return write
+
+
+def _comparison(kind: str, options: str) -> Converter:
+    def write(w: Writer, node: Node) -> Value:
+        dtypes = [w.meta(arg).dtype for arg in node.args[:2] if isinstance(arg, Ref)]
+        dtype = "float32" if "float32" in dtypes else dtypes[0]
+        return computed(w, node, kind, operands(w, node, *node.args[:2], dtype=dtype), options)
+
+    return write
+
+
+def unary(w: Writer, node: Node, kind: str, options: str | None, **settings: Any) -> Value:
+    """An operator of one tensor, whose result is like it."""
+    (x,) = operands(w, node, node.args[0])
+    return computed(w, node, kind, [x], options, **settings)
+
+
+def _unary(kind: str, options: str | None) -> Converter:
+    return lambda w, node: unary(w, node, kind, options)
+
+
+def _clip(w: Writer, node: Node) -> Value:
+    """What cuts values to a range, alone."""
+    low, high = CLIPS[node.short_op](node)
+    return _between(w, node, low, high)
+
+
+def _clamp(w: Writer, node: Node) -> Value:
+    given = arguments(node)
+    return _between(w, node, given.get("min"), given.get("max"))
+
+
+def _between(w: Writer, node: Node, low: Any, high: Any) -> Value:
+    if isinstance(low, Ref) or isinstance(high, Ref):
+        raise ExportError("its bounds are tensors")
+    ends = (-math.inf if low is None else low, math.inf if high is None else high)
+    known = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
+    if ends in known:
+        return unary(w, node, known[ends], None)
+    if w.on_integers:
+        return w.requantized(w.read(node.args[0]), w.form(node))
+    (x,) = operands(w, node, node.args[0])
+    for kind, end in zip(("MAXIMUM", "MINIMUM"), ends, strict=True):
+        if not math.isinf(end):
+            bound = w.constant(np.asarray(end), Form(w.meta(node).dtype), "bound")
+            x = computed(w, node, kind, [x, bound], "MaximumMinimumOptions")
+    return x
+
+
+def _leaky_relu(w: Writer, node: Node) -> Value:
+    slope = float(arguments(node)["negative_slope"])
+    return unary(w, node, "LEAKY_RELU", "LeakyReluOptions", alpha=slope)
+
+
+def _gelu(w: Writer, node: Node) -> Value:
+    approximate = arguments(node)["approximate"] == "tanh"
+    return unary(w, node, "GELU", "GeluOptions", approximate=approximate)
+
+
+def _elu(w: Writer, node: Node) -> Value:
+    given = arguments(node)
+    if (given["alpha"], given["scale"], given["input_scale"]) != (1, 1, 1):
+        raise ExportError(f"its alpha is {given['alpha']}; LiteRT's ELU has 1")
+    return unary(w, node, "ELU", None)
+
+
+def _silu(w: Writer, node: Node) -> Value:
+    (x,) = operands(w, node, node.args[0])
+    gate = computed(w, node, "LOGISTIC", [x], None)
+    return computed(w, node, "MUL", [x, gate], "MulOptions")
+
+
+def _softmax(w: Writer, node: Node) -> Value:
+    given = arguments(node)
+    x, rank = w.read(node.args[0]), len(w.shape(node))
+    axis, shape = int(given["dim"]) % rank, x.shape
+    place = x.axis(axis)
+    if place != rank - 1:
+        order = [*(a for a in range(rank) if a != place), place]
+        moved = w.transposed(x, order)
+        made = w.op("SOFTMAX", [moved], moved.shape, w.form(node), "SoftmaxOptions", beta=1.0)
+        back = [order.index(a) for a in range(rank)]
+        return w.transposed(made, back, x.last)
+    return w.op("SOFTMAX", [x], shape, w.form(node), "SoftmaxOptions", last=x.last, beta=1.0)
+
+
+def _to(w: Writer, node: Node) -> Value:
+    value = w.read(node.args[0])
+    return value if value.form.quantization else cast(w, value, w.meta(node).dtype)
+
+
+def _where(w: Writer, node: Node) -> Value:
+    condition, a, b = node.args[:3]
+    chosen = operands(w, node, a, b)
+    (mask,) = operands(w, node, condition, dtype="bool")
+    return _selected(w, node, [mask, *chosen])
+
+
+def _masked_fill(w: Writer, node: Node) -> Value:
+    x, condition, number = node.args[:3]
+    (mask,) = operands(w, node, condition, dtype="bool")
+    (kept,) = operands(w, node, x)
+    (filler,) = operands(w, node, _finite(number))
+    return _selected(w, node, [mask, filler, kept])
+
+
+def _selected(w: Writer, node: Node, inputs: list[Value]) -> Value:
+    last = any(value.last for value in inputs)
+    rank = len(w.shape(node))
+    laid = [w.laid(value, last) if len(value.shape) == rank else value for value in inputs]
+    return computed(w, node, "SELECT_V2", laid, "SelectV2Options")
+
+
+def _finite(number: Any) -> Any:
+    return number if isinstance(number, Ref) else max(number, float(np.finfo(np.float32).min))
+
+
+CONVERTERS: dict[str, Converter] = {
+    **{name: _binary(*row) for name, row in _BINARY.items()},
+    **{name: _comparison(*row) for name, row in _COMPARISONS.items()},
+    **{name: _unary(*row) for name, row in _UNARY.items()},
+    "hardtanh": _clip,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp,
+    "clip": _clamp,
+    "leaky_relu": _leaky_relu,
+    "gelu": _gelu,
+    "elu": _elu,
+    "silu": _silu,
+    "softmax": _softmax,
+    "_softmax": _softmax,
+    **dict.fromkeys(["to", "_to_copy", "type_as"], _to),
+    "where": _where,
+    "masked_fill": _masked_fill,
+}

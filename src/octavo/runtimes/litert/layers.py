@@ -1,0 +1,237 @@
+"""Convolutions and linear layers.
+
+Tested in tests/runtimes/litert/test_layers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from octavo.errors import ExportError
+from octavo.graph.graph import Node
+from octavo.graph.operators import arguments
+from octavo.graph.qdq import DYNAMIC, QuantizedWeight, weight_behind
+from octavo.runtimes.litert.flatbuffer import SAME, VALID, Quantization
+from octavo.runtimes.litert.values import FLOAT, Form, Value
+from octavo.runtimes.litert.windows import Windows, each, padded
+from octavo.runtimes.litert.writer import Converter, Writer
+
+_INT16_BIAS, _BIAS = "int64", "int32"
+
+
+def as_image(w: Writer, ref: Any) -> Value:
+    """What a layer with windows reads: channels last, a sequence as an image of height 1."""
+    x = w.read(ref, last=True)
+    if len(x.shape) == 4:
+        return x
+    batch, length, channels = x.shape
+    return w.reshaped(x, [batch, 1, length, channels], last=True)
+
+
+def image_shape(w: Writer, node: Node) -> tuple[int, int, int, int]:
+    """The shape of a node's result, as an image with channels last."""
+    shape = w.shape(node)
+    batch, channels, sizes = shape[0], shape[1], shape[2:]
+    high, wide = sizes if len(sizes) == 2 else (1, *sizes)
+    return batch, high, wide, channels
+
+
+def as_graph_has_it(w: Writer, node: Node, image: Value) -> Value:
+    """An image as the sequence that it stands for, where it does."""
+    shape = w.shape(node)
+    if len(shape) == 4:
+        return image
+    return w.reshaped(image, [shape[0], shape[2], shape[1]], last=True)
+
+
+def _conv(w: Writer, node: Node) -> Value:
+    given = arguments(node)
+    image, shape = as_image(w, given["input"]), image_shape(w, node)
+    weight = _filters(w, given["weight"])
+    groups, channels = int(given["groups"]), image.shape[-1]
+    windows = Windows.of(weight.sizes[2:], given["stride"], given["padding"], given["dilation"])
+    x, padding = padded(w, image, windows, shape[1:3])
+    depthwise = groups == channels and groups > 1
+    order, axis = ((1, 2, 3, 0), 3) if depthwise else ((0, 2, 3, 1), 0)
+    filters = weight.written(w, order, axis)
+    inputs = [x, filters, bias(w, given["bias"], shape[-1], x, filters)]
+    settings = {
+        "padding": padding,
+        "strideH": windows.strides[0],
+        "strideW": windows.strides[1],
+        "dilationHFactor": windows.dilation[0],
+        "dilationWFactor": windows.dilation[1],
+        "fusedActivationFunction": w.activation(),
+    }
+    kind, options = "CONV_2D", "Conv2DOptions"
+    if depthwise:
+        kind, options = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
+        settings["depthMultiplier"] = shape[-1] // channels
+    made = w.op(kind, inputs, shape, w.form(node), options, last=True, **settings)
+    return as_graph_has_it(w, node, made)
+
+
+def _conv_transpose(w: Writer, node: Node) -> Value:
+    given = arguments(node)
+    image, shape = as_image(w, given["input"]), image_shape(w, node)
+    weight = _filters(w, given["weight"])
+    dims = len(weight.sizes) - 2
+    if int(given["groups"]) != 1 or set(each(given["dilation"], dims)) != {1}:
+        raise ExportError("it has groups or a dilation; LiteRT's transposed convolution has none")
+    windows = Windows.of(weight.sizes[2:], given["stride"], given["padding"])
+    filters = weight.written(w, (1, 2, 3, 0), 0)
+    added = bias(w, given["bias"], shape[-1], image, filters)
+    form, steps = w.form(node), windows.strides
+    whole = [  # padding cuts some of it off, output_padding adds some that is the bias
+        max((size - 1) * step + reach, before + out)
+        for size, step, reach, before, out in zip(
+            image.shape[1:3], steps, windows.size, windows.before, shape[1:3], strict=True
+        )
+    ]
+    is_same = _cuts_evenly(image.shape[1:3], whole, windows, shape[1:3])
+    made_shape = shape if is_same else (shape[0], *whole, shape[-1])
+    made = w.op(
+        "TRANSPOSE_CONV",
+        [w.ints(made_shape), filters, image, added],
+        made_shape,
+        form,
+        "TransposeConvOptions",
+        last=True,
+        padding=SAME if is_same else VALID,
+        strideH=steps[0],
+        strideW=steps[1],
+    )
+    return as_graph_has_it(w, node, _cut(w, made, windows.before, shape))
+
+
+def _cuts_evenly(
+    image: Sequence[int], whole: Sequence[int], windows: Windows, result: Sequence[int]
+) -> bool:
+    """Whether LiteRT's SAME leaves the same part of the whole result as the layer does."""
+    return all(
+        full >= out and -(-out // step) == size and (full - out) // 2 == before
+        for size, full, step, before, out in zip(
+            image, whole, windows.strides, windows.before, result, strict=True
+        )
+    )
+
+
+def _cut(w: Writer, made: Value, before: Sequence[int], shape: Sequence[int]) -> Value:
+    """The part of a result that the layer returns."""
+    if made.shape == tuple(shape):
+        return made
+    begin = w.ints([0, *before, 0])
+    return w.op("SLICE", [made, begin, w.ints(shape)], shape, made.form, "SliceOptions", last=True)
+
+
+def _linear(w: Writer, node: Node) -> Value:
+    given = arguments(node)
+    x, shape = w.read(given["input"], last=False), w.shape(node)
+    weight = _matrix(w, given["weight"], is_dynamic(w, given["input"]))
+    made = w.op(
+        "FULLY_CONNECTED",
+        [x, weight, bias(w, given["bias"], shape[-1], x, weight)],
+        shape,
+        w.form(node),
+        "FullyConnectedOptions",
+        fusedActivationFunction=w.activation(),
+        keepNumDims=len(shape) != 2,
+        asymmetricQuantizeInputs=_is_asymmetric(w, given["input"]),
+    )
+    return made
+
+
+def is_dynamic(w: Writer, ref: Any) -> bool:
+    """Whether a layer rounds what it reads at each call."""
+    producer = w.graph.producer(ref)
+    return producer is not None and producer.op == DYNAMIC
+
+
+def _is_asymmetric(w: Writer, ref: Any) -> bool:
+    producer = w.graph.producer(ref)
+    return is_dynamic(w, ref) and not arguments(producer)["symmetric"]  # type: ignore[arg-type]
+
+
+def _matrix(w: Writer, ref: Any, dynamic: bool) -> Value:
+    """A linear layer's weight: integers where the layer multiplies those."""
+    weight = _filters(w, ref)
+    return weight.written(w, tuple(range(len(weight.sizes))), 0, dynamic)
+
+
+class _Filters:
+    """A layer's weight, with its outputs and inputs in torch's order.
+
+    Args:
+        name: of the constant.
+        tensor: the numbers, with the axes of an image.
+        quantized: what integers it is made of; ``None`` for floats.
+    """
+
+    def __init__(self, name: str, tensor: Tensor, quantized: QuantizedWeight | None) -> None:
+        self.name, self.tensor, self.quantized = name, tensor, quantized
+        self.sizes = tuple(tensor.shape)
+
+    def written(self, w: Writer, order: Sequence[int], axis: int, dynamic: bool = False) -> Value:
+        """The weight in the file.
+
+        Args:
+            w: the file.
+            order: of the axes there.
+            axis: of its outputs there.
+            dynamic: whether integers multiply floats that the layer rounds.
+        """
+        integers = self.tensor.permute(*order).contiguous().numpy()
+        if self.quantized is None:
+            return w.constant(integers, FLOAT, self.name)
+        scales = self.quantized.scale.flatten().tolist()
+        numbers = Quantization(tuple(scales), (0,) * len(scales), axis if len(scales) > 1 else 0)
+        dtype = "int8" if self.quantized.unpack is None else "int4"
+        value = w.constant(integers, Form(dtype, numbers), self.name)
+        return value if w.on_integers or dynamic else w.requantized(value, FLOAT)
+
+
+def _filters(w: Writer, ref: Any) -> _Filters:
+    weight = weight_behind(w.graph, ref)
+    if weight is not None and not weight.grouped and weight.symmetric and weight.signed:
+        return _Filters(weight.name, _as_image_filter(weight.integers), weight)
+    tensor = w.tensor_of(ref)
+    if tensor is None:
+        raise ExportError("its weight is computed by the model")
+    return _Filters(ref.name, _as_image_filter(tensor.detach().to(torch.float32)), None)
+
+
+def _as_image_filter(tensor: Tensor) -> Tensor:
+    """A filter of a sequence as that of an image of height 1."""
+    return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
+
+
+def bias(w: Writer, ref: Any, count: int, x: Value, weight: Value) -> Value:
+    """A layer's bias, in the numbers of its sums; zeros where it has none."""
+    floats = torch.zeros(count) if ref is None else w.tensor_of(ref)
+    if floats is None:
+        raise ExportError("its bias is computed by the model")
+    values = floats.detach().double().numpy()
+    name = "zeros" if ref is None else ref.name
+    if not w.on_integers:
+        return w.constant(values, FLOAT, name)
+    assert weight.form.quantization is not None
+    scales = np.float64(x.form.scale) * np.asarray(weight.form.quantization.scales)
+    dtype = _INT16_BIAS if x.form.dtype == "int16" else _BIAS
+    ends = np.iinfo(dtype)
+    sums = np.clip(np.rint(values / scales), ends.min, ends.max).astype(dtype)
+    many = tuple(float(scale) for scale in scales)
+    return w.constant(sums, Form(dtype, Quantization(many, (0,) * len(many))), name)
+
+
+CONVERTERS: dict[str, Converter] = {
+    "conv1d": _conv,
+    "conv2d": _conv,
+    "conv_transpose1d": _conv_transpose,
+    "conv_transpose2d": _conv_transpose,
+    "linear": _linear,
+}
