@@ -41,6 +41,7 @@ OPTIONAL = {
     },
     "ai_edge_litert": {"octavo.runtimes.litert.package", "octavo.runtimes.litert.flatbuffer"},
     "flatbuffers": {"octavo.runtimes.litert.flatbuffer"},
+    "executorch": {"octavo.runtimes.executorch.package"},
     "openvino_tokenizers": {"octavo.model.language.graphs.folders"},
     "ray": {"octavo.measuring.engines.ray"},
     "pandas": {"octavo.measuring.layers.error_table"},
@@ -75,6 +76,9 @@ FORBIDDEN = {
     "torch.ops.quantized_decomposed": "it belongs to torch.ao",
     "torch.package": "it unpickles",
 } | dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), "it unpickles")
+
+# A module that spells one out all the same: ExecuTorch registers these itself, and has no others.
+EXEMPT = {("octavo.runtimes.executorch.package", "torch.ops.quantized_decomposed")}
 
 # The wall around `compat`: the rooms and modules that it may import, by their public names alone.
 SEAMS = tuple(
@@ -179,6 +183,8 @@ def _in_module(module: Module, modules: dict[str, Module]) -> Iterator[str]:
         elif module.part:
             yield from _upward(module, place, modules[target])
     for line, name, why in _spelled_out(module.tree):
+        if (module.name, name) in EXEMPT:
+            continue
         yield f"{module.name}:{line}: {name} is forbidden: {why}"
 
 

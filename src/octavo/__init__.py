@@ -28,6 +28,7 @@ from octavo.measuring.multiple_choice import MultipleChoice, Question, multiple_
 from octavo.measuring.next_tokens import perplexity
 from octavo.measuring.parity import Parity, verify
 from octavo.model import artifact, nn
+from octavo.model.executorch_file import ExecutorchFile, export_executorch
 from octavo.model.language.checkpoints import read_checkpoint, write_checkpoint
 from octavo.model.model import QuantizedModel
 from octavo.model.onnx_file import export_onnx
@@ -86,6 +87,7 @@ __all__ = [
     "Comparison",
     "Distribution",
     "Entropy",
+    "ExecutorchFile",
     "FixedRange",
     "Histogram",
     "LayerErrors",
@@ -123,6 +125,7 @@ __all__ = [
     "correct_biases",
     "distributions",
     "dynamic_qconfig",
+    "export_executorch",
     "export_onnx",
     "export_package",
     "export_tflite",

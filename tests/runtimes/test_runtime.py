@@ -24,7 +24,7 @@ def test_a_runtime_is_imported_when_its_record_is_asked_for():
     done = subprocess.run(
         [sys.executable, "-c", LOADED], capture_output=True, text=True, check=True
     )
-    assert done.stdout.split() == ["True", "6", "False"]
+    assert done.stdout.split() == ["True", "7", "False"]
 
 
 def test_the_records():
@@ -34,6 +34,7 @@ def test_the_records():
         "inductor",
         "onnxruntime",
         "openvino",
+        "executorch",
         "litert",
     ]
     assert not RUNTIMES[ORACLE].cpu_only

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def export(
     file: options.File,
     out: Annotated[
-        str, typer.Option("--out", "-o", metavar="PATH", help="The .onnx, .pt2 or .tflite file.")
+        str,
+        typer.Option("--out", "-o", metavar="PATH", help="The .onnx, .pt2, .pte or .tflite file."),
     ],
     runtime: Annotated[
         str,
@@ -35,8 +36,8 @@ def export(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a file's model for others: ONNX, a LiteRT file for phones and boards (.tflite), or
-    compiled for this machine, a .pt2 package of torch.
+    """Write a file's model for others: ONNX, for phones a program of ExecuTorch (.pte), for phones
+    and boards a LiteRT file (.tflite), or compiled for this machine, a .pt2 package of torch.
 
     **Example:** `octavo export m.octavo --out m.onnx`
     """
@@ -76,5 +77,15 @@ def _tflite(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -
     return export_tflite(model, out, full_integer=full_integer)
 
 
+def _executorch(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> Any:
+    from octavo.model.executorch_file import export_executorch
+
+    return export_executorch(model, out)
+
+
 # Ending of the file -> what writes it, and what it says of it; ONNX for all others.
-_WRITERS: Mapping[str, Callable[..., Any]] = {".pt2": _package, ".tflite": _tflite}
+_WRITERS: Mapping[str, Callable[..., Any]] = {
+    ".pt2": _package,
+    ".pte": _executorch,
+    ".tflite": _tflite,
+}

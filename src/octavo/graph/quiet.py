@@ -14,10 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
+_TORCHS = frozenset({"torch", "torchao", "executorch"})
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, this thread gives no Python warnings, and torch's loggers print nothing of it."""
+    """Inside, this thread gives no Python warnings, and the loggers of torch and of what is built
+    on it print nothing of it.
+    """
     here = threading.get_ident()
     with _without_warnings(here), _without_torchs_logs(here):
         yield
@@ -50,7 +54,7 @@ def _without_warnings(thread: int) -> Iterator[None]:
 @contextmanager
 def _without_torchs_logs(thread: int) -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
-        return record.thread != thread or record.name.split(".")[0] != "torch"
+        return record.thread != thread or record.name.split(".")[0] not in _TORCHS
 
     known = [logging.root, *logging.root.manager.loggerDict.copy().values()]
     handlers = {

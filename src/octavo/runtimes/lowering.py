@@ -41,7 +41,8 @@ def lower_proved(
     if not samples or runtime == ORACLE:
         return lowered
     where = partial(_where, meant, runtime, device, options)
-    return proved(lowered, meant, samples, options.batch, where)
+    first = samples[:1] if runtime_of(runtime).sized else samples
+    return proved(lowered, meant, first, options.batch, where)
 
 
 def lower_as_meant(
@@ -56,7 +57,7 @@ def lower_as_meant(
     options = _settled(options, runtime, known)
     if known.cpu_only:
         check_device(runtime, device)
-    meant = _in_its_precision(graph, options.precision, known)
+    meant = known.meaning(_in_its_precision(graph, options.precision, known))
     lowered = replace(known.lower(meant, device, options), runtime=runtime)
     return _under_its_names(lowered, meant, options.precision), meant
 

@@ -64,6 +64,10 @@ class Runtime:
         package: imports the Python package that it needs, or raises `MissingExtra`.
         onnx: how it reads ONNX files, if it does.
         targets: those whose models it is for; ``None`` for all.
+        sized: whether it makes a program for each size of its inputs, which takes long: others
+            than the first one's are proved when they come.
+        meaning: the graph that it computes in place of one which rounds as its kernels cannot, and
+            by which its results are judged.
 
     Example:
         >>> from octavo.runtimes import RUNTIMES, Runtime
@@ -82,6 +86,8 @@ class Runtime:
     package: Callable[[], Any] | None = None
     onnx: OnnxReader | None = None
     targets: tuple[str, ...] | None = None
+    sized: bool = False
+    meaning: Callable[[Graph], Graph] = lambda graph: graph
 
 
 class _Runtimes(MutableMapping[str, Runtime]):
@@ -113,7 +119,7 @@ class _Runtimes(MutableMapping[str, Runtime]):
 
 
 # A name is that of the module (or folder) beside this one that has the record.
-RUNTIMES = _Runtimes("reference torch inductor onnxruntime openvino litert")
+RUNTIMES = _Runtimes("reference torch inductor onnxruntime openvino executorch litert")
 
 
 def runtime_of(name: str, *others: str) -> Runtime:

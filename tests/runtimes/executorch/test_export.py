@@ -1,0 +1,111 @@
+"""Programs of ExecuTorch: what they compute in every mode, and what they say runs where."""
+
+from __future__ import annotations
+
+import phones
+import pytest
+import torch
+from decibel import sqnr_db
+from torch import nn
+
+import octavo
+from octavo.errors import ExportError
+from octavo.runtimes.executorch.meaning import as_xnnpack_rounds
+
+pytest.importorskip("executorch", reason="executorch is not installed")
+pytestmark = pytest.mark.sweep  # a program takes seconds to make
+
+
+def program_of(q, *tensors):
+    from octavo.runtimes.executorch.export import program_of
+
+    return program_of(as_xnnpack_rounds(q.graph), tensors)
+
+
+def result_of(program, *tensors):
+    from octavo.runtimes.executorch.programs import LoadedProgram
+
+    return LoadedProgram(program).run(tensors)[0]
+
+
+def oracle(q, *tensors):
+    from octavo.graph.program import run_of
+
+    return run_of(as_xnnpack_rounds(q.graph))(*tensors)[0]
+
+
+def dynamic(**how):
+    qconfig = octavo.dynamic_qconfig("executorch", **how)
+    return octavo.QConfig(qconfig.activation, octavo.static_qconfig("executorch").weight)
+
+
+def four_bits(group_size):
+    weight = octavo.weight_only_qconfig(4, group_size=group_size).weight
+    return octavo.QConfig(octavo.dynamic_qconfig("executorch").activation, weight)
+
+
+@pytest.mark.parametrize(
+    "qconfig",
+    [dynamic(), dynamic(per_token=False), four_bits(32), four_bits(None)],
+    ids=["rows", "one range", "four bits in groups", "four bits"],
+)
+def test_dynamic_layers_run_on_integers(qconfig):
+    q = phones.for_phones(
+        phones.row_net(), phones.ROWS, calibration=None, mode="dynamic", qconfig=qconfig
+    )
+    program = program_of(q, phones.ROWS)
+    assert program.integer.keys() == {"0", "2", "3"}
+    assert program.outside == {}
+    assert sqnr_db(oracle(q, phones.ROWS), result_of(program, phones.ROWS)) > 70
+
+
+def test_a_layer_that_xnnpack_cannot_read_runs_in_float_and_is_right():
+    qconfig = octavo.weight_only_qconfig(4, group_size=16)
+    q = phones.for_phones(
+        phones.row_net(), phones.ROWS, calibration=None, mode="weight_only", qconfig=qconfig
+    )
+    program = program_of(q, phones.ROWS)
+    assert program.integer == {}
+    assert program.outside["0"] == "its groups of 16 are no multiple of 32"
+    assert sqnr_db(oracle(q, phones.ROWS), result_of(program, phones.ROWS)) > 100
+
+
+@pytest.mark.parametrize("target", ["x86", "edge", "tensorrt"])
+def test_models_of_other_targets(target):
+    q = phones.for_phones(phones.image_net(), phones.IMAGES, target=target)
+    x = phones.IMAGES[:2]
+    program = program_of(q, x)
+    assert "7" in program.integer  # what their kernels fuse is not always rounded where it has to
+    assert sqnr_db(oracle(q, x), result_of(program, x)) > 50
+
+
+def test_texts():
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(50, 64), nn.Linear(64, 3)
+
+        def forward(self, tokens):
+            return self.head(self.table(tokens).mean(1))
+
+    tokens = torch.randint(0, 50, (2, 7))
+    torch.manual_seed(0)
+    q = phones.for_phones(Text().eval(), tokens)
+    program = program_of(q, tokens)
+    assert program.integer.keys() == {"head"}
+    assert sqnr_db(oracle(q, tokens), result_of(program, tokens)) > 60
+
+
+def test_an_operator_without_a_kernel_is_named():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.line = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return torch.erfinv(torch.tanh(self.line(x)))
+
+    x = torch.randn(4, 8)
+    q = phones.for_phones(Net().eval(), x)
+    with pytest.raises(ExportError, match=r"erfinv.*export_onnx"):
+        program_of(q, x)
