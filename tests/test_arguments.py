@@ -309,8 +309,8 @@ def test_wrong_objects_are_one_clear_error(
             "a quantized model",
             "path is a QuantizedModel: give the path of a file; q.",
         ),
-        ("lower(threads", "a text", "threads is a str: give a whole number of 1 or more"),
-        ("verify(runtimes", "a text", 'runtimes is a str: give a list of names, ["torch"]'),
+        ("lower(threads", "a text", "threads is 'abc': give a whole number of 1 or more"),
+        ("verify(runtimes", "a text", "runtimes is 'abc': give a list of names"),
         (
             "set_module_name(name",
             "a float model",
@@ -343,7 +343,7 @@ def test_every_public_function_stands_in_the_table() -> None:
 
 def test_what_a_value_is_called() -> None:
     values = [None, 3, "x", int, [], (), {}]
-    words = ["None", "3", "a str", "the class int", "a list", "a tuple", "a dict"]
+    words = ["None", "3", "'x'", "the class int", "a list", "a tuple", "a dict"]
     assert [described(value) for value in values] == words
     with pytest.raises(InputError, match="threads is True: give a whole number of 1 or more"):
         expect(COUNT, threads=True)

@@ -7,6 +7,7 @@ OctavoError
 ├── CalibrationError    the calibration data cannot be used
 ├── TrainingError       training went wrong, or cannot go on
 ├── InputError          a call's arguments do not fit the model
+│   └── CallError           a function was called with arguments that it does not have
 ├── ArtifactError       a file is not ours, damaged, hostile or cannot be written
 ├── ExportError         a model cannot be written in another format
 ├── RuntimeUnavailable  a runtime cannot run here, or cannot run this model
@@ -47,7 +48,8 @@ class CaptureError(OctavoError):
 
     Attributes:
         cause: ``"values"`` where it stopped at the value of a tensor, ``"code"`` where it would
-            whichever sizes are open, else ``""``.
+            whichever sizes are open, ``"call"`` where the model itself cannot be called with the
+            example, else ``""``.
     """
 
     def __init__(self, message: str = "", cause: str = "") -> None:
@@ -73,6 +75,10 @@ class TrainingError(OctavoError):
 
 class InputError(OctavoError):
     """A call's arguments do not fit the model."""
+
+
+class CallError(InputError, TypeError):
+    """A function was called with arguments that it does not have, or without one that it needs."""
 
 
 class ArtifactError(OctavoError):

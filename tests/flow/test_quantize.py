@@ -133,7 +133,7 @@ def test_per_tensor_weights_run_in_int8():
 
 
 def test_without_data_the_error_says_what_to_pass():
-    with pytest.raises(CalibrationError, match="pass example_inputs"):
+    with pytest.raises(CalibrationError, match="or example_inputs, a tensor"):
         octavo.quantize(nn.Linear(4, 4))
     for example in (None, torch.randn(2, 4)):
         with pytest.raises(CalibrationError, match="pass calibration=loader"):

@@ -265,7 +265,7 @@ def test_only_picks_regions() -> None:
     [
         (["bakcbone"], PlanError, r"no module is called so; did you mean 'backbone'"),
         (["out.0"], CalibrationError, r"the region 'out.0' never runs"),
-        ("backbone", InputError, r"only is a str: give paths of modules"),
+        ("backbone", InputError, r"only is 'backbone': give paths of modules"),
         (lambda path, module: False, PlanError, "picks no module"),
         (["norm"], CaptureError, "no part can be a region"),
     ],
@@ -277,7 +277,7 @@ def test_only_that_cannot_be(only: object, error: type[Exception], message: str)
 
 def test_scope_and_what_does_not_go_with_it() -> None:
     model = body()
-    with pytest.raises(InputError, match="scope is a str"):
+    with pytest.raises(InputError, match="scope is '"):
         octavo.quantize(model, calibration=batches(), scope="whole")
     with pytest.raises(InputError, match='only= is for regions, and scope is "model"'):
         octavo.quantize(model, calibration=batches(), scope="model", only=["0"])

@@ -67,11 +67,11 @@ def test_tensors_come_in_the_order_of_the_inputs(call: dict[str, Any]) -> None:
 
 
 WRONG = [
-    ("x", None, "x is a NoneType; expected a tensor"),
-    ("x", np.zeros((6, 3, 4, 4), np.float32), "x is a ndarray; expected a tensor"),
+    ("x", None, "x is None: give a tensor"),
+    ("x", np.zeros((6, 3, 4, 4), np.float32), "x is a ndarray: give a tensor, torch.from_numpy"),
     ("x", torch.zeros(6, 1, 4, 4), r"'x' is float32\[6, 1, 4, 4\]; expected float32\[N, 3, 4, 4\]"),
     ("x", torch.zeros(3, 4, 4), r"'x' is float32\[3, 4, 4\]; expected"),
-    ("x", torch.zeros(6, 3, 4, 4).double(), "'x' is float64.*give the dtype and sizes"),
+    ("x", torch.zeros(6, 3, 4, 4).double(), "'x' is float64.*give x.float"),
     ("x", torch.zeros(6, dtype=torch.int64), r"'x' is int64\[6\].*look like labels: pass inputs="),
     ("x", torch.zeros(6, 3, 4, 4, dtype=torch.uint8), "'x' is uint8.*give the dtype and sizes"),
     (
@@ -80,11 +80,11 @@ WRONG = [
         "rows has another structure than at capture, where it had 2 items",
     ),
     ("rows", torch.zeros(2, 2), "rows has another structure"),
-    ("rows", [torch.zeros(6, 2), (None, 7)], r"rows\[1\]\[0\] is a NoneType; expected a tensor"),
+    ("rows", [torch.zeros(6, 2), (None, 7)], r"rows\[1\]\[0\] is None: give a tensor"),
     ("state", [1, 2], r"state has other keys than at capture, \['h', 3\]"),
     ("state", {"h": torch.zeros(6, 2)}, "state has other keys"),
     ("state", {"h": torch.zeros(6, 2), "3": torch.zeros(6, 2)}, "state has other keys"),
-    ("state", {"h": torch.zeros(6, 2), 3: 5}, r"state\[3\] is a int; expected a tensor"),
+    ("state", {"h": torch.zeros(6, 2), 3: 5}, r"state\[3\] is 5: give a tensor"),
     ("flag", False, "flag is False; the model was captured with True, which is part of the graph"),
     ("flag", torch.tensor([True, True]), r"flag is tensor\(.*captured with True"),
     ("flag", np.array([True, True]), "flag is array.*captured with True"),

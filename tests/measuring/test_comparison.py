@@ -282,7 +282,7 @@ def test_no_data(model, q, data) -> None:
         (torch.zeros(0, 16), r"batch 1 is empty \(float32\[0, 16\]\)"),
         (torch.zeros(2, 3), r"fails on batch 1 \(float32\[2, 3\]\): RuntimeError: mat1"),
         (torch.zeros(2, 16).long(), r"fails on batch 1 \(int64\[2, 16\]\)"),
-        (7, "a batch is a int"),
+        (7, "a batch is 7"),
     ],
 )
 def test_batches_that_cannot_be_used(model, q, batches, batch, message: str) -> None:

@@ -68,7 +68,7 @@ def test_the_reference_runtime_runs_the_qdq_graph(q, x):
 
 def test_unknown_runtime(q):
     with pytest.raises(
-        RuntimeUnavailable, match=r"no runtime 'tpu'; choose one of 'reference', 'torch'"
+        RuntimeUnavailable, match=r"no runtime 'tpu': there is 'reference', 'torch'"
     ):
         q.lower("tpu")
 
@@ -105,7 +105,7 @@ def test_the_dtype_cannot_be_changed(q):
         ((torch.zeros(1, 1, 8, 8), 1), {}, "takes 1 arguments"),
         ((torch.zeros(1, 1, 8, 8),), {"scale": 2}, "no argument 'scale'"),
         ((torch.zeros(1, 1, 9, 8),), {}, r"float32\[1, 1, 9, 8\]; expected float32\[N, 1, 8, 8\]"),
-        (("x",), {}, "is a str; expected a tensor"),
+        (("x",), {}, "is 'x': give a tensor"),
     ],
 )
 def test_wrong_calls_are_clear_errors(q, args, kwargs, message):

@@ -214,7 +214,7 @@ def test_data_is_what_the_error_is_measured_on(q: octavo.QuantizedModel, made: M
     ("runtime", "options", "error", "said"),
     [
         ("torch", {"budget": 0}, InputError, "budget=0: give seconds, more than 0"),
-        ("torch", {"budget": "1"}, InputError, "budget is a str: give a number"),
+        ("torch", {"budget": "1"}, InputError, "budget is '1': give a number"),
         ("nope", {}, RuntimeUnavailable, "there is no runtime 'nope'"),
         ("reference", {}, InputError, "name another than 'reference'"),
         ("torch", {"check": False}, InputError, "leave check=False out"),
@@ -275,7 +275,7 @@ def test_each_region_is_tuned(made: Made, tmp_path: Path) -> None:
     (again,) = parts.regions_of(loaded).values()
     assert again.variant == SECOND_FASTER
     assert torch.equal(loaded(X), tuned(X))
-    with pytest.raises(InputError, match="budget is a str: give a number"):
+    with pytest.raises(InputError, match="budget is '10': give a number"):
         octavo.lower(q, "torch", tune=True, budget="10")
     with pytest.raises(InputError, match="data is of the whole model"):
         octavo.lower(q, "torch", tune=True, data=[X])

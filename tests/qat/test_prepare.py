@@ -269,7 +269,7 @@ def test_convert_takes_a_plan_with_a_graph_alone(x: Tensor) -> None:
 
 
 def test_something_has_to_be_captured_with(x: Tensor) -> None:
-    with pytest.raises(CalibrationError, match="pass example_inputs"):
+    with pytest.raises(CalibrationError, match="or example_inputs, a tensor"):
         octavo.prepare_qat(Classifier())
     qat = octavo.prepare_qat(Classifier(), calibration=[x])
     assert qat(x).shape == (4, 3)

@@ -125,10 +125,10 @@ def test_the_observer_of_the_qconfig_is_used(graph):
         ([torch.zeros(2, 3, 8, 8)], r"float32\[2, 3, 8, 8\]; expected float32\[N, 1, 8, 8\]"),
         ([torch.zeros(2, 1, 8, 8).double()], r"float64\[2, 1, 8, 8\]; expected float32"),
         ([torch.zeros(8, dtype=torch.long)], "look like labels: pass inputs="),
-        ([["text"]], "is a str; expected a tensor"),
-        ([None], "a batch is a NoneType"),
-        (torch.zeros(2, 1, 8, 8), "calibration is a Tensor; expected an iterable"),
-        (7, "calibration is a int; expected an iterable"),
+        ([["text"]], "is 'text': give a tensor"),
+        ([None], "a batch is None"),
+        (torch.zeros(2, 1, 8, 8), "calibration is a Tensor: give an iterable"),
+        (7, "calibration is 7: give an iterable"),
     ],
 )
 def test_bad_data_is_one_clear_error(graph, data, message):

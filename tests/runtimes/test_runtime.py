@@ -56,7 +56,7 @@ def test_the_records():
 
 
 def test_a_name_that_is_none():
-    with pytest.raises(RuntimeUnavailable, match=r"no runtime 'nope'; .*'litert', 'fastest'$"):
+    with pytest.raises(RuntimeUnavailable, match=r"no runtime 'nope': .*'litert', 'fastest'$"):
         runtime_of("nope", "fastest")
 
 

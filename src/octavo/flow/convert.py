@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import expect, of, optional
+from octavo.arguments import called_rightly, expect, of, optional
 from octavo.errors import PlanError
 from octavo.graph.batches import SIGNATURE, Signature
 from octavo.graph.graph import GRAPH, Graph
@@ -36,6 +36,7 @@ _STATISTICS = of(
 _PIXELS = of(Pixels, way_out="give an octavo.Pixels")
 
 
+@called_rightly()
 def convert(
     source: Graph | nn.Module,
     plan: Plan | None = None,

@@ -22,6 +22,7 @@ from octavo.errors import (
     NothingQuantized,
     OctavoError,
     PlanError,
+    first_line,
     warn_user,
 )
 from octavo.flow.running import Calls, Run
@@ -287,8 +288,7 @@ def running(what: str) -> Iterator[None]:
     except OctavoError as error:
         raise CalibrationError(f"{what}: {error}") from error
     except Exception as error:
-        first_line = next(iter(str(error).splitlines()), "")
         raise CalibrationError(
-            f"{what}: the model cannot be called so: {type(error).__name__}: {first_line}; pass "
-            "inputs=lambda batch: ... to choose its arguments"
+            f"{what}: the model cannot be called so: {type(error).__name__}: {first_line(error)}; "
+            "give what model(...) takes, or choose its arguments, inputs=lambda batch: ..."
         ) from error

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from torch import nn
 
-from octavo.arguments import FUNCTION, expect, optional
+from octavo.arguments import FUNCTION, called_rightly, expect, optional
 from octavo.errors import CalibrationError, CaptureError, InputError, PlanError, warn_user
 from octavo.flow.effort.recipes import EFFORT
 from octavo.flow.modules import quantize_modules
@@ -25,8 +25,39 @@ from octavo.qat import QATModel
 from octavo.quantization.calibrate import NO_CALIBRATION
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
+from octavo.runtimes.cpu import host_target
 
 Model = TypeVar("Model", bound=nn.Module)
+
+_CALIBRATION = "data goes to calibration=, about 100 batches of it"
+_BITS = (
+    "int8 comes of itself; weights of four bits by "
+    "qconfig=octavo.weight_only_qconfig(4, group_size=32)"
+)
+ELSEWHERE = {
+    **dict.fromkeys(("data", "dataset", "dataloader", "loader", "calib"), _CALIBRATION),
+    **dict.fromkeys(
+        ("calibration_data", "calibration_dataset", "calibration_loader", "calibration_dataloader"),
+        _CALIBRATION,
+    ),
+    **dict.fromkeys(("bits", "nbits", "w_bits", "dtype", "precision_bits"), _BITS),
+    "group_size": "write qconfig=octavo.weight_only_qconfig(4, group_size=32)",
+    **dict.fromkeys(("quantization_config", "config", "qconfig_mapping"), "it is called qconfig="),
+    **dict.fromkeys(("backend", "engine", "platform"), "where it will run is target="),
+    "runtime": "lower the model that it returns, q.lower(runtime)",
+    "device": "integers run on the CPU; move the model that it returns, q.to(device)",
+    "inplace": "the model is left as it was; a new one is returned",
+    **dict.fromkeys(
+        ("modules_to_not_convert", "ignore", "exclude", "skip", "ignored_scope", "keep_float"),
+        'parts stay float by qconfig=octavo.QConfigMapping().set_module_name("head", None)',
+    ),
+    **dict.fromkeys(
+        ("example_input", "inputs_example", "dummy_input", "sample_input"),
+        "it is called example_inputs=",
+    ),
+    "method": "weights=[octavo.GPTQ()] takes methods that round them",
+}
+"""Keywords of other quantizers, and where Octavo has what they say."""
 
 
 @overload
@@ -53,14 +84,15 @@ def quantize(
     scope: str = "auto",
     **settings: Any,
 ) -> QuantizedModel | Model: ...
-def quantize(  # type: ignore[misc]  # the settings are what follows here
+@called_rightly(**ELSEWHERE)  # type: ignore[misc]  # the settings are what follows here
+def quantize(
     model: nn.Module,
     example_inputs: Any = None,
     *,
     calibration: Iterable[Any] | None = None,
     mode: str | None = None,
     qconfig: QConfig | QConfigMapping | None = None,
-    target: str = "x86",
+    target: str | None = None,
     inputs: Callable[[Any], Any] | None = None,
     open_sizes: OpenSizes | None = None,
     input_scale: float | None = None,
@@ -91,8 +123,8 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
             input at each call. ``"weight_only"``: only their weights are integers. Without it
             static if there is calibration data, else what ``qconfig`` is, else dynamic.
         qconfig: one `QConfig` for all layers, or a `QConfigMapping`; the target's default without.
-        target: where the model will run, see `octavo.quantization.targets`; `host_target` tells
-            which suits the CPU at hand.
+        target: where the model will run, see `octavo.quantization.targets`; the CPU at hand
+            without it, `host_target`.
         inputs: maps a batch to the model's arguments, where the default reading does not fit.
         open_sizes: sizes that have to be open, with their names: ``{"input_ids": {1: "length"}}``;
             all that the model leaves open without it, see `octavo.capture`. Batches of differing
@@ -156,7 +188,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
         >>> float_model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(),
         ...                             nn.Linear(288, 10))
         >>> batches = [torch.rand(16, 3, 8, 8) for _ in range(4)]
-        >>> q = quantize(float_model, calibration=batches, target=octavo.host_target())
+        >>> q = quantize(float_model, calibration=batches)
         >>> q(torch.rand(5, 3, 8, 8)).shape
         torch.Size([5, 10])
     """
@@ -186,7 +218,7 @@ def quantize(  # type: ignore[misc]  # the settings are what follows here
             "scope, or leave it out"
         )
     settings = Settings(
-        target,
+        host_target() if target is None else target,
         mode or default_mode(scope, calibration, qconfig),
         precision,
         mapping_of(qconfig),
@@ -216,7 +248,7 @@ def _whole_or_regions(
     try:
         return quantize_whole(source, example, settings, pixels)
     except CaptureError as error:
-        if scope == "model":
+        if scope == "model" or error.cause == "call":
             raise
         why = str(error)
     quantized = quantize_regions(source.model, source.calls(), settings, why)

@@ -13,7 +13,15 @@ import torch
 from torch import nn
 
 from octavo.errors import CalibrationError
-from octavo.graph.batches import Batch, Signature, arguments_in, example_call, peek, split_batch
+from octavo.graph.batches import (
+    NO_EXAMPLE,
+    Batch,
+    Signature,
+    arguments_in,
+    example_call,
+    peek,
+    split_batch,
+)
 
 Run = Callable[[nn.Module], object]
 """Calls a model with a certain batch."""
@@ -62,9 +70,7 @@ class Calls:
         examples = [] if example_inputs is None else [Call(arguments_in(example_inputs))]
         if data is None:
             if not examples:
-                raise CalibrationError(
-                    "pass example_inputs, a tensor or the model's arguments, to run the model on"
-                )
+                raise CalibrationError(NO_EXAMPLE)
             return cls(examples, None)
         batches, data = peek(data, _FIRST)
         return cls([*examples, *map(reading, batches)], _Mapped(reading, data))

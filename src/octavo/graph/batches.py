@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from octavo.arguments import of
+from octavo.arguments import BATCHES, described, expect, of
 from octavo.errors import CalibrationError, InputError
 from octavo.graph.calls import LABEL_ARGUMENTS
 from octavo.graph.capture.example import PACKED, arguments_of, module_of, signature_of
@@ -191,8 +191,8 @@ def split_batch(
         if not kwargs:
             raise InputError(
                 f"the batch has the keys {sorted(map(str, batch))}, the model takes "
-                f"{list(signature.names)}: none of them match; pass inputs=lambda batch: ... to "
-                "choose"
+                f"{list(signature.names)}: none of them match; choose what the model gets, "
+                f"{_chosen(batch, signature)}"
             )
         return Batch((), kwargs, _labels(batch, signature))
     if isinstance(batch, PackedSequence):
@@ -206,9 +206,23 @@ def split_batch(
             )
         return Batch(tuple(batch[:count]), {}, _labels(batch, signature))
     raise InputError(
-        f"a batch is a {type(batch).__name__}; expected a tensor, a tuple or list, or a dict of "
-        "tensors; pass inputs=lambda batch: ... to say what the model's arguments are"
+        f"a batch is {described(batch)}: {_way_to_tensors(batch)}; or say what the model's "
+        "arguments are, inputs=lambda batch: ..."
     )
+
+
+def _way_to_tensors(batch: Any) -> str:
+    if type(batch).__module__ == "numpy":
+        return "give tensors, [torch.from_numpy(array) for array in arrays]"
+    return "give a tensor, a tuple or list, or a dict of tensors"
+
+
+def _chosen(batch: Mapping[Any, Any], signature: Signature) -> str:
+    """``inputs=`` that picks as many of a batch's tensors as the model needs."""
+    tensors = [key for key, value in batch.items() if isinstance(value, Tensor)]
+    data = [key for key in tensors if key not in LABEL_KEYS and key != "label"] or list(batch)
+    picked = ", ".join(f"batch[{key!r}]" for key in data[: max(1, signature.required)])
+    return f"inputs=lambda batch: {f'({picked})' if ', ' in picked else picked or '...'}"
 
 
 def example_call(
@@ -231,9 +245,7 @@ def example_call(
     if example_inputs is not None:
         return arguments_in(example_inputs), data
     if data is None:
-        raise CalibrationError(
-            "pass example_inputs, a tensor or the model's arguments, to capture the model with"
-        )
+        raise CalibrationError(NO_EXAMPLE)
     (first,), data = peek(data)
     return split_batch(first, signature, inputs), data
 
@@ -245,6 +257,10 @@ def arguments_in(example_inputs: Any) -> Batch:
     return Batch(arguments_of(example_inputs), {})
 
 
+NO_EXAMPLE = (
+    "there is nothing to run the model on: pass calibration=loader, some batches of its data, or "
+    "example_inputs, a tensor or a tuple of the model's arguments"
+)
 NO_BATCH = (
     "there was no calibration batch: the iterable is empty; give about 100 batches of "
     "representative data"
@@ -257,11 +273,10 @@ def iterated(data: Iterable[Any]) -> Iterable[Any]:
     Raises:
         CalibrationError: it is no iterable of batches.
     """
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise CalibrationError(
-            f"calibration is a {type(data).__name__}; expected an iterable of batches: a "
-            "DataLoader, or a list such as [images]"
-        )
+    try:
+        expect(BATCHES, calibration=data)
+    except InputError as error:
+        raise CalibrationError(str(error)) from None
     return data
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from octavo.arguments import described
 from octavo.errors import InputError
 from octavo.graph.graph import Graph, Input, Ref, TensorMeta, map_refs
 from octavo.graph.records import (
@@ -141,11 +142,21 @@ def _leave(name: str) -> str:
     return "leave it out, or capture the model with it (example_inputs)"
 
 
+def _way_to_tensor(value: Any, where: str) -> str:
+    if type(value).__module__ == "numpy":
+        return f"give a tensor, torch.from_numpy({where})"
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        return "give a tensor; q(*batch) calls the model with the items of a batch"
+    if isinstance(value, Mapping):
+        return "give a tensor; q(**batch) calls the model with the items of a batch"
+    return "give a tensor"
+
+
 def _match(tree: Any, value: Any, where: str, tensors: dict[str, Tensor]) -> None:
     """Collect the tensors of ``value`` that stand where ``tree`` has a `Ref`."""
     if isinstance(tree, Ref):
         if not isinstance(value, Tensor):
-            raise InputError(f"{where} is a {type(value).__name__}; expected a tensor")
+            raise InputError(f"{where} is {described(value)}: {_way_to_tensor(value, where)}")
         tensors[tree.name] = value
     elif isinstance(tree, list | tuple):
         if not isinstance(value, list | tuple) or len(value) != len(tree):
@@ -178,13 +189,26 @@ def _check(expected: Input, tensor: Tensor, graph: Graph) -> None:
     hint = (
         "these look like labels: pass inputs=lambda batch: ... to choose the model's arguments"
         if labels
-        else f"give the dtype and sizes that the model was captured with{_free(expected)}"
+        else _way_to_fit(expected, tensor)
     )
     if found.dtype == meta.dtype and tensor.dim() == len(meta.shape):
         shapes = {expected.name: tuple(tensor.shape)}
         own = [guard for guard in graph.guards if guard.inputs() == [expected.name]]
         hint = next((f"{g} is fixed: {_way_out(g)}" for g in own if not g.holds(shapes)), hint)
     raise InputError(f"input {expected.name!r} is {found}; expected {expected}; {hint}")
+
+
+def _way_to_fit(expected: Input, tensor: Tensor) -> str:
+    """What to give in place of a tensor of another dtype, or of other sizes."""
+    shape = expected.meta.shape
+    name = expected.name
+    alone = replace(expected.meta, shape=shape[1:])
+    if shape and shape[0] is None and TensorMeta.of(tensor).fits(alone):
+        return f"it has no batch axis: give {name}[None], a batch of one"
+    floats = tensor.is_floating_point() and expected.meta.dtype == "float32"
+    if floats and TensorMeta.of(tensor.float()).fits(expected.meta):
+        return f"give {name}.float()"
+    return f"give the dtype and sizes that the model was captured with{_free(expected)}"
 
 
 def _free(expected: Input) -> str:

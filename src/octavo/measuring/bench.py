@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, expect, optional
+from octavo.arguments import COUNT, FILE, NAMES, NUMBER, Kind, called_rightly, expect, optional
 from octavo.display import Result, Table, percent
 from octavo.errors import InputError, MissingExtra, OctavoError, first_line
 from octavo.graph.batches import Batch, arguments_in
@@ -117,6 +117,7 @@ def _cells(row: BenchRow, batches: Sequence[int]) -> tuple[str, ...]:
     )
 
 
+@called_rightly()
 def bench(
     path: str | os.PathLike[str],
     *,

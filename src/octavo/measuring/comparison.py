@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import BATCHES, COUNT, FUNCTION, NAMES, expect, optional
+from octavo.arguments import BATCHES, COUNT, FUNCTION, NAMES, called_rightly, expect, optional
 from octavo.display import track
 from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
@@ -41,6 +41,7 @@ from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
 
 
+@called_rightly()
 def compare(
     model: nn.Module,
     q: nn.Module | Mapping[str, nn.Module],

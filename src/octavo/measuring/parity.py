@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import BATCHES, FUNCTION, NAMES, of, optional
+from octavo.arguments import BATCHES, FUNCTION, NAMES, called_rightly, of, optional
 from octavo.display import Result, Table
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.graph.batches import size_of, split_batch
@@ -174,6 +174,7 @@ def _verdict(parity: RuntimeParity) -> str:
 _THRESHOLD = of(Threshold, way_out="give an octavo.measuring.parity.Threshold")
 
 
+@called_rightly()
 def verify(
     q: nn.Module,
     data: Iterable[Any] | None = None,

@@ -33,7 +33,7 @@ def require_quantized(q: object, function: str) -> QuantizedModel:
 
 def _way_to_int8(given: object) -> str:
     if isinstance(given, str | os.PathLike):
-        return f"load the file first, octavo.load({os.fspath(given)!r})"
+        return f"load the file first, octavo.load({os.fspath(given)!r}); the model comes first"
     if isinstance(given, QATModel):
         return "octavo.convert makes one from a model that was trained with rounding"
     if hasattr(type(given), "octavo_model"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from octavo.arguments import PATH, TEXT, expect
+from octavo.arguments import PATH, TEXT, called_rightly, expect
 from octavo.errors import ExportError, InputError, MissingExtra, OctavoWarning, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.model.files.atomic import replacing
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from octavo.model.model import QuantizedModel
 
 
+@called_rightly()
 def export_onnx(
     q: QuantizedModel,
     path: str | os.PathLike[str],

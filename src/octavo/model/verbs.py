@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 
 from torch import nn
 
-from octavo.arguments import FILE, PATH, TEXT, expect, optional
+from octavo.arguments import FILE, PATH, TEXT, called_rightly, expect, optional
 from octavo.errors import ArtifactError, InputError
 from octavo.graph.copying import copied
 from octavo.model import loading, parts_file
@@ -50,6 +50,7 @@ def summary(q: nn.Module) -> Summary | PartsSummary:
     return summarize_parts(q)
 
 
+@called_rightly()
 def save(q: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write one file, whole or not at all; `load` reads it.
 
@@ -81,6 +82,7 @@ def load(
 ) -> Model: ...
 
 
+@called_rightly()
 def load(
     path: str | os.PathLike[str],
     runtime: str | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import CalibrationError, OctavoWarning, PlanError, TrainingError
+from octavo.errors import CalibrationError, OctavoWarning, PlanError, TrainingError, warn_user
 from octavo.graph.batches import Signature
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.graph import Graph
@@ -334,10 +334,27 @@ def prepared_in(module: nn.Module) -> QATModel:
     while not isinstance(inner, QATModel):
         owned = type(inner).__module__.split(".")[0] in ("torch", "timm")
         name = _WRAPPERS.get(type(inner).__name__) if owned else None
+        name = name or _network_of_trainer(inner)
         if name is None:
             raise PlanError(_not_prepared(module))
         inner = inner.get_submodule(name)
     return inner
+
+
+def _network_of_trainer(module: nn.Module) -> str | None:
+    """Where a LightningModule, which says how to train, has the one prepared model in it."""
+    if not any(kind.__name__ == "LightningModule" for kind in type(module).__mro__):
+        return None
+    inside: list[str] = [
+        path for path, part in module.named_modules() if isinstance(part, QATModel)
+    ]
+    if len(inside) != 1:
+        return None
+    warn_user(
+        f"converted what the {type(module).__name__} holds as {inside[0]!r}; what else its forward "
+        "does is no part of the model"
+    )
+    return inside[0]
 
 
 def _not_prepared(module: nn.Module) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.arguments import called_rightly
 from octavo.errors import CalibrationError, PlanError, TrainingError
 from octavo.graph.batches import Signature, example_call
 from octavo.graph.calls import flatten_call, with_seen
@@ -32,6 +33,7 @@ from octavo.quantization.qconfig import QConfig, QConfigMapping, QSpec, mapping_
 from octavo.quantization.targets import qat_qconfig
 
 
+@called_rightly()
 def prepare_qat(
     model: nn.Module,
     example_inputs: Any = None,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from octavo.arguments import TEXT, expect, of, optional
+from octavo.arguments import TEXT, expect, meant, of, optional
 from octavo.display import Table, Tabular
 from octavo.errors import NothingQuantized, PlanError
 from octavo.graph.graph import GRAPH, Graph, Node
@@ -203,9 +203,9 @@ def plan(
     mapping = mapping or QConfigMapping()
     chosen = target_of(target)
     if mode not in MODES:
-        raise PlanError(f"mode is {mode!r}; one of {list(MODES)}")
+        raise PlanError(f"mode is {mode!r}: {meant(mode, MODES, _MODES_ELSEWHERE)}")
     if precision not in PRECISIONS:
-        raise PlanError(f"precision is {precision!r}; one of {list(PRECISIONS)}")
+        raise PlanError(f"precision is {precision!r}: {meant(str(precision), PRECISIONS)}")
     unmatched = _unmatched(graph, mapping)
     placement = place(graph, mapping, chosen, mode)
     tensors = _tensor_plans(graph, placement)
@@ -227,8 +227,28 @@ def plan(
     return result
 
 
+_INTEGERS = (
+    "int8 comes of itself. mode= says when scales are found: leave it out, or write 'static' "
+    "(on calibration data), 'dynamic' or 'weight_only'"
+)
+_MODES_ELSEWHERE = {
+    **dict.fromkeys(("int8", "qint8", "ptq", "8bit"), _INTEGERS),
+    **dict.fromkeys(
+        ("int4", "4bit", "w4a16"),
+        "leave it out, and write qconfig=octavo.weight_only_qconfig(4, group_size=32)",
+    ),
+    "qat": "octavo.prepare_qat trains with rounding",
+}
+
+
 def _way_out(layers: Sequence[TensorPlan], mapping: QConfigMapping, mode: str) -> str:
     """What to do where nothing would be quantized."""
+    misfits = [str(layer.reason) for layer in layers if "group_size" in str(layer.reason)]
+    if misfits:
+        return (
+            "Give a group_size that divides the layers' inputs, 32 or 64 mostly: "
+            "octavo.weight_only_qconfig(4, group_size=32)"
+        )
     weighted = sorted({layer.op for layer in layers if layer.op in WEIGHT_LAYOUTS})
     asked = any(rule.kind != "global" for rule in mapping.rules)
     if mode == "static" or asked or not weighted:
@@ -247,8 +267,15 @@ def unmatched_in_words(graph: Graph, plan: Plan) -> str:
     return (
         f"rules that match nothing in this model: {', '.join(plan.unmatched)}; its operators are "
         f"{', '.join(operators)}, and a rule for a class of modules is given the class itself, "
-        "torch.nn.Conv2d"
+        f"{_a_class(graph)}"
     )
+
+
+def _a_class(graph: Graph) -> str:
+    """A class of torch's modules that the graph has a layer of, as it is written."""
+    kinds = (n.module_type for n in graph.nodes if n.short_op in WEIGHT_LAYOUTS)
+    own = (kind.split(".")[-1] for kind in kinds if kind.startswith("torch.nn.modules."))
+    return f"torch.nn.{next(own, 'Conv2d')}"
 
 
 def _unmatched(graph: Graph, mapping: QConfigMapping) -> tuple[str, ...]:

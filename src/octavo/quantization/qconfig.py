@@ -269,7 +269,22 @@ class QConfigMapping:
 
 def mapping_of(qconfig: QConfig | QConfigMapping | None) -> QConfigMapping | None:
     """The rules: one `QConfig` holds for all layers."""
+    optional(_QCONFIG, qconfig=qconfig)
     return QConfigMapping().set_global(qconfig) if isinstance(qconfig, QConfig) else qconfig
+
+
+def _to_qconfig(value: Any) -> str:
+    if isinstance(value, Scheme):
+        return "a scheme is half of it: octavo.QConfig(activation=..., weight=octavo.QSpec(scheme))"
+    if callable(value) and not isinstance(value, type):
+        return f"call it, octavo.{getattr(value, '__name__', 'weight_only_qconfig')}()"
+    return (
+        "give a QConfig, such as octavo.weight_only_qconfig(4, group_size=32), or rules for parts, "
+        'octavo.QConfigMapping().set_module_name("head", None); int8 on calibration data needs none'
+    )
+
+
+_QCONFIG = of(QConfig, QConfigMapping, way_out=_to_qconfig)
 
 
 def mode_of(qconfig: QConfig | QConfigMapping | None, otherwise: str) -> str:

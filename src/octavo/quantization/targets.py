@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from octavo.arguments import INTEGER, TEXT, expect
+from octavo.arguments import INTEGER, TEXT, expect, meant
 from octavo.errors import PlanError
 from octavo.numerics.observers import FixedRange, MinMax, MovingAverageMinMax, Observer, PairSum
 from octavo.numerics.scheme import Scheme
@@ -256,6 +256,21 @@ TARGETS = {
 }
 
 
+_CPU = "for the CPU at hand leave target= out, or write octavo.host_target()"
+_GPU = (
+    "Octavo's kernels are for CPUs; target='tensorrt' writes ONNX files for NVIDIA's GPUs, "
+    "octavo.export_onnx(q, path)"
+)
+_ELSEWHERE = {
+    **dict.fromkeys(("cpu", "host", "native", "auto", "x86_64", "amd64", "intel", "amd"), _CPU),
+    **dict.fromkeys(("fbgemm", "onednn", "inductor", "torch"), "write 'x86'"),
+    **dict.fromkeys(("cuda", "gpu", "nvidia"), _GPU),
+    **dict.fromkeys(("qnnpack", "arm64", "aarch64", "android", "ios"), "write 'arm'"),
+    **dict.fromkeys(("onnx", "ort"), "write 'onnxruntime'"),
+}
+"""What targets are called elsewhere, and what to write."""
+
+
 def target(name: str) -> Target:
     """The target of this name.
 
@@ -266,7 +281,9 @@ def target(name: str) -> Target:
     try:
         return TARGETS[name]
     except KeyError:
-        raise PlanError(f"unknown target {name!r}; one of {sorted(TARGETS)}") from None
+        raise PlanError(
+            f"unknown target {name!r}: {meant(name, sorted(TARGETS), _ELSEWHERE)}"
+        ) from None
 
 
 def static_qconfig(target_name: str = "x86", *, observer: Observer | None = None) -> QConfig:

@@ -12,7 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from octavo.arguments import BATCHES, COUNT, TEXT, expect, expect_repeatable, optional
+from octavo.arguments import (
+    BATCHES,
+    COUNT,
+    TEXT,
+    called_rightly,
+    expect,
+    expect_repeatable,
+    optional,
+)
 from octavo.measuring.comparison import compare
 from octavo.measuring.comparison_table import COMPARISON, Comparison
 from octavo.measuring.layers import (
@@ -124,6 +132,7 @@ class Report:
         )
 
 
+@called_rightly()
 def report(
     model: nn.Module,
     q: nn.Module,

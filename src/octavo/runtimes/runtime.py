@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from octavo.arguments import meant
 from octavo.errors import MissingExtra, RuntimeUnavailable
 from octavo.graph.graph import Graph
 from octavo.runtimes.lowered import Lowered
@@ -122,6 +123,16 @@ class _Runtimes(MutableMapping[str, Runtime]):
 RUNTIMES = _Runtimes("reference torch inductor onnxruntime openvino executorch litert")
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("onnx", "ort"), "write 'onnxruntime'"),
+    **dict.fromkeys(("cpu", "pytorch", "onednn", "x86", "eager"), "write 'torch'"),
+    **dict.fromkeys(("compile", "aot"), "write 'inductor'"),
+    **dict.fromkeys(("ov", "intel"), "write 'openvino'"),
+    "tensorrt": "write an ONNX file for it, octavo.export_onnx(q, path), of target='tensorrt'",
+}
+"""What runtimes are called elsewhere, and what to write."""
+
+
 def runtime_of(name: str, *others: str) -> Runtime:
     """The record of that name.
 
@@ -134,8 +145,9 @@ def runtime_of(name: str, *others: str) -> Runtime:
         MissingExtra: a package that it cannot be imported without is not installed.
     """
     if name not in RUNTIMES:
-        names = ", ".join(map(repr, (*RUNTIMES, *others)))
-        raise RuntimeUnavailable(f"there is no runtime {name!r}; choose one of {names}")
+        raise RuntimeUnavailable(
+            f"there is no runtime {name!r}: {meant(name, (*RUNTIMES, *others), _ELSEWHERE)}"
+        )
     return RUNTIMES[name]
 
 

@@ -9,7 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from octavo.arguments import FUNCTION, NUMBER, PATH, TEXT, expect, expect_repeatable, optional
+from octavo.arguments import (
+    FUNCTION,
+    NUMBER,
+    PATH,
+    TEXT,
+    called_rightly,
+    expect,
+    expect_repeatable,
+    optional,
+)
 from octavo.errors import CaptureError, InputError, warn_user
 from octavo.flow.finding import find_regions
 from octavo.flow.running import Calls
@@ -24,7 +33,7 @@ from octavo.measuring.metrics import Metric
 from octavo.model.kinds import require_float
 from octavo.qat import QATModel
 from octavo.quantization.weights import with_correction
-from octavo.runtimes.cpu import has_bf16
+from octavo.runtimes.cpu import has_bf16, host_target
 from octavo.searching import identity, measuring
 from octavo.searching.deadline import Deadline, OutOfTime
 from octavo.searching.journal import Journal
@@ -38,6 +47,7 @@ from octavo.searching.worker import Workshop
 OBJECTIVES = ("fastest", "smallest")
 
 
+@called_rightly()
 def search(
     model: nn.Module,
     example_inputs: Any = None,
@@ -50,7 +60,7 @@ def search(
     train: Callable[[QATModel], object] | None = None,
     objective: str = "fastest",
     four_bits: bool = False,
-    target: str = "x86",
+    target: str | None = None,
     inputs: Callable[[Any], Any] | None = None,
     time_budget: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -100,6 +110,7 @@ def search(
     """
     require_float(model, "search")
     expect(NUMBER, max_drop=max_drop)
+    target = host_target() if target is None else target
     expect(TEXT, target=target, objective=objective)
     optional(NUMBER, time_budget=time_budget)
     optional(PATH, checkpoint=checkpoint)

@@ -39,14 +39,14 @@ class Packing(Recurrent):
 
 
 PACKED = pack_sequence([torch.randn(5, 4), torch.randn(3, 4)])
-DATA = r"it is data; pass it as calibration="
+DATA = r"it is data: give it by its keyword, calibration="
 
 EXAMPLES: dict[str, tuple[Any, str]] = {
     "DataLoader": (DataLoader(TensorDataset(X), 4), f"a DataLoader: {DATA}"),
     "Dataset": (TensorDataset(X), f"a TensorDataset: {DATA}"),
     "generator": ((x for x in [X]), f"a generator: {DATA}"),
     "numpy": (X.numpy(), r"a ndarray: give tensors, torch\.from_numpy"),
-    "object": (object(), "a object: give tensors and numbers"),
+    "object": (object(), "an object: give tensors and numbers"),
     "empty batch": (X[:0], "the example has no samples"),
     "two tensors": ([X, X], "too many positional arguments"),
     "nothing": ((), "missing a required argument"),
@@ -62,9 +62,9 @@ def test_examples_that_are_none(example: Any, message: str) -> None:
 
 MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "traced": (lambda: torch.jit.trace(net(), X), "compiled TorchScript.*start from the nn.Module"),
-    "name": (lambda: "resnet18", "the model is a str, not a torch.nn.Module"),
-    "class": (lambda: nn.ReLU, "the model is a type, not a torch.nn.Module"),
-    "state dict": (lambda: net().state_dict(), "build the network and load_state_dict it"),
+    "name": (lambda: "resnet18", "the model is 'resnet18', not a torch.nn.Module"),
+    "class": (lambda: nn.ReLU, "the model is the class ReLU.*give a model, ReLU"),
+    "state dict": (lambda: net().state_dict(), "build the network, and give it the state dict"),
     "on meta": (lambda: nn.Linear(16, 4, device="meta"), "'weight' is on the meta device"),
 }
 

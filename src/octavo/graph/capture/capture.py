@@ -30,6 +30,7 @@ from octavo.graph.capture.fixed_values import fixed_values
 from octavo.graph.capture.ones import repeated
 from octavo.graph.capture.sizes_open import MayBeOpen, is_any, with_sizes_open
 from octavo.graph.capture.torch_export import EXPORTING, export, is_users, refuse_state
+from octavo.graph.capture.uncallable import refuse_uncallable
 from octavo.graph.capture.values_read import reads_values_alone
 from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
 from octavo.graph.open_sizes import OPEN_SIZES, OpenSizes
@@ -107,21 +108,26 @@ def traced(
     Raises:
         CaptureError, InputError: as `capture`.
     """
-    with waiting("capturing the model", progress):
-        return _captured(model, example_inputs, example_kwargs, form, open_sizes)
-
-
-def _captured(
-    model: nn.Module,
-    example_inputs: Any,
-    example_kwargs: Mapping[str, Any] | None,
-    form: Callable[[Graph], Graph],
-    open_sizes: OpenSizes | None,
-) -> Graph:
     model = module_of(model)
     optional(OPEN_SIZES, open_sizes=open_sizes)
     args, kwargs = without_caches((arguments_of(example_inputs), dict(example_kwargs or {})))
     check_example(args, kwargs)
+    with waiting("capturing the model", progress):
+        try:
+            return _captured(model, args, kwargs, form, open_sizes)
+        except CaptureError as error:
+            _, _, stopped = str(error).partition("torch.export ")
+            refuse_uncallable(model, args, kwargs, stopped.partition(". Check that")[0])
+            raise
+
+
+def _captured(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    form: Callable[[Graph], Graph],
+    open_sizes: OpenSizes | None,
+) -> Graph:
     names = tuple(bind_arguments(model, args, kwargs))
 
     def graph_for(
@@ -191,10 +197,7 @@ def bind_arguments(
     try:
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
-        raise InputError(
-            f"{type(model).__name__}.forward{signature} cannot be called with "
-            f"{len(args)} positional and {sorted(kwargs)} keyword arguments: {error}"
-        ) from None
+        raise InputError(_misfit(model, signature, args, kwargs, error)) from None
     named: dict[str, Any] = {}
     for name, value in bound.items():
         kind = signature.parameters[name].kind
@@ -205,6 +208,28 @@ def bind_arguments(
         else:
             named[name] = value
     return named
+
+
+def _misfit(
+    model: nn.Module,
+    signature: inspect.Signature,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    error: TypeError,
+) -> str:
+    """Why a call does not fit a model's ``forward``, and how to give batches or arguments."""
+    given = f"{len(args)} argument{'s' if len(args) != 1 else ''} by place"
+    given += f" and {', '.join(sorted(map(str, kwargs)))} by name" if kwargs else ""
+    are_batches = len(args) > 1 and all(isinstance(arg, Tensor | list | tuple) for arg in args)
+    way_out = (
+        "if these are batches of data, give them by their keyword, calibration=batches"
+        if are_batches
+        else "give a tuple of its arguments, or a dict of them by name"
+    )
+    return (
+        f"{type(model).__name__}.forward{signature} cannot be called with {given}: {error}; "
+        f"{way_out}"
+    )
 
 
 def _takes_call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
+from octavo.arguments import described
 from octavo.errors import CaptureError, InputError
 from octavo.graph.records import OTHER_CACHE
 
@@ -35,8 +37,7 @@ def module_of(model: Any) -> nn.Module:
         model = model.module
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"the model is a {type(model).__name__}, not a torch.nn.Module: if it is a state "
-            "dict, build the network and load_state_dict it"
+            f"the model is {described(model)}, not a torch.nn.Module: {_way_to_module(model)}"
         )
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
@@ -50,6 +51,28 @@ def module_of(model: Any) -> nn.Module:
             "weights first, with load_state_dict(..., assign=True)"
         )
     return model
+
+
+def _way_to_module(given: Any) -> str:
+    """What to give in place of something that is no module."""
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        return f"give a model, {given.__name__}(...), not its class"
+    if isinstance(given, str | os.PathLike) and os.fspath(given).endswith(".octavo"):
+        return f"it is quantized already, and octavo.load({os.fspath(given)!r}) gives it"
+    if isinstance(given, str | os.PathLike):
+        return (
+            "build the network, and load its weights: "
+            f"model.load_state_dict(torch.load({os.fspath(given)!r}))"
+        )
+    if isinstance(given, Mapping):
+        nested = next((key for key in _STATES if isinstance(given.get(key), Mapping)), None)
+        found = "the state dict" if nested is None else f"checkpoint[{nested!r}]"
+        return f"build the network, and give it {found}: model.load_state_dict(...)"
+    return "give the network itself; of a state dict, build it and load_state_dict it"
+
+
+# Under which keys trainers keep the state dict of a model.
+_STATES = ("state_dict", "model_state_dict", "model", "net")
 
 
 def signature_of(model: nn.Module) -> inspect.Signature:
@@ -89,7 +112,7 @@ def check_example(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     leaves = list(_leaves((args, dict(kwargs))))
     for leaf in leaves:
         if not isinstance(leaf, _PLAIN):
-            raise InputError(f"the example holds a {type(leaf).__name__}: {_way_out(leaf)}")
+            raise InputError(f"the example holds {described(leaf)}: {_way_out(leaf)}")
     sizes = [leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
     if sizes and not any(sizes):
         raise InputError("the example has no samples: its batch is of size 0; give one or more")
@@ -103,7 +126,7 @@ def _way_out(leaf: Any) -> str:
     if isinstance(leaf, PackedSequence):
         return PACKED
     if isinstance(leaf, DataLoader | Dataset | Iterator):
-        return "it is data; pass it as calibration=, an example is taken from that"
+        return "it is data: give it by its keyword, calibration=loader, and no example"
     if hasattr(leaf, "get_seq_length"):
         return OTHER_CACHE
     if type(leaf).__module__ == "numpy":

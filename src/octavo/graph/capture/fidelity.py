@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from octavo.errors import CaptureError, OctavoWarning
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.torch_export import left_as_it_was
+from octavo.graph.capture.uncallable import refuse_uncallable
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import Sizes, tied
 from octavo.graph.passes.training import DROPOUTS
@@ -76,12 +77,14 @@ class Faithful:
         """Compare both on the example; whether they could be compared, and are the same.
 
         Raises:
-            CaptureError: the graph is another function.
+            CaptureError: the graph is another function, or the model cannot be called so.
 
         Warns:
             OctavoWarning: it is nearly the same one, or the model is not a function of its inputs.
         """
         expected = self._of_model(self.tensors)
+        if expected is None and self._is_safe(self.tensors):
+            refuse_uncallable(self.model, self.args, self.kwargs)
         if expected is None or _draws(self.graph):
             return False
         told = difference(self._of_graph(self.tensors), expected, self.rounding)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from octavo.arguments import BATCHES, FUNCTION, TEXT, expect, of, optional
+from octavo.arguments import BATCHES, FUNCTION, TEXT, called_rightly, expect, of, optional
 from octavo.display import Result, Table, track
 from octavo.errors import InputError, OctavoError
 from octavo.flow.running import Source
@@ -31,6 +31,7 @@ from octavo.model.kinds import require_float
 from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
+from octavo.runtimes.cpu import host_target
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def _decibels(value: float | None) -> str:
 SENSITIVITY = of(Sensitivity, way_out="octavo.sensitivity returns one")
 
 
+@called_rightly()
 def sensitivity(
     model: nn.Module,
     example_inputs: Any = None,
@@ -128,7 +130,7 @@ def sensitivity(
     exact: bool = True,
     mode: str | None = None,
     qconfig: QConfig | QConfigMapping | None = None,
-    target: str = "x86",
+    target: str | None = None,
     inputs: Callable[[Any], Any] | None = None,
     weights: Sequence[WeightMethod] = (),
     bias_correction: bool = True,
@@ -168,6 +170,7 @@ def sensitivity(
     """
     require_float(model, "sensitivity")
     expect(BATCHES, data=data)
+    target = host_target() if target is None else target
     expect(TEXT, target=target)
     expect(METHODS, weights=weights)
     optional(TEXT, mode=mode)

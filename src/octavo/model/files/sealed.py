@@ -95,7 +95,20 @@ def _from_file(path: str | os.PathLike[str], reader: Callable[[Path], Read]) -> 
     except OSError as error:
         raise ArtifactError(reason(error)) from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if _is_of_torch_save(Path(path)):
+            raise ArtifactError(_OF_TORCH_SAVE) from None
         raise ArtifactError(f"it is not an Octavo artifact, or is truncated ({error})") from None
+
+
+_OF_TORCH_SAVE = (
+    "it is not an Octavo artifact; it may be of torch.save: build the network, "
+    "model.load_state_dict(torch.load(path)), and octavo.quantize makes it small"
+)
+
+
+def _is_of_torch_save(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _check_format(metadata: Mapping[str, str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
+from itertools import islice
 from pathlib import Path
 
 
@@ -22,7 +24,7 @@ def check_file(path: Path) -> None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError("there is no such file") from None
+        raise FileNotFoundError(f"there is no such file{_near(path)}") from None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError("it is a folder")
     if not stat.S_ISREG(status.st_mode):
@@ -31,6 +33,20 @@ def check_file(path: Path) -> None:
         raise ValueError("it is empty")
     if not os.access(path, os.R_OK):
         raise PermissionError("you may not read it")
+
+
+def _near(path: Path) -> str:
+    """A file beside it whose name is nearly the same, as a hint."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f"; did you mean {str(path.with_name(close[0]))!r}?" if close else ""
+
+
+_MOST_NAMES = 1000  # of a folder that are looked at
 
 
 def reason(error: Exception) -> str:

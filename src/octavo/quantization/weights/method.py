@@ -103,6 +103,19 @@ def _is_methods(value: Any) -> bool:
     return listed and all(isinstance(m, WeightMethod) and hasattr(m, "name") for m in value)
 
 
-METHODS = Kind(
-    _is_methods, "give a list of weight methods that have a name, [octavo.BiasCorrection()]"
-)
+_PUBLIC = {
+    name.lower(): name
+    for name in ("AWQ", "GPTQ", "HQQ", "Clip", "SmoothQuant", "Rotation", "BiasCorrection")
+}
+
+
+def _to_methods(value: Any) -> str:
+    """The methods that are meant: a name, a class or a single one stands for its list."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    names = (str(getattr(part, "name", part)).lower() for part in parts)
+    meant = [f"octavo.{_PUBLIC[name]}()" for name in names if name in _PUBLIC]
+    example = ", ".join(meant) or "octavo.BiasCorrection()"
+    return f"give a list of weight methods that have a name, [{example}]"
+
+
+METHODS = Kind(_is_methods, _to_methods)
