@@ -71,7 +71,9 @@ def export_onnx(
     if reader is None:
         known = sorted(name for name, record in RUNTIMES.items() if record.onnx is not None)
         raise ExportError(f"there is no ONNX dialect for the runtime {runtime!r}; one of {known}")
-    dialect = replace(reader.dialect, blocks=False)  # others read the file as well
+    dialect = replace(reader.dialect, blocks=False, quick_gelu=False)  # others read the file too
+    if q.target != runtime:
+        dialect = replace(dialect, integer_clips=False, integer_blocks=False)
     if target(q.target).weight_without_pairs is not None:
         dialect = replace(dialect, dynamic_lstm=False)
     data = serialized(to_onnx(q.graph, dialect))

@@ -181,8 +181,10 @@ _ONNXRUNTIME = Target(
     # it makes of ranges of rows.
     qconfigs=_qconfigs(Scheme("uint8"), _weight(), per_token=False),
     # Rounded attention is a dozen operators there, of which one after the other takes longer than
-    # its kernels for floats.
-    operators=_operators("matmul", "bmm", "sigmoid", "leaky_relu", "softmax"),
+    # its kernels for floats. What comes of a convolution is rounded there, or all of it is float.
+    operators=_operators(
+        *"matmul bmm softmax sigmoid tanh leaky_relu elu hardswish hardsigmoid silu".split()
+    ),
     fusions=_CLIPPED,
 )
 

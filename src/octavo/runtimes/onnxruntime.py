@@ -44,6 +44,7 @@ _DIALECT = Dialect(
     loaded_as_floats=True,
     states_left_out=True,
     integer_blocks=True,
+    quick_gelu=True,
     integer_clips=True,
     blocks=not cpu.saturates(),
 )

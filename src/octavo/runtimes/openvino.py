@@ -38,7 +38,8 @@ from octavo.runtimes.saturation import overflowing, with_float_weights
 # mean of three axes, and several channels of one at a single voxel; and it moves a shift behind an
 # average, and so behind the zeros that this counts. A convolution that adds to its result does not
 # round it before. Where a concatenation is quantized behind it, and again after next to nothing (a
-# relu), its compiler ends the process. It does not hold callers to a guard of squeeze().
+# relu), its compiler ends the process. It does not hold callers to a guard of squeeze(). For ONNX's
+# hard sigmoid it has no kernel that a convolution takes in, for what it is made of it has.
 _DIALECT = Dialect(
     integer_bias=False,
     integer_products=False,
@@ -49,6 +50,7 @@ _DIALECT = Dialect(
     unsigned=True,
     symmetric=not cpu.saturates(),  # of int8 it makes products that overflow without VNNI
     late_rounding=True,
+    clipped_hardsigmoid=True,
     integer_concatenations=True,
     squeezes_batches=False,
     fenced_summands=True,

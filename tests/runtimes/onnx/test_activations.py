@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from decibel import sqnr_db
 from torch import nn
+
+import octavo
 
 FUNCTIONS = {
     "relu": F.relu,
@@ -57,3 +60,19 @@ def test_an_elu_with_scales_is_refused(refusal):
     message = refusal(lambda x: torch.ops.aten.elu(x, 1.0, 2.0, 1.0), torch.randn(2, 3))
     assert "aten.elu.default" in message
     assert "multiply" in message
+
+
+@pytest.mark.parametrize(
+    "function", [nn.SiLU(), nn.Hardswish(), nn.Hardsigmoid(), nn.Tanh(), nn.ELU()]
+)
+def test_a_convolution_in_front_of_a_function_runs_on_integers_in_onnxruntime(
+    function: nn.Module,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), function, nn.Conv2d(8, 4, 3), nn.Flatten())
+    x = torch.randn(2, 3, 9, 9)
+    q = octavo.quantize(net, calibration=[x], target="onnxruntime", progress=False)
+    run = q.lower("onnxruntime")
+    assert run.lowered.kernels["0"] == "onnxruntime QLinearConv"
+    assert sqnr_db(q.lower("reference")(x), run(x)) > 45

@@ -9,7 +9,7 @@ from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.onnx import quantization
 from octavo.runtimes.onnx.elementwise import as_result, unary
-from octavo.runtimes.onnx.writer import Converter, Writer
+from octavo.runtimes.onnx.writer import MICROSOFT, Converter, Writer
 
 _UNARY = {
     "relu": "Relu",
@@ -46,7 +46,17 @@ def _gelu(w: Writer, node: Node) -> Any:
 
 def _silu(w: Writer, node: Node) -> Any:
     x = w.read(node.args[0])
+    if w.dialect.quick_gelu and w.meta(node).dtype == "float32":
+        return w.op("QuickGelu", x, domain=MICROSOFT, alpha=1.0)
     return w.op("Mul", x, w.op("Sigmoid", x))
+
+
+def _hardsigmoid(w: Writer, node: Node) -> Any:
+    x = w.read(node.args[0])
+    if not w.dialect.clipped_hardsigmoid:
+        return w.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    zero, three, six = (w.constant(number, w.meta(node).dtype) for number in (0, 3, 6))
+    return w.op("Div", w.op("Clip", w.op("Add", x, three), zero, six), six)
 
 
 def _glu(w: Writer, node: Node) -> Any:
@@ -111,7 +121,7 @@ def _log_softmax(w: Writer, node: Node) -> Any:
 CONVERTERS: dict[str, Converter] = {
     **{name: unary(kind) for name, kind in _UNARY.items()},
     "hardtanh": _hardtanh,
-    "hardsigmoid": _with_factors("HardSigmoid", {}, alpha=1 / 6, beta=0.5),
+    "hardsigmoid": _hardsigmoid,
     "leaky_relu": _with_factors("LeakyRelu", {"alpha": "negative_slope"}),
     "celu": _with_factors("Celu", {"alpha": "alpha"}),
     "softshrink": _with_factors("Shrink", {"lambd": "lambd", "bias": "lambd"}),

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.quantization.targets import COMPUTED, PRODUCT, ROLES, WEIGHTED
@@ -37,6 +39,10 @@ def behind_rounding(w: Writer, node: Node) -> tuple[Ref, tuple[int, int]] | None
         low, high = (_rounded(bound, scale, zero_point, qmin, qmax) for bound in bounds)
     # What is moved or read back is rounded already: ONNX Runtime makes one rounding of two.
     if maker is None or ROLES.get(maker.short_op) not in _LAYERS or dtype.itemsize > 1:
+        return None
+    # Nothing is left to clip: ONNX Runtime sees so itself, but for a layer that is moved behind.
+    held = torch.iinfo(dtype)
+    if (low, high) == (held.min, held.max) and not maker.short_op.startswith("conv_transpose"):
         return None
     return (x, (low, high)) if w.graph.only_user(x.name) is not None else None
 

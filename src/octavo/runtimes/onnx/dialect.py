@@ -40,6 +40,8 @@ class Dialect:
             activations makes it, else in front of them.
         integer_concatenations: what quantizes a concatenation stands in front of it, for each part,
             which then is one of integers; else behind it.
+        clipped_hardsigmoid: it is written as a clip of a sum, else as ONNX's operator.
+        quick_gelu: SiLU is ONNX Runtime's own operator, which goes through the values once.
         integer_clips: what clips values that are rounded, and does not what rounding does anyway,
             stands behind it, on the integers; else in front.
         fenced_summands: between a layer and the rounding of its result, which a sum reads, stands
@@ -68,6 +70,8 @@ class Dialect:
     rows_as_matrix: bool = False
     integer_concatenations: bool = False
     squeezes_batches: bool = True
+    clipped_hardsigmoid: bool = False
+    quick_gelu: bool = False
     integer_clips: bool = False
     fenced_summands: bool = False
     fenced_padding: bool = False
