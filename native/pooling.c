@@ -4,7 +4,8 @@
 #include "octavo.h"
 #include "stored.h"
 
-enum { BLOCK_OF_CHANNELS = 64, MOST_IN_A_SUM = 1 << 24 /* bytes in 32 bits */ };
+/* Channels that are taken at once; fewer where there are not enough of these for all chunks. */
+enum { BLOCK_OF_CHANNELS = 64, SMALL_BLOCK = 16, MOST_IN_A_SUM = 257 /* bytes in 16 bits */ };
 
 /* The part of a window that lies in the image, along one axis. */
 typedef struct {
@@ -48,21 +49,23 @@ INLINE void largest(const octavo_pooling *p, const Window *w, uint8_t *y, const 
 
 INLINE void mean(
     const octavo_pooling *p, const Window *w, float divisor, uint8_t *y, const int64_t count) {
-    uint32_t sums[BLOCK_OF_CHANNELS] = {0};
-    int64_t before[BLOCK_OF_CHANNELS] = {0}, room = MOST_IN_A_SUM;
-    FOR_TAPS(w) {
-        const uint8_t *pixel = pixel_at(p, w, i, j);
-        for (int64_t c = 0; c < count; c++) sums[c] += pixel[c];
-        if (--room) continue;
-        room = MOST_IN_A_SUM;
-        for (int64_t c = 0; c < count; c++) before[c] += sums[c], sums[c] = 0;
-    }
+    int64_t sums[BLOCK_OF_CHANNELS] = {0};
+    for (int64_t i = w->rows.first; i < w->rows.last; i++)
+        for (int64_t begin = w->columns.first; begin < w->columns.last; begin += MOST_IN_A_SUM) {
+            int64_t end = w->columns.last - begin < MOST_IN_A_SUM ? w->columns.last : begin + MOST_IN_A_SUM;
+            uint16_t part[BLOCK_OF_CHANNELS] = {0};
+            for (int64_t j = begin; j < end; j++) {
+                const uint8_t *pixel = pixel_at(p, w, i, j);
+                for (int64_t c = 0; c < count; c++) part[c] = (uint16_t)(part[c] + pixel[c]);
+            }
+            for (int64_t c = 0; c < count; c++) sums[c] += part[c];
+        }
     const octavo_integers out = p->out_integers;
     int64_t pixels = (w->rows.last - w->rows.first) * (w->columns.last - w->columns.first);
     int64_t zeros = pixels * p->in_integers.zero_point;
     float scale = p->in_integers.scale / divisor;
     for (int64_t c = 0; c < count; c++)
-        y[c] = stored((float)(before[c] + sums[c] - zeros) * scale, &out);
+        y[c] = stored((float)(sums[c] - zeros) * scale, &out);
 }
 
 /* By how much a window's sum is divided; torch counts what lies in the padding, but not what
@@ -77,12 +80,20 @@ INLINE int64_t counted(const octavo_pooling *p, const Window *w) {
            (right < p->kernel_width ? right : p->kernel_width);
 }
 
+INLINE void of_window(const octavo_pooling *p, const Window *w, uint8_t *y, const int64_t count) {
+    if (p->operation == OCTAVO_LARGEST)
+        largest(p, w, y, count);
+    else
+        mean(p, w, (float)counted(p, w), y, count);
+}
+
 INLINE void pool_share(const octavo_pooling *p, int chunk, int chunks) {
-    int64_t channels = p->in.channels;
-    int64_t blocks = (channels + BLOCK_OF_CHANNELS - 1) / BLOCK_OF_CHANNELS;
-    SHARE(first, last, p->out.batch * p->out.height * p->out.width * blocks);
+    int64_t channels = p->in.channels, windows = p->out.batch * p->out.height * p->out.width;
+    int64_t block = windows * channels < chunks * BLOCK_OF_CHANNELS ? SMALL_BLOCK : BLOCK_OF_CHANNELS;
+    int64_t blocks = (channels + block - 1) / block;
+    SHARE(first, last, windows * blocks);
     for (int64_t i = first; i < last; i++) {
-        int64_t from = i % blocks * BLOCK_OF_CHANNELS, pixel = i / blocks;
+        int64_t from = i % blocks * block, pixel = i / blocks;
         int64_t column = pixel % p->out.width, row = pixel / p->out.width % p->out.height;
         int64_t image = pixel / p->out.width / p->out.height;
         Window w = {
@@ -92,16 +103,19 @@ INLINE void pool_share(const octavo_pooling *p, int chunk, int chunks) {
         w.rows = span_of(w.y0, p->kernel_height, p->dilation_y, p->in.height);
         w.columns = span_of(w.x0, p->kernel_width, p->dilation_x, p->in.width);
         uint8_t *y = (uint8_t *)p->at.y + pixel * channels + from;
-        int64_t count = channels - from;
-        float divisor = p->operation == OCTAVO_LARGEST ? 1.0f : (float)counted(p, &w);
-        if (p->operation == OCTAVO_LARGEST && count >= BLOCK_OF_CHANNELS)
-            largest(p, &w, y, BLOCK_OF_CHANNELS);
-        else if (p->operation == OCTAVO_LARGEST)
-            largest(p, &w, y, count);
-        else if (count >= BLOCK_OF_CHANNELS)
-            mean(p, &w, divisor, y, BLOCK_OF_CHANNELS);
-        else
-            mean(p, &w, divisor, y, count);
+        int64_t left = channels - from < block ? channels - from : block;
+        while (left) { /* numbers that are known are vectors without a loop */
+            int64_t count = left;
+            if (left >= BLOCK_OF_CHANNELS)
+                count = BLOCK_OF_CHANNELS, of_window(p, &w, y, BLOCK_OF_CHANNELS);
+            else if (left >= BLOCK_OF_CHANNELS / 2)
+                count = BLOCK_OF_CHANNELS / 2, of_window(p, &w, y, BLOCK_OF_CHANNELS / 2);
+            else if (left >= SMALL_BLOCK)
+                count = SMALL_BLOCK, of_window(p, &w, y, SMALL_BLOCK);
+            else
+                of_window(p, &w, y, left);
+            left -= count, y += count, w.pixels += count;
+        }
     }
 }
 
