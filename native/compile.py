@@ -29,8 +29,8 @@ SOURCES = [
 ]
 
 LANGUAGE = ["-std=gnu11", "-pthread", "-Wall", "-Wextra", "-Werror=implicit"]
-# Nobody asks for floating point exceptions or errno; order and rounding stay as they are written. Loops
-# begin where lines of the cache do: else attention took 0.8 to 1 of a time, by what stands before it.
+# Nobody asks for floating point exceptions or errno; order and rounding stay as they are written.
+# Loops begin where lines of the cache do: else attention took 1 to 1.25 of its time, by chance.
 FAST = ["-O3", "-falign-functions=64", "-falign-loops=64", "-fno-math-errno", "-fno-trapping-math"]
 SHARED = ["-fPIC", "-shared", "-fvisibility=hidden"]
 
