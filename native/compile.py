@@ -24,7 +24,7 @@ SOURCES = [
         *("isa", "threads", "product", "eight_bits", "four_bits", "widened", "recurrent"),
         *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
         *("elementwise", "pooling", "program", "normalization"),
-        *("decoder", "float_rows", "embedding"),
+        *("decoder", "float_rows", "layers", "grouped", "embedding"),
     )
 ]
 

@@ -1,78 +1,19 @@
-/* Blocks of decoders, as Llama has them, on a few rows: all of them are one call.
+/* Blocks of decoders on rows of floats, those of a step or of a prompt: all of them are one call.
  *
- * Products read the weights once, which is what such a call waits for. What stands between them is
- * done where it is needed: a sum with the rest of the row, or an activation, by the chunk that made
- * its values. Of a row that a product reads 16 bits are kept.
+ * Products of few rows read the weights once, which is what such a call waits for. What stands between
+ * products is done where it is needed: a sum with the rest of the row, or an activation, by the chunk that
+ * made its values.
  */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "octavo.h"
+#include "layers.h"
 #include "rounding.h"
 
-enum { PART = 4 /* blocks of a weight that a kernel takes at a time */, STAGES = 10 };
+enum { STAGES = 12, LEAST_PACKED = 4 * OCTAVO_QUERIES /* tokens, whose keys are worth packing */ };
 
 static int64_t up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
-
-/* ---- products with weights of either kind ---- */
-
-/* Rows of floats as a layer reads them. */
-typedef struct {
-    octavo_rows eight;
-    octavo_four_rows four;
-} Digits;
-
-static int has_eight_bits(const octavo_layer *layer) { return layer->eight.weights != NULL; }
-
-static int64_t rows_of(const octavo_layer *layer) {
-    return has_eight_bits(layer) ? layer->eight.rows : layer->four.rows;
-}
-
-static int64_t columns_of(const octavo_layer *layer) {
-    return has_eight_bits(layer) ? layer->eight.columns : layer->four.columns;
-}
-
-static int64_t parts_of(const octavo_layer *layer) {
-    return (rows_of(layer) / BLOCK + PART - 1) / PART;
-}
-
-static int read_alike(const octavo_layer *a, const octavo_layer *b) {
-    if (has_eight_bits(a) || has_eight_bits(b)) return has_eight_bits(a) && has_eight_bits(b);
-    return a->four.groups == b->four.groups;
-}
-
-/* The rows in the width of a layer; each thread has its own record of them. */
-static octavo_rows rows_for(const octavo_layer *layer, const Digits *digits) {
-    octavo_rows rows = digits->eight;
-    rows.columns = layer->eight.columns;
-    return rows;
-}
-
-/* Returns the step of a row, which is NaN where a value is not finite. */
-static float read_row(
-    const octavo_layer *layer, Digits *digits, int64_t row, const float *x, int64_t width) {
-    if (has_eight_bits(layer)) {
-        static const octavo_reading floats = {.how = OCTAVO_FLOATS};
-        octavo_rows rows = rows_for(layer, digits);
-        octavo_read_row(&rows, row, x, width, &floats);
-        return rows.scales[row];
-    }
-    octavo_read_row_of_four_bits(&layer->four, x, row, &digits->four);
-    return digits->four.steps[row];
-}
-
-static void multiply(
-    const octavo_layer *layer, int64_t part, const Digits *digits, int64_t count, float *y) {
-    int64_t blocks = rows_of(layer) / BLOCK, first = part * PART;
-    int64_t last = first + PART < blocks ? first + PART : blocks;
-    if (has_eight_bits(layer)) {
-        octavo_rows rows = rows_for(layer, digits);
-        octavo_product(&layer->eight, first, last, &rows, count, y);
-    } else {
-        octavo_product_of_four_bits(&layer->four, first, last, &digits->four, count, y);
-    }
-}
 
 /* ---- one call ---- */
 
@@ -80,14 +21,19 @@ static void multiply(
 typedef struct {
     const octavo_decoder_call *call;
     const octavo_float_rows *rows;
-    int64_t count;     /* rows of x */
-    Digits digits[3];  /* what the query, the key and the value read; others the first */
-    float *normed;     /* [count][width] */
-    float *q, *k, *v;  /* [count][rows of the weight], as all results of products */
-    float *attended;   /* [count][heads * channels] */
+    int how;                 /* rows are read */
+    int64_t count;           /* rows of x */
+    int64_t sources;         /* that the longest text has in any block */
+    octavo_digits digits[3]; /* what the query, the key and the value read; others the first */
+    float *normed;           /* [count][width] */
+    float *heads[3];         /* [count][rows of the weight], as all results of products */
+    float *packed;           /* keys; NULL where single rows attend */
+    float *attended;         /* [count][heads * channels] */
     float *middle, *gate, *up, *down;
-    float *x[2];       /* [count][width]: what blocks give each other */
-    float *scores;     /* [chunks][sources] */
+    float *x[2];             /* [count][width]: what blocks give each other */
+    float *scores;           /* [chunks][scores_size] */
+    char *scratch;           /* [chunks][scratch_size] */
+    int64_t scores_size, scratch_size;
     _Atomic int is_infinite; /* whether a row was not finite that a product read */
 } Shared;
 
@@ -103,9 +49,45 @@ typedef struct {
 #define EACH(index, parts) \
     for (int64_t index = (parts) * chunk / chunks; index < (parts) * (chunk + 1) / chunks; index++)
 
-static void check(Shared *shared, float step) {
-    if (step != step) atomic_store_explicit(&shared->is_infinite, 1, memory_order_relaxed);
+/* Tokens of a text before those of the call. */
+static int64_t past_of(const Run *run, int64_t batch) {
+    return run->cache->past[batch] + run->shared->call->ahead;
 }
+
+static void tell_infinite(Shared *shared) {
+    atomic_store_explicit(&shared->is_infinite, 1, memory_order_relaxed);
+}
+
+static void read_row(
+    Shared *s, const octavo_layer *layer, int digits, int64_t row, const float *x, int64_t width) {
+    float step = octavo_read_for(layer, s->how, s->digits + digits, row, x, width);
+    if (step != step) tell_infinite(s);
+}
+
+static void multiply(
+    Shared *s, const octavo_layer *layer, int64_t part, int digits, float *y, int chunk) {
+    char *scratch = s->scratch + chunk * s->scratch_size;
+    if (!octavo_part_product(layer, s->how, part, s->digits + digits, s->count, y, scratch))
+        tell_infinite(s);
+}
+
+/* Which digits the second of two layers reads, or the third. */
+static int digits_of(const Shared *s, const octavo_layer *first, const octavo_layer *layer, int own) {
+    return octavo_read_alike(first, layer, s->how) ? 0 : own;
+}
+
+/* Of the columns of a part: add what a row was before. */
+static void add(
+    const octavo_layer *layer, int64_t part, int64_t count, int64_t width, const float *y,
+    const float *other, int64_t stride, float *sum, int64_t sum_stride) {
+    int64_t rows = octavo_rows_of(layer), first = part * PART * BLOCK, last = first + PART * BLOCK;
+    if (last > width) last = width;
+    for (int64_t row = 0; row < count; row++)
+        for (int64_t i = first; i < last; i++)
+            sum[row * sum_stride + i] = y[row * rows + i] + other[row * stride + i];
+}
+
+/* ---- attention ---- */
 
 static void read_for_attention(void *context, int chunk, int chunks) {
     const Run *run = context;
@@ -114,10 +96,11 @@ static void read_for_attention(void *context, int chunk, int chunks) {
     EACH(row, s->count) {
         float *normed = s->normed + row * b->width;
         s->rows->normalized(run->x + row * b->width, b->width, &b->before_attention, normed);
-        check(s, read_row(&b->query, s->digits, row, normed, b->width));
-        if (!read_alike(&b->query, &b->key)) read_row(&b->key, s->digits + 1, row, normed, b->width);
-        if (!read_alike(&b->query, &b->value))
-            read_row(&b->value, s->digits + 2, row, normed, b->width);
+        read_row(s, &b->query, 0, row, normed, b->width);
+        const octavo_layer *others[] = {&b->key, &b->value};
+        for (int i = 0; i < 2; i++)
+            if (octavo_rows_of(others[i]) && digits_of(s, &b->query, others[i], i + 1))
+                read_row(s, others[i], i + 1, row, normed, b->width);
     }
 }
 
@@ -125,18 +108,22 @@ static void project(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
-    int64_t queries = parts_of(&b->query), keys = queries + parts_of(&b->key);
-    EACH(part, keys + parts_of(&b->value)) {
-        if (part < queries)
-            multiply(&b->query, part, s->digits, s->count, s->q);
-        else if (part < keys)
-            multiply(
-                &b->key, part - queries, s->digits + !read_alike(&b->query, &b->key), s->count, s->k);
-        else
-            multiply(
-                &b->value, part - keys, s->digits + 2 * !read_alike(&b->query, &b->value), s->count,
-                s->v);
+    const octavo_layer *layers[] = {&b->query, &b->key, &b->value};
+    int64_t ends[3], parts = 0;
+    for (int i = 0; i < 3; i++) ends[i] = parts += octavo_parts_of(layers[i]);
+    EACH(part, parts) {
+        int i = part < ends[0] ? 0 : part < ends[1] ? 1 : 2;
+        int64_t own = i ? part - ends[i - 1] : part;
+        multiply(s, layers[i], own, digits_of(s, &b->query, layers[i], i), s->heads[i], chunk);
     }
+}
+
+/* A head in the results of a row. */
+static float *head_at(const Run *run, const octavo_head_places *places, int64_t row, int64_t head) {
+    const octavo_decoder *b = run->block;
+    const octavo_layer *layers[] = {&b->query, &b->key, &b->value};
+    float *of_row = run->shared->heads[places->layer] + row * octavo_rows_of(layers[places->layer]);
+    return of_row + places->start + head * places->step;
 }
 
 /* Of each row and head of the keys: the queries that read it, and what the cache keeps. */
@@ -144,52 +131,86 @@ static void turn_and_keep(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     const octavo_decoder_call *call = run->shared->call;
+    const octavo_rotation *rotation = call->rotations + b->rotation;
     Shared *s = run->shared;
     int64_t size = b->channels, queries = b->heads / b->shared_heads;
     EACH(index, s->count * b->shared_heads) {
         int64_t row = index / b->shared_heads, head = index % b->shared_heads;
         int64_t batch = row / call->tokens, token = row % call->tokens;
-        const float *cosine = call->cosine + batch * call->rotary_stride + token * size;
-        const float *sine = call->sine + batch * call->rotary_stride + token * size;
-        float *key = s->k + row * rows_of(&b->key) + head * size;
+        int64_t turned = batch * rotation->stride + token * b->turned;
+        float *key = head_at(run, &b->keys, row, head);
         for (int64_t i = 0; i <= queries; i++) { /* the key comes last */
-            float *x = key;
-            const octavo_norm *norm = &b->of_keys;
-            if (i < queries) {
-                x = s->q + row * rows_of(&b->query) + (head * queries + i) * size;
-                norm = &b->of_queries;
-            }
+            float *x = i < queries ? head_at(run, &b->queries, row, head * queries + i) : key;
+            const octavo_norm *norm = i < queries ? &b->of_queries : &b->of_keys;
             if (norm->weight) s->rows->normalized(x, size, norm, x);
-            s->rows->rotated(x, size, cosine, sine);
+            if (b->turned)
+                s->rows->rotated(
+                    x, b->turned, rotation->cosine + turned, rotation->sine + turned);
         }
         int64_t at = batch * run->cache->batch_stride + head * run->cache->head_stride +
-                     (call->past + token) * size;
-        const float *value = s->v + row * rows_of(&b->value) + head * size;
+                     (past_of(run, batch) + token) * size;
         memcpy(run->cache->keys + at, key, (size_t)size * 4);
-        memcpy(run->cache->values + at, value, (size_t)size * 4);
+        memcpy(run->cache->values + at, head_at(run, &b->values, row, head), (size_t)size * 4);
     }
+}
+
+/* Of packed keys: blocks of each head, as many as the longest text has. */
+static int64_t packed_blocks(const Shared *s) {
+    return (s->sources + OCTAVO_PACKED_KEYS - 1) / OCTAVO_PACKED_KEYS;
+}
+
+static void pack_keys(void *context, int chunk, int chunks) {
+    const Run *run = context;
+    const octavo_decoder *b = run->block;
+    Shared *s = run->shared;
+    int64_t blocks = packed_blocks(s), size = OCTAVO_PACKED_KEYS * b->channels;
+    EACH(index, s->call->batch * b->shared_heads * blocks) {
+        int64_t batch = index / blocks / b->shared_heads, head = index / blocks % b->shared_heads;
+        int64_t first = index % blocks * OCTAVO_PACKED_KEYS;
+        int64_t count = past_of(run, batch) + s->call->tokens - first;
+        const float *keys = run->cache->keys + batch * run->cache->batch_stride +
+                            head * run->cache->head_stride + first * b->channels;
+        if (count > 0) octavo_pack_keys(keys, count, b->channels, s->packed + index * size);
+    }
+}
+
+static int64_t tiles_of(const Shared *s) {
+    return s->packed ? (s->call->tokens + OCTAVO_QUERIES - 1) / OCTAVO_QUERIES : s->call->tokens;
 }
 
 static void attend(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     const octavo_decoder_call *call = run->shared->call;
+    const octavo_cache *cache = run->cache;
     Shared *s = run->shared;
-    int64_t size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
-    float *scores = s->scores + chunk * up(call->sources, LANES);
-    EACH(index, s->count * b->heads) {
-        int64_t row = index / b->heads, head = index % b->heads;
-        int64_t batch = row / call->tokens, token = row % call->tokens;
-        int64_t at = batch * run->cache->batch_stride +
-                     head / (b->heads / b->shared_heads) * run->cache->head_stride;
-        const char *mask = call->mask;
-        if (mask)
-            mask += size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
-                            token * call->mask_row_stride);
-        s->rows->attend(
-            s->q + row * rows_of(&b->query) + head * b->channels, run->cache->keys + at,
-            run->cache->values + at, call->sources, b->channels, b->scale, mask, call->mask_kind,
-            scores, s->attended + index * b->channels);
+    int64_t tiles = tiles_of(s), size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
+    int64_t in_tile = s->packed ? OCTAVO_QUERIES : 1, width = b->heads * b->channels;
+    EACH(index, call->batch * b->heads * tiles) {
+        int64_t batch = index / tiles / b->heads, head = index / tiles % b->heads;
+        int64_t token = index % tiles * in_tile, row = batch * call->tokens + token;
+        int64_t shared = head / (b->heads / b->shared_heads), past = past_of(run, batch);
+        int64_t at = batch * cache->batch_stride + shared * cache->head_stride;
+        octavo_head_queries h = {
+            .queries = head_at(run, &b->queries, row, head), .keys = cache->keys + at,
+            .values = cache->values + at, .count = in_tile, .channels = b->channels,
+            .query_stride = in_tile > 1 ? head_at(run, &b->queries, row + 1, head) -
+                                              head_at(run, &b->queries, row, head)
+                                        : 0,
+            .seen = past + token + 1, .window = b->window, .scale = b->scale,
+            .softcap = b->softcap, .slope = b->slopes ? b->slopes[head] : 0.0f,
+            .mask_kind = call->mask_kind, .mask_stride = size * call->mask_row_stride,
+            .scores = s->scores + chunk * s->scores_size, .out_stride = width,
+            .out = s->attended + row * width + head * b->channels};
+        if (h.count > call->tokens - token) h.count = call->tokens - token;
+        if (s->packed)
+            h.packed = s->packed + (batch * b->shared_heads + shared) * packed_blocks(s) *
+                                       OCTAVO_PACKED_KEYS * b->channels;
+        if (call->mask) /* whose last column is that of the newest token */
+            h.mask = (const char *)call->mask +
+                     size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
+                             token * call->mask_row_stride + call->sources - past - call->tokens);
+        s->rows->attend(&h);
     }
 }
 
@@ -198,31 +219,22 @@ static void read_attended(void *context, int chunk, int chunks) {
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
     int64_t width = b->heads * b->channels;
-    EACH(row, s->count)
-    check(s, read_row(&b->out, s->digits, row, s->attended + row * width, width));
-}
-
-/* Of the columns of a part: add what a row was before. */
-static void add(
-    const octavo_layer *layer, int64_t part, int64_t count, int64_t width, const float *y,
-    const float *other, int64_t stride, float *sum, int64_t sum_stride) {
-    int64_t first = part * PART * BLOCK, last = first + PART * BLOCK;
-    if (last > width) last = width;
-    for (int64_t row = 0; row < count; row++)
-        for (int64_t i = first; i < last; i++)
-            sum[row * sum_stride + i] = y[row * rows_of(layer) + i] + other[row * stride + i];
+    EACH(row, s->count) read_row(s, &b->out, 0, row, s->attended + row * width, width);
 }
 
 static void project_out(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
-    EACH(part, parts_of(&b->out)) {
-        multiply(&b->out, part, s->digits, s->count, s->middle);
-        add(&b->out, part, s->count, b->width, s->middle, run->x, b->width, s->middle,
-            rows_of(&b->out));
+    EACH(part, octavo_parts_of(&b->out)) {
+        multiply(s, &b->out, part, 0, s->middle, chunk);
+        if (!b->after_attention.weight)
+            add(&b->out, part, s->count, b->width, s->middle, run->x, b->width, s->middle,
+                octavo_rows_of(&b->out));
     }
 }
+
+/* ---- what follows attention ---- */
 
 static void read_for_gate(void *context, int chunk, int chunks) {
     const Run *run = context;
@@ -230,10 +242,16 @@ static void read_for_gate(void *context, int chunk, int chunks) {
     Shared *s = run->shared;
     EACH(row, s->count) {
         float *normed = s->normed + row * b->width;
-        s->rows->normalized(
-            s->middle + row * rows_of(&b->out), b->width, &b->before_gate, normed);
-        check(s, read_row(&b->gate, s->digits, row, normed, b->width));
-        if (!read_alike(&b->gate, &b->up)) read_row(&b->up, s->digits + 1, row, normed, b->width);
+        float *middle = s->middle + row * octavo_rows_of(&b->out);
+        const float *x = run->x + row * b->width;
+        if (b->after_attention.weight) {
+            s->rows->normalized(middle, b->width, &b->after_attention, middle);
+            for (int64_t i = 0; i < b->width; i++) middle[i] += x[i];
+        }
+        s->rows->normalized(b->is_parallel ? x : middle, b->width, &b->before_gate, normed);
+        read_row(s, &b->gate, 0, row, normed, b->width);
+        if (octavo_rows_of(&b->up) && digits_of(s, &b->gate, &b->up, 1))
+            read_row(s, &b->up, 1, row, normed, b->width);
     }
 }
 
@@ -241,15 +259,18 @@ static void open_gate(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
-    int64_t rows = rows_of(&b->gate);
-    EACH(part, parts_of(&b->gate)) {
-        multiply(&b->gate, part, s->digits, s->count, s->gate);
-        multiply(&b->up, part, s->digits + !read_alike(&b->gate, &b->up), s->count, s->up);
+    int64_t rows = octavo_rows_of(&b->gate);
+    int is_gated = octavo_rows_of(&b->up) > 0;
+    EACH(part, octavo_parts_of(&b->gate)) {
+        multiply(s, &b->gate, part, 0, s->gate, chunk);
+        if (is_gated) multiply(s, &b->up, part, digits_of(s, &b->gate, &b->up, 1), s->up, chunk);
         int64_t first = part * PART * BLOCK, size = rows - first;
         if (size > PART * BLOCK) size = PART * BLOCK;
         for (int64_t row = 0; row < s->count; row++) {
-            float *gate = s->gate + row * rows + first, *other = s->up + row * rows + first;
-            octavo_activate(b->activation, 0, 0, gate, size);
+            float *gate = s->gate + row * rows + first;
+            octavo_activate(b->activation, 0, INFINITY, gate, size); /* a clip is a relu */
+            if (!is_gated) continue;
+            const float *other = s->up + row * rows + first;
             for (int64_t i = 0; i < size; i++) gate[i] *= other[i];
         }
     }
@@ -260,34 +281,57 @@ static void read_gated(void *context, int chunk, int chunks) {
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
     EACH(row, s->count)
-    check(s, read_row(&b->down, s->digits, row, s->gate + row * rows_of(&b->gate), b->inner));
+    read_row(s, &b->down, 0, row, s->gate + row * octavo_rows_of(&b->gate), b->inner);
 }
 
 static void project_down(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
-    EACH(part, parts_of(&b->down)) {
-        multiply(&b->down, part, s->digits, s->count, s->down);
-        add(&b->down, part, s->count, b->width, s->down, s->middle, rows_of(&b->out), run->y,
-            b->width);
+    EACH(part, octavo_parts_of(&b->down)) {
+        multiply(s, &b->down, part, 0, s->down, chunk);
+        if (!b->after_down.weight)
+            add(&b->down, part, s->count, b->width, s->down, s->middle, octavo_rows_of(&b->out),
+                run->y, b->width);
     }
 }
 
-/* The stages of a block. */
+static void norm_and_add(void *context, int chunk, int chunks) {
+    const Run *run = context;
+    const octavo_decoder *b = run->block;
+    Shared *s = run->shared;
+    EACH(row, s->count) {
+        float *y = run->y + row * b->width;
+        const float *middle = s->middle + row * octavo_rows_of(&b->out);
+        s->rows->normalized(
+            s->down + row * octavo_rows_of(&b->down), b->width, &b->after_down, y);
+        for (int64_t i = 0; i < b->width; i++) y[i] += middle[i];
+    }
+}
+
+/* The stages of a block; without chunks where there is nothing to do. */
 static void stages_of(Run *run, int threads, octavo_stage *stages) {
     const octavo_decoder *b = run->block;
-    int64_t count = run->shared->count;
-    int64_t projected = parts_of(&b->query) + parts_of(&b->key) + parts_of(&b->value);
+    const Shared *s = run->shared;
+    int64_t count = s->count, texts = s->call->batch;
+    int64_t projected =
+        octavo_parts_of(&b->query) + octavo_parts_of(&b->key) + octavo_parts_of(&b->value);
     const struct {
         octavo_task task;
         int64_t parts;
     } all[STAGES] = {
-        {read_for_attention, count}, {project, projected},
-        {turn_and_keep, count * b->shared_heads}, {attend, count * b->heads},
-        {read_attended, count}, {project_out, parts_of(&b->out)},
-        {read_for_gate, count}, {open_gate, parts_of(&b->gate)},
-        {read_gated, count}, {project_down, parts_of(&b->down)}};
+        {read_for_attention, count},
+        {project, projected},
+        {turn_and_keep, count * b->shared_heads},
+        {pack_keys, s->packed ? texts * b->shared_heads * packed_blocks(s) : 0},
+        {attend, texts * b->heads * tiles_of(s)},
+        {read_attended, count},
+        {project_out, octavo_parts_of(&b->out)},
+        {read_for_gate, count},
+        {open_gate, octavo_parts_of(&b->gate)},
+        {read_gated, count},
+        {project_down, octavo_parts_of(&b->down)},
+        {norm_and_add, b->after_down.weight ? count : 0}};
     for (int i = 0; i < STAGES; i++)
         stages[i] = (octavo_stage){all[i].task, run, octavo_chunks(all[i].parts, threads)};
 }
@@ -302,35 +346,41 @@ static void *piece(char *block, int64_t *used, int64_t bytes) {
     return start;
 }
 
+/* The most that any block needs: rows of its layers, in the order of octavo_decoder, and others. */
 typedef struct {
-    int64_t width, columns, groups, attended, query, key, value, middle, gate, up, down, chunks;
+    int64_t rows[7], width, columns, groups, attended, packed;
 } Sizes;
 
 static void at_least(int64_t *size, int64_t other) {
     if (*size < other) *size = other;
 }
 
-static Sizes sizes_of(const octavo_decoder *blocks, int64_t blocks_count, int64_t count, int threads) {
+static Sizes sizes_of(const octavo_decoder *blocks, int64_t count, Shared *s) {
     Sizes sizes = {0};
-    for (const octavo_decoder *b = blocks; b < blocks + blocks_count; b++) {
-        const octavo_layer *layers[] = {&b->query, &b->key, &b->value, &b->out, &b->gate, &b->up, &b->down};
-        int64_t *rows[] = {
-            &sizes.query, &sizes.key, &sizes.value, &sizes.middle, &sizes.gate, &sizes.up, &sizes.down};
-        for (int i = 0; i < 7; i++) {
-            at_least(rows[i], rows_of(layers[i]));
-            at_least(&sizes.columns, columns_of(layers[i]));
-            if (!has_eight_bits(layers[i])) at_least(&sizes.groups, layers[i]->four.groups);
+    for (int64_t i = 0; i < count; i++) {
+        const octavo_decoder *b = blocks + i;
+        const octavo_layer *layers[] = {&b->query, &b->key, &b->value, &b->out,
+                                        &b->gate,  &b->up,  &b->down};
+        for (int j = 0; j < 7; j++) {
+            at_least(sizes.rows + j, octavo_rows_of(layers[j]));
+            at_least(&sizes.columns, octavo_columns_of(layers[j]));
+            at_least(&sizes.groups, layers[j]->four.groups);
+            if (octavo_rows_of(layers[j]))
+                at_least(&s->scratch_size, up(octavo_part_scratch(layers[j], s->how), 64));
         }
         at_least(&sizes.width, b->width);
         at_least(&sizes.attended, b->heads * b->channels);
-        at_least(&sizes.chunks, octavo_chunks(count * b->heads, threads));
+        at_least(&sizes.packed, b->shared_heads * b->channels);
+        for (int64_t text = 0; text < s->call->batch; text++)
+            at_least(&s->sources, s->call->caches[i].past[text] + s->call->ahead + s->call->tokens);
     }
     return sizes;
 }
 
 /* All memory of a call; returns how much it is. */
-static int64_t place(Shared *s, char *block, const Sizes *sizes) {
+static int64_t place(Shared *s, char *block, const Sizes *sizes, int chunks) {
     int64_t used = 0, count = s->count;
+    int is_packed = s->call->tokens >= LEAST_PACKED;
     for (int i = 0; i < 3; i++) {
         uint8_t *digits = piece(block, &used, 2 * count * sizes->columns);
         float *steps = piece(block, &used, 4 * count);
@@ -340,17 +390,24 @@ static int64_t place(Shared *s, char *block, const Sizes *sizes) {
         s->digits[i].eight = (octavo_rows){digits, steps, zero_points, 0, 1};
         s->digits[i].four = (octavo_four_rows){(int8_t *)digits, lower, sums, steps};
     }
+    const int64_t *rows = sizes->rows;
     const struct {
         float **to;
         int64_t size;
     } floats[] = {
-        {&s->normed, sizes->width}, {&s->q, sizes->query}, {&s->k, sizes->key},
-        {&s->v, sizes->value}, {&s->attended, sizes->attended}, {&s->middle, sizes->middle},
-        {&s->gate, sizes->gate}, {&s->up, sizes->up}, {&s->down, sizes->down},
-        {&s->x[0], sizes->width}, {&s->x[1], sizes->width}};
+        {&s->normed, sizes->width}, {&s->heads[0], rows[0]}, {&s->heads[1], rows[1]},
+        {&s->heads[2], rows[2]}, {&s->attended, sizes->attended}, {&s->middle, rows[3]},
+        {&s->gate, rows[4]}, {&s->up, rows[5]}, {&s->down, rows[6]}, {&s->x[0], sizes->width},
+        {&s->x[1], sizes->width}};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         *floats[i].to = piece(block, &used, 4 * count * floats[i].size);
-    s->scores = piece(block, &used, 4 * sizes->chunks * up(s->call->sources, LANES));
+    s->scores_size = (is_packed ? OCTAVO_QUERIES : 1) * up(s->sources + 32, 32);
+    s->scores = piece(block, &used, 4 * chunks * s->scores_size);
+    s->scratch = piece(block, &used, chunks * s->scratch_size);
+    if (is_packed) {
+        int64_t packed = s->call->batch * sizes->packed * packed_blocks(s) * OCTAVO_PACKED_KEYS;
+        s->packed = piece(block, &used, 4 * packed);
+    }
     return used;
 }
 
@@ -358,11 +415,14 @@ int octavo_decode(
     const octavo_decoder *blocks, int64_t count, const octavo_decoder_call *call, int threads) {
     Shared shared = {
         .call = call, .rows = octavo_float_rows_of_this_cpu(), .count = call->batch * call->tokens};
-    Sizes sizes = sizes_of(blocks, count, shared.count, threads);
-    int64_t size = up(place(&shared, NULL, &sizes) + 64, 64);
+    shared.how = shared.count > OCTAVO_MOST_FEW_ROWS ? OCTAVO_MANY_ROWS : OCTAVO_FEW_ROWS;
+    if (call->is_rounded) shared.how = OCTAVO_ROUNDED_ROWS;
+    Sizes sizes = sizes_of(blocks, count, &shared);
+    int chunks = octavo_chunks(INT32_MAX, threads); /* the most of any stage */
+    int64_t size = up(place(&shared, NULL, &sizes, chunks) + 64, 64);
     char *memory = malloc((size_t)(size + count * (int64_t)(sizeof(Run) + STAGES * sizeof(octavo_stage))));
     if (!memory) return OCTAVO_NO_MEMORY;
-    place(&shared, (char *)up((intptr_t)memory, 64), &sizes);
+    place(&shared, (char *)up((intptr_t)memory, 64), &sizes, chunks);
     octavo_stage *stages = (octavo_stage *)(memory + size);
     Run *runs = (Run *)(stages + STAGES * count);
     for (int64_t i = 0; i < count; i++) {

@@ -1,7 +1,7 @@
 /* Products of rows of floats with weights of eight bits: rows are rounded as they are told. */
 #include <stdlib.h>
 
-#include "octavo.h"
+#include "layers.h"
 #include "rounding.h"
 
 typedef struct {
@@ -25,8 +25,6 @@ static void read_rows(void *context, int chunk, int chunks) {
         if (scale != scale) product->is_infinite = 1;
     }
 }
-
-enum { PART = 4 /* blocks, which a kernel takes at a time */ };
 
 static int64_t parts_of(const octavo_matrix *matrix) {
     return (matrix->rows / BLOCK + PART - 1) / PART;

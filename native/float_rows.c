@@ -15,22 +15,30 @@ INLINE float sum_of_lanes(const Eight *lanes) {
     return sum;
 }
 
-INLINE void normalized(const float *x, int64_t count, const octavo_norm *norm, float *y) {
+INLINE float sum_of(const float *x, int64_t count, float mean, const int squares) {
     Eight sums[4] = {{0}, {0}, {0}, {0}};
     int64_t i = 0;
     for (; i + 4 * WIDE <= count; i += 4 * WIDE)
         for (int j = 0; j < 4; j++) {
-            Eight values = *(const Eight *)(x + i + j * WIDE);
-            sums[j] += values * values;
+            Eight values = *(const Eight *)(x + i + j * WIDE) - mean;
+            if (squares) values *= values;
+            sums[j] += values;
         }
     sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     float sum = sum_of_lanes(sums);
-    for (; i < count; i++) sum += x[i] * x[i];
-    float factor = 1.0f / sqrtf(sum / (float)count + norm->eps);
-    for (i = 0; i < count; i++) y[i] = x[i] * factor * (norm->more + norm->weight[i]);
+    for (; i < count; i++) sum += squares ? (x[i] - mean) * (x[i] - mean) : x[i] - mean;
+    return sum;
 }
 
-/* A head, in place: the first half of its channels with the second. */
+INLINE void normalized(const float *x, int64_t count, const octavo_norm *norm, float *y) {
+    float mean = norm->centered ? sum_of(x, count, 0, 0) / (float)count : 0.0f;
+    float factor = 1.0f / sqrtf(sum_of(x, count, mean, 1) / (float)count + norm->eps);
+    for (int64_t i = 0; i < count; i++) y[i] = (x[i] - mean) * factor * (norm->more + norm->weight[i]);
+    if (norm->bias)
+        for (int64_t i = 0; i < count; i++) y[i] += norm->bias[i];
+}
+
+/* A head's channels, in place: the first half with the second. */
 INLINE void rotated(float *x, int64_t count, const float *cosine, const float *sine) {
     int64_t half = count / 2;
     for (int64_t i = 0; i < half; i++) {
@@ -88,12 +96,22 @@ INLINE void find_scores(
         scores[source] = product_of(query, keys, channels) * scale;
 }
 
-INLINE void hide(float *scores, int64_t count, const void *mask, int32_t kind) {
-    const float *added = mask;
-    const uint8_t *seen = mask;
-    if (kind == OCTAVO_ADDED_MASK)
+/* What becomes of the scores of sources from `first` on before they are compared. */
+INLINE void shape_scores(
+    const octavo_head_queries *h, int64_t query, int64_t first, int64_t count, float *scores) {
+    if (h->softcap != 0.0f) {
+        float inverse = 1.0f / h->softcap;
+        for (int64_t i = 0; i < count; i++) scores[i] = h->softcap * tanhyp(scores[i] * inverse);
+    }
+    if (h->slope != 0.0f)
+        for (int64_t i = 0; i < count; i++) scores[i] += h->slope * (float)(first + i);
+    if (h->mask_kind == OCTAVO_NO_MASK) return;
+    const char *mask = (const char *)h->mask + query * h->mask_stride;
+    const float *added = (const float *)mask + first;
+    const uint8_t *seen = (const uint8_t *)mask + first;
+    if (h->mask_kind == OCTAVO_ADDED_MASK)
         for (int64_t i = 0; i < count; i++) scores[i] += added[i];
-    if (kind == OCTAVO_BOOLEAN_MASK)
+    if (h->mask_kind == OCTAVO_BOOLEAN_MASK)
         for (int64_t i = 0; i < count; i++) scores[i] = seen[i] ? scores[i] : -INFINITY;
 }
 
@@ -142,12 +160,115 @@ INLINE void mix(
         mix_tile(shares, values + i, sources, channels, factor, out + i, 1);
 }
 
-INLINE void attend_row(
-    const float *query, const float *keys, const float *values, int64_t sources, int64_t channels,
-    float scale, const void *mask, int32_t kind, float *scores, float *out) {
-    find_scores(query, keys, sources, channels, scale, scores);
-    hide(scores, sources, mask, kind);
-    mix(scores, values, sources, channels, to_shares(scores, sources), out);
+/* The first source that a query sees. */
+INLINE int64_t first_seen(const octavo_head_queries *h, int64_t query) {
+    int64_t seen = h->seen + query;
+    return h->window && seen > h->window ? seen - h->window : 0;
+}
+
+INLINE void attend_row(const octavo_head_queries *h, int64_t query) {
+    int64_t first = first_seen(h, query), count = h->seen + query - first;
+    const float *keys = h->keys + first * h->channels, *values = h->values + first * h->channels;
+    find_scores(
+        h->queries + query * h->query_stride, keys, count, h->channels, h->scale, h->scores);
+    shape_scores(h, query, first, count, h->scores);
+    float factor = to_shares(h->scores, count);
+    mix(h->scores, values, count, h->channels, factor, h->out + query * h->out_stride);
+}
+
+/* ---- several queries together, which read each key and value once ---- */
+
+typedef float Sixteen __attribute__((vector_size(64), aligned(4), may_alias));
+enum { KEYS = OCTAVO_PACKED_KEYS, MIXED_ROWS = 4, MIXED = 4 };
+
+/* Scores of so many queries with 16 keys. */
+INLINE void tile_of_scores(
+    const octavo_head_queries *h, const float *packed, float *scores, int64_t stride, const int count) {
+    Sixteen sums[OCTAVO_QUERIES];
+    UNROLL
+    for (int q = 0; q < count; q++) sums[q] = (Sixteen){0};
+    for (int64_t i = 0; i < h->channels; i++, packed += KEYS) {
+        Sixteen keys = *(const Sixteen *)packed;
+        UNROLL
+        for (int q = 0; q < count; q++) sums[q] += h->queries[q * h->query_stride + i] * keys;
+    }
+    UNROLL
+    for (int q = 0; q < count; q++) *(Sixteen *)(scores + q * stride) = sums[q] * h->scale;
+}
+
+/* So many rows of 16 * `wide` channels of means of values. */
+INLINE void tile_of_means(
+    const float *shares, int64_t stride, const float *values, int64_t sources, int64_t channels,
+    const float *factors, float *out, int64_t out_stride, const int rows, const int wide) {
+    Sixteen sums[MIXED_ROWS][MIXED];
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int j = 0; j < wide; j++) sums[r][j] = (Sixteen){0};
+    for (int64_t source = 0; source < sources; source++, values += channels) {
+        Sixteen own[MIXED];
+        UNROLL
+        for (int j = 0; j < wide; j++) own[j] = *(const Sixteen *)(values + j * KEYS);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            float share = shares[r * stride + source];
+            UNROLL
+            for (int j = 0; j < wide; j++) sums[r][j] += share * own[j];
+        }
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int j = 0; j < wide; j++)
+            *(Sixteen *)(out + r * out_stride + j * KEYS) = sums[r][j] * factors[r];
+}
+
+INLINE void attend_tile(const octavo_head_queries *h) {
+    const int64_t channels = h->channels, end = h->seen + OCTAVO_QUERIES - 1;
+    const int64_t begin = first_seen(h, 0) / KEYS * KEYS, stride = (end - begin + KEYS - 1) / KEYS * KEYS;
+    float *scores = h->scores, factors[OCTAVO_QUERIES];
+    for (int64_t source = begin; source < end; source += KEYS)
+        tile_of_scores(
+            h, h->packed + source * channels, scores + source - begin, stride, OCTAVO_QUERIES);
+    for (int64_t q = 0; q < OCTAVO_QUERIES; q++) {
+        float *row = scores + q * stride - begin;
+        int64_t first = first_seen(h, q), seen = h->seen + q;
+        shape_scores(h, q, first, seen - first, row + first);
+        factors[q] = to_shares(row + first, seen - first);
+        for (int64_t i = begin; i < first; i++) row[i] = 0;
+        for (int64_t i = seen; i < end; i++) row[i] = 0;
+    }
+    const float *values = h->values + begin * channels;
+    for (int q = 0; q < OCTAVO_QUERIES; q += MIXED_ROWS) {
+        float *shares = scores + q * stride, *out = h->out + q * h->out_stride;
+        int64_t i = 0;
+        for (; i + MIXED * KEYS <= channels; i += MIXED * KEYS)
+            tile_of_means(
+                shares, stride, values + i, end - begin, channels, factors + q, out + i,
+                h->out_stride, MIXED_ROWS, MIXED);
+        for (; i + KEYS <= channels; i += KEYS)
+            tile_of_means(
+                shares, stride, values + i, end - begin, channels, factors + q, out + i,
+                h->out_stride, MIXED_ROWS, 1);
+        for (int r = 0; i < channels && r < MIXED_ROWS; r++)
+            mix_tile(
+                shares + r * stride, values + i, end - begin, channels, factors[q + r],
+                out + r * h->out_stride + i, 1);
+    }
+}
+
+INLINE void attend(const octavo_head_queries *h) {
+    if (h->packed && h->count == OCTAVO_QUERIES) {
+        attend_tile(h);
+        return;
+    }
+    for (int64_t query = 0; query < h->count; query++) attend_row(h, query);
+}
+
+void octavo_pack_keys(const float *keys, int64_t count, int64_t channels, float *packed) {
+    for (int64_t i = 0; i < channels; i++, packed += KEYS)
+        for (int64_t key = 0; key < KEYS; key++)
+            packed[key] = key < count ? keys[key * channels + i] : 0;
 }
 
 #define ROWS(SET, TARGET)                                                                        \
@@ -159,12 +280,7 @@ INLINE void attend_row(
         float *x, int64_t count, const float *cosine, const float *sine) {                       \
         rotated(x, count, cosine, sine);                                                         \
     }                                                                                            \
-    TARGET static void attend_##SET(                                                             \
-        const float *query, const float *keys, const float *values, int64_t sources,             \
-        int64_t channels, float scale, const void *mask, int32_t kind, float *scores,            \
-        float *out) {                                                                            \
-        attend_row(query, keys, values, sources, channels, scale, mask, kind, scores, out);      \
-    }                                                                                            \
+    TARGET static void attend_##SET(const octavo_head_queries *queries) { attend(queries); }     \
     static const octavo_float_rows rows_##SET = {normalized_##SET, rotated_##SET, attend_##SET};
 
 ROWS(portable, )

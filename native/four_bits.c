@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "octavo.h"
+#include "layers.h"
 #include "rounding.h"
 
 enum { CHUNK = 32, CHUNK_BYTES = CHUNK * BLOCK / 2, MOST_STEPS = 127 * 256, TILE = 8 };
@@ -295,6 +295,8 @@ static void multiply(void *context, int chunk, int chunks) {
 
 int octavo_multiply_four_bits(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads) {
+    if (count > OCTAVO_MOST_FEW_ROWS && octavo_knows_groups())
+        return octavo_multiply_four_bits_widened(matrix, x, count, y, 0, threads);
     int64_t digits = count * matrix->columns;
     int64_t work = digits * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     char *memory = malloc((size_t)(2 * digits + 4 * count * (matrix->groups + 1)));

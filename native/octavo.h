@@ -321,10 +321,13 @@ void octavo_product_of_four_bits(
 OCTAVO_EXPORT int octavo_multiply_four_bits(
     const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
 
-/* The same of rows that are rounded to eight bits by their ranges, with weights that become int8:
- * for many rows (widened.c). */
+enum { OCTAVO_MOST_FEW_ROWS = 16 /* of more, what is done to the weights once costs little */ };
+
+/* The same with weights that become int8, for many rows (widened.c): of which 16 bits are kept, with
+ * VNNI, or which are rounded to eight bits by their ranges. */
 OCTAVO_EXPORT int octavo_multiply_four_bits_widened(
-    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads);
+    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int is_rounded,
+    int threads);
 
 /* ---- tables: embedding.c ---- */
 
@@ -492,52 +495,91 @@ typedef struct {
     octavo_four_bits four;
 } octavo_layer;
 
-/* Each row over its root mean square, times weight + more; NULL: there is no such norm. */
+/* Each row, less its mean where it is centered, over the root of its mean square, times weight + more,
+ * plus bias, which may be NULL. Weight NULL: there is no such norm. */
 typedef struct {
-    const float *weight;
+    const float *weight, *bias;
     float eps, more;
+    int32_t centered, reserved;
 } octavo_norm;
 
-/* Rows of floats, as this CPU computes them: float_rows.c. `normalized` may be in place; `rotated` turns
- * a head in place, the first half of its channels with the second; `attend` is the mean of values by
- * the softmax of query . keys scale + mask, and needs room for so many scores. */
+/* Queries of one head that follow each other, and what they attend to: the first one to `seen` sources,
+ * each other to one more, none to more than the last `window` of them where that is not 0. */
+typedef struct {
+    const float *queries, *keys, *values; /* [count], [sources][channels] */
+    const float *packed; /* keys [sources / 16][channels][16], for several queries; or NULL */
+    int64_t count, query_stride, channels, seen, window;
+    float scale, softcap; /* 0: scores are not capped */
+    float slope;          /* is added to scores, times the number of the source */
+    int32_t mask_kind;
+    const void *mask; /* of the first query */
+    int64_t mask_stride; /* in bytes */
+    float *scores;       /* room for [count][seen + count, up to a multiple of 32] */
+    float *out;
+    int64_t out_stride;
+} octavo_head_queries;
+
+/* Rows of floats, as this CPU computes them: float_rows.c, attending.c. `normalized` may be in place;
+ * `rotated` turns so many channels of a head in place, the first half with the second. */
 typedef struct {
     void (*normalized)(const float *x, int64_t count, const octavo_norm *norm, float *y);
     void (*rotated)(float *x, int64_t count, const float *cosine, const float *sine);
-    void (*attend)(
-        const float *query, const float *keys, const float *values, int64_t sources,
-        int64_t channels, float scale, const void *mask, int32_t mask_kind, float *scores,
-        float *out);
+    void (*attend)(const octavo_head_queries *queries);
 } octavo_float_rows;
 const octavo_float_rows *octavo_float_rows_of_this_cpu(void);
 
-/* x + out(attention(norm(x))), of which y + down(activation(gate(norm(y))) * up(norm(y))) is made. A
- * head of the keys is read by heads / shared_heads of the queries; channels are a multiple of 8. */
+enum { OCTAVO_QUERIES = 8 /* that attend together */, OCTAVO_PACKED_KEYS = 16 };
+/* 16 keys, of which so many are there, as octavo_head_queries has them. */
+void octavo_pack_keys(const float *keys, int64_t count, int64_t channels, float *packed);
+
+/* Where heads of queries, keys or values stand in the rows of a layer's results (0: the query's, 1, 2):
+ * the first one at `start`, and each other `step` behind the one before. */
+typedef struct {
+    int64_t layer, start, step;
+} octavo_head_places;
+
+/* x + after(out(attention(norm(x)))), and of that y, or where it is parallel of x,
+ * y + after(down(activation(gate(norm)) * up(norm))). Layers without rows are not there: key and value
+ * where the query has all three, up where nothing is gated. A head of the keys is read by heads /
+ * shared_heads of the queries; channels are a multiple of 8. */
 typedef struct {
     octavo_layer query, key, value, out, gate, up, down;
-    octavo_norm before_attention, of_queries, of_keys, before_gate;
+    octavo_norm before_attention, of_queries, of_keys, after_attention, before_gate, after_down;
+    octavo_head_places queries, keys, values;
     int64_t width, inner, heads, shared_heads, channels;
-    float scale; /* of scores */
-    int32_t activation;
+    int64_t turned;      /* channels of a head that are rotated */
+    int64_t window;      /* 0: a token sees all before it */
+    const float *slopes; /* [heads] of what is added to scores, or NULL */
+    float scale, softcap;
+    int32_t activation, rotation, is_parallel, reserved; /* rotation: which of those of a call */
 } octavo_decoder;
 
-/* Keys and values of a block, [batch, shared heads, .., channels]. */
+/* Keys and values of a block, [batch, shared heads, .., channels], and how many tokens each text has
+ * there, [batch], behind which those of a call are put. */
 typedef struct {
     float *keys, *values;
     int64_t batch_stride, head_stride;
+    const int64_t *past;
 } octavo_cache;
 
-/* Blocks one after the other on contiguous rows [batch, tokens, width]. Caches have `past` tokens, behind
- * which those of the call are put; of all `sources` are read. */
+enum { OCTAVO_ROTATIONS = 2 };
+
+/* Cosines and sines [batch, tokens, turned]; a stride of 0 repeats one. */
 typedef struct {
-    int64_t batch, tokens, past, sources;
+    const float *cosine, *sine;
+    int64_t stride;
+} octavo_rotation;
+
+/* Blocks one after the other on contiguous rows [batch, tokens, width]. Each token sees those before it
+ * in its text, and no more than a mask lets it see. */
+typedef struct {
+    int64_t batch, tokens, ahead; /* so many tokens of each text came since `past` was counted */
     const float *x;
     float *y;
-    const float *cosine, *sine; /* [batch, tokens, channels]; a stride of 0 repeats one */
-    int64_t rotary_stride;
-    int32_t mask_kind, reserved;
-    const void *mask; /* as that of octavo_attention_call, [batch, heads, tokens, sources] */
-    int64_t mask_batch_stride, mask_head_stride, mask_row_stride;
+    octavo_rotation rotations[OCTAVO_ROTATIONS];
+    int32_t mask_kind, is_rounded; /* whether layers read eight bits of each value */
+    const void *mask; /* [batch, heads, tokens, sources]: bool, or float32; the last one is the newest */
+    int64_t mask_batch_stride, mask_head_stride, mask_row_stride, sources;
     const octavo_cache *caches; /* one for each block */
 } octavo_decoder_call;
 

@@ -75,7 +75,7 @@ static void one_product_of_bytes(int threads) {
 }
 
 static void one_product(int threads) {
-    int64_t rows = 16 * (1 + below(20)), groups = 1 + below(4), count = 1 + below(9);
+    int64_t rows = 16 * (1 + below(20)), groups = 1 + below(4), count = 1 + below(below(4) ? 9 : 40);
     int64_t columns = groups * 32 * (1 + below(4));
     uint8_t *weights = filled(rows * columns / 2, 1), *zero_points = filled(rows * groups, 1);
     float *scales = filled(rows * groups, 4), *bias = filled(rows, 4);
@@ -83,7 +83,7 @@ static void one_product(int threads) {
     octavo_four_bits matrix = {
         weights, scales, zero_points, below(2) ? bias : NULL, rows, columns, groups};
     if (octavo_multiply_four_bits(&matrix, x, count, y, threads) == OCTAVO_NO_MEMORY) exit(1);
-    if (octavo_multiply_four_bits_widened(&matrix, x, count, y, threads) == OCTAVO_NO_MEMORY) exit(1);
+    if (octavo_multiply_four_bits_widened(&matrix, x, count, y, 1, threads) == OCTAVO_NO_MEMORY) exit(1);
     free(weights), free(zero_points), free(scales), free(bias), free(x), free(y);
 }
 
@@ -243,37 +243,53 @@ static void forget_layer(octavo_layer layer) {
     free((void *)layer.four.zero_points), free((void *)layer.four.bias);
 }
 
-/* Two blocks on a few rows. */
+/* Two blocks on a few rows, or on so many that keys are packed. */
 static void one_decoder(int threads) {
     int64_t channels = 8 * (1 + below(10)), shared = 1 + below(3), heads = shared * (1 + below(3));
     int64_t width = below(2) ? 32 * (1 + below(3)) : 1 + below(90);
     int64_t inner = below(2) ? 32 * (1 + below(5)) : 1 + below(150);
-    int64_t batch = 1 + below(3), tokens = 1 + below(3), past = below(40), rows = batch * tokens;
-    int64_t sources = past + tokens, room = sources + below(3), kept = batch * shared * room * channels;
-    int64_t turned = below(2) ? 1 : batch;
-    float *norm = filled(width, 4), *of_heads = filled(channels, 4);
+    int64_t batch = 1 + below(3), tokens = 1 + below(below(3) ? 3 : 50), rows = batch * tokens;
+    int64_t past[3], longest = 0, ahead = below(3), fused = below(2), gated = below(2);
+    for (int i = 0; i < batch; i++) {
+        past[i] = below(40);
+        if (past[i] > longest) longest = past[i];
+    }
+    int64_t sources = longest + ahead + tokens, room = sources + below(3);
+    int64_t kept = batch * shared * room * channels, at = heads * channels, own = shared * channels;
+    int64_t turned = 2 * below((int)channels / 2 + 1), texts = below(2) ? 1 : batch;
+    float *norm = filled(width, 4), *of_heads = filled(channels, 4), *slopes = filled(heads, 4);
     float *x = filled(rows * width, 4), *y = malloc((size_t)(rows * width) * 4);
-    float *cosine = filled(turned * tokens * channels, 4), *sine = filled(turned * tokens * channels, 4);
-    int kind = tokens == 1 ? below(3) : 1 + below(2);
+    float *cosine = filled(texts * tokens * turned + 1, 4), *sine = filled(texts * tokens * turned + 1, 4);
+    int kind = below(3);
     void *mask = filled(rows * sources, kind == OCTAVO_ADDED_MASK ? 4 : 1);
     octavo_decoder blocks[2];
     octavo_cache caches[2];
     for (int i = 0; i < 2; i++) {
+        const octavo_layer none = {{0}, {0}};
+        const octavo_norm nothing = {0}, of_rows = {norm, below(2) ? norm : NULL, 1e-5f, 1, below(2), 0};
+        const octavo_norm of_each = {of_heads, NULL, 1e-5f, 0, 0, 0};
         blocks[i] = (octavo_decoder){
-            a_layer(heads * channels, width), a_layer(shared * channels, width),
-            a_layer(shared * channels, width), a_layer(width, heads * channels),
-            a_layer(inner, width), a_layer(inner, width), a_layer(width, inner),
-            {norm, 1e-5f, 0}, {below(2) ? of_heads : NULL, 1e-5f, 1},
-            {below(2) ? of_heads : NULL, 1e-5f, 0}, {norm, 1e-5f, 1}, width, inner, heads, shared,
-            channels, 0.1f, below(2) ? OCTAVO_SILU : OCTAVO_GELU_TANH};
+            .query = a_layer(fused ? at + 2 * own : at, width), .key = fused ? none : a_layer(own, width),
+            .value = fused ? none : a_layer(own, width), .out = a_layer(width, at),
+            .gate = a_layer(inner, width), .up = gated ? a_layer(inner, width) : none,
+            .down = a_layer(width, inner), .before_attention = of_rows, .before_gate = of_rows,
+            .of_queries = below(2) ? of_each : nothing, .of_keys = below(2) ? of_each : nothing,
+            .after_attention = below(2) ? of_rows : nothing, .after_down = below(2) ? of_rows : nothing,
+            .queries = {0, 0, channels}, .keys = {fused ? 0 : 1, fused ? at : 0, channels},
+            .values = {fused ? 0 : 2, fused ? at + own : 0, channels}, .width = width, .inner = inner,
+            .heads = heads, .shared_heads = shared, .channels = channels, .turned = turned,
+            .window = below(2) ? 0 : 1 + below(20), .slopes = below(2) ? slopes : NULL, .scale = 0.1f,
+            .softcap = below(2) ? 0 : 3, .activation = below(2) ? OCTAVO_SILU : OCTAVO_CLIP,
+            .rotation = i, .is_parallel = below(2)};
         caches[i] = (octavo_cache){
-            filled(kept, 4), filled(kept, 4), shared * room * channels, room * channels};
+            filled(kept, 4), filled(kept, 4), shared * room * channels, room * channels, past};
     }
+    octavo_rotation rotation = {cosine, sine, texts == 1 ? 0 : tokens * turned};
     octavo_decoder_call call = {
-        .batch = batch, .tokens = tokens, .past = past, .sources = sources, .x = x, .y = y,
-        .cosine = cosine, .sine = sine, .rotary_stride = turned == 1 ? 0 : tokens * channels,
-        .mask_kind = kind, .mask = kind ? mask : NULL, .mask_batch_stride = tokens * sources,
-        .mask_row_stride = sources, .caches = caches};
+        .batch = batch, .tokens = tokens, .ahead = ahead, .sources = sources, .x = x, .y = y,
+        .rotations = {rotation, rotation}, .mask_kind = kind, .mask = kind ? mask : NULL,
+        .is_rounded = !below(4), .mask_batch_stride = tokens * sources, .mask_row_stride = sources,
+        .caches = caches};
     if (octavo_decode(blocks, 2, &call, threads) == OCTAVO_NO_MEMORY) exit(1);
     for (int i = 0; i < 2; i++) {
         const octavo_decoder *b = blocks + i;
@@ -281,102 +297,7 @@ static void one_decoder(int threads) {
         forget_layer(b->gate), forget_layer(b->up), forget_layer(b->down);
         free(caches[i].keys), free(caches[i].values);
     }
-    free(norm), free(of_heads), free(x), free(y), free(cosine), free(sine), free(mask);
-}
-
-static void one_table(int threads) {
-    int64_t rows = 1 + below(20), groups = 1 + below(3), columns = groups * 2 * (1 + below(40));
-    int64_t count = below(30), bags = below(6), *indices = malloc((size_t)count * 8 + 8);
-    int bits = below(2) ? 8 : 4;
-    uint8_t *values = filled(rows * columns * bits / 8, 1);
-    float *scales = filled(rows * groups, 4), *factors = filled(count, 4);
-    int32_t *zero_points = calloc((size_t)(rows * groups), 4);
-    float *y = malloc((size_t)((count + bags) * columns) * 4 + 4);
-    int64_t offsets[6] = {0};
-    for (int64_t i = 0; i < count; i++) indices[i] = below((int)rows + 1) - !below(40);
-    for (int64_t i = 1; i < bags; i++) offsets[i] = offsets[i - 1] + below(9);
-    octavo_table table = {
-        values, scales, below(2) ? zero_points : NULL, rows, columns, groups, bits, below(2)};
-    octavo_pick_rows(&table, indices, count, y, threads);
-    octavo_bags all = {
-        offsets, bags, count, below(3), below((int)rows) - 1, below(2) ? factors : NULL};
-    octavo_sum_bags(&table, &all, indices, bags && below(2) ? bags - 1 : bags, y, threads);
-    free(indices), free(values), free(scales), free(factors), free(zero_points), free(y);
-}
-
-static void one_histogram(int threads) {
-    int64_t rows = below(2) ? 1 : 1 + below(9), count = 1 + below(rows == 1 ? 100000 : 900);
-    int64_t bins = 16 + below(3000), *counts = calloc((size_t)(rows * bins), 8);
-    int64_t *zeros = calloc((size_t)rows, 8);
-    float *low = malloc((size_t)rows * 4), *high = malloc((size_t)rows * 4);
-    for (int64_t row = 0; row < rows; row++) low[row] = 1, high[row] = -1;
-    for (int batch = 0; batch < 3; batch++) {
-        static const float sizes[] = {1.0f, 3e38f, 1e-38f, 1e-44f};
-        float *x = malloc((size_t)(rows * count) * 4), size = sizes[below(4)];
-        for (int64_t i = 0; i < rows * count; i++) x[i] = ((float)below(2001) / 1000 - 1) * size;
-        if (!below(4)) x[below((int)(rows * count))] = below(2) ? NAN : -INFINITY;
-        octavo_histogram seen = {x, rows, count, bins, counts, zeros, low, high};
-        int status = octavo_observe(&seen, threads);
-        if (status != 0 && status != OCTAVO_NOT_FINITE) exit(1);
-        free(x);
-    }
-    free(counts), free(zeros), free(low), free(high);
-}
-
-static void one_calculation(int threads) {
-    octavo_shape shape = {1 + below(3), 1 + below(5), 1 + below(5), 1 + below(40)};
-    int64_t row = shape.width * shape.channels, values = shape.batch * shape.height * row;
-    float *x = filled(values, 4), *other = filled(shape.channels, 4), *y = malloc((size_t)values * 4);
-    octavo_step step = {
-        OCTAVO_CALCULATE, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.arithmetic = {
-            {x, other, y, NULL}, shape, {shape.height * row, row, shape.channels, 1}, {0, 0, 0, below(2)},
-            below(4)}};
-    if (octavo_run(&step, 1, NULL, threads)) exit(1);
-    step = (octavo_step){
-        OCTAVO_ADD_UP, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.total = {
-            {x, NULL, y, NULL}, shape.batch, shape.height * shape.width, shape.channels, 2.0f}};
-    if (octavo_run(&step, 1, NULL, threads)) exit(1);
-    int64_t rows[7], width = shape.channels;
-    for (int i = 0; i < 7; i++) rows[i] = below(5);
-    int8_t *table = filled(5 * width, 1);
-    float scales[5] = {1, 2, 3, 4, 5}, *gathered = malloc((size_t)(7 * width) * 4);
-    int32_t zero_points[5] = {0, 1, 2, 3, 4};
-    step = (octavo_step){
-        OCTAVO_GATHER, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.gather = {
-            {rows, NULL, gathered, NULL}, 7, width, table, scales, zero_points}};
-    if (octavo_run(&step, 1, NULL, threads)) exit(1);
-    free(x), free(other), free(y), free(table), free(gathered);
-}
-
-static void one_normalization(int threads) {
-    int64_t count = 1 + below(40), columns = 1 + below(300), values = count * columns;
-    int integers = below(2), adds = !integers && below(2);
-    void *x = filled(values, integers ? 1 : 4);
-    float *addend = filled(values, 4), *weight = filled(columns, 4), *bias = filled(columns, 4);
-    float *out = malloc((size_t)values * 4);
-    uint8_t *rounded = malloc((size_t)values);
-    octavo_normalization call = {
-        .count = count, .columns = columns, .kind = below(3), .x = x, .x_zero_point = 128,
-        .x_scale = integers ? 0.02f : 0.0f, .eps = 1e-5f, .addend = adds ? addend : NULL,
-        .weight = below(2) ? weight : NULL, .bias = below(2) ? bias : NULL,
-        .out = below(2) ? out : NULL, .rounded = below(2) ? rounded : NULL, .scale = 0.02f,
-        .zero_point = 100, .high = 255};
-    if (octavo_normalize(&call, threads)) exit(1);
-    free(x), free(addend), free(weight), free(bias), free(out), free(rounded);
-}
-
-static void count_chunk(void *context, int chunk, int chunks) {
-    atomic_fetch_add((_Atomic int *)context, chunk < chunks);
-}
-
-/* Stages of a few chunks, or of none. */
-static void some_stages(int threads) {
-    _Atomic int counts[4] = {0};
-    octavo_stage stages[4];
-    for (int i = 0; i < 4; i++) stages[i] = (octavo_stage){count_chunk, counts + i, below(4)};
-    octavo_run_stages(stages, 4, threads);
-    for (int i = 0; i < 4; i++)
-        if (counts[i] != stages[i].chunks) exit(1);
+    free(norm), free(of_heads), free(slopes), free(x), free(y), free(cosine), free(sine), free(mask);
 }
 
 int main(void) {

@@ -1,18 +1,19 @@
-/* Products of many rows, rounded to eight bits each by its range, with weights of four bits.
+/* Products of many rows with weights of four bits, which become int8 in each call, a few blocks at a
+ * time, which stay in a cache for all rows of x.
  *
- * Weights become int8 in each call, by one scale for a row of the weight instead of one for each of
- * its groups, a few blocks at a time, which stay in a cache for all rows of x. So the products are
- * those with weights of eight bits, a quarter of the instructions of exact ones.
+ * Rows of which 16 bits are kept meet weights as they are (grouped.c). For rows that are rounded to
+ * eight bits each by its range, weights get one scale for a row of the weight instead of one for each
+ * of its groups: so the products are those with weights of eight bits, with half of the instructions.
  */
 #include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "octavo.h"
+#include "layers.h"
 #include "rounding.h"
 
-enum { PART = 4 /* blocks that a kernel takes at a time */, FOUR = 4 };
+enum { FOUR = 4 };
 
 /* ---- widening, written once and compiled for each instruction set ---- */
 
@@ -94,89 +95,106 @@ static Widen *widener(void) {
     return widen_portable;
 }
 
-/* ---- threads ---- */
+/* ---- parts ---- */
 
-/* What a chunk widens at a time. */
+/* What stands in front of the weights of a part. */
 typedef struct {
     float scales[PART * BLOCK], bias[PART * BLOCK];
     int32_t sums[PART * BLOCK];
 } Values;
 
+int64_t octavo_widened_scratch(const octavo_four_bits *m, int how) {
+    if (how == OCTAVO_MANY_ROWS) return octavo_grouped_scratch(m);
+    return (int64_t)sizeof(Values) + PART * BLOCK * m->columns;
+}
+
+int octavo_widened_product(
+    const octavo_four_bits *m, int how, int64_t part, const octavo_rows *all, int64_t count,
+    float *y, void *scratch) {
+    if (how == OCTAVO_MANY_ROWS) {
+        octavo_grouped_product(m, part, all, count, y, scratch);
+        return 1;
+    }
+    int64_t first = part * PART, blocks = m->rows / BLOCK - first, columns = m->columns;
+    if (blocks > PART) blocks = PART;
+    int64_t panel = octavo_panel(columns);
+    int is_finite = 1;
+    Values *values = scratch;
+    int8_t *weights = (int8_t *)(values + 1);
+    for (int64_t b = 0; b < blocks; b++)
+        widener()(
+            m, first + b, weights + b * BLOCK * columns, values->scales + b * BLOCK,
+            values->sums + b * BLOCK);
+    for (int64_t n = 0; n < blocks * BLOCK; n++) {
+        values->bias[n] = m->bias ? m->bias[first * BLOCK + n] : 0;
+        if (!(values->scales[n] <= FLT_MAX)) is_finite = 0;
+    }
+    const octavo_matrix widened = {
+        .weights = weights, .scales = values->scales, .sums = values->sums, .bias = values->bias,
+        .rows = m->rows, .columns = columns}; /* as far apart as the rows of y are */
+    for (int64_t r = 0; r < count; r += panel) {
+        octavo_rows rows = *all;
+        rows.digits += r * 2 * columns, rows.scales += r, rows.zero_points += r;
+        int64_t taken = count - r < panel ? count - r : panel;
+        octavo_product(
+            &widened, 0, blocks, &rows, taken, y + r * m->rows + first * BLOCK);
+    }
+    return is_finite;
+}
+
+/* ---- threads ---- */
+
 typedef struct {
-    const octavo_four_bits *matrix;
+    const octavo_layer *layer;
     const float *x;
     float *y;
-    int64_t count;
-    octavo_rows rows;
-    int8_t *widened;    /* [chunks][PART * BLOCK * columns] */
+    int how;
+    int64_t count, scratch_bytes; /* of a chunk */
+    octavo_digits digits;
+    char *scratch;
     _Atomic int is_infinite;
 } Product;
 
 static void read_rows(void *context, int chunk, int chunks) {
-    static const octavo_reading reading = {.how = OCTAVO_ROW_RANGE, .low = 0, .high = 255};
     Product *product = context;
-    int64_t columns = product->matrix->columns, count = product->count;
+    int64_t columns = product->layer->four.columns, count = product->count;
     for (int64_t r = count * chunk / chunks; r < count * (chunk + 1) / chunks; r++) {
-        octavo_read_row(&product->rows, r, product->x + r * columns, columns, &reading);
-        float scale = product->rows.scales[r];
-        if (scale != scale) product->is_infinite = 1;
+        float step = octavo_read_for(
+            product->layer, product->how, &product->digits, r, product->x + r * columns, columns);
+        if (step != step) product->is_infinite = 1;
     }
-}
-
-static void multiply_part(Product *product, int64_t part, int chunk) {
-    const octavo_four_bits *m = product->matrix;
-    int64_t first = part * PART, blocks = m->rows / BLOCK - first, columns = m->columns;
-    if (blocks > PART) blocks = PART;
-    int64_t panel = octavo_panel(columns);
-    int8_t *weights = product->widened + chunk * PART * BLOCK * columns;
-    Values values;
-    for (int64_t b = 0; b < blocks; b++)
-        widener()(
-            m, first + b, weights + b * BLOCK * columns, values.scales + b * BLOCK,
-            values.sums + b * BLOCK);
-    for (int64_t n = 0; n < blocks * BLOCK; n++) {
-        values.bias[n] = m->bias ? m->bias[first * BLOCK + n] : 0;
-        if (!(values.scales[n] <= FLT_MAX)) product->is_infinite = 1;
-    }
-    const octavo_matrix widened = {
-        .weights = weights, .scales = values.scales, .sums = values.sums, .bias = values.bias,
-        .rows = m->rows, .columns = columns}; /* as far apart as the rows of y are */
-    for (int64_t r = 0; r < product->count; r += panel) {
-        octavo_rows rows = product->rows;
-        rows.digits += r * 2 * columns, rows.scales += r, rows.zero_points += r;
-        int64_t taken = product->count - r < panel ? product->count - r : panel;
-        octavo_product(
-            &widened, 0, blocks, &rows, taken, product->y + r * m->rows + first * BLOCK);
-    }
-}
-
-static int64_t parts_of(const octavo_four_bits *matrix) {
-    return (matrix->rows / BLOCK + PART - 1) / PART;
 }
 
 static void multiply(void *context, int chunk, int chunks) {
     Product *product = context;
-    int64_t parts = parts_of(product->matrix);
+    int64_t parts = octavo_parts_of(product->layer);
     for (int64_t part = parts * chunk / chunks; part < parts * (chunk + 1) / chunks; part++)
-        multiply_part(product, part, chunk);
+        if (!octavo_part_product(
+                product->layer, product->how, part, &product->digits, product->count, product->y,
+                product->scratch + chunk * product->scratch_bytes))
+            product->is_infinite = 1;
 }
 
 int octavo_multiply_four_bits_widened(
-    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int threads) {
+    const octavo_four_bits *matrix, const float *x, int64_t count, float *y, int is_rounded,
+    int threads) {
+    const octavo_layer layer = {.four = *matrix};
     int64_t columns = matrix->columns;
     int64_t work = count * columns * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
     if (work < threads) threads = (int)work;
-    int chunks = octavo_chunks(parts_of(matrix), threads);
-    int64_t widened = chunks * PART * BLOCK * columns;
-    char *memory = malloc((size_t)(count * (2 * columns + 8) + widened));
-    if (!memory) return OCTAVO_NO_MEMORY;
-    float *scales = (float *)memory; /* first, where memory is aligned for them */
-    int32_t *zero_points = (int32_t *)(scales + count);
-    uint8_t *digits = (uint8_t *)(zero_points + count);
+    int chunks = octavo_chunks(octavo_parts_of(&layer), threads);
     Product product = {
-        .matrix = matrix, .x = x, .y = y, .count = count,
-        .rows = {digits, scales, zero_points, columns, 0},
-        .widened = (int8_t *)digits + 2 * count * columns};
+        .layer = &layer, .x = x, .y = y, .count = count,
+        .how = is_rounded ? OCTAVO_ROUNDED_ROWS : OCTAVO_MANY_ROWS};
+    product.scratch_bytes = (octavo_part_scratch(&layer, product.how) + 63) / 64 * 64;
+    int64_t digits = (count * (2 * columns + 8) + 63) / 64 * 64;
+    char *memory = malloc((size_t)(64 + digits + chunks * product.scratch_bytes));
+    if (!memory) return OCTAVO_NO_MEMORY;
+    char *start = memory + (64 - (uintptr_t)memory % 64);
+    float *scales = (float *)start; /* first, where memory is aligned for them */
+    int32_t *zero_points = (int32_t *)(scales + count);
+    product.digits.eight = (octavo_rows){(uint8_t *)(zero_points + count), scales, zero_points, columns, 1};
+    product.scratch = start + digits;
     octavo_stage stages[] = {
         {read_rows, &product, octavo_chunks(count, threads)}, {multiply, &product, chunks}};
     octavo_run_stages(stages, 2, threads);

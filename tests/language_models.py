@@ -50,6 +50,11 @@ MODELS: Mapping[str, tuple[str, str, Mapping[str, Any]]] = {
     "qwen 3": ("Qwen3ForCausalLM", "Qwen3Config", _WIDE),
     "mistral": ("MistralForCausalLM", "MistralConfig", {**_GROUPED, "sliding_window": 8}),
     "gemma": ("GemmaForCausalLM", "GemmaConfig", _WIDE),
+    "gemma 2": (
+        "Gemma2ForCausalLM",
+        "Gemma2Config",
+        {**_WIDE, "sliding_window": 8, "attn_logit_softcapping": 3.0},
+    ),
     "gemma 3": ("Gemma3ForCausalLM", "Gemma3TextConfig", {**_WIDE, "sliding_window": 8}),
     "phi": ("PhiForCausalLM", "PhiConfig", _SIZES),
     "phi 3": ("Phi3ForCausalLM", "Phi3Config", _GROUPED),

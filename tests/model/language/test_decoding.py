@@ -15,29 +15,37 @@ from language_models import (
     prompts,
     transformers,
 )
+from small_tokenizers import tokenizer
 from torch import nn
 
 import octavo
 from octavo.model.language import decoding
+from octavo.model.language.choosing import Choice
+from octavo.model.language.writing import Batch, Writing
+from octavo.model.language.written_text import WrittenText
 from octavo.numerics.native import library
 
 pytestmark = pytest.mark.skipif(bool(library.obstacle()), reason="there are no such kernels here")
 
 EIGHT, FOUR = octavo.weight_only_qconfig(), octavo.weight_only_qconfig(4, group_size=32)
 MIXED = octavo.QConfigMapping().set_global(EIGHT).set_module_name_regex(r".*(up|v)_proj", FOUR)
-LIKE_LLAMA = ["llama", "llama, tied", "qwen 2", "qwen 3", "gemma"]
+KNOWN = {
+    **dict.fromkeys(("llama, tied", "qwen 2", "gemma", "phi", "gpt neox", "opt"), EIGHT),
+    **dict.fromkeys(("llama", "mistral", "gemma 2", "phi 3", "gpt 2", "bloom"), FOUR),
+    **dict.fromkeys(("qwen 3", "gemma 3"), MIXED),
+}
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each native step had."""
+    """How many tokens each native call had."""
     counted: list[int] = []
     run = decoding.Steps.run
 
-    def counting(self: Any, model: Any, asked: Any) -> Any:
-        result = run(self, model, asked)
+    def counting(self: Any, model: Any, given: Any) -> Any:
+        result = run(self, model, given)
         if result is not None:
-            counted.append(asked.positions.shape[1])
+            counted.append(result.last_hidden_state.shape[1])
         return result
 
     monkeypatch.setattr(decoding.Steps, "run", counting)
@@ -51,25 +59,23 @@ def quantized(model: nn.Module, qconfig: Any = EIGHT) -> Any:
 def in_python(q: Any) -> Any:
     """A copy whose decoder is of its own class."""
     own = copy.deepcopy(q)
-    own.model.__class__ = type(q.model).__mro__[2]
+    decoder = next(m for m in own.modules() if isinstance(m, decoding.Stepping))
+    decoder.__class__ = type(decoder)._base
     return own
 
 
-@pytest.mark.parametrize("name", LIKE_LLAMA)
-@pytest.mark.parametrize("qconfig", [EIGHT, FOUR, MIXED], ids=["8", "4", "mixed"])
-def test_steps_are_native_and_write_the_same_tokens(
-    name: str, qconfig: Any, steps: list[int]
-) -> None:
+@pytest.mark.parametrize("name", KNOWN)
+def test_calls_are_native_and_write_the_same_tokens(name: str, steps: list[int]) -> None:
     model, given = language_model(name), prompts(name)
-    q = quantized(model, qconfig)
+    q = quantized(model, KNOWN[name])
     ours = generated(q, given)
-    assert steps == [1] * 8  # of ten tokens: the prompt gives one, and one step is compared
+    assert steps == [7] + [1] * 9  # of ten tokens the prompt gives one
     exact = generated(oracle(q, model), given)
     assert_same_tokens(ours, exact)
     assert_same_tokens(generated(in_python(q), given), exact)
     for own, right in zip(ours.logits, exact.logits, strict=True):
         torch.testing.assert_close(own, right, rtol=0, atol=2e-2 * float(right.std()))
-    assert len(steps) == 8
+    assert len(steps) == 10
 
 
 CACHES: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -109,10 +115,8 @@ def stepwise(net: Any, ids: torch.Tensor, how: dict[str, Any], count: int = 8) -
 
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
-def test_a_short_prompt_is_native_once_a_step_was_compared(padded: bool, steps: list[int]) -> None:
+def test_a_padded_prompt_is_native(padded: bool, steps: list[int]) -> None:
     q, ids = quantized(language_model("llama")), torch.randint(3, 60, (2, 5))
-    stepwise(q, ids, CACHES["dynamic"](q), 2)
-    steps.clear()
     mask = torch.ones(2, 6, dtype=torch.long)
     mask[0, :2] = not padded
     found = []
@@ -121,10 +125,93 @@ def test_a_short_prompt_is_native_once_a_step_was_compared(padded: bool, steps: 
         first = net(ids, past_key_values=cache, attention_mask=mask[:, :5]).logits
         assert cache.get_seq_length() == 5
         behind = net(ids[:, :1], past_key_values=cache, attention_mask=mask).logits
-        found.append(torch.cat([first[:, 2:], behind], 1))
-    # A padded token sees nothing: Python has its own rule for that.
-    assert steps == ([1] if padded else [5, 1])
+        found.append(torch.cat([first[:, 2:], behind], 1))  # what padding gives means nothing
+    assert steps == [5, 1]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma 3", "phi 3"])
+@torch.no_grad()
+def test_a_long_prompt_is_one_call_of_several_parts(
+    name: str, steps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("octavo.runtimes.native.decoder.AT_ONCE", 2 * 34)
+    q, ids = quantized(language_model(name), MIXED), torch.randint(3, 60, (2, 71))
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    for given in (None, mask):
+        ours, right = (net(ids, attention_mask=given).logits for net in (q, in_python(q)))
+        torch.testing.assert_close(ours[:, 3:], right[:, 3:], rtol=1e-3, atol=1e-3)
+    assert steps == [71, 71]
+
+
+@torch.no_grad()
+def test_a_call_without_a_cache_keeps_what_it_is_told_to(steps: list[int]) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (1, 5))
+    exact = in_python(q)(ids).logits
+    for how, kept in (({}, 5), ({"use_cache": True}, 5), ({"use_cache": False}, None)):
+        result = q(ids, **how)
+        cache = result.past_key_values
+        assert (cache and cache.get_seq_length()) == kept
+        torch.testing.assert_close(result.logits, exact, rtol=1e-3, atol=1e-3)
+    assert steps == [5, 5, 5]
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma 2"])
+@torch.no_grad()
+def test_windows_slide_over_what_the_cache_keeps(name: str, steps: list[int]) -> None:
+    q, ids = quantized(language_model(name)), torch.randint(3, 60, (2, 20))
+    found = []
+    for net in (q, in_python(q)):
+        cache = transformers.DynamicCache(config=q.config)
+        logits = [net(ids, past_key_values=cache).logits[:, -1]]
+        for token in range(4):
+            given = torch.full((2, 1), 5 + token)
+            if token == 2:  # python's own call amid ours
+                cache.layers[0].keys = cache.layers[0].keys.clone()
+            logits.append(net(given, past_key_values=cache).logits[:, -1])
+        assert cache.layers[0].keys.shape[2] == 7
+        assert cache.get_seq_length() == 24
+        found.append(torch.stack(logits))
+    assert steps == [20] + [1] * 4
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["qwen 3", "bloom"])
+def test_texts_that_share_a_batch(name: str, steps: list[int]) -> None:
+    q = quantized(language_model(name))
+    batch, texts = Batch(q), [[5, 9, 30, 7], [8, 9], [3] * 9]
+    write = [Writing(t, 6, Choice(), WrittenText(tokenizer(), t), lambda _: None) for t in texts]
+    for text in write:
+        batch.add(text)
+    while batch.writings:
+        batch.step()
+    for text, own in zip(texts, write, strict=True):
+        right = in_python(q).generate(torch.tensor([text]), max_new_tokens=6, do_sample=False)
+        assert own.tokens == right[0, len(text) :].tolist()
+    assert sorted(steps)[-3:] == [2, 4, 9]
+    assert steps.count(1) >= 5
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt 2"])
+@torch.no_grad()
+def test_a_model_in_bfloat16(name: str, steps: list[int]) -> None:
+    model, ids = language_model(name).bfloat16(), torch.randint(3, 60, (2, 9))
+    q = quantized(model)
+    exact = oracle(q, model).float()
+    cache, right = (transformers.DynamicCache(config=q.config) for _ in range(2))
+    for given in (ids, ids[:, :1], ids[:, 1:2]):
+        ours = q(given, past_key_values=cache).logits
+        best = exact(given, past_key_values=right).logits
+        assert ours.dtype == torch.bfloat16
+        assert (ours.float() - best).norm() < 2e-2 * best.norm()
+    assert steps == [9, 1, 1]
+    assert cache.layers[1].values.dtype == torch.bfloat16
+    values, best = cache.layers[1].values.float(), right.layers[1].values
+    assert (values - best).norm() < 1e-2 * best.norm()
+    behind = in_python(q)(ids[:, :1], past_key_values=cache).logits  # goes on with our cache
+    best = exact(ids[:, :1], past_key_values=right).logits
+    assert (behind.float() - best).norm() < 5e-2 * best.norm()
 
 
 @torch.no_grad()
@@ -302,9 +389,8 @@ def test_a_decoder_that_computes_something_else_is_found_out(
 
 
 def test_blocks_with_other_code_stay_python(steps: list[int]) -> None:
-    q, given = quantized(language_model("phi 3")), prompts("phi 3")
-    generated(q, given)
-    generated(quantized(language_model("mistral")), prompts("mistral", length=20))
+    given = prompts("llama")
+    generated(quantized(language_model("mixtral")), given)
     kept_float = octavo.QConfigMapping().set_global(EIGHT).set_module_name_regex(".*o_proj", None)
     generated(quantized(language_model("llama"), kept_float), given)
     assert not steps

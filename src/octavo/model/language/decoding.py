@@ -1,17 +1,18 @@
-"""Steps of a text, a few tokens each, in one native call for all blocks of a decoder.
+"""Calls of a decoder, those of a step and those of a prompt, as one native call for all its blocks.
 
-On a small model what Python does between the layers takes longer than the layers. So a decoder of
-transformers whose blocks are those of Llama, with weight-only layers, computes a step by
-`octavo.runtimes.native.decoder`, and by its own code whatever is not such a step: many tokens, a
-cache that keeps its keys in another form, results of single layers that are asked for. Nothing is
-known of models by name: what stands in the blocks is looked at, and so are the names that their
-code uses, and the first step is computed both ways and compared.
+On a small model what Python does between the layers takes longer than the layers, and what torch's
+threads do behind each of its operators takes half of a core from ours. So a decoder of transformers
+whose blocks are known (`decoder_blocks`), with weight-only layers, is computed by
+`octavo.runtimes.native.decoder`, and by its own code whatever is not such a call: a cache that
+keeps its keys in another form, results of single layers that are asked for. Before the first call a
+few tokens are computed both ways and compared.
 
 Tested in tests/model/language/test_decoding.py.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,41 +23,32 @@ import torch
 from torch import Tensor, nn
 
 from octavo.graph.tracing import is_compiled, is_plain
-from octavo.model.language.decoder_blocks import NotLikeLlama, block_of, names_in_code
-from octavo.model.language.kept_tokens import Kept, kept_by
-from octavo.model.nn import QuantizedModule
+from octavo.model.language.decoder_blocks import NotKnown
+from octavo.model.language.decoder_forms import Form, looks_like_one
+from octavo.model.language.kept_tokens import Kept, kept_by, new_cache
+from octavo.model.nn import Linear, QuantizedModule
 from octavo.runtimes.native.decoder import Decoder
 
-MOST_ROWS = 16  # of more, products wait for arithmetic, and Python costs nothing beside them
-_NEAR = 1e-3  # relative: ours keep 16 bits of what a layer reads, as the layers alone do
-# What such a decoder has, and the names that its forward may use: others do something else.
-_CHILDREN = frozenset({"embed_tokens", "layers", "norm", "rotary_emb"})
-_NAMES = frozenset(
-    """
-    ValueError embed_tokens DynamicCache config get_seq_length torch arange shape device unsqueeze
-    isinstance dict create_causal_mask create_sliding_window_causal_mask has_sliding_layers
-    rotary_emb layers num_hidden_layers layer_types norm BaseModelOutputWithPast enumerate
-    sliding_window
-    """.split()
-)
+# How far results may be apart: ours keep 16 bits of what a layer reads, as the layers alone do, and
+# round nothing in between.
+_NEAR = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+_TRIED = 33  # tokens that are compared: so many that keys are packed
 _ARGUMENTS = frozenset(
-    "input_ids attention_mask position_ids past_key_values inputs_embeds use_cache".split()
+    """
+    input_ids attention_mask position_ids past_key_values inputs_embeds use_cache return_dict
+    """.split()
 )
 
 
 def with_native_steps(model: nn.Module) -> None:
-    """Let the decoders in a model compute steps natively, where they are such decoders.
+    """Let the decoders in a model be computed natively, where they are known.
 
     Args:
         model: changed in place: the class of a decoder becomes one that derives from its own.
     """
     for path, module in model.named_modules():
-        if path and not isinstance(module, Stepping) and _looks_like_one(module):
+        if path and not isinstance(module, Stepping) and looks_like_one(module):
             module.__class__ = _stepping(type(module))
-
-
-def _looks_like_one(module: nn.Module) -> bool:
-    return set(module._modules) == _CHILDREN and names_in_code(module) <= _NAMES
 
 
 class Stepping(nn.Module):
@@ -66,20 +58,15 @@ class Stepping(nn.Module):
     _steps: Steps | None = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args or self.training or is_compiled() or torch.is_grad_enabled():
-            return super().forward(*args, **kwargs)
-        asked = Asked.of(self, kwargs)
-        if asked is None:
+        if self.training or is_compiled() or torch.is_grad_enabled():
             return super().forward(*args, **kwargs)
         steps = self._steps
         if steps is None or not steps.are_current():
-            if asked.kept.past == 0:  # a step behind tokens is the one that is compared
-                return super().forward(*args, **kwargs)
-            steps = Steps(self)
-            result = steps.tried(self, asked, lambda: super(Stepping, self).forward(**kwargs))
-            self._steps = steps
-            return result
-        result = steps.run(self, asked)
+            steps = self._steps = Steps(self)
+            steps.compare(self, super().forward)
+        names = inspect.signature(self._base.forward).parameters
+        given = dict(zip(list(names)[1:], args, strict=False)) | kwargs
+        result = steps.run(self, given)
         return super().forward(*args, **kwargs) if result is None else result
 
     def __getstate__(self) -> dict[str, Any]:
@@ -107,12 +94,14 @@ def _empty(base: type[nn.Module]) -> nn.Module:
 
 @dataclass(frozen=True)
 class Asked:
-    """A step that is understood: tokens behind those of a cache.
+    """A call that is understood: tokens behind those of a cache.
 
     Attributes:
         ids: ``[batch, tokens]``; ``embeds``: their rows, where they were given instead.
         positions: ``[batch or 1, tokens]``.
-        mask: what is seen; ``None`` where that is all that stands before.
+        mask: bool ``[batch, 1, 1, sources]``: what is seen; ``None`` where that is all that stands
+            before.
+        cache: as the call was given it, or a new one; ``None`` where nothing is to be kept.
         kept: keys and values of the tokens before.
     """
 
@@ -124,38 +113,42 @@ class Asked:
     kept: Kept
 
     @classmethod
-    def of(cls, model: Any, given: Mapping[str, Any]) -> Asked | None:
+    def of(cls, model: Any, form: Form, given: Mapping[str, Any]) -> Asked | None:
         """``None`` where a call is something else."""
         others = (v for k, v in given.items() if k not in _ARGUMENTS)
         if any(v is not None and v is not False for v in others):
             return None
-        if given.get("return_dict") is False:
+        if given.get("return_dict") is False or not _is_as_usual(model.config):
             return None
         ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
         tokens = ids if embeds is None else embeds
         if tokens is None or (ids is None) == (embeds is None) or type(tokens) is not Tensor:
             return None
-        batch, count = tokens.shape[:2]
-        if not 0 < batch * count <= MOST_ROWS or not _is_as_usual(model.config):
+        if tokens.dim() != (2 if embeds is None else 3) or tokens.numel() == 0:
             return None
-        cache = given.get("past_key_values")
-        kept = kept_by(cache, len(model.layers))
-        if kept is None:
+        cache, own = given.get("past_key_values"), given.get("use_cache")
+        keeps = bool(getattr(model.config, "use_cache", True) if own is None else own)
+        if cache is not None and not keeps:
             return None
-        window, sources = getattr(model.config, "sliding_window", None), kept.past + count
-        if sources > (kept.most if window is None else min(kept.most, window)):
+        if cache is None:
+            cache = new_cache(model.config)
+        kept, count = kept_by(cache, form.count, form.dtype), tokens.shape[1]
+        if kept is None or not kept.has_room(count):
             return None
-        mask = _mask(given.get("attention_mask"), batch, count, kept.past, tokens.device)
-        is_padded = mask is not _ALL and given.get("attention_mask") is not None
-        if mask is None or (kept.past == 0 and is_padded and not bool(mask.any(-1).all())):
-            return None  # what stands before a text sees nothing
+        given_mask = given.get("attention_mask")
+        if given_mask is not None and (
+            type(given_mask) is not Tensor
+            or given_mask.shape != (tokens.shape[0], kept.past + count)
+        ):
+            return None
+        mask = kept.mask(given_mask, count)
+        if mask is not None and not form.knows(mask):
+            return None
+        mask = None if mask is None or bool(mask.all()) else mask[:, None, None, :].bool()
         positions = given.get("position_ids")
         if positions is None:
-            positions = torch.arange(kept.past, sources, device=tokens.device)[None]
-        return cls(ids, embeds, positions, None if mask is _ALL else mask, cache, kept)
-
-
-_ALL = torch.ones((), dtype=torch.bool)
+            positions = form.positions(given_mask, kept.past, count)
+        return cls(ids, embeds, positions, mask, cache if keeps else None, kept)
 
 
 def _is_as_usual(config: Any) -> bool:
@@ -167,30 +160,21 @@ def _is_as_usual(config: Any) -> bool:
     return is_plain_record and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
 
 
-def _mask(mask: Any, batch: int, count: int, past: int, device: torch.device) -> Tensor | None:
-    """bool ``[batch, 1, count, sources]``; `_ALL` where nothing is hidden; ``None`` where it is not
-    known what a mask means.
-    """
-    sources = past + count
-    if mask is not None:
-        if type(mask) is not Tensor or mask.shape != (batch, sources):
-            return None
-        mask = None if bool(mask.all()) else mask[:, None, None, :].bool()
-    if count == 1:
-        return _ALL if mask is None else mask
-    seen = torch.ones(count, sources, dtype=torch.bool, device=device).tril(past)
-    return seen[None, None] if mask is None else mask & seen
-
-
 class Steps:
     """The blocks of a decoder as native calls, and what has to stay as it is for that."""
 
     def __init__(self, model: Any) -> None:
         self._decoder: Decoder | None = None
-        with suppress(NotLikeLlama, ValueError):  # the latter where blocks are of different sizes
-            self._decoder = Decoder([block_of(block) for block in model.layers])
+        self._record: Any = None
+        blocks = next(m for m in model._modules.values() if isinstance(m, nn.ModuleList))
+        inside = set(blocks.modules())
+        linears = [module for module in inside if isinstance(module, Linear)]
+        self._rounds_from = {linear.rounds_from for linear in linears}
+        with suppress(NotKnown, ValueError):  # the latter where blocks are of different sizes
+            self._form = Form(model, type(model)._base)
+            if len(self._rounds_from) == 1:
+                self._decoder = Decoder(self._form.blocks())
         self._changes = QuantizedModule.changes
-        inside = set(model.layers.modules())
         held = [
             (names, name)
             for module in (model, *inside)
@@ -200,13 +184,15 @@ class Steps:
         # Whoever watches or changes a module may give it a forward of its own.
         held += [(module.__dict__, "forward") for module in inside]
         # Numbers that the native calls have taken from attention and norms.
-        numbers = ("scaling", "head_dim", "variance_epsilon")
-        held += [(m.__dict__, name) for m in inside for name in numbers if name in m.__dict__]
+        held += [(m.__dict__, name) for m in inside for name in _NUMBERS if name in m.__dict__]
         self._names = tuple(zip(*held, strict=True))
         self._values = [names.get(name) for names, name in held]
         weights = [one for module in inside for one in module._parameters.values()]
         self._weights = [one for one in weights if one is not None]
         self._places = list(map(Tensor.data_ptr, self._weights))
+        # Of those that are not float32 there are copies.
+        self._copied = [one for one in self._weights if one.dtype != torch.float32]
+        self._versions = [_version(one) for one in self._copied]
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         self._hooks = [getattr(module, kind) for module in inside for kind in kinds]
 
@@ -216,48 +202,74 @@ class Steps:
             self._changes == QuantizedModule.changes
             and all(map(is_, map(dict.get, *self._names), self._values))
             and list(map(Tensor.data_ptr, self._weights)) == self._places
+            and [_version(one) for one in self._copied] == self._versions
         )
 
-    def tried(self, model: Any, asked: Asked, exact: Callable[[], Any]) -> Any:
-        """The first step, both ways; if they differ no step is native."""
-        found = self._computed(model, asked)
-        if found is None:
-            return exact()
-        tokens = asked.positions.shape[1]
-        kept = asked.kept.newest(tokens)
-        result = exact()
-        layers, end = asked.cache.layers, asked.kept.past + tokens
-        exact_kept = torch.stack(
-            [t[:, :, end - tokens : end] for layer in layers for t in (layer.keys, layer.values)]
-        )
-        is_plain_record = set(result) <= {"last_hidden_state", "past_key_values"}
-        near = _are_near(found, result.last_hidden_state) and _are_near(kept, exact_kept)
-        if not (is_plain_record and near):
+    def compare(self, model: Any, exact: Callable[..., Any]) -> None:
+        """A few tokens, and one behind them, both ways; if they differ no call is native."""
+        if self._decoder is None or any(self._hooks):
             self._decoder = None
-        self._record = type(result)
-        return result
+            return
+        positions = getattr(model.config, "max_position_embeddings", None) or 2 * _TRIED
+        count = int(min(_TRIED, positions - 1, min(self._rounds_from) - 1))
+        known = int(self._form.tokens.num_embeddings)
+        if count < 1:
+            self._decoder = None
+            return
+        tokens = torch.arange(7, 7 + 5 * (count + 1), 5)[None] % known
+        caches = [new_cache(model.config) for _ in range(2)]
+        for ids in (tokens[:, :count], tokens[:, count:]):
+            asked = Asked.of(model, self._form, {"input_ids": ids, "past_key_values": caches[0]})
+            found = None if asked is None else self._computed(asked)
+            result = exact(input_ids=ids, past_key_values=caches[1], use_cache=True)
+            is_plain_record = set(result) <= {"last_hidden_state", "past_key_values"}
+            if asked is None or found is None or not is_plain_record:
+                self._decoder = None
+                return
+            self._record, new = type(result), asked.kept.newest(ids.shape[1])
+            asked.kept.advance(caches[0], ids.shape[1])
+            pairs = [t for layer in caches[1].layers for t in (layer.keys, layer.values)]
+            kept = [t[:, :, t.shape[2] - n.shape[2] :] for t, n in zip(pairs, new, strict=True)]
+            ours, right = [found, *new], [result.last_hidden_state, *kept]
+            if not all(map(self._are_near, ours, right)):
+                self._decoder = None
+                return
 
-    def run(self, model: Any, asked: Asked) -> Any:
+    def _are_near(self, ours: Tensor, exact: Tensor) -> bool:
+        ours, exact = ours.float()[:, :, -exact.shape[2] :], exact.float()
+        return bool((ours - exact).norm() <= _NEAR[self._form.dtype] * exact.norm())
+
+    def run(self, model: Any, given: Mapping[str, Any]) -> Any:
         """What the decoder returns; ``None`` where its own code has to compute it."""
-        found = self._computed(model, asked)
-        if found is None:
-            return None
-        asked.kept.advance(asked.cache, asked.positions.shape[1])
-        return self._record(last_hidden_state=found, past_key_values=asked.cache)
-
-    def _computed(self, model: Any, asked: Asked) -> Tensor | None:
         if self._decoder is None or any(self._hooks):
             return None
-        x = model.embed_tokens(asked.ids) if asked.embeds is None else asked.embeds
-        if not is_plain(x):
+        asked = Asked.of(model, self._form, given)
+        found = None if asked is None else self._computed(asked)
+        if asked is None or found is None:
             return None
-        rotary = model.rotary_emb(x, position_ids=asked.positions)
-        kept = asked.kept
-        block = self._decoder.blocks[0]
-        caches = kept.caches(x.shape[1], (x.shape[0], block.shared_heads, block.channels))
-        rows = self._decoder(x, rotary, caches, kept.past, asked.mask)
-        return None if rows is None else model.norm(rows)
+        if asked.cache is not None:
+            asked.kept.advance(asked.cache, asked.positions.shape[1])
+        return self._record(last_hidden_state=found, past_key_values=asked.cache)
+
+    def _computed(self, asked: Asked) -> Tensor | None:
+        assert self._decoder is not None, "whoever calls has looked"
+        form, kept = self._form, asked.kept
+        x = form.rows(asked.ids, asked.embeds, asked.positions).float()
+        if not is_plain(x) or asked.positions.dtype != torch.int64:
+            return None
+        batch, tokens = x.shape[:2]
+        rotations = form.rotations(x, asked.positions)
+        caches = kept.caches(batch, tokens, self._decoder.blocks)
+        is_rounded = batch * tokens >= min(self._rounds_from)
+        rows = self._decoder(x.contiguous(), rotations, caches, asked.mask, rounded=is_rounded)
+        return None if rows is None else form.last(rows.to(form.dtype))
 
 
-def _are_near(ours: Tensor, exact: Tensor) -> bool:
-    return bool((ours - exact).norm() <= _NEAR * exact.norm())
+_NUMBERS = (
+    *("scaling", "head_dim", "head_size", "inv_norm_factor", "sliding_window"),
+    *("variance_epsilon", "eps", "attn_logit_softcapping", "use_parallel_residual"),
+)
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

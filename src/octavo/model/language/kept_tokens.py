@@ -2,7 +2,7 @@
 
 A dynamic cache puts new tokens behind the old ones by copying all. Here the memory has room behind
 them, and what the cache is given are views: it sees plain tensors, which it may cut, reorder or
-replace, and then they are copied once more.
+replace, and then they are copied once more. Of a model in bfloat16 the cache sees a copy.
 
 Tested in tests/model/language/test_decoding.py.
 """
@@ -17,28 +17,34 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from octavo.runtimes.native.decoder import Caches
-
-Sizes = tuple[int, int, int]  # batch, heads of keys, channels
+from octavo.runtimes.native.decoder import Block, Cache, Caches
 
 
 class Kept(Protocol):
     """What a cache has of all blocks of a decoder.
 
     Attributes:
-        past: so many tokens.
-        most: so many there can be.
+        past: so many tokens, of the longest text.
     """
 
     past: int
-    most: float
 
-    def caches(self, tokens: int, sizes: Sizes) -> Caches:
-        """The memory, with room for so many more; ``sizes`` are for the first ones."""
+    def has_room(self, tokens: int) -> bool:
+        """Whether there can be so many more."""
         ...
 
-    def newest(self, tokens: int) -> Tensor:
-        """A copy of what stands behind ``past``: ``[2 * blocks, batch, heads, tokens, size]``."""
+    def mask(self, given: Tensor | None, tokens: int) -> Tensor | None:
+        """Of a mask that a call of the model was given for all tokens of its texts, what is not
+        known of the cache.
+        """
+        ...
+
+    def caches(self, batch: int, tokens: int, blocks: Sequence[Block]) -> Caches:
+        """The memory, with room for so many more."""
+        ...
+
+    def newest(self, tokens: int) -> list[Tensor]:
+        """What stands behind the tokens that it has: keys and values of each block."""
         ...
 
     def advance(self, cache: Any, tokens: int) -> None:
@@ -46,9 +52,12 @@ class Kept(Protocol):
         ...
 
 
-def kept_by(cache: Any, blocks: int) -> Kept | None:
-    """What a cache has; ``None`` where it keeps it in another way."""
-    base, dynamic, static = _classes()
+def kept_by(cache: Any, blocks: int, dtype: torch.dtype) -> Kept | None:
+    """What a cache has, of keys of a dtype; ``None`` where it keeps it in another way."""
+    base, dynamic, sliding, static = _classes()
+    own = getattr(cache, "native_tokens", None)
+    if own is not None:
+        return own(blocks) if dtype == torch.float32 else None
     if not isinstance(cache, base) or type(cache).update is not base.update:
         return None
     grown = _GROWN.get(cache)
@@ -58,84 +67,151 @@ def kept_by(cache: Any, blocks: int) -> Kept | None:
     if cache.offloading or len(layers) != blocks:
         return None
     kinds = {type(layer) for layer in layers}
-    if kinds == {dynamic} and not any(x.is_initialized for x in layers):
-        return Grown(layers)
-    if not all(x.is_initialized for x in layers):
+    if not layers or not (kinds <= {dynamic, sliding} or kinds == {static}):
         return None
-    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
-    if len(kinds) != 1 or not tensors or not all(map(_is_readable, tensors)):
+    if any(getattr(layer, "record_past", False) for layer in layers):
         return None
-    if any(tensor.shape != tensors[0].shape for tensor in tensors):
+    begun = [layer for layer in layers if layer.is_initialized]
+    tensors = [tensor for layer in begun for tensor in (layer.keys, layer.values)]
+    if len(begun) not in (0, blocks) or not all(_is_readable(t, dtype) for t in tensors):
         return None
-    if kinds == {dynamic}:
-        return Grown(layers)
-    return Fixed(layers) if kinds == {static} else None
+    pasts = {int(layer.get_seq_length()) for layer in begun}
+    if len(pasts) > 1 or len({tensor.shape[0] for tensor in tensors}) > 1:
+        return None
+    if kinds == {static}:
+        is_one = len({tensor.shape for tensor in tensors}) == 1
+        return Fixed(layers) if is_one and dtype == torch.float32 else None
+    return Grown(layers, pasts.pop() if pasts else 0, dtype)
+
+
+def new_cache(config: Any) -> Any:
+    """What a decoder of transformers makes where it is given none."""
+    from transformers import DynamicCache
+
+    return DynamicCache(config=config)
 
 
 @once
-def _classes() -> tuple[Any, Any, Any]:
-    from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+def _classes() -> tuple[Any, Any, Any, Any]:
+    from transformers import cache_utils as of
 
-    return Cache, DynamicLayer, StaticLayer
+    return of.Cache, of.DynamicLayer, of.DynamicSlidingWindowLayer, of.StaticLayer
 
 
-def _is_readable(tensor: Any) -> bool:
+def _is_readable(tensor: Any, dtype: torch.dtype) -> bool:
     return (
         type(tensor) is Tensor
         and tensor.dim() == 4
-        and tensor.dtype == torch.float32
+        and tensor.dtype == dtype
         and tensor.is_cpu
         and tensor.numel() > 0
     )
 
 
+class _Layer:
+    """The memory of a layer of a dynamic cache, and what the cache sees of it.
+
+    Attributes:
+        held: tokens in the memory.
+        window: tokens that a row sees at most; ``None`` for all.
+    """
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        self.layer, self._dtype = layer, dtype
+        self.window: int | None = getattr(layer, "sliding_window", None)
+        self.held = int(layer.keys.shape[2]) if layer.is_initialized else 0
+        self.keys: Any = layer.keys if self.held else None
+        self.values: Any = layer.values if self.held else None
+        self._copies: tuple[Tensor, Tensor] | None = None
+        self._shown: tuple[Tensor, Tensor] | None = None
+
+    def is_shown(self, past: int) -> bool:
+        shown, layer = self._shown, self.layer
+        return (
+            shown is not None
+            and layer.keys is shown[0]
+            and layer.values is shown[1]
+            and (self.window is None or layer.cumulative_length == past)
+        )
+
+    def move(self, batch: int, tokens: int, block: Block) -> None:
+        """To memory with room for so many more."""
+        old, end = (self.keys, self.values), self.held
+        if self.window is not None:
+            self.held = min(end, self.window - 1)
+        room = self.held + tokens + max(_ROOM, self.held // 4)
+        shape = (batch, block.shared_heads, room, block.channels)
+        self.keys, self.values = torch.empty(shape), torch.empty(shape)
+        for new, tensor in zip((self.keys, self.values), old, strict=True):
+            if self.held:
+                new[:, :, : self.held] = tensor[:, :, end - self.held : end]
+        if self._dtype != torch.float32:
+            self._copies = self.keys.to(self._dtype), self.values.to(self._dtype)
+
+    def show(self, tokens: int, past: int) -> None:
+        """Let the cache see so many new tokens, with which a text has ``past``."""
+        start, self.held = self.held, self.held + tokens
+        seen = self.keys, self.values
+        if self._copies is not None:
+            for copy, own in zip(self._copies, seen, strict=True):
+                copy[:, :, start : self.held] = own[:, :, start : self.held]
+            seen = self._copies
+        first = 0 if self.window is None else max(0, self.held - (self.window - 1))
+        keys, values = (tensor[:, :, first : self.held] for tensor in seen)
+        if not self.layer.is_initialized:
+            self.layer.lazy_initialization(keys, values)
+        self.layer.keys, self.layer.values = self._shown = keys, values
+        if self.window is not None:
+            self.layer.cumulative_length = past
+
+
 class Grown:
-    """Of a dynamic cache: memory of our own with room behind its tokens."""
+    """Of a dynamic cache: memory of our own with room behind its tokens. Layers with a window lose
+    tokens that nobody sees any more when the memory is made anew.
+    """
 
-    most = float("inf")
-
-    def __init__(self, layers: Sequence[Any]) -> None:
-        self._layers = layers
-        self.past = int(layers[0].keys.shape[2]) if layers[0].is_initialized else 0
-        self._shown: Sequence[Tensor] = ()
+    def __init__(self, layers: Sequence[Any], past: int, dtype: torch.dtype) -> None:
+        self._of, self.past = layers, past
+        self._layers = [_Layer(layer, dtype) for layer in layers]
         self._caches: Caches | None = None
+        self._room = 0
+        self._held: dict[int | None, Tensor] = {}  # by windows, for each text
 
     def is_shown_by(self, cache: Any) -> bool:
         """Whether a cache still has what it was given."""
-        shown = self._shown
-        return (
-            cache.layers is self._layers
-            and len(shown) == 2 * len(self._layers)
-            and all(
-                layer.keys is shown[2 * i] and layer.values is shown[2 * i + 1]
-                for i, layer in enumerate(self._layers)
-            )
-        )
+        return cache.layers is self._of and all(x.is_shown(self.past) for x in self._layers)
 
-    def caches(self, tokens: int, sizes: Sizes) -> Caches:
-        if self._caches is None or self._caches.shape[2] < self.past + tokens:
-            room = self.past + tokens + max(_ROOM, self.past // 4)
-            self._whole = torch.empty((2 * len(self._layers), *sizes[:2], room, sizes[2]))
-            if self.past:
-                pairs = [pair for layer in self._layers for pair in (layer.keys, layer.values)]
-                for own, tensor in zip(self._whole, pairs, strict=True):
-                    own[:, :, : self.past] = tensor
-            self._caches = Caches(list(zip(self._whole[::2], self._whole[1::2], strict=True)))
+    def has_room(self, tokens: int) -> bool:
+        return True
+
+    def mask(self, given: Tensor | None, tokens: int) -> Tensor | None:
+        return given
+
+    def caches(self, batch: int, tokens: int, blocks: Sequence[Block]) -> Caches:
+        if self._caches is None or tokens > self._room:
+            for layer, block in zip(self._layers, blocks, strict=True):
+                layer.move(batch, tokens, block)
+            self._held = {x.window: torch.full((batch,), x.held) for x in self._layers}
+            self._room = min(x.keys.shape[2] - x.held for x in self._layers)
+            own = [Cache(x.keys, x.values, self._held[x.window]) for x in self._layers]
+            self._caches = Caches(own, blocks)
         return self._caches
 
-    def newest(self, tokens: int) -> Tensor:
-        return self._whole[:, :, :, self.past : self.past + tokens].clone()
+    def newest(self, tokens: int) -> list[Tensor]:
+        return [
+            tensor[:, :, layer.held : layer.held + tokens].clone()
+            for layer in self._layers
+            for tensor in (layer.keys, layer.values)
+        ]
 
     def advance(self, cache: Any, tokens: int) -> None:
         self.past += tokens
+        self._room -= tokens
+        for held in self._held.values():
+            held += tokens
+        for layer in self._layers:
+            layer.show(tokens, self.past)
         _GROWN[cache] = self
-        self._shown = self._whole[:, :, :, : self.past].unbind(0)
-        for layer, keys, values in zip(
-            self._layers, self._shown[::2], self._shown[1::2], strict=True
-        ):
-            if not layer.is_initialized:
-                layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
 
 
 class Fixed:
@@ -143,14 +219,22 @@ class Fixed:
 
     def __init__(self, layers: Sequence[Any]) -> None:
         self._layers = layers
-        self.past, self.most = int(layers[0].cumulative_length), layers[0].keys.shape[2]
+        self.past = int(layers[0].cumulative_length) if layers[0].is_initialized else 0
 
-    def caches(self, tokens: int, sizes: Sizes) -> Caches:
-        return Caches([(layer.keys, layer.values) for layer in self._layers])
+    def has_room(self, tokens: int) -> bool:
+        first = self._layers[0]
+        return bool(first.is_initialized) and self.past + tokens <= first.keys.shape[2]
 
-    def newest(self, tokens: int) -> Tensor:
+    def mask(self, given: Tensor | None, tokens: int) -> Tensor | None:
+        return given
+
+    def caches(self, batch: int, tokens: int, blocks: Sequence[Block]) -> Caches:
+        past = torch.full((batch,), self.past)
+        return Caches([Cache(x.keys, x.values, past) for x in self._layers], blocks)
+
+    def newest(self, tokens: int) -> list[Tensor]:
         pairs = [tensor for layer in self._layers for tensor in (layer.keys, layer.values)]
-        return torch.stack([t[:, :, self.past : self.past + tokens] for t in pairs])
+        return [t[:, :, self.past : self.past + tokens].clone() for t in pairs]
 
     def advance(self, cache: Any, tokens: int) -> None:
         for layer in self._layers:

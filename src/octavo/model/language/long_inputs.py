@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import nn
 
 from octavo.errors import InputError
-from octavo.model.nn import Linear
+from octavo.model.nn import Linear, QuantizedModule
 
 
 def round_long_inputs(model: nn.Module, rows: int = 32) -> int:
@@ -51,4 +51,5 @@ def round_long_inputs(model: nn.Module, rows: int = 32) -> int:
         )
     for layer in layers:
         layer.rounds_from = rows
+    QuantizedModule.changes += 1  # whoever has called its layers' kernels asks them again
     return len(layers)

@@ -11,6 +11,7 @@ Tested in tests/model/language/test_writing.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from octavo.errors import InputError, MissingExtra
 from octavo.model.language.int8_rows import to_floats, to_rows
+from octavo.runtimes.native.decoder import Block, Caches
+from octavo.runtimes.native.decoder import Cache as NativeCache
 
 try:
     from transformers.cache_utils import (
@@ -78,6 +81,13 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
             return to_floats(keys, key_states.dtype), to_floats(values, key_states.dtype)
         return keys, values
 
+    def with_room(self, heads: int, new: int, channels: int) -> tuple[Tensor, Tensor]:
+        """The tables of floats, with room for so many new tokens of each text."""
+        states, lengths = torch.empty((0, heads, new, channels)), self.rows.lengths
+        self.keys = _with_room(self.keys, states, len(lengths), max(lengths))
+        self.values = _with_room(self.values, states, len(lengths), max(lengths))
+        return self.keys, self.values
+
     def _written(self, table: Tensor | None, states: Tensor) -> Tensor:
         new = to_rows(states) if self.int8 else states
         table = _with_room(table, new, len(self.rows.lengths), max(self.rows.lengths))
@@ -136,7 +146,7 @@ class SideBySide(Cache):  # type: ignore[misc, unused-ignore]
         self.rows = _Rows()
         windows = [_window_of(layer) for layer in DynamicCache(config=config).layers]
         self.limit = min((window for window in windows if window is not None), default=None)
-        self._tables = [_Layer(self.rows, int8) for _ in windows]
+        self._tables, self._int8 = [_Layer(self.rows, int8) for _ in windows], int8
         super().__init__(layers=list(self._tables))
 
     def __len__(self) -> int:
@@ -180,11 +190,52 @@ class SideBySide(Cache):  # type: ignore[misc, unused-ignore]
         called = self.rows.called
         self.rows.lengths[called] = [length + new for length in self.rows.lengths[called]]
 
+    def native_tokens(self, blocks: int) -> _Written | None:
+        """For native calls of so many blocks, which write into the tables; ``None`` where those
+        are not of floats.
+        """
+        return None if self._int8 or blocks != len(self._tables) else _Written(self)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
         tables = [t for layer in self._tables for t in (layer.keys, layer.values) if t is not None]
         return sum(table.nbytes for table in tables)
+
+
+class _Written:
+    """The rows of the running call, as native calls have them: see
+    `octavo.model.language.kept_tokens.Kept`.
+    """
+
+    def __init__(self, cache: SideBySide) -> None:
+        self._cache, self.past = cache, cache.rows.longest
+
+    def has_room(self, tokens: int) -> bool:
+        _, columns = self._cache.rows.places
+        return columns.shape[1] == tokens
+
+    def mask(self, given: Tensor | None, tokens: int) -> Tensor | None:
+        """None where it is what `SideBySide.begin` told: each text sees all of its tokens."""
+        columns = self._cache.rows.places[1]
+        if given is not None and given.shape == (len(columns), self.past + tokens):
+            seen = torch.arange(self.past + tokens) <= columns[:, -1:]
+            return None if torch.equal(given.bool(), seen) else given
+        return given
+
+    def caches(self, batch: int, tokens: int, blocks: Sequence[Block]) -> Caches:
+        rows = self._cache.rows
+        past, own = torch.tensor(rows.lengths[rows.called]), []
+        for table, block in zip(self._cache._tables, blocks, strict=True):
+            keys, values = table.with_room(block.shared_heads, tokens, block.channels)
+            own.append(NativeCache(keys[rows.called], values[rows.called], past))
+        return Caches(own, blocks)
+
+    def newest(self, tokens: int) -> list[Tensor]:
+        raise NotImplementedError("another cache is asked when calls are compared")
+
+    def advance(self, cache: Any, tokens: int) -> None:
+        """`SideBySide.end` does that."""
 
 
 def _window_of(layer: Any) -> int | None:

@@ -18,7 +18,16 @@ from torch import Tensor
 from octavo.numerics.native.library import library
 from octavo.runtimes.native import four_bits
 from octavo.runtimes.native.four_bits import _FourBits
-from octavo.runtimes.native.matrix import FOUR, NO_MEMORY, NOT_FINITE, How, Matrix, Reading, _Matrix
+from octavo.runtimes.native.matrix import (
+    BLOCK,
+    FOUR,
+    NO_MEMORY,
+    NOT_FINITE,
+    How,
+    Matrix,
+    Reading,
+    _Matrix,
+)
 
 
 class LayerStruct(ctypes.Structure):
@@ -86,6 +95,24 @@ class Product:
             return Product.of_eight_bits(matrix, self.rows, self.columns)
         return Product.of_four_bits(weights, scales, third, self.rows, padded)
 
+    def part(self, first: int, last: int) -> Product:
+        """Of some rows of the weight, whose memory it shares.
+
+        Raises:
+            ValueError: the first is not one of a block of 16, or the last is not the last of one.
+        """
+        if first % BLOCK or (last % BLOCK and last != self.rows):
+            raise ValueError(f"rows {first} to {last} are no blocks of {BLOCK}")
+        blocks = slice(first // BLOCK, -(-last // BLOCK))
+        if self.layer.eight.rows:
+            each = slice(first, blocks.stop * BLOCK)
+            weights, *others = self._held
+            matrix = Matrix(weights[blocks], *(values[each] for values in others))
+            return Product.of_eight_bits(matrix, last - first, self.columns)
+        weights, scales, zero_points = (values[blocks] for values in self._held[:3])
+        bias = self._held[3][first : blocks.stop * BLOCK] if len(self._held) > 3 else None
+        return Product.of_four_bits(weights, scales, zero_points, last - first, bias)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Of float32 ``[count, columns]``; NaN in a row that is not finite.
 
@@ -132,9 +159,13 @@ def _of_eight(loaded: ctypes.CDLL, product: Product, rounded: bool) -> _Call:
 
 
 def _of_four(loaded: ctypes.CDLL, product: Product, rounded: bool) -> _Call:
-    function: Any = loaded["octavo_multiply_four_bits" + ("_widened" if rounded else "")]
-    function.argtypes = (_POINTER, _POINTER, _SIZE, _POINTER, ctypes.c_int)
     matrix = ctypes.addressof(product.layer) + LayerStruct.four.offset
+    if rounded:
+        widened: Any = loaded["octavo_multiply_four_bits_widened"]
+        widened.argtypes = (_POINTER, _POINTER, _SIZE, _POINTER, ctypes.c_int, ctypes.c_int)
+        return lambda x, count, y, threads: cast(int, widened(matrix, x, count, y, 1, threads))
+    function: Any = loaded["octavo_multiply_four_bits"]
+    function.argtypes = (_POINTER, _POINTER, _SIZE, _POINTER, ctypes.c_int)
     return lambda x, count, y, threads: cast(int, function(matrix, x, count, y, threads))
 
 
