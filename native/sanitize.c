@@ -300,6 +300,101 @@ static void one_decoder(int threads) {
     free(norm), free(of_heads), free(slopes), free(x), free(y), free(cosine), free(sine), free(mask);
 }
 
+static void one_table(int threads) {
+    int64_t rows = 1 + below(20), groups = 1 + below(3), columns = groups * 2 * (1 + below(40));
+    int64_t count = below(30), bags = below(6), *indices = malloc((size_t)count * 8 + 8);
+    int bits = below(2) ? 8 : 4;
+    uint8_t *values = filled(rows * columns * bits / 8, 1);
+    float *scales = filled(rows * groups, 4), *factors = filled(count, 4);
+    int32_t *zero_points = calloc((size_t)(rows * groups), 4);
+    float *y = malloc((size_t)((count + bags) * columns) * 4 + 4);
+    int64_t offsets[6] = {0};
+    for (int64_t i = 0; i < count; i++) indices[i] = below((int)rows + 1) - !below(40);
+    for (int64_t i = 1; i < bags; i++) offsets[i] = offsets[i - 1] + below(9);
+    octavo_table table = {
+        values, scales, below(2) ? zero_points : NULL, rows, columns, groups, bits, below(2)};
+    octavo_pick_rows(&table, indices, count, y, threads);
+    octavo_bags all = {
+        offsets, bags, count, below(3), below((int)rows) - 1, below(2) ? factors : NULL};
+    octavo_sum_bags(&table, &all, indices, bags && below(2) ? bags - 1 : bags, y, threads);
+    free(indices), free(values), free(scales), free(factors), free(zero_points), free(y);
+}
+
+static void one_histogram(int threads) {
+    int64_t rows = below(2) ? 1 : 1 + below(9), count = 1 + below(rows == 1 ? 100000 : 900);
+    int64_t bins = 16 + below(3000), *counts = calloc((size_t)(rows * bins), 8);
+    int64_t *zeros = calloc((size_t)rows, 8);
+    float *low = malloc((size_t)rows * 4), *high = malloc((size_t)rows * 4);
+    for (int64_t row = 0; row < rows; row++) low[row] = 1, high[row] = -1;
+    for (int batch = 0; batch < 3; batch++) {
+        static const float sizes[] = {1.0f, 3e38f, 1e-38f, 1e-44f};
+        float *x = malloc((size_t)(rows * count) * 4), size = sizes[below(4)];
+        for (int64_t i = 0; i < rows * count; i++) x[i] = ((float)below(2001) / 1000 - 1) * size;
+        if (!below(4)) x[below((int)(rows * count))] = below(2) ? NAN : -INFINITY;
+        octavo_histogram seen = {x, rows, count, bins, counts, zeros, low, high};
+        int status = octavo_observe(&seen, threads);
+        if (status != 0 && status != OCTAVO_NOT_FINITE) exit(1);
+        free(x);
+    }
+    free(counts), free(zeros), free(low), free(high);
+}
+
+static void one_calculation(int threads) {
+    octavo_shape shape = {1 + below(3), 1 + below(5), 1 + below(5), 1 + below(40)};
+    int64_t row = shape.width * shape.channels, values = shape.batch * shape.height * row;
+    float *x = filled(values, 4), *other = filled(shape.channels, 4), *y = malloc((size_t)values * 4);
+    octavo_step step = {
+        OCTAVO_CALCULATE, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.arithmetic = {
+            {x, other, y, NULL}, shape, {shape.height * row, row, shape.channels, 1}, {0, 0, 0, below(2)},
+            below(4)}};
+    if (octavo_run(&step, 1, NULL, threads)) exit(1);
+    step = (octavo_step){
+        OCTAVO_ADD_UP, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.total = {
+            {x, NULL, y, NULL}, shape.batch, shape.height * shape.width, shape.channels, 2.0f}};
+    if (octavo_run(&step, 1, NULL, threads)) exit(1);
+    int64_t rows[7], width = shape.channels;
+    for (int i = 0; i < 7; i++) rows[i] = below(5);
+    int8_t *table = filled(5 * width, 1);
+    float scales[5] = {1, 2, 3, 4, 5}, *gathered = malloc((size_t)(7 * width) * 4);
+    int32_t zero_points[5] = {0, 1, 2, 3, 4};
+    step = (octavo_step){
+        OCTAVO_GATHER, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.gather = {
+            {rows, NULL, gathered, NULL}, 7, width, table, scales, zero_points}};
+    if (octavo_run(&step, 1, NULL, threads)) exit(1);
+    free(x), free(other), free(y), free(table), free(gathered);
+}
+
+static void one_normalization(int threads) {
+    int64_t count = 1 + below(40), columns = 1 + below(300), values = count * columns;
+    int integers = below(2), adds = !integers && below(2);
+    void *x = filled(values, integers ? 1 : 4);
+    float *addend = filled(values, 4), *weight = filled(columns, 4), *bias = filled(columns, 4);
+    float *out = malloc((size_t)values * 4);
+    uint8_t *rounded = malloc((size_t)values);
+    octavo_normalization call = {
+        .count = count, .columns = columns, .kind = below(3), .x = x, .x_zero_point = 128,
+        .x_scale = integers ? 0.02f : 0.0f, .eps = 1e-5f, .addend = adds ? addend : NULL,
+        .weight = below(2) ? weight : NULL, .bias = below(2) ? bias : NULL,
+        .out = below(2) ? out : NULL, .rounded = below(2) ? rounded : NULL, .scale = 0.02f,
+        .zero_point = 100, .high = 255};
+    if (octavo_normalize(&call, threads)) exit(1);
+    free(x), free(addend), free(weight), free(bias), free(out), free(rounded);
+}
+
+static void count_chunk(void *context, int chunk, int chunks) {
+    atomic_fetch_add((_Atomic int *)context, chunk < chunks);
+}
+
+/* Stages of a few chunks, or of none. */
+static void some_stages(int threads) {
+    _Atomic int counts[4] = {0};
+    octavo_stage stages[4];
+    for (int i = 0; i < 4; i++) stages[i] = (octavo_stage){count_chunk, counts + i, below(4)};
+    octavo_run_stages(stages, 4, threads);
+    for (int i = 0; i < 4; i++)
+        if (counts[i] != stages[i].chunks) exit(1);
+}
+
 int main(void) {
     if (octavo_abi() != OCTAVO_ABI) return 1;
     for (int set = octavo_limit_isa(OCTAVO_AMX); set >= OCTAVO_PORTABLE; set--) {
