@@ -64,6 +64,8 @@ _ERRORS = {None: 2.0**-15, "float32": 2.0**-15, "bfloat16": 2.0**-7}
 _PRECISION = {None: "f32", "float32": "f32", "bfloat16": "bf16"}
 
 
+# Names of the types that its tensors share with numpy's arrays, and with torch's.
+_NUMPYS = frozenset("f32 f64 f16 i8 u8 i16 i32 i64 boolean".split())
 _WITH_FEATURES = 3  # dimensions, or more
 _MOST_PROGRAMS = 8
 # Input and axis -> size.
@@ -212,6 +214,7 @@ class _Program:
         # A request serves one call at a time: one for each that overlap.
         self.idle: deque[Any] = deque()
         self.read = _inputs_read(compiled, graph)
+        self.tensor = package().Tensor if _reads_memory(compiled) else None
         self.process = os.getpid()
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -224,7 +227,7 @@ class _Program:
         arrays = [as_array(tensors[index]) for index in self.read]
         request = _taken(self.idle) or self.compiled.create_infer_request()
         try:
-            _infer(request, arrays, forked=os.getpid() != self.process)
+            _infer(request, self._given(request, arrays), os.getpid() != self.process)
             # Copied, since the request's next call writes to the same memory. To give OpenVINO
             # other memory for each call takes longer than to copy what classifiers and encoders
             # return.
@@ -235,6 +238,17 @@ class _Program:
             raise RuntimeUnavailable(words) from error
         finally:
             self.idle.append(request)
+
+    def _given(self, request: Any, arrays: list[Any]) -> list[Any] | None:
+        """What is given with a call: nothing where the request is told where its inputs are.
+
+        Which takes a third of the time that it takes with the call.
+        """
+        if self.tensor is None:
+            return arrays
+        for index, array in enumerate(arrays):
+            request.set_input_tensor(index, self.tensor(array, shared_memory=True))
+        return None
 
 
 class _Programs:
@@ -299,8 +313,19 @@ class _Programs:
         return self.of([tensor.shape for tensor in tensors]).run(tensors)
 
 
-def _infer(request: Any, arrays: list[Any], forked: bool) -> None:
+def _reads_memory(compiled: Any) -> bool:
+    """Whether a program can read its inputs where they are: no number, and of a type of numpy's."""
+    return all(
+        entry.get_partial_shape().rank.get_length() > 0
+        and entry.get_element_type().get_type_name() in _NUMPYS
+        for entry in compiled.inputs
+    )
+
+
+def _infer(request: Any, arrays: list[Any] | None, forked: bool) -> None:
     """Run a request, on this thread if it ends with the process, else on OpenVINO's own.
+
+    ``None`` are the inputs that it was told before.
 
     A thread that has run one keeps a part of the model until it ends. Where another thread destroys
     the model at that moment, OpenVINO ends the process. A process that was forked off the one that
