@@ -1,0 +1,1 @@
+"""What `make docs` makes of the sources: pictures, tables of measurements, the reference."""
