@@ -22,8 +22,8 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "models": (
         "Quantized models and their files",
-        "QuantizedModel save load lower summary export_onnx export_package load_package artifact "
-        "nn",
+        "QuantizedModel save load lower summary artifact nn export_onnx export_package "
+        "load_package export_tflite TfliteFile export_executorch ExecutorchFile",
     ),
     "measure": (
         "Measure",
