@@ -7,14 +7,13 @@ BIN := $(VENV)/bin
 DEV := $(VENV)/.dev
 PEERS := $(VENV)/.peers
 DOCS := $(VENV)/.docs
-NOTEBOOKS := $(VENV)/.notebooks
 
 # From the environment, so that they hold for the build backend too (the second: pip 25.3 and later).
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help native sanitize demo test zoo sweeps smollm2 isa wheel check format docs notebooks bench fuzz clean
+.PHONY: help native sanitize demo test zoo sweeps smollm2 isa wheel check format docs bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -61,9 +60,6 @@ docs: $(DOCS) native ## the pages, into build/site, and opened in a browser
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 	$(BIN)/python -m pytest -m website tests/test_website.py
 
-notebooks: $(NOTEBOOKS) native ## the tutorials, cell by cell; what they print goes into build/notebooks
-	$(BIN)/python -m website.run_notebooks
-
 bench: $(PEERS) native ## measure against the peers, in 40 minutes; on a machine that does nothing else
 	$(BIN)/python -m benchmarks.speed
 
@@ -81,10 +77,6 @@ $(DEV): pyproject.toml constraints.txt
 
 $(DOCS): $(DEV)
 	$(BIN)/python -m pip install --quiet --editable ".[dev,all,docs]"
-	touch $@
-
-$(NOTEBOOKS): $(DEV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev,all,notebooks]"
 	touch $@
 
 $(PEERS): $(DEV)

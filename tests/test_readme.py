@@ -21,6 +21,14 @@ from octavo.numerics.scheme import Scheme
 from octavo.quantization.targets import TARGETS
 
 README = Path(__file__).parents[1] / "README.md"
+SITE = (
+    "index",
+    "start/first_model",
+    "concepts/grids",
+    "concepts/ranges",
+    "concepts/modes",
+    "serving",
+)
 PAGES = (
     README,
     *(
@@ -34,6 +42,7 @@ PAGES = (
             "transformers",
             "tuning",
             "language_models",
+            *SITE,
         )
     ),
 )
@@ -73,13 +82,15 @@ def octavo(*arguments: str) -> str:
     return done.output
 
 
-SLOW = {page for page in PAGES if page.stem in ("analysis", "training", "tuning")}
+SLOW = {page for page in PAGES if page.stem in ("analysis", "training", "tuning")} | {
+    README.parent / "docs" / f"{name}.md" for name in SITE
+}
 
 
 @pytest.mark.parametrize("page", swept(PAGES, kept=set(PAGES) - SLOW), ids=lambda page: page.name)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     program = python_of(page.read_text(encoding="utf-8"))
-    assert "octavo.quantize" in program or "octavo.prepare_qat" in program
+    assert "import octavo" in program
     script = tmp_path / f"{page.stem}_of_docs.py"  # a traceback's line number is the page's
     if "from transformers import" in program:  # which imports torchvision; line 1 is the title
         tests = str(Path(__file__).parent)

@@ -74,11 +74,15 @@ class Watched:
         self.tab.on("console", lambda message: self.troubles.append(message.text))
         self.tab.on("pageerror", lambda error: self.troubles.append(str(error)))
         self.tab.on("request", lambda sent: self._asked(sent.url))
-        self.tab.on("requestfailed", lambda sent: self.troubles.append(f"failed: {sent.url}"))
+        self.tab.on("requestfailed", self._failed)
 
     def _asked(self, url: str) -> None:
         if not url.startswith((self.address, "data:", "blob:")):
             self.troubles.append(url)
+
+    def _failed(self, sent: Any) -> None:
+        if "ERR_ABORTED" not in (sent.failure or ""):  # which is that the next page was opened
+            self.troubles.append(f"failed: {sent.url}")
 
     def open(self, page: str) -> Any:
         self.tab.goto(f"{self.address}/{page}")

@@ -1,9 +1,14 @@
 // What the theme leaves out for readers who do not see the page: names, and no landmark twice.
 document$.subscribe(() => {
   document.querySelector(".md-search")?.setAttribute("aria-label", "Search");
-  for (const one of document.querySelectorAll(".md-code__nav, .md-nav .md-nav")) {
-    one.setAttribute("role", "group");
+  for (const one of document.querySelectorAll(".md-code__nav")) {
+    one.setAttribute("role", "presentation");
   }
+  document.querySelectorAll(".md-nav .md-nav[aria-labelledby]").forEach((one, index) => {
+    const label = document.getElementById(one.getAttribute("aria-labelledby"));
+    one.removeAttribute("aria-labelledby");
+    one.setAttribute("aria-label", `Section ${index + 1}: ${label?.textContent.trim()}`);
+  });
   // What scrolls sideways can be reached by the keyboard.
   for (const one of document.querySelectorAll(".md-typeset__scrollwrap, pre > code, table.octavo")) {
     if (one.scrollWidth > one.clientWidth) {
@@ -17,7 +22,7 @@ document$.subscribe(() => {
 new MutationObserver((changes) => {
   for (const change of changes) {
     for (const one of change.addedNodes) {
-      if (one.classList?.contains("md-code__nav")) one.setAttribute("role", "group");
+      if (one.classList?.contains("md-code__nav")) one.setAttribute("role", "presentation");
     }
   }
 }).observe(document.body, { childList: true, subtree: true });
