@@ -14,6 +14,8 @@ from octavo.graph.cuts import Cuts
 from octavo.measuring.parity import LayerParity, _compared_layers
 from octavo.runtimes.options import Options
 
+SHARE = 1e-3  # of integers that may be another one, a step away
+
 
 class Between(nn.Module):
     """A function of what a convolution gives, read by another: all of it is integers."""

@@ -39,6 +39,17 @@ def test_sizes_are_numbers_and_what_depends_on_them_is_constant():
     assert fixed.inputs[0].meta.shape == (1, 7, 8)
 
 
+def test_what_is_filled_by_the_sizes_of_a_tensor_is_constant():
+    class Filled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.ones_like(x)
+
+    graph = octavo.capture(Filled(), (torch.randn(3, 4),))
+    fixed = with_fixed_sizes(graph, [(2, 4)])
+    assert [node.short_op for node in fixed.nodes] == ["add"]
+    assert fixed.constants["ones_like"].equal(torch.ones(2, 4))
+
+
 def test_weights_stay_integers():
     _, fixed = _fixed((1, 7, 8))
     assert any(node.op == DEQUANTIZE_WEIGHT for node in fixed.nodes)

@@ -20,6 +20,8 @@ from octavo.graph.qdq import is_own
 from octavo.graph.rewrite import Constant, Part, rewrite
 
 _NUMBERS = (bool, int, float)
+# They look at the sizes of a tensor alone.
+_FILLED = frozenset("zeros_like ones_like full_like new_zeros new_ones new_full".split())
 
 
 def with_fixed_sizes(graph: Graph, shapes: Sequence[Sequence[int]]) -> Graph:
@@ -69,7 +71,8 @@ class _Known:
         if isinstance(result, _NUMBERS):
             self.numbers[node.name] = result
             return []
-        if read <= self.constant | self.numbers.keys() and not is_own(node):
+        depends = set() if node.short_op in _FILLED else read
+        if depends <= self.constant | self.numbers.keys() and not is_own(node):
             self.constant.add(node.name)
             return [Constant(node.name, result.clone())] if isinstance(result, Tensor) else []
         args, kwargs = map_refs((node.args, dict(node.kwargs)), self._number)

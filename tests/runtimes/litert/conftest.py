@@ -6,27 +6,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from litert_models import Run, run
+from litert_models import SHARE, Run, run
 from torch import Tensor, nn
 
 import octavo
 from octavo.errors import ExportError
-
-SHARE = 1e-3  # of integers that may be another one, a step away
 
 
 @pytest.fixture
 def agrees() -> Callable[..., Run]:
     """Runs a model, each of whose layers has to give the oracle's integers; gives the run."""
 
-    def check(model: nn.Module, *tensors: Tensor, **how: object) -> Run:
+    def check(model: nn.Module, *tensors: Tensor, share: float = SHARE, **how: object) -> Run:
         torch.manual_seed(0)
         done = run(model, *tensors, **how)
         assert done.layers
         far = [
             layer
             for layer in done.layers
-            if (layer.unequal > SHARE or (layer.steps or 0) > 1 or layer.sqnr_db < 40)
+            if (layer.unequal > share or (layer.steps or 0) > 1 or layer.sqnr_db < 40)
         ]
         assert far == []
         return done

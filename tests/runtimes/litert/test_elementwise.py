@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from litert_models import Between
+from sweeping import swept
 from torch.nn import functional as F
 
 ON_INTEGERS = {
@@ -39,7 +40,9 @@ IN_FLOAT = {
 }
 
 
-@pytest.mark.parametrize("name", ON_INTEGERS)
+@pytest.mark.parametrize(
+    "name", swept(ON_INTEGERS, ["add and relu", "hardswish", "scaled by channel"])
+)
 def test_functions_on_integers(name, agrees):
     function, operator = ON_INTEGERS[name]
     found = agrees(Between(function), torch.randn(2, 3, 6, 8))
@@ -47,7 +50,7 @@ def test_functions_on_integers(name, agrees):
     assert all(kind.endswith("int8") for kind in found.operators), found.kernels
 
 
-@pytest.mark.parametrize("name", IN_FLOAT)
+@pytest.mark.parametrize("name", swept(IN_FLOAT, ["silu", "a number"]))
 def test_functions_between_integers_that_litert_rounds_otherwise(name, agrees):
     function, operator = IN_FLOAT[name]
     found = agrees(Between(function), torch.randn(2, 3, 6, 8))

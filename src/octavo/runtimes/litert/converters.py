@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from octavo.graph.graph import Node
-from octavo.graph.operators import arguments
-from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_WEIGHT, UNPACK
-from octavo.runtimes.litert import affine, elementwise, layers, pooling, reductions, shapes
+from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_WEIGHT, DYNAMIC, UNPACK
+from octavo.runtimes.litert import (
+    affine,
+    attention,
+    dynamic,
+    elementwise,
+    layers,
+    pooling,
+    recurrent,
+    reductions,
+    shapes,
+    tables,
+)
 from octavo.runtimes.litert.rounding import rounding_at
 from octavo.runtimes.litert.values import Value
 from octavo.runtimes.litert.writer import Converter, Writer
@@ -22,11 +32,6 @@ def _quantize(w: Writer, node: Node) -> Value:
     return w.requantized(w.read_floats(node.args[0]), w.rounding.form)
 
 
-def _dynamic(w: Writer, node: Node) -> Value:
-    """Floats that the layer behind rounds itself."""
-    return w.read_floats(arguments(node)["x"])
-
-
 CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
     "aten": {
         **elementwise.CONVERTERS,
@@ -35,13 +40,20 @@ CONVERTERS: Mapping[str, Mapping[str, Converter]] = {
         **reductions.CONVERTERS,
         **layers.CONVERTERS,
         **pooling.CONVERTERS,
+        **attention.CONVERTERS,
+        **recurrent.CONVERTERS,
+        **tables.CONVERTERS,
     },
-    "octavo": {"quantize": _quantize, "fake_quantize_dynamic": _dynamic},
+    "octavo": {
+        "quantize": _quantize,
+        "fake_quantize_dynamic": dynamic.rounded,
+        "attention": attention.ATTENTION,
+    },
     "python": {"getitem": shapes.GETITEM},
 }
 
-# Read by who reads their results: a weight's integers, a value's, and parts of a split.
-UNWRITTEN = frozenset({DEQUANTIZE_WEIGHT, UNPACK, DEQUANTIZE})
+# Left to who reads their results: a weight's integers, a value's, what a layer rounds itself.
+UNWRITTEN = frozenset({DEQUANTIZE_WEIGHT, UNPACK, DEQUANTIZE, DYNAMIC})
 
 
 def converter_of(node: Node) -> Converter | None:

@@ -212,6 +212,37 @@ def _softmax(w: Writer, node: Node) -> Value:
     return w.op("SOFTMAX", [x], shape, w.form(node), "SoftmaxOptions", last=x.last, beta=1.0)
 
 
+def _log_softmax(w: Writer, node: Node) -> Value:
+    dim, rank = int(arguments(node)["dim"]), len(w.shape(node))
+    order = [*(axis for axis in range(rank) if axis != dim % rank), dim % rank]
+    x = w.transposed(w.read_floats(node.args[0], last=False), order)
+    made = w.op("LOG_SOFTMAX", [x], x.shape, w.form(node), "LogSoftmaxOptions")
+    return w.transposed(made, [order.index(axis) for axis in range(rank)])
+
+
+def _prelu(w: Writer, node: Node) -> Value:
+    slope = w.tensor_of(node.args[1])
+    if slope is None:
+        raise ExportError("its slope is computed by the model")
+    (x,) = operands(w, node, node.args[0])
+    array = slope.detach().numpy()
+    if array.size > 1 and not x.last:
+        array = array.reshape([-1] + [1] * (len(x.shape) - 2))
+    return computed(w, node, "PRELU", [x, w.constant(array, Form("float32"), "slope")], None)
+
+
+def _rsub(w: Writer, node: Node) -> Value:
+    if arguments(node).get("alpha", 1) != 1:
+        raise ExportError("its alpha is another than 1")
+    inputs = operands(w, node, node.args[1], node.args[0])
+    return computed(w, node, "SUB", inputs, "SubOptions")
+
+
+def _reciprocal(w: Writer, node: Node) -> Value:
+    inputs = operands(w, node, 1.0, node.args[0])
+    return computed(w, node, "DIV", inputs, "DivOptions")
+
+
 def _to(w: Writer, node: Node) -> Value:
     value = w.read(node.args[0])
     return value if value.form.quantization else cast(w, value, w.meta(node).dtype)
@@ -258,6 +289,10 @@ CONVERTERS: dict[str, Converter] = {
     "silu": _silu,
     "softmax": _softmax,
     "_softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "prelu": _prelu,
+    "rsub": _rsub,
+    "reciprocal": _reciprocal,
     **dict.fromkeys(["to", "_to_copy", "type_as"], _to),
     "where": _where,
     "masked_fill": _masked_fill,

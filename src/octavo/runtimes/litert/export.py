@@ -93,7 +93,7 @@ def to_tflite(
     if missing:
         listed = ", ".join(f"{op} (first in {where!r})" for op, where in missing.items())
         raise ExportError(f"no LiteRT form is known for {listed}; {_OTHERS}")
-    writer = Writer(sized)
+    writer = Writer(sized, _write)
     inputs = [_entry(writer, entry, full_integer) for entry in sized.inputs]
     for node in _needed(sized):
         _write(writer, node)

@@ -5,7 +5,7 @@ Tested in tests/runtimes/litert/test_layers.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def _conv(w: Writer, node: Node) -> Value:
     x, padding = padded(w, image, windows, shape[1:3])
     depthwise = groups == channels and groups > 1
     order, axis = ((1, 2, 3, 0), 3) if depthwise else ((0, 2, 3, 1), 0)
-    filters = weight.written(w, order, axis)
+    filters = weight.written(w, order, axis, packs=not depthwise)
     inputs = [x, filters, bias(w, given["bias"], shape[-1], x, filters)]
     settings = {
         "padding": padding,
@@ -84,7 +84,7 @@ def _conv_transpose(w: Writer, node: Node) -> Value:
     if int(given["groups"]) != 1 or set(each(given["dilation"], dims)) != {1}:
         raise ExportError("it has groups or a dilation; LiteRT's transposed convolution has none")
     windows = Windows.of(weight.sizes[2:], given["stride"], given["padding"])
-    filters = weight.written(w, (1, 2, 3, 0), 0)
+    filters = weight.written(w, (1, 2, 3, 0), 0, packs=False)
     added = bias(w, given["bias"], shape[-1], image, filters)
     form, steps = w.form(node), windows.strides
     whole = [  # padding cuts some of it off, output_padding adds some that is the bias
@@ -131,8 +131,10 @@ def _cut(w: Writer, made: Value, before: Sequence[int], shape: Sequence[int]) ->
 
 def _linear(w: Writer, node: Node) -> Value:
     given = arguments(node)
-    x, shape = w.read(given["input"], last=False), w.shape(node)
-    weight = _matrix(w, given["weight"], is_dynamic(w, given["input"]))
+    shape, rounds = w.shape(node), _rounds_itself(w, given)
+    source = w.graph.by_name[given["input"].name].args[0] if rounds else given["input"]
+    x = w.read(source, last=False)
+    weight = _matrix(w, given["weight"], rounds)
     made = w.op(
         "FULLY_CONNECTED",
         [x, weight, bias(w, given["bias"], shape[-1], x, weight)],
@@ -141,26 +143,28 @@ def _linear(w: Writer, node: Node) -> Value:
         "FullyConnectedOptions",
         fusedActivationFunction=w.activation(),
         keepNumDims=len(shape) != 2,
-        asymmetricQuantizeInputs=_is_asymmetric(w, given["input"]),
+        asymmetricQuantizeInputs=rounds,
     )
     return made
 
 
-def is_dynamic(w: Writer, ref: Any) -> bool:
-    """Whether a layer rounds what it reads at each call."""
-    producer = w.graph.producer(ref)
-    return producer is not None and producer.op == DYNAMIC
-
-
-def _is_asymmetric(w: Writer, ref: Any) -> bool:
-    producer = w.graph.producer(ref)
-    return is_dynamic(w, ref) and not arguments(producer)["symmetric"]  # type: ignore[arg-type]
+def _rounds_itself(w: Writer, given: Mapping[str, Any]) -> bool:
+    """Whether LiteRT's layer rounds its rows by their ranges as the oracle does: rows of int8."""
+    producer, weight = w.graph.producer(given["input"]), weight_behind(w.graph, given["weight"])
+    if producer is None or producer.op != DYNAMIC or weight is None:
+        return False
+    rounding = arguments(producer)
+    is_int8 = (rounding["qmin"], rounding["qmax"]) == (-128, 127) and not rounding["symmetric"]
+    rows = rounding["per_token"] or len(w.shape(producer)) == 1
+    return bool(is_int8 and rows and weight.symmetric and weight.signed and not weight.grouped)
 
 
 def _matrix(w: Writer, ref: Any, dynamic: bool) -> Value:
     """A linear layer's weight: integers where the layer multiplies those."""
     weight = _filters(w, ref)
-    return weight.written(w, tuple(range(len(weight.sizes))), 0, dynamic)
+    if weight.quantized is None and weight_behind(w.graph, ref) is not None:  # of groups, say
+        return w.read_floats(ref, last=False)
+    return weight.written(w, (0, 1), 0, dynamic)
 
 
 class _Filters:
@@ -176,7 +180,14 @@ class _Filters:
         self.name, self.tensor, self.quantized = name, tensor, quantized
         self.sizes = tuple(tensor.shape)
 
-    def written(self, w: Writer, order: Sequence[int], axis: int, dynamic: bool = False) -> Value:
+    def written(
+        self,
+        w: Writer,
+        order: Sequence[int],
+        axis: int,
+        dynamic: bool = False,
+        packs: bool = True,
+    ) -> Value:
         """The weight in the file.
 
         Args:
@@ -184,13 +195,14 @@ class _Filters:
             order: of the axes there.
             axis: of its outputs there.
             dynamic: whether integers multiply floats that the layer rounds.
+            packs: whether it may be integers of four bits, two to a byte.
         """
         integers = self.tensor.permute(*order).contiguous().numpy()
         if self.quantized is None:
             return w.constant(integers, FLOAT, self.name)
         scales = self.quantized.scale.flatten().tolist()
         numbers = Quantization(tuple(scales), (0,) * len(scales), axis if len(scales) > 1 else 0)
-        dtype = "int8" if self.quantized.unpack is None else "int4"
+        dtype = "int4" if packs and self.quantized.unpack is not None else "int8"
         value = w.constant(integers, Form(dtype, numbers), self.name)
         return value if w.on_integers or dynamic else w.requantized(value, FLOAT)
 

@@ -138,6 +138,9 @@ def _select(w: Writer, node: Node) -> Value:
 def _getitem(w: Writer, node: Node) -> Value:
     """One of the tensors that an operator gives; of a split only that part is made."""
     source, index = w.graph.by_name[node.args[0].name], int(node.args[1])
+    kept = w.kept(w.result_of(source.name, index))
+    if kept is not None:
+        return kept
     given = arguments(source)
     ref, dim = source.args[0], int(given.get("dim", 0))
     size = w.shape(ref)[dim]
@@ -279,7 +282,18 @@ def _bilinear(w: Writer, node: Node) -> Value:
     return resized(w, node, x, "RESIZE_BILINEAR", shape, **settings)
 
 
-_VIEWS = "reshape view flatten unflatten squeeze unsqueeze ravel _unsafe_view view_as".split()
+def _glu(w: Writer, node: Node) -> Value:
+    ref, dim = node.args[0], int(arguments(node)["dim"])
+    x, form = w.read_floats(ref), w.form(node)
+    half = w.shape(ref)[dim] // 2
+    value, gate = (part(w, x, dim, start, half) for start in (0, half))
+    gate = w.op("LOGISTIC", [gate], gate.shape, form, last=x.last)
+    return w.op("MUL", [value, gate], gate.shape, form, "MulOptions", last=x.last)
+
+
+_VIEWS = (
+    "reshape view flatten unflatten squeeze unsqueeze ravel _unsafe_view view_as reshape_as".split()
+)
 _AS_THEY_ARE = "contiguous clone alias detach dropout".split()
 
 CONVERTERS: dict[str, Converter] = {
@@ -307,6 +321,7 @@ CONVERTERS: dict[str, Converter] = {
     "roll": _roll,
     "pixel_shuffle": _pixel_shuffle,
     "channel_shuffle": _channel_shuffle,
+    "glu": _glu,
     "upsample_nearest2d": _nearest,
     "upsample_bilinear2d": _bilinear,
 }

@@ -56,7 +56,7 @@ _OF_INTEGERS: Mapping[str, tuple[int, int]] = {
 _FLOATS = {"BROADCAST_TO": 2, "TRANSPOSE_CONV": 3}
 # Layers that multiply floats by integers: they round what they read at each call.
 _HYBRID = {"CONV_2D": 5, "DEPTHWISE_CONV_2D": 6, "FULLY_CONNECTED": 9}
-_FOUR_BITS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}
+_FOUR_BITS = {"CONV_2D": 7, "FULLY_CONNECTED": 10}
 _KEPT_DIMENSIONS, _CHANNELS = 5, 12  # of FULLY_CONNECTED
 _DILATED = 2  # of DEPTHWISE_CONV_2D
 _HALF_PIXELS = 3
@@ -73,7 +73,7 @@ def version_of(kind: str, inputs: Sequence[Form], result: Form, settings: Mappin
     if weight is not None and read == "float32" and weight.quantization is not None:
         versions.append(_HYBRID[kind])
     if weight is not None and weight.dtype == "int4":
-        versions.append(_FOUR_BITS[kind])
+        versions.append(_FOUR_BITS.get(kind, 1))
     if kind == "FULLY_CONNECTED":
         versions += [_KEPT_DIMENSIONS] * bool(settings.get("keepNumDims"))
         per_channel = weight is not None and weight.quantization is not None

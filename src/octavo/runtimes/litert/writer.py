@@ -35,6 +35,7 @@ class Writer:
 
     Attributes:
         graph: what is being written, of fixed sizes.
+        convert: writes a node that was left until something reads it.
         model: the file.
         rounding: of the node that is being written, where that runs on integers.
         kernels: node of the graph -> the operators that it became.
@@ -42,6 +43,7 @@ class Writer:
     """
 
     graph: Graph
+    convert: Callable[[Writer, Node], None]
     model: Model = field(default_factory=Model)
     rounding: Rounding | None = None
     kernels: dict[str, list[str]] = field(default_factory=dict)
@@ -151,6 +153,22 @@ class Writer:
         self.kernels.setdefault(self._current, []).append(f"{kind} {_numbers(forms, form)}")
         return made
 
+    def ops(
+        self,
+        kind: str,
+        inputs: Sequence[Value],
+        shapes: Sequence[Sequence[int]],
+        form: Form,
+        options: str,
+        **settings: Any,
+    ) -> list[Value]:
+        """Add an operator of several results of one form; arguments as for `op`."""
+        made = [self._new(f"{self._current}/{kind.lower()}", s, form, False) for s in shapes]
+        read = [value.index for value in inputs]
+        self.model.operator(kind, read, [value.index for value in made], 1, options, **settings)
+        self.kernels.setdefault(self._current, []).append(f"{kind} {form.dtype}")
+        return made
+
     def constant(self, numbers: Any, form: Form, name: str = "constant") -> Value:
         """A constant tensor.
 
@@ -227,6 +245,15 @@ class Writer:
         kind = (value.form.quantization is not None, value.last)
         self._values.setdefault(name, {})[kind] = value
 
+    @staticmethod
+    def result_of(name: str, index: int) -> str:
+        """Under which name one of a node's several results is kept."""
+        return f"{name}[{index}]"
+
+    def kept(self, name: str) -> Value | None:
+        """A value that was kept under a name."""
+        return next(iter(self._values.get(name, {}).values()), None)
+
     def start(self, name: str, rounding: Rounding | None) -> None:
         """What is written from now on belongs to a node."""
         self._current, self.rounding, self._is_cut = name, rounding, False
@@ -270,7 +297,7 @@ class Writer:
     def _in_form(self, ref: Any, integers: bool, last: bool | None) -> Value:
         name = self._source(ref)
         if name not in self._values:
-            self.keep(name, self._constant(ref))
+            self._make(name, ref)
         known = self._values[name]
         # In the graph a quantize node's own value is integers, without a meaning.
         integers = integers or self._is_rounding(ref.name)
@@ -284,6 +311,16 @@ class Writer:
         if last is None or value.last == last:
             return value
         return self._noted(name, self.laid(value, last))
+
+    def _make(self, name: str, ref: Any) -> None:
+        """A constant, or what a node gives that was left until now."""
+        node = self.graph.by_name.get(ref.name)
+        if node is None or node.op == DEQUANTIZE_WEIGHT:
+            self.keep(name, self._constant(ref))
+            return
+        outer = self._current, self.rounding, self._is_cut
+        self.convert(self, node)
+        self._current, self.rounding, self._is_cut = outer
 
     def _noted(self, name: str, value: Value) -> Value:
         self.keep(name, value)
@@ -300,7 +337,7 @@ class Writer:
             return self._quantized_constant(ref)
         tensor = self.graph.constant(ref)
         if tensor is None:
-            raise ExportError(f"{ref.name!r} is read before it is written, or is no single tensor")
+            raise ExportError(f"{ref.name!r} is no single tensor")
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype == "float64":
             dtype, tensor = "float32", tensor.to(torch.float32)
@@ -309,19 +346,32 @@ class Writer:
         return self.constant(tensor.detach().numpy(), Form(dtype), ref.name)
 
     def _quantized_constant(self, ref: Any) -> Value:
+        """The integers of a weight, with a scale for each of its rows or for all of it.
+
+        A row of several groups is as many rows here, which are joined again as floats.
+        """
         weight = weight_behind(self.graph, ref)
         assert weight is not None
-        axis = weight.axis
-        if weight.grouped or not weight.symmetric or not weight.signed:
-            return self.constant(weight.floats().numpy(), FLOAT, weight.name)
-        scales = weight.scale if axis is None else weight.channel_scale(axis)
-        assert scales is not None
-        many = tuple(float(scale) for scale in scales.flatten())
-        form = Form(
-            "int8" if weight.unpack is None else "int4",
-            Quantization(many, (0,) * len(many), axis or 0),
+        integers = weight.integers
+        shift = 0 if weight.signed else 8 if weight.unpack is not None else 128
+        axis = weight.axis if weight.scale.numel() > 1 else 0
+        if axis is None:
+            groups = weight.scale.shape[-1]
+            rows = [weight.scale.numel(), weight.shape[-1] // groups]
+            if list(weight.scale.shape) != [*weight.shape[:-1], groups]:
+                return self.constant(weight.floats().numpy(), FLOAT, weight.name)
+            integers = integers.reshape(rows)
+        numbers = Quantization(
+            tuple(weight.scale.flatten().tolist()),
+            tuple((weight.zero_point.flatten() - shift).tolist()),
+            axis or 0,
         )
-        return self.constant(weight.integers.numpy(), form, weight.name)
+        form = Form("int8" if weight.unpack is None else "int4", numbers)
+        stored = (integers.to(torch.int16) - shift).to(torch.int8)
+        value = self.constant(stored.numpy(), form, weight.name)
+        if axis is None:
+            value = self.reshaped(self.requantized(value, FLOAT), weight.shape)
+        return value
 
 
 # Whether values are floats, before and behind -> the operator between.
