@@ -10,6 +10,7 @@ is compared with its like. "+-" is the standard error of the drop: chance, with 
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ from benchmarks.report import Goal, Report, parsed, parser, problem
 from octavo.measuring.metrics import Likeness
 
 LARGEST_DROP = 0.3  # points
+BATCH = 250  # images at a time
 CPUS = {"x86": "VNNI", "x86-avx2": "AVX2"}  # target -> the CPUs that it suits
-Maker = Callable[[], nn.Module]
+Maker = Callable[[], Callable[[Tensor], Tensor]]
 
 
 def contenders(net: nn.Module, calibration: list[Tensor]) -> dict[tuple[str, str, str], Maker]:
@@ -55,9 +57,9 @@ def contenders(net: nn.Module, calibration: list[Tensor]) -> dict[tuple[str, str
     return makers
 
 
-def logits(model: nn.Module, images: Tensor) -> Tensor:
+def logits(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([model(batch) for batch in images.split(250)])
+        return torch.cat([model(batch) for batch in images.split(BATCH)])
 
 
 def judged(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float | None]:
@@ -75,6 +77,24 @@ def judged(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float | Non
     }
 
 
+def row_of(
+    labels: Mapping[str, Any], make: Maker, fp32: Tensor, data: hard_digits.HardDigits
+) -> dict[str, Any]:
+    """What a contender's model says of the test images, behind what it is called.
+
+    ``seconds`` are those of making it; whatever a peer raises is its result, ``error``.
+    """
+    row = dict(labels)
+    try:
+        started = time.perf_counter()
+        model = make()
+        row["seconds"] = time.perf_counter() - started
+        row |= judged(logits(model, data.test), fp32, data.test_labels)
+    except Exception as error:  # noqa: BLE001
+        row["error"] = problem(error)
+    return row
+
+
 def rows_of(
     name: str,
     net: nn.Module,
@@ -83,15 +103,11 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """fp32, then every contender; one that fails is a row with its error."""
     fp32 = logits(net, data.test)
-    first = {"network": name, "contender": "fp32", "runs": "float", "for": "-"}
-    rows: list[dict[str, Any]] = [first | judged(fp32, fp32, data.test_labels)]
+    float_row = {"network": name, "contender": "fp32", "runs": "float", "for": "-"}
+    rows: list[dict[str, Any]] = [float_row | judged(fp32, fp32, data.test_labels)]
     for (who, how, cpus), make in makers.items():
-        row: dict[str, Any] = {"network": name, "contender": who, "runs": how, "for": cpus}
-        try:
-            row |= judged(logits(make(), data.test), fp32, data.test_labels)
-        except Exception as error:  # noqa: BLE001  (whatever a peer raises is its result)
-            row["error"] = problem(error)
-        rows.append(row)
+        labels = {"network": name, "contender": who, "runs": how, "for": cpus}
+        rows.append(row_of(labels, make, fp32, data))
     return rows
 
 

@@ -59,6 +59,15 @@ def load() -> HardDigits:
     )
 
 
+def calibration_of(data: HardDigits, draw: int) -> list[Tensor]:
+    """Other batches to calibrate with: as many images of the training digits, drawn anew."""
+    if draw == 0:
+        return data.calibration
+    chance = torch.Generator().manual_seed(100 + draw)
+    some = torch.randperm(len(data.digits), generator=chance)[:CALIBRATION_IMAGES]
+    return list(hardened(data.digits[some], chance).split(BATCH))
+
+
 def hardened(images: Tensor, chance: torch.Generator) -> Tensor:
     """Each image turned (30 degrees), stretched (0.65 to 1.5), sheared, moved (5 pixels), noisy."""
     count = len(images)

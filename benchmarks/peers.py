@@ -99,8 +99,13 @@ def compiled(model: Callable[..., Any], args: Batch) -> Answer:
     return answer
 
 
-def pt2e(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> Answer:
-    """torchao's PT2E with the quantizer for x86, compiled by Inductor."""
+def pt2e(
+    model: nn.Module, args: Batch, calibration: Sequence[Batch], *, reference: bool = False
+) -> Answer:
+    """torchao's PT2E with the quantizer for x86, compiled by Inductor.
+
+    ``reference``: float arithmetic between quantize and dequantize, exact on any CPU.
+    """
     with torch.no_grad(), _quiet():
         from torchao.quantization.pt2e import quantize_pt2e
         from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
@@ -115,7 +120,8 @@ def pt2e(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> Answer:
         prepared = quantize_pt2e.prepare_pt2e(exported, quantizer)
         for batch in calibration:
             prepared(*batch)
-        return compiled(quantize_pt2e.convert_pt2e(prepared), args)
+        converted = quantize_pt2e.convert_pt2e(prepared)
+        return converted if reference else compiled(converted, args)
 
 
 def onnx_file(model: nn.Module, args: Batch) -> bytes:
@@ -124,8 +130,13 @@ def onnx_file(model: nn.Module, args: Batch) -> bytes:
         return _exported(model, args, Path(folder)).read_bytes()
 
 
-def onnxruntime_static_file(model: nn.Module, args: Batch, calibration: Sequence[Batch]) -> bytes:
-    """ONNX Runtime's static quantizer: QDQ, a scale for each channel of a weight."""
+def onnxruntime_static_file(
+    model: nn.Module, args: Batch, calibration: Sequence[Batch], method: str = "MinMax"
+) -> bytes:
+    """ONNX Runtime's static quantizer: QDQ, a scale for each channel of a weight.
+
+    ``method`` finds ranges: ``"MinMax"``, ``"Entropy"`` or ``"Percentile"``.
+    """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         from onnxruntime import quantization
 
@@ -147,6 +158,7 @@ def onnxruntime_static_file(model: nn.Module, args: Batch, calibration: Sequence
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             reduce_range=saturates(),
+            calibrate_method=quantization.CalibrationMethod[method],
         )
         return result.read_bytes()
 
@@ -169,7 +181,12 @@ def onnxruntime_dynamic_file(model: nn.Module, args: Batch) -> bytes:
 
 
 def nncf_model(
-    model: nn.Module, args: Batch, calibration: Sequence[Batch], *, transformer: bool
+    model: nn.Module,
+    args: Batch,
+    calibration: Sequence[Batch],
+    *,
+    transformer: bool,
+    fast_bias_correction: bool = True,
 ) -> Any:
     """OpenVINO's own conversion, quantized by NNCF."""
     with _quiet():
@@ -184,6 +201,7 @@ def nncf_model(
             subset_size=len(calibration),
             target_device=library.TargetDevice.CPU,
             model_type=library.ModelType.TRANSFORMER if transformer else None,
+            fast_bias_correction=fast_bias_correction,
             advanced_parameters=library.AdvancedQuantizationParameters(overflow_fix=overflow),
         )
 
@@ -207,11 +225,13 @@ def _prepared(file: Path) -> Path:
     return result
 
 
-def session(file: Path | bytes) -> Answer:
-    """Run by ONNX Runtime."""
+def session(file: Path | bytes, exact: bool = False) -> Answer:
+    """Run by ONNX Runtime: ``exact`` as the file is written, without integer kernels."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if exact:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

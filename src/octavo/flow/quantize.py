@@ -10,7 +10,7 @@ from torch import nn
 
 from octavo.arguments import FUNCTION, called_rightly, expect, optional
 from octavo.errors import CalibrationError, CaptureError, InputError, PlanError, warn_user
-from octavo.flow.effort.recipes import EFFORT
+from octavo.flow.effort.recipes import check_effort
 from octavo.flow.modules import quantize_modules
 from octavo.flow.regions import quantize_regions, told_of_regions
 from octavo.flow.running import Source
@@ -198,7 +198,7 @@ def quantize(
     expect(SCOPE, scope=scope)
     optional(ONLY, only=only)
     optional(FUNCTION, run=run)
-    expect(EFFORT, effort=effort)
+    check_effort(effort)
     model = module_of(model)
     _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)

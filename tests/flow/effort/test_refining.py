@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 import octavo
 from octavo.errors import CalibrationError, InputError, PlanError
 from octavo.flow.effort.draft import Draft, Judge, Samples
-from octavo.flow.effort.recipes import RECIPES, Step, observing, rounding
+from octavo.flow.effort.recipes import RECIPES, Step, observed_by, observing, rounding
 from octavo.flow.effort.refining import refined
 from octavo.numerics.observers import FixedRange, Histogram, Percentile
+from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.weights import GPTQ, BiasCorrection
 
 
@@ -31,6 +33,13 @@ def batches(count: int = 8, size: int = 32) -> list[Tensor]:
 def drafted(samples: Samples) -> Draft:
     graph = octavo.capture(network(), samples.fitted[0][0])
     return Draft.of(graph, octavo.plan(graph), (BiasCorrection(),), samples)
+
+
+def of_both_halves(draft: Draft, samples: Samples) -> float:
+    """In dB: half of the data judged by what the other half gave, and the other way round."""
+    halves = (samples, Samples(samples.held, samples.fitted))
+    noise = [Judge(draft.graph, half).noise(draft.changed(half)) for half in halves]
+    return sqnr_db(1.0, sum(noise) / 2)
 
 
 def sqnr(q: nn.Module, model: nn.Module, data: list[Tensor]) -> float:
@@ -75,7 +84,7 @@ def test_a_batch_of_fixed_size_stays_whole(capsys: pytest.CaptureFixture[str]) -
 def test_a_step_is_kept_only_where_held_back_data_say_so() -> None:
     samples = Samples.of([[x] for x in batches()])
     first = drafted(samples)
-    before = Judge(first.graph, samples)(first)
+    before = of_both_halves(first, samples)
 
     def worse(draft: Draft, seen: Samples) -> Draft:
         return draft.changed(seen, plan=observing(draft.plan, Percentile(percentile=80.0)))
@@ -145,6 +154,75 @@ def test_what_is_rounded_goes_behind_scales_and_before_biases() -> None:
     assert rounding((), GPTQ()) == (GPTQ(),)
 
 
+def test_each_of_few_samples_is_judged_by_what_has_not_seen_it() -> None:
+    few = Samples.of([[x] for x in batches()])
+    assert few.folds == [few, Samples(few.held, few.fitted)]
+    first = drafted(few)
+    _, taken = refined(first, few, (observed_by(Histogram()),))
+    assert taken[0].before_db == pytest.approx(of_both_halves(first, few))
+    assert taken[0].before_db != pytest.approx(Judge(first.graph, few)(first), abs=1e-3)
+    many = Samples.of([[torch.zeros(128, 1)] for _ in range(40)])
+    assert many.folds == [many]
+    whole = Samples.of([[torch.zeros(4, 3), torch.zeros(1, 3)]])
+    assert whole.folds == [whole]
+
+
+def test_ranges_get_a_margin() -> None:
+    """But for ranges that are fixed, and those of weights."""
+    samples = Samples.of([[x] for x in batches()])
+    plain = drafted(samples)
+    wide = observed_by(octavo.MinMax(), 1.25).change(plain, samples)
+    assert plain.calibrated.bounds == wide.calibrated.bounds
+    for name, tensor in plain.plan.quantized.items():
+        before, after = (d.calibrated.qparams[name].scale for d in (plain, wide))
+        times = 1.0 if tensor.kind == "weight" else 1.25
+        torch.testing.assert_close(after, before * times)
+    assert observed_by(Histogram(), 1.1).name == "observer histogram, ranges x 1.1"
+    name = next(n for n, t in plain.plan.quantized.items() if t.kind == "activation")
+    spec = plain.plan.tensors[name].spec
+    assert spec is not None
+    fixed = replace(spec, observer=FixedRange(0.0, 1.0))
+    tensors = {**plain.plan.tensors, name: replace(plain.plan.tensors[name], spec=fixed)}
+    kept = plain.changed(samples, plan=replace(plain.plan, tensors=tensors), margin=2.0)
+    assert kept.calibrated.qparams[name].scale.item() == pytest.approx(1 / 255)
+
+
+def test_outputs_count_alike_however_large_they_are() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = self.net(x)
+            return 1e3 * y[:, :5], y[:, 5:], torch.zeros_like(y)
+
+    samples = Samples.of([[x] for x in batches()])
+    model = Two().eval()
+    graph = octavo.capture(model, samples.fitted[0][0])
+    draft = Draft.of(graph, octavo.plan(graph), (), samples)
+    found = octavo.convert(draft.graph, draft.plan, draft.calibrated.qparams).lower("reference")
+    shares = []
+    for at in (0, 1):
+        with torch.no_grad():
+            exact, other = (torch.cat([m(x)[at] for (x,) in samples.held]) for m in (model, found))
+        shares.append(float((exact - other).square().sum() / exact.square().sum()))
+    assert Judge(graph, samples).noise(draft) == pytest.approx(sum(shares) / 2, rel=1e-3)
+
+
+def test_what_gets_worse_on_all_data_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = Samples.of([[x] for x in batches()])
+    first = drafted(samples)
+    assert refined(first, samples, ())[0].calibrated.batches == 8
+    honest = Draft.changed
+
+    def spoiled(self: Draft, seen: Samples, **changes: Any) -> Draft:
+        return honest(self, seen, margin=9.0 if len(seen.fitted) == 8 else None, **changes)
+
+    monkeypatch.setattr(Draft, "changed", spoiled)
+    assert refined(first, samples, ())[0].calibrated.batches == 4
+
+
 def test_fixed_ranges_keep_their_observer() -> None:
     samples = Samples.of([[x] for x in batches()])
     plan = drafted(samples).plan
@@ -183,7 +261,7 @@ def test_what_wide_layers_read_is_not_measured() -> None:
     q = octavo.quantize(
         model, calibration=torch.randn(16, 4).split(8), effort="balanced", progress=False
     )
-    assert len(q.provenance["steps"]) == 2
+    assert len(q.provenance["steps"]) == len(RECIPES["balanced"])
 
 
 def test_a_method_that_cannot_be_had_is_passed_over() -> None:
@@ -212,7 +290,8 @@ def test_data_may_be_read_once_only() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"effort": "most"}, "give one of 'fast', 'balanced', 'best'"),
+        ({"effort": "most"}, "effort is 'most'; give one of 'fast', 'balanced', 'best'"),
+        ({"effort": 2}, "effort is 2"),
         ({"effort": "best", "mode": "dynamic"}, "mode='dynamic'"),
         ({"effort": "best", "scope": "regions"}, "scope='regions'"),
         ({"effort": "best", "distributed": True}, "distributed=True"),

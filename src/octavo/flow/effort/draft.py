@@ -6,7 +6,8 @@ Tested in tests/flow/effort/test_refining.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from octavo.errors import InputError
 from octavo.graph.batches import size_of
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
+from octavo.numerics.affine import QParams, qparams_of_range
+from octavo.numerics.observers import FixedRange
 from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.calibrate import Calibrated, Calibration
 from octavo.quantization.convert import quantize_graph
@@ -64,6 +67,15 @@ class Samples:
         return self.held is not self.fitted
 
     @property
+    def folds(self) -> list[Samples]:
+        """These, and where half of few samples are held back, the two halves the other way round:
+        so that each sample is judged, by what has not seen it.
+        """
+        few = sum(map(size_of, self.held)) <= 2 * _SAMPLES
+        halves = self.has_unseen and 2 * len(self.held) >= len(self.fitted) and few
+        return [self, Samples(self.held, self.fitted)] if halves else [self]
+
+    @property
     def all(self) -> Samples:
         """The same, where methods see everything."""
         if not self.has_unseen:
@@ -79,33 +91,45 @@ class Draft:
         graph: in float.
         plan: what is quantized.
         weights: methods that make integers of weights.
-        calibrated: what was found on the samples that are for fitting.
+        calibrated: what was found on the samples that are for fitting; its qparams have the margin.
+        margin: how many times as wide as what their observers say the ranges of activations are.
+            What the least error on some samples asks for clips more of others.
     """
 
     graph: Graph
     plan: Plan
     weights: tuple[WeightMethod, ...]
     calibrated: Calibrated
+    margin: float = 1.0
 
     @classmethod
     def of(
-        cls, graph: Graph, plan: Plan, weights: Sequence[WeightMethod], samples: Samples
+        cls,
+        graph: Graph,
+        plan: Plan,
+        weights: Sequence[WeightMethod],
+        samples: Samples,
+        margin: float = 1.0,
     ) -> Draft:
-        """The one of plain static quantization."""
+        """The one of plain static quantization, but for the margin."""
         calibration = Calibration(graph, plan, weights)
         for batch in samples.fitted:
             calibration.observe(list(batch))
-        return cls(graph, plan, tuple(weights), calibration.result())
+        found = calibration.result()
+        ranges = {name: _widened(name, plan, found, margin) for name in plan.quantized}
+        return cls(graph, plan, tuple(weights), replace(found, qparams=ranges), margin)
 
     def changed(
         self,
         samples: Samples,
         plan: Plan | None = None,
         weights: Sequence[WeightMethod] | None = None,
+        margin: float | None = None,
     ) -> Draft:
-        """Calibrated again, with another plan or other methods."""
+        """Calibrated again, with another plan, other methods, or another margin."""
         methods = self.weights if weights is None else weights
-        return Draft.of(self.graph, plan or self.plan, methods, samples)
+        wide = self.margin if margin is None else margin
+        return Draft.of(self.graph, plan or self.plan, methods, samples, wide)
 
     def quantized(self) -> Graph:
         """The QDQ graph."""
@@ -113,10 +137,22 @@ class Draft:
         return quantize_graph(self.graph, self.plan, found.qparams, self.weights, found.statistics)
 
 
+def _widened(name: str, plan: Plan, found: Calibrated, margin: float) -> QParams:
+    """The qparams of a tensor whose range, if data has shown it, is so many times as wide."""
+    leader = plan.tensors[plan.tensors[name].shares or name]
+    bounds, qparams = found.bounds.get(leader.tensor), found.qparams[name]
+    fixed = leader.spec is not None and isinstance(leader.spec.observer, FixedRange)
+    if margin == 1.0 or bounds is None or fixed:
+        return qparams
+    return qparams_of_range(bounds.low * margin, bounds.high * margin, qparams.scheme)
+
+
 class Judge:
     """The signal to noise ratio of drafts' outputs, on the samples that were held back.
 
-    Values that are not finite in float, such as scores that a mask hides, do not count.
+    Of several outputs each counts as much, however large its values are: it is the mean of noise
+    over signal. Values that are not finite in float, such as scores that a mask hides, and outputs
+    that are zero throughout do not count.
 
     Args:
         graph: the canonical float graph.
@@ -128,8 +164,9 @@ class Judge:
 
     def __init__(self, graph: Graph, samples: Samples) -> None:
         self.batches = [[t.to(graph.device) for t in batch] for batch in samples.held]
-        self.exact = list(_outputs(graph, self.batches))
-        if not self.exact:
+        self.exact = [_floats(outputs) for outputs in _outputs(graph, self.batches)]
+        self.signals = _sums(self.exact)
+        if not self.exact[0]:
             raise InputError(
                 "an effort is judged by the outputs in float, and this model returns none: leave "
                 "effort= out, or return what the integers are made of too"
@@ -137,20 +174,33 @@ class Judge:
 
     def __call__(self, draft: Draft) -> float:
         """In dB, of the oracle."""
-        signal = noise = 0.0
+        return sqnr_db(1.0, self.noise(draft))
+
+    def noise(self, draft: Draft) -> float:
+        """Noise over signal, the mean over outputs."""
+        errors = []
         found = _outputs(draft.quantized(), self.batches)
-        for exact, other in zip(self.exact, found, strict=True):
-            counts = exact.isfinite()
-            values = exact[counts].double()
-            signal += float(values.square().sum())
-            noise += float((values - other[counts]).square().sum())
-        return sqnr_db(signal, noise)
+        for exact, other in zip(self.exact, map(_floats, found), strict=True):
+            counts = [values.isfinite() for values in exact]
+            errors.append([e[c] - o[c] for e, o, c in zip(exact, other, counts, strict=True)])
+        pairs = zip(_sums(errors), self.signals, strict=True)
+        shares = [noise / signal for noise, signal in pairs if signal > 0.0]
+        return sum(shares) / max(len(shares), 1)
 
 
-def _outputs(graph: Graph, batches: Sequence[Batch]) -> Iterator[Tensor]:
-    """The float outputs of one batch after the other."""
+def _outputs(graph: Graph, batches: Sequence[Batch]) -> Iterator[Sequence[Any]]:
+    """The outputs of one batch after the other."""
     run = run_of(graph, graph.device)
     for batch in batches:
         with torch.no_grad():
-            results = run(*batch)
-        yield from (t for t in results if isinstance(t, Tensor) and t.is_floating_point())
+            yield run(*batch)
+
+
+def _floats(outputs: Sequence[Any]) -> list[Tensor]:
+    return [t for t in outputs if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def _sums(batches: Sequence[Sequence[Tensor]]) -> list[float]:
+    """Of each output the sum of the squares of its finite values, in all batches."""
+    squares = [[float(t[t.isfinite()].double().square().sum()) for t in b] for b in batches]
+    return [sum(of_one) for of_one in zip(*squares, strict=True)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from octavo.arguments import Kind
+from octavo.arguments import TEXT, expect
+from octavo.errors import InputError
 from octavo.flow.effort.draft import Draft, Samples
 from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
 from octavo.quantization.plan import Plan, TensorPlan
@@ -28,11 +29,14 @@ class Step:
     change: Callable[[Draft, Samples], Draft]
 
 
-def observed_by(observer: Observer) -> Step:
-    """Ranges of activations from another observer."""
+def observed_by(observer: Observer, margin: float = 1.0) -> Step:
+    """Ranges of activations from another observer, and so many times as wide."""
+    wider = "" if margin == 1.0 else f", ranges x {margin}"
     return Step(
-        f"observer {observer.name}",
-        lambda draft, samples: draft.changed(samples, plan=observing(draft.plan, observer)),
+        f"observer {observer.name}{wider}",
+        lambda draft, samples: draft.changed(
+            samples, plan=observing(draft.plan, observer), margin=margin
+        ),
     )
 
 
@@ -62,18 +66,32 @@ def observing(plan: Plan, observer: Observer) -> Plan:
     return replace(plan, tensors={name: changed(t) for name, t in plan.tensors.items()})
 
 
-# Of wider layers what it measures takes more than 256 MB each.
-_ROUNDED = rounded_by(GPTQ(most_inputs=8192))
+# A few hundred samples show deep layers little more than they have inputs: with less damping their
+# errors are taken back for these samples alone. Of wider layers what it measures takes more than
+# 256 MB each.
+_ROUNDED = rounded_by(GPTQ(damping=0.5, most_inputs=8192))
 
 # effort -> its steps
 RECIPES: Mapping[str, tuple[Step, ...]] = {
     "fast": (),
-    "balanced": (observed_by(Histogram()), _ROUNDED),
+    "balanced": (observed_by(Histogram(), 1.1), observed_by(Histogram()), _ROUNDED),
     "best": (
+        observed_by(Histogram(), 1.1),
+        observed_by(Histogram(), 1.2),
         observed_by(Histogram()),
-        observed_by(MSE()),
+        observed_by(MSE(), 1.1),
         observed_by(Entropy()),
         _ROUNDED,
     ),
 }
-EFFORT = Kind(lambda value: value in RECIPES, f"give one of {', '.join(map(repr, RECIPES))}")
+
+
+def check_effort(effort: str) -> None:
+    """Refuse another word.
+
+    Raises:
+        InputError: it is none of `RECIPES`.
+    """
+    expect(TEXT, effort=effort)
+    if effort not in RECIPES:
+        raise InputError(f"effort is {effort!r}; give one of {', '.join(map(repr, RECIPES))}")

@@ -18,10 +18,13 @@ from octavo.flow.effort.recipes import RECIPES, Step
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
+from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.calibrate import NO_CALIBRATION, check_batch
 from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import Plan
 from octavo.quantization.weights import WeightMethod
+
+_CHANCE_DB = 0.5  # by which two models differ that are equally good
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def refined(
 ) -> tuple[Draft, list[StepTaken]]:
     """The draft that the good ones of the steps lead to, and what each of them brought.
 
-    Those that are kept are taken once more in the end, on the samples for judging too.
+    In the end the best one is calibrated once more, on the samples for judging too. Should these,
+    which it has seen then, say that it got worse by more than chance, it stays as it was.
 
     Args:
         draft: of plain static quantization, for its graph, plan and methods.
@@ -79,26 +83,34 @@ def refined(
     Raises:
         InputError: the model has no output in float, by which steps are judged.
     """
-    judge, first = Judge(draft.graph, samples), draft
-    best, taken, good = judge(draft), list[StepTaken](), list[Step]()
+    folds = samples.folds
+    judges = [Judge(draft.graph, fold) for fold in folds]
+
+    def judged(drafts: Sequence[Draft]) -> float:
+        shares = [judge.noise(each) for judge, each in zip(judges, drafts, strict=True)]
+        return sqnr_db(float(len(shares)), sum(shares))
+
+    drafts = [draft, *(draft.changed(fold) for fold in folds[1:])]
+    best, taken = judged(drafts), list[StepTaken]()
     for step in track(steps, "trying methods", progress):
         started = time.perf_counter()
         why, after = "", float("-inf")
         try:
-            candidate = step.change(draft, samples)
-            after = judge(candidate)
+            pairs = zip(drafts, folds, strict=True)
+            candidates = [step.change(each, fold) for each, fold in pairs]
+            after = judged(candidates)
         except OctavoError as error:
             why = first_line(error)
         kept = after > best
         seconds = time.perf_counter() - started
         taken.append(StepTaken(step.name, best, after, seconds, kept, why))
         if kept:
-            draft, best = candidate, after
-            good.append(step)
-    draft = Draft.of(first.graph, first.plan, first.weights, samples.all)
-    for step in good:
-        draft = step.change(draft, samples.all)
-    return draft, taken
+            drafts, best = candidates, after
+    if not samples.has_unseen:
+        return drafts[0], taken
+    whole = drafts[0].changed(samples.all)
+    better = judges[0](whole) > judges[0](drafts[0]) - _CHANCE_DB
+    return (whole if better else drafts[0]), taken
 
 
 def refined_on(
