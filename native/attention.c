@@ -122,17 +122,39 @@ INLINE int32_t to_levels(const float *scores, int64_t count, float largest, floa
     return sum;
 }
 
-/* A row of scores to integers, and their sum; NaN where a score is none. */
+/* A row of scores to integers, and their sum; NaN where a score is none. Both have room for whole
+ * vectors. */
 INLINE float round_row(
-    float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q) {
+    float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q,
+    int32_t (*steps_of)(const float *, int64_t, float, float, uint8_t *)) {
     if (kind != OCTAVO_NO_MASK) mask_row(scores, count, mask, kind);
-    float largest = largest_of(scores, count);
+    int64_t whole = up(count, LANES);
+    for (int64_t i = count; i < whole; i++) scores[i] = -INFINITY;
+    float largest = largest_of(scores, whole);
     if (largest != largest) {
         memset(q, 0, (size_t)count);
         return largest;
     }
-    return (float)to_levels(scores, count, largest, levels, q);
+    return (float)steps_of(scores, whole, largest, levels, q);
 }
+
+#if defined(__x86_64__)
+
+VNNI static int32_t to_levels_vnni(
+    const float *scores, int64_t count, float largest, float levels, uint8_t *q) {
+    const float log2_of_e = 1.44269504088896341f;
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += LANES) {
+        __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(largest));
+        __m512 share = power_of_two(_mm512_mul_ps(below, _mm512_set1_ps(log2_of_e)));
+        __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(share, _mm512_set1_ps(levels)));
+        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(steps));
+        sum = _mm512_add_epi32(sum, steps);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+#endif
 
 /* The sums of values less 128, to their mean: exact where they are whole numbers of a float. */
 INLINE void store_row(const octavo_attention_call *call, const float *sums, float sum, char *out) {
@@ -159,10 +181,10 @@ typedef struct {
     void (*store_row)(const octavo_attention_call *, const float *, float, char *);
 } Rows;
 
-#define ROWS(SET, TARGET)                                                                        \
+#define ROWS(SET, TARGET, TO_LEVELS)                                                             \
     TARGET static float round_row_##SET(                                                         \
         float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q) { \
-        return round_row(scores, count, mask, kind, levels, q);                                  \
+        return round_row(scores, count, mask, kind, levels, q, TO_LEVELS);                       \
     }                                                                                            \
     TARGET static void store_row_##SET(                                                          \
         const octavo_attention_call *call, const float *sums, float sum, char *out) {            \
@@ -170,10 +192,10 @@ typedef struct {
     }                                                                                            \
     static const Rows rows_##SET = {round_row_##SET, store_row_##SET};
 
-ROWS(portable, )
+ROWS(portable, , to_levels)
 #if defined(__x86_64__)
-ROWS(avx2, AVX2)
-ROWS(avx512, VNNI)
+ROWS(avx2, AVX2, to_levels)
+ROWS(avx512, VNNI, to_levels_vnni)
 #endif
 
 static const Rows *rows_of_this_cpu(void) {

@@ -14,7 +14,9 @@ from octavo.quantization.targets import MODES, ROLES, TARGETS, target
 
 
 class Attention(nn.Module):
-    """A block with what targets differ in: attention products, softmax, norms, activations."""
+    """A block with what targets differ in: products, softmax, norms, activations. Its attention is
+    not the operator's, since scores below zero count as zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,7 +25,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, -1)
-        scores = torch.matmul(q, k.transpose(1, 2)).softmax(-1)
+        scores = torch.matmul(q, k.transpose(1, 2)).relu().softmax(-1)
         y = self.out(torch.matmul(scores, v))
         y = self.head(self.norm(y))
         return self.out(torch.sigmoid(y) + torch.tanh(y))
@@ -104,7 +106,7 @@ def test_openvino_multiplies_queries_and_keys_without_zero_points_and_the_rest_i
 def test_what_is_never_negative_keeps_all_its_steps_in_a_product():
     class Products(Projections):
         def forward(self, x):
-            scores = (self.q(x) @ self.k(x).transpose(-2, -1)).softmax(-1)
+            scores = (self.q(x) @ self.k(x).transpose(-2, -1)).relu().softmax(-1)
             return self.out(scores @ self.v(x))
 
     graph = octavo.capture(Products(), (torch.randn(2, 5, 8),))

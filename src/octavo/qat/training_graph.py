@@ -26,6 +26,7 @@ from octavo.graph.passes import (
     in_training,
     normalise_spelling,
     simplified,
+    written_attention,
 )
 from octavo.graph.passes.fold_batch_norm import NORM_TENSORS, Folding, tensors_of
 from octavo.graph.passes.training import training_flag
@@ -55,7 +56,8 @@ class TrainingGraph:
     @classmethod
     def of(cls, traced: Graph) -> TrainingGraph:
         """From the graph that capture starts from."""
-        graph = simplified(in_training(normalise_spelling(traced)))
+        # Before dropout is gone: it keeps what is written out as it is, in both graphs.
+        graph = written_attention(simplified(in_training(normalise_spelling(traced))))
         return cls(graph, foldable_norms(simplified(in_evaluation(graph))))
 
     def deployed(self, constants: Mapping[str, Tensor] | None = None) -> Graph:

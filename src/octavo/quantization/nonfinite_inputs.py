@@ -29,8 +29,8 @@ _Run = Callable[..., tuple[Any, ...]]
 # Through these a mask stays a mask.
 _CARRIERS = frozenset(
     """
-    add masked_fill to contiguous clone unsqueeze squeeze view reshape flatten unflatten transpose
-    permute expand repeat narrow select slice getitem
+    add amax masked_fill to contiguous clone unsqueeze squeeze view reshape flatten unflatten
+    transpose permute expand repeat narrow select slice getitem
     """.split()
 )
 _SOFTMAX = frozenset({"softmax", "_softmax"})
@@ -124,7 +124,9 @@ def _reads_mask(user: Node, name: str, users: Mapping[str, Sequence[Node]]) -> b
     op = user.short_op
     if op in _MASKED:
         return [i for i, arg in enumerate(user.args) if arg == Ref(name)] == [_MASKED[op]]
-    return op in _SOFTMAX or (op in _CARRIERS and _is_mask(user.name, users))
+    is_zeroed = op == "mul" and user.args[1:] == (0.0,)  # NaN where nothing is left to see
+    carries = op in _CARRIERS or is_zeroed
+    return op in _SOFTMAX or (carries and _is_mask(user.name, users))
 
 
 def run_around(

@@ -12,6 +12,7 @@ from octavo.graph.passes.fold_constants import fold_constants
 from octavo.graph.passes.linear import products_as_linear
 from octavo.graph.passes.simplify import normalise_spelling, remove_identities
 from octavo.graph.passes.training import in_evaluation, in_training
+from octavo.graph.passes.written_attention import written_attention
 
 __all__ = [
     "batches_of_one",
@@ -27,6 +28,7 @@ __all__ = [
     "products_as_linear",
     "remove_identities",
     "simplified",
+    "written_attention",
 ]
 
 
@@ -34,7 +36,7 @@ def canonical(graph: Graph) -> Graph:
     """The form that planning starts from: no identities, one spelling, constants and batch norms
     folded.
     """
-    return fold_batch_norm(simplified(graph))
+    return fold_batch_norm(fold_constants(written_attention(simplified(graph))))
 
 
 def simplified(graph: Graph) -> Graph:

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.graph.graph import Graph, Node
+from octavo.graph.graph import Graph, Node, refs_in
+from octavo.graph.operators import dtype_of
 from octavo.graph.passes.training import DROPOUTS
 from octavo.graph.program import computed
 from octavo.graph.rewrite import Constant, Part, rewrite
 
 # A view that repeats its source takes no memory in the model, and would in a file.
 _SMALL = 2**16
+# These read a type, and no value, of their first argument.
+_OF_TYPE = frozenset({"new_zeros", "new_ones", "new_full"})
 
 
 def fold_constants(graph: Graph) -> Graph:
@@ -31,6 +34,7 @@ def fold_constants(graph: Graph) -> Graph:
     known: dict[str, Any] = dict(graph.constants)
 
     def folded(node: Node) -> Part | Iterable[Part]:
+        node = _of_no_input(node, graph)
         if not (_is_fixed(node, known) and _gives_tensors(node, graph)):
             return node
         result = computed(node, known)
@@ -42,6 +46,15 @@ def fold_constants(graph: Graph) -> Graph:
     whole = rewrite(graph, folded)
     made = {n: _own(t) for n, t in whole.constants.items() if n not in graph.constants}
     return replace(whole, constants={**whole.constants, **made})
+
+
+def _of_no_input(node: Node, graph: Graph) -> Node:
+    """What reads of an input its type alone, without the input."""
+    if node.short_op not in _OF_TYPE or node.meta is None or any(refs_in(node.args[1:])):
+        return node
+    op = f"aten.{node.short_op.removeprefix('new_')}.default"
+    dtype = dtype_of(node.meta.dtype)
+    return replace(node, op=op, args=node.args[1:], kwargs={"dtype": dtype, "device": graph.device})
 
 
 def _is_fixed(node: Node, known: Mapping[str, Any]) -> bool:

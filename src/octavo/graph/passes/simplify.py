@@ -17,12 +17,13 @@ _IDENTITIES = frozenset({"clone", "alias", "detach", "lift_fresh_copy", "contigu
 _CASTS = frozenset({"to", "_to_copy", "type_as"})
 _EXPANSIONS = frozenset({"expand", "expand_as"})
 _RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "view_as", "reshape_as", "flatten"})
+_PADDINGS = frozenset({"pad", "constant_pad_nd"})
 _TO_THE_END = 2**63 - 1
 
 
 def remove_identities(graph: Graph) -> Graph:
-    """Without dropout, clone, contiguous, and casts, expansions, reshapes and slices to what a
-    tensor is already.
+    """Without dropout, clone, contiguous, and casts, expansions, reshapes, slices and paddings to
+    what a tensor is already.
     """
 
     def without_identity(node: Node) -> Node | Ref:
@@ -35,7 +36,8 @@ def remove_identities(graph: Graph) -> Graph:
 
 def _is_identity(node: Node, source: TensorMeta | None) -> bool:
     if node.short_op in DROPOUTS:
-        return not arguments(node)["train"]
+        given = arguments(node)
+        return not (given["train"] and given["p"])
     if node.short_op in _IDENTITIES:
         return True
     if source is None or node.meta != source:
@@ -44,6 +46,8 @@ def _is_identity(node: Node, source: TensorMeta | None) -> bool:
         return source.shape.count(None) <= 1
     if node.short_op == "slice":
         return _is_whole(node, source)
+    if node.short_op in _PADDINGS:
+        return not any(node.args[1])
     return node.short_op in _CASTS | _EXPANSIONS
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from octavo.graph.graph import Graph, Node, Ref
+from octavo.graph.graph import Graph, Node, Ref, refs_in
 from octavo.graph.operators import arguments
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.quantization.fusions import NOTHING, Fusion
 from octavo.quantization.qconfig import QConfig
 from octavo.quantization.targets import PRODUCT, ROLES, SHARED, WEIGHTED, Target
 
-# What a computed operator reads in int8 where that is not all of its tensors: the first so many.
+# What a computed operator reads in int8 where that is not all of its tensors: so many arguments.
 _READS = {
     "scaled_dot_product_attention": 3,
     **dict.fromkeys("prelu batch_norm layer_norm group_norm instance_norm rms_norm".split(), 1),
@@ -40,9 +40,10 @@ class Context:
             source = None if layer.input is None else arguments(node)[layer.input]
             is_read = isinstance(source, Ref) and source.name not in self.graph.constants
             return [source.name] if is_read else []  # type: ignore[union-attr]
-        names = [name for name in dict.fromkeys(node.refs()) if self._is_activation(name)]
         operands = self.target.operands.get(node.short_op)
-        return names[: _READS.get(node.short_op) if operands is None else operands.count]
+        first = _READS.get(node.short_op) if operands is None else operands.count
+        read = node.refs() if first is None else refs_in(node.args[:first])
+        return [name for name in dict.fromkeys(read) if self._is_activation(name)]
 
     def _is_activation(self, name: str) -> bool:
         if name in self.graph.constants:

@@ -221,7 +221,7 @@ class Concatenate(Operation):
             ):
                 raise RuntimeError(f"tensors of {tuple(sizes)} and {value.sizes} do not fit")
         sizes[dim] = sum(value.sizes[dim] for value in values)
-        y = planner.new(sizes, values[0].tensor.dtype, _order_of(values[0]))
+        y = planner.new(sizes, values[0].tensor.dtype, order_of(values[0]))
         for value in values:
             part = y.tensor.narrow(dim, start, value.sizes[dim])
             planner.moved(value, Value(part, y.buffer))
@@ -347,7 +347,7 @@ def _usual_order(rank: int) -> Sequence[int]:
     return CHANNELS_LAST if rank == 4 else range(rank)
 
 
-def _order_of(value: Value) -> Sequence[int]:
+def order_of(value: Value) -> Sequence[int]:
     """The order in which values lie in one row; the usual one where they do not."""
     return value.order or _usual_order(value.tensor.dim())
 
@@ -361,7 +361,7 @@ def order_of_rows(value: Value, axes: int = 1) -> Sequence[int]:
 
 
 def _in_a_row(planner: Planner, value: Value) -> tuple[Value, Sequence[int]]:
-    order = _order_of(value)
+    order = order_of(value)
     return planner.laid(value, order), order
 
 
@@ -369,9 +369,7 @@ def _result_of_two(planner: Planner, values: Sequence[Value], dtype: torch.dtype
     """Memory for what is made of two tensors, in the order of one that is as large."""
     sizes = torch.broadcast_shapes(*(value.sizes for value in values))
     whole = next((value for value in values if value.sizes == sizes), None)
-    return planner.new(
-        sizes, dtype, _usual_order(len(sizes)) if whole is None else _order_of(whole)
-    )
+    return planner.new(sizes, dtype, _usual_order(len(sizes)) if whole is None else order_of(whole))
 
 
 def _in_four(
@@ -381,7 +379,7 @@ def _in_four(
     strides of these axes. Those in front that are missing have the size 1; where there are more,
     all is one row.
     """
-    order, rank = _order_of(y), y.tensor.dim()
+    order, rank = order_of(y), y.tensor.dim()
     read = [Value(x.tensor.expand(y.sizes), x.buffer) for x in xs]
     if rank > 4:
         dense = tuple(planner.laid(x, order) for x in read)

@@ -87,12 +87,18 @@ class AddUp(Operation):
     def plan(self, planner: Planner, *values: Value) -> Value:
         rank = values[0].tensor.dim()
         dims = sorted(dim % rank for dim in self.dims)
-        x = planner.laid(values[0], range(rank))
-        before, after = x.sizes[: dims[0]], x.sizes[dims[-1] + 1 :]
-        outer, inner = math.prod(before), math.prod(after)
-        count = math.prod(x.sizes[dims[0] : dims[-1] + 1])
-        middle = [1] * len(dims) if self.keepdim else []
-        sizes = [*before, *middle, *after]
+        kept = [axis for axis in range(rank) if axis not in dims]
+        # Images may lie with their channels behind the pixels that are added up.
+        behind = [*kept[:-1], *dims, *kept[-1:]]
+        order = behind if kept and values[0].lies_in(behind) else list(range(rank))
+        x = planner.laid(values[0], order)
+        first, last = order.index(dims[0]), order.index(dims[-1])
+        outer, count, inner = (
+            math.prod(x.sizes[axis] for axis in axes)
+            for axes in (order[:first], dims, order[last + 1 :])
+        )
+        sizes = [1 if axis in dims else x.sizes[axis] for axis in range(rank)]
+        sizes = sizes if self.keepdim else [x.sizes[axis] for axis in kept]
         y = planner.new(sizes, torch.float32, range(len(sizes)))
         divisor = float(count) if self.mean else 1.0
         arguments = structs.Total(outer=outer, count=count, inner=inner, divisor=divisor)

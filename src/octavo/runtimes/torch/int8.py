@@ -41,6 +41,7 @@ from octavo.runtimes.torch.chains import (
     chain_from,
     integers_of,
 )
+from octavo.runtimes.torch.early_moves import with_early_moves
 from octavo.runtimes.torch.kernel import Kernel, Reads
 from octavo.runtimes.torch.kernels import kernels_of
 from octavo.runtimes.torch.native_floats import SPLITS
@@ -64,10 +65,12 @@ def lower_to(graph: Graph, caller: Caller, joining: bool = True, programs: bool 
     """Lower to the kernels that can be called from there: join, match, tidy, compile, account."""
     whole, joined = join_siblings(graph) if joining else (graph, dict[str, str]())
     context = Context(whole, caller, programs=programs)
+    if not native_floats.obstacle(context):
+        context.graph = with_early_moves(whole)
     matched = _matched(context)
     outputs = _with_signed_outputs(matched, context)
     inputs = graph.input_names()
-    steps, constants = tidied(matched.placed, inputs, outputs, whole.constants)
+    steps, constants = tidied(matched.placed, inputs, outputs, context.graph.constants)
     run = compile_steps(inputs, with_programs(steps, outputs), outputs, constants)
     return _accounted(run, matched, context, graph, joined)
 

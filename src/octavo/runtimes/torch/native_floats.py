@@ -16,9 +16,12 @@ from octavo.graph import operators
 from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
 from octavo.numerics.native import library
+from octavo.runtimes.integers import Integers
+from octavo.runtimes.native.moves import Pad, Roll
 from octavo.runtimes.native.operations import Arithmetic, Calculation, Concatenate, Item, Look
 from octavo.runtimes.native.planning import Operation
 from octavo.runtimes.native.rows import AddUp, Normalize
+from octavo.runtimes.torch import integer_kernels
 from octavo.runtimes.torch.chains import Context, Unsupported
 from octavo.runtimes.torch.native_runs import Either
 
@@ -29,6 +32,7 @@ LOOKS = frozenset(
     """.split()
 )
 SPLITS = frozenset({"chunk", "split", "split_with_sizes", "unbind"})
+PADDINGS = ("pad", "constant_pad_nd")
 NORMS = frozenset({"layer_norm", "rms_norm"})
 
 # What is done, and the names of what it reads.
@@ -164,6 +168,52 @@ def _item(context: Context, node: Node) -> Described:
     return item, (source,)
 
 
+def roll_of(node: Node) -> Roll:
+    """How a node rolls its first argument.
+
+    Raises:
+        Unsupported: along no axis, along one twice, or by computed numbers.
+    """
+    _, shifts, dims = arguments(node).values()
+    numbers = [*shifts, *dims]
+    if not dims or len(set(dims)) < len(dims) or not all(type(n) is int for n in numbers):
+        raise Unsupported("its axes or shifts are not known")
+    return Roll(dict(zip(dims, shifts, strict=True)))
+
+
+def padding_of(node: Node, integers: Integers | None = None) -> Pad:
+    """How a node pads its first argument, which may be integers.
+
+    Raises:
+        Unsupported: by other values than one number, or with less than nothing.
+    """
+    given = arguments(node)
+    amounts, number = given["pad"], given.get("value") or 0.0
+    if given.get("mode", "constant") != "constant" or type(number) not in (int, float):
+        raise Unsupported("it is padded by other values")
+    if any(type(amount) is not int or amount < 0 for amount in amounts):
+        raise Unsupported("it is cut, or how much is added is not known")
+    value = torch.tensor(float(number))
+    return Pad(amounts, value if integers is None else integer_kernels.quantize(integers)(value))
+
+
+def _roll(context: Context, node: Node) -> Described:
+    return roll_of(node), (_float(context, node.args[0]),)
+
+
+def _padding(context: Context, node: Node) -> Described:
+    return padding_of(node), (_float(context, node.args[0]),)
+
+
+def _pool(context: Context, node: Node) -> Described:
+    """An image's mean."""
+    x, size = node.args[:2]
+    name, meta = _float(context, x), context.graph.meta(x.name)
+    if meta is None or len(meta.shape) != 4 or list(size) not in ([1], [1, 1]):
+        raise Unsupported("it is no mean of an image")
+    return AddUp((2, 3), keepdim=True, mean=True), (name,)
+
+
 def _concatenation(context: Context, node: Node) -> Described:
     given = arguments(node)
     return Concatenate(given["dim"]), tuple(_float(context, arg) for arg in given["tensors"])
@@ -174,6 +224,9 @@ _DESCRIBE: dict[str, Callable[[Context, Node], Described]] = {
     **dict.fromkeys(("add", "sub", "mul", "div"), _calculation),
     **dict.fromkeys([*LOOKS, *SPLITS], _look),
     **dict.fromkeys(("sum", "mean"), _total),
+    "adaptive_avg_pool2d": _pool,
+    "roll": _roll,
+    **dict.fromkeys(PADDINGS, _padding),
     "getitem": _item,
     "cat": _concatenation,
 }

@@ -44,7 +44,16 @@ from octavo.runtimes.torch.native_convolutions import (
     transposed,
     volume,
 )
-from octavo.runtimes.torch.native_floats import LOOKS, item_of, look_of, norm_of, obstacle
+from octavo.runtimes.torch.native_floats import (
+    LOOKS,
+    PADDINGS,
+    item_of,
+    look_of,
+    norm_of,
+    obstacle,
+    padding_of,
+    roll_of,
+)
 from octavo.runtimes.torch.native_runs import Either
 from octavo.runtimes.torch.onednn import sized
 from octavo.runtimes.torch.post_ops import clip_bounds
@@ -248,6 +257,18 @@ def concatenate(context: Context, chain: Chain) -> Described:
     return "cat", operation, tuple(ref for ref, _ in sources)
 
 
+def roll(context: Context, chain: Chain) -> Described:
+    """Integers that are moved along axes."""
+    x, _ = _unscaled(context, chain)
+    return "roll", roll_of(chain.layer), (x,)
+
+
+def pad(context: Context, chain: Chain) -> Described:
+    """One integer around others."""
+    x, source = _unscaled(context, chain)
+    return "pad", padding_of(chain.layer, source), (x,)
+
+
 def _unscaled(context: Context, chain: Chain) -> tuple[Ref, Integers]:
     """The only input, where the result has its very integers."""
     x, source = bytes_of(context, chain.layer.args[0])
@@ -296,6 +317,8 @@ KERNELS = (
     Kernel(("max_pool2d",), native(max_pool2d)),
     Kernel(("cat",), native(concatenate)),
     Kernel((*LOOKS, "getitem"), look),
+    Kernel(("roll",), native(roll)),
+    Kernel(PADDINGS, native(pad)),
     Kernel(("layer_norm", "rms_norm", "softmax"), native(norm)),
     Kernel(("attention",), native(attention)),
     Kernel(("embedding",), embedding, Reads.FLOATS, fusion=None),
