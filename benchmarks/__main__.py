@@ -45,6 +45,7 @@ NAMES = (
     "qat_deployed",
     "detection",
     "reach",
+    "executorch",
     "demo",
 )
 

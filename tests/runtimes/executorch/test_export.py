@@ -109,3 +109,37 @@ def test_an_operator_without_a_kernel_is_named():
     q = phones.for_phones(Net().eval(), x)
     with pytest.raises(ExportError, match=r"erfinv.*export_onnx"):
         program_of(q, x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "channels", "op"),
+    [
+        (nn.Conv3d(2, 2, 1), torch.randn(2, 2, 4, 4, 4), 128, "conv3d"),
+        (nn.EmbeddingBag(9, 8, mode="sum"), torch.randint(0, 9, (2, 3)), 8, "embedding_bag"),
+    ],
+)
+def test_an_operator_without_a_form_is_named(layer, x, channels, op):
+    q = phones.for_phones(nn.Sequential(layer, nn.Flatten(), nn.Linear(channels, 4)), x)
+    with pytest.raises(ExportError, match=rf"no form for {op}, the layer '0.*': .*export_onnx"):
+        program_of(q, x)
+
+
+ZOO = "mobilenet_v2 resnet18 mobilenet_v3_small squeezenet1_1 vit_b_32 regnet_y_400mf".split()
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_networks_of_the_zoo_are_the_oracles_layer_by_layer(name):
+    import zoo
+
+    from benchmarks import reach
+
+    entry = zoo.BY_NAME[name]
+    pytest.importorskip(entry.family)
+    net = entry.build()
+    graph = octavo.capture(net, *reach.call(entry, 2, seed=0))
+    q = reach.quantized(entry, net, graph, "static", "executorch")
+    args, _ = reach.call(entry, 1, seed=1)
+    found = octavo.verify(q, [args], runtimes=["executorch"]).runtimes[0]
+    assert found.error == ""
+    assert max(layer.unequal for layer in found.layers) <= 1e-3
+    assert max(layer.steps or 0 for layer in found.layers) <= 1

@@ -25,6 +25,13 @@ from octavo.runtimes.executorch.package import missing_kernels, partitioned
 
 ANOTHER_FORMAT = "octavo.export_onnx(q, path) writes it for other runtimes"
 _NODE = "octavo"  # in what torch keeps with each operator of a program
+# Operators at which ExecuTorch's kernels stop when they run, or that torch.export cannot
+# follow into what it knows.
+_NO_FORM = {
+    "conv3d": "its kernels convolve lines and images alone",
+    "conv_transpose3d": "its kernels convolve lines and images alone",
+    "embedding_bag": "it sums as many rows as values say",
+}
 # The partitioner's mark on what an integer kernel takes in.
 _IMPLICIT = "IS_IMPLICIT_Q_DQ_TAG"
 
@@ -59,6 +66,7 @@ def program_of(graph: Graph, tensors: Sequence[Tensor]) -> Program:
         ExportError: ExecuTorch has no form or no kernel for an operator.
         MissingExtra: ExecuTorch is not installed.
     """
+    _require_forms(graph)
     forms = forms_of(graph)
     exported = _exported(graph, forms, tensors)
     try:
@@ -75,6 +83,20 @@ def program_of(graph: Graph, tensors: Sequence[Tensor]) -> Program:
             f"{_named_in(str(error), graph)}; {ANOTHER_FORMAT}"
         ) from error
     return Program(data, account.integer, account.floating, account.outside, account.delegates)
+
+
+def _require_forms(graph: Graph) -> None:
+    """Refuse what would stop when it runs.
+
+    Raises:
+        ExportError: there is such an operator.
+    """
+    for node in graph.nodes:
+        if node.short_op in _NO_FORM:
+            raise ExportError(
+                f"ExecuTorch has no form for {node.short_op}, the layer {node.name!r}: "
+                f"{_NO_FORM[node.short_op]}; {ANOTHER_FORMAT}"
+            )
 
 
 def _exported(graph: Graph, forms: Forms, tensors: Sequence[Tensor]) -> ExportedProgram:

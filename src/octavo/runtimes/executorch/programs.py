@@ -71,7 +71,8 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
 
 def _usual(graph: Graph) -> int | None:
     """The batch that a program is made for at once: that of the samples which prove it."""
-    return _SAMPLES if takes_batch(graph, _SAMPLES) else None
+    is_open = all(entry.batch_axis is not None for entry in graph.inputs)
+    return _SAMPLES if is_open and takes_batch(graph, _SAMPLES) else None
 
 
 def outside_in_words(graph: Graph, outside: Mapping[str, str]) -> str:
