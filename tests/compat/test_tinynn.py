@@ -9,7 +9,7 @@ from torch import nn
 
 import octavo
 from octavo.compat import quantization as tq
-from octavo.compat.tinynn import DynamicQuantizer, PostQuantizer, QATQuantizer
+from octavo.compat.tinynn import DynamicQuantizer, PostQuantizer, QATQuantizer, TFLiteConverter
 from octavo.errors import OctavoError, PlanError
 
 X86 = {"backend": "fbgemm", "per_tensor": False}
@@ -223,3 +223,23 @@ def test_unknown_layers_other_backends_and_other_methods(x: torch.Tensor) -> Non
     assert not hasattr(quantizer, "nothing")
     with pytest.raises(OctavoError, match="bfloat16"):
         from octavo.compat.tinynn import BF16Quantizer  # noqa: F401
+
+
+@pytest.mark.parametrize("config", [None, X86])
+@pytest.mark.parametrize("quantizer", [PostQuantizer, QATQuantizer])
+def test_a_tflite_file(quantizer, config, tmp_path: Path, x: torch.Tensor) -> None:
+    pytest.importorskip("ai_edge_litert")
+    made = quantizer(Net(), x, config=config)
+    ready = made.quantize()
+    ready(x)
+    written = TFLiteConverter(made.convert(ready), x, tmp_path / "m.tflite").convert()
+    assert (tmp_path / "m.tflite").stat().st_size == written.flash_bytes
+    assert written.operators["CONV_2D int8"] == 2
+    assert written.agreement["xnnpack"].agrees
+
+
+def test_what_cannot_be_a_tflite_file(tmp_path: Path, x: torch.Tensor) -> None:
+    with pytest.raises(PlanError, match=r"got a Net in float: give it what quantizer\.convert"):
+        TFLiteConverter(Net(), x, tmp_path / "m.tflite")
+    with pytest.raises(PlanError, match="has no setting 'input_transpose' here"):
+        TFLiteConverter(Net(), x, tmp_path / "m.tflite", input_transpose=False)
