@@ -23,7 +23,8 @@ INLINE void range_to_scale(octavo_reading *r, float low, float high) {
         int32_t steps = r->high < -r->low ? r->high : -r->low;
         r->scale = (-low > high ? -low : high) / (float)steps;
     } else {
-        r->scale = (high - low) / (float)(r->high - r->low);
+        /* Of halves, which are the same to the bit: of all finite values none is beyond floats. */
+        r->scale = (0.5f * high - 0.5f * low) / (0.5f * (float)(r->high - r->low));
     }
     if (r->scale < smallest) r->scale = smallest;
     if (!r->symmetric)

@@ -156,8 +156,9 @@ static void *work(void *argument) {
 
 #if defined(__linux__)
 
-static int avoided = -1, kept_off; /* the CPU that workers keep off; whether they do off any */
-static cpu_set_t everywhere;       /* where they may run, but for that */
+static int avoided = -1;     /* the CPU that workers keep off; -1: none */
+enum { UNKNOWN_CPU = -2 };
+static cpu_set_t everywhere; /* where they may run, but for that; empty: nobody has said */
 
 static void let_workers_run_on(const cpu_set_t *cpus) {
     for (int worker = 0; worker < workers; worker++)
@@ -166,27 +167,24 @@ static void let_workers_run_on(const cpu_set_t *cpus) {
 
 /* In a virtual machine a CPU that sleeps looks as if the host had taken it away, so that Linux wakes
  * threads on the CPU of their waker: there they begin when the call is nearly over, or take the CPU from it,
- * while the other CPUs go on sleeping. So workers keep off the CPU of the caller, wherever else they may
- * run, as long as there is one for each of them. */
+ * while the other CPUs go on sleeping. So workers keep off the CPU of the caller, as long as there is one for
+ * each of them among those that the caller may run on. Who may run on a single one has said where it is itself,
+ * and nothing of workers. */
 static void keep_off_this_cpu(void) {
     int cpu = sched_getcpu();
     cpu_set_t all, others;
-    if (cpu < 0 || cpu == avoided || sched_getaffinity(0, sizeof all, &all)) return;
+    if (cpu < 0 || sched_getaffinity(0, sizeof all, &all)) return;
+    if (CPU_COUNT(&all) == 1 && CPU_COUNT(&everywhere)) all = everywhere;
     others = all;
     CPU_CLR(cpu, &others);
-    if (CPU_COUNT(&others) >= workers) {
-        let_workers_run_on(&others);
-        everywhere = all;
-        avoided = cpu;
-        kept_off = 1;
-    } else if (kept_off && CPU_COUNT(&everywhere) <= workers) { /* there are more of them now */
-        let_workers_run_on(&everywhere);
-        avoided = -1;
-        kept_off = 0;
-    }
+    int avoids = CPU_COUNT(&others) >= workers ? cpu : -1;
+    if (avoids == avoided && CPU_EQUAL(&all, &everywhere)) return;
+    let_workers_run_on(avoids < 0 ? &all : &others);
+    everywhere = all;
+    avoided = avoids;
 }
 
-static void forget_cpu(void) { avoided = -1; }
+static void forget_cpu(void) { avoided = UNKNOWN_CPU; }
 
 #else
 

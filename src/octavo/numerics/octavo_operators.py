@@ -104,7 +104,8 @@ def dynamic_qparams(
     if symmetric:
         scale = torch.maximum(-low, high).div(min(qmax, -qmin)).clamp(min=smallest)
         return scale, torch.zeros_like(scale)
-    scale = (high - low).div(qmax - qmin).clamp(min=smallest)
+    # Of halves, which are the same to the bit: of all finite values none is beyond floats.
+    scale = (high / 2 - low / 2).div((qmax - qmin) / 2).clamp(min=smallest)
     return scale, (qmin - torch.round(low / scale)).clamp(qmin, qmax)
 
 

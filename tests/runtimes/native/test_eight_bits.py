@@ -71,6 +71,21 @@ def test_rows_are_rounded_as_the_oracle_rounds_them(instruction_set, per_token, 
     assert float(((have.double() - want).abs() / size).max()) < 1e-5
 
 
+@pytest.mark.parametrize("how", [How.ROW_RANGE, How.TENSOR_RANGE])
+def test_rows_of_any_finite_range_have_results(instruction_set, how):
+    """Between the largest floats of both signs lies more than a float holds."""
+    case, most = Case(count=2), 3.3e38
+    case.scale *= 1e-3
+    case.x.zero_()
+    case.x[0, 0], case.x[0, 1] = most, -most
+    have = eight_bits.multiply_eight_bits(case.x, **case.given(), **reading(how, 0, 255, False))
+    rounded = octavo_operators.fake_quantize_dynamic(case.x, 0, 255, False, how is How.ROW_RANGE)
+    assert float((rounded - case.x).abs().max()) < most / 127
+    want = rounded.double() @ (case.integers.double() * case.scale[:, None].double()).T
+    assert float((have[0].double() - want[0]).abs().max()) < 1e-5 * most
+    assert torch.equal(have[1], case.bias)
+
+
 def reading(how, low, high, symmetric):
     return {"how": how, "low": low, "high": high, "symmetric": symmetric}
 
