@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import phones
@@ -75,3 +76,16 @@ def test_what_stays_outside_is_told_with_the_reason():
 def test_threads_are_no_option_of_it(q):
     with pytest.raises(RuntimeUnavailable, match="no option 'threads'"):
         q.lower("executorch", threads=1)
+
+
+def test_a_method_keeps_the_memory_of_its_program(q):
+    from octavo.runtimes.executorch.export import program_of
+    from octavo.runtimes.executorch.package import method_of
+
+    x = phones.IMAGES[:1]
+    data = bytearray(program_of(q.graph, [x]).data)
+    execute = method_of(bytes(data))
+    gc.collect()
+    junk = [bytes(len(data)) for _ in range(64)]  # where the program was, if it is gone
+    torch.testing.assert_close(execute([x])[0], q.lower("reference")(x), atol=1e-4, rtol=0)
+    assert len(junk) == 64

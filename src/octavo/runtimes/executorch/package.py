@@ -102,5 +102,7 @@ def method_of(data: bytes) -> Callable[[Sequence[torch.Tensor]], Sequence[Any]]:
     Raises:
         RuntimeError: ExecuTorch cannot load it.
     """
-    method = package().runtime.Runtime.get().load_program(data).load_method("forward")
-    return method.execute  # type: ignore[no-any-return]
+    program = package().runtime.Runtime.get().load_program(data)
+    # A method reads the memory of its program, and does not keep it.
+    kept = (program, program.load_method("forward"))
+    return lambda tensors: kept[1].execute(tensors)
