@@ -46,6 +46,7 @@ NAMES = (
     "detection",
     "reach",
     "executorch",
+    "litert",
     "demo",
 )
 
