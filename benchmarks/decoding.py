@@ -5,7 +5,8 @@ A piece is ours and one peer that take turns in one process, with a rest before 
 writes 32 tokens behind a prompt of 8. ``--pieces`` and ``--models`` choose some, whose rows take
 the place of those of earlier runs in the file. The row of a peer that is not installed says what to
 install: llama.cpp, OpenVINO GenAI (compressed by NNCF), ONNX Runtime GenAI, torchao. Build their
-files first (``--build --files FOLDER``).
+files first (``--build --files FOLDER``). torchao's layers are compiled, which takes a minute or two
+before the first call (``--pieces torchao`` alone).
 
 "GB/s" is what a step reads of weights, by its time; the row "plain read" says what the memory
 gives. "512 tokens" is the time of a prompt of so many. Resident memory is that of a process which
@@ -148,6 +149,12 @@ def models_of(model: Any) -> dict[str, Callable[[], Any]]:
 
         own = copy.deepcopy(model).to(torch.bfloat16)
         quantization.quantize_(own, getattr(quantization, name)(**how))
+        # Else each call makes bfloat16 weights of the integers, which takes twice the time of
+        # bfloat16. A whole model is compiled anew for each length of its cache.
+        torch._dynamo.config.recompile_limit = 64
+        for layer in own.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.compile()
         return own
 
     made["torchao int8"] = lambda: torchao("Int8WeightOnlyConfig")

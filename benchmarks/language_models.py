@@ -36,6 +36,11 @@ METHODS: dict[str, list[octavo.WeightMethod]] = {
     "rotation": [octavo.Rotation()],
     "rotation, clip, gptq": [octavo.Rotation(), octavo.Clip(), octavo.GPTQ()],
     "awq, clip, gptq": [octavo.AWQ(), octavo.Clip(), octavo.GPTQ()],
+    "awq, hqq": [octavo.AWQ(), octavo.HQQ()],
+    "rotation, hqq": [octavo.Rotation(), octavo.HQQ()],
+    "rotation, awq, clip, gptq": [
+        *(octavo.Rotation(), octavo.AWQ(), octavo.Clip(), octavo.GPTQ()),
+    ],
 }
 FORMS = {
     "8 bits": octavo.weight_only_qconfig(),

@@ -101,6 +101,9 @@ class Form:
         self._counts_mask = "cumsum" in self._names
         kinds = getattr(config, "layer_types", None) if "layer_types" in self._names else None
         self._kinds = list(kinds) if kinds else []
+        # Whether layers of each kind have a rotation of their own.
+        takes = inspect.signature(self._rotary.forward).parameters if self._rotary else ()
+        self._has_kinds = bool(self._kinds) and "layer_type" in takes
         self.dtype = next(self.last.parameters()).dtype
         if self.dtype not in FLOATS:
             raise NotKnown(f"it computes in {self.dtype}")
@@ -156,13 +159,6 @@ class Form:
         that stand behind a text's first.
         """
         return self._slopes is None or bool((mask[:, 1:] >= mask[:, :-1]).all())
-
-    @property
-    def _has_kinds(self) -> bool:
-        """Whether layers of each kind have a rotation of their own."""
-        return (
-            bool(self._kinds) and "layer_type" in inspect.signature(self._rotary.forward).parameters
-        )
 
     @property
     def _of_kinds(self) -> list[str]:

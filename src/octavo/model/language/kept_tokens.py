@@ -108,61 +108,67 @@ def _is_readable(tensor: Any, dtype: torch.dtype) -> bool:
     )
 
 
-class _Layer:
-    """The memory of a layer of a dynamic cache, and what the cache sees of it.
+class _Layers:
+    """The memory of those layers of a dynamic cache that have one window, and what the cache sees
+    of it.
 
     Attributes:
+        layers: of the cache.
         held: tokens in the memory.
-        window: tokens that a row sees at most; ``None`` for all.
+        whole: keys and values of each layer, float32 ``[2 * layers, batch, heads, room, size]``.
     """
 
-    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
-        self.layer, self._dtype = layer, dtype
-        self.window: int | None = getattr(layer, "sliding_window", None)
-        self.held = int(layer.keys.shape[2]) if layer.is_initialized else 0
-        self.keys: Any = layer.keys if self.held else None
-        self.values: Any = layer.values if self.held else None
-        self._copies: tuple[Tensor, Tensor] | None = None
-        self._shown: tuple[Tensor, Tensor] | None = None
+    def __init__(self, layers: Sequence[Any], window: int | None, dtype: torch.dtype) -> None:
+        self.layers, self._window, self._dtype = layers, window, dtype
+        self.held = int(layers[0].keys.shape[2]) if layers[0].is_initialized else 0
+        self._old = [t for x in layers for t in (x.keys, x.values)] if self.held else []
+        self.whole: Any = None
+        self._copy: Tensor | None = None  # in the model's dtype, where it is another
+        self._shown: Sequence[Tensor] = ()
 
     def is_shown(self, past: int) -> bool:
-        shown, layer = self._shown, self.layer
-        return (
-            shown is not None
-            and layer.keys is shown[0]
-            and layer.values is shown[1]
-            and (self.window is None or layer.cumulative_length == past)
+        shown = self._shown
+        return len(shown) > 0 and all(
+            layer.keys is shown[2 * i]
+            and layer.values is shown[2 * i + 1]
+            and (self._window is None or layer.cumulative_length == past)
+            for i, layer in enumerate(self.layers)
         )
 
     def move(self, batch: int, tokens: int, block: Block) -> None:
         """To memory with room for so many more."""
-        old, end = (self.keys, self.values), self.held
-        if self.window is not None:
-            self.held = min(end, self.window - 1)
+        old, end = self._old if self.whole is None else self.whole, self.held
+        if self._window is not None:
+            self.held = min(end, self._window - 1)
         room = self.held + tokens + max(_ROOM, self.held // 4)
-        shape = (batch, block.shared_heads, room, block.channels)
-        self.keys, self.values = torch.empty(shape), torch.empty(shape)
-        for new, tensor in zip((self.keys, self.values), old, strict=True):
-            if self.held:
+        shape = (2 * len(self.layers), batch, block.shared_heads, room, block.channels)
+        whole = torch.empty(shape)
+        if self.held:
+            for new, tensor in zip(whole, old, strict=True):
                 new[:, :, : self.held] = tensor[:, :, end - self.held : end]
-        if self._dtype != torch.float32:
-            self._copies = self.keys.to(self._dtype), self.values.to(self._dtype)
+        self.whole, self._old = whole, []
+        self._copy = None if self._dtype == torch.float32 else whole.to(self._dtype)
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        each = self.whole.unbind(0)
+        return list(zip(each[::2], each[1::2], strict=True))
 
     def show(self, tokens: int, past: int) -> None:
         """Let the cache see so many new tokens, with which a text has ``past``."""
         start, self.held = self.held, self.held + tokens
-        seen = self.keys, self.values
-        if self._copies is not None:
-            for copy, own in zip(self._copies, seen, strict=True):
-                copy[:, :, start : self.held] = own[:, :, start : self.held]
-            seen = self._copies
-        first = 0 if self.window is None else max(0, self.held - (self.window - 1))
-        keys, values = (tensor[:, :, first : self.held] for tensor in seen)
-        if not self.layer.is_initialized:
-            self.layer.lazy_initialization(keys, values)
-        self.layer.keys, self.layer.values = self._shown = keys, values
-        if self.window is not None:
-            self.layer.cumulative_length = past
+        seen = self.whole
+        if self._copy is not None:
+            new = slice(start, self.held)
+            self._copy[:, :, :, new] = seen[:, :, :, new]
+            seen = self._copy
+        first = 0 if self._window is None else max(0, self.held - (self._window - 1))
+        shown = self._shown = seen[:, :, :, first : self.held].unbind(0)
+        for i, layer in enumerate(self.layers):
+            if not layer.is_initialized:
+                layer.lazy_initialization(shown[2 * i], shown[2 * i + 1])
+            layer.keys, layer.values = shown[2 * i], shown[2 * i + 1]
+            if self._window is not None:
+                layer.cumulative_length = past
 
 
 class Grown:
@@ -172,14 +178,17 @@ class Grown:
 
     def __init__(self, layers: Sequence[Any], past: int, dtype: torch.dtype) -> None:
         self._of, self.past = layers, past
-        self._layers = [_Layer(layer, dtype) for layer in layers]
+        of_windows: dict[int | None, list[Any]] = {}
+        for layer in layers:
+            of_windows.setdefault(getattr(layer, "sliding_window", None), []).append(layer)
+        self._parts = [_Layers(each, window, dtype) for window, each in of_windows.items()]
         self._caches: Caches | None = None
         self._room = 0
-        self._held: dict[int | None, Tensor] = {}  # by windows, for each text
+        self._held: list[Tensor] = []  # of each part, for each text
 
     def is_shown_by(self, cache: Any) -> bool:
         """Whether a cache still has what it was given."""
-        return cache.layers is self._of and all(x.is_shown(self.past) for x in self._layers)
+        return cache.layers is self._of and all(x.is_shown(self.past) for x in self._parts)
 
     def has_room(self, tokens: int) -> bool:
         return True
@@ -189,28 +198,35 @@ class Grown:
 
     def caches(self, batch: int, tokens: int, blocks: Sequence[Block]) -> Caches:
         if self._caches is None or tokens > self._room:
-            for layer, block in zip(self._layers, blocks, strict=True):
-                layer.move(batch, tokens, block)
-            self._held = {x.window: torch.full((batch,), x.held) for x in self._layers}
-            self._room = min(x.keys.shape[2] - x.held for x in self._layers)
-            own = [Cache(x.keys, x.values, self._held[x.window]) for x in self._layers]
-            self._caches = Caches(own, blocks)
+            sizes = {(block.shared_heads, block.channels) for block in blocks}
+            if len(sizes) > 1:
+                raise ValueError("blocks whose keys are of different sizes")
+            found: dict[int, Cache] = {}
+            self._held = []
+            for part in self._parts:
+                part.move(batch, tokens, blocks[0])
+                held = torch.full((batch,), part.held)
+                self._held.append(held)
+                for layer, pair in zip(part.layers, part.pairs(), strict=True):
+                    found[id(layer)] = Cache(*pair, held)
+            self._room = min(part.whole.shape[3] - part.held for part in self._parts)
+            self._caches = Caches([found[id(layer)] for layer in self._of], blocks)
         return self._caches
 
     def newest(self, tokens: int) -> list[Tensor]:
-        return [
-            tensor[:, :, layer.held : layer.held + tokens].clone()
-            for layer in self._layers
-            for tensor in (layer.keys, layer.values)
-        ]
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for part in self._parts:
+            new = slice(part.held, part.held + tokens)
+            for layer, pair in zip(part.layers, part.pairs(), strict=True):
+                found[id(layer)] = tuple(tensor[:, :, new].clone() for tensor in pair)
+        return [tensor for layer in self._of for tensor in found[id(layer)]]
 
     def advance(self, cache: Any, tokens: int) -> None:
         self.past += tokens
         self._room -= tokens
-        for held in self._held.values():
+        for held, part in zip(self._held, self._parts, strict=True):
             held += tokens
-        for layer in self._layers:
-            layer.show(tokens, self.past)
+            part.show(tokens, self.past)
         _GROWN[cache] = self
 
 
