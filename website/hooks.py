@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from website import measured, notebooks, pictures, reference  # noqa: E402
+from website import measured, pictures, reference  # noqa: E402
 
 # Documents of the project that stand beside `docs`, and where they are among the pages.
 BESIDE = {
@@ -21,16 +21,13 @@ BESIDE = {
     "SECURITY.md": "development/security.md",
     "benchmarks/README.md": "benchmarks/method.md",
 }
-# Links in them to what is no page: the text stays.
-_PLAIN = ("benchmarks/", "docs/")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Add what is made here to what lies in `docs`."""
-    pages, pngs = notebooks.pages()
-    for path, text in (pages | reference.pages() | measured.pages()).items():
+    for path, text in (reference.pages() | measured.pages()).items():
         files.append(File.generated(config, path, content=text))
-    for path, data in (pngs | _pictures()).items():
+    for path, data in _pictures().items():
         files.append(File.generated(config, path, content=data))
     for name, path in BESIDE.items():
         if (ROOT / name).is_file():

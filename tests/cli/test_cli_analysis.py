@@ -144,6 +144,17 @@ def test_sensitivity_estimated_with_a_metric_and_a_mode() -> None:
     assert layer["estimate_db"] > 30
 
 
+def test_an_interrupted_search_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: object, **how: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["octavo.searching.search"], "search", interrupted)
+    data = ("--calibration", "data.npz", "--max-drop", "1", "--out", "stopped")
+    answer = octavo_command("search", "my_analysed_models:build", *data)
+    assert answer.code == 130
+    assert "the same command goes on; what was tried is kept in stopped" in answer.err
+
+
 def test_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())

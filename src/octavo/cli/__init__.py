@@ -15,6 +15,7 @@ from octavo.cli.bench import bench
 from octavo.cli.compare import compare
 from octavo.cli.debug import debug
 from octavo.cli.demo.command import demo
+from octavo.cli.doctor import doctor
 from octavo.cli.export import export
 from octavo.cli.generate import generate
 from octavo.cli.inspect import inspect
@@ -48,6 +49,7 @@ for command in (
     perplexity,
     serve,
     migrate,
+    doctor,
 ):
     app.command()(spread(command))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from octavo.cli import options
-from octavo.cli.app import show
+from octavo.cli.app import show, tell
 
 
 def search(
@@ -57,21 +57,25 @@ def search(
     from octavo.searching.search import search as search_for
 
     network = load_model(model, weights)
-    found = search_for(
-        network,
-        calibration=reading.load(calibration, network),
-        data=reading.load(data, network),
-        metric=options.metric_of(metric),
-        max_drop=max_drop,
-        objective="smallest" if smallest else "fastest",
-        four_bits=four_bits,
-        target=study.target or host_target(),
-        time_budget=time_budget,
-        scope=study.scope,
-        checkpoint=out,
-        engine=study.engine,
-        progress=not as_json,
-    )
+    try:
+        found = search_for(
+            network,
+            calibration=reading.load(calibration, network),
+            data=reading.load(data, network),
+            metric=options.metric_of(metric),
+            max_drop=max_drop,
+            objective="smallest" if smallest else "fastest",
+            four_bits=four_bits,
+            target=study.target or host_target(),
+            time_budget=time_budget,
+            scope=study.scope,
+            checkpoint=out,
+            engine=study.engine,
+            progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        tell(f"interrupted: the same command goes on; what was tried is kept in {out}")
+        raise typer.Exit(130) from None
     show(found, as_json)
     if found.model is None:
         raise typer.Exit(1)

@@ -190,3 +190,13 @@ def test_what_is_no_file_of_data(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "data.csv").write_text("1,2")
     with pytest.raises(InputError, match=r"data\.csv is of another kind than \.npz and"):
         load_data(str(tmp_path / "data.csv"), ONE)
+
+
+def test_npy_is_one_array(tmp_path: Path) -> None:
+    path = str(tmp_path / "data.npy")
+    np.save(path, X)
+    (batch,) = (split_batch(batch, ONE) for batch in load_data(path, ONE))
+    assert torch.equal(batch.args[0], torch.from_numpy(X))
+    np.save(path, np.array([None], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"cannot read .*as \.npy.*pickle"):
+        load_data(path, ONE)

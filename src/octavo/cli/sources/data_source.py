@@ -59,8 +59,8 @@ def load_data(
     """Batches from a DATA argument.
 
     Args:
-        source: a ``.npz`` or ``.safetensors`` file, a folder of images (see `ImageFolder`), or
-            ``package.module:name`` of an iterable of batches, or of a function without arguments
+        source: a ``.npz``, ``.safetensors`` or ``.npy`` file, a folder of images (see
+            `ImageFolder`), or ``package.module:name`` of an iterable of batches, or of a function without arguments
             that returns one. In a file, an array named as a label (``labels``, ``y`` ...) holds the
             labels; the others are the model's arguments, by name where the names are its own, else
             in the file's order. float64 arrays, numpy's default, become float32.
@@ -152,6 +152,10 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
         return {name: _tensor(file[name]) for name in file.files}
 
 
+def _read_npy(path: Path) -> dict[str, Tensor]:
+    return {"array": _tensor(np.load(path, allow_pickle=False))}
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return {name: _single(tensor) for name, tensor in tensor_file.read(path)[1].items()}
 
@@ -159,6 +163,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 _READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
+    ".npy": _read_npy,
 }
 
 
