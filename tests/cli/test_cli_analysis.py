@@ -149,7 +149,13 @@ def test_an_interrupted_search_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["octavo.searching.search"], "search", interrupted)
-    data = ("--calibration", "data.npz", "--max-drop", "1", "--out", "stopped")
+    data = (
+        *("--calibration", "data.npz", "--data", "data.npz"),
+        "--max-drop",
+        "1",
+        "--out",
+        "stopped",
+    )
     answer = octavo_command("search", "my_analysed_models:build", *data)
     assert answer.code == 130
     assert "the same command goes on; what was tried is kept in stopped" in answer.err
