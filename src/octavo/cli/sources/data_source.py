@@ -62,8 +62,9 @@ def load_data(
         source: a ``.npz``, ``.safetensors`` or ``.npy`` file, a folder of images (see
             `ImageFolder`), or ``package.module:name`` of an iterable of batches, or of a function
             without arguments that returns one. In a file, an array named as a label
-            (``labels``, ``y`` ...) holds the labels; the others are the model's arguments, by name where the names are its own, else
-            in the file's order. float64 arrays, numpy's default, become float32.
+            (``labels``, ``y`` ...) holds the labels; the others are the model's arguments, by name
+            where the names are its own, else in the file's order. float64 arrays, numpy's
+            default, become float32.
         signature: the argument names of the model.
         batch_size: for files and folders only.
         images: for folders only; ``None`` is `ImageOptions` as it is.
