@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import octavo
-from octavo.cli.demo import demo
+from octavo.cli.demo import demo, phones
 from octavo.cli.demo.digits import Digits, load_digits
 from octavo.measuring.cold_start import ColdStart
 from octavo.runtimes import timing
@@ -189,6 +189,7 @@ def test_demo_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = Digits("a few", TensorDataset(*digits.train[:64]), TensorDataset(*digits.test[:32]))
     monkeypatch.setattr(demo, "load_digits", lambda mnist: few)
     monkeypatch.setattr(timing, "MAX_ROUNDS", 1)
+    monkeypatch.setattr(phones, "FORMATS", {})
     out = tmp_path / "out"
     answer = octavo_command("demo", "--out", str(out), "--epochs", "1", "--json")
     assert (answer.code, answer.err) == (0, "")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import octavo
-from octavo.cli.demo import demo
+from octavo.cli.demo import demo, phones
 from octavo.cli.demo.demo import DemoResult, Net, augmented, run_demo, trained_net
 from octavo.cli.demo.digits import Digits, load_digits
 from octavo.errors import ArtifactError, InputError, MissingExtra
@@ -31,15 +31,17 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     few = Digits("a few", TensorDataset(*digits.train[:64]), TensorDataset(*digits.test[:32]))
     monkeypatch.setattr(demo, "load_digits", lambda mnist: few)
     monkeypatch.setattr(timing, "MAX_ROUNDS", 1)
+    monkeypatch.setattr(phones, "FORMATS", {})
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    """The whole demo, with one epoch and few rounds."""
+    """The whole demo but for ExecuTorch, which takes seconds; with one epoch and few rounds."""
     lines: list[str] = []
     out = tmp_path_factory.mktemp("demo") / "build"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "MAX_ROUNDS", 2)
+        patch.setattr(phones, "FORMATS", {"LiteRT": phones.FORMATS["LiteRT"]})
         result = run_demo(out, epochs=1, progress=False, say=lines.append)
     (out / "said.txt").write_text("\n".join(lines))
     return result
@@ -59,8 +61,18 @@ def test_the_network_is_the_articles() -> None:
 
 
 def test_it_writes_its_files_and_nothing_else(result: DemoResult) -> None:
-    names = {path.name for path in result.folder.iterdir()}
+    names = {path.name for path in result.folder.iterdir()} - {"model.tflite"}
     assert names == {"model.octavo", "comparison.json", "report.html", "training.png", "said.txt"}
+
+
+def test_the_file_for_phones_is_in_the_table(result: DemoResult) -> None:
+    pytest.importorskip("ai_edge_litert")
+    file = result.folder / "model.tflite"
+    row = result.comparison["LiteRT"]
+    assert row.size_bytes == file.stat().st_size
+    assert row.agreement is not None
+    assert row.agreement >= 98.0
+    assert json.loads((result.folder / "comparison.json").read_text())["LiteRT"]["latency_ms"] > 0
 
 
 def test_the_comparison_holds_what_it_promises(result: DemoResult) -> None:

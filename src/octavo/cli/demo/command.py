@@ -36,7 +36,8 @@ def demo(
     """Train a small network on handwritten digits, quantize it, and see what that did.
 
     Writes `model.octavo`, `comparison.json`, `report.html` and `training.png`, then loads the file
-    in a fresh process and checks that its predictions are the same.
+    in a fresh process and checks that its predictions are the same. For phones it writes
+    `model.tflite` and `model.pte`, and runs them, where LiteRT and ExecuTorch are installed.
 
     **Example:** `octavo demo --out build/demo`
     """

@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.cli.demo.digits import Batches, Digits, Loaders, load_digits
+from octavo.cli.demo.phones import TARGET, phone_files, with_their_sizes
 from octavo.display import finite, track
 from octavo.errors import ArtifactError, InputError
 from octavo.flow.quantize import quantize
 from octavo.measuring.comparison import compare
 from octavo.measuring.comparison_table import Comparison
 from octavo.model.files.atomic import replacing, require_writable
+from octavo.model.model import QuantizedModel
 from octavo.model.replay import Replay, replay_in_fresh_process
 from octavo.reporting import report
 from octavo.reporting.html import require_packages
@@ -130,7 +132,8 @@ def run_demo(
     """Train, quantize, compare, and check the file in a fresh process.
 
     Writes ``model.octavo``, ``comparison.json``, ``report.html`` and ``training.png`` into
-    ``out``.
+    ``out``, and for phones ``model.tflite`` and ``model.pte`` where LiteRT and ExecuTorch are
+    installed.
 
     Args:
         out: a folder, made where it is missing.
@@ -157,11 +160,17 @@ def run_demo(
 
     chosen = target or host_target()
     say(f"target: {chosen} " + ("(as asked)" if target else "(this CPU; --target takes another)"))
-    q = quantize(
-        net, calibration=loaders.calibration, target=chosen, progress=progress, scope="model"
-    )
+
+    def quantized(target: str) -> QuantizedModel:
+        return quantize(
+            net, calibration=loaders.calibration, target=target, progress=progress, scope="model"
+        )
+
+    q = quantized(chosen)
     q.save(str(folder / "model.octavo"))
-    comparison = compare(net, q, loaders.test, progress=progress)
+    files = phone_files(lambda: quantized(TARGET), folder, say)
+    comparison = compare(net, {"int8": q, **files}, loaders.test, progress=progress)
+    comparison = with_their_sizes(comparison, files)
     page = report(
         net, q, loaders.test, title=title, comparison=comparison, batches=2, progress=progress
     )
