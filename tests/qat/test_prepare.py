@@ -377,6 +377,27 @@ def test_a_weight_that_is_computed_is_trained_as_it_is_used() -> None:
     torch.testing.assert_close(q(x), expected, atol=1e-4, rtol=1e-4)
 
 
+class Tempered(nn.Module):
+    """Attention of which a learned number scales the scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed, self.log_scale = nn.Linear(8, 24), nn.Parameter(torch.tensor(-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.packed(x).chunk(3, -1)
+        return ((q @ k.mT) * self.log_scale.exp()).softmax(-1) @ v
+
+
+def test_a_number_that_scales_attention_is_trained() -> None:
+    torch.manual_seed(0)
+    qat = octavo.prepare_qat(Tempered(), torch.randn(4, 5, 8))
+    qat(torch.randn(4, 5, 8)).square().sum().backward()
+    (scale,) = (p for p in qat.parameters() if p.dim() == 0)
+    assert scale.grad is not None
+    assert scale.grad != 0
+
+
 def test_a_computed_weight_of_frozen_parts_is_frozen() -> None:
     net = nn.Sequential(weight_norm(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
     net[0].requires_grad_(False)

@@ -102,7 +102,8 @@ def prepare_qat(
     graph = traced(model, example.args, example.kwargs, open_sizes=open_sizes, progress=progress)
     signature = signature_with_losses(model, graph, example)
     graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
-    trained = TrainingGraph.of(graph)
+    trainable = _trainable(model, graph)
+    trained = TrainingGraph.of(graph, trainable)
     deployed = trained.deployed()
     decided = _plan(deployed, qconfig, target, mode)
     bounds: Mapping[str, Bounds] = {}
@@ -123,7 +124,7 @@ def prepare_qat(
         )
     make = _learned if learned_scales else _observed
     modules = [make(*tensor, deployed, bounds) for tensor in _with_ranges(decided)]
-    held = _held(model, graph, trained.graph)
+    held = _held(model, trainable, graph, trained.graph)
     if not any(how.trainable for how in held.values()):
         raise TrainingError(
             "all parameters are frozen (requires_grad is False), so that there is nothing to "
@@ -178,9 +179,10 @@ def _learned(
     return LearnedFakeQuantize(name, qparams_of_range(bound.low, bound.high, spec.scheme))
 
 
-def _held(model: nn.Module, traced: Graph, trained: Graph) -> dict[str, Held]:
+def _held(
+    model: nn.Module, trainable: Mapping[str, bool], traced: Graph, trained: Graph
+) -> dict[str, Held]:
     """How each constant of the training graph is held."""
-    trainable = _trainable(model, traced)
     first: dict[int, str] = {}
     tied = {
         name: first.setdefault(id(parameter), name)

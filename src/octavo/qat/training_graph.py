@@ -9,7 +9,7 @@ Tested in tests/qat/test_model.py and tests/qat/test_prepare.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -54,16 +54,29 @@ class TrainingGraph:
     norms: Mapping[str, Node]
 
     @classmethod
-    def of(cls, traced: Graph) -> TrainingGraph:
-        """From the graph that capture starts from."""
+    def of(cls, traced: Graph, trained: Collection[str] = ()) -> TrainingGraph:
+        """From the graph that capture starts from, and the names of the constants to be trained."""
+        graph = simplified(in_training(normalise_spelling(traced)))
         # Before dropout is gone: it keeps what is written out as it is, in both graphs.
-        graph = written_attention(simplified(in_training(normalise_spelling(traced))))
+        whole = written_attention(graph)
+        # The operator's scale is a number, which would learn nothing.
+        if all(_readers(graph, name) == _readers(whole, name) for name in _numbers(graph, trained)):
+            graph = whole
         return cls(graph, foldable_norms(simplified(in_evaluation(graph))))
 
     def deployed(self, constants: Mapping[str, Tensor] | None = None) -> Graph:
         """The canonical float graph, with these tensors in place of its own."""
         graph = self.graph if constants is None else replace(self.graph, constants=constants)
         return fold_batch_norm(simplified(in_evaluation(graph)))
+
+
+def _numbers(graph: Graph, names: Collection[str]) -> list[str]:
+    """Those of a graph's constants that have one value."""
+    return [name for name, t in graph.constants.items() if name in names and t.numel() == 1]
+
+
+def _readers(graph: Graph, name: str) -> int:
+    return sum(name in node.refs() for node in graph.nodes)
 
 
 class TrainingProgram:

@@ -30,7 +30,7 @@ _Run = Callable[..., tuple[Any, ...]]
 _CARRIERS = frozenset(
     """
     add amax masked_fill to contiguous clone unsqueeze squeeze view reshape flatten unflatten
-    transpose permute expand repeat narrow select slice getitem
+    transpose permute expand repeat narrow select slice getitem where
     """.split()
 )
 _SOFTMAX = frozenset({"softmax", "_softmax"})

@@ -227,6 +227,41 @@ def test_views_over_open_sizes(joined: bool) -> None:
     assert sqnr_db(net(x, keep), run_graph(graph, x, keep)) > 100
 
 
+LOWEST = torch.finfo(torch.float32).min
+FILLED_LAST: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "large scores": lambda s, keep, causal: (s * 50).masked_fill(~keep, -1e9),
+    "filled twice": lambda s, keep, causal: s.masked_fill(~keep, -1e9).masked_fill(~causal, -1e9),
+    "lowest": lambda s, keep, causal: torch.where(causal, torch.where(keep, s, LOWEST), LOWEST),
+    "added and filled": lambda s, keep, causal: (s + (1 - keep.float()) * LOWEST).masked_fill(
+        ~causal, LOWEST
+    ),
+    "of another view": lambda s, keep, causal: (
+        s.masked_fill(~keep, -1e9).view(1, B, H, L, S).masked_fill(~causal, -1e9).view(B, H, L, S)
+    ),
+}
+
+
+@pytest.mark.parametrize("hide", FILLED_LAST.values(), ids=FILLED_LAST)
+def test_a_target_all_of_whose_scores_are_low_sees_all_alike(hide):
+    def attention(q: Tensor, k: Tensor, v: Tensor, keep: Tensor, causal: Tensor) -> Tensor:
+        return hide(transposed(q, k), keep, causal).softmax(-1) @ v
+
+    keep = torch.ones(B, 1, 1, S, dtype=torch.bool)
+    keep[1] = False
+    causal = torch.ones(L, S, dtype=torch.bool).tril()
+    ops, _ = rewritten(attention, *heads(), keep, causal)
+    assert SDPA in ops
+
+
+@pytest.mark.parametrize("hide", [lambda s, m: s + m, lambda s, m: s.masked_fill(m > 0, -1e9)])
+def test_a_mask_without_an_axis_for_targets_stays(hide):
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return hide(transposed(q, k), mask).softmax(-1) @ v
+
+    ops, _ = rewritten(attention, *heads(), *tensors((S,)))
+    assert SDPA not in ops
+
+
 HIDING = {
     "filled": lambda scores, keep: scores.masked_fill(~keep, -math.inf),
     "added": lambda scores, keep: scores + torch.where(keep, 0.0, -math.inf),

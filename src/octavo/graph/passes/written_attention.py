@@ -27,6 +27,8 @@ from octavo.graph.passes.written_scores import (
 from octavo.graph.rewrite import Part, rewrite
 
 _SOFTMAX = frozenset({"softmax", "_softmax"})
+# Beside it scores vanish, however large they are.
+_LOWEST = -1e30
 _PRODUCTS = frozenset({"aten.matmul.default", "aten.bmm.default"})
 
 
@@ -144,8 +146,16 @@ class _Nodes:
             ref = self.scalings[ref.name]
         return ref
 
-    def add(self, name: str, op: str, args: tuple[Any, ...], shape: Shape, **kwargs: Any) -> Ref:
-        meta = TensorMeta(shape, "float32")
+    def add(
+        self,
+        name: str,
+        op: str,
+        args: tuple[Any, ...],
+        shape: Shape,
+        dtype: str = "float32",
+        **kwargs: Any,
+    ) -> Ref:
+        meta = TensorMeta(shape, dtype)
         self.made.append(Node(name, f"aten.{op}", args, kwargs, meta))
         return Ref(name)
 
@@ -204,20 +214,31 @@ def _turned(nodes: _Nodes, key: Ref, name: str) -> Ref:
 
 
 def _mask(nodes: _Nodes, one: _Written) -> Ref | None:
-    """All that is added to the scores."""
-    name, masks = one.last.name, list[Ref]()
-    for index, term in enumerate(one.scores.terms):
-        masks.append(_added(nodes, term, f"{name}.mask_{index}"))
+    """All that is added to the scores: what is filled in replaces what was added before."""
+    name, terms, mask = one.last.name, one.scores.terms, None
+    for index, term in enumerate(terms):
+        fills = mask is not None and term.filled is not None
+        part = term.mask if fills else _added(nodes, term, len(terms) == 1, f"{name}.mask_{index}")
         front = _front(nodes.graph, term, one.shape)
         if front:
-            masks[-1] = _seen(nodes, masks[-1], front, one, f"{name}.mask_{index}_seen")
-    if not masks:
-        return None
-    mask, *others = masks
-    for index, other in enumerate(others):
-        shape = _broadcast(nodes.shape(mask), nodes.shape(other))
-        mask = nodes.add(f"{name}.masks_{index}", "add.Tensor", (mask, other), shape)
-    return _with_nan(nodes, mask) if hides_all(nodes.graph, one.scores.terms) else mask
+            dtype = "bool" if fills else "float32"
+            part = _seen(nodes, part, front, one, f"{name}.mask_{index}_seen", dtype)
+        if mask is None:
+            mask = part
+            continue
+        shape, both = _broadcast(nodes.shape(mask), nodes.shape(part)), f"{name}.masks_{index}"
+        if fills:
+            there, elsewhere = term.values
+            op, args = (
+                ("where.ScalarSelf", (part, there, mask))
+                if there
+                else ("where.ScalarOther", (part, mask, elsewhere))
+            )
+            mask = nodes.add(both, op, args, shape)
+        else:
+            mask = nodes.add(both, "add.Tensor", (mask, part), shape)
+    hides = mask is not None and hides_all(nodes.graph, terms)
+    return _with_nan(nodes, mask) if mask is not None and hides else mask
 
 
 def _with_nan(nodes: _Nodes, mask: Ref) -> Ref:
@@ -229,23 +250,23 @@ def _with_nan(nodes: _Nodes, mask: Ref) -> Ref:
     return nodes.add(f"{mask.name}.with_nan", "add.Tensor", (mask, nothing), shape)
 
 
-def _seen(nodes: _Nodes, mask: Ref, front: Shape, one: _Written, name: str) -> Ref:
+def _seen(nodes: _Nodes, mask: Ref, front: Shape, one: _Written, name: str, dtype: str) -> Ref:
     """A mask as it is added to the scores of the operator."""
     sizes = nodes.shape(mask)
     if all(size == 1 for size in front):
         axes = list(range(len(front)))
-        return nodes.add(name, "squeeze.dims", (mask, axes), sizes[len(front) :])
+        return nodes.add(name, "squeeze.dims", (mask, axes), sizes[len(front) :], dtype)
     told = one.scores.told(one.shape) or ()
     rows = [size if size == 1 else known for size, known in zip(sizes[-2:], told[-2:], strict=True)]
     made = (*one.shape[:-2], *sizes[-2:])
-    return nodes.add(name, "reshape.default", (mask, [*told[:-2], *rows]), made)
+    return nodes.add(name, "reshape.default", (mask, [*told[:-2], *rows]), made, dtype)
 
 
-def _added(nodes: _Nodes, term: Term, name: str) -> Ref:
-    """What a mask adds, in floats."""
+def _added(nodes: _Nodes, term: Term, alone: bool, name: str) -> Ref:
+    """What a mask adds, in floats; what hides is lower still where nothing else is added."""
     shape = nodes.shape(term.mask)
     if term.filled is not None:
-        values = term.values
+        values = [min(value, _LOWEST) if alone and value else value for value in term.values]
         name = f"{term.mask.name}.adding_{values[0]:g}_{values[1]:g}"
         return nodes.add(name, "where.Scalar", (term.mask, *values), shape)
     if term.factor == 1:

@@ -220,7 +220,7 @@ def _product(graph: Graph, node: Node) -> Scores | None:
 def _term(graph: Graph, arg: Any, node: Node) -> Term | None:
     """A tensor of floats that is added, and broadcast to the scores."""
     meta = graph.meta(arg.name) if isinstance(arg, Ref) else None
-    if meta is None or meta.dtype != "float32" or not meta.shape or node.meta is None:
+    if meta is None or meta.dtype != "float32" or len(meta.shape) < 2 or node.meta is None:
         return None
     return Term(arg, node.meta.shape)
 
@@ -269,7 +269,9 @@ def _hidden(
     """Scores that have a number instead where a mask is true, or is not."""
     number, scores = _number(graph, value), _inner(graph, arg, node)
     meta = graph.meta(mask.name) if isinstance(mask, Ref) else None
-    if number is None or scores is None or meta is None or meta.dtype != "bool" or not meta.shape:
+    if number is None or scores is None or meta is None or meta.dtype != "bool":
+        return None
+    if len(meta.shape) < 2:  # the operator wants an axis for targets
         return None
     assert node.meta is not None
     filled = (number, 0.0) if where else (0.0, number)
