@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from octavo.flow.effort.recipes import RECIPES, Step, observed_by, observing, ro
 from octavo.flow.effort.refining import refined
 from octavo.numerics.observers import FixedRange, Histogram, Percentile
 from octavo.numerics.sqnr import sqnr_db
+from octavo.quantization.calibrate import Calibration
 from octavo.quantization.weights import GPTQ, BiasCorrection
 
 
@@ -185,6 +187,44 @@ def test_ranges_get_a_margin() -> None:
     tensors = {**plain.plan.tensors, name: replace(plain.plan.tensors[name], spec=fixed)}
     kept = plain.changed(samples, plan=replace(plain.plan, tensors=tensors), margin=2.0)
     assert kept.calibrated.qparams[name].scale.item() == pytest.approx(1 / 255)
+
+
+def test_margins_of_one_observer_take_one_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = Samples.of([[x] for x in batches()])
+    first, seen = drafted(samples), list[int]()
+    observe = Calibration.observe
+
+    def counted(self: Calibration, tensors: list[Tensor]) -> None:
+        seen.append(len(tensors[0]))
+        observe(self, tensors)
+
+    monkeypatch.setattr(Calibration, "observe", counted)
+    wide, plain = (observed_by(Histogram(), times).change(first, samples) for times in (1.1, 1.0))
+    assert len(seen) == len(samples.fitted)
+    assert wide.calibrated.bounds == plain.calibrated.bounds
+    assert wide.calibrated.qparams != plain.calibrated.qparams
+    observed_by(octavo.MinMax()).change(first, samples)
+    assert len(seen) == 2 * len(samples.fitted)
+
+
+def test_an_output_that_is_not_finite_is_all_noise() -> None:
+    class Logarithm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x).abs().log()
+
+    torch.manual_seed(0)
+    samples = Samples.of([[torch.randn(64, 4)] for _ in range(4)])
+    graph = octavo.capture(Logarithm().eval(), samples.fitted[0][0])
+    draft = Draft.of(graph, octavo.plan(graph), (), samples)
+    constants = {n: torch.zeros_like(t) for n, t in graph.constants.items()}
+    spoiled = replace(draft, graph=replace(graph, constants=constants))
+    judge = Judge(graph, samples)
+    assert judge(draft) > 10
+    assert (judge.noise(spoiled), judge(spoiled)) == (math.inf, -math.inf)
 
 
 def test_outputs_count_alike_however_large_they_are() -> None:

@@ -5,8 +5,9 @@ Tested in tests/flow/effort/test_refining.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Samples:
 
     fitted: Sequence[Batch]
     held: Sequence[Batch]
+    _last: list[tuple[Any, Calibrated]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, batches: Sequence[Batch], is_open: bool = True) -> Samples:
@@ -74,6 +76,19 @@ class Samples:
         few = sum(map(size_of, self.held)) <= 2 * _SAMPLES
         halves = self.has_unseen and 2 * len(self.held) >= len(self.fitted) and few
         return [self, Samples(self.held, self.fitted)] if halves else [self]
+
+    def calibrated(self, graph: Graph, plan: Plan, weights: tuple[WeightMethod, ...]) -> Calibrated:
+        """What calibration finds on what methods see; drafts whose margin alone differs share it
+        where they come one after the other.
+        """
+        for (known, *how), found in self._last:
+            if known is graph and how == [plan, weights]:
+                return found
+        calibration = Calibration(graph, plan, weights)
+        for batch in self.fitted:
+            calibration.observe(list(batch))
+        self._last[:] = [((graph, plan, weights), calibration.result())]
+        return self._last[0][1]
 
     @property
     def all(self) -> Samples:
@@ -112,10 +127,7 @@ class Draft:
         margin: float = 1.0,
     ) -> Draft:
         """The one of plain static quantization, but for the margin."""
-        calibration = Calibration(graph, plan, weights)
-        for batch in samples.fitted:
-            calibration.observe(list(batch))
-        found = calibration.result()
+        found = samples.calibrated(graph, plan, tuple(weights))
         ranges = {name: _widened(name, plan, found, margin) for name in plan.quantized}
         return cls(graph, plan, tuple(weights), replace(found, qparams=ranges), margin)
 
@@ -165,7 +177,7 @@ class Judge:
     def __init__(self, graph: Graph, samples: Samples) -> None:
         self.batches = [[t.to(graph.device) for t in batch] for batch in samples.held]
         self.exact = [_floats(outputs) for outputs in _outputs(graph, self.batches)]
-        self.signals = _sums(self.exact)
+        self.signals = _sums([[t[t.isfinite()] for t in batch] for batch in self.exact])
         if not self.exact[0]:
             raise InputError(
                 "an effort is judged by the outputs in float, and this model returns none: leave "
@@ -177,7 +189,7 @@ class Judge:
         return sqnr_db(1.0, self.noise(draft))
 
     def noise(self, draft: Draft) -> float:
-        """Noise over signal, the mean over outputs."""
+        """Noise over signal, the mean over outputs; infinite where an output is not finite."""
         errors = []
         found = _outputs(draft.quantized(), self.batches)
         for exact, other in zip(self.exact, map(_floats, found), strict=True):
@@ -185,7 +197,8 @@ class Judge:
             errors.append([e[c] - o[c] for e, o, c in zip(exact, other, counts, strict=True)])
         pairs = zip(_sums(errors), self.signals, strict=True)
         shares = [noise / signal for noise, signal in pairs if signal > 0.0]
-        return sum(shares) / max(len(shares), 1)
+        mean = sum(shares) / max(len(shares), 1)
+        return mean if math.isfinite(mean) else math.inf
 
 
 def _outputs(graph: Graph, batches: Sequence[Batch]) -> Iterator[Sequence[Any]]:
@@ -201,6 +214,6 @@ def _floats(outputs: Sequence[Any]) -> list[Tensor]:
 
 
 def _sums(batches: Sequence[Sequence[Tensor]]) -> list[float]:
-    """Of each output the sum of the squares of its finite values, in all batches."""
-    squares = [[float(t[t.isfinite()].double().square().sum()) for t in b] for b in batches]
+    """Of each output the sum of the squares of its values, in all batches."""
+    squares = [[float(t.double().square().sum()) for t in batch] for batch in batches]
     return [sum(of_one) for of_one in zip(*squares, strict=True)]

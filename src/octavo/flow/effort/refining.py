@@ -86,30 +86,31 @@ def refined(
     folds = samples.folds
     judges = [Judge(draft.graph, fold) for fold in folds]
 
-    def judged(drafts: Sequence[Draft]) -> float:
+    def judged(drafts: Sequence[Draft]) -> tuple[float, float]:
+        """Of all folds, and of the first one."""
         shares = [judge.noise(each) for judge, each in zip(judges, drafts, strict=True)]
-        return sqnr_db(float(len(shares)), sum(shares))
+        return sqnr_db(float(len(shares)), sum(shares)), sqnr_db(1.0, shares[0])
 
     drafts = [draft, *(draft.changed(fold) for fold in folds[1:])]
-    best, taken = judged(drafts), list[StepTaken]()
+    (best, best_of_first), taken = judged(drafts), list[StepTaken]()
     for step in track(steps, "trying methods", progress):
         started = time.perf_counter()
-        why, after = "", float("-inf")
+        why, after, of_first = "", float("-inf"), float("-inf")
         try:
             pairs = zip(drafts, folds, strict=True)
             candidates = [step.change(each, fold) for each, fold in pairs]
-            after = judged(candidates)
+            after, of_first = judged(candidates)
         except OctavoError as error:
             why = first_line(error)
         kept = after > best
         seconds = time.perf_counter() - started
         taken.append(StepTaken(step.name, best, after, seconds, kept, why))
         if kept:
-            drafts, best = candidates, after
+            drafts, best, best_of_first = candidates, after, of_first
     if not samples.has_unseen:
         return drafts[0], taken
     whole = drafts[0].changed(samples.all)
-    better = judges[0](whole) > judges[0](drafts[0]) - _CHANCE_DB
+    better = judges[0](whole) > best_of_first - _CHANCE_DB
     return (whole if better else drafts[0]), taken
 
 
