@@ -43,6 +43,11 @@ def test_paddings_are_torchs(sizes, is_float, swaps, amounts):
     assert torch.equal(have, F.pad(x, amounts, value=7))
 
 
+def test_an_axis_may_have_two_names():
+    x = torch.arange(12.0).view(3, 4)
+    assert torch.equal(Program.of(Roll({0: 1, -2: 1}), 1)(x), x.roll((1, 1), (0, -2)))
+
+
 def test_windows_of_a_rolled_image():
     x = torch.randn(2, 8, 8, 16)
     aten = torch.ops.aten

@@ -31,7 +31,9 @@ class Roll(Operation):
         rank = x.tensor.dim()
         if any(not -rank <= axis < rank for axis in self.shifts):
             raise RuntimeError(f"{x.sizes} is rolled along the axes {list(self.shifts)}")
-        shifts = {axis % rank: shift for axis, shift in self.shifts.items()}
+        shifts: dict[int, int] = {}
+        for axis, shift in self.shifts.items():  # one axis may have two names
+            shifts[axis % rank] = shifts.get(axis % rank, 0) + shift
         y = planner.new(x.sizes, x.tensor.dtype, order_of(x))
         # Along each axis two pieces: as many from its front as stay in front of the rest.
         pieces = [_pieces(x.sizes[axis], shift) for axis, shift in shifts.items()]
