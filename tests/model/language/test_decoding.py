@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -155,6 +156,21 @@ def test_a_call_without_a_cache_keeps_what_it_is_told_to(steps: list[int]) -> No
         assert (cache and cache.get_seq_length()) == kept
         torch.testing.assert_close(result.logits, exact, rtol=1e-3, atol=1e-3)
     assert steps == [5, 5, 5]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt 2"])
+@torch.no_grad()
+def test_texts_in_one_row_do_not_see_each_other(name: str, steps: list[int]) -> None:
+    q, ids = quantized(language_model(name)), torch.randint(3, 60, (1, 9))
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    alone = q(ids[:, 4:]).logits
+    # Where a cache is kept transformers takes them for one text.
+    for keeps, counted in ((False, [5]), (True, [5, 9])):
+        how = {"position_ids": positions, "use_cache": keeps}
+        ours, right = (net(ids, **how).logits for net in (q, in_python(q)))
+        torch.testing.assert_close(ours, right, rtol=1e-3, atol=1e-3)
+        assert torch.allclose(ours[:, 4:], alone, rtol=1e-3, atol=1e-3) is not keeps
+        assert steps == counted
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma 2"])
@@ -326,7 +342,17 @@ def other_scale_of_attention(q: Any) -> None:
     q.model.layers[1].self_attn.scaling *= 4.0
 
 
+def another_bias_in_its_place(q: Any) -> None:
+    q.model.layers[0].self_attn.v_proj.bias.add_(2.0)
+
+
+def another_bias(q: Any) -> None:
+    q.model.layers[1].self_attn.v_proj.bias = torch.full((32,), 3.0)
+
+
 CHANGES = [
+    another_bias_in_its_place,
+    another_bias,
     other_scale_of_attention,
     fewer_blocks,
     blocks_the_other_way_round,
@@ -339,7 +365,7 @@ CHANGES = [
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_is_changed_behind_the_first_steps_counts(change: Callable[[Any], None]) -> None:
-    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (1, 5))
+    q, ids = quantized(language_model("qwen 2")), torch.randint(3, 60, (1, 5))
 
     def stepped(net: Any) -> torch.Tensor:
         return stepwise(net, ids, {"past_key_values": transformers.DynamicCache()})
@@ -394,6 +420,49 @@ def test_blocks_with_other_code_stay_python(steps: list[int]) -> None:
     kept_float = octavo.QConfigMapping().set_global(EIGHT).set_module_name_regex(".*o_proj", None)
     generated(quantized(language_model("llama"), kept_float), given)
     assert not steps
+
+
+@torch.no_grad()
+def test_a_norm_without_weights_stays_python(steps: list[int]) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
+    config = transformers.OlmoConfig(**sizes, num_attention_heads=4, vocab_size=64, pad_token_id=0)
+    q = quantized(transformers.OlmoForCausalLM(config).eval())
+    assert q(torch.tensor([[3, 4, 5]])).logits.shape == (1, 3, 64)
+    assert not steps
+
+
+class OwnDecoder(nn.Module):
+    """Its parts have the names of Llama's, but its blocks are called at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens, self.rotary_emb = nn.Embedding(64, 32), nn.Identity()
+        self.layers, self.norm = nn.Sequential(nn.Linear(32, 32), nn.ReLU()), nn.LayerNorm(32)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layers(self.rotary_emb(self.embed_tokens(ids))))
+
+
+@torch.no_grad()
+def test_parts_of_the_same_names_stay_python() -> None:
+    model, ids = nn.Sequential(OwnDecoder(), nn.Linear(32, 8)).eval(), torch.tensor([[3, 4, 5]])
+    torch.testing.assert_close(quantized(model)(ids), model(ids), rtol=0, atol=0.1)
+
+
+@torch.no_grad()
+def test_a_call_that_comes_while_another_tries_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, ids = quantized(language_model("llama")), torch.randint(3, 60, (1, 5))
+    try_out = decoding.Steps.try_out
+    found: list[torch.Tensor] = []
+
+    def slow(self: Any, *how: Any) -> None:
+        monkeypatch.setattr(decoding.Steps, "try_out", try_out)
+        with ThreadPoolExecutor(1) as other:
+            found.append(other.submit(torch.no_grad()(q), ids).result().logits)
+        try_out(self, *how)
+
+    monkeypatch.setattr(decoding.Steps, "try_out", slow)
+    torch.testing.assert_close(q(ids).logits, found[0])
 
 
 def test_nan_is_what_the_layers_make_of_it(steps: list[int]) -> None:

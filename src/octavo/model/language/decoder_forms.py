@@ -65,7 +65,10 @@ _NAMES = frozenset(
 def looks_like_one(module: nn.Module) -> bool:
     """Whether a module may be such a decoder."""
     form = _form(module)
-    return form is not None and names_in_code(module) <= _NAMES | set(form)
+    if form is None or not names_in_code(module) <= _NAMES | set(form):
+        return False
+    blocks = next(name for name, part in form.items() if part == _BLOCKS)
+    return isinstance(module._modules[blocks], nn.ModuleList)
 
 
 def _form(module: nn.Module) -> Mapping[str, str] | None:
@@ -104,9 +107,10 @@ class Form:
         # Whether layers of each kind have a rotation of their own.
         takes = inspect.signature(self._rotary.forward).parameters if self._rotary else ()
         self._has_kinds = bool(self._kinds) and "layer_type" in takes
-        self.dtype = next(self.last.parameters()).dtype
-        if self.dtype not in FLOATS:
-            raise NotKnown(f"it computes in {self.dtype}")
+        of_last = next(self.last.parameters(), None)
+        if of_last is None or of_last.dtype not in FLOATS:
+            raise NotKnown("its last norm has no weight in float32 or bfloat16")
+        self.dtype = of_last.dtype
         self._slopes = self._slopes_of_scores()
 
     @property

@@ -62,8 +62,9 @@ class Stepping(nn.Module):
             return super().forward(*args, **kwargs)
         steps = self._steps
         if steps is None or not steps.are_current():
-            steps = self._steps = Steps(self)
+            steps = Steps(self)
             steps.try_out(self, super().forward)
+            self._steps = steps  # not before: another thread would call what was not tried
         given = kwargs
         if args:
             names = inspect.signature(self._base.forward).parameters
@@ -150,6 +151,8 @@ class Asked:
         positions = given.get("position_ids")
         if positions is None:
             positions = form.positions(given_mask, kept.past, count)
+        elif given_mask is None and not keeps and not bool((positions.diff() == 1).all()):
+            return None  # several texts in a row, which do not see each other
         return cls(ids, embeds, positions, mask, cache if keeps else None, kept)
 
 
@@ -173,7 +176,7 @@ class Steps:
         linears = [module for module in inside if isinstance(module, Linear)]
         self._rounds_from = {linear.rounds_from for linear in linears}
         # Others than NotKnown of what only looks like a decoder that is known.
-        with suppress(NotKnown, ValueError, AttributeError, KeyError, TypeError):
+        with suppress(NotKnown, ValueError, AttributeError, KeyError, TypeError, RuntimeError):
             self._form = Form(model, type(model)._base)
             if len(self._rounds_from) == 1:
                 self._decoder = Decoder(self._form.blocks())
@@ -193,8 +196,11 @@ class Steps:
         weights = [one for module in inside for one in module._parameters.values()]
         self._weights = [one for one in weights if one is not None]
         self._places = list(map(Tensor.data_ptr, self._weights))
-        # Of those that are not float32 there are copies.
-        self._copied = [one for one in self._weights if one.dtype != torch.float32]
+        biases = ((linear, linear._buffers.get("bias")) for linear in linears)
+        self._biases = [(linear, bias) for linear, bias in biases if bias is not None]
+        # Of those that are not float32 there are copies, and of biases.
+        copied = [one for one in self._weights if one.dtype != torch.float32]
+        self._copied: list[Tensor] = [*copied, *(bias for _, bias in self._biases)]
         self._versions = [_version(one) for one in self._copied]
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         self._hooks = [getattr(module, kind) for module in inside for kind in kinds]
@@ -205,6 +211,7 @@ class Steps:
             self._changes == QuantizedModule.changes
             and all(map(is_, map(dict.get, *self._names), self._values))
             and list(map(Tensor.data_ptr, self._weights)) == self._places
+            and all(linear._buffers.get("bias") is bias for linear, bias in self._biases)
             and [_version(one) for one in self._copied] == self._versions
         )
 
