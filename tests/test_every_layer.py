@@ -130,6 +130,7 @@ CASES: dict[str, Case] = {
     ),
     "nearest": Case(of(lambda x: F.interpolate(x, scale_factor=2)), 2, "torch.upsample_nearest2d"),
     "pad": Case(of(lambda x: F.pad(x, (1, 2, 0, 1))), 2, "torch.constant_pad_nd"),
+    "roll": Case(of(lambda x: torch.roll(x, (1, -2), (2, 3))), 2, "torch.roll"),
     "reflection pad": Case(of(lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect")), 2),
     "pixel shuffle": Case(lambda: nn.PixelShuffle(2), 2, "torch.pixel_shuffle"),
     "pixel unshuffle": Case(lambda: nn.PixelUnshuffle(2), 2, "torch.pixel_unshuffle"),

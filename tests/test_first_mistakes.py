@@ -144,7 +144,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "one method": (lambda: calibrated(weights=octavo.GPTQ()), "[octavo.GPTQ()]"),
     "a method's name": (lambda: calibrated(weights="gptq"), "[octavo.GPTQ()]"),
     "a method's class": (lambda: calibrated(weights=[octavo.GPTQ]), "[octavo.GPTQ()]"),
-    "effort max": (lambda: calibrated(effort="max"), "effort is 'max': give one of 'fast'"),
+    "effort max": (lambda: calibrated(effort="max"), "effort is 'max'; give one of 'fast'"),
     "a keyword misspelled": (
         lambda: quantize(net(), calibratoin=[X]),
         "no argument 'calibratoin': did you mean calibration=?",

@@ -200,9 +200,11 @@ def test_sizes_are_stated_and_named() -> None:
         assert str(graph.inputs[0]) == "int64[N, length]"
     assert trained(*words(3, 9)).shape == (3, 9, 8)
     with pytest.raises(
-        InputError, match=r"is int64\[9\]; expected int64\[N, length\].*N and length"
+        InputError, match=r"is int64\[9\]; expected int64\[N, length\].*give x\[None\]"
     ):
         q(torch.zeros(9, dtype=torch.int64))
+    with pytest.raises(InputError, match=r"is int32\[2, 9\]; .*N and length are free"):
+        q(torch.zeros(2, 9, dtype=torch.int32))
 
 
 def test_what_is_not_stated_is_fixed() -> None:

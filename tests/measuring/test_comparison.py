@@ -358,7 +358,7 @@ def test_models_that_cannot_be_rows(model, q, batches) -> None:
         compare(model, {"bf16": q}, batches, **torch_only)
     with pytest.raises(InputError, match="no model to compare with"):
         compare(model, {}, batches, **torch_only)
-    with pytest.raises(InputError, match="'a' is a str: give models"):
+    with pytest.raises(InputError, match=r"'a' is 'm\.octavo': give models"):
         compare(model, {"a": "m.octavo"}, batches, **torch_only)
 
 

@@ -206,9 +206,11 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     refused(tmp_path / "nothing.octavo", "there is no such file")
     refused(tmp_path, "it is a folder")
     path = tmp_path / "model.octavo"
-    for content in (b"", b"\0" * 8, b"PK\3\4", b"\xff" * 100, os.urandom(1000)):
+    for content in (b"", b"\0" * 8, b"\xff" * 100, os.urandom(1000)):
         path.write_bytes(content)
         refused(path, "it is not an Octavo artifact, or is truncated")
+    path.write_bytes(b"PK\3\4")
+    refused(path, r"it may be of torch\.save: build the network")
 
 
 def test_a_foreign_safetensors_file(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_the_plan_has_a_precision_and_lower_may_ask_for_another(tmp_path: Path) 
     mapping = octavo.QConfigMapping().set_module_name("0", None)
     q = octavo.quantize(net, x, qconfig=mapping, precision="bfloat16", progress=False)
     assert q.plan.precision == "bfloat16"
-    assert str(q.plan).startswith("Plan for x86, dynamic; what stays float is bfloat16")
+    assert "dynamic; what stays float is bfloat16" in str(q.plan).splitlines()[0]
     q.save(tmp_path / "m.octavo")
     loaded = octavo.load(tmp_path / "m.octavo")
     assert loaded.summary().precision == "bfloat16"
