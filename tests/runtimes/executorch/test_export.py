@@ -7,6 +7,7 @@ import pytest
 import torch
 from decibel import sqnr_db
 from torch import nn
+from torch.nn import functional as F
 
 import octavo
 from octavo.errors import ExportError
@@ -143,3 +144,50 @@ def test_networks_of_the_zoo_are_the_oracles_layer_by_layer(name):
     assert found.error == ""
     assert max(layer.unequal for layer in found.layers) <= 1e-3
     assert max(layer.steps or 0 for layer in found.layers) <= 1
+
+
+class Three(nn.Module):
+    """A function of what one convolution gives, read by another."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.before, self.after = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.function = function
+
+    def forward(self, x):
+        return self.after(self.function(self.before(x)))
+
+
+CLIPPED = {
+    "relu": torch.relu,
+    "hardtanh": lambda x: F.hardtanh(x, -0.3, 0.2),
+    "clamp": lambda x: x.clamp(-0.3, 0.2),
+}
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_a_clip_behind_pooling_changes_the_scale(name):
+    """XNNPACK's kernel that clips integers copies them, whatever scale they have behind it."""
+    torch.manual_seed(0)
+    clip = CLIPPED[name]
+    net = Three(lambda x: clip(F.max_pool2d(x, 2)))
+    q = phones.for_phones(net.eval(), phones.IMAGES)
+    x = phones.IMAGES[:2]
+    program = program_of(q, x)
+    assert {"before", "after"} <= program.integer.keys()
+    assert sqnr_db(oracle(q, x), result_of(program, x)) > 50
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_a_layer_in_float_may_pad_integers(even):
+    """XNNPACK would pad them as integers, and stops at a layer in float that reads these."""
+    torch.manual_seed(0)
+    net = Three(nn.Conv2d(8, 8, 2, padding="same") if even else nn.ZeroPad2d((1, 0, 0, 2)))
+    rules = (
+        octavo.QConfigMapping() if even else octavo.QConfigMapping().set_module_name("after", None)
+    )
+    q = phones.for_phones(net.eval(), phones.IMAGES, qconfig=rules)
+    x = phones.IMAGES[:2]
+    program = program_of(q, x)
+    assert "before" in program.integer
+    assert sqnr_db(oracle(q, x), result_of(program, x)) > 50

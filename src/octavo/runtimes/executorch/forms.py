@@ -37,6 +37,7 @@ from octavo.graph.qdq import (
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.numerics import octavo_operators
 from octavo.quantization.fusions import CLIPS
+from octavo.quantization.targets import ROLES, SHARED
 from octavo.runtimes.executorch.package import integer_operators
 
 LOWEST, HIGHEST = -128, 127
@@ -45,6 +46,8 @@ _LEAST_GROUP = 32  # of what XNNPACK's groups are multiples
 # Written where they are read.
 _READ_BACK = frozenset({DEQUANTIZE, DEQUANTIZE_WEIGHT, DYNAMIC, UNPACK})
 _BYTES = (torch.int8, torch.uint8)
+_CLIPS = CLIPS | {"clamp", "clamp_min", "clamp_max"}
+_PADS = ("aten.pad.default", "aten.constant_pad_nd.default")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class _Writer:
 
     def write(self, node: Node) -> None:
         """A node, behind what it reads back."""
-        clipped = self.graph.only_user(node.name) if node.short_op in CLIPS else None
-        if clipped is not None and _clips(clipped):
+        after = self.graph.only_user(node.name)
+        if after is not None and _clips(after) and self._is_clipped_by_a_layer(node):
             return  # written there
         if node.op == QUANTIZE:
             self._add(node.name, self._quantizing(node))
@@ -134,7 +137,7 @@ class _Writer:
         elif node.op == DYNAMIC:
             steps = list(self._dynamic(node, reader, copy))
         elif node.op == DEQUANTIZE:
-            steps = [self._dequantize(node, copy)]
+            steps = [self._dequantize(node, reader, copy)]
         else:
             steps = [replace(step_of(node, torch.device("cpu")), out=copy)]
         self._add(reader.name, steps)
@@ -146,10 +149,10 @@ class _Writer:
         if dtype not in _BYTES:
             return [Step(node.name, octavo_operators.quantize, node.args, node.kwargs)]
         steps = []
-        if _clips(node):
+        if _clips(node) or self._is_copied(node):
             low, high = ((q - zero_point) * scale for q in (qmin, qmax))
             before = self.graph.producer(x)
-            if before is not None and before.short_op in CLIPS and self._is_read_by(before, node):
+            if before is not None and self._is_clipped_by_a_layer(before):
                 least, most = _bounds(before)  # one kernel clips once
                 low, high, x = max(low, least), min(high, most), before.args[0]
             x = Ref(self._read_back(x.name, node))
@@ -158,13 +161,37 @@ class _Writer:
         args = (x, scale, zero_point + _shift(dtype), LOWEST, HIGHEST, torch.int8)
         return [*steps, Step(node.name, integer_operators().quantize_per_tensor.default, args)]
 
-    def _is_read_by(self, node: Node, reader: Node) -> bool:
-        return self.graph.only_user(node.name) is reader
+    def _is_clipped_by_a_layer(self, node: Node) -> bool:
+        """Whether a node is a clip that only a rounding reads, of what a layer computes."""
+        if node.short_op not in CLIPS or self.graph.only_user(node.name) is None:
+            return False
+        source = self.graph.producer(node.args[0])
+        return source is None or source.op != DEQUANTIZE
 
-    def _dequantize(self, node: Node, copy: str) -> Step:
+    def _is_copied(self, node: Node) -> bool:
+        """Whether a node rounds what XNNPACK would copy, integers of another scale: its kernels
+        that clip and move integers change no scale. A clip in between makes them run in float.
+        """
+        moved = self.graph.producer(arguments(node)["x"])
+        if moved is None or not _copies(moved):
+            return False
+        before = (rounding_behind(self.graph, Ref(name)) for name in moved.refs())
+        return any(_form(other) != _form(node) for other in before if other is not None)
+
+    def _pads_for_floats(self, reader: Node) -> bool:
+        """Whether a node pads what a layer in float reads: XNNPACK would pad integers for it."""
+        if reader.op in _PADS:
+            after = self.graph.only_user(reader.name)
+            return after is None or after.op != QUANTIZE
+        is_same = reader.op.endswith(".padding")
+        return is_same and weight_behind(self.graph, reader.args[1]) is None
+
+    def _dequantize(self, node: Node, reader: Node, copy: str) -> Step:
         q, scale, zero_point = arguments(node).values()
         rounding = rounding_behind(self.graph, Ref(node.name))
         stored = None if rounding is None else arguments(rounding)["dtype"]
+        if stored in _BYTES and self._pads_for_floats(reader):
+            return Step(copy, _arithmetic, (q, scale, zero_point + _shift(stored)))
         if stored not in _BYTES:
             return Step(copy, octavo_operators.dequantize, (q, scale, zero_point))
         args = (q, scale, zero_point + _shift(stored), LOWEST, HIGHEST, torch.int8)
@@ -230,6 +257,17 @@ def _clips(node: Node) -> bool:
     return bool((qmin + shift, qmax + shift) != (LOWEST, HIGHEST))
 
 
+def _copies(node: Node) -> bool:
+    """Whether XNNPACK has a kernel for it that copies integers."""
+    return node.short_op in _CLIPS or ROLES.get(node.short_op) == SHARED
+
+
+def _form(quantize: Node) -> tuple[float, int]:
+    """What the integers of a rounding mean, as signed ones."""
+    given = arguments(quantize)
+    return given["scale"], given["zero_point"] + _shift(given["dtype"])
+
+
 def _bounds(clip: Node) -> tuple[float, float]:
     """What a relu or a hardtanh clips to."""
     given = arguments(clip)
@@ -285,7 +323,7 @@ def _item(values: Sequence[Tensor], index: int) -> Tensor:
     return values[index]
 
 
-def _arithmetic(integers: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _arithmetic(integers: Tensor, scale: float | Tensor, zero_point: float | Tensor) -> Tensor:
     return (integers.to(torch.float32) - zero_point) * scale
 
 
