@@ -5,6 +5,7 @@ Tested in tests/runtimes/litert/test_runtime.py.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ KERNELS = {
 
 
 class Program:
-    """A file's content, ready to run on inputs of its sizes.
+    """A file's content, ready to run on inputs of its sizes; calls take turns.
 
     Args:
         written: the file.
@@ -51,6 +52,7 @@ class Program:
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
             raise RuntimeUnavailable(f"LiteRT cannot load the model: {_reason(error)}") from error
+        self.calling = threading.Lock()
 
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """What the model gives, with torch's order of axes.
@@ -58,14 +60,16 @@ class Program:
         Raises:
             RuntimeUnavailable: LiteRT cannot run it.
         """
-        for entry, tensor in zip(self.written.inputs, tensors, strict=True):
-            self.interpreter.set_tensor(entry.value.index, _to_file(entry, tensor))
-        try:
-            self.interpreter.invoke()
-        except (RuntimeError, ValueError) as error:
-            words = f"LiteRT cannot run these inputs: {_reason(error)}"
-            raise RuntimeUnavailable(words) from error
-        return tuple(self._result(entry) for entry in self.written.outputs)
+        inputs = [_to_file(*pair) for pair in zip(self.written.inputs, tensors, strict=True)]
+        with self.calling:
+            for entry, array in zip(self.written.inputs, inputs, strict=True):
+                self.interpreter.set_tensor(entry.value.index, array)
+            try:
+                self.interpreter.invoke()
+            except (RuntimeError, ValueError) as error:
+                words = f"LiteRT cannot run these inputs: {_reason(error)}"
+                raise RuntimeUnavailable(words) from error
+            return tuple(self._result(entry) for entry in self.written.outputs)
 
     def _result(self, entry: Entry) -> Tensor:
         result = torch.from_numpy(np.array(self.interpreter.get_tensor(entry.value.index)))

@@ -7,8 +7,6 @@ Tested in tests/runtimes/litert/test_runtime.py.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +20,7 @@ from octavo.runtimes.litert.interpreter import Program
 from octavo.runtimes.litert.signed import unsigned_results
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.options import Options
+from octavo.runtimes.sized_programs import SizedPrograms
 
 _MOST_PROGRAMS = 8
 Shapes = tuple[tuple[int, ...], ...]
@@ -67,21 +66,16 @@ class Programs:
     """
 
     def __init__(self, graph: Graph, options: Options, kernels: str = "xnnpack") -> None:
-        self.graph, self.batch, self.kernels = graph, options.batch, kernels
-        self.threads = options.threads or torch.get_num_threads()
+        self.graph, self.batch = graph, options.batch
         self.unsigned = unsigned_results(graph)
-        self.known: OrderedDict[Shapes, Program] = OrderedDict()
-        self.running = threading.Lock()  # an interpreter serves one call at a time
+        threads = options.threads or torch.get_num_threads()
+        self.programs = SizedPrograms[Shapes, Program](
+            lambda shapes: Program(to_tflite(graph, shapes), kernels, threads), _MOST_PROGRAMS
+        )
 
     def of(self, shapes: Shapes) -> Program:
         """The program for inputs of these shapes."""
-        if shapes not in self.known:
-            written = to_tflite(self.graph, shapes)
-            self.known[shapes] = Program(written, self.kernels, self.threads)
-            if len(self.known) > _MOST_PROGRAMS:
-                self.known.popitem(last=False)
-        self.known.move_to_end(shapes)
-        return self.known[shapes]
+        return self.programs.of(shapes)
 
     def sizes_of(self, tensors: Sequence[Tensor]) -> tuple[int, ...]:
         """The sizes of inputs that they need a program of their own for."""
@@ -95,8 +89,7 @@ class Programs:
             RuntimeUnavailable: LiteRT cannot run it.
         """
         check_batch(self.graph, tensors, self.batch)
-        with self.running:
-            results = self.of(tuple(tuple(tensor.shape) for tensor in tensors)).run(tensors)
+        results = self.of(tuple(tuple(tensor.shape) for tensor in tensors)).run(tensors)
         names = self.graph.output_names()
         return tuple(
             _as_unsigned(result) if name in self.unsigned else result
