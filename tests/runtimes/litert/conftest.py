@@ -43,10 +43,10 @@ def refusal() -> Callable[..., str]:
     """Why a model has no LiteRT form."""
     pytest.importorskip("ai_edge_litert")
 
-    def refused(model: nn.Module, *tensors: Tensor) -> str:
+    def refused(model: nn.Module, *tensors: Tensor, **how: object) -> str:
         from octavo.runtimes.litert.export import to_tflite
 
-        how = {"calibration": [tensors], "target": "edge", "progress": False}
+        how = {"calibration": [tensors], "target": "edge", "progress": False, **how}
         q = octavo.quantize(model.eval(), tensors, **how)
         with pytest.raises(ExportError) as caught:
             to_tflite(q.graph)

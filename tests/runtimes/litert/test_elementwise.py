@@ -6,6 +6,7 @@ import pytest
 import torch
 from litert_models import Between
 from sweeping import swept
+from torch import nn
 from torch.nn import functional as F
 
 ON_INTEGERS = {
@@ -55,3 +56,28 @@ def test_functions_between_integers_that_litert_rounds_otherwise(name, agrees):
     function, operator = IN_FLOAT[name]
     found = agrees(Between(function), torch.randn(2, 3, 6, 8))
     assert operator in found.operators
+
+
+def test_a_clip_alone_cuts_where_its_result_has_a_wider_range(agrees):
+    wide = Between(
+        lambda x, y: torch.cat([F.hardtanh(F.max_pool2d(x, 2), -0.3, 0.2), y[..., 1::2, 1::2]], 1)
+    )
+    found = agrees(wide, torch.randn(2, 3, 6, 8))
+    assert {"MAXIMUM int8", "MINIMUM int8"} <= found.operators
+
+
+@pytest.mark.parametrize("name", ["where", "masked_fill"])
+def test_a_mask_of_the_last_axis_of_as_many_channels(name, agrees):
+    """Which stands before the channels in the file, though it would fit there too."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before = nn.Conv2d(3, 8, 3, padding=1)
+            self.register_buffer("mask", torch.arange(8) < 3)
+
+        def forward(self, x):
+            x = self.before(x)
+            return torch.where(self.mask, x, -x) if name == "where" else x.masked_fill(self.mask, 2)
+
+    agrees(Masked(), torch.randn(2, 3, 8, 8))

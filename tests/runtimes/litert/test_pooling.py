@@ -8,6 +8,8 @@ from litert_models import Between
 from sweeping import swept
 from torch import nn
 
+import octavo
+
 IMAGE = (2, 3, 12, 16)
 DEPTHWISE = "DEPTHWISE_CONV_2D int8"
 CASES = {
@@ -46,3 +48,18 @@ def test_a_norm_that_is_not_folded_is_a_convolution(agrees):
 def test_windows_of_several_sizes_are_refused(refusal):
     words = refusal(Between(nn.AdaptiveAvgPool2d(5)), torch.randn(IMAGE))
     assert "it makes [5, 5] of [12, 16], which windows of one size do not" in words
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        nn.AvgPool2d(3, 1, 1, count_include_pad=False, divisor_override=5),
+        nn.AvgPool2d(5, 2, 1, ceil_mode=True),
+    ],
+    ids=["divisor", "padding that counts"],
+)
+def test_averages_in_float_that_divide_by_other_numbers_are_refused(pooling, refusal):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(), pooling, nn.SiLU())
+    rules = octavo.QConfigMapping().set_module_name("2", None)
+    words = refusal(net, torch.randn(2, 3, 12, 16), qconfig=rules)
+    assert "its averages leave out the padding" in words

@@ -62,3 +62,9 @@ def test_padding_by_the_edge_is_refused(refusal):
     edge = Between(lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate"))
     words = refusal(edge, torch.randn(2, 3, 6, 8))
     assert "it pads by 'replicate'; LiteRT has constant and reflect" in words
+
+
+def test_padding_by_a_number_is_rounded(agrees):
+    padded = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 0), 0.7), nn.Conv2d(8, 4, 3))
+    found = agrees(Between(padded), torch.randn(2, 3, 6, 8))
+    assert "PADV2 int8" in found.operators

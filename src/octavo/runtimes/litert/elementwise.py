@@ -6,6 +6,7 @@ Tested in tests/runtimes/litert/test_elementwise.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,16 @@ _UNARY = {
 
 def operands(w: Writer, node: Node, *args: Any, dtype: str | None = None) -> list[Value]:
     """Tensors and numbers as an operator reads them together, with their axes in one order."""
+    rank, last = len(w.shape(node)), _is_any_last(w, node, args)
+    return [_operand(w, arg, rank, last, dtype or w.meta(node).dtype) for arg in args]
+
+
+def _is_any_last(w: Writer, node: Node, args: Sequence[Any]) -> bool:
+    """Whether one of an operator's tensors has its channels last, so that all shall."""
     rank = len(w.shape(node))
-    last = rank > 2 and any(
+    return rank > 2 and any(
         isinstance(arg, Ref) and len(w.shape(arg)) == rank and w.is_last(arg) for arg in args
     )
-    return [_operand(w, arg, rank, last, dtype or w.meta(node).dtype) for arg in args]
 
 
 def _operand(w: Writer, arg: Any, rank: int, last: bool, dtype: str) -> Value:
@@ -165,7 +171,8 @@ def _between(w: Writer, node: Node, low: Any, high: Any) -> Value:
     known = {(0.0, math.inf): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}
     if ends in known:
         return unary(w, node, known[ends], None)
-    if w.on_integers:
+    if w.rounding is not None:
+        w.rounding = w.rounding.within(*ends)
         return w.requantized(w.read(node.args[0]), w.form(node))
     (x,) = operands(w, node, node.args[0])
     for kind, end in zip(("MAXIMUM", "MINIMUM"), ends, strict=True):
@@ -249,25 +256,21 @@ def _to(w: Writer, node: Node) -> Value:
 
 
 def _where(w: Writer, node: Node) -> Value:
-    condition, a, b = node.args[:3]
-    chosen = operands(w, node, a, b)
-    (mask,) = operands(w, node, condition, dtype="bool")
-    return _selected(w, node, [mask, *chosen])
+    return _selected(w, node, *node.args[:3])
 
 
 def _masked_fill(w: Writer, node: Node) -> Value:
     x, condition, number = node.args[:3]
-    (mask,) = operands(w, node, condition, dtype="bool")
-    (kept,) = operands(w, node, x)
-    (filler,) = operands(w, node, _finite(number))
-    return _selected(w, node, [mask, filler, kept])
+    return _selected(w, node, condition, _finite(number), x)
 
 
-def _selected(w: Writer, node: Node, inputs: list[Value]) -> Value:
-    last = any(value.last for value in inputs)
-    rank = len(w.shape(node))
-    laid = [w.laid(value, last) if len(value.shape) == rank else value for value in inputs]
-    return computed(w, node, "SELECT_V2", laid, "SelectV2Options")
+def _selected(w: Writer, node: Node, condition: Any, a: Any, b: Any) -> Value:
+    """Where a mask is true of one, elsewhere of the other; all with their axes in one order."""
+    rank, last = len(w.shape(node)), _is_any_last(w, node, (condition, a, b))
+    dtype = w.meta(node).dtype
+    rows = ((condition, "bool"), (a, dtype), (b, dtype))
+    inputs = [_operand(w, arg, rank, last, of) for arg, of in rows]
+    return computed(w, node, "SELECT_V2", inputs, "SelectV2Options")
 
 
 def _finite(number: Any) -> Any:

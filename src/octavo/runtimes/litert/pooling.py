@@ -77,7 +77,9 @@ def _avg_pool(w: Writer, node: Node) -> Value:
     pads = any(windows.before) or overhangs
     if not pads or (given["count_include_pad"] and not overhangs):
         return _average_of_all(w, node, image, windows, 1 / divisor)
-    if w.on_integers or not windows.is_same(image.shape[1:3], result):
+    counts = given["count_include_pad"] and any(windows.before)
+    is_other = counts or given.get("divisor_override") is not None
+    if w.on_integers or is_other or not windows.is_same(image.shape[1:3], result):
         raise ExportError("its averages leave out the padding, in a way that LiteRT's do not")
     return _pooled(w, node, "AVERAGE_POOL_2D", image, SAME, windows)
 

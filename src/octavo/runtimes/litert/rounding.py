@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,6 +47,15 @@ class Rounding:
     def is_full(self) -> bool:
         """Whether the type itself has this range."""
         return (self.low, self.high) == _range(self.form.dtype)
+
+    def within(self, lowest: float, highest: float) -> Rounding:
+        """The same of values that are cut to a range before."""
+        low, high = _within(self.form, lowest, highest)
+        return replace(
+            self,
+            low=max(self.low, min(low, self.high)),
+            high=min(self.high, max(high, self.low)),
+        )
 
     def _is(self, lowest: float, highest: float) -> bool:
         return (self.low, self.high) == _within(self.form, lowest, highest)
@@ -99,23 +108,21 @@ def rounding_at(quantize: Node) -> Rounding:
 
 def _rounding(quantize: Node, clip: Node | None) -> Rounding:
     form, given = form_of(quantize), arguments(quantize)
-    low, high = int(given["qmin"]), int(given["qmax"])
-    if clip is not None:
-        lowest, highest = _within(form, *CLIPS[clip.short_op](clip))
-        low, high = max(low, min(lowest, high)), min(high, max(highest, low))
-    return Rounding(quantize.name, form, low, high, clip)
+    whole = Rounding(quantize.name, form, int(given["qmin"]), int(given["qmax"]), clip)
+    return whole if clip is None else whole.within(*CLIPS[clip.short_op](clip))
 
 
 def _within(form: Form, lowest: float, highest: float) -> tuple[int, int]:
     """The integers between two values."""
+    return nearest(form, lowest), nearest(form, highest)
+
+
+def nearest(form: Form, value: float) -> int:
+    """The integer that a number is rounded to."""
     ends = _range(form.dtype)
-
-    def nearest(value: float) -> int:
-        if math.isinf(value):
-            return ends[value > 0]
-        return max(ends[0], min(ends[1], round(value / form.scale) + form.zero_point))
-
-    return nearest(lowest), nearest(highest)
+    if math.isinf(value):
+        return ends[value > 0]
+    return max(ends[0], min(ends[1], round(value / form.scale) + form.zero_point))
 
 
 def _range(dtype: str) -> tuple[int, int]:

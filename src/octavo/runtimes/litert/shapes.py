@@ -13,6 +13,7 @@ from octavo.errors import ExportError
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.litert.pooling import each_of
+from octavo.runtimes.litert.rounding import nearest
 from octavo.runtimes.litert.values import Value, channels_last, channels_second
 from octavo.runtimes.litert.windows import pad
 from octavo.runtimes.litert.writer import Converter, Writer
@@ -177,8 +178,10 @@ def _pad(w: Writer, node: Node) -> Value:
     for place, (before, behind) in enumerate(around):  # negative sizes cut
         if min(before, behind) < 0:
             raise ExportError(f"it cuts {min(before, behind)} values off the axis {place}")
-    value = given.get("value") or 0.0
-    return pad(w, x, around, None if value == 0 else float(value))
+    value = float(given.get("value") or 0.0)
+    if value == 0:
+        return pad(w, x, around, None)
+    return pad(w, x, around, value if x.form.quantization is None else nearest(x.form, value))
 
 
 def _mirror(w: Writer, node: Node, mode: str) -> Value:
