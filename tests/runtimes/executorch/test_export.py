@@ -125,7 +125,7 @@ def test_an_operator_without_a_form_is_named(layer, x, channels, op):
         program_of(q, x)
 
 
-ZOO = "mobilenet_v2 resnet18 mobilenet_v3_small squeezenet1_1 vit_b_32 regnet_y_400mf".split()
+ZOO = "resnet18 squeezenet1_1".split()  # more take minutes: benchmarks/executorch.py
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -45,7 +45,7 @@ def test_layer_by_layer(q):
 
 def test_all_of_a_network_runs_on_integers_in_one_delegate(q, lowered):
     summary = octavo.summary(lowered)
-    assert summary.headline.startswith("100 % of the multiply-adds in int8 on executorch")
+    assert summary.headline.startswith("100 % of the multiply-adds in int8")
     assert "outside of XNNPACK" not in str(summary)
 
 
