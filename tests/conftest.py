@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 
 # Before torch is imported, and inherited by the processes that tests start: more threads than that
@@ -22,8 +23,13 @@ import torch
 import torchvision_shim  # noqa: F401  (before any test imports torchvision)
 from hypothesis import settings
 
+import octavo  # noqa: F401
 from octavo.numerics.native import library
 from octavo.runtimes.torch import native_layers
+
+quantize = sys.modules["octavo.flow.quantize"]
+search = sys.modules["octavo.searching.search"]
+sensitivity = sys.modules["octavo.measuring.layers.sensitivity"]
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
@@ -39,6 +45,17 @@ def repeatable() -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def one_target(monkeypatch, request) -> None:
+    """Without ``target=`` tests quantize for ``x86``, so that integers are the same on every CPU.
+
+    A test with the mark ``own_target`` takes the target of the CPU at hand, as users do.
+    """
+    if request.node.get_closest_marker("own_target") is None:
+        for module in (quantize, search, sensitivity):
+            monkeypatch.setattr(module, "host_target", lambda: "x86")
 
 
 @pytest.fixture(params=library.INSTRUCTION_SETS)

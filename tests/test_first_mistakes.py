@@ -219,6 +219,7 @@ def test_files_of_nearly_this_name_and_of_torch_save(
         octavo.load(tmp_path / "net.pth")
 
 
+@pytest.mark.own_target
 def test_without_a_target_it_is_this_cpu() -> None:
     assert calibrated().target == octavo.host_target()
     assert calibrated(target=None).target == octavo.host_target()
