@@ -402,3 +402,6 @@ def test_export(artifact: str, tmp_path: Path) -> None:
     refused = octavo_command("export", artifact, "--out", str(out), "--runtime", "nope")
     assert refused.code == 1
     assert "no ONNX dialect" in refused.err
+    refused = octavo_command("export", artifact, "--out", str(out), "--full-integer")
+    assert refused.code == 1
+    assert "--full-integer is for .tflite files" in refused.err

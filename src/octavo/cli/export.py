@@ -43,11 +43,15 @@ def export(
     """
     from pathlib import Path
 
+    from octavo.errors import InputError
     from octavo.model.files.atomic import require_file
     from octavo.model.loading import load
 
     require_file(out)
-    write = _WRITERS.get(Path(out).suffix, _onnx)
+    ending = Path(out).suffix.lower()
+    if full_integer and ending != ".tflite":
+        raise InputError(f"--full-integer is for .tflite files, and {out} is none: leave it out")
+    write = _WRITERS.get(ending, _onnx)
     written = write(load(file, runtime="reference"), out, runtime, full_integer)
     size = Path(out).stat().st_size
     if as_json:
