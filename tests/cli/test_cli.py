@@ -273,7 +273,9 @@ def test_what_runs_in_float_is_not_silent(prepared: Path, tmp_path: Path) -> Non
         *("quantize", "model.pt2", "--calibration", "data.npz", "-o", path, "--target", "x86")
     )
     assert answer.code == 0
-    assert ("octavo: warning: " in answer.err) == (octavo.host_target() == "x86-avx2")
+    whole = "100 % of the multiply-adds in int8" in answer.out
+    assert whole or octavo.host_target() == "x86-avx2"
+    assert ("octavo: warning: " in answer.err) == (not whole)
 
 
 def test_interrupted_it_ends_with_130_and_no_file(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_kernel_gives_its_weights_back(name):
 @pytest.mark.parametrize(
     "make", [lambda: nn.Conv1d(6, 18, 3, groups=6), lambda: nn.Conv3d(6, 6, 2, groups=6)]
 )
-def test_weights_in_groups_stay_tensors(make):
+def test_weights_in_groups_stay_tensors(make, torchs_kernels):
     """Asking oneDNN for them ended the process with AVX512."""
     layer = make().eval()
     x = torch.randn(4, 6, *[9] * (layer.weight.dim() - 2))
