@@ -48,6 +48,11 @@ INLINE void tile_sizes(const TileSizes *sizes) {
 
 INLINE void tile_release(void) { memset(&acted, 0, sizeof acted); }
 
+INLINE void tile_zero(int tile) {
+    insist(acted.sizes.rows[tile]);
+    memset(acted.values[tile], 0, sizeof acted.values[tile]);
+}
+
 INLINE void tile_read(int tile, const void *from, int64_t stride) {
     insist(acted.sizes.rows[tile]);
     memset(acted.values[tile], 0, sizeof acted.values[tile]);
@@ -76,6 +81,29 @@ INLINE void tile_products(int sums, int a, int b) {
         }
 }
 
+INLINE float from_bfloat16(const uint8_t *bytes) {
+    uint32_t bits = (uint32_t)(bytes[0] | bytes[1] << 8) << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* sums of float32 += a times b, both bfloat16, of which each two rows' values stand beside each other. */
+INLINE void tile_float_products(int sums, int a, int b) {
+    const TileSizes *s = &acted.sizes;
+    insist(s->rows[sums] && s->rows[sums] == s->rows[a] && s->bytes[sums] == s->bytes[b]);
+    insist(s->bytes[a] % 4 == 0 && s->bytes[b] % 4 == 0 && s->rows[b] == s->bytes[a] / 4);
+    for (int row = 0; row < s->rows[sums]; row++)
+        for (int n = 0; n < s->bytes[sums] / 4; n++) {
+            float sum;
+            memcpy(&sum, acted.values[sums][row] + 4 * n, 4);
+            for (int k = 0; k < s->bytes[a] / 2; k++)
+                sum += from_bfloat16(acted.values[a][row] + 2 * k) *
+                       from_bfloat16(acted.values[b][k / 2] + 4 * n + 2 * (k % 2));
+            memcpy(acted.values[sums][row] + 4 * n, &sum, 4);
+        }
+}
+
 #else
 
 /* Not by GCC's intrinsics: its tile_read does not say that it reads memory. A register's number has to
@@ -84,6 +112,7 @@ INLINE void tile_products(int sums, int a, int b) {
 #define TILE_NAME(tile) "%%tmm" #tile
 #define tile_sizes(sizes) __asm__ volatile("ldtilecfg %0" ::"m"(*(sizes)) : "memory")
 #define tile_release() __asm__ volatile("tilerelease" ::: "memory")
+#define tile_zero(tile) __asm__ volatile("tilezero " TILE_NAME(tile)::: "memory")
 #define tile_read(tile, from, stride)                                              \
     __asm__ volatile("tileloadd (%0,%1,1), " TILE_NAME(tile) ::"r"((const void *)(from)), \
                      "r"((int64_t)(stride))                                        \
@@ -94,6 +123,8 @@ INLINE void tile_products(int sums, int a, int b) {
                      : "memory")
 #define tile_products(sums, a, b)                                                  \
     __asm__ volatile("tdpbusd " TILE_NAME(b) ", " TILE_NAME(a) ", " TILE_NAME(sums) ::: "memory")
+#define tile_float_products(sums, a, b)                                            \
+    __asm__ volatile("tdpbf16ps " TILE_NAME(b) ", " TILE_NAME(a) ", " TILE_NAME(sums) ::: "memory")
 
 #endif
 #endif

@@ -23,6 +23,7 @@ SOURCES = [
     for name in (
         *("isa", "threads", "product", "eight_bits", "four_bits", "widened", "recurrent"),
         *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
+        *("attending", "tile_products"),
         *("elementwise", "pooling", "program", "normalization"),
         *("decoder", "float_rows", "layers", "grouped", "embedding"),
     )

@@ -11,7 +11,7 @@
 #include "layers.h"
 #include "rounding.h"
 
-enum { STAGES = 12, LEAST_PACKED = 4 * OCTAVO_QUERIES /* tokens, whose keys are worth packing */ };
+enum { STAGES = 12, LEAST_PACKED = 32 /* tokens, for which sources are worth packing */ };
 
 static int64_t up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 
@@ -21,13 +21,14 @@ static int64_t up(int64_t size, int64_t to) { return (size + to - 1) / to * to; 
 typedef struct {
     const octavo_decoder_call *call;
     const octavo_float_rows *rows;
+    const octavo_attending *attending;
     int how;                 /* rows are read */
     int64_t count;           /* rows of x */
     int64_t sources;         /* that the longest text has in any block */
     octavo_digits digits[3]; /* what the query, the key and the value read; others the first */
     float *normed;           /* [count][width] */
     float *heads[3];         /* [count][rows of the weight], as all results of products */
-    float *packed;           /* keys; NULL where single rows attend */
+    char *packed;            /* sources; NULL where single rows attend */
     float *attended;         /* [count][heads * channels] */
     float *middle, *gate, *up, *down;
     float *x[2];             /* [count][width]: what blocks give each other */
@@ -154,28 +155,31 @@ static void turn_and_keep(void *context, int chunk, int chunks) {
     }
 }
 
-/* Of packed keys: blocks of each head, as many as the longest text has. */
+/* Of packed sources: blocks of each head, as many as the longest text has. */
 static int64_t packed_blocks(const Shared *s) {
-    return (s->sources + OCTAVO_PACKED_KEYS - 1) / OCTAVO_PACKED_KEYS;
+    return (s->sources + s->attending->sources - 1) / s->attending->sources;
 }
 
-static void pack_keys(void *context, int chunk, int chunks) {
+static void pack_sources(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
-    int64_t blocks = packed_blocks(s), size = OCTAVO_PACKED_KEYS * b->channels;
+    const octavo_cache *cache = run->cache;
+    int64_t blocks = packed_blocks(s), size = s->attending->packed_size(b->channels);
     EACH(index, s->call->batch * b->shared_heads * blocks) {
         int64_t batch = index / blocks / b->shared_heads, head = index / blocks % b->shared_heads;
-        int64_t first = index % blocks * OCTAVO_PACKED_KEYS;
+        int64_t first = index % blocks * s->attending->sources;
         int64_t count = past_of(run, batch) + s->call->tokens - first;
-        const float *keys = run->cache->keys + batch * run->cache->batch_stride +
-                            head * run->cache->head_stride + first * b->channels;
-        if (count > 0) octavo_pack_keys(keys, count, b->channels, s->packed + index * size);
+        int64_t at = batch * cache->batch_stride + head * cache->head_stride + first * b->channels;
+        if (count > 0)
+            s->attending->pack(
+                cache->keys + at, cache->values + at, count, b->channels, s->packed + index * size);
     }
 }
 
 static int64_t tiles_of(const Shared *s) {
-    return s->packed ? (s->call->tokens + OCTAVO_QUERIES - 1) / OCTAVO_QUERIES : s->call->tokens;
+    int64_t queries = s->packed ? s->attending->queries : 1;
+    return (s->call->tokens + queries - 1) / queries;
 }
 
 static void attend(void *context, int chunk, int chunks) {
@@ -185,7 +189,7 @@ static void attend(void *context, int chunk, int chunks) {
     const octavo_cache *cache = run->cache;
     Shared *s = run->shared;
     int64_t tiles = tiles_of(s), size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
-    int64_t in_tile = s->packed ? OCTAVO_QUERIES : 1, width = b->heads * b->channels;
+    int64_t in_tile = s->packed ? s->attending->queries : 1, width = b->heads * b->channels;
     EACH(index, call->batch * b->heads * tiles) {
         int64_t batch = index / tiles / b->heads, head = index / tiles % b->heads;
         int64_t token = index % tiles * in_tile, row = batch * call->tokens + token;
@@ -205,12 +209,12 @@ static void attend(void *context, int chunk, int chunks) {
         if (h.count > call->tokens - token) h.count = call->tokens - token;
         if (s->packed)
             h.packed = s->packed + (batch * b->shared_heads + shared) * packed_blocks(s) *
-                                       OCTAVO_PACKED_KEYS * b->channels;
+                                       s->attending->packed_size(b->channels);
         if (call->mask) /* whose last column is that of the newest token */
             h.mask = (const char *)call->mask +
                      size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
                              token * call->mask_row_stride + call->sources - past - call->tokens);
-        s->rows->attend(&h);
+        s->attending->attend(&h);
     }
 }
 
@@ -323,7 +327,7 @@ static void stages_of(Run *run, int threads, octavo_stage *stages) {
         {read_for_attention, count},
         {project, projected},
         {turn_and_keep, count * b->shared_heads},
-        {pack_keys, s->packed ? texts * b->shared_heads * packed_blocks(s) : 0},
+        {pack_sources, s->packed ? texts * b->shared_heads * packed_blocks(s) : 0},
         {attend, texts * b->heads * tiles_of(s)},
         {read_attended, count},
         {project_out, octavo_parts_of(&b->out)},
@@ -348,7 +352,7 @@ static void *piece(char *block, int64_t *used, int64_t bytes) {
 
 /* The most that any block needs: rows of its layers, in the order of octavo_decoder, and others. */
 typedef struct {
-    int64_t rows[7], width, columns, groups, attended, packed;
+    int64_t rows[7], width, columns, groups, attended, packed /* bytes of a block, of all heads */;
 } Sizes;
 
 static void at_least(int64_t *size, int64_t other) {
@@ -370,7 +374,7 @@ static Sizes sizes_of(const octavo_decoder *blocks, int64_t count, Shared *s) {
         }
         at_least(&sizes.width, b->width);
         at_least(&sizes.attended, b->heads * b->channels);
-        at_least(&sizes.packed, b->shared_heads * b->channels);
+        at_least(&sizes.packed, b->shared_heads * s->attending->packed_size(b->channels));
         for (int64_t text = 0; text < s->call->batch; text++)
             at_least(&s->sources, s->call->caches[i].past[text] + s->call->ahead + s->call->tokens);
     }
@@ -401,12 +405,11 @@ static int64_t place(Shared *s, char *block, const Sizes *sizes, int chunks) {
         {&s->x[1], sizes->width}};
     for (size_t i = 0; i < sizeof floats / sizeof *floats; i++)
         *floats[i].to = piece(block, &used, 4 * count * floats[i].size);
-    s->scores_size = (is_packed ? OCTAVO_QUERIES : 1) * up(s->sources + 32, 32);
+    s->scores_size = (is_packed ? s->attending->queries : 1) * up(s->sources + 64, 32);
     s->scores = piece(block, &used, 4 * chunks * s->scores_size);
     s->scratch = piece(block, &used, chunks * s->scratch_size);
     if (is_packed) {
-        int64_t packed = s->call->batch * sizes->packed * packed_blocks(s) * OCTAVO_PACKED_KEYS;
-        s->packed = piece(block, &used, 4 * packed);
+        s->packed = piece(block, &used, s->call->batch * packed_blocks(s) * sizes->packed);
     }
     return used;
 }
@@ -415,6 +418,9 @@ int octavo_decode(
     const octavo_decoder *blocks, int64_t count, const octavo_decoder_call *call, int threads) {
     Shared shared = {
         .call = call, .rows = octavo_float_rows_of_this_cpu(), .count = call->batch * call->tokens};
+    int64_t most_channels = 0;
+    for (int64_t i = 0; i < count; i++) at_least(&most_channels, blocks[i].channels);
+    shared.attending = octavo_attending_of_this_cpu(most_channels);
     shared.how = shared.count > OCTAVO_MOST_FEW_ROWS ? OCTAVO_MANY_ROWS : OCTAVO_FEW_ROWS;
     if (call->is_rounded) shared.how = OCTAVO_ROUNDED_ROWS;
     Sizes sizes = sizes_of(blocks, count, &shared);

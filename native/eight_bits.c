@@ -49,15 +49,17 @@ int octavo_multiply_eight_bits(
     const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
     const octavo_reading *reading, int threads) {
     int64_t work = count * matrix->columns * matrix->rows / OCTAVO_WORK_OF_A_THREAD + 1;
-    char *memory = malloc((size_t)(count * (2 * matrix->columns + 8)));
+    int64_t digits = (2 * count * matrix->columns + 63) / 64 * 64;
+    char *memory = malloc((size_t)(64 + digits + 8 * count));
     if (!memory) return OCTAVO_NO_MEMORY;
-    float *scales = (float *)memory; /* first, where memory is aligned for them */
+    char *start = memory + (64 - (uintptr_t)memory % 64); /* on a line of the cache */
+    float *scales = (float *)(start + digits);
     int32_t *zero_points = (int32_t *)(scales + count);
     Product product = {
         .matrix = matrix, .x = x, .y = y, .width = width, .count = count,
         .reading = *reading,
         .rows = {
-            (uint8_t *)(zero_points + count), scales, zero_points, matrix->columns,
+            (uint8_t *)start, scales, zero_points, matrix->columns,
             reading->how == OCTAVO_FLOATS}};
     if (reading->how == OCTAVO_TENSOR_RANGE)
         octavo_find_range(&product.reading, x, count * width);

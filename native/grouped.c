@@ -3,8 +3,8 @@
  * The weights of a part become int8 less their zero points once for all rows. Sums of a group are
  * integers; they meet the group's scales as floats.
  */
+#include "amx.h"
 #include "layers.h"
-#include "rounding.h"
 
 enum { ROWS = 2, MOST_COLUMNS = 2048 /* whose sums, 256 * upper + lower, fit into an int32 */ };
 
@@ -139,6 +139,92 @@ OF_BLOCKS(TILE, 1)
 OF_BLOCKS(TILE, 2)
 static Tile *const tiles[ROWS][PART] = {{OF_BLOCKS(NAME_TILE, 1)}, {OF_BLOCKS(NAME_TILE, 2)}};
 
+/* ---- AMX ---- */
+
+#if defined(OCTAVO_KNOWS_AMX)
+
+/* Registers: sums of upper and of lower digits of 16 rows with a block, and what they are sums of. */
+#define UPPER 0
+#define LOWER 1
+#define UPPER_DIGITS 2
+#define LOWER_DIGITS 3
+#define WEIGHTS 4
+
+AMX static void hold_columns(int64_t columns) {
+    TileSizes sizes = {.palette = 1};
+    for (int t = UPPER; t <= WEIGHTS; t++) {
+        sizes.rows[t] = (uint8_t)(t < WEIGHTS ? TILE_ROWS : columns / 4);
+        sizes.bytes[t] = (uint16_t)(t < UPPER_DIGITS || t == WEIGHTS ? TILE_BYTES : columns);
+    }
+    tile_sizes(&sizes);
+}
+
+/* Results of 16 rows with a block. While a piece's products are summed, sums of the one before meet
+ * their scales. */
+AMX static void tile_amx(
+    const octavo_four_bits *m, int64_t block, const int8_t *weights, const int32_t *starts,
+    const octavo_rows *rows, int64_t row, int64_t at_once, float *y) {
+    const int64_t columns = m->columns, size = columns / m->groups, pieces = pieces_of(m);
+    const uint8_t *x = rows->digits + row * 2 * columns;
+    const float *scales = m->scales + block * m->groups * BLOCK;
+    int32_t upper[2][TILE_ROWS][BLOCK] __attribute__((aligned(64)));
+    int32_t lower[2][TILE_ROWS][BLOCK] __attribute__((aligned(64)));
+    __m512 sums[TILE_ROWS];
+    UNROLL
+    for (int r = 0; r < TILE_ROWS; r++) sums[r] = _mm512_setzero_ps();
+    for (int64_t k = 0, piece = 0; piece <= m->groups * pieces; piece++) {
+        if (piece < m->groups * pieces) {
+            int64_t end = (piece / pieces + 1) * size;
+            if (end - k > MOST_COLUMNS) end = k + MOST_COLUMNS;
+            tile_read(UPPER, starts + piece * BLOCK, 0);
+            tile_zero(LOWER);
+            for (; k < end; k += at_once) {
+                tile_read(WEIGHTS, weights + k * BLOCK, TILE_BYTES);
+                tile_read(UPPER_DIGITS, x + k, 2 * columns);
+                tile_products(UPPER, UPPER_DIGITS, WEIGHTS);
+                tile_read(LOWER_DIGITS, x + columns + k, 2 * columns);
+                tile_products(LOWER, LOWER_DIGITS, WEIGHTS);
+            }
+            tile_write(UPPER, upper[piece % 2], TILE_BYTES);
+            tile_write(LOWER, lower[piece % 2], TILE_BYTES);
+        }
+        if (!piece) continue;
+        int64_t before = piece - 1;
+        __m512 scale = _mm512_loadu_ps(scales + before / pieces * BLOCK);
+        UNROLL
+        for (int r = 0; r < TILE_ROWS; r++) {
+            __m512i high = _mm512_slli_epi32(_mm512_load_si512(upper[before % 2][r]), 8);
+            __m512i sum = _mm512_add_epi32(high, _mm512_load_si512(lower[before % 2][r]));
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, sums[r]);
+        }
+    }
+    __m512 bias = m->bias ? _mm512_loadu_ps(m->bias + block * BLOCK) : _mm512_setzero_ps();
+    UNROLL
+    for (int r = 0; r < TILE_ROWS; r++)
+        _mm512_storeu_ps(
+            y + (row + r) * m->rows + block * BLOCK,
+            _mm512_fmadd_ps(sums[r], _mm512_set1_ps(rows->scales[row + r]), bias));
+}
+
+/* Of a part's blocks; the last rows are read with some before them, whose results are the same. */
+AMX static void multiply_amx(
+    const octavo_four_bits *m, int64_t first, int64_t blocks, const int8_t *weights,
+    const int32_t *starts, const octavo_rows *rows, int64_t count, float *y) {
+    int64_t at_once = m->columns / m->groups % TILE_BYTES ? TILE_BYTES / 2 : TILE_BYTES;
+    hold_columns(at_once);
+    for (int64_t row = 0; row < count; row += TILE_ROWS)
+        for (int64_t b = 0; b < blocks; b++)
+            tile_amx(
+                m, first + b, weights + b * BLOCK * m->columns,
+                starts + b * m->groups * pieces_of(m) * BLOCK, rows,
+                row + TILE_ROWS <= count ? row : count - TILE_ROWS, at_once, y);
+    tile_release();
+}
+
+static int fills_tiles(int64_t count) { return octavo_amx() && count >= TILE_ROWS; }
+
+#endif
+
 void octavo_grouped_product(
     const octavo_four_bits *m, int64_t part, const octavo_rows *rows, int64_t count, float *y,
     void *scratch) {
@@ -150,6 +236,12 @@ void octavo_grouped_product(
         widen(
             m, first + b, weights + b * BLOCK * m->columns,
             starts + b * m->groups * pieces_of(m) * BLOCK);
+#if defined(OCTAVO_KNOWS_AMX)
+    if (fills_tiles(count)) {
+        multiply_amx(m, first, blocks, weights, starts, rows, count, y);
+        return;
+    }
+#endif
     for (int64_t r = 0; r < count; r += ROWS)
         tiles[count - r < ROWS ? 0 : 1][blocks - 1](m, first, weights, starts, rows, r, y);
 }

@@ -18,7 +18,7 @@ enum { ALLOW_STATE = 0x1023, TILE_VALUES = 18 }; /* ARCH_REQ_XCOMP_PERM, XFEATUR
 static int has_amx(void) {
     unsigned a, b, c, d;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
-    int tiles = d >> 24 & 1, products = d >> 25 & 1;
+    int tiles = d >> 24 & 1, products = (d >> 25 & 1) && (d >> 22 & 1); /* of int8, bfloat16 */
     return tiles && products && !syscall(SYS_arch_prctl, ALLOW_STATE, TILE_VALUES);
 }
 

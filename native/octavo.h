@@ -507,30 +507,36 @@ typedef struct {
  * each other to one more, none to more than the last `window` of them where that is not 0. */
 typedef struct {
     const float *queries, *keys, *values; /* [count], [sources][channels] */
-    const float *packed; /* keys [sources / 16][channels][16], for several queries; or NULL */
+    const void *packed; /* blocks of them all, for several queries; or NULL */
     int64_t count, query_stride, channels, seen, window;
     float scale, softcap; /* 0: scores are not capped */
     float slope;          /* is added to scores, times the number of the source */
     int32_t mask_kind;
     const void *mask; /* of the first query */
     int64_t mask_stride; /* in bytes */
-    float *scores;       /* room for [count][seen + count, up to a multiple of 32] */
+    float *scores; /* on a line of the cache, room for [queries][seen + count + 64] */
     float *out;
     int64_t out_stride;
 } octavo_head_queries;
 
-/* Rows of floats, as this CPU computes them: float_rows.c, attending.c. `normalized` may be in place;
- * `rotated` turns so many channels of a head in place, the first half with the second. */
+/* Rows of floats, as this CPU computes them: float_rows.c. `normalized` may be in place; `rotated` turns
+ * so many channels of a head in place, the first half with the second. */
 typedef struct {
     void (*normalized)(const float *x, int64_t count, const octavo_norm *norm, float *y);
     void (*rotated)(float *x, int64_t count, const float *cosine, const float *sine);
-    void (*attend)(const octavo_head_queries *queries);
 } octavo_float_rows;
 const octavo_float_rows *octavo_float_rows_of_this_cpu(void);
 
-enum { OCTAVO_QUERIES = 8 /* that attend together */, OCTAVO_PACKED_KEYS = 16 };
-/* 16 keys, of which so many are there, as octavo_head_queries has them. */
-void octavo_pack_keys(const float *keys, int64_t count, int64_t channels, float *packed);
+/* Attention, likewise: attending.c. So many queries attend together to packed blocks of so many sources,
+ * the last of which may have fewer; a block takes `packed_size` bytes, a multiple of 64. */
+typedef struct {
+    int64_t queries, sources;
+    int64_t (*packed_size)(int64_t channels);
+    void (*pack)(
+        const float *keys, const float *values, int64_t count, int64_t channels, void *block);
+    void (*attend)(const octavo_head_queries *queries);
+} octavo_attending;
+const octavo_attending *octavo_attending_of_this_cpu(int64_t most_channels);
 
 /* Where heads of queries, keys or values stand in the rows of a layer's results (0: the query's, 1, 2):
  * the first one at `start`, and each other `step` behind the one before. */

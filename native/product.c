@@ -7,8 +7,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "octavo.h"
-#include "rounding.h"
+#include "products.h"
 
 enum { HALF = 32767 };
 
@@ -318,24 +317,11 @@ VNNI static void product_vnni(
                 m->weights + block * stride, stride, rows->digits + 2 * r * columns, pitch, columns,
                 sums);
             for (int64_t i = 0; i < taken; i++)
-                for (int64_t b = 0; b < blocks; b++) {
-                    int64_t at = (block + b) * BLOCK;
-                    __m512i of_weights = _mm512_loadu_si512(m->sums + at);
-                    int32_t zero_point = digits == 2 ? 128 : rows->zero_points[r + i];
-                    __m512i upper = _mm512_sub_epi32(
-                        _mm512_load_si512(sums[i * digits][b]),
-                        _mm512_mullo_epi32(of_weights, _mm512_set1_epi32(zero_point)));
-                    __m512 sum = _mm512_cvtepi32_ps(upper);
+                for (int64_t b = 0; b < blocks; b++)
                     if (digits == 2)
-                        sum = _mm512_fmadd_ps(
-                            sum, _mm512_set1_ps(256),
-                            _mm512_cvtepi32_ps(_mm512_load_si512(sums[2 * i + 1][b])));
-                    __m512 scale = _mm512_mul_ps(
-                        _mm512_loadu_ps(m->scales + at), _mm512_set1_ps(rows->scales[r + i]));
-                    _mm512_storeu_ps(
-                        y + (r + i) * m->rows + at,
-                        _mm512_fmadd_ps(sum, scale, _mm512_loadu_ps(m->bias + at)));
-                }
+                        finish_row(m, block + b, rows, r + i, sums[2 * i][b], sums[2 * i + 1][b], y, 1);
+                    else
+                        finish_row(m, block + b, rows, r + i, sums[i][b], NULL, y, 0);
         }
     }
 }
@@ -368,6 +354,10 @@ void octavo_read_row(
 void octavo_product(
     const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,
     int64_t count, float *y) {
+    if (octavo_fills_tiles(matrix, count)) {
+        octavo_tile_product(matrix, first, last, rows, count, y);
+        return;
+    }
     switch (octavo_isa()) {
 #if defined(__x86_64__)
     case OCTAVO_AVX512_VNNI: product_vnni(matrix, first, last, rows, count, y); return;

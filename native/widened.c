@@ -187,14 +187,14 @@ int octavo_multiply_four_bits_widened(
         .layer = &layer, .x = x, .y = y, .count = count,
         .how = is_rounded ? OCTAVO_ROUNDED_ROWS : OCTAVO_MANY_ROWS};
     product.scratch_bytes = (octavo_part_scratch(&layer, product.how) + 63) / 64 * 64;
-    int64_t digits = (count * (2 * columns + 8) + 63) / 64 * 64;
-    char *memory = malloc((size_t)(64 + digits + chunks * product.scratch_bytes));
+    int64_t digits = (2 * count * columns + 63) / 64 * 64, scale_bytes = (8 * count + 63) / 64 * 64;
+    char *memory = malloc((size_t)(64 + digits + scale_bytes + chunks * product.scratch_bytes));
     if (!memory) return OCTAVO_NO_MEMORY;
     char *start = memory + (64 - (uintptr_t)memory % 64);
-    float *scales = (float *)start; /* first, where memory is aligned for them */
+    float *scales = (float *)(start + digits);
     int32_t *zero_points = (int32_t *)(scales + count);
-    product.digits.eight = (octavo_rows){(uint8_t *)(zero_points + count), scales, zero_points, columns, 1};
-    product.scratch = start + digits;
+    product.digits.eight = (octavo_rows){(uint8_t *)start, scales, zero_points, columns, 1};
+    product.scratch = start + digits + scale_bytes;
     octavo_stage stages[] = {
         {read_rows, &product, octavo_chunks(count, threads)}, {multiply, &product, chunks}};
     octavo_run_stages(stages, 2, threads);

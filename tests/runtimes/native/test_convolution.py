@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from octavo.numerics.native import library
 from octavo.runtimes.native.convolution import (
     Activation,
     Convolution,
@@ -19,7 +16,6 @@ from octavo.runtimes.native.convolution import (
     unpack,
 )
 
-NATIVE = Path(__file__).parents[3] / "native"
 FUNCTIONS = {
     Activation.NONE: lambda x: x,
     Activation.CLIP: lambda x: x.clamp(-0.5, 1.25),
@@ -34,34 +30,6 @@ FUNCTIONS = {
 quickly = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="session")
-def acted_out_amx(tmp_path_factory):
-    """A library in which memory and loops stand for AMX, see native/amx.h."""
-    sys.path.append(str(NATIVE))
-    from compile import compile_library, compiler
-
-    if compiler() is None:
-        pytest.skip("there is no C compiler")
-    path = tmp_path_factory.mktemp("amx") / "kernels.so"
-    problem = compile_library(path, "-DOCTAVO_ACT_OUT_AMX", "-O1")
-    assert not problem, problem
-    return path
-
-
-@pytest.fixture(params=[pytest.param("amx, acted out", marks=pytest.mark.sweep)])
-def acted_out(request, acted_out_amx, monkeypatch):
-    """What `instruction_set` yields, on CPUs without AMX too, if they have VNNI."""
-    monkeypatch.setattr(library, "PATH", acted_out_amx)
-    monkeypatch.delenv(library.LIMIT, raising=False)
-    library.library.cache_clear()
-    try:
-        if library.instruction_set() != "amx":
-            pytest.skip("this CPU lacks VNNI, of which the kernels need the rest")
-        yield request.param
-    finally:
-        library.library.cache_clear()
 
 
 class Case:

@@ -71,6 +71,20 @@ def test_rows_are_rounded_as_the_oracle_rounds_them(instruction_set, per_token, 
     assert float(((have.double() - want).abs() / size).max()) < 1e-5
 
 
+@examples(40)
+@given(
+    count=st.integers(1, 70),
+    how=st.sampled_from([How.FLOATS, How.ROW_RANGE, How.TENSOR_RANGE]),
+    integers=st.sampled_from([(0, 255, False), (-127, 127, True)]),
+    **MATRICES,
+)
+def test_amx_gives_what_vnni_gives(by_vnni_and_amx, how, integers, **sizes):
+    case = Case(**sizes)
+    given = case.given() | reading(how, *integers)
+    have, want = by_vnni_and_amx(lambda: eight_bits.multiply_eight_bits(case.x, **given))
+    assert have.equal(want)
+
+
 @pytest.mark.parametrize("how", [How.ROW_RANGE, How.TENSOR_RANGE])
 def test_rows_of_any_finite_range_have_results(instruction_set, how):
     """Between the largest floats of both signs lies more than a float holds."""

@@ -60,6 +60,19 @@ def test_products_are_those_of_dequantized_weights(instruction_set, **sizes):
     assert near(case.run(), case.expected(), case.x)
 
 
+@examples(40)
+@given(
+    rows=st.integers(1, 150),
+    groups=st.integers(1, 5),
+    size=st.sampled_from([32, 64, 96, 128, 256, 4096]),
+    count=st.integers(1, 70),
+    seed=st.integers(0, 99),
+)
+def test_amx_gives_what_vnni_gives(by_vnni_and_amx, **sizes):
+    have, want = by_vnni_and_amx(Case(**sizes).run)
+    assert have.equal(want)
+
+
 def test_the_largest_sums_do_not_overflow(instruction_set):
     """All integers 15, all values as large as they get, of either sign, in one group."""
     case = Case(groups=1, size=32768, count=2)
