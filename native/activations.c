@@ -15,6 +15,7 @@ INLINE void activate(int32_t activation, float low, float high, float *v, int64_
     case OCTAVO_GELU: FOR_ALL v[i] = gelu(v[i]); break;
     case OCTAVO_GELU_TANH: FOR_ALL v[i] = gelu_tanh(v[i]); break;
     case OCTAVO_TANH: FOR_ALL v[i] = tanhyp(v[i]); break;
+    case OCTAVO_RELU: FOR_ALL v[i] = v[i] < 0 ? 0 : v[i]; break;
     }
 }
 

@@ -122,12 +122,12 @@ INLINE void mix(
 
 /* The first source that a query sees. */
 INLINE int64_t first_seen(const octavo_head_queries *h, int64_t query) {
-    int64_t seen = h->seen + query;
+    int64_t seen = h->seen + query * h->growth;
     return h->window && seen > h->window ? seen - h->window : 0;
 }
 
 INLINE void attend_row(const octavo_head_queries *h, int64_t query) {
-    int64_t first = first_seen(h, query), count = h->seen + query - first;
+    int64_t first = first_seen(h, query), count = h->seen + query * h->growth - first;
     const float *keys = h->keys + first * h->channels, *values = h->values + first * h->channels;
     find_scores(
         h->queries + query * h->query_stride, keys, count, h->channels, h->scale, h->scores);
@@ -184,7 +184,7 @@ INLINE void tile_of_means(
 }
 
 INLINE void attend_tile(const octavo_head_queries *h) {
-    const int64_t channels = h->channels, end = h->seen + QUERIES - 1;
+    const int64_t channels = h->channels, end = h->seen + (QUERIES - 1) * h->growth;
     const int64_t begin = first_seen(h, 0) / KEYS * KEYS, stride = (end - begin + KEYS - 1) / KEYS * KEYS;
     float *scores = h->scores, factors[QUERIES];
     for (int64_t source = begin; source < end; source += KEYS)
@@ -192,7 +192,7 @@ INLINE void attend_tile(const octavo_head_queries *h) {
             h, (const float *)h->packed + source * channels, scores + source - begin, stride, QUERIES);
     for (int64_t q = 0; q < QUERIES; q++) {
         float *row = scores + q * stride - begin;
-        int64_t first = first_seen(h, q), seen = h->seen + q;
+        int64_t first = first_seen(h, q), seen = h->seen + q * h->growth;
         shape_scores(h, q, first, seen - first, row + first);
         factors[q] = to_shares(row + first, seen - first);
         for (int64_t i = begin; i < first; i++) row[i] = 0;
@@ -387,7 +387,7 @@ INLINE AMX void means_by_tiles(
  * factor. */
 INLINE float halves_of_shares(
     const octavo_head_queries *h, int64_t query, int64_t begin, int64_t end, float *scores) {
-    int64_t first = first_seen(h, query), seen = h->seen + query;
+    int64_t first = first_seen(h, query), seen = h->seen + query * h->growth;
     float *row = scores - begin;
     shape_scores(h, query, first, seen - first, row + first);
     float factor = to_shares(row + first, seen - first);
@@ -404,7 +404,7 @@ INLINE float halves_of_shares(
 INLINE AMX void attend_by_tiles(const octavo_head_queries *h) {
     const int64_t channels = h->channels, tiles = tiles_of(channels);
     const int64_t begin = first_seen(h, 0) / TILE_SOURCES * TILE_SOURCES;
-    const int64_t blocks = (h->seen + h->count - 1 - begin + TILE_SOURCES - 1) / TILE_SOURCES;
+    const int64_t blocks = (h->seen + (h->count - 1) * h->growth - begin + TILE_SOURCES - 1) / TILE_SOURCES;
     /* An odd number of blocks apart, rows do not meet in one set of the cache. */
     const int64_t stride = (blocks | 1) * TILE_SOURCES, size = size_of_packed_tiles(channels);
     const char *packed = (const char *)h->packed + begin / TILE_SOURCES * size;

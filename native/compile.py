@@ -25,7 +25,7 @@ SOURCES = [
         *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
         *("attending", "tile_products"),
         *("elementwise", "pooling", "program", "normalization"),
-        *("decoder", "float_rows", "layers", "grouped", "embedding"),
+        *("decoder", "float_rows", "layers", "grouped", "embedding", "dynamic", "float_attention"),
     )
 ]
 

@@ -201,7 +201,7 @@ static void attend(void *context, int chunk, int chunks) {
             .query_stride = in_tile > 1 ? head_at(run, &b->queries, row + 1, head) -
                                               head_at(run, &b->queries, row, head)
                                         : 0,
-            .seen = past + token + 1, .window = b->window, .scale = b->scale,
+            .seen = past + token + 1, .growth = 1, .window = b->window, .scale = b->scale,
             .softcap = b->softcap, .slope = b->slopes ? b->slopes[head] : 0.0f,
             .mask_kind = call->mask_kind, .mask_stride = size * call->mask_row_stride,
             .scores = s->scores + chunk * s->scores_size, .out_stride = width,

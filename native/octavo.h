@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 17
+#define OCTAVO_ABI 18
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -129,6 +129,7 @@ enum {
     OCTAVO_GELU,
     OCTAVO_GELU_TANH,
     OCTAVO_TANH,
+    OCTAVO_RELU,
     OCTAVO_ACTIVATIONS /* how many there are */
 };
 
@@ -288,6 +289,27 @@ OCTAVO_EXPORT int octavo_multiply_eight_bits(
     const octavo_matrix *matrix, const float *x, int64_t width, int64_t count, float *y,
     const octavo_reading *reading, int threads);
 
+/* ---- layers of floats as steps of programs: dynamic.c ---- */
+
+/* A linear layer that rounds each row of floats by its own range: first all rows, to memory of
+ * count * (2 * columns + 8) bytes, then products for some of the weight's rows in each chunk. */
+typedef struct {
+    octavo_operands at; /* x [count][width], y [count][rows of the matrix], scratch: the memory */
+    int64_t count, width;
+    octavo_reading reading;
+    octavo_matrix matrix;
+} octavo_dynamic_linear;
+
+/* Of floats. */
+typedef struct {
+    octavo_operands at;
+    int64_t count, activation;
+} octavo_activation;
+
+void octavo_round_rows(const octavo_dynamic_linear *step, int chunk, int chunks);
+void octavo_multiply_rows(const octavo_dynamic_linear *step, int chunk, int chunks);
+void octavo_activate_values(const octavo_activation *step, int chunk, int chunks);
+
 /* ---- weights of four bits: four_bits.c ---- */
 
 /* The weights [rows, columns], 0..15, stand as [rows / 16][columns / 32][4][16][4]: a byte has
@@ -365,9 +387,10 @@ OCTAVO_EXPORT int octavo_sum_bags(
 
 /* ---- attention: attention.c ---- */
 
-/* uint8 [batch, heads, rows, channels]; strides count values, channels stand side by side. */
+/* [batch, heads, rows, channels] of uint8, or of float32 in attention of floats; strides count values,
+ * channels stand side by side. */
 typedef struct {
-    const uint8_t *values;
+    const void *values;
     int64_t batch_stride, head_stride, row_stride;
     float scale;
     int32_t zero_point;
@@ -400,6 +423,14 @@ void octavo_pack_heads(const octavo_attention_call *call, int chunk, int chunks)
 void octavo_attend(const octavo_attention_call *call, int chunk, int chunks);
 /* Both, with memory that is asked for; 0, or 1 where there is none. */
 OCTAVO_EXPORT int octavo_attention(const octavo_attention_call *call, int threads);
+
+/* ---- attention of floats, as steps of programs: float_attention.c ---- */
+
+/* Of heads of float32, of as many channels of values as of keys, a multiple of 8; causal where there are
+ * no more targets than sources. Nothing is rounded. `workers` are the chunks that attend. */
+OCTAVO_EXPORT int64_t octavo_float_attention_memory(const octavo_attention_call *call);
+void octavo_pack_float_heads(const octavo_attention_call *call, int chunk, int chunks);
+void octavo_attend_to_floats(const octavo_attention_call *call, int chunk, int chunks);
 
 /* ---- rows of floats or integers that are normalized: normalization.c ---- */
 
@@ -440,7 +471,12 @@ enum {
     OCTAVO_PACK_HEADS,
     OCTAVO_ATTEND,
     OCTAVO_ADD_UP,
-    OCTAVO_GATHER
+    OCTAVO_GATHER,
+    OCTAVO_ROUND_ROWS,
+    OCTAVO_MULTIPLY_ROWS,
+    OCTAVO_ACTIVATE,
+    OCTAVO_PACK_FLOAT_HEADS,
+    OCTAVO_ATTEND_TO_FLOATS
 };
 
 enum { OCTAVO_MOST_PLACES = 6 };
@@ -467,6 +503,8 @@ typedef struct {
         octavo_attention_call attention;
         octavo_total total;
         octavo_gather gather;
+        octavo_dynamic_linear dynamic_linear;
+        octavo_activation activation;
     } of;
 } octavo_step;
 
@@ -504,11 +542,11 @@ typedef struct {
 } octavo_norm;
 
 /* Queries of one head that follow each other, and what they attend to: the first one to `seen` sources,
- * each other to one more, none to more than the last `window` of them where that is not 0. */
+ * each other to `growth` more, none to more than the last `window` of them where that is not 0. */
 typedef struct {
     const float *queries, *keys, *values; /* [count], [sources][channels] */
     const void *packed; /* blocks of them all, for several queries; or NULL */
-    int64_t count, query_stride, channels, seen, window;
+    int64_t count, query_stride, channels, seen, growth, window;
     float scale, softcap; /* 0: scores are not capped */
     float slope;          /* is added to scores, times the number of the source */
     int32_t mask_kind;

@@ -32,6 +32,11 @@ static void take(void *context, int chunk, int chunks) {
     case OCTAVO_ATTEND: octavo_attend(&step.of.attention, chunk, chunks); break;
     case OCTAVO_ADD_UP: octavo_add_up(&step.of.total, chunk, chunks); break;
     case OCTAVO_GATHER: octavo_gather_rows(&step.of.gather, chunk, chunks); break;
+    case OCTAVO_ROUND_ROWS: octavo_round_rows(&step.of.dynamic_linear, chunk, chunks); break;
+    case OCTAVO_MULTIPLY_ROWS: octavo_multiply_rows(&step.of.dynamic_linear, chunk, chunks); break;
+    case OCTAVO_PACK_FLOAT_HEADS: octavo_pack_float_heads(&step.of.attention, chunk, chunks); break;
+    case OCTAVO_ATTEND_TO_FLOATS: octavo_attend_to_floats(&step.of.attention, chunk, chunks); break;
+    case OCTAVO_ACTIVATE: octavo_activate_values(&step.of.activation, chunk, chunks); break;
     }
 }
 

@@ -209,6 +209,44 @@ static void one_attention(int threads) {
     free(q), free(k), free(v), free(mask), free(out);
 }
 
+/* A dynamic linear layer, a function, and attention of floats, as the steps of a program. */
+static void some_floats(int threads) {
+    int64_t batch = 1 + below(2), shared = 1 + below(2), heads = shared * (1 + below(2));
+    int64_t targets = 1 + below(60), sources = targets + below(60), channels = 8 * (1 + below(9));
+    int64_t width = 1 + below(70), count = 1 + below(40);
+    int kind = below(3), chunks = 1 + below(9);
+    float *x = filled(count * width, 4), *q = filled(batch * heads * targets * channels, 4);
+    float *k = filled(batch * shared * sources * channels, 4), *v = filled(batch * shared * sources * channels, 4);
+    void *mask = filled(targets * sources, kind == OCTAVO_ADDED_MASK ? 4 : 1);
+    float *out = malloc((size_t)(batch * heads * targets * channels * 4));
+    octavo_matrix weights = matrix(16 * (1 + below(6)), up(width, 4));
+    float *y = malloc((size_t)(count * weights.rows * 4)), *z = malloc((size_t)(count * weights.rows * 4));
+    char *digits = malloc((size_t)(count * (2 * weights.columns + 8)));
+    octavo_attention_call call = {
+        .batch = batch, .heads = heads, .shared_heads = shared, .targets = targets,
+        .sources = sources, .channels = channels, .value_channels = channels,
+        .q = {q, heads * targets * channels, targets * channels, channels, 0, 0},
+        .k = {k, shared * sources * channels, channels, shared * channels, 0, 0},
+        .v = {v, shared * sources * channels, sources * channels, channels, 0, 0},
+        .scale = 0.1f, .causal = below(2), .mask_kind = kind, .mask = kind ? mask : NULL,
+        .mask_row_stride = sources, .out = out, .out_batch_stride = targets * heads * channels,
+        .out_head_stride = channels, .out_row_stride = heads * channels, .workers = chunks};
+    call.memory = malloc((size_t)octavo_float_attention_memory(&call));
+    octavo_dynamic_linear linear = {
+        {x, NULL, y, digits}, count, width, {OCTAVO_ROW_RANGE, 0, 255, 0, 0, 0}, weights};
+    octavo_step steps[] = {
+        {OCTAVO_ROUND_ROWS, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.dynamic_linear = linear},
+        {OCTAVO_MULTIPLY_ROWS, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.dynamic_linear = linear},
+        {OCTAVO_ACTIVATE, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE},
+         .of.activation = {{y, NULL, z, NULL}, count * weights.rows, below(OCTAVO_ACTIVATIONS)}},
+        {OCTAVO_PACK_FLOAT_HEADS, 1 + below(9), {NONE, NONE, NONE, NONE, NONE, NONE}, .of.attention = call},
+        {OCTAVO_ATTEND_TO_FLOATS, chunks, {NONE, NONE, NONE, NONE, NONE, NONE}, .of.attention = call}};
+    if (octavo_run(steps, sizeof steps / sizeof *steps, NULL, threads)) exit(1);
+    forget(weights);
+    free(call.memory), free(digits), free(mask), free(out);
+    free(x), free(y), free(z), free(q), free(k), free(v);
+}
+
 /* Images one by one: rounded, and each looked up, with a row that all add. */
 static void some_slices(int threads) {
     int64_t images = 1 + below(9), count = 1 + below(300), pitches[] = {0, 4 * count, 0, count};
@@ -417,6 +455,7 @@ int main(void) {
             one_convolution(1 + round % 3);
             one_program(1 + round % 3);
             some_slices(1 + round % 3);
+            some_floats(1 + round % 3);
         }
         printf("instruction set %d: clean\n", set);
     }

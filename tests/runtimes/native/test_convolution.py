@@ -26,6 +26,7 @@ FUNCTIONS = {
     Activation.GELU: F.gelu,
     Activation.GELU_TANH: lambda x: F.gelu(x, approximate="tanh"),
     Activation.TANH: torch.tanh,
+    Activation.RELU: F.relu,
 }
 quickly = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -94,6 +94,24 @@ def test_a_transformer_is_one_call(monkeypatch, norm, first):
         assert sqnr_db(q.lower("reference")(y), q(y)) > 40
 
 
+@pytest.mark.skipif(
+    library.instruction_set() not in ("avx512_vnni", "amx"), reason="torch's kernels are quicker"
+)
+@pytest.mark.parametrize("first", [True, False], ids=["norms before", "norms behind"])
+def test_a_dynamic_transformer_is_one_call(monkeypatch, first):
+    """With its attention, functions and norms in float."""
+    torch.manual_seed(0)
+    model, x = Encoder(nn.LayerNorm, first).eval(), torch.randn(2, 9, 32)
+    q = octavo.quantize(model, x, mode="dynamic", target=TARGET)
+    steps = programs_of(monkeypatch, q)
+    assert sum(isinstance(step.function, Program) for step in steps) == 1
+    others = [step for step in steps if not isinstance(step.function, Program)]
+    assert all(q.graph.meta(step.out) is None for step in others)  # numbers
+    for batch in (1, 2, 9):
+        y = torch.randn(batch, 9, 32)
+        assert sqnr_db(q.lower("reference")(y), q(y)) > 40
+
+
 def test_sizes_that_are_known_at_a_call_are_read_by_it():
     """The number of tokens is open, and reshapes read it."""
     torch.manual_seed(0)

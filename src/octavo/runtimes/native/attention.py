@@ -125,6 +125,13 @@ def attention_of_integers(
     return result.reshape(*lead, heads, targets, value_channels)[(0,) * (3 - q.dim())]
 
 
+def memory_of_floats(call: AttentionStruct) -> int:
+    """Bytes of memory of a call of attention to floats."""
+    loaded = library()
+    assert loaded is not None, "whoever plans has asked for the library"
+    return int(loaded.octavo_float_attention_memory(ctypes.byref(call)))
+
+
 def memory_of(call: AttentionStruct) -> int:
     """Bytes that a call with so many workers needs for itself."""
     loaded = library()

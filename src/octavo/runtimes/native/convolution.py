@@ -33,6 +33,7 @@ class Activation(IntEnum):
     GELU = 6
     GELU_TANH = 7
     TANH = 8
+    RELU = 9  # which keeps NaN
 
 
 class ShapeStruct(ctypes.Structure):

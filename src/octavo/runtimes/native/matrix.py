@@ -27,7 +27,9 @@ class How(IntEnum):
     FLOATS = 3  # of which 16 bits are kept
 
 
-class _Reading(ctypes.Structure):
+class ReadingStruct(ctypes.Structure):
+    """``octavo_reading`` of native/octavo.h."""
+
     _fields_ = (
         *((name, ctypes.c_int32) for name in ("how", "low", "high", "symmetric")),
         ("scale", ctypes.c_float),
@@ -35,7 +37,7 @@ class _Reading(ctypes.Structure):
     )
 
 
-class _Matrix(ctypes.Structure):
+class MatrixStruct(ctypes.Structure):
     """``octavo_matrix`` of native/octavo.h."""
 
     _fields_ = (
@@ -55,8 +57,10 @@ class Reading:
     scale: float = 1.0
     zero_point: int = 0
 
-    def as_struct(self) -> _Reading:
-        return _Reading(self.how, self.low, self.high, self.symmetric, self.scale, self.zero_point)
+    def as_struct(self) -> ReadingStruct:
+        return ReadingStruct(
+            self.how, self.low, self.high, self.symmetric, self.scale, self.zero_point
+        )
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -102,9 +106,9 @@ class Matrix:
     def tensors(self) -> list[Tensor]:
         return [self.weights, self.scales, self.sums, self.bias]
 
-    def as_struct(self) -> _Matrix:
+    def as_struct(self) -> MatrixStruct:
         """For one call: it points to the tensors' memory."""
-        return _Matrix(*(tensor.data_ptr() for tensor in self.tensors), *self.shape)
+        return MatrixStruct(*(tensor.data_ptr() for tensor in self.tensors), *self.shape)
 
     def check(self) -> None:
         """Refuse tensors that are not those of packed weights.

@@ -25,15 +25,15 @@ from octavo.runtimes.native.matrix import (
     NOT_FINITE,
     How,
     Matrix,
+    MatrixStruct,
     Reading,
-    _Matrix,
 )
 
 
 class LayerStruct(ctypes.Structure):
     """``octavo_layer``: a weight of either kind."""
 
-    _fields_ = (("eight", _Matrix), ("four", _FourBits))
+    _fields_ = (("eight", MatrixStruct), ("four", _FourBits))
 
 
 class Product:

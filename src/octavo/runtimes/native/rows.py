@@ -170,7 +170,7 @@ class Attend(Operation):
         lead = tuple(torch.broadcast_shapes(*(t.sizes[:-3] for t in (q, k, v))))
         self._check(q, k, v, heads, shared)
         wide = [
-            _in_heads(planner, value, (*lead, count))
+            in_heads(planner, value, (*lead, count))
             for value, count in zip((q, k, v), (heads, shared, shared), strict=True)
         ]
         batch, _, targets, channels = wide[0].sizes
@@ -199,7 +199,7 @@ class Attend(Operation):
             round_attention_to(call, self.out)
         reads = {f"{name}.values": value for name, value in zip("qkv", wide, strict=True)}
         for mask in masks:
-            reads["mask"] = _masked(planner, mask, (*lead, heads, targets, sources), call)
+            reads["mask"] = masked_by(planner, mask, (*lead, heads, targets, sources), call)
         memory = planner.memory(attention.memory_of(call))
         packed = {name: value for name, value in reads.items() if name in ("k.values", "v.values")}
         if y.tensor.numel():
@@ -227,7 +227,7 @@ def round_attention_to(call: AttentionStruct, out: Integers | IntegersStruct) ->
     call.out_low, call.out_high = out.low, out.high
 
 
-def _in_heads(planner: Planner, value: Value, lead: Sequence[int]) -> Value:
+def in_heads(planner: Planner, value: Value, lead: Sequence[int]) -> Value:
     """``[batch, heads, rows, channels]`` whose channels stand side by side."""
     shape = (math.prod(lead[:-1]), lead[-1], *value.sizes[-2:])
     value = Value(value.tensor.expand(*lead, *value.sizes[-2:]), value.buffer)
@@ -239,7 +239,7 @@ def _in_heads(planner: Planner, value: Value, lead: Sequence[int]) -> Value:
     return Value(value.tensor.reshape(shape), value.buffer)
 
 
-def _masked(planner: Planner, mask: Value, sizes: Sequence[int], call: AttentionStruct) -> Value:
+def masked_by(planner: Planner, mask: Value, sizes: Sequence[int], call: AttentionStruct) -> Value:
     """The mask as ``[batch, heads, targets, sources]``, its sources side by side."""
     is_boolean = mask.tensor.dtype == torch.bool
     call.mask_kind = attention.BOOLEAN if is_boolean else attention.ADDED

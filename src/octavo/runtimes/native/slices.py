@@ -38,6 +38,11 @@ COUNTS = {
     Kind.GATHER: ("count",),
     Kind.PACK_HEADS: ("batch",),
     Kind.ATTEND: ("batch",),
+    Kind.ROUND_ROWS: ("count",),
+    Kind.MULTIPLY_ROWS: ("count",),
+    Kind.ACTIVATE: ("count",),
+    Kind.PACK_FLOAT_HEADS: ("batch",),
+    Kind.ATTEND_TO_FLOATS: ("batch",),
 }
 AXES = {Kind.MOVE: "sizes", Kind.QUANTIZE: "shape", Kind.COMBINE: "shape", Kind.CALCULATE: "shape"}
 STRIDES = {"x": "x_strides", "other": "other_strides", "y": "y_strides"}
@@ -103,11 +108,14 @@ def _pitches(
         if isinstance(one, Tensor) and isinstance(other, Tensor)
     ]
     pitches: list[int | None] = []
-    for one, other in zip(whole.buffers, part.buffers, strict=False):
+    names = ((name, value) for step in whole.steps for name, value in step.values)
+    scratch = {value.buffer for name, value in names if name in SCRATCH}
+    for index, (one, other) in enumerate(zip(whole.buffers, part.buffers, strict=False)):
         if one.base is not None:
             pitches.append(of_given[one.base - 1])
         else:
-            pitches.append(other.bytes if one.bytes == batch * other.bytes else None)
+            is_batch = one.bytes == batch * other.bytes and index not in scratch
+            pitches.append(other.bytes if is_batch else None)
     return pitches
 
 
@@ -136,6 +144,8 @@ def _cost(step: PlannedStep, images: int) -> tuple[int, int]:
         of = step.arguments
         window = of.kernel_height * of.kernel_width * of.input.channels // of.groups
         weights = window * of.output.channels
+    elif step.kind is Kind.MULTIPLY_ROWS:
+        weights = step.arguments.matrix.rows * step.arguments.matrix.columns
     return images * weights + (values if values > images * CACHE else 0), weights + values
 
 
@@ -208,7 +218,7 @@ def _repetition(step: PlannedStep, axis: int) -> _Repetition:
     rest.pop(OF_THREADS, None)
     if step.kind in COUNTS:
         count = {rest.pop(name) for name in COUNTS[step.kind]}.pop()
-        if step.kind in (Kind.PACK_HEADS, Kind.ATTEND):
+        if "q.batch_stride" in rest:
             strides = {name: rest.pop(field) for name, field in OF_HEADS.items()}
         return _Repetition(count, strides, rest)
     sizes, names = _sizes(step), _fields(step.arguments)

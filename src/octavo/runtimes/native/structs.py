@@ -13,6 +13,7 @@ from typing import Any
 from octavo.runtimes.integers import Integers
 from octavo.runtimes.native.attention import AttentionStruct
 from octavo.runtimes.native.convolution import ConvolutionStruct, OperandsStruct, ShapeStruct
+from octavo.runtimes.native.matrix import MatrixStruct, ReadingStruct
 from octavo.runtimes.native.normalization import NormalizationStruct
 
 MOST_AXES = 8  # of what is moved
@@ -37,6 +38,11 @@ class Kind(IntEnum):
     ATTEND = 10
     ADD_UP = 11
     GATHER = 12
+    ROUND_ROWS = 13
+    MULTIPLY_ROWS = 14
+    ACTIVATE = 15
+    PACK_FLOAT_HEADS = 16
+    ATTEND_TO_FLOATS = 17
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:
@@ -141,6 +147,23 @@ class Gather(ctypes.Structure):
     ]
 
 
+class DynamicLinear(ctypes.Structure):
+    """``octavo_dynamic_linear``."""
+
+    _fields_ = [
+        ("at", OperandsStruct),
+        *_fields(ctypes.c_int64, "count width"),
+        ("reading", ReadingStruct),
+        ("matrix", MatrixStruct),
+    ]
+
+
+class Activated(ctypes.Structure):
+    """``octavo_activation``."""
+
+    _fields_ = [("at", OperandsStruct), *_fields(ctypes.c_int64, "count activation")]
+
+
 class Move(ctypes.Structure):
     """``octavo_move``."""
 
@@ -168,6 +191,11 @@ class Of(ctypes.Union):
         ("attention", AttentionStruct),
         ("total", Total),
         ("gather", Gather),
+        ("rounding_rows", DynamicLinear),
+        ("multiplying_rows", DynamicLinear),
+        ("activation", Activated),
+        ("packing_floats", AttentionStruct),
+        ("attention_to_floats", AttentionStruct),
     ]
 
 

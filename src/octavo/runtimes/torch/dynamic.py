@@ -15,10 +15,13 @@ from octavo.graph.operators import arguments
 from octavo.numerics.native import library
 from octavo.quantization.fusions import ONEDNN
 from octavo.runtimes.integers import Integers
+from octavo.runtimes.native.dynamic import DynamicLinear
 from octavo.runtimes.native.eight_bits import multiply_eight_bits
-from octavo.runtimes.native.matrix import MOST_COLUMNS, How, Matrix, unpack
+from octavo.runtimes.native.matrix import MOST_COLUMNS, How, Matrix, Reading, unpack
+from octavo.runtimes.native.program import Program
 from octavo.runtimes.torch.chains import Call, Chain, Context, Unsupported
 from octavo.runtimes.torch.kernel import Kernel, Reads
+from octavo.runtimes.torch.native_floats import obstacle
 from octavo.runtimes.torch.onednn import (
     PackedConv,
     check_kernel,
@@ -184,13 +187,17 @@ def own_linear(context: Context, chain: Chain) -> Call:
         raise Unsupported(f"its weight has more than {MOST_COLUMNS} columns")
     matrix = Matrix.of(weight, scale, bias)
     context.hold(weight_arg, partial(unpack, matrix.weights, rows, columns))
+    rounding = (given["qmin"], given["qmax"], given["symmetric"])
+    if given["per_token"] and not obstacle(context):
+        reading = Reading(How.ROW_RANGE, *rounding)
+        program = Program.of(DynamicLinear(matrix, rows, columns, reading), 1)
+        return Call("native.linear, per token", program, (given["x"],))
     how = How.ROW_RANGE if given["per_token"] else How.TENSOR_RANGE
     packed, scales, sums, biases = matrix.tensors
-    reading = (how, given["qmin"], given["qmax"], given["symmetric"])
 
     def kernel(x: Tensor) -> Tensor:
         flat = x.reshape(-1, columns)
-        result = multiply_eight_bits(flat, packed, scales, sums, biases, rows, *reading)
+        result = multiply_eight_bits(flat, packed, scales, sums, biases, rows, how, *rounding)
         return result.reshape(*x.shape[:-1], rows)
 
     words = "per token" if given["per_token"] else "dynamic"

@@ -17,6 +17,8 @@ from octavo.graph.graph import Node, Ref, refs_in
 from octavo.graph.operators import arguments
 from octavo.numerics.native import library
 from octavo.runtimes.integers import Integers
+from octavo.runtimes.native.convolution import Activation
+from octavo.runtimes.native.dynamic import CHANNELS, Activate, FloatAttention
 from octavo.runtimes.native.moves import Pad, Roll
 from octavo.runtimes.native.operations import Arithmetic, Calculation, Concatenate, Item, Look
 from octavo.runtimes.native.planning import Operation
@@ -43,6 +45,16 @@ _CALCULATIONS = {
     "aten.sub.Tensor": Calculation.DIFFERENCE,
     "aten.mul.Tensor": Calculation.PRODUCT,
     "aten.div.Tensor": Calculation.QUOTIENT,
+}
+
+# Those that keep NaN as torch does.
+_ACTIVATIONS = {
+    "relu": Activation.RELU,
+    "hardswish": Activation.HARDSWISH,
+    "silu": Activation.SILU,
+    "sigmoid": Activation.SIGMOID,
+    "gelu": Activation.GELU,
+    "tanh": Activation.TANH,
 }
 
 
@@ -139,6 +151,33 @@ def _calculation(context: Context, node: Node) -> Described:
     return Arithmetic(_CALCULATIONS[node.op]), (one, other)
 
 
+def _activation(context: Context, node: Node) -> Described:
+    kind = _ACTIVATIONS[node.short_op]
+    if kind is Activation.GELU and arguments(node)["approximate"] == "tanh":
+        kind = Activation.GELU_TANH
+    return Activate(kind), (_float(context, node.args[0]),)
+
+
+def _attention(context: Context, node: Node) -> Described:
+    given = arguments(node)
+    q, k, v, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
+    read = tuple(_float(context, arg) for arg in (q, k, v))
+    metas = [context.graph.meta(name) for name in read]
+    channels = {meta.shape[-1] for meta in metas if meta is not None}
+    if len(channels) > 1 or any(type(n) is not int or n % CHANNELS for n in channels):
+        raise Unsupported(f"its heads are not of {CHANNELS} channels, or of different ones")
+    causal, lengths = bool(given["is_causal"]), [m.shape[-2] for m in metas[:2] if m is not None]
+    if given["dropout_p"] or (causal and (None in lengths or lengths[0] != lengths[1])):
+        raise Unsupported("it leaves out values by chance, or its lengths may differ")
+    if mask is not None:
+        meta = context.graph.meta(mask.name)
+        if meta is None or meta.dtype not in ("float32", "bool"):
+            raise Unsupported("its mask is of another type")
+        read = (*read, mask.name)
+    attention = FloatAttention(causal, given["scale"], bool(given.get("enable_gqa")))
+    return attention, read
+
+
 def _total(context: Context, node: Node) -> Described:
     given = arguments(node)
     x = node.args[0]
@@ -222,6 +261,8 @@ def _concatenation(context: Context, node: Node) -> Described:
 _DESCRIBE: dict[str, Callable[[Context, Node], Described]] = {
     **dict.fromkeys([*NORMS, "softmax"], _norm),
     **dict.fromkeys(("add", "sub", "mul", "div"), _calculation),
+    **dict.fromkeys(_ACTIVATIONS, _activation),
+    "scaled_dot_product_attention": _attention,
     **dict.fromkeys([*LOOKS, *SPLITS], _look),
     **dict.fromkeys(("sum", "mean"), _total),
     "adaptive_avg_pool2d": _pool,
