@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from decibel import sqnr_db
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from octavo.measuring.parity import LayerParity
 from octavo.numerics.observers import PairSum
 from octavo.runtimes import lower
 from octavo.runtimes.torch import onednn
+from octavo.runtimes.torch.int8 import lower_to
 
 
 def quantized(layer: nn.Module, x: Tensor, **kwargs: object) -> octavo.QuantizedModel:
@@ -56,6 +58,9 @@ GEOMETRIES = {
     "3-d, several outputs of one channel": (1, nn.Conv3d(1, 6, 3, padding=1), (1, 7, 5)),
     "3-d depthwise": (8, nn.Conv3d(8, 8, 3, padding=1, groups=8), (4, 5, 5)),
     "1-d depthwise": (8, nn.Conv1d(8, 8, 3, padding=1, groups=8), (9,)),
+    "one column": (3, nn.Conv2d(3, 8, 3, (1, 2), 1), (9, 2)),
+    "3-d, one column": (4, nn.Conv3d(4, 8, 3, (1, 1, 3)), (3, 5, 5)),
+    "3-d, one image": (3, nn.Conv3d(3, 8, 3, padding=1), (1, 7, 5)),
     "one to one": (1, nn.Conv2d(1, 1, 3, padding=1), (8, 8)),
     "one to one, 1-d": (1, nn.Conv1d(1, 1, 5), (16,)),
 }
@@ -76,6 +81,28 @@ def test_convolutions_of_any_geometry(name, mode):
         assert (layer_parity.steps or 0) <= 1
         assert layer_parity.unequal < 0.01
         assert layer_parity.sqnr_db > 40
+
+
+class Narrow(nn.Module):
+    """Two results of one column, the one by windows of three, added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3, (1, 2), 1), nn.Conv2d(4, 8, 1, (1, 2))
+        self.last = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.a(x) + self.b(x)))
+
+
+def test_a_sum_of_one_column_is_added():
+    x = torch.randn(2, 4, 9, 2)
+    q = quantized(Narrow(), x)
+    lowered = lower_to(q.graph, "python", programs=False)
+    assert "onednn.qconv2d.sum" in lowered.kernels.values()
+    for batch in (x, torch.randn(3, 4, 9, 2), torch.randn(1, 4, 9, 2)):
+        (have,) = lowered.run(batch)
+        assert sqnr_db(q.lower("reference")(batch), have) > 40
 
 
 SIZES = st.integers(1, 5)

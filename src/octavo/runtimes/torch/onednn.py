@@ -48,7 +48,7 @@ def conv(context: Context, chain: Chain) -> Call:
     added: tuple[Any, ...] = (summand.scale, summand.zero_point, "sum", 1.0, unary, [], None)
     clip = (chain.out.low, chain.out.high) if is_narrow(chain.out) else None
     binary = _on_channels_last(torch.ops.onednn.qconv2d_pointwise.binary)
-    product = PostOp(clip=clip).after(packed.reading(binary))
+    product = PostOp(clip=clip).after(packed.reading(binary, adds=True))
     return Call(
         "onednn.qconv2d.sum",
         product,
@@ -82,6 +82,8 @@ class PackedConv:
         geometry: stride, padding, dilation, groups.
         border: what `torch.nn.functional.pad` puts around the input, where the kernel cannot.
         doubled: each group has got a second input channel, with weights of zero.
+        taps: of a window, along its last axis.
+        columns: how many more an input gets where its result would be one column wide; 0 for none.
     """
 
     weights: tuple[Any, ...]
@@ -89,6 +91,8 @@ class PackedConv:
     geometry: tuple[Any, ...]
     border: tuple[int, ...]
     doubled: bool
+    taps: int
+    columns: int
 
     @classmethod
     def of(cls, context: Context, layer: Node, source: Integers) -> PackedConv:
@@ -105,7 +109,8 @@ class PackedConv:
         meta = context.graph.metas[x.name]
         image: Sequence[int | None] = [None] * dims if meta is None else meta.shape[2:]
         outside = [0] * dims
-        if _windows_miss(image, weight.shape[2:], paddings, dilations):
+        window = weight.shape[2:]
+        if _windows_miss(image, window, paddings, dilations) or _misreads_depth(image, paddings):
             outside, paddings = paddings, outside
         border = [size for padding in reversed(outside) for size in (padding, padding)]
         doubled = _misreads_one_channel(context, weight, strides, groups)
@@ -128,11 +133,18 @@ class PackedConv:
             # Groups are not asked back: oneDNN unpacks more than there is room for, of some.
             context.hold(weight_arg, lambda: packed.to_dense().contiguous())
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
-        return cls((packed, scale, zero_points), bias, geometry, tuple(border), doubled)
+        columns = strides[-1] if dims > 1 and strides[-1] > 1 and window[-1] > 1 else 0
+        held = (packed, scale, zero_points)
+        return cls(held, bias, geometry, tuple(border), doubled, window[-1], columns)
 
-    def reading(self, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The kernel, given an input as this convolution reads it."""
-        if not any(self.border) and not self.doubled:
+    def reading(self, kernel: Callable[..., Tensor], adds: bool = False) -> Callable[..., Tensor]:
+        """The kernel, given an input as this convolution reads it.
+
+        Args:
+            kernel: of torch.
+            adds: whether it adds its seventh argument to the result.
+        """
+        if not any(self.border) and not self.doubled and not self.columns:
             return kernel
 
         def call(x: Tensor, scale: float, zero_point: int, *args: Any) -> Tensor:
@@ -140,9 +152,23 @@ class PackedConv:
                 x = x.repeat_interleave(2, 1)
             if any(self.border):
                 x = F.pad(x, self.border, value=zero_point)
-            return kernel(x, scale, zero_point, *args)
+            if not self.columns or not self._is_one_column(x):
+                return kernel(x, scale, zero_point, *args)
+            x = F.pad(x, (0, self.columns), value=zero_point)
+            if adds:
+                args = (*args[:3], F.pad(args[3], (0, 1)), *args[4:])
+            return kernel(x, scale, zero_point, *args)[..., :1].clone()
 
         return call
+
+    def _is_one_column(self, x: Tensor) -> bool:
+        """Whether the result is one column wide, though its windows are wider and have strides.
+
+        With AMX oneDNN 3.x computes such results wrongly, whatever else their sizes are.
+        """
+        strides, paddings, dilations, _ = self.geometry
+        window = dilations[-1] * (self.taps - 1) + 1
+        return x.shape[-1] + 2 * paddings[-1] - window < strides[-1]
 
 
 def _windows_miss(
@@ -159,6 +185,15 @@ def _windows_miss(
         or (padding > 0 and dilation > (1 if size is None else size))
         for size, taps, padding, dilation in zip(image, window, paddings, dilations, strict=True)
     )
+
+
+def _misreads_depth(image: Sequence[int | None], paddings: Sequence[int]) -> bool:
+    """Whether a volume may be one image deep, and padded in front and behind.
+
+    With AVX512 oneDNN computes that wrongly for one input channel, with AMX for any number that is
+    no multiple of four.
+    """
+    return len(image) == 3 and image[0] in (1, None) and paddings[0] > 0
 
 
 def _misreads_one_channel(
