@@ -168,7 +168,7 @@ class PackedConv:
         """
         strides, paddings, dilations, _ = self.geometry
         window = dilations[-1] * (self.taps - 1) + 1
-        return x.shape[-1] + 2 * paddings[-1] - window < strides[-1]
+        return bool(x.shape[-1] + 2 * paddings[-1] - window < strides[-1])
 
 
 def _windows_miss(
