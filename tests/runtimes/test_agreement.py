@@ -249,22 +249,42 @@ def test_no_options_is_no_comparison(q):
     assert lower(q.graph, "torch", CPU).agreement is None
 
 
-def test_a_program_that_is_compiled_for_other_sizes_is_compared_at_its_first_call(monkeypatch, q):
-    """It is wrong for images of 9 by 9."""
+def compiling(monkeypatch, wrong_for, first_size):
+    """A runtime that compiles for sizes from ``first_size`` on, and is wrong where it is said; the
+    shapes that it met.
+    """
     seen = []
 
-    def compiling(graph, device, options):
+    def lowering(graph, device, options):
         oracle = RUNTIMES[ORACLE].lower(graph, device, options)
 
         def run(x, *given):
             seen.append(list(x.shape))
-            wrong = 1.1 if x.shape[2:] == (9, 9) else 1.0
+            wrong = 1.1 if wrong_for(x.shape) else 1.0
             return tuple(result * wrong for result in oracle.run(x, *given))
 
-        return replace(oracle, run=run, compiled_for=lambda tensors: tuple(tensors[0].shape[2:]))
+        sizes_of = lambda tensors: tuple(tensors[0].shape[first_size:])  # noqa: E731
+        return replace(oracle, run=run, compiled_for=sizes_of)
 
-    record = replace(RUNTIMES[ORACLE], lower=compiling)
-    monkeypatch.setitem(RUNTIMES, "compiling", record)
+    monkeypatch.setitem(RUNTIMES, "compiling", replace(RUNTIMES[ORACLE], lower=lowering))
+    return seen
+
+
+def test_a_program_for_one_batch_size_is_compared_on_that(monkeypatch, q):
+    """It is wrong for batches of five, which two samples of these do not show."""
+    seen = compiling(monkeypatch, lambda shape: shape[0] == 5, first_size=0)
+    lowered = q.lower("compiling")
+    seen.clear()
+    for _ in range(2):
+        lowered(torch.randn(4, 3, 10, 10))
+    assert seen == [[4, 3, 10, 10]] * 3
+    with pytest.raises(RuntimeDisagrees, match="compiling runtime computes something else"):
+        lowered(torch.randn(5, 3, 10, 10))
+
+
+def test_a_program_that_is_compiled_for_other_sizes_is_compared_at_its_first_call(monkeypatch, q):
+    """It is wrong for images of 9 by 9."""
+    seen = compiling(monkeypatch, lambda shape: shape[2:] == (9, 9), first_size=2)
     lowered = q.lower("compiling")
     seen.clear()
     for _ in range(2):

@@ -149,8 +149,8 @@ def _compared(
 
 
 class _ProvedBySizes:
-    """Calls of a model that is compiled for sizes as they come: each program is compared too, on
-    some samples of its first call.
+    """Calls of a model that is compiled for sizes as they come: each program is compared too, at
+    its first call, on some samples where it takes batches of any size.
 
     Args:
         lowered: the model.
@@ -181,15 +181,17 @@ class _ProvedBySizes:
         """
         sizes = self.sizes_of(tensors)
         if sizes not in self.proved and all(tensor.numel() for tensor in tensors):
-            _compared(self.lowered, self.meant, [self._few(tensors)], self.where)
+            _compared(self.lowered, self.meant, [self._sample(tensors, sizes)], self.where)
             self.proved.add(sizes)
         return self.lowered.run(*tensors)
 
-    def _few(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _sample(self, tensors: Sequence[Tensor], sizes: tuple[int, ...]) -> Sequence[Tensor]:
+        """What the program for these sizes is compared on."""
         if self.batch is not None:
             return tensors
         entries = zip(self.meant.inputs, tensors, strict=True)
-        return [first_samples(entry, tensor, _FEW) for entry, tensor in entries]
+        few = [first_samples(entry, tensor, _FEW) for entry, tensor in entries]
+        return few if self.sizes_of(few) == sizes else tensors  # fewer run another program
 
 
 _FEW = 2
