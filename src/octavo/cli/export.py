@@ -34,6 +34,12 @@ def export(
             "--full-integer", help="A .tflite file that takes and gives integers, for boards."
         ),
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="FILE", help="The classes' names, a line each, for a .tflite file."
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Write a file's model for others: ONNX, for phones a program of ExecuTorch (.pte), for phones
@@ -49,10 +55,14 @@ def export(
 
     require_file(out)
     ending = Path(out).suffix.lower()
-    if full_integer and ending != ".tflite":
-        raise InputError(f"--full-integer is for .tflite files, and {out} is none: leave it out")
-    write = _WRITERS.get(ending, _onnx)
-    written = write(load(file, runtime="reference"), out, runtime, full_integer)
+    for option, value in (("--full-integer", full_integer), ("--labels", labels)):
+        if value and ending != ".tflite":
+            raise InputError(f"{option} is for .tflite files, and {out} is none: leave it out")
+    model = load(file, runtime="reference")
+    if ending == ".tflite":
+        written: Any = _tflite(model, out, full_integer, labels)
+    else:
+        written = _WRITERS.get(ending, _onnx)(model, out, runtime)
     size = Path(out).stat().st_size
     if as_json:
         more = {} if written is None else written.to_dict()
@@ -63,25 +73,26 @@ def export(
         console().print(written.table())
 
 
-def _onnx(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> None:
+def _onnx(model: QuantizedModel, out: str, runtime: str) -> None:
     from octavo.model.onnx_file import export_onnx
 
     export_onnx(model, out, runtime=runtime)
 
 
-def _package(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> None:
+def _package(model: QuantizedModel, out: str, runtime: str) -> None:
     from octavo.model.package import export_package
 
     export_package(model, out)
 
 
-def _tflite(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> Any:
+def _tflite(model: QuantizedModel, out: str, full_integer: bool, labels: str | None) -> Any:
     from octavo.model.tflite_file import export_tflite
 
-    return export_tflite(model, out, full_integer=full_integer)
+    names = None if labels is None else options.lines_of("--labels", labels)
+    return export_tflite(model, out, full_integer=full_integer, labels=names)
 
 
-def _executorch(model: QuantizedModel, out: str, runtime: str, full_integer: bool) -> Any:
+def _executorch(model: QuantizedModel, out: str, runtime: str) -> Any:
     from octavo.model.executorch_file import export_executorch
 
     return export_executorch(model, out)
@@ -91,5 +102,4 @@ def _executorch(model: QuantizedModel, out: str, runtime: str, full_integer: boo
 _WRITERS: Mapping[str, Callable[..., Any]] = {
     ".pt2": _package,
     ".pte": _executorch,
-    ".tflite": _tflite,
 }

@@ -278,3 +278,20 @@ def numbers_of(option: str, text: str | None) -> tuple[float, ...] | None:
         return None if text is None else tuple(float(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"{option} is {text!r}; give numbers, separated by commas") from None
+
+
+def lines_of(option: str, path: str) -> list[str]:
+    """The lines of a text file that hold something.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    from pathlib import Path
+
+    from octavo.errors import InputError
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{option} is {path!r}, which cannot be read: {error}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from octavo.arguments import PATH, expect
+from octavo.arguments import NAMES, PATH, expect, optional
 from octavo.display import Result, Table
 from octavo.errors import ExportError, InputError, RuntimeUnavailable, warn_user
 from octavo.graph.graph import Graph
+from octavo.graph.pixels import Pixels
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_quantized
 from octavo.quantization.bfloat16 import in_float32
@@ -81,6 +82,10 @@ def export_tflite(
     path: str | os.PathLike[str],
     *,
     full_integer: bool = False,
+    labels: Sequence[str] | None = None,
+    input_scale: float | None = None,
+    input_mean: float | Sequence[float] | None = None,
+    input_std: float | Sequence[float] | None = None,
     check: bool = True,
 ) -> TfliteFile:
     """Write the model as a LiteRT (TFLite) file, for phones and boards.
@@ -97,14 +102,19 @@ def export_tflite(
         path: the file; it is there whole or not at all.
         full_integer: whether the file takes and gives the integers that the model rounds its inputs
             and results to, in place of floats, as microcontrollers want it.
+        labels: a name for each class of the first result, which Android's and MediaPipe's
+            libraries read from the file's metadata.
+        input_scale, input_mean, input_std: what a pixel of 0 to 255 is normalized by before the
+            model gets it, ``(pixel * scale - mean) / std``, for these libraries too; as
+            `octavo.quantize` takes them, where the model shall do that by itself.
         check: whether the file is run first.
 
     Returns:
         What was written: sizes in flash and memory, the operators, what runs in float.
 
     Raises:
-        ExportError: an operator has no form in LiteRT, or the file computes something else than
-            the model by XNNPACK's kernels.
+        ExportError: an operator has no form in LiteRT, the file computes something else than the
+            model by XNNPACK's kernels, or labels and normalization do not fit it.
         ArtifactError: the file cannot be written.
         MissingExtra: the package ai-edge-litert is not installed.
 
@@ -113,10 +123,14 @@ def export_tflite(
     """
     require_quantized(q, "export_tflite")
     expect(PATH, path=path)
+    optional(NAMES, labels=labels)
     from octavo.runtimes.litert.export import to_tflite
+    from octavo.runtimes.litert.metadata import Metadata
 
     graph = in_float32(q.graph)
-    written = to_tflite(graph, full_integer=full_integer)
+    pixels = Pixels.given(input_scale, input_mean, input_std)
+    metadata = Metadata(tuple(labels or ()), pixels)
+    written = to_tflite(graph, full_integer=full_integer, metadata=metadata)
     near = _compared(written, graph, q.check_inputs()) if check else {}
     with replacing(path) as temporary:
         temporary.write_bytes(written.data)

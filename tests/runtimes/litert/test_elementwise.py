@@ -17,7 +17,6 @@ ON_INTEGERS = {
     "sigmoid": (lambda x: x.sigmoid(), "LOGISTIC int8"),
     "tanh": (lambda x: x.tanh(), "TANH int8"),
     "gelu": (lambda x: F.gelu(x), "GELU int8"),
-    "hardswish": (lambda x: F.hardswish(x), "HARD_SWISH int8"),
     "softmax": (lambda x: x.softmax(-1), "SOFTMAX int8"),
     "softmax of channels": (lambda x: x.softmax(1), "SOFTMAX int8"),
     "mean": (lambda x: x.mean((2, 3)), "MEAN int8"),
@@ -28,6 +27,7 @@ ON_INTEGERS = {
 IN_FLOAT = {
     "leaky relu": (lambda x: F.leaky_relu(x, 0.1), "LEAKY_RELU float32"),
     "silu": (lambda x: F.silu(x), "LOGISTIC float32"),
+    "hardswish": (lambda x: F.hardswish(x), "HARD_SWISH float32"),
     "hard sigmoid": (lambda x: F.hardsigmoid(x), "RELU6 float32"),
     "bilinear": (
         lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
@@ -41,9 +41,7 @@ IN_FLOAT = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", swept(ON_INTEGERS, ["add and relu", "hardswish", "scaled by channel"])
-)
+@pytest.mark.parametrize("name", swept(ON_INTEGERS, ["add and relu", "scaled by channel"]))
 def test_functions_on_integers(name, agrees):
     function, operator = ON_INTEGERS[name]
     found = agrees(Between(function), torch.randn(2, 3, 6, 8))
@@ -51,11 +49,21 @@ def test_functions_on_integers(name, agrees):
     assert all(kind.endswith("int8") for kind in found.operators), found.kernels
 
 
-@pytest.mark.parametrize("name", swept(IN_FLOAT, ["silu", "a number"]))
+@pytest.mark.parametrize("name", swept(IN_FLOAT, ["silu", "hardswish", "a number"]))
 def test_functions_between_integers_that_litert_rounds_otherwise(name, agrees):
     function, operator = IN_FLOAT[name]
     found = agrees(Between(function), torch.randn(2, 3, 6, 8))
     assert operator in found.operators
+
+
+def test_files_for_boards_have_hardswish_on_integers(litert):
+    from octavo.runtimes.litert.export import to_tflite
+
+    q = litert(Between(lambda x: F.hardswish(x)), torch.randn(2, 3, 6, 8)).model
+    written = to_tflite(q.graph, full_integer=True)
+    kinds = {kind for kinds in written.kernels.values() for kind in kinds}
+    assert "HARD_SWISH int8" in kinds
+    assert all(kind.endswith("int8") for kind in kinds)
 
 
 def test_a_clip_alone_cuts_where_its_result_has_a_wider_range(agrees):

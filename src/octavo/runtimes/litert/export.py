@@ -16,6 +16,7 @@ from octavo.quantization.bfloat16 import in_float32
 from octavo.runtimes.litert.arena import arena_bytes
 from octavo.runtimes.litert.converters import converter_of, is_unwritten
 from octavo.runtimes.litert.flatbuffer import TYPES
+from octavo.runtimes.litert.metadata import NAME, Metadata
 from octavo.runtimes.litert.on_integers import rounding_on_integers
 from octavo.runtimes.litert.rounding import form_of
 from octavo.runtimes.litert.signed import with_signed_activations
@@ -70,7 +71,11 @@ def example_shapes(graph: Graph) -> list[tuple[int, ...]]:
 
 
 def to_tflite(
-    graph: Graph, shapes: Sequence[Sequence[int]] | None = None, *, full_integer: bool = False
+    graph: Graph,
+    shapes: Sequence[Sequence[int]] | None = None,
+    *,
+    full_integer: bool = False,
+    metadata: Metadata | None = None,
 ) -> Written:
     """The content of a .tflite file of a quantized graph.
 
@@ -79,9 +84,10 @@ def to_tflite(
         shapes: of the inputs; ``None`` for `example_shapes`.
         full_integer: whether the file takes and gives integers where the model rounds what it gets
             first and returns last, and no floats.
+        metadata: what the file says of its ends.
 
     Raises:
-        ExportError: an operator has no form in LiteRT.
+        ExportError: an operator has no form in LiteRT, or the metadata does not fit.
     """
     sized = with_fixed_sizes(in_float32(graph), shapes or example_shapes(graph))
     sized = with_signed_activations(sized)
@@ -93,28 +99,38 @@ def to_tflite(
     if missing:
         listed = ", ".join(f"{op} (first in {where!r})" for op, where in missing.items())
         raise ExportError(f"no LiteRT form is known for {listed}; {_OTHERS}")
-    writer = Writer(sized, _write)
+    writer = Writer(sized, _write, for_boards=full_integer)
     inputs = [_entry(writer, entry, full_integer) for entry in sized.inputs]
     for node in _needed(sized):
         _write(writer, node)
     outputs = _outputs(writer, full_integer)
-    data = writer.model.serialized(
-        _numbered(inputs),
-        _numbered(outputs),
-        {"octavo": __version__.encode()},
-    )
+    about = {"octavo": __version__.encode()}
+    if metadata:
+        metadata.check(sized.inputs[0].meta.dtype, inputs[0].value.shape, outputs[0].value.shape)
+        about[NAME] = metadata.packed(*(_shapes(entries) for entries in (inputs, outputs)))
+    data = writer.model.serialized(_numbered(inputs), _numbered(outputs), about)
+    data = metadata.with_files(data) if metadata else data
     ends = [[entry.value.index for entry in entries] for entries in (inputs, outputs)]
     arena = arena_bytes(writer.model.lifetimes(*ends))
     return Written(data, tuple(inputs), tuple(outputs), writer.kernels, arena)
 
 
-def _numbered(entries: Sequence[Entry]) -> dict[str, int]:
-    """The tensors of a signature, each under a name of its own."""
-    numbered: dict[str, int] = {}
+def _named(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """Entries, each under a name of its own."""
+    named: dict[str, Entry] = {}
     for entry in entries:
-        name = entry.name if entry.name not in numbered else f"{entry.name}.{len(numbered)}"
-        numbered[name] = entry.value.index
-    return numbered
+        name = entry.name if entry.name not in named else f"{entry.name}.{len(named)}"
+        named[name] = entry
+    return named
+
+
+def _numbered(entries: Sequence[Entry]) -> dict[str, int]:
+    """The tensors of a signature."""
+    return {name: entry.value.index for name, entry in _named(entries).items()}
+
+
+def _shapes(entries: Sequence[Entry]) -> dict[str, tuple[int, ...]]:
+    return {name: entry.value.shape for name, entry in _named(entries).items()}
 
 
 _OTHERS = "octavo.export_onnx may have one, and the runtimes 'torch' and 'reference' run it"
@@ -128,7 +144,7 @@ def _needed(graph: Graph) -> list[Node]:
 def _write(w: Writer, node: Node) -> None:
     if node.name in w.done:
         return
-    rounding = rounding_on_integers(w.graph, node)
+    rounding = rounding_on_integers(w.graph, node, w.for_boards)
     w.start(node.name, rounding)
     converter = converter_of(node)
     assert converter is not None

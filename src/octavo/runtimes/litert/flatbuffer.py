@@ -44,6 +44,11 @@ ACTIVATIONS: Mapping[str, int] = {
 SAME, VALID = schema.Padding.SAME, schema.Padding.VALID
 
 
+def builder(size: int) -> Any:
+    """What writes a flatbuffer, of so many bytes at first."""
+    return flatbuffers.Builder(size)
+
+
 @dataclass(frozen=True)
 class Quantization:
     """What integers mean: ``value = (integer - zero_point) * scale``.
@@ -188,9 +193,9 @@ class Model:
         model.metadata = [self._metadata(*item) for item in metadata.items()]
         model.buffers = self._buffers
         self._shared.clear()  # places in the file that is made now
-        builder = flatbuffers.Builder(size + 2**16)
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        made = builder(size + 2**16)
+        made.Finish(model.Pack(made), b"TFL3")
+        return bytes(made.Output())
 
     def lifetimes(self, inputs: Sequence[int], outputs: Sequence[int]) -> list[Lifetime]:
         """For how long each value is needed that is no constant."""

@@ -17,8 +17,16 @@ from octavo.runtimes.litert.values import Form
 Condition = Callable[[Graph, Node, Rounding], bool]
 
 
-def rounding_on_integers(graph: Graph, node: Node) -> Rounding | None:
-    """How a node's result is rounded if LiteRT runs it on integers; ``None`` if in floats."""
+def rounding_on_integers(graph: Graph, node: Node, for_boards: bool = False) -> Rounding | None:
+    """How a node's result is rounded if LiteRT runs it on integers; ``None`` if in floats.
+
+    Args:
+        graph: with its rounding.
+        node: of it.
+        for_boards: whether integers are wanted where LiteRT rounds them twice, too.
+    """
+    if node.short_op in _ROUNDED_TWICE and not for_boards:
+        return None
     fits = CONDITIONS.get(node.short_op)
     if fits is None or not node.op.startswith(("aten.", "python.")):
         return None
@@ -101,6 +109,9 @@ _ANY_SCALES = """
 """.split()
 # LEAKY_RELU is not among them: its kernels for integers round twice.
 _EIGHT_BITS = "elu gelu hardswish".split()
+# Of HARD_SWISH XNNPACK takes floats alone. LiteRT's own kernel for integers multiplies by 16 bits:
+# some of its results in 1,000 are a step off, and it parts what XNNPACK runs around it.
+_ROUNDED_TWICE = frozenset({"hardswish"})
 _MOVES = """
     max_pool1d max_pool2d amax amin maximum minimum upsample_nearest2d
     reshape view flatten unflatten squeeze unsqueeze transpose swapaxes swapdims permute t mT

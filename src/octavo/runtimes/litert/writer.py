@@ -36,6 +36,7 @@ class Writer:
     Attributes:
         graph: what is being written, of fixed sizes.
         convert: writes a node that was left until something reads it.
+        for_boards: whether integers are wanted wherever LiteRT has a kernel for them.
         model: the file.
         rounding: of the node that is being written, where that runs on integers.
         kernels: node of the graph -> the operators that it became.
@@ -44,6 +45,7 @@ class Writer:
 
     graph: Graph
     convert: Callable[[Writer, Node], None]
+    for_boards: bool = False
     model: Model = field(default_factory=Model)
     rounding: Rounding | None = None
     kernels: dict[str, list[str]] = field(default_factory=dict)
