@@ -37,6 +37,13 @@ class OctavoError(Exception):
 
     Args:
         message: what happened; what cannot be printed in the names it tells is spelled out.
+
+    Example:
+        >>> try:
+        ...     octavo.quantize(model, loader)
+        ... except octavo.OctavoError as error:
+        ...     print(type(error).__name__)
+        InputError
     """
 
     def __init__(self, message: str = "") -> None:
@@ -117,7 +124,14 @@ class MissingExtra(OctavoError):
 
 @contextmanager
 def optional_import(package: str, extra: str, purpose: str) -> Iterator[None]:
-    """An import inside that fails is a `MissingExtra`, whose arguments these are."""
+    """An import inside that fails is a `MissingExtra`, whose arguments these are.
+
+    Args:
+        package, extra, purpose: as for `MissingExtra`.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
     try:
         yield
     except ImportError as error:
@@ -127,6 +141,9 @@ def optional_import(package: str, extra: str, purpose: str) -> Iterator[None]:
 def first_line(error: Exception) -> str:
     r"""Of what an error says; the name of its class where it says nothing.
 
+    Args:
+        error: any.
+
     Example:
         >>> first_line(ValueError("no such axis\nraised at Axis.cpp:7")), first_line(KeyError())
         ('no such axis', 'KeyError')
@@ -135,14 +152,27 @@ def first_line(error: Exception) -> str:
 
 
 class OctavoWarning(UserWarning):
-    """Something works, but not as fast or as exactly as it could."""
+    """Something works, but not as fast or as exactly as it could.
+
+    Args:
+        message: what, and the way out.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", octavo.OctavoWarning)  # where CI has to stop at one
+        >>> warnings.simplefilter("default", octavo.OctavoWarning)
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__(plain(message, "\n"))
 
 
 def warn_user(message: str) -> None:
-    """An `OctavoWarning` of the line that called Octavo, from however deep inside of it."""
+    """An `OctavoWarning` of the line that called Octavo, from however deep inside of it.
+
+    Args:
+        message: what works, though not as it might, and the way out.
+    """
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_inside()):
         frame, level = frame.f_back, level + 1

@@ -73,6 +73,13 @@ def convert(
         InputError: the graph has no image input that could be ``pixels``.
         CalibrationError: the `QATModel` was neither trained nor calibrated, or ``statistics`` lack
             what one of the methods needs.
+
+    Example:
+        >>> graph = octavo.capture(model, images)
+        >>> plan = octavo.plan(graph)
+        >>> found = octavo.calibrate(graph, plan, loader)
+        >>> octavo.convert(graph, plan, found.qparams)(images).shape
+        torch.Size([64, 10])
     """
     origin: dict[str, Any]
     expect(METHODS, weights=weights)

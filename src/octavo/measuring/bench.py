@@ -83,7 +83,22 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class Bench(Result):
-    """What `bench` found. Prints as a table."""
+    """What `bench` found. Prints as a table.
+
+    Attributes:
+        file: the ``.octavo`` file.
+        threads: of every contender.
+        rows: the contenders, see `octavo.measuring.bench.BenchRow`: milliseconds, seconds of
+            loading, megabytes of memory.
+        environment: CPU, instruction set and torch's version.
+
+    Example:
+        >>> from octavo.measuring.bench import BenchRow
+        >>> rows = BenchRow("fp32", {1: 2.0}), BenchRow("int8 torch", {1: 0.5})
+        >>> timed = octavo.Bench("model.octavo", 2, rows, {})
+        >>> timed.fastest(1), timed.rows[1].throughput(1)
+        ('int8 torch', 2000.0)
+    """
 
     file: str
     threads: int
@@ -91,7 +106,14 @@ class Bench(Result):
     environment: Mapping[str, str]
 
     def fastest(self, batch: int) -> str:
-        """Name of the quickest contender at a batch size."""
+        """Name of the quickest contender at a batch size.
+
+        Args:
+            batch: one of those that were timed.
+
+        Raises:
+            ValueError: it is none of them.
+        """
         timed = [row for row in self.rows if batch in row.latency_ms]
         return min(timed, key=lambda row: row.latency_ms[batch]).name
 
@@ -152,9 +174,10 @@ def bench(
         ArtifactError: the file is missing or damaged.
 
     Example:
-        >>> print(octavo.bench("model.octavo"))  # doctest: +SKIP
-        >>> print(octavo.bench("detector.octavo", model=net,  # doctest: +SKIP
-        ...                    example_inputs=([image],)))
+        >>> q.save("model.octavo")
+        >>> timed = octavo.bench("model.octavo", batches=[1], runtimes=["torch"], seconds=0.1)
+        >>> [row.name for row in timed.rows]
+        ['fp32', 'bf16', 'int8 torch']
     """
     expect(FILE, path=path)
     expect(_SIZES, batches=batches)

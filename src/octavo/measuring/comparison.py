@@ -88,9 +88,11 @@ def compare(
         RuntimeUnavailable: one of ``runtimes`` cannot run here.
 
     Example:
-        >>> print(octavo.compare(model, q, test_loader))  # doctest: +SKIP
-        >>> both = {"int8": q, "int8 weights": weight_only}  # doctest: +SKIP
-        >>> print(octavo.compare(model, both, test_loader, cold_starts=True))  # doctest: +SKIP
+        >>> found = octavo.compare(model, q, loader, rounds=3)
+        >>> [row.name for row in found.rows], found.samples
+        (['fp32', 'bf16', 'int8'], 256)
+        >>> abs(found["int8"].metric - found["fp32"].metric) < 2  # points of top-1
+        True
     """
     require_float(model, "compare")
     check_model(model)

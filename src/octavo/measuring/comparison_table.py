@@ -160,6 +160,7 @@ class Comparison(Result):
         return plain("\n".join(parts), "\n")
 
     def caption(self) -> str:
+        """How it was measured, and on what, in a sentence."""
         machine = ", ".join(self.environment.get(k, "") for k in ("cpu", "isa", "torch"))
         tested = any(row.p_value is not None for row in self.rows)
         test = "; p: McNemar's exact test against fp32" if tested else ""

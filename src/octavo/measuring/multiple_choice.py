@@ -28,6 +28,10 @@ class Question:
         context: tokens of the text, int64 ``[T]``, one at least.
         choices: tokens of each way to go on, int64 ``[C]`` of any lengths.
         answer: which of the choices is right.
+
+    Example:
+        >>> Question(torch.tensor([0, 1]), [torch.tensor([2]), torch.tensor([4])], answer=0).answer
+        0
     """
 
     context: Tensor
@@ -45,6 +49,12 @@ class MultipleChoice(Result):
         per_token: the same by their mean, which long choices do not lose by.
         chosen: of each question, which choice was the most likely one, by the sum.
         interval: of the accuracy, 95 %, in percent.
+
+    Example:
+        >>> print(MultipleChoice(75.0, 50.0, (0, 1, 1, 0), (30.1, 95.4)))
+        4 questions
+        accuracy  95 %          per token
+        75.0 %    30.1 to 95.4  50.0 %
     """
 
     accuracy: float

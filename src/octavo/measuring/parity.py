@@ -115,7 +115,19 @@ class RuntimeParity:
 
 @dataclass(frozen=True)
 class Parity(Result):
-    """What `verify` found: a runtime each. Prints as a table."""
+    """What `verify` found: a runtime each. Prints as a table.
+
+    Attributes:
+        target: of the model.
+        samples: how many were compared end to end.
+        runtimes: a `octavo.measuring.parity.RuntimeParity` for each: agreement in percent, signal
+            over noise in dB, and each layer's largest difference in steps of its integers.
+
+    Example:
+        >>> found = octavo.verify(q, runtimes=["torch"])
+        >>> found.runtimes[0].runtime, found.passed
+        ('torch', True)
+    """
 
     target: str
     samples: int
@@ -198,7 +210,8 @@ def verify(
         InputError: there is no data, or it does not fit the model.
 
     Example:
-        >>> print(octavo.verify(q))  # doctest: +SKIP
+        >>> octavo.verify(q, loader, runtimes=["torch", "onnxruntime"]).passed
+        True
     """
     optional(BATCHES, data=data)
     optional(FUNCTION, inputs=inputs)

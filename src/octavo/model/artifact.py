@@ -84,7 +84,11 @@ def save(artifact: Artifact, path: str | os.PathLike[str]) -> None:
 
 
 def metadata_of(artifact: Artifact) -> dict[str, str]:
-    """All but the tensors, as text."""
+    """All but the tensors, as text.
+
+    Args:
+        artifact: what a file is to hold.
+    """
     signature = asdict(artifact.signature)
     tuned = {TUNINGS: tunings.to_json(artifact.tunings)} if artifact.tunings else {}
     return {
@@ -123,6 +127,10 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 
 def from_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Artifact:
     """What `metadata_of` wrote, around these tensors, each part checked.
+
+    Args:
+        metadata: texts by their keys.
+        tensors: the constants of the graph, by name.
 
     Raises:
         ArtifactError: a part is missing, malformed, or does not fit the tensors.
@@ -176,5 +184,9 @@ def _signature(data: Any, graph: Graph) -> Signature:
 
 
 def sealed_keys(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys under the seal, in order."""
+    """The keys under the seal, in order.
+
+    Args:
+        metadata: of a file.
+    """
     return (*_HASHED, *(key for key in (_SAMPLES, TUNINGS) if key in metadata))

@@ -43,6 +43,11 @@ class ExecutorchFile(Result):
         share: of the multiply-adds, what XNNPACK computes on integers.
         outside: layer outside of XNNPACK -> its operator and why.
         agreement: how near the file's results are to the oracle's; ``None`` without a check.
+
+    Example:
+        >>> phone = octavo.quantize(model, calibration=loader, target="executorch")
+        >>> octavo.export_executorch(phone, "model.pte").fixed
+        ('N=1',)
     """
 
     path: str
@@ -106,7 +111,9 @@ def export_executorch(
         MissingExtra: the package executorch is not installed.
 
     Example:
-        >>> octavo.export_executorch(q, "model.pte")  # doctest: +SKIP
+        >>> phone = octavo.quantize(model, calibration=loader, target="executorch")
+        >>> octavo.export_executorch(phone, "model.pte").share
+        1.0
     """
     from octavo.runtimes.executorch.export import program_of
     from octavo.runtimes.executorch.meaning import as_xnnpack_rounds

@@ -71,6 +71,12 @@ class QuantizedModel(nn.Module):
         place: the module of a larger model that this one stands in for; ``None`` for a whole model.
         tunings: kind of CPU -> how it runs fastest there, see `tune`.
         variant: that of them by which it runs; ``None`` where it runs as the runtime has it.
+
+    Example:
+        >>> q(images).shape, q.runtime, q.target
+        (torch.Size([64, 10]), 'torch', 'x86')
+        >>> str(q.state_dict()["conv1.weight"].dtype)
+        'torch.int8'
     """
 
     plan: Plan
@@ -416,8 +422,8 @@ class QuantizedModel(nn.Module):
             RuntimeUnavailable: there is no such runtime, or none can run here.
 
         Example:
-            >>> print(q.tune(budget=60))  # doctest: +SKIP
-            >>> q.save("tuned.octavo")  # doctest: +SKIP
+            >>> found = q.tune(budget=5)
+            >>> q.save("tuned.octavo")
         """
         asked = options or self.options
         steps = trials(

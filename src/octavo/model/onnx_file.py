@@ -59,7 +59,7 @@ def export_onnx(
         MissingExtra: the package onnx is not installed.
 
     Example:
-        >>> octavo.export_onnx(q, "model.onnx")  # doctest: +SKIP
+        >>> octavo.export_onnx(q, "model.onnx")
     """
     from octavo.runtimes.onnx.export import to_onnx
     from octavo.runtimes.onnx.writer import serialized

@@ -58,7 +58,7 @@ def export_package(q: QuantizedModel, path: str | os.PathLike[str]) -> None:
         ArtifactError: the file cannot be written.
 
     Example:
-        >>> octavo.export_package(q, "model.pt2")  # doctest: +SKIP
+        >>> octavo.export_package(q, "model.pt2")
     """
     require_quantized(q, "export_package")
     expect(PATH, path=path)
@@ -108,11 +108,19 @@ def load_package(path: str | os.PathLike[str]) -> Callable[..., Any]:
     Loading a package **runs the code in it**, a compiled library that can do anything you can: load
     only files that you made. `octavo.load` never loads one.
 
+    Args:
+        path: a ``.pt2`` file of `export_package`.
+
+    Returns:
+        The function.
+
     Raises:
         ArtifactError: the file is missing, no package of Octavo's, or of another version of torch.
 
     Example:
-        >>> model = octavo.load_package("model.pt2")  # doctest: +SKIP
+        >>> octavo.export_package(q, "model.pt2")
+        >>> octavo.load_package("model.pt2")(images).shape
+        torch.Size([64, 10])
     """
     expect(FILE, path=path)
     try:

@@ -42,6 +42,12 @@ class TfliteFile(Result):
         operators: LiteRT's operators, with their numbers -> how many.
         in_float: nodes that run in float -> their operators.
         agreement: LiteRT's kernels -> how near the file's results are to the oracle's.
+
+    Example:
+        >>> edge = octavo.quantize(model, calibration=loader, target="edge")
+        >>> written = octavo.export_tflite(edge, "model.tflite")
+        >>> written.agreement["xnnpack"].agrees
+        True
     """
 
     path: str
@@ -119,7 +125,9 @@ def export_tflite(
         MissingExtra: the package ai-edge-litert is not installed.
 
     Example:
-        >>> octavo.export_tflite(q, "model.tflite")  # doctest: +SKIP
+        >>> edge = octavo.quantize(model, calibration=loader, target="edge")
+        >>> octavo.export_tflite(edge, "model.tflite").in_float
+        {}
     """
     require_quantized(q, "export_tflite")
     expect(PATH, path=path)

@@ -63,6 +63,11 @@ def save(q: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: nothing in it is quantized.
         ArtifactError: the file cannot be written.
+
+    Example:
+        >>> octavo.save(q, "model.octavo")
+        >>> torch.equal(octavo.load("model.octavo")(images), q(images))
+        True
     """
     expect(PATH, path=path)
     if isinstance(q, QuantizedModel):
@@ -111,8 +116,9 @@ def load(
         RuntimeDisagrees: it computes something else than the oracle.
 
     Example:
-        >>> model = octavo.load("model.octavo")  # doctest: +SKIP
-        >>> model = octavo.load("detector.octavo", into=FasterRCNN(...))  # doctest: +SKIP
+        >>> q.save("model.octavo")
+        >>> octavo.load("model.octavo")(images).shape
+        torch.Size([64, 10])
     """
     expect(FILE, path=path)
     optional(TEXT, runtime=runtime)
@@ -159,6 +165,10 @@ def lower(q: nn.Module, runtime: str, **options: Any) -> nn.Module:
     Raises:
         InputError: nothing in it is quantized.
         OctavoError: as `QuantizedModel.lower`.
+
+    Example:
+        >>> octavo.lower(q, "onnxruntime").runtime
+        'onnxruntime'
     """
     if isinstance(q, QuantizedModel):
         return q.lower(runtime, **options)

@@ -20,6 +20,17 @@ from octavo.numerics.scheme import Scheme
 class QParams:
     """Scale (float32) and zero point (int32) of a tensor, each of shape ``[]``, ``[channels]``, or
     ``[rows, groups]`` where a tensor ``[rows, columns]`` is quantized in groups.
+
+    Attributes:
+        scale: the real number that one step of the integers is.
+        zero_point: the integer that means 0.
+        scheme: of the integers.
+
+    Example:
+        >>> low, high = torch.tensor(0.0), torch.tensor(2.55)
+        >>> qparams = qparams_of_range(low, high, Scheme("uint8"))
+        >>> round(qparams.scale.item(), 4), qparams.zero_point.item()
+        (0.01, 0)
     """
 
     scale: Tensor
@@ -29,6 +40,9 @@ class QParams:
     def of_rank(self, dims: int) -> tuple[Tensor, Tensor]:
         """Scale and zero point as `octavo.numerics.octavo_operators` takes them for a ``dims``-D
         tensor: of that rank, each size 1, the tensor's own or its number of groups.
+
+        Args:
+            dims: rank of the tensor, 1 or more where it has channels.
         """
         if self.scheme.group_size is not None:
             return self.scale, self.zero_point

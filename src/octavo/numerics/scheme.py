@@ -29,6 +29,10 @@ class Scheme:
         reduce_range: one bit less, for kernels that saturate in int16 (CPUs without VNNI).
         power_of_two: scales are powers of two, for hardware that shifts instead of multiplying.
 
+    Raises:
+        PlanError: the dtype is unknown, or settings exclude each other.
+        InputError: an axis or a group size is no whole number.
+
     Example:
         >>> Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True).qmin
         -127
@@ -66,6 +70,7 @@ class Scheme:
 
     @property
     def integers(self) -> QDType:
+        """The integer type: its bits, its range, whether it is signed."""
         return qdtype(self.dtype)
 
     @property

@@ -40,8 +40,6 @@ class FakeQuantize(nn.Module):
             rounded weight times the factor.
         has_nan: above 0 if a value was not a number in training, float32 ``[]``, since means over
             steps are taken of buffers; who reads it resets it.
-        rounds: whether it rounds now: an activation whose range is not known yet is left as it is
-            in evaluation.
     """
 
     has_nan: Tensor
@@ -63,6 +61,9 @@ class FakeQuantize(nn.Module):
 
     @property
     def rounds(self) -> bool:
+        """Whether it rounds now: an activation whose range is not known yet is left as it is in
+        evaluation.
+        """
         return self.enabled
 
     def rounded(self, x: Tensor, qparams: QParams) -> Tensor:
@@ -81,6 +82,11 @@ class ObservedFakeQuantize(FakeQuantize):
     The range is ``[low / share, high / share]``, with a share of 1 once something was seen and 0
     before. So any weighted mean of the buffers of several models, and of one at several steps (EMA,
     SWA), is the mean of the ranges of those that had one.
+
+    Args:
+        name: of the tensor.
+        spec: its scheme and observer.
+        bounds: where the range starts; with what the first batch shows without.
 
     Attributes:
         low, high: the range, times the share; float32 ``[]``.
@@ -161,7 +167,12 @@ class ObservedFakeQuantize(FakeQuantize):
 
 
 class WeightFakeQuantize(FakeQuantize):
-    """Of a weight: the range is that of the weight as it is at each step."""
+    """Of a weight: the range is that of the weight as it is at each step.
+
+    Args:
+        name: of the tensor.
+        spec: its scheme and observer.
+    """
 
     def __init__(self, name: str, spec: QSpec) -> None:
         super().__init__(name, spec.scheme)
@@ -198,6 +209,10 @@ class WeightFakeQuantize(FakeQuantize):
 class LearnedFakeQuantize(FakeQuantize):
     """The scale is a parameter (Esser et al. 2020, Learned Step Size Quantization,
     arXiv:1902.08153); the zero point stays as it began.
+
+    Args:
+        name: of the tensor.
+        start: where scale and zero point start.
 
     Attributes:
         scale: float32 ``[]``, ``[channels]`` or ``[rows, groups]``.

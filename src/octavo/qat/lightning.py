@@ -18,8 +18,11 @@ with optional_import("lightning", "lightning", "train in Lightning's Trainer"):
 class QATCallback(Callback):
     """Puts every `QATModel` in the module into the phase of the trainer's global step.
 
+    Args:
+        schedule: in steps of the trainer.
+
     Example:
-        >>> trainer = Trainer(callbacks=[QATCallback(Schedule(steps=1000))])  # doctest: +SKIP
+        >>> trainer = Trainer(callbacks=[QATCallback(Schedule(steps=1000))], logger=False)
     """
 
     def __init__(self, schedule: Schedule) -> None:

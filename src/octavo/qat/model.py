@@ -62,6 +62,12 @@ class QATModel(nn.Module):
         plan: what is rounded, and why.
         signature: names of the arguments.
         target: what the model will run on.
+
+    Example:
+        >>> qat = octavo.prepare_qat(model, images)
+        >>> qat(images).sum().backward()
+        >>> qat.conv1.weight.grad.shape
+        torch.Size([8, 1, 3, 3])
     """
 
     accepts_loss_kwargs = False  # asked by the Trainer of transformers
@@ -247,19 +253,40 @@ class QATModel(nn.Module):
         )
 
     def fake_quantize(self, enabled: bool = True) -> QATModel:
-        """Round, or compute in float while ranges are being observed."""
+        """Round, or compute in float while ranges are being observed.
+
+        Args:
+            enabled: whether values are rounded.
+
+        Returns:
+            The model itself.
+        """
         for module in self._by_tensor().values():
             module.enabled = enabled
         return self
 
     def observe(self, enabled: bool = True) -> QATModel:
-        """Let the ranges of activations follow the training, or keep them."""
+        """Let the ranges of activations follow the training, or keep them.
+
+        Args:
+            enabled: whether they follow.
+
+        Returns:
+            The model itself.
+        """
         for module in self._by_tensor().values():
             module.observing = enabled
         return self
 
     def freeze_batch_norms(self, frozen: bool = True) -> QATModel:
-        """Train with the running statistics as they are, which is what will be deployed."""
+        """Train with the running statistics as they are, which is what will be deployed.
+
+        Args:
+            frozen: whether batch norms use them, and leave them as they are.
+
+        Returns:
+            The model itself.
+        """
         self._mode.norms_frozen = frozen
         return self
 

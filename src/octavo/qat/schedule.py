@@ -40,9 +40,10 @@ class Schedule:
         Phase(fake_quantize=True, observe=True, freeze_batch_norms=False)
         >>> schedule.phase(9)
         Phase(fake_quantize=True, observe=False, freeze_batch_norms=True)
-        >>> for epoch in range(10):                   # doctest: +SKIP
-        ...     schedule.start(qat)
-        ...     train_one_epoch(qat)
+        >>> qat = octavo.prepare_qat(model, images)
+        >>> for epoch in range(10):
+        ...     phase = schedule.start(qat)
+        ...     loss = qat(images).square().mean()  # yours: an epoch of training
         ...     schedule.step()
     """
 
@@ -64,11 +65,23 @@ class Schedule:
 
     @classmethod
     def tenth_of(cls, original_steps: int, **shares: float) -> Schedule:
-        """The usual length: a tenth of the steps of the original training."""
+        """The usual length: a tenth of the steps of the original training.
+
+        Args:
+            original_steps: of it.
+            shares: the moments, where they are others than the defaults.
+
+        Raises:
+            TrainingError: a share that is none.
+        """
         return replace(cls(max(1, round(SHARE_OF_STEPS * original_steps))), **shares)  # type: ignore[arg-type]
 
     def phase(self, step: int) -> Phase:
-        """What holds at a step."""
+        """What holds at a step.
+
+        Args:
+            step: counted from 0.
+        """
         now = step / self.steps
         return Phase(
             fake_quantize=now >= self.fake_quantize_from,
@@ -77,7 +90,14 @@ class Schedule:
         )
 
     def start(self, model: QATModel) -> Phase:
-        """Put a model into the phase of the present step."""
+        """Put a model into the phase of the present step.
+
+        Args:
+            model: from `octavo.prepare_qat`.
+
+        Returns:
+            The phase.
+        """
         phase = self.phase(self.done)
         model.fake_quantize(phase.fake_quantize)
         model.observe(phase.observe)
@@ -91,6 +111,9 @@ class Schedule:
     def learning_rate(self, original: float) -> float:
         """For the present step: from a hundredth of the original training's rate, falling to 0 by a
         half cosine.
+
+        Args:
+            original: the highest rate of the original training.
         """
         share = min(1.0, self.done / self.steps)
         return original * SHARE_OF_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * share))
@@ -115,7 +138,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Phase:
-    """What holds at a step: whether values are rounded, ranges follow, batch norms are frozen."""
+    """What holds at a step: whether values are rounded, ranges follow, batch norms are frozen.
+
+    Attributes:
+        fake_quantize: whether values are rounded.
+        observe: whether ranges follow the training.
+        freeze_batch_norms: whether batch norms use their running statistics.
+
+    Example:
+        >>> Schedule(steps=4).phase(3).freeze_batch_norms
+        True
+    """
 
     fake_quantize: bool
     observe: bool

@@ -22,8 +22,12 @@ class QATCallback(TrainerCallback):
     A `QATModel` may be what the Trainer trains, with ``remove_unused_columns=False`` among its
     arguments, or be inside of it.
 
+    Args:
+        schedule: in steps of the trainer.
+
     Example:
-        >>> Trainer(qat, callbacks=[QATCallback(Schedule(steps=1000))])  # doctest: +SKIP
+        >>> from transformers import Trainer
+        >>> trainer = Trainer(qat, callbacks=[QATCallback(Schedule(steps=1000))])
     """
 
     def __init__(self, schedule: Schedule) -> None:

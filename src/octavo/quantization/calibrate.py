@@ -50,6 +50,12 @@ class Calibrated:
         seen: input of the model -> the least and the largest value in all batches.
         bounds: the ranges behind the qparams, of every activation that has one of its own.
         statistics: what weight methods wanted to know of a tensor, by its name and the statistic.
+
+    Example:
+        >>> graph = octavo.capture(model, images)
+        >>> found = octavo.calibrate(graph, octavo.plan(graph), loader)
+        >>> found.batches, found.qparams["conv1.weight"].scale.shape
+        (4, torch.Size([8]))
     """
 
     qparams: Mapping[str, QParams]
@@ -268,6 +274,13 @@ def calibrate(
 
     Raises:
         CalibrationError: no batches, or one that does not fit the model; it names the batch.
+        InputError: an argument is of another kind.
+
+    Example:
+        >>> graph = octavo.capture(model, images)
+        >>> found = octavo.calibrate(graph, octavo.plan(graph), loader)
+        >>> [round(end) for end in found.seen["input"]]  # least and largest value of the images
+        [0, 1]
     """
     expect(GRAPH, graph=graph)
     optional(FUNCTION, inputs=inputs)

@@ -82,6 +82,13 @@ class Plan(Tabular):
         unmatched: the rules of the mapping that matched nothing.
         precision: of what stays float where no rule says otherwise: ``"float32"``,
             ``"bfloat16"``, or ``"auto"``, which is bfloat16 on CPUs that have instructions for it.
+
+    Example:
+        >>> decided = octavo.plan(octavo.capture(model, images))
+        >>> decided.tensors["conv1.weight"].values
+        'int8 per-channel symmetric'
+        >>> str(decided.tensors["conv1"].reason)
+        'fused into relu1'
     """
 
     target: str

@@ -29,6 +29,18 @@ class QSpec:
     """How the values of one tensor are quantized: the scheme, and the observer of its range.
 
     Without an observer the range is *dynamic*: that of the very values, found at each call.
+
+    Attributes:
+        scheme: type, symmetry and granularity of the integers.
+        observer: what finds the range on data; ``None`` for a dynamic one.
+
+    Raises:
+        PlanError: the scheme and the observer contradict each other.
+        InputError: one of them is something else.
+
+    Example:
+        >>> str(QSpec(Scheme("uint8")))
+        'uint8 per-tensor affine, dynamic'
     """
 
     scheme: Scheme
@@ -85,6 +97,10 @@ class QConfig:
             with a dynamic range it quantizes what it reads at each call and returns float;
             ``None`` is *weight-only*: activations stay float.
         weight: of its weight, with an observer.
+
+    Raises:
+        PlanError: the weight has no observer, or the activation a scale for each group.
+        InputError: one of them is no `QSpec`.
 
     Example:
         >>> from octavo import MovingAverageMinMax, QConfig, QSpec, Scheme
@@ -194,6 +210,9 @@ class QConfigMapping:
     then operator type, then global. ``None`` keeps float, and ``torch.bfloat16`` lets convolutions
     and linear layers compute in it, with weights of two bytes. Without a global rule the target's
     default holds. Each ``set_*`` changes the mapping and returns it, so that calls can be chained.
+
+    Attributes:
+        rules: in the order in which they were set.
 
     Example:
         >>> mapping = QConfigMapping().set_module_name("fc", None).set_object_type("add", None)

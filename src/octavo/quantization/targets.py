@@ -276,6 +276,9 @@ _ELSEWHERE = {
 def target(name: str) -> Target:
     """The target of this name.
 
+    Args:
+        name: one of `TARGETS`.
+
     Raises:
         PlanError: there is none.
     """
@@ -291,9 +294,18 @@ def target(name: str) -> Target:
 def static_qconfig(target_name: str = "x86", *, observer: Observer | None = None) -> QConfig:
     """The target's static default, with another observer for activations if given.
 
+    Args:
+        target_name: name of a `Target`.
+        observer: of activations; the target's without.
+
+    Raises:
+        PlanError: no such target.
+
     Example:
         >>> static_qconfig("x86").activation.scheme.dtype
         'uint8'
+        >>> static_qconfig("x86", observer=octavo.MSE()).activation.observer.name
+        'mse'
     """
     default = target(target_name).qconfig
     if observer is None or default.activation is None:

@@ -63,6 +63,12 @@ class Report:
         layout: the graph as rows.
         sensitivity: what each layer does to the output; ``None`` if it was not asked for.
         search: what a search tried; ``None`` if there was none.
+
+    Example:
+        >>> found = octavo.compare(model, q, loader, rounds=3)
+        >>> report = octavo.report(model, q, loader, comparison=found)
+        >>> sorted(report.to_dict())[:3]
+        ['comparison', 'layers', 'repairs']
     """
 
     title: str
@@ -170,7 +176,10 @@ def report(
             model.
 
     Example:
-        >>> octavo.report(model, q, test_loader).to_html("report.html")  # doctest: +SKIP
+        >>> found = octavo.compare(model, q, loader, rounds=3)
+        >>> page = octavo.report(model, q, loader, comparison=found).to_html("report.html")
+        >>> page.startswith("<!doctype html>")
+        True
     """
     require_float(model, "report")
     graphs, modules = graphs_in(q), modules_in(q)

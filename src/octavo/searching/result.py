@@ -35,6 +35,11 @@ class SearchResult(Result):
         complete: whether all candidates were tried; else the time was up before.
         seconds: that this run of the search took.
         layer_times: how long each layer takes in float and in int8, where that was measured.
+
+    Example:
+        >>> found = octavo.search(model, calibration=loader, data=loader, max_drop=5.0)
+        >>> found.best.drop <= 5.0, found.complete
+        (True, True)
     """
 
     best: Trial | None

@@ -90,9 +90,10 @@ def quantize_folder(
         ArtifactError: a file is missing, cut off or damaged, lacks a tensor, or cannot be written.
 
     Example:
-        >>> octavo.quantize_folder(  # doctest: +SKIP
-        ...     "Llama-3.2-1B", "llama-int4", qconfig=octavo.weight_only_qconfig(4, group_size=32)
+        >>> octavo.quantize_folder(
+        ...     "llama", "llama-int4", qconfig=octavo.weight_only_qconfig(4, group_size=32)
         ... )
+        PosixPath('llama-int4')
     """
     from octavo.model.language.source_folder import SourceFolder
 

@@ -46,6 +46,11 @@ class Distribution:
         low, high: lowest and highest value.
         clip_low, clip_high: the range that the integers hold, the widest channel's where there are
             several; ``None`` where the range is found at run time.
+
+    Example:
+        >>> seen = octavo.distributions(model, q, loader)["conv1.weight"]
+        >>> seen.kind, sum(seen.counts)
+        ('weight', 72)
     """
 
     tensor: str
@@ -88,8 +93,8 @@ def distributions(
         InputError: no data, or ``q`` was not made of this model.
 
     Example:
-        >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
-        >>> octavo.plots.distribution(seen["conv1.weight"]).savefig("w.png")  # doctest: +SKIP
+        >>> seen = octavo.distributions(model, q, loader)
+        >>> octavo.plots.distribution(seen["conv1.weight"]).savefig("weight.png")
     """
     require_float(model, _Taps.function)
     regions = regions_in(q)

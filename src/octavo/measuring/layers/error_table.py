@@ -48,13 +48,28 @@ class LayerError:
 
 @dataclass(frozen=True)
 class LayerErrors(Result):
-    """What `layer_errors` found, in the order of the graph. Prints as a table."""
+    """What `layer_errors` found, in the order of the graph. Prints as a table.
+
+    Attributes:
+        rows: a `octavo.measuring.layers.error_table.LayerError` for each tensor: signal over noise
+            in dB, mean squared error, cosine, range.
+        samples: how many were seen.
+
+    Example:
+        >>> errors = octavo.layer_errors(model, q, loader)
+        >>> len(errors.worst(2)), errors.samples
+        (2, 256)
+    """
 
     rows: tuple[LayerError, ...]
     samples: int
 
     def worst(self, count: int = 5) -> tuple[LayerError, ...]:
-        """The layers that lose most by themselves, worst first; none that only moves values."""
+        """The layers that lose most by themselves, worst first; none that only moves values.
+
+        Args:
+            count: how many, at most.
+        """
         activations = [r for r in self.rows if r.kind == "activation" and ROLES.get(r.op) != SHARED]
         return tuple(sorted(activations, key=lambda row: row.sqnr_db)[:count])
 

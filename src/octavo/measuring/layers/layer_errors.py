@@ -59,7 +59,9 @@ def layer_errors(
         InputError: no data, or ``q`` was not made of this model.
 
     Example:
-        >>> print(octavo.layer_errors(model, q, loader))  # doctest: +SKIP
+        >>> errors = octavo.layer_errors(model, q, loader)
+        >>> errors.worst(1)[0].sqnr_db > 25
+        True
     """
     optional(TEXT, runtime=runtime)
     require_float(model, "layer_errors")

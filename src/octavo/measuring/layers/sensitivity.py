@@ -69,6 +69,11 @@ class Sensitivity(Result):
             model of it would have, where only the estimate was asked for.
         samples: how many were seen.
         complete: whether the whole of the data was seen, and not interrupted.
+
+    Example:
+        >>> found = octavo.sensitivity(model, calibration=loader, data=loader, exact=False)
+        >>> found.metric, found.samples, found.layers[0].alone_db
+        ('top1', 256, None)
     """
 
     layers: tuple[LayerSensitivity, ...]
@@ -166,7 +171,9 @@ def sensitivity(
         MissingExtra: Ray is not installed.
 
     Example:
-        >>> print(octavo.sensitivity(model, calibration=loader, data=loader))  # doctest: +SKIP
+        >>> found = octavo.sensitivity(model, calibration=loader, data=loader)
+        >>> sorted(layer.layer for layer in found.layers)
+        ['conv1', 'conv2', 'fc']
     """
     require_float(model, "sensitivity")
     expect(BATCHES, data=data)

@@ -56,7 +56,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
         ArtifactError: a file is missing, cut off or damaged, or lacks a tensor.
 
     Example:
-        >>> q = octavo.read_checkpoint("TinyLlama-1.1B-GPTQ")  # doctest: +SKIP
+        >>> int4 = octavo.weight_only_qconfig(4, group_size=32)
+        >>> written = octavo.quantize(llama, scope="modules", mode="weight_only", qconfig=int4)
+        >>> folder = octavo.write_checkpoint(written, "llama-gptq", format="gptq")
+        >>> octavo.read_checkpoint(folder)(tokens).logits.shape
+        torch.Size([1, 16, 512])
     """
     expect(PATH, path=path)
     folder = Path(path)
@@ -128,7 +132,10 @@ def write_checkpoint(
         MissingExtra: a package is not installed that the format needs.
 
     Example:
-        >>> octavo.write_checkpoint(q, "llama-gptq", format="gptq")  # doctest: +SKIP
+        >>> int4 = octavo.weight_only_qconfig(4, group_size=32)
+        >>> written = octavo.quantize(llama, scope="modules", mode="weight_only", qconfig=int4)
+        >>> octavo.write_checkpoint(written, "llama-gptq", format="gptq")
+        PosixPath('llama-gptq')
     """
     expect(PATH, path=path)
     expect(TEXT, format=format)

@@ -49,12 +49,20 @@ def quantized_form(layer: float_nn.Module) -> type[QuantizedModule] | None:
 
     What derives from torch's class has one where it computes what that does; see
     `QuantizedModule.takes`.
+
+    Args:
+        layer: a float layer.
     """
     return next((kind for kind in MODULES.values() if kind.takes(layer)), None)
 
 
 def from_float(layer: float_nn.Module, qconfig: QConfig, target: str = "x86") -> QuantizedModule:
     """The quantized form of a float layer, see `QuantizedModule.from_float`.
+
+    Args:
+        layer: a float layer; it is left as it was.
+        qconfig: dynamic or weight-only.
+        target: where it will run.
 
     Raises:
         PlanError: there is none.
@@ -72,6 +80,10 @@ def from_description(
     description: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> QuantizedModule:
     """The module that ``describe()`` described, of the tensors of its state dict.
+
+    Args:
+        description: what ``describe()`` gave, or the same from JSON.
+        tensors: by the names of the state dict; they are not copied.
 
     Raises:
         ArtifactError: it is not such a description, or the tensors do not fit it.

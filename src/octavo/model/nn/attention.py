@@ -31,6 +31,10 @@ class MultiheadAttention(QuantizedModule, floats=nn.MultiheadAttention, operator
     Its state dict has the four projections as layers: ``q_proj``, ``k_proj``, ``v_proj`` and
     ``out_proj``. It has no fast path and takes no nested tensors.
 
+    Args:
+        description, tensors: as for `QuantizedModule`.
+        parts: the four projections, by name.
+
     Example:
         >>> import octavo
         >>> attention = nn.MultiheadAttention(16, 4, batch_first=True).eval()

@@ -41,6 +41,10 @@ class Experts(QuantizedModule, floats=nn.Module, operator="linear"):
     It takes what they take: rows ``[n, hidden]``, the experts that each row goes through, int64
     ``[n, k]``, and how much each counts, float ``[n, k]``; it returns ``[n, hidden]``. Its state
     dict has the layers of each expert, ``gate_up_proj.0.weight`` and so on.
+
+    Args:
+        description, tensors: as for `QuantizedModule`.
+        parts: the layers of all experts, by the names of the stacked weights.
     """
 
     settings: ClassVar[tuple[str, ...]] = (

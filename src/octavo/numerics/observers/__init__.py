@@ -52,6 +52,9 @@ OBSERVERS: dict[str, type[Any]] = {
 def observer_from_dict(data: dict[str, Any]) -> Observer:
     """The observer that ``to_dict`` described.
 
+    Args:
+        data: its name, ``"observer"``, and its settings.
+
     Raises:
         PlanError: no such observer, or settings that it does not have.
 

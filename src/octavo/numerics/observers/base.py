@@ -20,7 +20,13 @@ from octavo.numerics.scheme import Scheme
 
 @dataclass(frozen=True)
 class Bounds:
-    """Lowest and highest value, float32 ``[]`` or ``[channels]``, and the number of batches."""
+    """Lowest and highest value, float32 ``[]`` or ``[channels]``, and the number of batches.
+
+    Attributes:
+        low: the lowest value.
+        high: the highest value.
+        batches: how many they are of.
+    """
 
     low: Tensor
     high: Tensor

@@ -50,6 +50,12 @@ class MovingAverageMinMax:
     the first batch (Jacob et al. 2018, arXiv:1712.05877, section 3.1). Merging weighs two states by
     their number of batches, since the order between shards is not known.
 
+    Attributes:
+        averaging_constant: the weight of a new batch, above 0 and up to 1.
+
+    Raises:
+        PlanError: it is out of that range.
+
     Example:
         >>> observer = MovingAverageMinMax(averaging_constant=0.5)
         >>> state = observer.update(None, torch.tensor([0.0, 8.0]), None)

@@ -39,6 +39,9 @@ class AWQ(Rescaling):
     Args:
         steps: so many values of the exponent are tried, evenly from 0 on to below 1.
 
+    Raises:
+        InputError: ``steps`` is no whole number of 1 or more.
+
     Example:
         >>> net = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 8)).eval()
         >>> q = octavo.quantize(

@@ -134,6 +134,19 @@ def correct_biases(
         graph: the canonical float graph; it is left as it is.
         qparams: of the weights, by name; a layer whose weight has none keeps its bias.
         input_means: node -> mean of each input channel, float ``[in]``, from `octavo.calibrate`.
+
+    Returns:
+        The graph, with biases float ``[out]`` of their own.
+
+    Raises:
+        InputError: an argument is of another kind.
+
+    Example:
+        >>> graph = octavo.capture(model, images)
+        >>> found = octavo.calibrate(graph, octavo.plan(graph), loader)
+        >>> better = octavo.correct_biases(graph, found.qparams, found.input_means)
+        >>> (better.constants["fc.bias"] - graph.constants["fc.bias"]).abs().max().item() < 0.1
+        True
     """
     expect(GRAPH, graph=graph)
     expect(_BY_NAME, qparams=qparams, input_means=input_means)

@@ -50,6 +50,9 @@ class HQQ(WeightMethod):
         beta: how much the error is pulled towards the real one, at the start.
         rounds: at most.
 
+    Raises:
+        InputError: a number is not above 0.
+
     Example:
         >>> layer = torch.nn.Linear(64, 8)
         >>> four = octavo.weight_only_qconfig(4, group_size=32, symmetric=False)

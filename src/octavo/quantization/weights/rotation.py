@@ -34,14 +34,19 @@ class Rotation(WeightMethod):
     Args:
         seed: of the signs.
 
+    Raises:
+        InputError: ``seed`` is no whole number.
+
     Example:
-        >>> octavo.quantize(  # doctest: +SKIP
+        >>> turned = octavo.quantize(
         ...     llama,
-        ...     calibration=texts,
+        ...     calibration=[{"input_ids": tokens}],
         ...     scope="modules",
         ...     mode="weight_only",
         ...     weights=[octavo.Rotation(), octavo.Clip(), octavo.GPTQ()],
         ... )
+        >>> turned(tokens).logits.shape
+        torch.Size([1, 16, 512])
     """
 
     name: ClassVar[str] = "rotation"

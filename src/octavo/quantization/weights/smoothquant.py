@@ -35,6 +35,9 @@ class SmoothQuant(Rescaling):
     Args:
         alpha: how much of the difficulty goes from inputs to weights, 0 to 1.
 
+    Raises:
+        InputError: ``alpha`` is no such share.
+
     Example:
         >>> net = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 8)).eval()
         >>> data = [torch.randn(256, 64)]

@@ -18,7 +18,12 @@ def comparison(result: Comparison, *, palette: Palette = PAPER) -> Figure:
 
     Of a metric that counts, the 95 % interval is drawn; its axis does not begin at zero.
 
+    Args:
+        result: from `octavo.compare`.
+        palette: the colours.
+
     Raises:
+        InputError: it is something else.
         MissingExtra: matplotlib is not installed.
     """
     expect(COMPARISON, result=result)

@@ -19,13 +19,18 @@ def distribution(seen: Distribution, *, palette: Palette = PAPER) -> Figure:
 
     Counts are on a logarithmic axis, since the few large values are what the range is about.
 
+    Args:
+        seen: one of those that `octavo.distributions` returns.
+        palette: the colours.
+
     Raises:
+        InputError: it is something else.
         MissingExtra: matplotlib is not installed.
 
     Example:
         >>> from octavo import plots
-        >>> seen = octavo.distributions(model, q, loader)  # doctest: +SKIP
-        >>> plots.distribution(seen["conv1.weight"])  # doctest: +SKIP
+        >>> seen = octavo.distributions(model, q, loader)
+        >>> plots.distribution(seen["conv1.weight"]).savefig("weight.svg")
     """
     expect(of(Distribution, way_out="octavo.distributions(...)[name] returns one"), seen=seen)
     figure = new_figure(5.2, 2.6)

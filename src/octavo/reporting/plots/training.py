@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class History:
-    """Accuracy (percent) and mean loss of each epoch."""
+    """Accuracy and mean loss of each epoch.
+
+    Attributes:
+        train_accuracy, validation_accuracy: in percent.
+        train_loss, validation_loss: the means.
+    """
 
     train_accuracy: list[float] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
@@ -25,13 +30,18 @@ class History:
 def training(history: History, title: str = "", *, palette: Palette = PAPER) -> Figure:
     """Accuracy and loss of training and validation over the epochs.
 
+    Args:
+        history: of the training.
+        title: above the figure.
+        palette: the colours.
+
     Raises:
         MissingExtra: matplotlib is not installed.
 
     Example:
         >>> from octavo import plots
         >>> seen = plots.History([90.0, 95.0], [0.4, 0.2], [91.0, 94.0], [0.3, 0.2])
-        >>> plots.training(seen, "Digits").savefig("curves.png")  # doctest: +SKIP
+        >>> plots.training(seen, "Digits").savefig("curves.png")
     """
     figure = new_figure(10, 4.2)
     figure.suptitle(words(title), color=palette.ink)
