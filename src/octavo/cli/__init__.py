@@ -1,8 +1,8 @@
 """The command ``octavo``.
 
 All of it is tested in tests/cli/test_cli.py, tests/cli/test_cli_analysis.py,
-tests/cli/test_language_models.py, tests/cli/test_mistakes.py, tests/cli/test_output.py and
-tests/cli/test_tune.py.
+tests/cli/test_language_models.py, tests/cli/test_mistakes.py, tests/cli/test_output.py,
+tests/cli/test_run.py and tests/cli/test_tune.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from octavo.cli.options import spread
 from octavo.cli.perplexity import perplexity
 from octavo.cli.quantize import quantize
 from octavo.cli.report import report
+from octavo.cli.run import run
 from octavo.cli.search import search
 from octavo.cli.sensitivity import sensitivity
 from octavo.cli.serve import serve
@@ -48,6 +49,7 @@ for command in (
     generate,
     perplexity,
     serve,
+    run,
     migrate,
     doctor,
 ):

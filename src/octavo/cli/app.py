@@ -22,7 +22,7 @@ from octavo.version import __version__
 NARROW_OUTPUT_WIDTH = 120  # of text that goes to a file or a pipe
 
 # The base of what the command line may be wrong in; where it is defined, typer has changed.
-_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 EPILOG = (
     "Exit codes: 0 done, 1 something you gave cannot be used (one line on standard error says "
@@ -77,7 +77,7 @@ def _words_are_plain() -> Iterator[None]:
     """In what click says of a command line: its words may be names of files."""
     try:
         yield
-    except _UsageError as error:
+    except UsageError as error:
         vars(error)["message"] = plain(str(vars(error)["message"]), "\n")
         raise
 
@@ -93,7 +93,7 @@ app = typer.Typer(
     name="octavo",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

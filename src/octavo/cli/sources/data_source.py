@@ -15,6 +15,7 @@ from torch import Tensor
 
 from octavo.cli.sources.image_folder import ImageFolder, ImageOptions
 from octavo.cli.sources.references import call_reference, is_reference, resolve_reference
+from octavo.cli.sources.table import read_table
 from octavo.errors import InputError
 from octavo.graph.batches import LABEL_KEYS, Signature
 from octavo.model.files import tensor_file
@@ -59,11 +60,12 @@ def load_data(
     """Batches from a DATA argument.
 
     Args:
-        source: a ``.npz``, ``.safetensors`` or ``.npy`` file, a folder of images (see
-            `ImageFolder`), or ``package.module:name`` of an iterable of batches, or of a function
-            without arguments that returns one. In a file, an array named as a label
-            (``labels``, ``y`` ...) holds the labels; the others are the model's arguments, by name
-            where the names are its own, else in the file's order. float64 arrays, numpy's
+        source: a ``.npz``, ``.safetensors`` or ``.npy`` file, a ``.csv`` table of numbers (see
+            `octavo.cli.sources.table`), a folder of images (see `ImageFolder`), or
+            ``package.module:name`` of an iterable of batches, or of a function without arguments
+            that returns one. In a file, an array named as a label (``labels``, ``y`` ...) holds
+            the labels; the others are the model's arguments, by name where the names are its own,
+            else in the file's order. float64 arrays, numpy's
             default, become float32.
         signature: the argument names of the model.
         batch_size: for files and folders only.
@@ -157,6 +159,10 @@ def _read_npy(path: Path) -> dict[str, Tensor]:
     return {"array": _tensor(np.load(path, allow_pickle=False))}
 
 
+def _read_csv(path: Path) -> dict[str, Tensor]:
+    return {name: _tensor(array) for name, array in read_table(path, LABEL_KEYS).items()}
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return {name: _single(tensor) for name, tensor in tensor_file.read(path)[1].items()}
 
@@ -165,6 +171,7 @@ _READERS: Mapping[str, Callable[[Path], dict[str, Tensor]]] = {
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
     ".npy": _read_npy,
+    ".csv": _read_csv,
 }
 
 
