@@ -178,7 +178,7 @@ def report(
     Example:
         >>> found = octavo.compare(model, q, loader, rounds=3)
         >>> page = octavo.report(model, q, loader, comparison=found).to_html("report.html")
-        >>> page.startswith("<!doctype html>")
+        >>> page.startswith("<!DOCTYPE html>")
         True
     """
     require_float(model, "report")
