@@ -26,8 +26,9 @@ class QATCallback(TrainerCallback):
         schedule: in steps of the trainer.
 
     Example:
-        >>> from transformers import Trainer
-        >>> trainer = Trainer(qat, callbacks=[QATCallback(Schedule(steps=1000))])
+        >>> callback = QATCallback(Schedule(steps=1000))  # Trainer(qat, callbacks=[callback])
+        >>> callback.schedule.steps
+        1000
     """
 
     def __init__(self, schedule: Schedule) -> None:
