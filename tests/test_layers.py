@@ -84,7 +84,7 @@ EXEMPT = {("octavo.runtimes.executorch.package", "torch.ops.quantized_decomposed
 SEAMS = tuple(
     "version display errors numerics qat model.model model.nn model.files.atomic runtimes.cpu "
     "model.tflite_file "
-    "flow.replacing "
+    "flow.quantize flow.replacing "
     "graph.batches graph.calls graph.capture.capture graph.copying graph.graph graph.operators "
     "graph.passes graph.program graph.qdq graph.quiet graph.rewrite graph.weight_layouts "
     "quantization.calibrate quantization.convert quantization.plan quantization.qconfig "

@@ -241,5 +241,5 @@ def test_a_tflite_file(quantizer, config, tmp_path: Path, x: torch.Tensor) -> No
 def test_what_cannot_be_a_tflite_file(tmp_path: Path, x: torch.Tensor) -> None:
     with pytest.raises(PlanError, match=r"got a Net in float: give it what quantizer\.convert"):
         TFLiteConverter(Net(), x, tmp_path / "m.tflite")
-    with pytest.raises(PlanError, match="has no setting 'input_transpose' here"):
+    with pytest.raises(PlanError, match="does not take input_transpose=False"):
         TFLiteConverter(Net(), x, tmp_path / "m.tflite", input_transpose=False)

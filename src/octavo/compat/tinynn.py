@@ -1,7 +1,9 @@
 """TinyNeuralNetwork's quantizers: one object, ``quantize()``, run it on data, ``convert()``.
 
-They stand for ``tinynn.graph.quantization.quantizer``. No source of a rewritten model is generated
-or executed: the model is captured as it is. What a config may say stands in `tinynn_config`.
+They stand for ``tinynn.graph.quantization.quantizer``, and what else its examples import stands
+here too: `TFLiteConverter` of ``tinynn.converter``, `model_tracer` of ``tinynn.graph.tracer``. No
+source of a rewritten model is generated or executed: the model is captured as it is. What a config
+may say stands in `tinynn_config`.
 
 >>> quantizer = PostQuantizer(model, torch.rand(1, 3, 224, 224))  # doctest: +SKIP
 >>> ready = quantizer.quantize()  # doctest: +SKIP
@@ -12,8 +14,8 @@ or executed: the model is captured as it is. What a config may say stands in `ti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from os import PathLike
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,18 @@ from torch import nn
 
 from octavo.compat.quantization.quantize import convert, copy_prepared, quantize_dynamic
 from octavo.compat.tinynn_config import completed, rules_of
+from octavo.compat.tinynn_converter import SOURCE, FloatSource, TFLiteConverter
 from octavo.errors import OctavoError, PlanError
 from octavo.graph.copying import copied
 from octavo.model.files.atomic import replacing
-from octavo.model.tflite_file import TfliteFile, export_tflite
 
-__all__ = ["DynamicQuantizer", "PostQuantizer", "QATQuantizer", "TFLiteConverter"]
+__all__ = ["DynamicQuantizer", "PostQuantizer", "QATQuantizer", "TFLiteConverter", "model_tracer"]
+
+
+@contextmanager
+def model_tracer() -> Iterator[None]:
+    """Does nothing: the model is captured as it is, wherever it was made."""
+    yield
 
 
 # Methods of TinyNN's that there are none of here.
@@ -157,58 +165,14 @@ class DynamicQuantizer(_Quantizer):
 
     def quantize(self) -> nn.Module:
         """A copy of the model whose linear and recurrent layers hold integers."""
-        return quantize_dynamic(copied(self.model).eval(), inplace=True)
+        source = copied(self.model).eval()
+        made = quantize_dynamic(source)
+        vars(made)[SOURCE] = FloatSource(source)  # for TFLiteConverter; no module of the model
+        return made
 
     def convert(self, q_model: nn.Module, backend: str = "tflite") -> nn.Module:
         """The model itself: it runs in int8 already."""
         return q_model
-
-
-class TFLiteConverter:
-    """Writes what a quantizer's ``convert`` returned as a .tflite file, see `octavo.export_tflite`.
-
-    Args:
-        model: the int8 model; one in float has to be quantized first.
-        dummy_input: is not needed: the file has the sizes of the quantizer's.
-        tflite_path: the file; it is there whole or not at all.
-        fuse_quant_dequant: whether the file takes and gives integers in place of floats.
-        others: TinyNN's own settings; there are none of here.
-
-    Raises:
-        PlanError: the model is none of a quantizer's, or there are other settings.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        dummy_input: Any,
-        tflite_path: str | PathLike[str],
-        *,
-        fuse_quant_dequant: bool = False,
-        **others: Any,
-    ) -> None:
-        if others:
-            raise PlanError(
-                f"TFLiteConverter has no setting {next(iter(others))!r} here: images have their "
-                "channels last in the file, activations are int8, and weights as the quantizer's "
-                "config has them; leave it out"
-            )
-        quantized = getattr(model, "octavo_model", None)
-        if quantized is None:
-            raise PlanError(
-                f"TFLiteConverter got a {type(model).__name__} in float: give it what "
-                "quantizer.convert(ready) returns"
-            )
-        self.model = quantized
-        self.path, self.full_integer = tflite_path, fuse_quant_dequant
-
-    def convert(self) -> TfliteFile:
-        """Write the file; what is returned says its size, its operators and what is in float.
-
-        Raises:
-            ExportError, ArtifactError, MissingExtra: see `octavo.export_tflite`.
-        """
-        return export_tflite(self.model, self.path, full_integer=self.full_integer)
 
 
 def __getattr__(name: str) -> Any:

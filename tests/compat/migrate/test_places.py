@@ -28,6 +28,8 @@ USED = {
     "torch.ao.quantization.quantize_fx": "prepare_fx prepare_qat_fx convert_fx fuse_fx",
     "torch.ao.ns._numeric_suite": "compare_weights compare_model_outputs compare_model_stub",
     "tinynn.graph.quantization.quantizer": "QATQuantizer PostQuantizer DynamicQuantizer",
+    "tinynn.converter": "TFLiteConverter",
+    "tinynn.graph.tracer": "model_tracer",
 }
 
 

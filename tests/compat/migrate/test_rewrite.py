@@ -232,7 +232,7 @@ def test_either_import_of_a_fallback_is_moved() -> None:
         ),
         ("patch('torch.quantization.prepare')", "torch.quantization.prepare", "by hand"),
         ("import torchvision\ntorchvision.models.quantization.resnet18()", "", "as it is"),
-        ("from tinynn.converter import TFLiteConverter", "tinynn.converter", "octavo.export_onnx"),
+        ("from tinynn.converter import Other", "tinynn.converter", "octavo.export_tflite"),
     ],
 )
 def test_what_cannot_be_moved(text: str, name: str, reason: str) -> None:

@@ -50,6 +50,8 @@ MODULES: Mapping[str, str] = {
     "torch.ao.quantization.quantize_fx": f"{COMPAT}.quantize_fx",
     "torch.ao.ns._numeric_suite": f"{COMPAT}.numeric_suite",
     "tinynn.graph.quantization.quantizer": f"{COMPAT}.tinynn",
+    "tinynn.graph.tracer": f"{COMPAT}.tinynn",
+    "tinynn.converter": f"{COMPAT}.tinynn",
 }
 
 # What each of them has; a name that is added there is moved from then on.
@@ -115,10 +117,9 @@ STAYS: Mapping[str, str] = {
     "Octavo's default, need no equalization",
     "tinynn.graph.quantization": "only QATQuantizer, PostQuantizer and DynamicQuantizer have a "
     f"counterpart; see {GUIDE}",
-    "tinynn.graph.tracer": "Octavo captures a model without tracing its constructors: take out "
-    "the with statement",
-    "tinynn.converter": "octavo.export_onnx writes the quantized model for other runtimes; "
-    "Octavo writes no TFLite",
+    "tinynn.graph.tracer": "Octavo captures a model without tracing its constructors: there is "
+    "model_tracer() alone, which does nothing",
+    "tinynn.converter": "octavo.export_tflite(q, path) writes a .tflite file",
 }
 
 
