@@ -328,7 +328,11 @@ def test_a_model_without_a_latency_is_taken_all_the_same() -> None:
     found = _search()
     assert found.best is not None
     unknown = replace(found, best=replace(found.best, over_fp32=None, size_bytes=None))
-    assert unknown.verdict() == f"{found.best.name}: 100.00 (float 100.00)."
+    # On a CPU without VNNI weights have a bit less, and one image of 96 another class.
+    metric = found.best.metric
+    assert metric is not None
+    assert metric > 98
+    assert unknown.verdict() == f"{found.best.name}: {metric:.2f} (float 100.00)."
 
 
 def test_candidates_that_all_failed_are_no_loss_of_accuracy() -> None:

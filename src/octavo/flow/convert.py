@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from octavo.arguments import called_rightly, expect, of, optional
 from octavo.errors import PlanError
+from octavo.flow.effort.draft import Draft
 from octavo.graph.batches import SIGNATURE, Signature
 from octavo.graph.graph import GRAPH, Graph
 from octavo.graph.pixels import Pixels
@@ -102,11 +103,30 @@ def convert(
         expect(_QPARAMS, qparams=qparams)
         optional(SIGNATURE, signature=signature)
         optional(_PIXELS, pixels=pixels)
-        graph, origin = source, {"calibration_batches": batches}
-        if names := applied(graph, plan, weights):
-            origin["weights"] = ", ".join(names)
+        graph, origin = source, _origin(source, plan, weights, batches)
     quantized = quantize_graph(graph, plan, qparams, weights, statistics)
-    signature = signature or Signature(tuple(graph.arguments), len(graph.arguments))
+    return _ready(quantized, plan, origin, signature, pixels, samples, place)
+
+
+def _origin(
+    graph: Graph, plan: Plan, weights: Sequence[WeightMethod], batches: int
+) -> dict[str, Any]:
+    """What is told of how a calibrated model was made."""
+    names = applied(graph, plan, weights)
+    return {"calibration_batches": batches} | ({"weights": ", ".join(names)} if names else {})
+
+
+def _ready(
+    quantized: Graph,
+    plan: Plan,
+    origin: Mapping[str, Any],
+    signature: Signature | None,
+    pixels: Pixels | None,
+    samples: Sequence[Tensor] | None,
+    place: Place | None = None,
+) -> QuantizedModel:
+    """The model of a QDQ graph, made ready for its runtime."""
+    signature = signature or Signature(tuple(quantized.arguments), len(quantized.arguments))
     provenance: dict[str, Any] = {
         "octavo": __version__,
         "torch": torch.__version__,
@@ -137,11 +157,8 @@ def convert_calibrated(
 
     Arguments and errors as for `convert`.
     """
-    seen = (
-        replace(entry, seen=calibrated.seen.get(entry.name, entry.seen)) for entry in graph.inputs
-    )
     return convert(
-        replace(graph, inputs=tuple(seen)),
+        _with_ranges(graph, calibrated),
         plan,
         calibrated.qparams,
         weights=weights,
@@ -152,3 +169,28 @@ def convert_calibrated(
         samples=samples,
         place=place,
     )
+
+
+def convert_draft(
+    draft: Draft,
+    *,
+    signature: Signature | None = None,
+    pixels: Pixels | None = None,
+    samples: Sequence[Tensor] | None = None,
+) -> QuantizedModel:
+    """The model of a draft, whose weights are integers already.
+
+    Arguments and errors as for `convert`.
+    """
+    found = draft.calibrated
+    origin = _origin(draft.graph, draft.plan, draft.weights, found.batches)
+    quantized = _with_ranges(draft.quantized, found)
+    return _ready(quantized, draft.plan, origin, signature, pixels, samples)
+
+
+def _with_ranges(graph: Graph, calibrated: Calibrated) -> Graph:
+    """The graph with what was seen at its inputs."""
+    seen = (
+        replace(entry, seen=calibrated.seen.get(entry.name, entry.seen)) for entry in graph.inputs
+    )
+    return replace(graph, inputs=tuple(seen))

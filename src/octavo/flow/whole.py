@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from octavo.errors import warn_user
-from octavo.flow.convert import convert_calibrated
+from octavo.flow.convert import convert_calibrated, convert_draft
 from octavo.flow.effort.recipes import RECIPES
 from octavo.flow.effort.refining import refined_on
 from octavo.flow.running import Source
@@ -96,15 +96,7 @@ def quantize_captured(
     """
     if RECIPES[effort]:
         draft, taken = refined_on(graph, plan, data, weights, effort, signature, inputs, progress)
-        model = convert_calibrated(
-            draft.graph,
-            draft.plan,
-            draft.calibrated,
-            weights=draft.weights,
-            signature=signature,
-            pixels=pixels,
-            samples=samples,
-        )
+        model = convert_draft(draft, signature=signature, pixels=pixels, samples=samples)
         model.provenance |= {"effort": effort, "steps": [step.to_dict() for step in taken]}
         return model
     calibrated = calibrate(

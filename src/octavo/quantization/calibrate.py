@@ -19,6 +19,7 @@ from octavo.display import track
 from octavo.errors import CalibrationError, OctavoError, first_line
 from octavo.graph.batches import NO_BATCH, SIGNATURE, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call, range_of
+from octavo.graph.channels_last import channels_last, with_weights_last
 from octavo.graph.graph import GRAPH, Graph, Ref
 from octavo.graph.program import Step, compile_steps, steps_of
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
@@ -106,7 +107,7 @@ class Calibration:
             graph.input_names(),
             list(_with_taps(graph, self._device, self._taps())),
             [],
-            graph.constants,
+            with_weights_last(graph).constants,
         )
         self._leaders = {name: _leader(plan, t) for name, t in plan.quantized.items()}
 
@@ -120,7 +121,7 @@ class Calibration:
         for entry, tensor in zip(self.graph.inputs, tensors, strict=True):
             self._widen(entry.name, range_of(tensor))
         with torch.no_grad():
-            self._run(*(tensor.to(self._device) for tensor in tensors))
+            self._run(*(channels_last(tensor.to(self._device)) for tensor in tensors))
         self.batches += 1
 
     def merge(self, other: Calibration) -> None:

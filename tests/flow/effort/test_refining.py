@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import CalibrationError, InputError, PlanError
-from octavo.flow.effort.draft import Draft, Judge, Samples
+from octavo.flow.effort.draft import Draft, Judge, Observed, Samples
 from octavo.flow.effort.recipes import RECIPES, Step, observed_by, observing, rounding
 from octavo.flow.effort.refining import refined
 from octavo.numerics.observers import FixedRange, Histogram, Percentile
 from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.calibrate import Calibration
-from octavo.quantization.weights import GPTQ, BiasCorrection
+from octavo.quantization.weights import GPTQ, BiasCorrection, Layer, Rounded
+from octavo.quantization.weights.bias_correction import Average
 
 
 def network() -> nn.Sequential:
@@ -60,7 +60,6 @@ def test_which_batches_are_held_back(count: int, size: int, held: list[int]) -> 
     samples = Samples.of(data)
     assert [int(batch[0][0]) for batch in samples.held] == held
     assert len(samples.fitted) + len(samples.held) == count
-    assert len(samples.all.fitted) == count
 
 
 def test_a_single_batch_is_split() -> None:
@@ -207,6 +206,33 @@ def test_margins_of_one_observer_take_one_calibration(monkeypatch: pytest.Monkey
     assert len(seen) == 2 * len(samples.fitted)
 
 
+@pytest.mark.parametrize(("size", "seen", "rounded"), [(32, 24, 9), (256, 22, 6)])
+def test_nothing_is_measured_or_rounded_twice(
+    size: int, seen: int, rounded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fold is seen for each kind of observers and weights, and what was held back once at the
+    end; of the three layers the weights are rounded for each fold and for all of the data, which
+    the model is made of.
+    """
+    observed, layers = list[int](), list[str]()
+    observe, make = Calibration.observe, GPTQ.round
+
+    def observing(self: Calibration, tensors: list[Tensor]) -> None:
+        observed.append(len(tensors[0]))
+        observe(self, tensors)
+
+    def making(self: GPTQ, layer: Layer, now: Rounded, seen: Average) -> Rounded:
+        layers.append(layer.name)
+        return make(self, layer, now, seen)
+
+    monkeypatch.setattr(Calibration, "observe", observing)
+    monkeypatch.setattr(GPTQ, "round", making)
+    q = octavo.quantize(network(), calibration=batches(8, size), effort="balanced", progress=False)
+    assert q.provenance["steps"][-1]["kept"]
+    assert q.provenance["calibration_batches"] == 8
+    assert (len(observed), len(layers)) == (seen, rounded)
+
+
 def test_an_output_that_is_not_finite_is_all_noise() -> None:
     class Logarithm(nn.Module):
         def __init__(self) -> None:
@@ -254,12 +280,12 @@ def test_what_gets_worse_on_all_data_stays_as_it_was(monkeypatch: pytest.MonkeyP
     samples = Samples.of([[x] for x in batches()])
     first = drafted(samples)
     assert refined(first, samples, ())[0].calibrated.batches == 8
-    honest = Draft.changed
+    honest = Draft.joined
 
-    def spoiled(self: Draft, seen: Samples, **changes: Any) -> Draft:
-        return honest(self, seen, margin=9.0 if len(seen.fitted) == 8 else None, **changes)
+    def spoiled(self: Draft, other: Observed) -> Draft:
+        return replace(honest(self, other), margin=9.0)
 
-    monkeypatch.setattr(Draft, "changed", spoiled)
+    monkeypatch.setattr(Draft, "joined", spoiled)
     assert refined(first, samples, ())[0].calibrated.batches == 4
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.graph.batches import size_of
+from octavo.graph.channels_last import channels_last
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.numerics.affine import QParams, qparams_of_range
@@ -31,6 +33,17 @@ _SAMPLES = 128  # for judging at least, unless that is more than half: fewer tel
 
 
 @dataclass(frozen=True)
+class Observed:
+    """A calibration that has ended, and what it found."""
+
+    calibration: Calibration
+
+    @cached_property
+    def result(self) -> Calibrated:
+        return self.calibration.result()
+
+
+@dataclass(frozen=True)
 class Samples:
     """Calibration data as the graph takes it.
 
@@ -41,7 +54,7 @@ class Samples:
 
     fitted: Sequence[Batch]
     held: Sequence[Batch]
-    _last: list[tuple[Any, Calibrated]] = field(default_factory=list, repr=False, compare=False)
+    _last: list[tuple[Any, Observed]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, batches: Sequence[Batch], is_open: bool = True) -> Samples:
@@ -69,17 +82,22 @@ class Samples:
         return self.held is not self.fitted
 
     @property
+    def swapped(self) -> Samples:
+        """What is judged on changes places with what is seen."""
+        return Samples(self.held, self.fitted)
+
+    @property
     def folds(self) -> list[Samples]:
         """These, and where half of few samples are held back, the two halves the other way round:
         so that each sample is judged, by what has not seen it.
         """
         few = sum(map(size_of, self.held)) <= 2 * _SAMPLES
         halves = self.has_unseen and 2 * len(self.held) >= len(self.fitted) and few
-        return [self, Samples(self.held, self.fitted)] if halves else [self]
+        return [self, self.swapped] if halves else [self]
 
-    def calibrated(self, graph: Graph, plan: Plan, weights: tuple[WeightMethod, ...]) -> Calibrated:
-        """What calibration finds on what methods see; drafts whose margin alone differs share it
-        where they come one after the other.
+    def observed(self, graph: Graph, plan: Plan, weights: tuple[WeightMethod, ...]) -> Observed:
+        """All that methods see; drafts whose margin alone differs share it where they come one
+        after the other.
         """
         for (known, *how), found in self._last:
             if known is graph and how == [plan, weights]:
@@ -87,15 +105,8 @@ class Samples:
         calibration = Calibration(graph, plan, weights)
         for batch in self.fitted:
             calibration.observe(list(batch))
-        self._last[:] = [((graph, plan, weights), calibration.result())]
+        self._last[:] = [((graph, plan, weights), Observed(calibration))]
         return self._last[0][1]
-
-    @property
-    def all(self) -> Samples:
-        """The same, where methods see everything."""
-        if not self.has_unseen:
-            return self
-        return Samples([*self.fitted, *self.held], self.held)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class Draft:
         graph: in float.
         plan: what is quantized.
         weights: methods that make integers of weights.
-        calibrated: what was found on the samples that are for fitting; its qparams have the margin.
+        observed: what was found on the samples that are for fitting.
         margin: how many times as wide as what their observers say the ranges of activations are.
             What the least error on some samples asks for clips more of others.
     """
@@ -114,7 +125,7 @@ class Draft:
     graph: Graph
     plan: Plan
     weights: tuple[WeightMethod, ...]
-    calibrated: Calibrated
+    observed: Observed
     margin: float = 1.0
 
     @classmethod
@@ -127,9 +138,8 @@ class Draft:
         margin: float = 1.0,
     ) -> Draft:
         """The one of plain static quantization, but for the margin."""
-        found = samples.calibrated(graph, plan, tuple(weights))
-        ranges = {name: _widened(name, plan, found, margin) for name in plan.quantized}
-        return cls(graph, plan, tuple(weights), replace(found, qparams=ranges), margin)
+        methods = tuple(weights)
+        return cls(graph, plan, methods, samples.observed(graph, plan, methods), margin)
 
     def changed(
         self,
@@ -143,8 +153,23 @@ class Draft:
         wide = self.margin if margin is None else margin
         return Draft.of(self.graph, plan or self.plan, methods, samples, wide)
 
+    def joined(self, other: Observed) -> Draft:
+        """With what another calibration of the same plan and methods has seen, too."""
+        whole = Calibration(self.graph, self.plan, self.weights)
+        for part in (self.observed, other):
+            whole.merge(part.calibration)
+        return replace(self, observed=Observed(whole))
+
+    @cached_property
+    def calibrated(self) -> Calibrated:
+        """What was found; its qparams have the margin."""
+        plan, found, margin = self.plan, self.observed.result, self.margin
+        ranges = {name: _widened(name, plan, found, margin) for name in plan.quantized}
+        return replace(found, qparams=ranges)
+
+    @cached_property
     def quantized(self) -> Graph:
-        """The QDQ graph."""
+        """The QDQ graph; methods take long to round weights, so that it is made once."""
         found = self.calibrated
         return quantize_graph(self.graph, self.plan, found.qparams, self.weights, found.statistics)
 
@@ -175,7 +200,9 @@ class Judge:
     """
 
     def __init__(self, graph: Graph, samples: Samples) -> None:
-        self.batches = [[t.to(graph.device) for t in batch] for batch in samples.held]
+        self.batches = [
+            [channels_last(t.to(graph.device)) for t in batch] for batch in samples.held
+        ]
         self.exact = [_floats(outputs) for outputs in _outputs(graph, self.batches)]
         self.signals = _sums([[t[t.isfinite()] for t in batch] for batch in self.exact])
         if not self.exact[0]:
@@ -191,7 +218,7 @@ class Judge:
     def noise(self, draft: Draft) -> float:
         """Noise over signal, the mean over outputs; infinite where an output is not finite."""
         errors = []
-        found = _outputs(draft.quantized(), self.batches)
+        found = _outputs(draft.quantized, self.batches)
         for exact, other in zip(self.exact, map(_floats, found), strict=True):
             counts = [values.isfinite() for values in exact]
             errors.append([e[c] - o[c] for e, o, c in zip(exact, other, counts, strict=True)])

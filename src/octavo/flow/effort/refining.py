@@ -71,7 +71,7 @@ def refined(
 ) -> tuple[Draft, list[StepTaken]]:
     """The draft that the good ones of the steps lead to, and what each of them brought.
 
-    In the end the best one is calibrated once more, on the samples for judging too. Should these,
+    In the end the best one takes in what the samples for judging show, too. Should these,
     which it has seen then, say that it got worse by more than chance, it stays as it was.
 
     Args:
@@ -109,7 +109,8 @@ def refined(
             drafts, best, best_of_first = candidates, after, of_first
     if not samples.has_unseen:
         return drafts[0], taken
-    whole = drafts[0].changed(samples.all)
+    others = drafts[1:] or [drafts[0].changed(samples.swapped)]
+    whole = drafts[0].joined(others[0].observed)
     better = judges[0](whole) > best_of_first - _CHANCE_DB
     return (whole if better else drafts[0]), taken
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from octavo.arguments import BATCHES, TEXT, expect, optional
 from octavo.graph.batches import Batch
 from octavo.graph.calls import first_samples, flatten_call
+from octavo.graph.channels_last import channels_last
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph
 from octavo.graph.program import run_of
 from octavo.measuring.layers.beside import Beside
-from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.error_sums import LayerSums
 from octavo.measuring.layers.error_table import LayerError, LayerErrors
 from octavo.measuring.layers.module_errors import module_errors

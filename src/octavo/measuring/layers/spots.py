@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from octavo.flow.finding import Region
 from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.channels_last import channels_last
 from octavo.graph.graph import Graph
-from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.estimate import Errors, Estimate
 from octavo.measuring.layers.study import Study
 from octavo.measuring.layers.variants import all_but, only

@@ -19,8 +19,8 @@ from torch import Tensor
 from octavo.errors import InputError
 from octavo.graph.batches import Batch
 from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.channels_last import channels_last
 from octavo.graph.graph import Graph
-from octavo.measuring.layers.channels_last import channels_last
 from octavo.measuring.layers.estimate import Estimate
 from octavo.measuring.layers.variants import Base, Variant, all_but, by_itself, layers_of, only
 from octavo.measuring.metrics import Likeness, Metric, TopK, metric_factory

@@ -105,32 +105,35 @@ def gptq(weight: Tensor, moments: Tensor, qparams: QParams, damping: float) -> T
     scheme, (rows, columns) = qparams.scheme, weight.shape
     moments = moments.to(torch.float32).reshape(-1, columns, columns)
 
-    def grouped(values: Tensor) -> Tensor:
-        """``[groups, rows, columns]``, in the order in which columns come."""
+    def in_order(values: Tensor) -> Tensor:
+        """``[columns, groups, rows]``, in the order in which columns come."""
         parts = values.reshape(len(moments), -1, columns)
-        return parts.gather(2, order.unsqueeze(1).expand_as(parts))
+        return parts.gather(2, order.unsqueeze(1).expand_as(parts)).permute(2, 0, 1).contiguous()
 
     order = moments.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    left = grouped(weight.detach().to(torch.float32))
+    left = in_order(weight.detach().to(torch.float32))
     by_row = moments.gather(1, order.unsqueeze(2).expand_as(moments))
     inverse = _inverse(by_row.gather(2, order.unsqueeze(1).expand_as(moments)), damping)
+    # Of a column's error, what each column behind it takes back.
+    share = inverse / inverse.diagonal(dim1=1, dim2=2).unsqueeze(2)
+    shares = share.permute(1, 2, 0).unsqueeze(3).contiguous()
     scales, zero_points = (
-        grouped(_by_column(values, qparams, rows, columns))
+        in_order(_by_column(values, qparams, rows, columns)).unbind()
         for values in (qparams.scale, qparams.zero_point)
     )
-    integers = torch.empty_like(left)
+    integers, errors = torch.empty_like(left), torch.empty_like(left)
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
-        errors = left.new_empty(*left.shape[:2], stop - start)
         for at in range(start, stop):
-            scale, zero_point, column = scales[:, :, at], zero_points[:, :, at], left[:, :, at]
+            scale, zero_point, column = scales[at], zero_points[at], left[at]
             rounded = quantize(column, scale, zero_point, scheme.qmin, scheme.qmax)
-            error = (column - dequantize(rounded, scale, zero_point)) / inverse[:, None, at, at]
-            integers[:, :, at], errors[:, :, at - start] = rounded, error
-            behind = inverse[:, None, at, at:stop]
-            left[:, :, at:stop].baddbmm_(error.unsqueeze(2), behind, alpha=-1)
-        left[:, :, stop:].baddbmm_(errors, inverse[:, start:stop, stop:], alpha=-1)
-    in_place = torch.empty_like(integers).scatter_(2, order.unsqueeze(1).expand_as(left), integers)
+            error = column - dequantize(rounded, scale, zero_point)
+            integers[at], errors[at] = rounded, error
+            left[at + 1 : stop].addcmul_(shares[at, at + 1 : stop], error, value=-1)
+        behind = share[:, start:stop, stop:].transpose(1, 2)
+        left[stop:].transpose(0, 1).baddbmm_(behind, errors[start:stop].transpose(0, 1), alpha=-1)
+    found = integers.permute(1, 2, 0)
+    in_place = torch.empty_like(found).scatter_(2, order.unsqueeze(1).expand_as(found), found)
     return in_place.reshape(rows, columns)
 
 
