@@ -120,6 +120,10 @@ def test_a_wrong_kernel_is_named_by_its_layer(monkeypatch):
     assert "disagrees first at 'relu_1'" in str(found)
     assert "<td>disagrees first at &#x27;relu_1&#x27;" in found._repr_html_()
     assert runtime.whole.sqnr_db < runtime.whole.bound_db
+    assert "target" not in str(found).splitlines()[-1]
+    monkeypatch.setitem(RUNTIMES, "wrong", Runtime(wrong, targets=("edge",)))
+    told = "it is for models of target 'edge': quantize with target='edge'"
+    assert told in " ".join(str(octavo.verify(q, runtimes=["wrong"])).split())
 
 
 def test_saturation_is_seen(monkeypatch):

@@ -144,13 +144,14 @@ class Parity(Result):
 
     def table(self) -> Table:
         title = f"Runtimes against the oracle, {self.samples} samples, target {self.target}"
-        return Table(_COLUMNS, tuple(map(_cells, self.runtimes)), title)
+        cells = tuple(_cells(self.target, runtime) for runtime in self.runtimes)
+        return Table(_COLUMNS, cells, title)
 
 
 _COLUMNS = ("runtime", "agreement", "SQNR dB", "needed", "layers", "largest step", "verdict")
 
 
-def _cells(parity: RuntimeParity) -> tuple[str, ...]:
+def _cells(target: str, parity: RuntimeParity) -> tuple[str, ...]:
     steps = [layer.steps for layer in parity.layers if layer.steps is not None]
     return (
         parity.runtime,
@@ -159,12 +160,20 @@ def _cells(parity: RuntimeParity) -> tuple[str, ...]:
         "-" if parity.whole is None else _in_db(parity.whole.bound_db),
         str(len(parity.layers)),
         str(max(steps)) if steps else "-",
-        _verdict(parity),
+        _verdict(parity) + _advice(target, parity),
     )
 
 
 def _in_db(bound: float | None) -> str:
     return f"{NEAR_DB:.1f}" if bound is None else f"{bound:.1f}"
+
+
+def _advice(target: str, parity: RuntimeParity) -> str:
+    """What to do where a runtime for models of other targets was named, and disagrees."""
+    if parity.passed or parity.error or is_for(parity.runtime, target):
+        return ""
+    others = " or ".join(map(repr, RUNTIMES[parity.runtime].targets or ()))
+    return f"; it is for models of target {others}: quantize with target={others}"
 
 
 def _verdict(parity: RuntimeParity) -> str:
