@@ -54,7 +54,7 @@ void octavo_in_threads(octavo_task task, void *context, int threads);
 
 enum { OCTAVO_NO_MEMORY = 1, OCTAVO_NOT_FINITE = 2 };
 
-/* ---- products of rows with int8 weights: product.c ---- */
+/* ---- products of rows with int8 weights: reading.c, product.c, tile_products.c ---- */
 
 /* The weights [rows, columns] stand as [rows / 16][columns / 4][16][4]; rows are a multiple of 16,
  * columns of 4. Their sums are those of a row's integers. */

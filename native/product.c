@@ -1,118 +1,14 @@
-/* Rows rounded to integers, and their products with int8 weights.
+/* Products of rows of integers (reading.c) with int8 weights.
  *
- * With VNNI a row is uint8: integers as they come, or floats of 16 bits as two digits, whose
- * products are summed as 256 * upper + lower. Without, it is int16, and pairs of products are summed
- * in int32, since pairs of uint8 x int8 overflow int16. Both read the weights once.
+ * With VNNI a row is uint8: one digit of each value, or two, whose products are summed as 256 * upper +
+ * lower. Without, it is int16, and pairs of products are summed in int32, since pairs of uint8 x int8
+ * overflow int16. Both read the weights once.
  */
-#include <math.h>
 #include <string.h>
 
 #include "products.h"
 
-enum { HALF = 32767 };
-
-/* ---- rounding, written once and compiled for each instruction set ---- */
-
-/* As octavo::fake_quantize_dynamic finds them; the zero point is that of stored integers. */
-INLINE void range_to_scale(octavo_reading *r, float low, float high) {
-    const float smallest = 1.0842021724855044e-19f;
-    int32_t shift = r->low < 0 ? -r->low : 0;
-    float zero_point = 0;
-    if (r->symmetric) {
-        int32_t steps = r->high < -r->low ? r->high : -r->low;
-        r->scale = (-low > high ? -low : high) / (float)steps;
-    } else {
-        /* Of halves, which are the same to the bit: of all finite values none is beyond floats. */
-        r->scale = (0.5f * high - 0.5f * low) / (0.5f * (float)(r->high - r->low));
-    }
-    if (r->scale < smallest) r->scale = smallest;
-    if (!r->symmetric)
-        zero_point = clipped(
-            (float)r->low - nearbyintf(low / r->scale), (float)r->low, (float)r->high);
-    r->zero_point = (int32_t)zero_point + shift;
-}
-
-INLINE void find_range(octavo_reading *reading, const float *x, int64_t count) {
-    float low, high;
-    find_bounds(x, count, &low, &high);
-    range_to_scale(reading, low, high);
-}
-
-/* Floats to stored integers, by a scale. */
-INLINE void to_integers(const float *x, int64_t count, const octavo_reading *r, uint8_t *q) {
-    int32_t shift = r->low < 0 ? -r->low : 0;
-    float zero_point = (float)r->zero_point, low = (float)(r->low + shift),
-          high = (float)(r->high + shift), scale = r->scale;
-    for (int64_t i = 0; i < count; i++) {
-        float steps = clipped(x[i] / scale, -1024, 1024);
-        steps = (steps + NO_FRACTIONS) - NO_FRACTIONS;
-        q[i] = (uint8_t)(int32_t)clipped(steps + zero_point, low, high);
-    }
-}
-
-INLINE void to_int16(const float *x, int64_t count, float step, int16_t *q) {
-    float inverse = 1.0f / step;
-    for (int64_t i = 0; i < count; i++) q[i] = (int16_t)rounded(clipped(x[i] * inverse, -HALF, HALF));
-}
-
-INLINE void to_two_digits(
-    const float *x, int64_t count, float step, uint8_t *upper, uint8_t *lower) {
-    float inverse = 1.0f / step;
-    for (int64_t i = 0; i < count; i++) {
-        uint32_t q = (uint32_t)(rounded(clipped(x[i] * inverse, -HALF, HALF)) + HALF + 1);
-        upper[i] = (uint8_t)(q >> 8);
-        lower[i] = (uint8_t)q;
-    }
-}
-
-INLINE void read_row(
-    octavo_rows *rows, int64_t index, const void *x, int64_t width, const octavo_reading *reading,
-    const int vnni) {
-    int64_t columns = rows->columns;
-    uint8_t *digits = rows->digits + index * 2 * columns;
-    if (reading->how == OCTAVO_FLOATS) {
-        float step = step_of(x, width, HALF);
-        rows->scales[index] = step;
-        rows->zero_points[index] = 0;
-        if (vnni)
-            to_two_digits(x, width, step, digits, digits + columns);
-        else
-            to_int16(x, width, step, (int16_t *)digits);
-    } else {
-        octavo_reading own = *reading;
-        uint8_t *q = vnni ? digits : digits + columns; /* int16 overtake them from the front */
-        if (own.how == OCTAVO_ROW_RANGE) {
-            float low, high;
-            find_bounds(x, width, &low, &high);
-            range_to_scale(&own, low, high);
-        }
-        if (own.how == OCTAVO_INTEGERS)
-            memcpy(q, x, (size_t)width);
-        else
-            to_integers(x, width, &own, q);
-        rows->scales[index] = own.scale;
-        rows->zero_points[index] = own.zero_point;
-        if (!vnni)
-            for (int64_t i = 0; i < width; i++) {
-                int16_t value = (int16_t)(q[i] - own.zero_point);
-                memcpy(digits + 2 * i, &value, 2);
-            }
-    }
-    /* What stands behind a row meets weights of zero. */
-    int64_t size = vnni && reading->how != OCTAVO_FLOATS ? 1 : 2;
-    if (vnni)
-        for (int64_t digit = 0; digit < size; digit++)
-            memset(digits + digit * columns + width, 0, (size_t)(columns - width));
-    else
-        memset(digits + 2 * width, 0, (size_t)(2 * (columns - width)));
-}
-
 /* ---- every CPU ---- */
-
-static void read_row_portable(
-    octavo_rows *rows, int64_t i, const void *x, int64_t width, const octavo_reading *reading) {
-    read_row(rows, i, x, width, reading, 0);
-}
 
 /* So many columns at a time: their products fit into an int32. */
 enum { PORTABLE_COLUMNS = 512, AVX2_COLUMNS = 1024 };
@@ -145,15 +41,6 @@ static void product_portable(
 #if defined(__x86_64__)
 
 /* ---- AVX2 ---- */
-
-AVX2 static void read_row_avx2(
-    octavo_rows *rows, int64_t i, const void *x, int64_t width, const octavo_reading *reading) {
-    read_row(rows, i, x, width, reading, 0);
-}
-
-AVX2 static void find_range_avx2(octavo_reading *reading, const float *x, int64_t count) {
-    find_range(reading, x, count);
-}
 
 /* One block, `count` rows, so many columns that sums fit: each sum in two lanes side by side. */
 INLINE AVX2 void part_avx2(
@@ -235,15 +122,6 @@ AVX2 static void product_avx2(
 }
 
 /* ---- AVX512 with VNNI ---- */
-
-VNNI static void read_row_vnni(
-    octavo_rows *rows, int64_t i, const void *x, int64_t width, const octavo_reading *reading) {
-    read_row(rows, i, x, width, reading, 1);
-}
-
-VNNI static void find_range_vnni(octavo_reading *reading, const float *x, int64_t count) {
-    find_range(reading, x, count);
-}
 
 /* The sums of so many rows of digits by blocks fit into registers. */
 enum { VNNI_ROWS = 6, VNNI_BLOCKS = 4 };
@@ -329,27 +207,6 @@ VNNI static void product_vnni(
 #endif
 
 /* ---- which of them ---- */
-
-void octavo_find_range(octavo_reading *reading, const float *x, int64_t count) {
-    switch (octavo_isa()) {
-#if defined(__x86_64__)
-    case OCTAVO_AVX512_VNNI: find_range_vnni(reading, x, count); return;
-    case OCTAVO_AVX2: find_range_avx2(reading, x, count); return;
-#endif
-    default: find_range(reading, x, count);
-    }
-}
-
-void octavo_read_row(
-    octavo_rows *rows, int64_t index, const void *x, int64_t width, const octavo_reading *reading) {
-    switch (octavo_isa()) {
-#if defined(__x86_64__)
-    case OCTAVO_AVX512_VNNI: read_row_vnni(rows, index, x, width, reading); return;
-    case OCTAVO_AVX2: read_row_avx2(rows, index, x, width, reading); return;
-#endif
-    default: read_row_portable(rows, index, x, width, reading);
-    }
-}
 
 void octavo_product(
     const octavo_matrix *matrix, int64_t first, int64_t last, const octavo_rows *rows,

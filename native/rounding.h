@@ -41,18 +41,24 @@ INLINE float from_order(int32_t bits) {
     return value;
 }
 
-/* Lowest and highest, zero among them; both NaN where a value is not finite. As integers, whose
- * lowest and highest are found with vector instructions. */
+/* Lowest and highest, zero among them; both NaN where a value is not finite. By their bits, whose
+ * largest are found with vector instructions: as signed integers of the positive ones, as unsigned ones of
+ * the negative. */
 INLINE void find_bounds(const float *x, int64_t count, float *low, float *high) {
-    int32_t most = 0, least = 0;
+    const uint32_t minus_zero = 0x80000000u;
+    int32_t most = 0;
+    uint32_t least = minus_zero;
     for (int64_t i = 0; i < count; i++) {
-        int32_t bits = ordered(x[i]);
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
         most = bits > most ? bits : most;
-        least = bits < least ? bits : least;
+        least = (uint32_t)bits > least ? (uint32_t)bits : least;
     }
-    int finite = most < POSITIVE_INFINITY && least > NEGATIVE_INFINITY;
-    *low = finite ? from_order(least) : NAN;
-    *high = finite ? from_order(most) : NAN;
+    int finite = most < POSITIVE_INFINITY && least < minus_zero + POSITIVE_INFINITY;
+    memcpy(high, &most, 4);
+    memcpy(low, &least, 4);
+    if (least == minus_zero) *low = 0;
+    if (!finite) *low = *high = NAN;
 }
 
 INLINE int32_t rounded(float x) { return (int32_t)((x + NO_FRACTIONS) - NO_FRACTIONS); }
@@ -84,10 +90,16 @@ INLINE float largest_of(const float *x, int64_t count) {
 
 /* The step of which the largest of a row has so many; NaN where a value is not finite. */
 INLINE float step_of(const float *x, int64_t count, float most_steps) {
-    float low, high;
-    find_bounds(x, count, &low, &high);
-    float most = -low > high ? -low : high;
-    return most == most ? (most > FLT_MIN * most_steps ? most / most_steps : FLT_MIN) : most;
+    int32_t largest = 0; /* magnitude, whose bits are in the order of floats */
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        largest = bits > largest ? bits : largest;
+    }
+    if (largest >= POSITIVE_INFINITY) return NAN;
+    float most = from_order(largest);
+    return most > FLT_MIN * most_steps ? most / most_steps : FLT_MIN;
 }
 
 #endif

@@ -7,7 +7,7 @@
 #include "products.h"
 
 enum {
-    LEAST_ROWS = 8 /* of fewer, VNNI takes no longer */,
+    LEAST_ROWS = 8 /* of fewer, most of a tile's products are of nothing */,
     PAIR = 2 /* tiles of rows, or blocks of weights */,
     BLOCK_STEP = TILE_BYTES * BLOCK /* bytes of a block's weights for a tile's columns */
 };
@@ -128,13 +128,14 @@ INLINE AMX void all_rows(
     const octavo_matrix *m, const Blocks *taken, int64_t block, const octavo_rows *rows, int64_t count,
     int64_t height, float *y, const int blocks) {
     int64_t last = count - height; /* where a last tile begins */
-    for (int64_t row = 0; row < count; row += TILE_ROWS) {
+    int64_t at_once = rows->two_digits ? TILE_ROWS : PAIR * TILE_ROWS;
+    for (int64_t row = 0; row < count; row += at_once) {
         int64_t next = row + TILE_ROWS;
         const int64_t first[PAIR] = {row < last ? row : last, next < last ? next : last};
         if (rows->two_digits)
             two_digits(m, taken, block, rows, first[0], height, y, blocks);
         else if (next < count)
-            one_digit(m, taken, block, rows, first, height, y, 2, blocks), row = next;
+            one_digit(m, taken, block, rows, first, height, y, 2, blocks);
         else
             one_digit(m, taken, block, rows, first, height, y, 1, blocks);
     }
