@@ -21,9 +21,9 @@ LIBRARY = HERE.parent / "src" / "octavo" / "numerics" / "native" / "kernels.so"
 SOURCES = [
     HERE / f"{name}.c"
     for name in (
-        *("isa", "threads", "product", "reading", "eight_bits", "four_bits", "widened", "recurrent"),
+        *("isa", "threads", "product", "eight_bits", "four_bits", "widened", "recurrent"),
         *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
-        *("attending", "tile_products"),
+        *("attending", "reading", "tile_products"),
         *("elementwise", "pooling", "program", "normalization"),
         *("decoder", "float_rows", "layers", "grouped", "embedding", "dynamic", "float_attention"),
     )
