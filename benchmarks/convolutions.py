@@ -25,6 +25,7 @@ from octavo.runtimes.native.convolution import (
     Convolution,
     Epilogue,
     Geometry,
+    OperandsStruct,
     chunks,
     scratch_size,
 )
@@ -104,7 +105,7 @@ class Layer:
         out = (1, *self.geometry.output(*self.x.shape[1:3]), self.geometry.out_channels)
         y = torch.empty(out, dtype=torch.uint8)
         scratch = torch.empty(scratch_size(step, chunks(step, threads)), dtype=torch.uint8)
-        step.x, step.y, step.scratch = self.x.data_ptr(), y.data_ptr(), scratch.data_ptr()
+        step.at = OperandsStruct(self.x.data_ptr(), None, y.data_ptr(), scratch.data_ptr())
         loaded = library.library()
         assert loaded is not None
         convolve = loaded.octavo_convolve_in_threads

@@ -103,8 +103,8 @@ INLINE Ending ending_of(const octavo_epilogue *e) {
  * and bias are in steps of the result, divided once, unless an activation is in between: then a factor
  * makes steps of its result. */
 typedef struct {
+    int32_t first[BLOCK] __attribute__((aligned(64))); /* what sums begin at */
     int64_t channel, count;
-    int32_t first[BLOCK]; /* what sums begin at */
     float scales[BLOCK], bias[BLOCK], low, high, addend_scale, factor;
     Ending ending;
 } Prepared;

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 18
+#define OCTAVO_ABI 19
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -165,7 +165,8 @@ typedef struct {
     octavo_epilogue epilogue;
 } octavo_convolution;
 
-/* Bytes of packed weights, which depend on channels, groups, kernel and dilation alone. */
+/* Bytes of packed weights, which depend on channels, groups, kernel and dilation alone, and on whether
+ * octavo_amx, as their order does. */
 OCTAVO_EXPORT int64_t octavo_packed_size(const octavo_convolution *step);
 /* From int8 [out channels, kernel height, kernel width, in channels / groups]. */
 OCTAVO_EXPORT void octavo_pack_convolution(

@@ -1,4 +1,4 @@
-/* Tiles of a dense layer's results: up to 14 pixels beside each other, 16 or 32 channels.
+/* Tiles of a dense layer's results: up to 14 pixels beside each other (16 with AMX), 16 or 32 channels.
  *
  * All sums of a tile stay in registers while a window's runs are read, then go through memory to the
  * epilogue.
@@ -168,6 +168,9 @@ AVX2 static void tiles_avx2(
 
 /* ---- AVX512 with VNNI ---- */
 
+/* Of a unit: 16 of each pixel. */
+typedef int32_t Sums[2 * AMX_TILE][BLOCK];
+
 /* A table's functions for each number of pixels: NAME(pixels, blocks). */
 #define TILES(NAME, BLOCKS)                                                                  \
     NAME(1, BLOCKS) NAME(2, BLOCKS) NAME(3, BLOCKS) NAME(4, BLOCKS) NAME(5, BLOCKS)          \
@@ -176,11 +179,11 @@ AVX2 static void tiles_avx2(
 
 typedef void (*ProductsVnni)(
     const Windows *, const char *x, const int8_t *weights, const Prepared *prepared,
-    int32_t sums[2][TILE][BLOCK]);
+    Sums *sums);
 
 INLINE VNNI void products_vnni(
     const Windows *w, const char *x, const int8_t *weights, const Prepared *prepared,
-    int32_t sums[2][TILE][BLOCK], const int pixels, const int blocks) {
+    Sums *sums, const int pixels, const int blocks) {
     __m512i own[2][TILE];
     int64_t pixel = w->pixel, unit = w->unit_bytes, length = w->run;
     UNROLL for (int b = 0; b < blocks; b++)
@@ -206,7 +209,7 @@ INLINE VNNI void products_vnni(
 #define PRODUCTS_VNNI(PIXELS, BLOCKS)                                                       \
     VNNI static void products_vnni_##PIXELS##_##BLOCKS(                                     \
         const Windows *w, const char *x, const int8_t *weights, const Prepared *prepared,   \
-        int32_t sums[2][TILE][BLOCK]) {                                                            \
+        Sums *sums) {                                                            \
         products_vnni(w, x, weights, prepared, sums, PIXELS, BLOCKS);                          \
     }
 #define NAME_VNNI(PIXELS, BLOCKS) products_vnni_##PIXELS##_##BLOCKS,
@@ -217,7 +220,7 @@ static const ProductsVnni table_vnni[2][TILE] = {{TILES(NAME_VNNI, 1)}, {TILES(N
 
 /* The epilogue of up to four registers of sums: of one block or two side by side, `count` pixels. */
 INLINE VNNI void finish_four(
-    const octavo_convolution *c, const Prepared512 known[2], int32_t sums[2][TILE][BLOCK],
+    const octavo_convolution *c, const Prepared512 *known, Sums *sums,
     int64_t first, int64_t count, int64_t at, __mmask32 mask, const int blocks, const int whole,
     const Ending ending) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -252,58 +255,77 @@ INLINE VNNI void finish_four(
 }
 
 INLINE VNNI void finish_bytes(
-    const octavo_convolution *c, const Prepared *prepared, int32_t sums[2][TILE][BLOCK],
+    const octavo_convolution *c, const Prepared *prepared, const Prepared512 *kept, Sums *sums,
     int64_t pixels, int64_t at, const int blocks, const int whole, const Ending ending) {
     const int at_once = 4 / blocks;
     int64_t count = BLOCK * (blocks - 1) + prepared[blocks - 1].count, step = c->out.channels, p = 0;
     __mmask32 mask = (__mmask32)(((uint64_t)1 << count) - 1);
-    Prepared512 known[2];
-    UNROLL for (int b = 0; b < blocks; b++) known[b] = in_registers(&c->epilogue, prepared + b);
+    Prepared512 known[2]; /* in registers: what is stored might be theirs, as far as compilers know */
+    UNROLL for (int b = 0; b < blocks; b++) known[b] = kept[b];
     for (; p + at_once <= pixels; p += at_once)
         finish_four(c, known, sums, p, at_once, at + p * step, mask, blocks, whole, ending);
     if (p < pixels)
         finish_four(c, known, sums, p, pixels - p, at + p * step, mask, blocks, whole, ending);
 }
 
-#define ENDED(ENDING)                                                                        \
-    case ENDING * 4: finish_bytes(c, p, sums, pixels, at, 1, 0, ENDING); break;            \
-    case ENDING * 4 + 1: finish_bytes(c, p, sums, pixels, at, 1, 1, ENDING); break;        \
-    case ENDING * 4 + 2: finish_bytes(c, p, sums, pixels, at, 2, 0, ENDING); break;        \
-    case ENDING * 4 + 3: finish_bytes(c, p, sums, pixels, at, 2, 1, ENDING); break;
+/* Two units after the other, the last one may be alone. */
+INLINE VNNI void finish_units(
+    const octavo_convolution *c, const Prepared *p, const Prepared512 *known, Sums *sums,
+    int64_t pixels, int64_t at, int64_t units, const Ending ending) {
+    for (; units > 0; units -= 2, p += 2, known += 2, sums += 2, at += 2 * BLOCK) {
+        int whole = p[units > 1].count == BLOCK;
+        if (units > 1 && whole)
+            finish_bytes(c, p, known, sums, pixels, at, 2, 1, ending);
+        else if (units > 1)
+            finish_bytes(c, p, known, sums, pixels, at, 2, 0, ending);
+        else if (whole)
+            finish_bytes(c, p, known, sums, pixels, at, 1, 1, ending);
+        else
+            finish_bytes(c, p, known, sums, pixels, at, 1, 0, ending);
+    }
+}
 
-/* The epilogue of one unit or two for all pixels of a tile. */
+#define ENDED(ENDING)                                                                        \
+    case ENDING: finish_units(c, p, known, sums, pixels, at, units, ENDING); break;
+
+/* The epilogue of some units for pixels beside each other. */
 VNNI static void finish_vnni(
-    const octavo_convolution *c, const Prepared *p, int32_t sums[2][TILE][BLOCK], int64_t pixels,
-    int64_t result, int64_t blocks) {
+    const octavo_convolution *c, const Prepared *p, const Prepared512 *known, Sums *sums,
+    int64_t pixels, int64_t result, int64_t units) {
     int64_t at = result + p->channel;
-    int whole = p[blocks - 1].count == BLOCK;
-    Ending ending = p[0].ending == p[blocks - 1].ending ? p[0].ending : CUT; /* one is BARE */
-    if (ending != ANY_ENDING)
-        switch ((int)ending * 4 + (blocks == 2) * 2 + whole) {
-            ENDED(BARE)
-            ENDED(CUT)
-            ENDED(ADDED)
-            ENDED(SILU)
-            ENDED(HARDSWISH)
-        }
-    else
-        for (int64_t b = 0; b < blocks; b++, at += BLOCK) {
-            Runs runs = {p[b].channel, 0, p[b].channel + p[b].count, at, c->out.channels};
-            finish_runs_vnni(&c->epilogue, sums[b][0], pixels, &runs, c->at.y);
-        }
+    Ending ending = p->ending;
+    for (int64_t i = 1; i < units; i++)
+        if (p[i].ending != ending) ending = CUT; /* one is BARE */
+    switch (ending) {
+        ENDED(BARE)
+        ENDED(CUT)
+        ENDED(ADDED)
+        ENDED(SILU)
+        ENDED(HARDSWISH)
+    case ANY_ENDING:
+        for (int64_t i = 0; i < units; i++, at += BLOCK)
+            for (int64_t first = 0; first < pixels; first += MOST_RUNS) {
+                int64_t step = c->out.channels, from = at + first * step;
+                Runs runs = {p[i].channel, 0, p[i].channel + p[i].count, from, step};
+                finish_runs_vnni(
+                    &c->epilogue, sums[i][first], least(MOST_RUNS, pixels - first), &runs, c->at.y);
+            }
+    }
 }
 
 VNNI static void tiles_vnni(
     const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
     int64_t blocks = least(2, w->units - unit);
-    int32_t sums[2][TILE][BLOCK] __attribute__((aligned(64)));
+    Sums sums[2] __attribute__((aligned(64)));
     Prepared prepared[2];
     const int8_t *weights = prepare_unit(&prepared[0], c, w, group, unit);
     if (blocks > 1) prepare_unit(&prepared[1], c, w, group, unit + 1);
+    Prepared512 known[2];
+    for (int64_t b = 0; b < blocks; b++) known[b] = in_registers(&c->epilogue, prepared + b);
     FOR_TILES(tile, group * w->group_in) {
         if (tile.pixels < 1) continue;
         table_vnni[blocks - 1][tile.pixels - 1](w, tile.x, weights, prepared, sums);
-        finish_vnni(c, prepared, sums, tile.pixels, tile.result, blocks);
+        finish_vnni(c, prepared, known, sums, tile.pixels, tile.result, blocks);
     }
 }
 
@@ -313,91 +335,135 @@ VNNI static void tiles_vnni(
 
 #if defined(OCTAVO_KNOWS_AMX)
 
-/* Registers: the sums of two units of channels; the pixels' values and those units' weights for 64 of
- * a window's values; and the same for what is left of a run. */
+/* Registers: the sums of two tiles by two units of channels, of up to 64 of a window's values those
+ * that the pixels of a tile have, and their weights. */
 #define SUMS 0
-#define NEXT_SUMS 1
-#define X 2
-#define WEIGHTS 3
-#define NEXT_WEIGHTS 4
-#define LEFT 5
-#define LEFT_WEIGHTS 6
-#define NEXT_LEFT_WEIGHTS 7
+#define NEXT_UNITS_SUMS 1
+#define NEXT_TILES_SUMS 2
+#define LAST_SUMS 3
+#define X 4
+#define NEXT_X 5
+#define WEIGHTS 6
+#define NEXT_WEIGHTS 7
 
-AMX static void hold_pixels(int64_t pixels, int64_t left) {
+enum { STEP = 4 * BLOCK }; /* from four of a window's values to the next, among the weights */
+
+AMX void octavo_begin_tiles(const Windows *w) {
+    if (!w->by_amx) return;
     TileSizes sizes = {.palette = 1};
-    for (int t = SUMS; t < LEFT; t++) {
-        sizes.rows[t] = (uint8_t)(t < WEIGHTS ? pixels : TILE_ROWS);
-        sizes.bytes[t] = TILE_BYTES;
-    }
-    for (int t = LEFT; left && t < TILE_REGISTERS; t++) {
-        sizes.rows[t] = (uint8_t)(t < LEFT_WEIGHTS ? pixels : left / 4);
-        sizes.bytes[t] = (uint16_t)(t < LEFT_WEIGHTS ? left : TILE_BYTES);
+    int64_t bytes = least(w->length, TILE_BYTES);
+    for (int t = SUMS; t < TILE_REGISTERS; t++) {
+        sizes.rows[t] = (uint8_t)(t < WEIGHTS ? w->tile : bytes / 4);
+        sizes.bytes[t] = (uint16_t)(t == X || t == NEXT_X ? bytes : TILE_BYTES);
     }
     tile_sizes(&sizes);
 }
 
-INLINE AMX void products_amx(
-    const Windows *w, const char *x, const int8_t *weights, const Prepared *prepared,
-    int32_t sums[2][TILE][BLOCK], const int blocks) {
-    enum { STEP = 4 * BLOCK }; /* from four of a window's values to the next, among the weights */
-    int64_t left = ceiling(w->run, 4) * 4 % TILE_BYTES, whole = ceiling(w->run, 4) * 4 - left;
-    int64_t pixel = w->pixel, unit = w->unit_bytes;
-    tile_read(SUMS, prepared[0].first, 0);
-    if (blocks > 1) tile_read(NEXT_SUMS, prepared[1].first, 0);
-    FOR_RUNS {
-        const char *run = x + at;
-        for (int64_t k = 0; k < whole; k += TILE_BYTES, weights += TILE_BYTES / 4 * STEP) {
-            tile_read(X, run + k, pixel);
-            tile_read(WEIGHTS, weights, STEP);
-            tile_products(SUMS, X, WEIGHTS);
-            if (blocks > 1) {
-                tile_read(NEXT_WEIGHTS, weights + unit, STEP);
-                tile_products(NEXT_SUMS, X, NEXT_WEIGHTS);
-            }
-        }
-        if (!left) continue;
-        tile_read(LEFT, run + whole, pixel);
-        tile_read(LEFT_WEIGHTS, weights, STEP);
-        tile_products(SUMS, LEFT, LEFT_WEIGHTS);
-        if (blocks > 1) {
-            tile_read(NEXT_LEFT_WEIGHTS, weights + unit, STEP);
-            tile_products(NEXT_SUMS, LEFT, NEXT_LEFT_WEIGHTS);
-        }
-        weights += left / 4 * STEP;
-    }
-    tile_write(SUMS, sums[0], STEP);
-    if (blocks > 1) tile_write(NEXT_SUMS, sums[1], STEP);
+AMX void octavo_end_tiles(const Windows *w) {
+    if (w->by_amx) tile_release();
 }
 
+/* One step of a window's values. */
+INLINE AMX void step(
+    const char *x, const char *next_x, int64_t pixel, const int8_t *weights,
+    const int8_t *next_weights, const int tiles, const int blocks) {
+    tile_read(X, x, pixel);
+    tile_read(WEIGHTS, weights, STEP);
+    tile_products(SUMS, X, WEIGHTS);
+    if (blocks > 1) {
+        tile_read(NEXT_WEIGHTS, next_weights, STEP);
+        tile_products(NEXT_UNITS_SUMS, X, NEXT_WEIGHTS);
+    }
+    if (tiles > 1) {
+        tile_read(NEXT_X, next_x, pixel);
+        tile_products(NEXT_TILES_SUMS, NEXT_X, WEIGHTS);
+        if (blocks > 1) tile_products(LAST_SUMS, NEXT_X, NEXT_WEIGHTS);
+    }
+}
+
+/* The sums of up to two tiles by two units, one tile's behind the other's. The last step of a run ends where
+ * the run does, and what it has in common with the one before meets weights of zero: so nothing behind a
+ * window is read. */
+INLINE AMX void make_sums(
+    const Windows *w, const Tile *pair, const int8_t *weights, const Prepared *p, Sums *sums,
+    const int tiles, const int blocks) {
+    int64_t pixel = w->pixel, unit = w->unit_bytes, length = w->length, rows = w->tile;
+    int64_t end = length > TILE_BYTES ? length - TILE_BYTES : 0;
+    int64_t bytes = least(length, TILE_BYTES) * BLOCK;
+    const char *x = pair[0].x, *next_x = pair[1].x;
+    tile_read(SUMS, p[0].first, 0);
+    if (blocks > 1) tile_read(NEXT_UNITS_SUMS, p[1].first, 0);
+    if (tiles > 1) tile_read(NEXT_TILES_SUMS, p[0].first, 0);
+    if (tiles > 1 && blocks > 1) tile_read(LAST_SUMS, p[1].first, 0);
+    FOR_RUNS
+        for (int64_t k = 0; k < length; k += TILE_BYTES, weights += bytes) {
+            int64_t from = at + least(k, end);
+            step(x + from, next_x + from, pixel, weights, weights + unit, tiles, blocks);
+        }
+    tile_write(SUMS, sums[0], STEP);
+    if (blocks > 1) tile_write(NEXT_UNITS_SUMS, sums[1], STEP);
+    if (tiles > 1) tile_write(NEXT_TILES_SUMS, sums[0][rows], STEP);
+    if (tiles > 1 && blocks > 1) tile_write(LAST_SUMS, sums[1][rows], STEP);
+}
+
+/* The epilogue of all units of a pair: of both tiles at once where they are beside each other. */
+AMX static void finish_pair(
+    const octavo_convolution *c, const Windows *w, const Tile *pair, int64_t tiles, const Prepared *p,
+    const Prepared512 *known, Sums *sums, int64_t units) {
+    int64_t behind = pair[0].result + w->tile * c->out.channels;
+    int are_joined = tiles > 1 && !pair[0].ahead && !pair[1].ahead && pair[1].result == behind;
+    if (are_joined) {
+        finish_vnni(c, p, known, sums, w->tile + pair[1].pixels, pair[0].result, units);
+        return;
+    }
+    for (int64_t t = 0; t < tiles; t++)
+        finish_vnni(
+            c, p, known, (Sums *)sums[0][t * w->tile + pair[t].ahead], pair[t].pixels, pair[t].result, units);
+}
+
+/* All products of a pair of tiles, then all of its epilogue: for some 200 cycles behind an instruction on
+ * tiles vectors of floats take twice as long. Its results fill lines of the cache. */
 AMX static void tiles_amx(
     const octavo_convolution *c, const Windows *w, const Band *band, int64_t group, int64_t unit) {
-    int64_t blocks = least(2, w->units - unit), pixels = 0;
-    int32_t sums[2][TILE][BLOCK] __attribute__((aligned(64)));
-    Prepared prepared[2];
-    const int8_t *weights = prepare_unit(&prepared[0], c, w, group, unit);
-    if (blocks > 1) prepare_unit(&prepared[1], c, w, group, unit + 1);
-    FOR_TILES(tile, group * w->group_in) {
-        if (tile.pixels < 1) continue;
-        /* Others use the registers too between two calls of this function. */
-        if (tile.pixels != pixels) hold_pixels(tile.pixels, ceiling(w->run, 4) * 4 % TILE_BYTES);
-        pixels = tile.pixels;
-        if (blocks > 1)
-            products_amx(w, tile.x, weights, prepared, sums, 2);
-        else
-            products_amx(w, tile.x, weights, prepared, sums, 1);
-        finish_vnni(c, prepared, sums, tile.pixels, tile.result, blocks);
+    int64_t units = least(w->units_at_once, w->units - unit), count = 0;
+    Sums sums[MOST_UNITS] __attribute__((aligned(64)));
+    Prepared prepared[MOST_UNITS];
+    Prepared512 known[MOST_UNITS];
+    Tile pair[2];
+    for (int64_t i = 0; i < units; i++) {
+        prepare_unit(prepared + i, c, w, group, unit + i);
+        known[i] = in_registers(&c->epilogue, prepared + i);
     }
-    tile_release();
+    FOR_TILES(tile, group * w->group_in) {
+        if (tile.pixels > 0) pair[count++] = tile;
+        if (!count || (count < 2 && tile.index + 1 < band->end)) continue;
+        const int8_t *weights = c->weights + (group * w->units + unit) * w->unit_bytes;
+        for (int64_t i = 0; i < units; i += 2, weights += 2 * w->unit_bytes)
+            switch (count * 2 + least(2, units - i)) {
+            case 3: make_sums(w, pair, weights, prepared + i, sums + i, 1, 1); break;
+            case 4: make_sums(w, pair, weights, prepared + i, sums + i, 1, 2); break;
+            case 5: make_sums(w, pair, weights, prepared + i, sums + i, 2, 1); break;
+            case 6: make_sums(w, pair, weights, prepared + i, sums + i, 2, 2); break;
+            }
+        finish_pair(c, w, pair, count, prepared, known, sums, units);
+        count = 0;
+    }
 }
+
+#else
+
+void octavo_begin_tiles(const Windows *w) { (void)w; }
+void octavo_end_tiles(const Windows *w) { (void)w; }
 
 #endif
 
 /* ---- which of them ---- */
 
-octavo_tiles octavo_dense_tiles(void) {
+octavo_tiles octavo_dense_tiles(const Windows *w) {
 #if defined(OCTAVO_KNOWS_AMX)
-    if (octavo_amx()) return tiles_amx;
+    if (w->by_amx) return tiles_amx;
+#else
+    (void)w;
 #endif
     switch (octavo_isa()) {
 #if defined(__x86_64__)
