@@ -4,198 +4,43 @@
  * some targets of a head: their scores with all keys, the exponentials of these as integers, and the
  * product of those with the values.
  */
-#include <float.h>
-#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "activations.h"
+#include "amx.h"
+#include "heads.h"
 #include "octavo.h"
-#include "rounding.h"
+#include "shares.h"
 
-enum { TARGETS = 24 /* that a thread takes at a time */, FOUR = 4 };
+enum { TARGETS = 24 /* that a thread takes at a time */, TILED_TARGETS = 48 /* with tiles */ };
 
 static int64_t up(int64_t size, int64_t to) { return (size + to - 1) / to * to; }
 
-/* ---- packing: what product.c reads, of values less 128 ---- */
-
-/* Four rows of 16 values, less 128, with four of a row beside four of the next: to `to`, and so many bytes
- * on for each four of the columns. */
-INLINE void pack_four_keys(const uint8_t *from, int64_t stride, int8_t *to, const int64_t step) {
-#if defined(__x86_64__)
-    __m128i rows[FOUR];
-    for (int i = 0; i < FOUR; i++)
-        rows[i] = _mm_xor_si128(
-            _mm_loadu_si128((const __m128i *)(from + i * stride)), _mm_set1_epi8((char)0x80));
-    __m128i a = _mm_unpacklo_epi32(rows[0], rows[1]), b = _mm_unpacklo_epi32(rows[2], rows[3]);
-    __m128i c = _mm_unpackhi_epi32(rows[0], rows[1]), d = _mm_unpackhi_epi32(rows[2], rows[3]);
-    _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi64(a, b));
-    _mm_storeu_si128((__m128i *)(to + step), _mm_unpackhi_epi64(a, b));
-    _mm_storeu_si128((__m128i *)(to + 2 * step), _mm_unpacklo_epi64(c, d));
-    _mm_storeu_si128((__m128i *)(to + 3 * step), _mm_unpackhi_epi64(c, d));
-#else
-    for (int64_t row = 0; row < FOUR; row++)
-        for (int64_t i = 0; i < BLOCK; i++)
-            to[i / FOUR * step + row * FOUR + i % FOUR] = (int8_t)(from[row * stride + i] ^ 0x80);
-#endif
-}
-
-/* Four rows of 16 values, less 128, each value of a column beside that of the next row. */
-INLINE void pack_four_values(const uint8_t *from, int64_t stride, int8_t *to) {
-#if defined(__x86_64__)
-    __m128i rows[FOUR];
-    for (int i = 0; i < FOUR; i++)
-        rows[i] = _mm_xor_si128(
-            _mm_loadu_si128((const __m128i *)(from + i * stride)), _mm_set1_epi8((char)0x80));
-    __m128i a = _mm_unpacklo_epi8(rows[0], rows[1]), b = _mm_unpacklo_epi8(rows[2], rows[3]);
-    __m128i c = _mm_unpackhi_epi8(rows[0], rows[1]), d = _mm_unpackhi_epi8(rows[2], rows[3]);
-    _mm_storeu_si128((__m128i *)to, _mm_unpacklo_epi16(a, b));
-    _mm_storeu_si128((__m128i *)(to + BLOCK), _mm_unpackhi_epi16(a, b));
-    _mm_storeu_si128((__m128i *)(to + 2 * BLOCK), _mm_unpacklo_epi16(c, d));
-    _mm_storeu_si128((__m128i *)(to + 3 * BLOCK), _mm_unpackhi_epi16(c, d));
-#else
-    for (int64_t row = 0; row < FOUR; row++)
-        for (int64_t i = 0; i < BLOCK; i++) to[FOUR * i + row] = (int8_t)(from[row * stride + i] ^ 0x80);
-#endif
-}
-
-/* Keys [rows, columns] to [rows / 16][columns / 4][16][4], and the sum of each. */
-static void pack_keys(
-    const uint8_t *from, int64_t stride, int64_t rows, int64_t columns, int8_t *to, int32_t *sums) {
-    int64_t width = up(columns, FOUR), rows_of_four = rows / FOUR * FOUR;
-    int64_t whole = columns / BLOCK * BLOCK;
-    if (rows % BLOCK || columns % FOUR) memset(to, 0, (size_t)(up(rows, BLOCK) * width));
-    for (int64_t row = 0; row < rows; row++) {
-        const uint8_t *key = from + row * stride;
-        int8_t *place = to + row / BLOCK * BLOCK * width + row % BLOCK * FOUR;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < columns; i++) sum += key[i];
-        sums[row] = sum - 128 * (int32_t)columns;
-        int64_t begin = row < rows_of_four ? whole : 0;
-        if (begin && row % FOUR == 0)
-            for (int64_t i = 0; i < whole; i += BLOCK)
-                pack_four_keys(key + i, stride, place + i * BLOCK, FOUR * BLOCK);
-        for (int64_t i = begin; i < columns; i++)
-            place[i / FOUR * FOUR * BLOCK + i % FOUR] = (int8_t)(key[i] ^ 0x80);
-    }
-}
-
-/* Values [sources, channels] to [channels / 16][sources / 4][16][4]. */
-static void pack_values(
-    const uint8_t *from, int64_t stride, int64_t sources, int64_t channels, int8_t *to) {
-    int64_t width = up(sources, FOUR), fours = sources / FOUR * FOUR;
-    if (sources % FOUR || channels % BLOCK)
-        memset(to, 0, (size_t)(up(channels, BLOCK) * width));
-    for (int64_t block = 0; block < channels; block += BLOCK) {
-        int64_t count = channels - block < BLOCK ? channels - block : BLOCK;
-        int64_t begin = count == BLOCK ? fours : 0;
-        for (int64_t row = 0; row < begin; row += FOUR)
-            pack_four_values(from + row * stride + block, stride, to + block * width + row * BLOCK);
-        for (int64_t row = begin; row < sources; row++) {
-            const uint8_t *value = from + row * stride + block;
-            int8_t *place = to + (block * width + row / FOUR * FOUR * BLOCK) + row % FOUR;
-            for (int64_t i = 0; i < count; i++) place[FOUR * i] = (int8_t)(value[i] ^ 0x80);
-        }
-    }
-}
-
-/* ---- rows of scores, written once and compiled for each instruction set ---- */
-
-INLINE void mask_row(float *scores, int64_t count, const void *mask, int32_t kind) {
-    const float *added = mask;
-    const uint8_t *seen = mask;
-    if (kind == OCTAVO_ADDED_MASK)
-        for (int64_t i = 0; i < count; i++) scores[i] += added[i];
-    else
-        for (int64_t i = 0; i < count; i++) scores[i] = seen[i] ? scores[i] : -INFINITY;
-}
-
-/* The exponentials in steps, 0..levels; returns their sum. */
-INLINE int32_t to_levels(const float *scores, int64_t count, float largest, float levels, uint8_t *q) {
-    int32_t sum = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int32_t steps = rounded(exponential(scores[i] - largest, 0.0f) * levels);
-        q[i] = (uint8_t)steps;
-        sum += steps;
-    }
-    return sum;
-}
-
-/* A row of scores to integers, and their sum; NaN where a score is none. Both have room for whole
- * vectors. */
-INLINE float round_row(
-    float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q,
-    int32_t (*steps_of)(const float *, int64_t, float, float, uint8_t *)) {
-    if (kind != OCTAVO_NO_MASK) mask_row(scores, count, mask, kind);
-    int64_t whole = up(count, LANES);
-    for (int64_t i = count; i < whole; i++) scores[i] = -INFINITY;
-    float largest = largest_of(scores, whole);
-    if (largest != largest) {
-        memset(q, 0, (size_t)count);
-        return largest;
-    }
-    return (float)steps_of(scores, whole, largest, levels, q);
-}
-
-#if defined(__x86_64__)
-
-VNNI static int32_t to_levels_vnni(
-    const float *scores, int64_t count, float largest, float levels, uint8_t *q) {
-    const float log2_of_e = 1.44269504088896341f;
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t i = 0; i < count; i += LANES) {
-        __m512 below = _mm512_sub_ps(_mm512_loadu_ps(scores + i), _mm512_set1_ps(largest));
-        __m512 share = power_of_two(_mm512_mul_ps(below, _mm512_set1_ps(log2_of_e)));
-        __m512i steps = _mm512_cvtps_epi32(_mm512_mul_ps(share, _mm512_set1_ps(levels)));
-        _mm_storeu_si128((__m128i *)(q + i), _mm512_cvtepi32_epi8(steps));
-        sum = _mm512_add_epi32(sum, steps);
-    }
-    return _mm512_reduce_add_epi32(sum);
-}
-
-#endif
-
-/* The sums of values less 128, to their mean: exact where they are whole numbers of a float. */
-INLINE void store_row(const octavo_attention_call *call, const float *sums, float sum, char *out) {
-    int64_t count = call->value_channels;
-    float shift = sum * (float)(128 - call->v.zero_point);
-    float worth = sum == 0.0f ? 0.0f : call->v.scale / sum;
-    if (call->out_scale == 0.0f) {
-        float *to = (float *)out;
-        for (int64_t i = 0; i < count; i++) to[i] = (sums[i] + shift) * worth;
-        return;
-    }
-    float mean[BLOCK];
-    for (int64_t block = 0; block < count; block += BLOCK) {
-        int64_t size = count - block < BLOCK ? count - block : BLOCK;
-        for (int64_t i = 0; i < size; i++) mean[i] = (sums[block + i] + shift) * worth;
-        round_floats(
-            mean, size, call->out_scale, call->out_zero_point, call->out_low, call->out_high,
-            (uint8_t *)out + block);
-    }
-}
+/* ---- rows of scores, compiled for each instruction set ---- */
 
 typedef struct {
-    float (*round_row)(float *, int64_t, const void *, int32_t, float, uint8_t *);
+    float (*round_row)(float *, int64_t, const Scores *, uint8_t *);
     void (*store_row)(const octavo_attention_call *, const float *, float, char *);
 } Rows;
 
-#define ROWS(SET, TARGET, TO_LEVELS)                                                             \
-    TARGET static float round_row_##SET(                                                         \
-        float *scores, int64_t count, const void *mask, int32_t kind, float levels, uint8_t *q) { \
-        return round_row(scores, count, mask, kind, levels, q, TO_LEVELS);                       \
-    }                                                                                            \
-    TARGET static void store_row_##SET(                                                          \
-        const octavo_attention_call *call, const float *sums, float sum, char *out) {            \
-        store_row(call, sums, sum, out);                                                         \
-    }                                                                                            \
+#define ROWS(SET, TARGET, ROUND, STORE)                                                   \
+    TARGET static float round_row_##SET(                                                  \
+        float *sums, int64_t count, const Scores *meant, uint8_t *q) {                    \
+        return ROUND;                                                                     \
+    }                                                                                     \
+    TARGET static void store_row_##SET(                                                   \
+        const octavo_attention_call *call, const float *sums, float sum, char *out) {     \
+        STORE;                                                                            \
+    }                                                                                     \
     static const Rows rows_##SET = {round_row_##SET, store_row_##SET};
 
-ROWS(portable, , to_levels)
+ROWS(portable, , round_row(sums, count, meant, q), store_row(call, sums, sum, out))
 #if defined(__x86_64__)
-ROWS(avx2, AVX2, to_levels)
-ROWS(avx512, VNNI, to_levels_vnni)
+ROWS(avx2, AVX2, round_row(sums, count, meant, q), store_row(call, sums, sum, out))
+ROWS(
+    avx512, VNNI, round_row_vnni(sums, count, largest_score(sums, count, meant, 0), meant, q, 0),
+    store_row_vnni(call, sums, sum, out, 0))
 #endif
 
 static const Rows *rows_of_this_cpu(void) {
@@ -210,11 +55,11 @@ static const Rows *rows_of_this_cpu(void) {
 
 /* ---- one call ---- */
 
-/* What one worker works on: the targets of a head, as rows of products, and their scores. */
+/* What one worker works on: some targets of a head, their scores and the shares that these become. */
 typedef struct {
     octavo_rows queries, shares; /* as they come; the rounded exponentials */
-    float *scores, *mixed;       /* [TARGETS, sources], [TARGETS, value channels], rounded up */
-    uint8_t *levels;             /* [sources] */
+    void *scores, *mixed;        /* [targets, sources], [targets, value channels], rounded up */
+    uint8_t *levels;             /* of a row, or with tiles of all */
 } Own;
 
 /* Whether a worker's memory is in use. */
@@ -227,11 +72,14 @@ typedef struct {
     const octavo_attention_call *call;
     octavo_matrix keys, values; /* of the first head */
     int8_t *packed_keys, *packed_values;
-    int32_t *key_sums;
-    float *key_scales, *ones, *zeros;
+    int32_t *key_sums; /* with tiles: times the queries' zero point, negated */
+    float *ones, *zeros;
     Door *doors;
     char *own; /* the first worker's memory */
     int64_t own_bytes, bytes;
+    int64_t targets;                            /* at a time */
+    int64_t query_pitch, score_pitch, level_pitch; /* with tiles: bytes from row to row */
+    int is_tiled;
 } Run;
 
 /* One piece of memory after the other out of one block, each on a line of the cache; without a block
@@ -251,39 +99,55 @@ static octavo_rows rows_in(char *block, int64_t *used, int64_t columns) {
 }
 
 static Own own_in(const Run *run, char *block, int64_t *used) {
-    Own own;
-    own.queries = rows_in(block, used, run->keys.columns);
-    own.shares = rows_in(block, used, run->values.columns);
-    own.scores = piece(block, used, TARGETS * run->keys.rows * 4);
-    own.mixed = piece(block, used, TARGETS * run->values.rows * 4);
-    own.levels = piece(block, used, run->keys.rows);
+    Own own = {.queries = {.columns = run->keys.columns}};
+    if (run->is_tiled) {
+        own.queries.digits = piece(block, used, run->targets * run->query_pitch);
+        own.scores = piece(block, used, run->targets * run->score_pitch);
+        own.levels = piece(block, used, run->targets * run->level_pitch);
+    } else {
+        own.queries = rows_in(block, used, run->keys.columns);
+        own.shares = rows_in(block, used, run->values.columns);
+        own.scores = piece(block, used, run->targets * run->keys.rows * 4);
+        own.levels = piece(block, used, up(run->keys.rows, 64));
+    }
+    own.mixed = piece(block, used, run->targets * run->values.rows * 4);
     return own;
 }
 
-static Run placed(const octavo_attention_call *call) {
-    Run run = {.call = call};
+/* An odd number of lines: rows at multiples of 4096 bytes would have one place in a cache. */
+static int64_t pitch_of(int64_t bytes) { return (up(bytes, 64) / 64 | 1) * 64; }
+
+static Run placed(const octavo_attention_call *call, int is_tiled) {
+    Run run = {.call = call, .is_tiled = is_tiled};
     char *block = call->memory ? (char *)call->memory + -(uintptr_t)call->memory % 64 : NULL;
     int64_t heads = call->batch * call->shared_heads;
     octavo_matrix *keys = &run.keys, *values = &run.values;
-    keys->rows = up(call->sources, BLOCK), keys->columns = up(call->channels, FOUR);
-    values->rows = up(call->value_channels, BLOCK), values->columns = up(call->sources, FOUR);
+    keys->rows = up(call->sources, BLOCK);
+    keys->columns = up(call->channels, is_tiled && call->channels > 64 ? 64 : FOUR);
+    values->rows = up(call->value_channels, BLOCK);
+    values->columns = up(call->sources, is_tiled ? 64 : FOUR);
+    run.targets = is_tiled ? TILED_TARGETS : TARGETS;
+    run.query_pitch = pitch_of(keys->columns), run.score_pitch = pitch_of(keys->rows * 4);
+    run.level_pitch = pitch_of(values->columns);
     int64_t most = keys->rows > values->rows ? keys->rows : values->rows;
     run.doors = piece(block, &run.bytes, call->workers * (int64_t)sizeof(Door));
     run.packed_keys = piece(block, &run.bytes, heads * keys->rows * keys->columns);
     run.packed_values = piece(block, &run.bytes, heads * values->rows * values->columns);
     run.key_sums = piece(block, &run.bytes, heads * keys->rows * 4);
-    run.key_scales = piece(block, &run.bytes, keys->rows * 4);
-    run.ones = piece(block, &run.bytes, values->rows * 4);
+    run.ones = piece(block, &run.bytes, most * 4);
     run.zeros = piece(block, &run.bytes, most * 4);
     own_in(&run, NULL, &run.own_bytes);
     run.own = piece(block, &run.bytes, call->workers * run.own_bytes);
-    keys->scales = run.key_scales, values->scales = run.ones;
+    keys->scales = values->scales = run.ones; /* rows of scores have a scale of their own */
     keys->bias = values->bias = run.zeros; /* what all scores of a row have more changes none */
     values->sums = (int32_t *)run.zeros;
     return run;
 }
 
-int64_t octavo_attention_memory(const octavo_attention_call *call) { return placed(call).bytes + 64; }
+int64_t octavo_attention_memory(const octavo_attention_call *call) {
+    int64_t bytes = placed(call, 0).bytes, of_tiles = placed(call, 1).bytes;
+    return (bytes > of_tiles ? bytes : of_tiles) + 64;
+}
 
 static void pack(const Run *run, int64_t index) {
     const octavo_attention_call *call = run->call;
@@ -292,101 +156,282 @@ static void pack(const Run *run, int64_t index) {
     const uint8_t *from =
         heads->values + batch * heads->batch_stride + rest * heads->head_stride;
     const octavo_matrix *keys = &run->keys, *values = &run->values;
-    if (index % 2)
+    if (index % 2) {
         pack_values(
-            from, heads->row_stride, call->sources, call->value_channels,
+            from, heads->row_stride, call->sources, call->value_channels, values->columns,
             run->packed_values + head * values->rows * values->columns);
-    else
+    } else {
+        int32_t *sums = run->key_sums + head * keys->rows;
         pack_keys(
-            from, heads->row_stride, call->sources, call->channels,
-            run->packed_keys + head * keys->rows * keys->columns,
-            run->key_sums + head * keys->rows);
+            from, heads->row_stride, call->sources, call->channels, keys->columns,
+            run->packed_keys + head * keys->rows * keys->columns, sums);
+        for (int64_t i = 0; run->is_tiled && i < keys->rows; i++) sums[i] *= -call->q.zero_point;
+    }
 }
 
-static void attend(
-    const Run *run, Own *own, int64_t batch, int64_t head, int64_t first, int64_t count) {
+/* Some targets of a head of queries, and the keys and values that they read. */
+typedef struct {
+    int64_t batch, head, first, count;
+    int64_t most; /* sources that any of them sees */
+    octavo_matrix keys, values;
+} Part;
+
+static Part part_of(const Run *run, int64_t index) {
+    const octavo_attention_call *call = run->call;
+    int64_t blocks = up(call->targets, run->targets) / run->targets, all = index / blocks;
+    Part part = {
+        .batch = all / call->heads, .head = all % call->heads, .first = index % blocks * run->targets};
+    int64_t rest = call->targets - part.first;
+    part.count = rest < run->targets ? rest : run->targets;
+    int64_t end = part.first + part.count;
+    part.most = call->causal && end < call->sources ? end : call->sources;
+    int64_t shared =
+        part.batch * call->shared_heads + part.head / (call->heads / call->shared_heads);
+    part.keys = run->keys, part.values = run->values;
+    part.keys.weights = run->packed_keys + shared * part.keys.rows * part.keys.columns;
+    part.keys.sums = run->key_sums + shared * part.keys.rows;
+    part.values.weights = run->packed_values + shared * part.values.rows * part.values.columns;
+    return part;
+}
+
+static const uint8_t *query_of(const Run *run, const Part *part, int64_t i) {
+    const octavo_heads *q = &run->call->q;
+    return q->values + part->batch * q->batch_stride + part->head * q->head_stride +
+           (part->first + i) * q->row_stride;
+}
+
+/* How many sources a target sees. */
+static int64_t seen_by(const Run *run, const Part *part, int64_t i) {
+    int64_t before = part->first + i + 1;
+    return run->call->causal && before < part->most ? before : part->most;
+}
+
+static Scores scores_of(const Run *run, const Part *part, int64_t i) {
+    const octavo_attention_call *call = run->call;
+    float scale = call->k.scale * call->scale * call->q.scale;
+    Scores scores = {scale, (float)call->levels, call->mask_kind, call->mask};
+    int64_t size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
+    if (call->mask)
+        scores.mask = (const char *)call->mask +
+                      size * (part->batch * call->mask_batch_stride +
+                              part->head * call->mask_head_stride +
+                              (part->first + i) * call->mask_row_stride);
+    return scores;
+}
+
+static char *result_of(const Run *run, const Part *part, int64_t i) {
+    const octavo_attention_call *call = run->call;
+    int64_t size = call->out_scale == 0.0f ? 4 : 1;
+    return (char *)call->out +
+           size * (part->batch * call->out_batch_stride + part->head * call->out_head_stride +
+                   (part->first + i) * call->out_row_stride);
+}
+
+static void attend(const Run *run, Own *own, const Part *part) {
     float sums[TARGETS]; /* of the exponentials */
     const octavo_attention_call *call = run->call;
     const Rows *rows = rows_of_this_cpu();
-    int64_t shared =
-        batch * call->shared_heads + head / (call->heads / call->shared_heads);
-    octavo_matrix keys = run->keys, values = run->values;
-    keys.weights = run->packed_keys + shared * keys.rows * keys.columns;
-    keys.sums = run->key_sums + shared * keys.rows;
-    values.weights = run->packed_values + shared * values.rows * values.columns;
-
-    const octavo_reading integers = {
-        .how = OCTAVO_INTEGERS, .scale = call->q.scale, .zero_point = call->q.zero_point};
-    const uint8_t *q = call->q.values + batch * call->q.batch_stride + head * call->q.head_stride;
-    for (int64_t i = 0; i < count; i++)
-        octavo_read_row(
-            &own->queries, i, q + (first + i) * call->q.row_stride, call->channels, &integers);
-    int64_t most = call->causal && first + count < call->sources ? first + count : call->sources;
-    octavo_product(&keys, 0, up(most, BLOCK) / BLOCK, &own->queries, count, own->scores);
-
+    int64_t sources = part->keys.rows, channels = part->values.rows;
+    float *scores = own->scores, *mixed = own->mixed;
+    const octavo_reading queries = {
+        .how = OCTAVO_INTEGERS, .scale = 1.0f, .zero_point = call->q.zero_point};
     const octavo_reading shares = {.how = OCTAVO_INTEGERS, .scale = 1.0f};
-    int64_t size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t target = first + i;
-        int64_t seen = call->causal && target + 1 < most ? target + 1 : most;
-        const char *mask = call->mask;
-        if (mask)
-            mask += size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
-                            target * call->mask_row_stride);
-        sums[i] = rows->round_row(
-            own->scores + i * keys.rows, seen, mask, call->mask_kind, (float)call->levels,
-            own->levels);
+    for (int64_t i = 0; i < part->count; i++)
+        octavo_read_row(&own->queries, i, query_of(run, part, i), call->channels, &queries);
+    octavo_product(
+        &part->keys, 0, up(part->most, BLOCK) / BLOCK, &own->queries, part->count, scores);
+    for (int64_t i = 0; i < part->count; i++) {
+        int64_t seen = seen_by(run, part, i);
+        Scores meant = scores_of(run, part, i);
+        sums[i] = rows->round_row(scores + i * sources, seen, &meant, own->levels);
         octavo_read_row(&own->shares, i, own->levels, seen, &shares);
     }
-    octavo_product(&values, 0, values.rows / BLOCK, &own->shares, count, own->mixed);
-    char *out = call->out;
-    size = call->out_scale == 0.0f ? 4 : 1;
-    for (int64_t i = 0; i < count; i++)
-        rows->store_row(
-            call, own->mixed + i * values.rows, sums[i],
-            out + size * (batch * call->out_batch_stride + head * call->out_head_stride +
-                          (first + i) * call->out_row_stride));
+    octavo_product(&part->values, 0, channels / BLOCK, &own->shares, part->count, mixed);
+    for (int64_t i = 0; i < part->count; i++)
+        rows->store_row(call, mixed + i * channels, sums[i], result_of(run, part, i));
 }
+
+/* ---- AMX ---- */
+
+#if defined(OCTAVO_KNOWS_AMX)
+
+/* Registers 0 to 3 have the sums of a row of tiles. */
+#define QUERIES 4
+#define KEYS 5
+#define SHARES 6
+#define VALUES 7
+enum { SUMS = 4, STEP = FOUR * BLOCK /* from four of a column's values to the next */ };
+
+/* For as many channels as a tile of queries has. */
+AMX static void hold_heads(int64_t channels) {
+    TileSizes sizes = {.palette = 1};
+    for (int t = 0; t < TILE_REGISTERS; t++)
+        sizes.rows[t] = TILE_ROWS, sizes.bytes[t] = TILE_BYTES;
+    sizes.bytes[QUERIES] = (uint16_t)channels;
+    sizes.rows[KEYS] = (uint8_t)(channels / FOUR);
+    tile_sizes(&sizes);
+}
+
+/* Of 16 rows: sums with up to four blocks of weights, `stride` bytes apart, from `first` on; a step's columns
+ * are those of a tile. */
+#define SUM_TILES(LEFT, RIGHT)                                                               \
+    INLINE AMX void sum_tiles_##LEFT(                                                        \
+        const uint8_t *rows, int64_t pitch, const int8_t *weights, int64_t stride,           \
+        int64_t columns, int64_t step, const int32_t *first, int64_t first_step,             \
+        char *to, int64_t to_pitch, const int blocks) {                                      \
+        tile_read(0, first, 0);                                                              \
+        if (blocks > 1) tile_read(1, first + first_step, 0);                                 \
+        if (blocks > 2) tile_read(2, first + 2 * first_step, 0);                             \
+        if (blocks > 3) tile_read(3, first + 3 * first_step, 0);                             \
+        for (int64_t k = 0; k < columns; k += step, weights += step * BLOCK) {               \
+            tile_read(LEFT, rows + k, pitch);                                                \
+            tile_read(RIGHT, weights, STEP);                                                 \
+            tile_products(0, LEFT, RIGHT);                                                   \
+            if (blocks > 1) {                                                                \
+                tile_read(RIGHT, weights + stride, STEP);                                    \
+                tile_products(1, LEFT, RIGHT);                                               \
+            }                                                                                \
+            if (blocks > 2) {                                                                \
+                tile_read(RIGHT, weights + 2 * stride, STEP);                                \
+                tile_products(2, LEFT, RIGHT);                                               \
+            }                                                                                \
+            if (blocks > 3) {                                                                \
+                tile_read(RIGHT, weights + 3 * stride, STEP);                                \
+                tile_products(3, LEFT, RIGHT);                                               \
+            }                                                                                \
+        }                                                                                    \
+        tile_write(0, to, to_pitch);                                                         \
+        if (blocks > 1) tile_write(1, to + STEP, to_pitch);                                  \
+        if (blocks > 2) tile_write(2, to + 2 * STEP, to_pitch);                              \
+        if (blocks > 3) tile_write(3, to + 3 * STEP, to_pitch);                              \
+    }
+
+SUM_TILES(QUERIES, KEYS)
+SUM_TILES(SHARES, VALUES)
+
+#define IN_FOURS(COUNT, CALL)                                   \
+    for (int64_t block = 0; block < (COUNT); block += SUMS)     \
+        switch ((COUNT) - block) {                              \
+        case 1: CALL(1); break;                                 \
+        case 2: CALL(2); break;                                 \
+        case 3: CALL(3); break;                                 \
+        default: CALL(4);                                       \
+        }
+
+AMX static void score_tiles(const Run *run, const Own *own, const Part *part) {
+    const octavo_matrix *keys = &part->keys;
+    int64_t columns = keys->columns, stride = BLOCK * columns, step = columns < 64 ? columns : 64;
+#define SCORE(BLOCKS)                                                                          \
+    sum_tiles_QUERIES(                                                                         \
+        own->queries.digits + i * run->query_pitch, run->query_pitch,                          \
+        keys->weights + block * stride, stride, columns, step, keys->sums + block * BLOCK, BLOCK, \
+        (char *)own->scores + i * run->score_pitch + block * STEP, run->score_pitch, BLOCKS)
+    for (int64_t i = 0; i < part->count; i += TILE_ROWS)
+        IN_FOURS(up(part->most, BLOCK) / BLOCK, SCORE)
+}
+
+AMX static void mix_tiles(const Run *run, const Own *own, const Part *part) {
+    const octavo_matrix *values = &part->values;
+    int64_t columns = up(part->most, 64), stride = BLOCK * values->columns;
+#define MIX(BLOCKS)                                                                            \
+    sum_tiles_SHARES(                                                                          \
+        own->levels + i * run->level_pitch, run->level_pitch,                                  \
+        values->weights + block * stride, stride, columns, 64, values->sums, 0,                \
+        (char *)own->mixed + i * values->rows * 4 + block * STEP, values->rows * 4, BLOCKS)
+    for (int64_t i = 0; i < part->count; i += TILE_ROWS)
+        IN_FOURS(values->rows / BLOCK, MIX)
+}
+
+static void *row_of(void *rows, int64_t i, int64_t pitch) { return (char *)rows + i * pitch; }
+
+AMX static void read_queries(const Run *run, const Own *own, const Part *part) {
+    for (int64_t i = 0; i < part->count; i++)
+        memcpy(
+            own->queries.digits + i * run->query_pitch, query_of(run, part, i),
+            (size_t)run->call->channels);
+}
+
+/* All largest ones first: behind tiles the CPU is slow at floating point, until for some 200 cycles nothing
+ * asks for it. */
+AMX static void round_rows(const Run *run, const Own *own, const Part *part, float *sums) {
+    float largest[TILED_TARGETS];
+    int64_t whole = up(part->most, 64);
+    for (int64_t i = 0; i < part->count; i++) {
+        Scores meant = scores_of(run, part, i);
+        largest[i] = largest_score(row_of(own->scores, i, run->score_pitch), seen_by(run, part, i), &meant, 1);
+    }
+    for (int64_t i = 0; i < part->count; i++) {
+        int64_t seen = seen_by(run, part, i), end = up(seen, 64);
+        Scores meant = scores_of(run, part, i);
+        uint8_t *levels = own->levels + i * run->level_pitch;
+        sums[i] = round_row_vnni(
+            row_of(own->scores, i, run->score_pitch), seen, largest[i], &meant, levels, 1);
+        if (end < whole) memset(levels + end, 0, (size_t)(whole - end));
+    }
+}
+
+AMX static void store_rows(const Run *run, const Own *own, const Part *part, const float *sums) {
+    const int32_t *mixed = own->mixed;
+    for (int64_t i = 0; i < part->count; i++)
+        store_row_vnni(
+            run->call, mixed + i * part->values.rows, sums[i], result_of(run, part, i), 1);
+}
+
+AMX static void attend_by_tiles(const Run *run, Own *own, int64_t first, int64_t last) {
+    int64_t columns = run->keys.columns;
+    float sums[TILED_TARGETS]; /* of the exponentials */
+    hold_heads(columns < 64 ? columns : 64);
+    for (int64_t i = first; i < last; i++) {
+        Part part = part_of(run, i);
+        read_queries(run, own, &part);
+        score_tiles(run, own, &part);
+        round_rows(run, own, &part, sums);
+        mix_tiles(run, own, &part);
+        store_rows(run, own, &part, sums);
+    }
+    tile_release();
+}
+
+#endif
+
+/* ---- all parts ---- */
 
 static void prepare(const Run *run) {
-    const octavo_attention_call *call = run->call;
-    for (int64_t i = 0; i < call->workers; i++) atomic_flag_clear(&run->doors[i].taken);
-    for (int64_t i = 0; i < run->keys.rows; i++) {
-        run->key_scales[i] = call->k.scale * call->scale;
-        run->zeros[i] = 0.0f;
-    }
-    for (int64_t i = 0; i < run->values.rows; i++) {
-        run->ones[i] = 1.0f;
-        run->zeros[i] = 0.0f;
-    }
+    int64_t channels = run->values.rows, most = run->keys.rows > channels ? run->keys.rows : channels;
+    for (int64_t i = 0; i < run->call->workers; i++) atomic_flag_clear(&run->doors[i].taken);
+    for (int64_t i = 0; i < most; i++) run->ones[i] = 1.0f, run->zeros[i] = 0.0f;
 }
 
-static int64_t parts_of(const octavo_attention_call *call) {
+static int64_t heads_of(const octavo_attention_call *call) {
     return 2 * call->batch * call->shared_heads;
 }
 
-static int64_t blocks_of(const octavo_attention_call *call) { return up(call->targets, TARGETS) / TARGETS; }
+static int64_t parts_of(const Run *run) {
+    const octavo_attention_call *call = run->call;
+    return call->batch * call->heads * (up(call->targets, run->targets) / run->targets);
+}
 
 void octavo_pack_heads(const octavo_attention_call *call, int chunk, int chunks) {
-    Run run = placed(call);
+    Run run = placed(call, octavo_amx());
     if (chunk == 0) prepare(&run);
-    int64_t parts = parts_of(call);
-    for (int64_t i = parts * chunk / chunks; i < parts * (chunk + 1) / chunks; i++) pack(&run, i);
+    int64_t heads = heads_of(call);
+    for (int64_t i = heads * chunk / chunks; i < heads * (chunk + 1) / chunks; i++) pack(&run, i);
 }
 
 void octavo_attend(const octavo_attention_call *call, int chunk, int chunks) {
-    Run run = placed(call);
+    Run run = placed(call, octavo_amx());
     int64_t worker = 0; /* no more chunks than workers are at work, so that one is free */
     while (atomic_flag_test_and_set_explicit(&run.doors[worker].taken, memory_order_acquire))
         worker = (worker + 1) % call->workers;
-    int64_t used = 0;
+    int64_t used = 0, parts = parts_of(&run);
+    int64_t first = parts * chunk / chunks, last = parts * (chunk + 1) / chunks;
     Own own = own_in(&run, run.own + worker * run.own_bytes, &used);
-    int64_t blocks = blocks_of(call), all = call->batch * call->heads * blocks;
-    for (int64_t i = all * chunk / chunks; i < all * (chunk + 1) / chunks; i++) {
-        int64_t head = i / blocks, first = i % blocks * TARGETS, rest = call->targets - first;
-        attend(
-            &run, &own, head / call->heads, head % call->heads, first,
-            rest < TARGETS ? rest : TARGETS);
+#if defined(OCTAVO_KNOWS_AMX)
+    if (run.is_tiled) attend_by_tiles(&run, &own, first, last);
+#endif
+    for (int64_t i = first; !run.is_tiled && i < last; i++) {
+        Part part = part_of(&run, i);
+        attend(&run, &own, &part);
     }
     atomic_flag_clear_explicit(&run.doors[worker].taken, memory_order_release);
 }
@@ -403,10 +448,10 @@ int octavo_attention(const octavo_attention_call *given, int threads) {
     call.workers = threads;
     call.memory = malloc((size_t)octavo_attention_memory(&call));
     if (!call.memory) return 1;
-    int64_t all = call.batch * call.heads * blocks_of(&call);
+    Run run = placed(&call, octavo_amx());
     octavo_stage stages[] = {
-        {pack_some, &call, octavo_chunks(parts_of(&call), threads)},
-        {attend_some, &call, octavo_chunks(all, threads)}};
+        {pack_some, &call, octavo_chunks(heads_of(&call), threads)},
+        {attend_some, &call, octavo_chunks(parts_of(&run), threads)}};
     octavo_run_stages(stages, 2, threads);
     free(call.memory);
     return 0;

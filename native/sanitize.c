@@ -178,7 +178,7 @@ static void one_program(int threads) {
 
 static void one_attention(int threads) {
     int64_t batch = 1 + below(2), shared = 1 + below(2), heads = shared * (1 + below(2));
-    int64_t targets = 1 + below(60), sources = 1 + below(60);
+    int64_t targets = 1 + below(60), sources = 1 + below(below(2) ? 60 : 150);
     int64_t channels = 1 + below(80), value_channels = 1 + below(80);
     int kind = below(3), rounded = below(2);
     uint8_t *q = filled(batch * heads * targets * channels, 1);

@@ -96,6 +96,21 @@ def test_results_are_the_oracles_within_a_step(
     case.agrees(mask=given, causal=causal, scale=scale, out=OUT if rounded else ())
 
 
+@pytest.mark.parametrize("mask", ["none", "seen", "added"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    "sizes", [(7, 9, 5, 3), (50, 197, 64, 64), (33, 64, 32, 128), (17, 300, 96, 80)]
+)
+def test_tiles_make_what_vectors_make(by_vnni_and_amx, sizes, causal, mask):
+    targets, sources, channels, value_channels = sizes
+    case = Case(2, 4, 2, targets, sources, channels, value_channels)
+    seen = mask_of(mask, 2, 4, targets, sources)
+    for out in ([], OUT):
+        given = (seen, causal, None, True, 255, SCALES, ZERO_POINTS, out)
+        vnni, amx = by_vnni_and_amx(lambda given=given: attention_of_integers(*case.tensors, *given))
+        assert torch.equal(vnni, amx)
+
+
 def test_one_head_is_what_a_loop_makes_of_it(instruction_set):
     """Golden values: queries that see one key each, at a score far above the other."""
     q = torch.tensor([[[[255, 0], [0, 255]]]], dtype=torch.uint8)
