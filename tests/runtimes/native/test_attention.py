@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -107,7 +109,8 @@ def test_tiles_make_what_vectors_make(by_vnni_and_amx, sizes, causal, mask):
     seen = mask_of(mask, 2, 4, targets, sources)
     for out in ([], OUT):
         given = (seen, causal, None, True, 255, SCALES, ZERO_POINTS, out)
-        vnni, amx = by_vnni_and_amx(lambda given=given: attention_of_integers(*case.tensors, *given))
+        call = partial(attention_of_integers, *case.tensors, *given)
+        vnni, amx = by_vnni_and_amx(call)
         assert torch.equal(vnni, amx)
 
 
