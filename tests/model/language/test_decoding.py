@@ -154,7 +154,7 @@ def test_a_call_without_a_cache_keeps_what_it_is_told_to(steps: list[int]) -> No
         result = q(ids, **how)
         cache = result.past_key_values
         assert (cache and cache.get_seq_length()) == kept
-        torch.testing.assert_close(result.logits, exact, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(result.logits, exact, rtol=1e-3, atol=2e-3)
     assert steps == [5, 5, 5]
 
 

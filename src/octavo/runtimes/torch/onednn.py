@@ -110,12 +110,17 @@ class PackedConv:
         image: Sequence[int | None] = [None] * dims if meta is None else meta.shape[2:]
         outside = [0] * dims
         window = weight.shape[2:]
-        if _windows_miss(image, window, paddings, dilations) or _misreads_depth(image, paddings):
+        wider = _misreads_rows(weight)
+        moved = wider or _windows_miss(image, window, paddings, dilations)
+        if moved or _misreads_depth(image, paddings):
             outside, paddings = paddings, outside
         border = [size for padding in reversed(outside) for size in (padding, padding)]
         doubled = _misreads_one_channel(context, weight, strides, groups)
         if doubled:
             weight = F.pad(weight, [0, 0] * dims + [0, 1])
+        if wider:  # by a tap of zeros, for which there has to be a column
+            weight = F.pad(weight, (0, 1))
+            border[1] += dilations[-1]
         # Where a size is open, a usual one that a window fits into.
         windows = [d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilations, strict=True)]
         known = [n or max(_PIXELS, window) for n, window in zip(image, windows, strict=True)]
@@ -129,7 +134,7 @@ class PackedConv:
             *geometry,
             [1, weight.shape[1] * groups, *read],
         )
-        if groups == 1 and not doubled:
+        if groups == 1 and not doubled and not wider:
             # Groups are not asked back: oneDNN unpacks more than there is room for, of some.
             context.hold(weight_arg, lambda: packed.to_dense().contiguous())
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
@@ -185,6 +190,14 @@ def _windows_miss(
         or (padding > 0 and dilation > (1 if size is None else size))
         for size, taps, padding, dilation in zip(image, window, paddings, dilations, strict=True)
     )
+
+
+def _misreads_rows(weight: Tensor) -> bool:
+    """Whether a row of a window is of a length, in values, that is computed wrongly with AMX:
+    several times 64, of fewer than 32 channels.
+    """
+    row = weight.shape[1] * weight.shape[-1]
+    return weight.shape[1] < 32 and row > 64 and row % 64 == 0
 
 
 def _misreads_depth(image: Sequence[int | None], paddings: Sequence[int]) -> bool:
