@@ -17,7 +17,7 @@ from octavo.runtimes.native.convolution import Activation
 from octavo.runtimes.native.matrix import Matrix, Reading
 from octavo.runtimes.native.operations import order_of, order_of_rows
 from octavo.runtimes.native.planning import Operation, Planner, Value
-from octavo.runtimes.native.rows import in_heads, masked_by
+from octavo.runtimes.native.rows import heads_of, in_heads, masked_by, write_heads_to
 from octavo.runtimes.native.structs import Kind
 
 PRODUCTS_OF_A_CHUNK = 2**16  # that are worth another thread's while
@@ -93,14 +93,9 @@ class FloatAttention(Operation):
 
     def plan(self, planner: Planner, *values: Value) -> Value:
         q, k, v, *masks = values
-        heads = q.sizes[-3] if len(q.sizes) > 2 else 1
-        shared = (k.sizes[-3] if len(k.sizes) > 2 else 1) if self.shares_heads else heads
-        lead = tuple(torch.broadcast_shapes(*(t.sizes[:-3] for t in (q, k, v))))
+        lead, heads, shared = heads_of(q, k, v, self.shares_heads)
         self._check(q, k, v, heads, shared)
-        wide = [
-            in_heads(planner, value, (*lead, count))
-            for value, count in zip((q, k, v), (heads, shared, shared), strict=True)
-        ]
+        wide = in_heads(planner, (q, k, v), lead, (heads, shared, shared))
         batch, _, targets, channels = wide[0].sizes
         sources = v.sizes[-2]
         y = planner.new((batch, heads, targets, channels), torch.float32, (0, 2, 1, 3))
@@ -119,8 +114,7 @@ class FloatAttention(Operation):
         )
         for name, value in zip("qkv", wide, strict=True):
             setattr(call, name, HeadsStruct(None, *value.tensor.stride()[:3]))
-        for axis, stride in zip(("batch", "head", "row"), y.tensor.stride(), strict=False):
-            setattr(call, f"out_{axis}_stride", stride)
+        write_heads_to(call, y)
         reads = {f"{name}.values": value for name, value in zip("qkv", wide, strict=True)}
         packed = {name: value for name, value in reads.items() if name != "q.values"}
         for mask in masks:

@@ -165,14 +165,9 @@ class Attend(Operation):
 
     def plan(self, planner: Planner, *values: Value) -> Value:
         q, k, v, *masks = values
-        heads = q.sizes[-3] if len(q.sizes) > 2 else 1
-        shared = (k.sizes[-3] if len(k.sizes) > 2 else 1) if self.shares_heads else heads
-        lead = tuple(torch.broadcast_shapes(*(t.sizes[:-3] for t in (q, k, v))))
+        lead, heads, shared = heads_of(q, k, v, self.shares_heads)
         self._check(q, k, v, heads, shared)
-        wide = [
-            in_heads(planner, value, (*lead, count))
-            for value, count in zip((q, k, v), (heads, shared, shared), strict=True)
-        ]
+        wide = in_heads(planner, (q, k, v), lead, (heads, shared, shared))
         batch, _, targets, channels = wide[0].sizes
         sources, value_channels = v.sizes[-2:]
         dtype = torch.uint8 if self.out else torch.float32
@@ -193,8 +188,7 @@ class Attend(Operation):
         for name, value, source in zip("qkv", wide, self.sources, strict=True):
             strides = value.tensor.stride()[:3]
             setattr(call, name, HeadsStruct(None, *strides, source.scale, source.zero_point))
-        for axis, stride in zip(("batch", "head", "row"), y.tensor.stride(), strict=False):
-            setattr(call, f"out_{axis}_stride", stride)
+        write_heads_to(call, y)
         if self.out is not None:
             round_attention_to(call, self.out)
         reads = {f"{name}.values": value for name, value in zip("qkv", wide, strict=True)}
@@ -227,8 +221,30 @@ def round_attention_to(call: AttentionStruct, out: Integers | IntegersStruct) ->
     call.out_low, call.out_high = out.low, out.high
 
 
-def in_heads(planner: Planner, value: Value, lead: Sequence[int]) -> Value:
-    """``[batch, heads, rows, channels]`` whose channels stand side by side."""
+def heads_of(q: Value, k: Value, v: Value, shares: bool) -> tuple[tuple[int, ...], int, int]:
+    """Sizes in front of the heads, how many of them queries have, and how many keys and values."""
+    heads = q.sizes[-3] if len(q.sizes) > 2 else 1
+    shared = (k.sizes[-3] if len(k.sizes) > 2 else 1) if shares else heads
+    return tuple(torch.broadcast_shapes(*(t.sizes[:-3] for t in (q, k, v)))), heads, shared
+
+
+def in_heads(
+    planner: Planner, values: Sequence[Value], lead: Sequence[int], counts: Sequence[int]
+) -> list[Value]:
+    """Each as ``[batch, heads, rows, channels]`` whose channels stand side by side."""
+    return [
+        _with_heads(planner, value, (*lead, count))
+        for value, count in zip(values, counts, strict=True)
+    ]
+
+
+def write_heads_to(call: AttentionStruct, y: Value) -> None:
+    """Have attention write its result as ``y`` lies."""
+    for axis, stride in zip(("batch", "head", "row"), y.tensor.stride(), strict=False):
+        setattr(call, f"out_{axis}_stride", stride)
+
+
+def _with_heads(planner: Planner, value: Value, lead: Sequence[int]) -> Value:
     shape = (math.prod(lead[:-1]), lead[-1], *value.sizes[-2:])
     value = Value(value.tensor.expand(*lead, *value.sizes[-2:]), value.buffer)
     seen = value.tensor.reshape(shape)
