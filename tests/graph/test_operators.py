@@ -57,7 +57,7 @@ def test_python_operators_have_a_name(function: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "function"),
     [
-        ("aten.conv2d.default", torch.ops.aten.conv2d.default),
+        ("aten.conv1d.default", torch.ops.aten.conv1d.default),
         ("aten.add.Tensor", torch.ops.aten.add.Tensor),
         ("octavo.quantize.default", torch.ops.octavo.quantize.default),
         ("python.getitem", operator.getitem),

@@ -19,6 +19,8 @@ import torch
 from octavo.errors import CaptureError
 from octavo.graph.checked_operators import GUARDS, Guarded
 from octavo.graph.graph import Node
+from octavo.graph.one_column import OPERATORS as OF_ONE_COLUMN
+from octavo.graph.one_column import Widening
 from octavo.numerics import octavo_operators
 
 # In the order of torch's own documentation: convolution, pooling, activation, normalization, ...
@@ -126,7 +128,9 @@ def resolve(name: str) -> Callable[..., Any]:
         if packet is not None and parts[2] in packet.overloads():
             overload = getattr(packet, parts[2])
             if not overload._schema.is_mutable and _is_on_tensors(overload._schema):
-                return Guarded(overload, GUARDS[name]) if name in GUARDS else overload
+                if name in GUARDS:
+                    return Guarded(overload, GUARDS[name])
+                return Widening(overload) if name in OF_ONE_COLUMN else overload
     raise CaptureError(f"the operator {name!r} is not one that Octavo runs")
 
 
