@@ -203,3 +203,38 @@ def test_no_bags_are_tried_that_end_the_process() -> None:
     capture(Bags().eval(), (torch.randint(0, 20, (12,)), torch.tensor([0, 3, 3, 7, 12])), {})
     assert 5 in seen
     assert 1 not in seen
+
+
+_SEEN: list[int] = []  # of a model itself nothing would be left
+
+
+class Sampled(Net):
+    """Notes the samples that it is called with, when it is not exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            _SEEN.append(x.shape[0])
+        y: Tensor = self.a(x)
+        return y
+
+
+class OfManySamples(Sampled):
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y * 2 if x.shape[0] > 32 else y
+
+
+def test_a_large_batch_is_compared_by_its_first_samples() -> None:
+    _SEEN.clear()
+    graph = capture(Sampled().eval(), (torch.randn(64, 8),))
+    assert 3 in _SEEN
+    assert max(_SEEN) <= 2 * 3
+    assert graph.broken_guard({"x": (64, 8)}) is None
+
+
+def test_where_a_few_samples_take_another_path_all_are_compared() -> None:
+    _SEEN.clear()
+    graph = capture(OfManySamples().eval(), (torch.randn(64, 8),))
+    assert 64 in _SEEN
+    assert graph.broken_guard({"x": (64, 8)}) is None
+    assert graph.broken_guard({"x": (3, 8)}) is not None

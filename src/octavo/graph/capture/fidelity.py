@@ -35,6 +35,8 @@ from octavo.graph.size_guards import Expression, Guard, sizes_in
 _ROUNDING = 1e-3
 _ROUNDING_OF_HALVES = 3e-2
 _ANOTHER_FUNCTION = 0.1
+# Of the example, where the model takes any number: they tell as much as all of them.
+_SAMPLES = 3
 # Sizes that export may exclude without need, and how many of them are tried.
 _SMALL = range(1, 9)
 _TRIED = 3
@@ -66,7 +68,8 @@ class Faithful:
     ) -> None:
         self.graph, self.model = graph, model
         self.args, self.kwargs = args, kwargs
-        self.tensors = flatten_call(graph, args, kwargs)
+        self.example = flatten_call(graph, args, kwargs)
+        self.tensors = self.example
         self.run = run_of(graph, graph.device)
         metas = [meta for meta in graph.metas.values() if meta is not None]
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
@@ -82,6 +85,10 @@ class Faithful:
         Warns:
             OctavoWarning: it is nearly the same one, or the model is not a function of its inputs.
         """
+        few = self._few_samples()
+        if few is not None and not _draws(self.graph) and self._agree(few):
+            self.tensors = few
+            return True
         expected = self._of_model(self.tensors)
         if expected is None and self._is_safe(self.tensors):
             refuse_uncallable(self.model, self.args, self.kwargs)
@@ -112,6 +119,16 @@ class Faithful:
             raise CaptureError(message)
         warnings.warn(message, OctavoWarning, stacklevel=4)
         return False
+
+    def _few_samples(self) -> list[Tensor] | None:
+        """The first samples of the example; ``None`` where it has no more, or has to have all."""
+        batch = {(name, 0) for name in self.graph.input_names()[:1]}
+        group = next((group for group in tied(self.graph) if batch & set(group)), None)
+        if group is None or self._size(group) <= _SAMPLES:
+            return None
+        sizes = {group: _SAMPLES}
+        broken = self.graph.broken_guard(self._shapes(sizes))
+        return self._tensors(sizes) if broken is None else None
 
     def settled(self, doubtful: Sequence[Guard]) -> Graph:
         """The graph with those of export's doubtful assumptions that the result depends on.
@@ -215,12 +232,12 @@ class Faithful:
             yield ("or", *(_differs(group, n) for group in free))
 
     def _size(self, group: Sizes) -> int:
-        """What a size is in the example."""
+        """What a size is in what both are compared on."""
         name, axis = next(iter(group))
         return self.tensors[self.graph.input_names().index(name)].shape[axis]
 
     def _shapes(self, sizes: Mapping[Sizes, int]) -> dict[str, tuple[int, ...]]:
-        """The shapes of the inputs where some sizes differ from the example's."""
+        """The shapes of the inputs where some sizes differ from those compared on."""
         shapes = {
             entry.name: list(tensor.shape)
             for entry, tensor in zip(self.graph.inputs, self.tensors, strict=True)
@@ -234,7 +251,7 @@ class Faithful:
         shapes = self._shapes(sizes)
         return [
             _of_shape(tensor, shapes[entry.name])
-            for entry, tensor in zip(self.graph.inputs, self.tensors, strict=True)
+            for entry, tensor in zip(self.graph.inputs, self.example, strict=True)
         ]
 
     def _agrees(self, sizes: Mapping[Sizes, int]) -> bool:
@@ -261,7 +278,7 @@ class Faithful:
 
     def _of_model(self, tensors: Sequence[Tensor]) -> list[Any] | None:
         """What the model returns, flat; ``None`` where it cannot be called so."""
-        given = {id(old): new for old, new in zip(self.tensors, tensors, strict=True)}
+        given = {id(old): new for old, new in zip(self.example, tensors, strict=True)}
         if not self._is_safe(tensors):
             return None
         args, kwargs = pytree.tree_map_only(
