@@ -13,16 +13,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-_BLOCK = re.compile(
-    r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL
-)
+BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL)
 _END = "\x1e"  # what the program prints where a block ends
 
 
 def program(text: str) -> str:
     """The Python blocks as one program, every line at its own number in the page."""
     lines = [""] * len(text.splitlines())
-    for block in _BLOCK.finditer(text):
+    for block in BLOCK.finditer(text):
         first = text[: block.start("code")].count("\n")
         code = block["code"].splitlines()
         lines[first : first + len(code)] = code
@@ -55,7 +53,7 @@ def run(page: Path, folder: Path) -> list[str]:
 
 def printed(text: str) -> list[str]:
     """What a page says that its blocks print; empty where it says nothing."""
-    return [block["printed"] or "" for block in _BLOCK.finditer(text)]
+    return [block["printed"] or "" for block in BLOCK.finditer(text)]
 
 
 def with_printed(text: str, outputs: list[str]) -> str:
@@ -66,7 +64,7 @@ def with_printed(text: str, outputs: list[str]) -> str:
         told = next(ahead)
         return f"```python\n{match['code']}```\n" + (f"\n```text\n{told}```\n" if told else "")
 
-    return _BLOCK.sub(block, text)
+    return BLOCK.sub(block, text)
 
 
 def main(pages: list[str]) -> None:
