@@ -27,6 +27,7 @@ _DIVISIONS: dict[str, Callable[[Any, Any], int]] = {
     "//": operator.floordiv,
     "%": operator.mod,
 }
+_OF_TWO: dict[str, Callable[[Any, Any], Any]] = _COMPARISONS | _DIVISIONS
 _OF_MANY: dict[str, Callable[[Sequence[Any]], Any]] = {
     "+": sum,
     "*": math.prod,
@@ -83,7 +84,7 @@ def evaluate(expression: Expression, shapes: Mapping[str, Sequence[int]]) -> Any
         return _OF_MANY[kind](values)
     if kind == "not":
         return not values[0]
-    return (_COMPARISONS | _DIVISIONS)[kind](*values)
+    return _OF_TWO[kind](*values)
 
 
 def sizes_in(expression: Expression) -> Iterator[tuple[str, int]]:
@@ -144,7 +145,7 @@ def checked(expression: Any, ranks: Mapping[str, int], depth: int = 0) -> Expres
         if not (isinstance(name, str) and type(axis) is int and 0 <= axis < ranks.get(name, 0)):
             raise ValueError(f"a guard is about {args}, not the size of an input")
         return (kind, name, axis)
-    counts = {"not": (1,)} | dict.fromkeys((*_COMPARISONS, *_DIVISIONS), (2,))
+    counts = {"not": (1,)} | dict.fromkeys(_OF_TWO, (2,))
     if not isinstance(kind, str) or kind not in (*counts, *_OF_MANY):
         raise ValueError(f"{kind!r} is not an operator on sizes")
     if len(args) not in counts.get(kind, range(1, 100)):

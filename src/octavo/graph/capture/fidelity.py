@@ -186,8 +186,16 @@ class Faithful:
 
     def _few_excluded(self, guard: Guard, group: Sizes) -> list[int] | None:
         """The values of a size that a guard excludes; ``None`` if these are many."""
-        values = [n for n in _FAR if self._excludes(guard, {group: n})]
-        return values if len(values) <= _TRIED and all(n in _SMALL for n in values) else None
+        shapes = {name: list(shape) for name, shape in self._shapes({}).items()}
+        values: list[int] = []
+        for n in _FAR:
+            for name, axis in group:
+                shapes[name][axis] = n
+            if not guard.holds(shapes) and self.graph.broken_guard(shapes) is None:
+                if n not in _SMALL or len(values) == _TRIED:
+                    return None
+                values.append(n)
+        return values
 
     def _is_needless(self, guard: Guard, groups: Sequence[Sizes]) -> bool:
         """Whether graph and model agree where a guard excludes one number, or none and one.
