@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -31,9 +32,19 @@ quantize = sys.modules["octavo.flow.quantize"]
 search = sys.modules["octavo.searching.search"]
 sensitivity = sys.modules["octavo.measuring.layers.sensitivity"]
 
+# Collection imports what makes a million objects, all to stay: looking through them again and again
+# takes a third of the time until the first test.
+gc.disable()
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, of what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -96,6 +96,7 @@ def test_calls_at_once(name, runtime):
     assert at_once(THREADS, calls) == [0] * THREADS
 
 
+@pytest.mark.sweep  # Inductor compiles for many seconds
 def test_calls_at_once_that_compile():
     q, inputs = made("sum into memory", "inductor")
     expected = [q.lower("torch")(x) for x in inputs]

@@ -184,6 +184,7 @@ def test_it_is_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "quantize" in capsys.readouterr().out
 
 
+@pytest.mark.sweep  # ten seconds; test_demo has a demo of its own
 def test_demo_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digits = load_digits()
     few = Digits("a few", TensorDataset(*digits.train[:64]), TensorDataset(*digits.test[:32]))
