@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 19
+#define OCTAVO_ABI 20
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -674,5 +674,22 @@ typedef struct {
 
 /* Count the values too; 0, or why it was not done, and then nothing has changed. */
 OCTAVO_EXPORT int octavo_observe(const octavo_histogram *seen, int threads);
+
+/* ---- weights rounded column by column: columns.c ---- */
+
+enum { OCTAVO_MOST_COLUMNS = 64 }; /* in one call */
+
+/* A weight in groups of rows, its columns in the order in which they are rounded. */
+typedef struct {
+    float *left;                       /* [columns][groups * rows]: what is to be rounded */
+    float *integers, *errors;          /* of that shape, written */
+    const float *scales, *zero_points; /* of that shape */
+    const float *shares;  /* [columns][columns][groups]: of a column's error, what another takes back */
+    int64_t columns, groups, rows;
+    float lowest, highest; /* of the integers */
+} octavo_columns;
+
+/* Round the columns from `start` to before `stop`, each behind what those before it pass on. */
+OCTAVO_EXPORT void octavo_round_columns(const octavo_columns *c, int64_t start, int64_t stop);
 
 #endif

@@ -377,6 +377,24 @@ static void one_histogram(int threads) {
     free(counts), free(zeros), free(low), free(high);
 }
 
+static void one_weight(void) {
+    int64_t columns = 1 + below(150), groups = 1 + below(40), rows = below(2) ? 1 : 1 + below(40);
+    int64_t values = columns * groups * rows;
+    float *left = filled(values, 4), *integers = malloc((size_t)values * 4);
+    float *errors = malloc((size_t)values * 4), *scales = malloc((size_t)values * 4);
+    float *zero_points = calloc((size_t)values, 4), *shares = filled(columns * columns * groups, 4);
+    for (int64_t i = 0; i < values; i++) scales[i] = (float)(1 + below(9)) / 8;
+    octavo_columns all = {
+        left, integers, errors, scales, zero_points, shares, columns, groups, rows, -8, 7};
+    for (int64_t start = 0; start < columns; start += OCTAVO_MOST_COLUMNS) {
+        int64_t stop = start + OCTAVO_MOST_COLUMNS < columns ? start + OCTAVO_MOST_COLUMNS : columns;
+        octavo_round_columns(&all, start, stop);
+    }
+    for (int64_t i = 0; i < values; i++)
+        if (integers[i] < -8 || integers[i] > 7) exit(1);
+    free(left), free(integers), free(errors), free(scales), free(zero_points), free(shares);
+}
+
 static void one_calculation(int threads) {
     octavo_shape shape = {1 + below(3), 1 + below(5), 1 + below(5), 1 + below(40)};
     int64_t row = shape.width * shape.channels, values = shape.batch * shape.height * row;
@@ -446,6 +464,7 @@ int main(void) {
             one_product(1 + round % 3);
             one_attention(1 + round % 3);
             one_histogram(1 + round % 3);
+            one_weight();
             one_table(1 + round % 3);
             one_normalization(1 + round % 3);
             one_calculation(1 + round % 3);

@@ -74,6 +74,7 @@ class Calibration:
         graph: the canonical float graph that ``plan`` was made for.
         plan: what to observe.
         weights: methods whose statistics are measured too, beside those of `BiasCorrection`.
+        known: statistics that were measured on the same batches already; they are not again.
 
     Raises:
         CalibrationError: a constant of the graph has a NaN or an infinity in it.
@@ -88,7 +89,13 @@ class Calibration:
         1
     """
 
-    def __init__(self, graph: Graph, plan: Plan, weights: Sequence[WeightMethod] = ()) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        weights: Sequence[WeightMethod] = (),
+        known: Mapping[Measured, Any] | None = None,
+    ) -> None:
         expect(GRAPH, graph=graph)
         expect(PLAN, plan=plan)
         expect(METHODS, weights=weights)
@@ -98,9 +105,10 @@ class Calibration:
         self.batches = 0
         self.states: dict[str, Any] = {}
         self.weights = tuple(weights)
-        self.statistics: dict[Measured, Any] = {}
+        self.statistics: dict[Measured, Any] = dict(known or {})
         self.seen: dict[str, tuple[float, float]] = {}
-        self._measured = measured(graph, plan, (BiasCorrection(), *weights))
+        wanted = measured(graph, plan, (BiasCorrection(), *weights))
+        self._measured = [one for one in wanted if one not in self.statistics]
         self._masks = masks_of(graph)
         self._device = graph.device
         self._run = compile_steps(

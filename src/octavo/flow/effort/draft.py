@@ -6,7 +6,7 @@ Tested in tests/flow/effort/test_refining.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -25,7 +25,7 @@ from octavo.numerics.sqnr import sqnr_db
 from octavo.quantization.calibrate import Calibrated, Calibration
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import Plan
-from octavo.quantization.weights import WeightMethod
+from octavo.quantization.weights import Measured, WeightMethod, measured
 
 Batch = Sequence[Tensor]
 _HELD_BACK = 8  # one batch in so many is for judging
@@ -50,14 +50,21 @@ class Samples:
     Attributes:
         fitted: what methods see.
         held: what they are judged on, and never see.
+        methods: whose statistics are measured where samples are seen for the first time.
     """
 
     fitted: Sequence[Batch]
     held: Sequence[Batch]
-    _last: list[tuple[Any, Observed]] = field(default_factory=list, repr=False, compare=False)
+    methods: tuple[WeightMethod, ...] = ()
+    _seen: list[Observed] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], is_open: bool = True) -> Samples:
+    def of(
+        cls,
+        batches: Sequence[Batch],
+        is_open: bool = True,
+        methods: Sequence[WeightMethod] = (),
+    ) -> Samples:
         """Every eighth batch is held back, or more where that is few samples; of a single one the
         second half, if all of its tensors have as many samples; else methods are judged on what
         they have seen.
@@ -65,6 +72,7 @@ class Samples:
         Args:
             batches: in their order.
             is_open: whether the model takes batches of any size: a single one is whole if not.
+            methods: that will be tried.
         """
         if len(batches) == 1 and is_open:
             halves = [tensor.chunk(2) if tensor.dim() else (tensor,) for tensor in batches[0]]
@@ -74,7 +82,7 @@ class Samples:
         every = min(max(seen // _SAMPLES, 2), _HELD_BACK)
         held = range(every - 1, len(batches), every)
         fitted = [batch for index, batch in enumerate(batches) if index not in held]
-        return cls(fitted, [batches[index] for index in held] or fitted)
+        return cls(fitted, [batches[index] for index in held] or fitted, tuple(methods))
 
     @property
     def has_unseen(self) -> bool:
@@ -84,7 +92,7 @@ class Samples:
     @property
     def swapped(self) -> Samples:
         """What is judged on changes places with what is seen."""
-        return Samples(self.held, self.fitted)
+        return Samples(self.held, self.fitted, self.methods)
 
     @property
     def folds(self) -> list[Samples]:
@@ -96,17 +104,22 @@ class Samples:
         return [self, self.swapped] if halves else [self]
 
     def observed(self, graph: Graph, plan: Plan, weights: tuple[WeightMethod, ...]) -> Observed:
-        """All that methods see; drafts whose margin alone differs share it where they come one
-        after the other.
+        """All that methods see. What weight methods want to know is the same whatever the ranges
+        are, and is measured once; drafts that differ in methods or margins alone share all of it.
         """
-        for (known, *how), found in self._last:
-            if known is graph and how == [plan, weights]:
-                return found
-        calibration = Calibration(graph, plan, weights)
+        known: Mapping[Measured, Any] = {}
+        wanted = measured(graph, plan, weights)
+        for seen in self._seen:
+            calibration = seen.calibration
+            if calibration.graph is graph:
+                known = calibration.statistics
+                if calibration.plan == plan and all(one in known for one in wanted):
+                    return seen
+        calibration = Calibration(graph, plan, (*weights, *self.methods), known)
         for batch in self.fitted:
             calibration.observe(list(batch))
-        self._last[:] = [((graph, plan, weights), Observed(calibration))]
-        return self._last[0][1]
+        self._seen.append(Observed(calibration))
+        return self._seen[-1]
 
 
 @dataclass(frozen=True)

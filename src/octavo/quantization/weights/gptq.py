@@ -13,26 +13,22 @@ A convolution is a linear layer on its windows, one for each group of its channe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from octavo.errors import CalibrationError
 from octavo.numerics.affine import QParams, dequantize, quantize
-from octavo.quantization.weights.bias_correction import Average
-from octavo.quantization.weights.layers import Layer, Rounded
-from octavo.quantization.weights.method import WeightMethod
-from octavo.quantization.weights.moments import SecondMoments
-from octavo.quantization.weights.patches import PatchMoments
+from octavo.numerics.native.columns import MOST_COLUMNS, Columns
+from octavo.quantization.weights.layers import Rounded
+from octavo.quantization.weights.outputs_kept import KeepsOutputs, by_column
 
-_BLOCK = 64  # columns between which errors are passed on at once
 _SMALLEST = 1e-8  # entry of the diagonal, as a share of their mean: inputs that are always zero
 
 
 @dataclass(frozen=True)
-class GPTQ(WeightMethod):
+class GPTQ(KeepsOutputs):
     """Errors of a column are taken back by the columns behind it.
 
     It is for weight-only linear layers, and for static ones and convolutions in two dimensions. It
@@ -61,35 +57,8 @@ class GPTQ(WeightMethod):
     damping: float = 0.01
     most_inputs: int | None = None
 
-    def fits(self, layer: Layer) -> bool:
-        if self.most_inputs is not None and layer.weight[0].numel() > self.most_inputs:
-            return False
-        if layer.node.short_op == "conv2d":
-            return layer.runs == "int8"
-        return layer.node.short_op == "linear" and layer.runs in ("int8", "weight_only")
-
-    def statistic(self, layer: Layer) -> SecondMoments | PatchMoments:
-        return PatchMoments.of(layer) if layer.node.short_op == "conv2d" else SecondMoments()
-
-    def doubt(self, layer: Layer, seen: Average) -> str | None:
-        if seen.values >= layer.weight.shape[1]:
-            return None
-        return (
-            f"{seen.values} rows of data are fewer than the {layer.weight.shape[1]} inputs, so "
-            "that errors are taken back for these rows more than for others, as far as damping "
-            "lets them: give more data"
-        )
-
-    def round(self, layer: Layer, now: Rounded, seen: Average) -> Rounded:
-        if not bool(torch.isfinite(seen.mean).all()):
-            raise CalibrationError(
-                f"{layer.name!r} reads values whose squares float32 does not hold, which GPTQ "
-                "needs: scale the data, or leave it out of weights="
-            )
-        windows = layer.weight.flatten(1)
-        integers = gptq(windows, seen.mean, now.qparams, self.damping)
-        shaped = integers.reshape(layer.weight.shape)
-        return replace(now, integers=shaped.to(now.integers.dtype))
+    def integers(self, weight: Tensor, moments: Tensor, now: Rounded) -> Tensor:
+        return gptq(weight, moments, now.qparams, self.damping)
 
 
 def gptq(weight: Tensor, moments: Tensor, qparams: QParams, damping: float) -> Tensor:
@@ -118,23 +87,34 @@ def gptq(weight: Tensor, moments: Tensor, qparams: QParams, damping: float) -> T
     share = inverse / inverse.diagonal(dim1=1, dim2=2).unsqueeze(2)
     shares = share.permute(1, 2, 0).unsqueeze(3).contiguous()
     scales, zero_points = (
-        in_order(_by_column(values, qparams, rows, columns)).unbind()
+        in_order(by_column(values, qparams, rows, columns))
         for values in (qparams.scale, qparams.zero_point)
     )
     integers, errors = torch.empty_like(left), torch.empty_like(left)
-    for start in range(0, columns, _BLOCK):
-        stop = min(start + _BLOCK, columns)
-        for at in range(start, stop):
-            scale, zero_point, column = scales[at], zero_points[at], left[at]
-            rounded = quantize(column, scale, zero_point, scheme.qmin, scheme.qmax)
-            error = column - dequantize(rounded, scale, zero_point)
-            integers[at], errors[at] = rounded, error
-            left[at + 1 : stop].addcmul_(shares[at, at + 1 : stop], error, value=-1)
+    ends = (scheme.qmin, scheme.qmax)
+    work = Columns(left, integers, errors, scales, zero_points, shares, *ends)
+    for start in range(0, columns, MOST_COLUMNS):
+        stop = min(start + MOST_COLUMNS, columns)
+        if work.has_kernel:
+            work.round(start, stop)
+        else:
+            _round(work, start, stop)
         behind = share[:, start:stop, stop:].transpose(1, 2)
         left[stop:].transpose(0, 1).baddbmm_(behind, errors[start:stop].transpose(0, 1), alpha=-1)
     found = integers.permute(1, 2, 0)
     in_place = torch.empty_like(found).scatter_(2, order.unsqueeze(1).expand_as(found), found)
     return in_place.reshape(rows, columns)
+
+
+def _round(work: Columns, start: int, stop: int) -> None:
+    """`Columns.round`, wherever torch runs."""
+    for at in range(start, stop):
+        scale, zero_point, column = work.scales[at], work.zero_points[at], work.left[at]
+        rounded = quantize(column, scale, zero_point, work.lowest, work.highest)
+        error = column - dequantize(rounded, scale, zero_point)
+        work.integers[at], work.errors[at] = rounded, error
+        behind = slice(at + 1, stop)
+        work.left[behind].addcmul_(work.shares[at, behind], error, value=-1)
 
 
 def _inverse(moments: Tensor, damping: float) -> Tensor:
@@ -152,10 +132,3 @@ def _inverse(moments: Tensor, damping: float) -> Tensor:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlations.double()))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return (factor / size.double().unsqueeze(1)).to(moments.dtype)
-
-
-def _by_column(values: Tensor, qparams: QParams, rows: int, columns: int) -> Tensor:
-    """A scale or zero point for each value of the weight, ``[rows, columns]``."""
-    own = qparams.of_rank(2)[0 if values is qparams.scale else 1]
-    repeats = columns // own.shape[1] if own.shape[1] > 1 else columns
-    return own.to(torch.float32).repeat_interleave(repeats, 1).expand(rows, columns)

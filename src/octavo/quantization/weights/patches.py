@@ -68,13 +68,26 @@ class PatchMoments:
         """The windows, ``[groups, rows, n]``: all, or some by chance. Every n-th would be of a few
         columns of the image, or of its edge alone.
         """
-        windows = functional.unfold(images, self.kernel, self.dilation, self.padding, self.stride)
-        count = len(windows) * windows.shape[2]
+        windows = self._windows(images)
+        height, width = windows.shape[1:3]
+        count = len(windows) * height * width
         order = torch.randperm(count, generator=chance) if count > most else torch.arange(count)
         some = order[:most].to(images.device)
-        by_group = windows.unflatten(1, (self.groups, -1)).permute(0, 3, 1, 2)
-        rows: Tensor = by_group[some // windows.shape[2], some % windows.shape[2]]
-        return rows.transpose(0, 1)
+        at = some % (height * width)
+        rows: Tensor = windows[some // (height * width), at // width, at % width]
+        return rows.reshape(len(some), self.groups, -1).transpose(0, 1)
+
+    def _windows(self, images: Tensor) -> Tensor:
+        """All of them, ``[images, height, width, channels, *kernel]``: a view, whose values nobody
+        has copied.
+        """
+        down, across = self.padding
+        padded = functional.pad(images, (across, across, down, down))
+        for axis, (taps, stride, apart) in enumerate(
+            zip(self.kernel, self.stride, self.dilation, strict=True), 2
+        ):
+            padded = padded.unfold(axis, (taps - 1) * apart + 1, stride)[..., ::apart]
+        return padded.permute(0, 2, 3, 1, 4, 5)
 
 
 def _both(values: list[int]) -> tuple[int, int]:
