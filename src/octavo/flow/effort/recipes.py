@@ -13,7 +13,7 @@ from octavo.errors import InputError
 from octavo.flow.effort.draft import Draft, Samples
 from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
 from octavo.quantization.plan import Plan, TensorPlan
-from octavo.quantization.weights import GPTQ, BiasCorrection, WeightMethod
+from octavo.quantization.weights import GPTQ, AdaRound, BiasCorrection, WeightMethod
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,12 @@ class Step:
     Attributes:
         name: in tables.
         change: the draft that it makes of another, given the samples.
+        methods: whose statistics it needs.
     """
 
     name: str
     change: Callable[[Draft, Samples], Draft]
+    methods: tuple[WeightMethod, ...] = ()
 
 
 def observed_by(observer: Observer, margin: float = 1.0) -> Step:
@@ -45,6 +47,7 @@ def rounded_by(method: WeightMethod) -> Step:
     return Step(
         f"weights {method.name}",
         lambda draft, samples: draft.changed(samples, weights=rounding(draft.weights, method)),
+        (method,),
     )
 
 
@@ -71,6 +74,9 @@ def observing(plan: Plan, observer: Observer) -> Plan:
 # 256 MB each.
 _ROUNDED = rounded_by(GPTQ(damping=0.5, most_inputs=8192))
 
+# What each weight takes to be learned is within the time that an effort may take: 2 s a layer.
+_LEARNED = rounded_by(AdaRound(steps=300, seconds=2.0, most_inputs=2400))
+
 # effort -> its steps
 RECIPES: Mapping[str, tuple[Step, ...]] = {
     "fast": (),
@@ -82,6 +88,7 @@ RECIPES: Mapping[str, tuple[Step, ...]] = {
         observed_by(MSE(), 1.1),
         observed_by(Entropy()),
         _ROUNDED,
+        _LEARNED,
     ),
 }
 

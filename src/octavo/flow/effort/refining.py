@@ -24,6 +24,7 @@ from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import Plan
 from octavo.quantization.weights import WeightMethod
 
+_INTERRUPTED = "interrupted"
 _CHANCE_DB = 0.5  # by which two models differ that are equally good
 
 
@@ -74,6 +75,8 @@ def refined(
     In the end the best one takes in what the samples for judging show, too. Should these,
     which it has seen then, say that it got worse by more than chance, it stays as it was.
 
+    An interruption (Ctrl-C) ends the steps; what they have brought until then is kept.
+
     Args:
         draft: of plain static quantization, for its graph, plan and methods.
         samples: what steps are fitted to, and judged on.
@@ -102,11 +105,15 @@ def refined(
             after, of_first = judged(candidates)
         except OctavoError as error:
             why = first_line(error)
+        except KeyboardInterrupt:
+            why = _INTERRUPTED
         kept = after > best
         seconds = time.perf_counter() - started
         taken.append(StepTaken(step.name, best, after, seconds, kept, why))
         if kept:
             drafts, best, best_of_first = candidates, after, of_first
+        if why == _INTERRUPTED:
+            break
     if not samples.has_unseen:
         return drafts[0], taken
     others = drafts[1:] or [drafts[0].changed(samples.swapped)]
@@ -146,7 +153,8 @@ def refined_on(
     if not batches:
         raise CalibrationError(NO_BATCH)
     is_open = all(entry.batch_axis == 0 for entry in graph.inputs)
-    samples = Samples.of(batches, is_open)
+    methods = [method for step in RECIPES[effort] for method in step.methods]
+    samples = Samples.of(batches, is_open, methods)
     draft = Draft.of(graph, plan, weights, samples)
     draft, taken = refined(draft, samples, RECIPES[effort], progress)
     if progress:

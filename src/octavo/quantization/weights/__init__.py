@@ -2,6 +2,7 @@
 where there is none. See `WeightMethod` for what a method says.
 """
 
+from octavo.quantization.weights.adaround import AdaRound
 from octavo.quantization.weights.awq import AWQ
 from octavo.quantization.weights.bias_correction import (
     Average,
@@ -39,6 +40,7 @@ __all__ = [
     "GPTQ",
     "HQQ",
     "METHODS",
+    "AdaRound",
     "Average",
     "BiasCorrection",
     "Clip",

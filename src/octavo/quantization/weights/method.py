@@ -105,7 +105,10 @@ def _is_methods(value: Any) -> bool:
 
 _PUBLIC = {
     name.lower(): name
-    for name in ("AWQ", "GPTQ", "HQQ", "Clip", "SmoothQuant", "Rotation", "BiasCorrection")
+    for name in (
+        *("AWQ", "GPTQ", "HQQ", "AdaRound", "Clip"),
+        *("SmoothQuant", "Rotation", "BiasCorrection"),
+    )
 }
 
 
