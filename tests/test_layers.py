@@ -31,7 +31,9 @@ OPTIONAL = {
     "matplotlib": {"octavo.reporting.plots.figure"},
     "jinja2": {"octavo.reporting.html"},
     "sklearn": {"octavo.cli.demo.digits"},
+    "torchvision": {"octavo.cli.demo.digits"},
     "PIL": {"octavo.cli.sources.image_folder"},
+    "pyarrow": {"octavo.cli.sources.columns"},
     "onnx": {"octavo.runtimes.onnx.writer", "octavo.model.language.graphs.onnx_graph"},
     "onnxruntime": {"octavo.runtimes.onnxruntime", "octavo.model.language.graphs.folders"},
     "openvino": {
@@ -76,6 +78,13 @@ FORBIDDEN = {
     "torch.ops.quantized_decomposed": "it belongs to torch.ao",
     "torch.package": "it unpickles",
 } | dict.fromkeys(("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"), "it unpickles")
+
+# What Python 3.10, on which Octavo runs, has not, so that no module imports it as it is imported.
+NEWER = (
+    "typing.LiteralString typing.Never typing.NotRequired typing.Required typing.Self "
+    "typing.TypeVarTuple typing.Unpack typing.override enum.ReprEnum enum.StrEnum datetime.UTC "
+    "tomllib".split()
+)
 
 # A module that spells one out all the same: ExecuTorch registers these itself, and has no others.
 EXEMPT = {("octavo.runtimes.executorch.package", "torch.ops.quantized_decomposed")}
@@ -183,10 +192,21 @@ def _in_module(module: Module, modules: dict[str, Module]) -> Iterator[str]:
             yield from _foreign(module, place, full)
         elif module.part:
             yield from _upward(module, place, modules[target])
+    for node in module.tree.body:
+        for name in sorted(set(_names_of(node)) & set(NEWER)):
+            yield f"{module.name}:{node.lineno}: Python 3.10 has no {name}"
     for line, name, why in _spelled_out(module.tree):
         if (module.name, name) in EXEMPT:
             continue
         yield f"{module.name}:{line}: {name} is forbidden: {why}"
+
+
+def _names_of(node: ast.stmt) -> Iterator[str]:
+    """What a line imports, with its dotted names."""
+    if isinstance(node, ast.Import):
+        yield from (one.name for one in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield from (f"{node.module}.{one.name}" for one in node.names)
 
 
 def _upward(module: Module, place: str, target: Module) -> Iterator[str]:
@@ -361,6 +381,7 @@ CAUGHT: dict[str, dict[str, str]] = {
         "torch.load('x', weights_only=False)": "torch.load without weights_only",
         "import_module('openvino')": "openvino is optional",
         "import polars": "polars is no dependency",
+        "from typing import Any, Self": "Python 3.10 has no typing.Self",
     },
     "cli.py": {"np.load('x', allow_pickle=True)": "allow_pickle"},
     "runtimes/torch.py": {"import onnxruntime as ort": "onnxruntime is optional"},

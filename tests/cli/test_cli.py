@@ -215,7 +215,6 @@ QUANTIZE = ("quantize", "my_cli_models:build", "--calibration", "data.npz", "-o"
         ((*QUANTIZE[:-1], "w.pth/out.octavo"), "cannot write to w.pth"),
         (("compare", "my_cli_models:other", "MODEL", "--data", "data.npz"), "fails on batch 0"),
         (("compare", "model.pt2", "MODEL", "--data", "data.npz", "--metric", "bleu"), "top5"),
-        (("demo", "--out", "out", "--mnist", "absent"), "absent holds no train-images"),
         (("demo", "--out", "out", "--epochs", "0"), "epochs=0"),
         (("demo", "--out", "w.pth/out"), "cannot write to w.pth/out"),
     ],

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 DATA_HELP = (
     "A .npz or .safetensors file (arrays named as the model's arguments, or in their order; one "
     "named labels or y holds the labels), a .npy file of one array, a .csv table of numbers (a "
-    "row a sample, a column each of its numbers or labels), a folder of images with a sub-folder "
-    "for each class, or package.module:name of an iterable of batches or a function "
+    "row a sample, a column each of its numbers or labels), a .parquet file or a Hugging Face data "
+    "set that save_to_disk wrote (columns named as the model's arguments), a folder of images with "
+    "a sub-folder for each class, or package.module:name of an iterable of batches or a function "
     "that returns one."
 )
 

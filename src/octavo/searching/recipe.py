@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,6 +26,9 @@ from octavo.quantization.plan import plan
 from octavo.searching.deadline import Deadline
 from octavo.searching.layer_times import BUDGET_S, LayerTime, layer_times
 from octavo.searching.trial import Candidate
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 
 @dataclass(frozen=True)

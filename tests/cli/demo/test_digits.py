@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import sys
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -74,6 +76,44 @@ def test_mnist_by_all_its_names(mnist: Path, form: str) -> None:
     assert images.shape == (5, 1, 28, 28)
     assert images[0, 0, 0, 0] == -1.0
     assert float(images[0, 0, 9, 3]) == pytest.approx((255 / 255 - 0.5) / 0.5)
+
+
+class Downloading:
+    """In torchvision's place: it writes, or fails to reach, what it would download."""
+
+    def __init__(self, source: Path | Exception) -> None:
+        self.source = source
+
+    def MNIST(self, root: str, download: bool) -> None:
+        if isinstance(self.source, Exception):
+            raise self.source
+        shutil.copytree(self.source, Path(root) / "MNIST" / "raw")
+
+
+def test_an_empty_folder_is_filled(
+    mnist: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", Downloading(mnist))
+    empty = tmp_path_factory.mktemp("empty")
+    for _ in range(2):  # the second time they are there
+        assert len(load_digits(empty).train) == 12
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "torchvision, which downloads them, is not installed"),
+        (Downloading(URLError("no network")), "cannot be downloaded .*no network"),
+        (Downloading(RuntimeError("Error downloading x.gz")), "Error downloading"),
+    ],
+)
+def test_without_a_network_it_says_where_to_put_which_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: object, message: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", source)
+    files = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte"
+    with pytest.raises(InputError, match=f"{message}.*into {tmp_path}: {files}"):
+        load_digits(tmp_path)
 
 
 def test_a_missing_file_is_named(mnist: Path) -> None:

@@ -187,9 +187,9 @@ def test_what_is_no_file_of_data(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"folder{suffix}").mkdir()
     with pytest.raises(InputError, match="holds no images"):
         load_data(str(tmp_path / f"folder{suffix}"), ONE)
-    (tmp_path / "data.parquet").write_text("1,2")
-    with pytest.raises(InputError, match=r"data\.parquet is of another kind than \.npz and"):
-        load_data(str(tmp_path / "data.parquet"), ONE)
+    (tmp_path / "data.orc").write_text("1,2")
+    with pytest.raises(InputError, match=r"data\.orc is of another kind than \.npz and"):
+        load_data(str(tmp_path / "data.orc"), ONE)
 
 
 def test_npy_is_one_array(tmp_path: Path) -> None:

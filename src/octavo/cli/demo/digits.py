@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from octavo.errors import InputError, optional_import
+from octavo.model.files.source_file import reason
 
 SIZE = 28
 TEST_IMAGES = 500  # of scikit-learn's 1797
@@ -26,6 +27,7 @@ CALIBRATION_IMAGES = 1024
 
 # The four files of MNIST: (images, labels) by part, as they are named in the wild.
 _PARTS = {"train": "train", "test": "t10k"}
+_FILES = ("images-idx3-ubyte", "labels-idx1-ubyte")
 _IDX_BYTES = 0x08  # unsigned bytes, the only type that MNIST uses
 
 Batches = DataLoader[tuple[Tensor, ...]]
@@ -66,12 +68,14 @@ def load_digits(mnist: str | Path | None = None) -> Digits:
 
     Args:
         mnist: a folder with the four MNIST files (``train-images-idx3-ubyte`` and so on, packed as
-            ``.gz`` or not; torchvision's ``MNIST/raw`` below it is found too). ``None`` takes the
-            1797 digits that come with scikit-learn.
+            ``.gz`` or not; torchvision's ``MNIST/raw`` below it is found too). Where it has none of
+            them, torchvision downloads them there. ``None`` takes the 1797 digits that come with
+            scikit-learn.
 
     Raises:
         MissingExtra: scikit-learn is not installed.
-        InputError: the folder lacks a file, or a file is not of MNIST's format.
+        InputError: the folder lacks a file and it cannot be downloaded, or a file is not of
+            MNIST's format.
 
     Example:
         >>> digits = load_digits()
@@ -79,6 +83,7 @@ def load_digits(mnist: str | Path | None = None) -> Digits:
         (1297, 500)
     """
     if mnist is not None:
+        _download_into(Path(mnist))
         parts = {name: _mnist_part(Path(mnist), prefix) for name, prefix in _PARTS.items()}
         return Digits("MNIST", **parts)
     with optional_import("scikit-learn", "demo", "load its handwritten digits"):
@@ -149,7 +154,36 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
     for candidate in (place / name for place in places for name in names):
         if candidate.is_file():
             return candidate
-    raise InputError(f"{folder} holds no {names[0]} (packed as .gz or not): MNIST has four files")
+    raise InputError(f"{folder} holds no {names[0]} (packed as .gz or not): {_where(folder)}")
+
+
+def _where(folder: Path) -> str:
+    files = [f"{prefix}-{name}" for prefix in _PARTS.values() for name in _FILES]
+    return f"put MNIST's four files into {folder}: {', '.join(files)}"
+
+
+def _download_into(folder: Path) -> None:
+    """MNIST's files from where torchvision knows them, if the folder has none of them.
+
+    Raises:
+        InputError: torchvision is not installed, or cannot reach them.
+    """
+    if any(folder.glob("**/*-ubyte*")):
+        return
+    try:
+        from torchvision.datasets import MNIST
+
+        MNIST(str(folder), download=True)  # shows its progress itself
+    except ImportError:
+        raise InputError(
+            f"{folder} holds none of MNIST's files, and torchvision, which downloads them, is not "
+            f"installed: pip install torchvision, or {_where(folder)}"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{folder} holds none of MNIST's files, and they cannot be downloaded "
+            f"({reason(error)}): {_where(folder)}"
+        ) from error
 
 
 def _normalised(images: Tensor) -> Tensor:

@@ -13,6 +13,13 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
+from octavo.cli.sources.columns import (
+    PARQUET,
+    ImageCells,
+    StoredImages,
+    holds_columns,
+    read_columns,
+)
 from octavo.cli.sources.image_folder import ImageFolder, ImageOptions
 from octavo.cli.sources.references import call_reference, is_reference, resolve_reference
 from octavo.cli.sources.table import read_table
@@ -61,26 +68,30 @@ def load_data(
 
     Args:
         source: a ``.npz``, ``.safetensors`` or ``.npy`` file, a ``.csv`` table of numbers (see
-            `octavo.cli.sources.table`), a folder of images (see `ImageFolder`), or
-            ``package.module:name`` of an iterable of batches, or of a function without arguments
-            that returns one. In a file, an array named as a label (``labels``, ``y`` ...) holds
-            the labels; the others are the model's arguments, by name where the names are its own,
-            else in the file's order. float64 arrays, numpy's
-            default, become float32.
+            `octavo.cli.sources.table`), a ``.parquet`` file or a folder that Hugging Face's
+            ``save_to_disk`` wrote (see `octavo.cli.sources.columns`), a folder of images (see
+            `ImageFolder`), or ``package.module:name`` of an iterable of batches, or of a function
+            without arguments that returns one. In a file, an array named as a label (``labels``,
+            ``y`` ...) holds the labels; the others are the model's arguments, by name where the
+            names are its own, else in the file's order. float64 arrays, numpy's default, become
+            float32.
         signature: the argument names of the model.
         batch_size: for files and folders only.
         images: for folders only; ``None`` is `ImageOptions` as it is.
 
     Raises:
         InputError: the source cannot be read, or does not fit the model.
-        MissingExtra: it is a folder of images, and Pillow is not installed.
+        MissingExtra: it holds images, and Pillow is not installed, or columns, and pyarrow is not.
     """
+    if source and holds_columns(Path(source)):
+        return _columns(source, signature, batch_size, images or ImageOptions())
     if source and Path(source).is_dir():
         return _folder(source, signature, batch_size, images or ImageOptions())
     if Path(source).suffix not in _READERS:
         if source and Path(source).exists() and not is_reference(source):
+            kinds = " and ".join((*_READERS, PARQUET))
             raise InputError(
-                f"{source} is of another kind than {' and '.join(_READERS)}: give such a file, or "
+                f"{source} is of another kind than {kinds}: give such a file, or "
                 "package.module:name of batches"
             )
         found = resolve_reference(source)
@@ -106,6 +117,25 @@ def _folder(
             f"{list(signature.names[: signature.required])}: give package.module:name of batches"
         )
     return ImageFolder.of(Path(source), images, batch_size)
+
+
+def _columns(
+    source: str, signature: Signature, batch_size: int, options: ImageOptions
+) -> Iterable[Any]:
+    _check_batch_size(batch_size)
+    columns = read_columns(Path(source), signature.names, LABEL_KEYS)
+    pictures = [column for column in columns.values() if isinstance(column, ImageCells)]
+    arrays = {n: _tensor(c) for n, c in columns.items() if not isinstance(c, ImageCells)}
+    if not pictures:
+        _check_lengths(source, arrays)
+        return _batches(source, arrays, signature, batch_size)
+    if len(pictures) > 1 or signature.required > 1 or not set(arrays) <= set(LABEL_KEYS):
+        raise InputError(
+            f"{source} holds the columns {sorted(columns)}; images are one argument beside labels, "
+            "and the model's only one: leave the others out, or give package.module:name of batches"
+        )
+    labels = next(iter(arrays.values()), None)
+    return StoredImages(pictures[0], labels, options, batch_size)
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -143,12 +144,17 @@ class ImageFolder:
             yield (batch,) if self.labels is None else (batch, torch.tensor(self.labels[part]))
 
 
-def read_image(file: Path, options: ImageOptions) -> Tensor:
+def read_image(file: Path, options: ImageOptions, content: bytes | None = None) -> Tensor:
     """The centre of an image, uint8 ``[channels, size, size]``.
 
     It is resized and cut as torchvision's ``Resize(size)`` and ``CenterCrop(size)`` do, and as
     there the pixels are taken as they are stored: a rotation in the EXIF data is not applied, of an
     animation the first picture is taken, and what is transparent has the colour below.
+
+    Args:
+        file: to read; with ``content`` it is only what errors call it.
+        options: size and channels.
+        content: what the file holds, where that lies in a table.
 
     Raises:
         InputError: the file is not an image of the formats in `SUFFIXES`, is damaged, has more
@@ -158,8 +164,10 @@ def read_image(file: Path, options: ImageOptions) -> Tensor:
     """
     pillow = _pillow()
     try:
-        check_file(file)
-        with pillow.open(file, formats=_FORMATS) as image:
+        if content is None:
+            check_file(file)
+        opened = file if content is None else io.BytesIO(content)
+        with pillow.open(opened, formats=_FORMATS) as image:
             _check_image(file, image.size, image.mode)
             whole = image.convert("L" if options.gray else "RGB")
         return _centre(whole, options, pillow.Resampling.BILINEAR)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ from octavo.quantization.weights import (
     qparams_of_weight,
     quantized_layers,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 
 class Prepared(Changed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -23,6 +23,9 @@ from octavo.graph.capture.capture import bind_arguments
 from octavo.qat import ObservedFakeQuantize, QATModel, prepare_qat
 from octavo.quantization.convert import quantize_graph
 from octavo.quantization.plan import Plan
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 
 class Trained(Changed):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,9 @@ from octavo.graph.evaluation import evaluating
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import check_made_of
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 
 class Beside(ABC):

@@ -7,7 +7,7 @@ The float module's kernels read its weights without calling a layer. Here each p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from octavo.model.nn.float_layers import linear_of, taking_place
 from octavo.model.nn.linear import Linear
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.quantization.qconfig import QConfig
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 _PARTS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _EXTRA = ("bias_k", "bias_v")

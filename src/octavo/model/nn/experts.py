@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from octavo.model.nn.float_layers import linear_of, taking_place
 from octavo.model.nn.linear import Linear
 from octavo.model.nn.quantized_module import QuantizedModule
 from octavo.quantization.qconfig import QConfig
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 # Where transformers has the function that all its classes of experts share: what it asks of them
 # is what they compute.

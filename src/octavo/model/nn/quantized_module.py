@@ -6,7 +6,7 @@ Tested in tests/model/nn/test_linear.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from octavo.quantization.placement.specs import weight_spec
 from octavo.quantization.qconfig import QConfig, QSpec
 from octavo.quantization.targets import target as target_named
 from octavo.quantization.weights import qparams_of_weight
+
+if TYPE_CHECKING:
+    from typing import Self  # which Python 3.10 has not
 
 # Of the tensors, at the first call; a copy makes its own.
 _MADE = ("_ready", "_packed", "_products", "_without_values")
