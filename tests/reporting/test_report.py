@@ -16,6 +16,7 @@ from torch import nn
 
 import octavo
 from octavo.errors import ArtifactError, InputError, MissingExtra
+from octavo.reporting.html import anchor
 
 
 def without_pictures(report: octavo.Report) -> octavo.Report:
@@ -43,11 +44,25 @@ def test_names_are_escaped(page: str) -> None:
 
 def test_all_sections_are_there(page: str, report: octavo.Report) -> None:
     for section in (
-        *("comparison", "graph", "errors", "histograms", "sensitivity", "search", "repair", "plan"),
+        *(
+            "comparison",
+            "samples",
+            "graph",
+            "errors",
+            "histograms",
+            "sensitivity",
+            "search",
+            "repair",
+            "plan",
+        ),
     ):
         assert f'<section id="{section}"' in page
         assert f'href="#{section}"' in page
     assert report.verdict().splitlines()[0].split(",")[0] in page
+    assert page.index(report.decision.sentence[:30]) < page.index('class="verdict"')
+    layer = report.repairs[0].layer
+    assert f'href="#{anchor(layer)}"' in page
+    assert page.count(f'id="{anchor(layer)}"') == 1
     assert report.repairs[0].reason in page.replace("&#39;", "'")
     assert "shares the scale of" in page or "fused into" in page
 
@@ -62,6 +77,8 @@ def test_sections_that_nobody_asked_for_are_left_out(report: octavo.Report) -> N
 def test_json(report: octavo.Report) -> None:
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["comparison"]["int8"]["size_bytes"] > 0
+    assert data["decision"] == {"answer": "perhaps", "sentence": report.decision.sentence}
+    assert data["samples"][0]["index"] == report.samples[0].index
     assert data["repairs"][0]["layer"] == report.repairs[0].layer
     assert len(data["layers"]["rows"]) == len(report.errors.rows)
 

@@ -85,11 +85,13 @@ def report(
         search=tried,
         metric=options.metric_of(metric),
         batches=limit,
+        labels=getattr(batches, "classes", None) or None,
         progress=not as_json,
     )
     found.to_html(out)
     if as_json:
         print_json({"file": out, **found.to_dict()})
         return
-    console().print(found.verdict(), style="bold", highlight=False)
+    console().print(found.decision.sentence, style="bold", highlight=False)
+    console().print(found.verdict(), highlight=False)
     console().print(f"{out}: open it in a browser", highlight=False, soft_wrap=True)

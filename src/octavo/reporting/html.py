@@ -6,6 +6,7 @@ Tested in tests/reporting/test_report.py and tests/reporting/test_browser.py.
 from __future__ import annotations
 
 import base64
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from octavo.measuring.layers.repair import Repair
 from octavo.model.parts_summary import PartsSummary
 from octavo.model.summary import Summary
 from octavo.quantization.plan import Plan
+from octavo.reporting.decision import Decision
 from octavo.reporting.layout import Layout
 from octavo.reporting.plots import comparison as comparison_plot
 from octavo.reporting.plots import distribution as distribution_plot
@@ -28,6 +30,7 @@ from octavo.reporting.plots import search as search_plot
 from octavo.reporting.plots import sensitivity as sensitivity_plot
 from octavo.reporting.plots.figure import as_svg, require_matplotlib
 from octavo.reporting.plots.palette import Palette
+from octavo.reporting.samples import Shown
 from octavo.searching import SearchResult
 from octavo.version import __version__
 
@@ -79,6 +82,7 @@ def render(
     *,
     title: str,
     verdict: str,
+    decision: Decision,
     summary: Summary | PartsSummary,
     plan: Plan,
     comparison: Comparison,
@@ -87,6 +91,7 @@ def render(
     layout: Layout,
     sensitivity: Sensitivity | None,
     search: SearchResult | None,
+    samples: Sequence[Shown],
     repairs: Sequence[Repair],
     repair_code: str,
 ) -> str:
@@ -107,6 +112,10 @@ def render(
     return template.render(
         title=title,
         verdict=verdict.splitlines(),
+        decision=decision,
+        samples=samples,
+        anchor=anchor,
+        inf=math.inf,
         version=__version__,
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=(folder / "page.js").read_text(encoding="utf-8"),
@@ -141,6 +150,11 @@ def render(
         repairs=repairs,
         repair_code=repair_code,
     )
+
+
+def anchor(layer: str) -> str:
+    """Where a layer stands on the page, for links that are sent on: ``report.html#layer-conv1``."""
+    return "layer-" + re.sub(r"[^\w.]+", "-", layer)
 
 
 def level_of(sqnr_db: float) -> str:

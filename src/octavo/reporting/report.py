@@ -15,12 +15,15 @@ from torch import nn
 from octavo.arguments import (
     BATCHES,
     COUNT,
+    FUNCTION,
+    NAMES,
     TEXT,
     called_rightly,
     expect,
     expect_repeatable,
     optional,
 )
+from octavo.display import finite
 from octavo.measuring.comparison import compare
 from octavo.measuring.comparison_table import COMPARISON, Comparison
 from octavo.measuring.layers import (
@@ -35,14 +38,17 @@ from octavo.measuring.layers.sensitivity import SENSITIVITY
 from octavo.measuring.metrics import Metric
 from octavo.measuring.modules import modules_in, plan_of_modules
 from octavo.measuring.regions import graphs_in, plan_of
+from octavo.measuring.samples import changed_samples
 from octavo.model.files.atomic import replacing
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.parts_summary import PartsSummary
 from octavo.model.summary import Summary
 from octavo.model.verbs import summary
 from octavo.quantization.plan import Plan
+from octavo.reporting.decision import Decision, decide
 from octavo.reporting.html import render
 from octavo.reporting.layout import Layout, layout_of, layout_of_modules
+from octavo.reporting.samples import Decode, Shown, shown
 from octavo.searching import SearchResult
 from octavo.searching.result import SEARCH
 
@@ -63,12 +69,15 @@ class Report:
         layout: the graph as rows.
         sensitivity: what each layer does to the output; ``None`` if it was not asked for.
         search: what a search tried; ``None`` if there was none.
+        samples: those whose answers change most, before and after.
 
     Example:
         >>> found = octavo.compare(model, q, loader, rounds=3)
         >>> report = octavo.report(model, q, loader, comparison=found)
         >>> sorted(report.to_dict())[:3]
-        ['comparison', 'layers', 'repairs']
+        ['comparison', 'decision', 'layers']
+        >>> report.decision.answer in ("yes", "perhaps", "no")
+        True
     """
 
     title: str
@@ -80,6 +89,12 @@ class Report:
     layout: Layout
     sensitivity: Sensitivity | None = None
     search: SearchResult | None = None
+    samples: tuple[Shown, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """May it be shipped, what does it cost, what does it bring?"""
+        return decide(self.comparison)
 
     @cached_property
     def repairs(self) -> tuple[Repair, ...]:
@@ -101,12 +116,14 @@ class Report:
         return {
             "title": self.title,
             "verdict": self.verdict(),
+            "decision": vars(self.decision),
             "summary": self.summary.to_dict(),
             "comparison": self.comparison.to_dict(),
             "layers": self.errors.to_dict(),
             "sensitivity": None if self.sensitivity is None else self.sensitivity.to_dict(),
             "search": None if self.search is None else self.search.to_dict(),
             "repairs": [vars(repair) for repair in self.repairs],
+            "samples": [_without_pictures(sample) for sample in self.samples],
         }
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -122,6 +139,7 @@ class Report:
         page = render(
             **{field.name: getattr(self, field.name) for field in fields(self)},
             verdict=self.verdict(),
+            decision=self.decision,
             repairs=self.repairs,
             repair_code=self.repair_code,
         )
@@ -152,6 +170,8 @@ def report(
     inputs: Callable[[Any], Any] | None = None,
     runtimes: Sequence[str] | None = None,
     batches: int | None = FEW,
+    labels: Sequence[str] | None = None,
+    decode: Decode | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure what a report needs, and gather it.
@@ -168,7 +188,9 @@ def report(
         search: from `octavo.search`; that section is left out without.
         metric, runtimes: as for `octavo.compare`.
         inputs: batch -> the model's arguments, where the defaults do not fit.
-        batches: that layers and histograms are measured on; ``None`` is all.
+        batches: that layers, histograms and samples are taken from; ``None`` is all.
+        labels: names of the classes, in their order, for the samples on the page.
+        decode: token ids -> text, as a tokenizer's ``decode``, for samples that are texts.
         progress: bars on a terminal.
 
     Raises:
@@ -188,6 +210,8 @@ def report(
     expect(BATCHES, data=data)
     expect(TEXT, title=title)
     optional(COUNT, batches=batches)
+    optional(NAMES, labels=labels)
+    optional(FUNCTION, decode=decode)
     optional(COMPARISON, comparison=comparison)
     optional(SENSITIVITY, sensitivity=sensitivity)
     optional(SEARCH, search=search)
@@ -198,6 +222,7 @@ def report(
         )
     errors = layer_errors(model, q, islice(data, batches), inputs=inputs, progress=progress)
     seen = distributions(model, q, islice(data, batches), inputs=inputs, progress=progress)
+    changed = changed_samples(model, q, islice(data, batches), inputs=inputs, progress=progress)
     return Report(
         title=title,
         summary=summary(q),
@@ -208,4 +233,9 @@ def report(
         layout=layout_of(graphs, errors) if graphs else layout_of_modules(modules, errors),
         sensitivity=sensitivity,
         search=search,
+        samples=tuple(shown(sample, labels, decode) for sample in changed),
     )
+
+
+def _without_pictures(sample: Shown) -> dict[str, Any]:
+    return finite({key: value for key, value in vars(sample).items() if key != "pictures"})
