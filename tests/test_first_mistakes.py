@@ -82,6 +82,18 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: quantize("net.pth", X),
         "model.load_state_dict(torch.load('net.pth'))",
     ),
+    "an ONNX file": (
+        lambda: quantize("net.onnx", X),
+        "give the model that this file was exported from",
+    ),
+    "a generator that was read before": (
+        lambda: quantize(net(), calibration=iter([])),
+        "a generator that was read before has none left",
+    ),
+    "a scripted model": (
+        lambda: quantize(torch.jit.script(net()), X),
+        "start from the nn.Module that it was made from",
+    ),
     "a quantized file": (lambda: quantize("m.octavo", X), "octavo.load('m.octavo') gives it"),
     "a class": (lambda: quantize(nn.Linear, X), "give a model, Linear(...), not its class"),
     "no forward": (

@@ -26,7 +26,7 @@ def without_pictures(report: octavo.Report) -> octavo.Report:
 
 def test_it_needs_no_network(page: str) -> None:
     addresses = set(re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"')\s>]+)", page))
-    assert all(one.startswith(("#", "data:image/svg+xml;base64,")) for one in addresses)
+    assert all(one.startswith(("#", "data:image/")) for one in addresses)
     assert "default-src 'none'" in page
     for picture in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", page):
         svg = base64.b64decode(picture).decode()

@@ -262,8 +262,8 @@ NO_EXAMPLE = (
     "example_inputs, a tensor or a tuple of the model's arguments"
 )
 NO_BATCH = (
-    "there was no calibration batch: the iterable is empty; give about 100 batches of "
-    "representative data"
+    "there was no calibration batch: the iterable is empty (a generator that was read before has "
+    "none left); give about 100 batches of representative data"
 )
 
 

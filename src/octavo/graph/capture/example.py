@@ -59,6 +59,8 @@ def _way_to_module(given: Any) -> str:
         return f"give a model, {given.__name__}(...), not its class"
     if isinstance(given, str | os.PathLike) and os.fspath(given).endswith(".octavo"):
         return f"it is quantized already, and octavo.load({os.fspath(given)!r}) gives it"
+    if isinstance(given, str | os.PathLike) and os.fspath(given).endswith(".onnx"):
+        return "Octavo starts from PyTorch: give the model that this file was exported from"
     if isinstance(given, str | os.PathLike):
         return (
             "build the network, and load its weights: "
