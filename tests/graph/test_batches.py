@@ -155,8 +155,20 @@ def test_arguments_that_take_labels_are_left_out_of_the_call() -> None:
 
 def test_labels_that_were_captured_are_arguments() -> None:
     signature = Signature.of(Classifier(), captured=("x", "labels"))
-    assert signature == Signature(("x", "labels", "y"), 1)
+    assert signature == Signature(("x", "labels", "y"), 2)
     assert split_batch({"x": X, "labels": Y}, signature) == Batch((), {"x": X, "labels": Y})
+
+
+def test_a_captured_model_needs_what_it_was_captured_with() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Any, mask: Any = None, scale: Any = None, *, key: Any = None) -> None:
+            pass
+
+    captured = ("x", "mask", "key")
+    assert [Signature.of(Masked(), captured[:n]).required for n in range(4)] == [1, 1, 2, 2]
+    signature = Signature.of(Masked(), captured)
+    assert split_batch((X, Y), signature) == Batch((X, Y), {})
+    assert split_batch((X, Y, Z), signature) == Batch((X, Y), {}, Z)
 
 
 def test_labels_that_forward_needs_are_arguments() -> None:

@@ -151,7 +151,7 @@ class Search:
             candidate.module,
             with_seen(candidate.graph, tensors),
             self.settings.plan(candidate.graph, path),
-            Signature.of(candidate.module, candidate.graph.arguments),
+            Signature.of(candidate.module, candidate.graph.given_arguments),
             few_samples(candidate.graph, tensors),
             candidate.place,
         )

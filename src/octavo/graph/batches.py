@@ -73,7 +73,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Signature:
-    """The names of a model's arguments, in order; ``required`` of them have no default.
+    """The names of a model's arguments, in order; ``required`` of them have no default, or had a
+    value when the model was captured.
 
     Arguments that take labels, of which a model makes a loss, are not among them, see `of`.
 
@@ -103,13 +104,15 @@ class Signature:
         Args:
             model: the float model.
             captured: arguments that it was captured with. Labels among them were given on purpose,
-                and are arguments like others.
+                and are arguments like others; and what a call gives by position reaches as far as
+                they do, since the captured model has no defaults for them.
 
         Raises:
             InputError: it is not a module.
         """
         model = module_of(model)
         names: list[str] = []
+        positional: list[str] = []
         required, many, more = 0, "", False
         for parameter in signature_of(model).parameters.values():
             takes_labels = parameter.name in LABEL_ARGUMENTS and parameter.default is None
@@ -121,10 +124,13 @@ class Signature:
                 more = "Unpack" not in str(parameter.annotation)  # which names what it takes
             else:
                 names.append(parameter.name)
-                is_positional = parameter.kind is not parameter.KEYWORD_ONLY
-                required += is_positional and parameter.default is parameter.empty
+                if parameter.kind is not parameter.KEYWORD_ONLY:
+                    positional.append(parameter.name)
+                    required += parameter.default is parameter.empty
         config = _config_of(model)
         if captured:
+            given = itertools.takewhile(lambda name: name in captured, positional)
+            required = max(required, len(list(given)))
             required += sum(bool(many) and name.startswith(f"{many}_") for name in captured)
             names += [name for name in captured if name not in names]
             return cls(tuple(names), required, config, _main_input_of(model))

@@ -184,6 +184,11 @@ class Graph:
         """The first guard that inputs of these shapes, by name, do not satisfy."""
         return next((guard for guard in self.guards if not guard.holds(shapes)), None)
 
+    @property
+    def given_arguments(self) -> list[str]:
+        """The arguments that had a value when the model was captured, so that a call gives them."""
+        return [name for name, tree in self.arguments.items() if tree is not None]
+
     def input_names(self) -> list[str]:
         return [entry.name for entry in self.inputs]
 

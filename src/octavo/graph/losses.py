@@ -176,7 +176,7 @@ def signature_with_losses(model: nn.Module, graph: Graph, call: Batch) -> Signat
         call: that it was captured with.
     """
     return replace(
-        Signature.of(model, graph.arguments), losses=losses_of(model, call, graph.arguments)
+        Signature.of(model, graph.given_arguments), losses=losses_of(model, call, graph.arguments)
     )
 
 

@@ -134,7 +134,7 @@ def compare(
 def _signature(contenders: Sequence[Contender]) -> Signature:
     """That of the float model, with all arguments that a quantized one was captured with."""
     quantized = (c.model for c in contenders if isinstance(c.model, QuantizedModel))
-    captured = {name for q in quantized for name in q.signature.names}
+    captured = {name for q in quantized for name in q.graph.given_arguments}
     return Signature.of(contenders[0].model, captured)
 
 
