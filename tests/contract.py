@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 import octavo
 from octavo.errors import MissingExtra, OctavoError
+from octavo.flow.whole import quantize_captured
 from octavo.graph.cuts import Cuts
-from octavo.graph.graph import Ref
+from octavo.graph.graph import Graph, Ref
 from octavo.measuring.parity import LayerParity, _compared_layers
 from octavo.runtimes import Options
 from octavo.runtimes.lowered import Lowered
@@ -122,11 +123,18 @@ class Contract:
 
 
 @cache
-def contract(way: str) -> Contract:
+def captured(names: tuple[str, ...]) -> tuple[Graph, tuple[Tensor, ...]]:
+    """The model of some cases and its inputs; three ways have the same ones."""
     torch.manual_seed(0)
-    model = AllCases(NAMES[way]).eval()
+    model = AllCases(names).eval()
     inputs = (*(torch.randn(shape_of(dims)) for dims in range(4)), torch.randint(0, 50, (8, 7)))
     model(*inputs)
+    return octavo.capture(model, inputs), inputs
+
+
+@cache
+def contract(way: str) -> Contract:
+    graph, inputs = captured(NAMES[way])
     mode, operators, qconfig = WAYS[way]
     rules = octavo.QConfigMapping()
     for op in operators:
@@ -134,15 +142,8 @@ def contract(way: str) -> Contract:
     data = [inputs] if mode == "static" else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
-        q = octavo.quantize(
-            model,
-            inputs,
-            calibration=data,
-            qconfig=rules,
-            mode=mode,
-            target=TARGET,
-            progress=False,
-        )
+        plan = octavo.plan(graph, rules, mode=mode, target=TARGET)
+        q = quantize_captured(graph, plan, data, progress=False)
     return Contract(q, Cuts.of(q.graph, inputs))
 
 

@@ -5,6 +5,7 @@ Empty batches: what the float model gives.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
@@ -77,20 +78,27 @@ def check(net: nn.Module, q, x: Tensor) -> None:
             assert bool(torch.isfinite(got[index]).all())
 
 
+@cache
+def quantized(name: str, how: str) -> tuple[nn.Module, octavo.QuantizedModel, Tensor]:
+    """For all runtimes, each of which makes a model of its own of it."""
+    torch.manual_seed(0)
+    make, shape = NETS[name]
+    net, x = make().eval(), torch.randn(shape)
+    given = {"calibration": [x]} if how == "static" else {"example_inputs": x}
+    return net, octavo.quantize(net, **given, **HOW[how], target=TARGET, progress=False), x
+
+
 @pytest.mark.parametrize("runtime", ["reference", "torch", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", NETS)
 def test_a_bad_sample_gives_what_the_float_model_gives(name, how, runtime):
     if runtime not in ("reference", "torch"):
         pytest.importorskip(runtime)
-    torch.manual_seed(0)
-    make, shape = NETS[name]
-    net, x = make().eval(), torch.randn(shape)
-    given = {"calibration": [x]} if how == "static" else {"example_inputs": x}
-    q = octavo.quantize(net, **given, **HOW[how], target=TARGET, progress=False)
+    net, q, x = quantized(name, how)
     check(net, q.lower(runtime), x)
 
 
+@pytest.mark.sweep  # test_inductor holds that runtime, which compiles for many seconds
 def test_on_the_inductor_runtime():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
@@ -113,16 +121,25 @@ def test_infinity_that_the_float_model_turns_into_a_number():
     assert float((got[1] - got[0]).abs().max()) > 0.2
 
 
+@cache
+def masked(by_hand: bool, mode: str) -> tuple[nn.Module, Tensor, Tensor, octavo.QuantizedModel]:
+    """Attention with its input and a mask, for all runtimes."""
+    torch.manual_seed(0)
+    net, x, mask = Attention(by_hand).eval(), torch.randn(4, 5, 16), torch.zeros(4, 5)
+    mask[0, 3:] = mask[2, 4:] = -INF
+    data = [(x, mask)]
+    q = octavo.quantize(net, calibration=data, mode=mode, target=TARGET, progress=False)
+    return net, x, mask, q
+
+
 @pytest.mark.parametrize("by_hand", [True, False])
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 @pytest.mark.parametrize("runtime", ["reference", "torch", "onnxruntime"])
 def test_masks_with_minus_infinity_work_as_before(by_hand, mode, runtime):
     if runtime == "onnxruntime":
         pytest.importorskip(runtime)
-    torch.manual_seed(0)
-    net, x, mask = Attention(by_hand).eval(), torch.randn(4, 5, 16), torch.zeros(4, 5)
-    mask[0, 3:] = mask[2, 4:] = -INF
-    q = octavo.quantize(net, calibration=[(x, mask)], mode=mode, target=TARGET, progress=False)
+    net, x, mask, q = masked(by_hand, mode)
+    x, mask = x.clone(), mask.clone()
     assert masks_of(q.graph) == {"mask"}
     assert q._watched == Watched(values=(0,), masks=(1,), batched=((0, 0), (1, 0)))
     q = q.lower(runtime)
