@@ -74,7 +74,7 @@ def observing(plan: Plan, observer: Observer) -> Plan:
 # 256 MB each.
 _ROUNDED = rounded_by(GPTQ(damping=0.5, most_inputs=8192))
 
-# What each weight takes to be learned is within the time that an effort may take: 2 s a layer.
+# Small layers make all of the steps, and large ones as many as two seconds hold.
 _LEARNED = rounded_by(AdaRound(steps=300, seconds=2.0, most_inputs=2400))
 
 # effort -> its steps
