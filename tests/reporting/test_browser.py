@@ -66,9 +66,12 @@ def test_anybody_can_read_it(opened: Any) -> None:
 
 
 def test_pictures_are_drawn(opened: Any) -> None:
-    widths = opened.eval_on_selector_all("img", "images => images.map(one => one.naturalWidth)")
-    assert len(widths) > 8
-    assert min(widths) > 100
+    width = "images => images.map(one => one.naturalWidth)"
+    charts = opened.eval_on_selector_all("figure > img", width)
+    assert len(charts) > 8
+    assert min(charts) > 100
+    samples = opened.eval_on_selector_all(".pictures img", width)
+    assert samples == [8] * 6  # images of 8 x 8, read as PNG
     assert opened.locator("img:not([alt])").count() == 0
 
 
