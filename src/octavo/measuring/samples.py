@@ -65,10 +65,11 @@ def changed_samples(
         >>> [sample.sqnr_db > 10 for sample in worst]
         [True, True]
     """
-    is_whole = isinstance(q, QuantizedModel)
-    signature = q.signature if is_whole else Signature.of(model)
-    pixels = q.pixels if is_whole else None
-    start, kept = 0, []
+    signature, pixels = Signature.of(model), None
+    if isinstance(q, QuantizedModel):
+        signature, pixels = q.signature, q.pixels
+    start = 0
+    kept: list[Sample] = []
     with torch.no_grad(), evaluating(model), evaluating(q):
         for batch in track(data, "looking at samples", progress):
             call = split_batch(batch, signature, inputs)

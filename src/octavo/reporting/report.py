@@ -238,4 +238,5 @@ def report(
 
 
 def _without_pictures(sample: Shown) -> dict[str, Any]:
-    return finite({key: value for key, value in vars(sample).items() if key != "pictures"})
+    told: dict[str, Any] = finite({k: v for k, v in vars(sample).items() if k != "pictures"})
+    return told
