@@ -45,6 +45,13 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@cache
+def has_amx() -> bool:
+    """Whether there are AMX's tiles, and ``ONEDNN_MAX_CPU_ISA`` lets oneDNN use them."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return torch.cpu._is_amx_tile_supported() and (most in ("", "ALL", "DEFAULT") or "AMX" in most)
+
+
 def host_target() -> str:
     """The name of the target that suits the CPU this runs on.
 
@@ -76,7 +83,7 @@ def kind() -> str:
     extras = [
         *([] if saturates() else ["VNNI"]),
         *(["bf16"] if has_bf16() else []),
-        *(["AMX"] if torch.cpu._is_amx_tile_supported() else []),
+        *(["AMX"] if has_amx() else []),
     ]
     instructions = " ".join([torch.backends.cpu.get_cpu_capability(), *extras])
     return f"{name()}, {instructions}, {os.cpu_count() or 1} cores"

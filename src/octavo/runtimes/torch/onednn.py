@@ -106,6 +106,10 @@ class PackedConv:
         weight, scale = context.weight(weight_arg)
         check_kernel(source, None if is_depthwise(groups_of(layer), weight) else weight)
         strides, paddings, dilations = (sized(value, dims) for value in sizes)
+        if skips_values(weight, strides):
+            raise Unsupported(
+                "with AMX torch's kernel for volumes is wrong at times where it skips values"
+            )
         meta = context.graph.metas[x.name]
         image: Sequence[int | None] = [None] * dims if meta is None else meta.shape[2:]
         outside = [0] * dims
@@ -207,6 +211,16 @@ def _misreads_depth(image: Sequence[int | None], paddings: Sequence[int]) -> boo
     no multiple of four.
     """
     return len(image) == 3 and image[0] in (1, None) and paddings[0] > 0
+
+
+def skips_values(weight: Tensor, strides: Sequence[int]) -> bool:
+    """Whether windows of volumes skip values between them, on a CPU with AMX.
+
+    There oneDNN computes some such layers wrongly with several threads, in some calls and not in
+    others, so that a comparison may not see it.
+    """
+    sizes = zip(strides, weight.shape[2:], strict=True)
+    return weight.dim() == 5 and cpu.has_amx() and any(stride > taps for stride, taps in sizes)
 
 
 def _misreads_one_channel(
