@@ -42,7 +42,7 @@ class ByHand(Model):
 
 
 class Deep(nn.Module):
-    """Something int8 reads the sum, so that the addition runs in int8 too."""
+    """Something int8 reads the sum."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ def test_training_by_the_tool_is_training_by_hand(
         assert torch.equal(by_tool(x), by_hand(x))
     both(tq.convert(by_tool), tq.convert(by_hand))
     assert runs(quantizer.convert(by_tool), "conv2d") == "int8"
-    assert runs(quantizer.convert(by_tool), "add") == ("int8" if inner else "float")
+    assert runs(quantizer.convert(by_tool), "add") == "int8"  # who reads it or not
 
 
 @pytest.mark.filterwarnings("ignore::octavo.OctavoWarning")
@@ -123,7 +123,7 @@ def test_after_training_by_the_tool_and_by_hand() -> None:
     int8 = quantizer.convert(by_tool)
     both(int8, tq.convert(by_hand))
     for x in batches():
-        assert (int8(x) - float_model(x)).abs().max() < 0.03
+        assert (int8(x) - float_model(x)).abs().max() < 0.045  # a step and a half of the sum
 
 
 def test_dynamic_by_the_tool_and_by_hand() -> None:

@@ -225,9 +225,9 @@ def test_unknown_layers_other_backends_and_other_methods(x: torch.Tensor) -> Non
         from octavo.compat.tinynn import BF16Quantizer  # noqa: F401
 
 
-@pytest.mark.parametrize("config", [None, X86])
+@pytest.mark.parametrize(("config", "last"), [(None, "int8"), (X86, "float32")])
 @pytest.mark.parametrize("quantizer", [PostQuantizer, QATQuantizer])
-def test_a_tflite_file(quantizer, config, tmp_path: Path, x: torch.Tensor) -> None:
+def test_a_tflite_file(quantizer, config, last: str, tmp_path: Path, x: torch.Tensor) -> None:
     pytest.importorskip("ai_edge_litert")
     made = quantizer(Net(), x, config=config)
     ready = made.quantize()
@@ -235,6 +235,7 @@ def test_a_tflite_file(quantizer, config, tmp_path: Path, x: torch.Tensor) -> No
     written = TFLiteConverter(made.convert(ready), x, tmp_path / "m.tflite").convert()
     assert (tmp_path / "m.tflite").stat().st_size == written.flash_bytes
     assert written.operators["CONV_2D int8"] == 2
+    assert written.operators[f"FULLY_CONNECTED {last}"] == 1
     assert written.agreement["xnnpack"].agrees
 
 

@@ -159,7 +159,7 @@ def test_qat() -> None:
         written = converter.convert()
         assert sqnr_db(trained, qat_model(images()[0])) > 35
     assert Path("out/qat_model.tflite").stat().st_size == written.flash_bytes
-    assert list(written.in_float) == ["fc"]  # whose result the caller gets in float
+    assert list(written.in_float) == []
 
 
 def test_dynamic_by_the_quantizer() -> None:

@@ -172,6 +172,7 @@ _ARM = Target(
     qconfigs=_qconfigs(Scheme("uint8"), _weight(per_channel=False)),
     operators=_operators("hardswish", "hardsigmoid", "sigmoid", "tanh", "leaky_relu", "elu"),
     fusions=_CLIPPED,
+    integer_results=True,
 )
 
 _ONNXRUNTIME = Target(

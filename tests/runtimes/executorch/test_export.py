@@ -80,6 +80,16 @@ def test_models_of_other_targets(target):
     assert sqnr_db(oracle(q, x), result_of(program, x)) > 50
 
 
+def test_a_transposed_convolution_of_groups_runs_in_float():
+    torch.manual_seed(0)
+    net = Three(nn.ConvTranspose2d(8, 8, 3, stride=2, groups=4))
+    q = phones.for_phones(net.eval(), phones.IMAGES)
+    x = phones.IMAGES[:2]
+    program = program_of(q, x)
+    assert program.integer.keys() == {"before", "after"}
+    assert sqnr_db(oracle(q, x), result_of(program, x)) > 50
+
+
 def test_texts():
     class Text(nn.Module):
         def __init__(self):

@@ -34,7 +34,7 @@ from octavo.graph.qdq import (
     rounding_behind,
     weight_behind,
 )
-from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
+from octavo.graph.weight_layouts import WEIGHT_LAYOUTS, groups_of
 from octavo.numerics import octavo_operators
 from octavo.quantization.fusions import CLIPS
 from octavo.quantization.targets import ROLES, SHARED
@@ -309,6 +309,8 @@ def unreadable(weight: QuantizedWeight, reader: Node) -> str:
     """Why XNNPACK cannot read the integers of a layer's weight; ``""`` where it can."""
     if bool((weight.zero_point + _weight_shift(weight)).any()):
         return "XNNPACK reads weights without zero points"
+    if _output_axis(reader) == 1 and groups_of(reader) > 1:
+        return "XNNPACK has no transposed convolutions of groups with a scale for each channel"
     if not weight.grouped:
         has_scales = weight.channel_scale(_output_axis(reader)) is not None
         return "" if has_scales else "the scales of its weights are not those of its outputs"
