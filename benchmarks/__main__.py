@@ -47,6 +47,7 @@ NAMES = (
     "reach",
     "executorch",
     "litert",
+    "phones",
     "demo",
 )
 

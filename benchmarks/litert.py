@@ -1,28 +1,35 @@
-"""LiteRT files beside the oracle: networks trained on digits, and the zoo's.
+"""LiteRT files beside the oracle and beside litert-torch's: the demo's network, and the zoo's.
 
-Each is quantized for the target `edge` and written. "equal": top-1 decisions that are the oracle's,
-by XNNPACK's kernels and by LiteRT's reference kernels. "of the oracle": integers of the worst layer
+Each is quantized for the target `edge` and written. "top-1 %": decisions that are the oracle's, by
+XNNPACK's kernels and by LiteRT's reference kernels. "of the oracle %": integers of the worst layer
 that are the oracle's, given what it gave the layer, and the largest step that one is off. "size":
 the file over the bytes of the integers that the model's weights are, after 50 kB are taken off.
 Weights of the zoo are random, so that a step in one layer moves decisions which a trained network
-has made.
+has made (`phones` counts those).
+
+Where litert-torch and ai-edge-quantizer are installed, they quantize the same network with the same
+data, as their pages teach it: "dB" is the SQNR of each to the float network, "in XNNPACK %" its
+operators in XNNPACK's delegates, "s" from the float network to the file, "ms" a sample, one thread,
+in turns, from inputs that are in place.
 
     python -m benchmarks.litert --networks resnet18 mobilenet_v2
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import octavo
-from benchmarks import hard_digits, nets
+from benchmarks import reach
 from benchmarks.report import Goal, Report, parsed, parser, problem
 from octavo.cli.demo.demo import trained_net
 from octavo.errors import OctavoError
@@ -30,6 +37,7 @@ from octavo.graph.cuts import Cuts
 from octavo.measuring.parity import _compared_layers
 from octavo.runtimes.litert.export import to_tflite
 from octavo.runtimes.litert.interpreter import Program
+from octavo.runtimes.litert.package import package
 from octavo.runtimes.litert.runtime import Programs
 from octavo.runtimes.options import Options
 from octavo.runtimes.timing import interleave
@@ -43,73 +51,186 @@ ZOO = """
     mnasnet0_5 regnet_y_400mf convnext_tiny vit_b_32 bert distilbert mobilebert
 """.split()
 SAMPLES, EQUAL, SIZE, ALLOWED = 256, 99.9, 1.02, 50_000
-XNNPACK, REFERENCE, LAYERS = "equal %", "equal % by reference", "of the oracle %"
+XNNPACK, REFERENCE, LAYERS = "top-1 %", "top-1 % by reference", "of the oracle %"
+OURS, PEER = "octavo", "litert-torch"
 
 
 @dataclass(frozen=True)
 class Case:
+    """Attributes: calibration: batches, a tensor for each input. test: one of samples."""
+
     name: str
     net: nn.Module
-    calibration: list[Any]
-    test: Sequence[Tensor]  # a tensor for each input
-    trained: bool
+    calibration: list[list[Tensor]]
+    test: list[Tensor]
+    trained: bool = False
+
+    @property
+    def samples(self) -> list[list[Tensor]]:
+        """The test batch, one by one."""
+        return _one_by_one(self.test)
 
 
-def cases(names: Sequence[str]) -> Iterator[Case]:
-    if DEMO in names:
+def case(name: str) -> Case:
+    """The network of a name, and data."""
+    if name == DEMO:
         demo, loaders = trained_net()
         test = torch.cat([images for images, _ in loaders.test])[:SAMPLES]
-        yield Case(DEMO, demo, [images for images, _ in loaders.calibration], [test], True)
-    if set(names) & set(nets.FOR_DIGITS):
-        data = hard_digits.load()
-        for name, make in nets.FOR_DIGITS.items():
-            if name in names:
-                net = hard_digits.trained(name, make, data)
-                yield Case(name, net, data.calibration, [data.test[:SAMPLES]], True)
-    for name in ZOO:
-        if name in names:
-            entry = zoo.BY_NAME[name]
-            args, given = zoo.arguments(entry.example(8))
-            test = [*args, *given.values()]
-            yield Case(name, entry.build(), [entry.example(4)], test, False)
+        calibration = [[images] for images, _ in loaders.calibration]
+        return Case(name, demo, calibration, [test], trained=True)
+    entry = zoo.BY_NAME[name]
+    batches = [reach.call(entry, reach.CALIBRATED, seed) for seed in range(reach.BATCHES)]
+    args, given = reach.call(entry, 8, seed=99)
+    calibration = [[*args, *given.values()] for args, given in batches]
+    return Case(name, entry.build(), calibration, [*args, *given.values()])
 
 
-def row(case: Case) -> dict[str, Any]:
-    """One network."""
+def _one_by_one(batch: Sequence[Tensor]) -> list[list[Tensor]]:
+    """A batch as samples."""
+    count = len(batch[0])
+    return [[tensor[i : i + 1].contiguous() for tensor in batch] for i in range(count)]
+
+
+def theirs(network: Case) -> bytes:
+    """The same network by litert-torch and ai-edge-quantizer: a file's content."""
+    import litert_torch
+    from ai_edge_quantizer import quantizer, recipe
+
+    with tempfile.TemporaryDirectory() as folder:
+        floats = str(Path(folder, "float.tflite"))
+        litert_torch.convert(network.net, tuple(network.samples[0])).export(floats)
+        known = package().Interpreter(floats).get_signature_list()
+        ((signature, ends),) = known.items()
+        data = [
+            dict(zip(ends["inputs"], (tensor.numpy() for tensor in sample), strict=True))
+            for batch in network.calibration
+            for sample in _one_by_one(batch)
+        ]
+        made = quantizer.Quantizer(floats)
+        made.load_quantization_recipe(recipe.static_wi8_ai8())
+        return bytes(made.quantize(made.calibrate({signature: data})).quantized_model)
+
+
+class Peer:
+    """A file of litert-torch, run on what the network takes: its ends may be integers."""
+
+    def __init__(self, data: bytes) -> None:
+        self.interpreter = package().Interpreter(model_content=data, num_threads=1)
+        self.interpreter.allocate_tensors()
+
+    def run(self, sample: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        known = self.interpreter.get_input_details()
+        for entry, tensor in zip(known, sample, strict=True):
+            scale, zero_point = entry["quantization"]
+            if scale and tensor.is_floating_point():
+                steps = (tensor / scale).round() + zero_point
+                tensor = steps.clamp(-128, 127).to(torch.int8)
+            self.interpreter.set_tensor(entry["index"], tensor.numpy())
+        self.interpreter.invoke()
+        return tuple(self._floats(entry) for entry in self.interpreter.get_output_details())
+
+    def _floats(self, entry: dict[str, Any]) -> Tensor:
+        result = torch.from_numpy(self.interpreter.get_tensor(entry["index"]))
+        scale, zero_point = entry["quantization"]
+        return (result.float() - zero_point) * scale if scale else result
+
+
+def row(network: Case) -> dict[str, Any]:
+    """One network, by both."""
+    found: dict[str, Any] = {"network": network.name}
+    samples = network.samples
+    started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
-        q = octavo.quantize(case.net, calibration=case.calibration, target="edge", progress=False)
-    started = time.perf_counter()
+        data = [tuple(batch) for batch in network.calibration]
+        q = octavo.quantize(network.net, calibration=data, target="edge", progress=False)
     written = to_tflite(q.graph)
-    found: dict[str, Any] = {"network": case.name, "s": round(time.perf_counter() - started, 1)}
+    took = time.perf_counter() - started
     held = [t for t in q.graph.constants.values() if t.dtype in (torch.int8, torch.uint8)]
     integers = sum(tensor.numel() for tensor in held)
-    found["MB"] = round(len(written.data) / 1e6, 2)
     found["size"] = round((len(written.data) - ALLOWED) / integers, 3)
-    oracle, programs = q.lower("reference"), {k: Program(written, k) for k in KERNELS}
-    count = len(case.test[0])
-    samples = [[tensor[i : i + 1] for tensor in case.test] for i in range(count)]
+    programs = {kernels: Program(written, kernels) for kernels in KERNELS}
     with torch.no_grad():
-        expected = [_decided(oracle.lowered.run(*sample)) for sample in samples]
-        for kernels, column in KERNELS.items():
-            results = [_decided(programs[kernels].run(sample)) for sample in samples]
-            same = [torch.equal(a, b) for a, b in zip(expected, results, strict=True)]
-            found[column] = round(100 * sum(same) / count, 2)
-        few = [tensor[:8] for tensor in case.test]
-        cuts = Cuts.of(q.graph, few)
-        layers = _compared_layers(cuts, Programs(cuts.graph, Options()).run)
-    found[LAYERS] = round(100 * (1 - max(layer.unequal for layer in layers)), 3)
-    found["largest step"] = max(layer.steps or 0 for layer in layers)
-    torchs = q.lower("torch").lowered.run
-    runs = {
-        "ms": lambda: programs["xnnpack"].run(samples[0]),
-        "ms of torch": lambda: torchs(*samples[0]),
+        exact = [reach.floats(network.net(*sample)) for sample in samples]
+        found |= beside_the_oracle(q, network, programs)
+        ours = programs["xnnpack"]
+        found |= _columns(OURS, written.data, took, ours.run, samples, exact)
+        runs: dict[str, Callable[[], Any]] = {OURS: ours.interpreter.invoke}
+        try:
+            started = time.perf_counter()
+            content = theirs(network)
+            took = time.perf_counter() - started
+            peer = Peer(content)
+            found |= _columns(PEER, content, took, peer.run, samples, exact)
+            runs[PEER] = peer.interpreter.invoke
+        except ImportError:
+            pass
+        except Exception as error:  # noqa: BLE001 - a peer may raise anything
+            found[f"{PEER} error"] = problem(error)
+        torchs = q.lower("torch").lowered.run
+        runs["torch"] = lambda: torchs(*samples[0])
+        times = interleave(runs, budget_s=10)
+    return found | {f"{who} ms": round(1e3 * t.median_s, 3) for who, t in times.items()}
+
+
+def _columns(
+    who: str,
+    data: bytes,
+    took: float,
+    run: Callable[[Sequence[Tensor]], Any],
+    samples: Sequence[Sequence[Tensor]],
+    exact: Sequence[Tensor],
+) -> dict[str, Any]:
+    """What is told of a file of either."""
+    results = [reach.floats(tuple(run(sample))) for sample in samples]
+    return {
+        f"{who} dB": round(reach.sqnr_db(exact, results), 1),
+        f"{who} in XNNPACK %": round(100 * delegated(data), 1),
+        f"{who} MB": round(len(data) / 1e6, 2),
+        f"{who} s": round(took, 1),
     }
-    times = interleave(runs, budget_s=10)
-    return found | {name: round(1e3 * latency.median_s, 3) for name, latency in times.items()}
+
+
+def delegated(data: bytes) -> float:
+    """The share of a file's operators that are XNNPACK's."""
+    interpreter = package().Interpreter(model_content=data, num_threads=1)
+    interpreter.allocate_tensors()
+    listed = interpreter._get_ops_details()
+    delegates = [each for each in listed if each["op_name"] == "DELEGATE"]
+    operators = [each for each in listed if each["op_name"] != "DELEGATE"]
+    makers = {result: each for each in operators for result in each["outputs"].tolist()}
+    inside: set[int] = set()
+    for delegate in delegates:
+        given, asked = set(delegate["inputs"].tolist()), delegate["outputs"].tolist()
+        while asked:  # what makes its results, back to what it is given
+            tensor = asked.pop()
+            maker = makers.get(tensor)
+            if maker is not None and tensor not in given and maker["index"] not in inside:
+                inside.add(maker["index"])
+                asked += maker["inputs"].tolist()
+    return len(inside) / len(operators)
 
 
 KERNELS = {"xnnpack": XNNPACK, "reference": REFERENCE}
+
+
+def beside_the_oracle(
+    q: octavo.QuantizedModel, network: Case, programs: dict[str, Program]
+) -> dict[str, Any]:
+    """How near our file is to the oracle: decisions end to end, integers layer by layer."""
+    oracle, samples = q.lower("reference"), network.samples
+    expected = [_decided(oracle.lowered.run(*sample)) for sample in samples]
+    found: dict[str, Any] = {}
+    for kernels, column in KERNELS.items():
+        results = [_decided(programs[kernels].run(sample)) for sample in samples]
+        same = [torch.equal(a, b) for a, b in zip(expected, results, strict=True)]
+        found[column] = round(100 * sum(same) / len(samples), 2)
+    few = [tensor[:8] for tensor in network.test]
+    cuts = Cuts.of(q.graph, few)
+    layers = _compared_layers(cuts, Programs(cuts.graph, Options()).run)
+    found[LAYERS] = round(100 * (1 - max(layer.unequal for layer in layers)), 3)
+    found["largest step"] = max(layer.steps or 0 for layer in layers)
+    return found
 
 
 def _decided(results: Sequence[Any]) -> Tensor:
@@ -117,24 +238,49 @@ def _decided(results: Sequence[Any]) -> Tensor:
     return next(r for r in results if isinstance(r, Tensor)).flatten(1).argmax(-1)
 
 
+def goals(rows: Sequence[dict[str, Any]]) -> list[Goal]:
+    known = [each for each in rows if LAYERS in each]
+    both = [each for each in known if f"{PEER} ms" in each]
+    made = [
+        Goal("networks exported", float(len(known)), float(len(rows)), at_most=False),
+        Goal("integers equal to the oracle's, worst layer, %", _least(known), EQUAL, at_most=False),
+        Goal("size, worst", max((each["size"] for each in known), default=None), SIZE),
+    ]
+    for column, at_most in (("dB", False), ("in XNNPACK %", False), ("MB", True), ("s", True)):
+        made.append(Goal(f"{column}: networks behind {PEER}", _behind(both, column, at_most), 0))
+    ratios = [each[f"{OURS} ms"] / each[f"{PEER} ms"] for each in both]
+    return [*made, Goal(f"time over {PEER}'s, worst", max(ratios, default=None), 1.05)]
+
+
+def _least(rows: Sequence[dict[str, Any]]) -> float | None:
+    return min((each[LAYERS] for each in rows), default=None)
+
+
+def _behind(rows: Sequence[dict[str, Any]], column: str, at_most: bool) -> float | None:
+    pairs = [(each[f"{OURS} {column}"], each[f"{PEER} {column}"]) for each in rows]
+    worse = [ours > peer if at_most else ours < peer for ours, peer in pairs]
+    return float(sum(worse)) if rows else None
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure and report."""
     made = parser(__doc__)
-    known = [DEMO, *nets.FOR_DIGITS, *ZOO]
+    known = [DEMO, *ZOO]
     made.add_argument("--networks", nargs="*", default=known, choices=known)
     options = parsed(made, words)
-    report = Report("litert", "LiteRT files beside the oracle", {"test samples": SAMPLES})
-    for case in cases(options.networks):
-        try:
-            found = row(case)
-        except OctavoError as error:
-            report.rows.append({"network": case.name, "error": problem(error)})
+    settings = {"networks": options.networks, "test samples": SAMPLES}
+    report = Report("litert", "LiteRT files beside the oracle and litert-torch's", settings)
+    report.resume(options.out)
+    there = {each["network"] for each in report.rows}
+    for name in options.networks:
+        if name in there:
             continue
-        report.rows.append(found)
-        report.goals.append(Goal(f"{case.name}: size", found["size"], SIZE))
-        if case.trained:
-            same = found[XNNPACK]
-            report.goals.append(Goal(f"{case.name}: top-1, %", same, EQUAL, at_most=False))
+        try:
+            report.rows.append(row(case(name)))
+        except OctavoError as error:
+            report.rows.append({"network": name, "error": problem(error)})
+        report.write(options.out)
+    report.goals = goals(report.rows)
     report.finish(options.out)
 
 
