@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from small_transformers import built
+from sweeping import swept
 from torch import Tensor, nn
 
 import octavo
@@ -89,16 +90,21 @@ def concepts(code: str) -> set[str]:
     return names
 
 
+def lines(code: str) -> int:
+    """Blank ones do not count."""
+    return sum(bool(line.strip()) for line in code.splitlines())
+
+
 def cell(job: str, library: str) -> str:
     code = code_of(job, library)
-    return "-" if code is None else f"{len(code.splitlines())} ({len(concepts(code))})"
+    return "-" if code is None else f"{lines(code)} ({len(concepts(code))})"
 
 
 def table() -> list[str]:
     return [f"| {job} | {' | '.join(cell(job, one) for one in LIBRARIES)} |" for job in JOBS]
 
 
-@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("job", swept(JOBS, kept=set(JOBS) - {"Speech"}))
 def test_ours_run(job: str) -> None:
     torch.manual_seed(0)
     model, loader = JOBS[job]()
@@ -124,5 +130,5 @@ def test_the_table_counts_what_stands_below_it() -> None:
 def test_none_is_longer_than_the_shortest_peer(job: str) -> None:
     own = code_of(job, "Octavo") or ""
     peers = [code for one in LIBRARIES[1:] if (code := code_of(job, one)) is not None]
-    assert len(own.splitlines()) <= min(len(code.splitlines()) for code in peers)
+    assert lines(own) <= min(map(lines, peers))
     assert len(concepts(own)) <= min(len(concepts(code)) for code in peers)
