@@ -22,6 +22,7 @@ def test_a_computed_size_of_one_is_no_constant() -> None:
     net = nn.Sequential(*[nn.Conv2d(3, 3, 3, 2, 1) for _ in range(5)]).eval()
     graph = octavo.capture(net, torch.rand(2, 3, 32, 32))
     assert graph.inputs[0].meta.shape == (None, 3, None, None)
+    assert graph.inputs[0].sizes == (2, 3, 32, 32)  # what a file of fixed sizes gets
     run = run_of(graph, torch.device("cpu"))
     for size in ((32, 32), (32, 64), (40, 70)):
         x = torch.rand(3, 3, *size)

@@ -107,10 +107,14 @@ def _larger(
     more_args, more_kwargs = pytree.tree_map_only(Tensor, doubled, (args, kwargs))
     try:
         larger = graph_for(more_args, more_kwargs, is_any)
-        flatten_call(larger, args, kwargs)
+        tensors = flatten_call(larger, args, kwargs)
     except (CaptureError, InputError):
         return None
-    return None if _pinned(larger) else larger
+    if _pinned(larger):
+        return None
+    entries = zip(larger.inputs, tensors, strict=True)
+    inputs = tuple(replace(entry, example=tuple(tensor.shape)) for entry, tensor in entries)
+    return replace(larger, inputs=inputs)
 
 
 def _pinned(graph: Graph) -> dict[tuple[str, int], Guard]:
