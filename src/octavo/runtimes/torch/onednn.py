@@ -144,7 +144,7 @@ class PackedConv:
         zero_points = torch.zeros(len(scale), dtype=torch.int32)
         columns = strides[-1] if dims > 1 and strides[-1] > 1 and window[-1] > 1 else 0
         held = (packed, scale, zero_points)
-        return cls(held, bias, geometry, tuple(border), doubled, window[-1], columns)
+        return cls(held, bias, geometry, tuple(border), doubled, weight.shape[-1], columns)
 
     def reading(self, kernel: Callable[..., Tensor], adds: bool = False) -> Callable[..., Tensor]:
         """The kernel, given an input as this convolution reads it.
