@@ -121,6 +121,19 @@ def test_a_sum_of_one_column_is_added():
         assert sqnr_db(q.lower("reference")(batch), have) > 40
 
 
+def test_one_column_is_told_by_the_window_with_its_added_tap():
+    """Rows of 192 values get a tap of zeros; at the widths of 16 and 17 one column is left."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 24, 14, 15)
+    q = quantized(nn.Sequential(nn.Conv2d(24, 16, (2, 8), (1, 3), (2, 0), (1, 2)), nn.ReLU()), x)
+    lowered = lower_to(q.graph, "python", programs=False)
+    assert "onednn.qconv2d" in lowered.kernels.values()
+    for width in (15, 16, 17, 18):
+        batch = torch.randn(3, 24, 14, width)
+        (have,) = lowered.run(batch)
+        assert sqnr_db(q.lower("reference")(batch), have) > 40
+
+
 SIZES = st.integers(1, 5)
 
 
