@@ -171,6 +171,7 @@ def test_a_runtime(net, x, monkeypatch):
         q.lower("nope")
 
 
+@pytest.mark.sweep
 @pytest.mark.usefixtures("toy")
 def test_a_runtime_is_measured(net, x, tmp_path):
     q = quantized(net, x)

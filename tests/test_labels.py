@@ -89,6 +89,7 @@ def test_other_functions_take_them_for_labels() -> None:
     assert qat.signature == Signature(("x",), 1)
 
 
+@pytest.mark.sweep
 def test_search_and_report_take_them_for_labels() -> None:
     model, loader = WithShare(), [small_batch()]
     found = octavo.search(

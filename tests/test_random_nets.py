@@ -20,6 +20,7 @@ _NETS = int(os.environ.get("OCTAVO_RANDOM_NETS", "200"))
 _SEED = int(os.environ.get("OCTAVO_RANDOM_SEED", "0"))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("part", swept(range(PARTS), kept=(0, PARTS - 1)))
 def test_no_runtime_is_wrong_without_a_word(part: int) -> None:
     each = _NETS // PARTS
@@ -33,6 +34,7 @@ def test_no_runtime_is_wrong_without_a_word(part: int) -> None:
     assert counts[AGREES] >= 0.95 * len(rows), "\n".join(map(str, reported))
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif("openvino" not in RUNTIMES, reason="OpenVINO cannot act out such a CPU")
 def test_networks_that_openvino_ended_the_process_on() -> None:
     """Branches that are joined, and padded by nothing before the next convolution."""
@@ -43,6 +45,7 @@ def test_networks_that_openvino_ended_the_process_on() -> None:
     assert found == dict.fromkeys(seeds, AGREES), rows
 
 
+@pytest.mark.sweep
 def test_networks_that_runtimes_computed_otherwise() -> None:
     """OpenVINO several channels of one at a single voxel; ONNX Runtime a softmax of one value, and
     an average that is rounded to far finer steps than what it is of.

@@ -382,6 +382,7 @@ def test_verify(artifact: str) -> None:
     assert octavo_command("verify", artifact, "--runtimes", "nope").code == 1
 
 
+@pytest.mark.sweep
 def test_bench(artifact: str, monkeypatch: pytest.MonkeyPatch) -> None:
     start = ColdStart(0.5, 10.0)  # tests/measuring/test_bench.py measures real ones
     module = import_module("octavo.measuring.bench")  # octavo.bench itself is the function

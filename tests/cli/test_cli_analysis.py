@@ -161,6 +161,7 @@ def test_an_interrupted_search_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
     assert "the same command goes on; what was tried is kept in stopped" in answer.err
 
 
+@pytest.mark.sweep
 def test_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())

@@ -41,6 +41,7 @@ def artifact(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.sweep
 def test_a_file_is_tuned_and_a_fresh_process_runs_it_so(artifact: Path, tmp_path: Path) -> None:
     plain = octavo.load(artifact)
     np.savez(tmp_path / "data.npz", input=torch.randn(8, 3, 8, 8).numpy())

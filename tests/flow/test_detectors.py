@@ -177,6 +177,7 @@ DETECTORS = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("make", swept(DETECTORS, kept=(faster, retinanet)))
 def test_torchvisions_detectors_in_one_line(make: Callable[[], nn.Module]) -> None:
     net = built(make)
@@ -257,6 +258,7 @@ def test_a_network_that_makes_its_anchors_and_suppresses_boxes_itself() -> None:
             assert [len(boxes) for boxes in q(x)] == [10] * count
 
 
+@pytest.mark.sweep
 def test_a_detector_without_suppression_is_one_graph_for_any_size() -> None:
     transformers = pytest.importorskip("transformers")
     made = {"layers": 1, "attention_heads": 2, "ffn_dim": 64}

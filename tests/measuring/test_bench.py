@@ -29,6 +29,7 @@ def file(net, tmp_path_factory):
     return path
 
 
+@pytest.mark.sweep
 def test_every_contender_at_every_batch_size(file):
     runtimes = ["torch", "onnxruntime", "openvino"]
     found = octavo.bench(

@@ -362,6 +362,7 @@ def test_models_that_cannot_be_rows(model, q, batches) -> None:
         compare(model, {"a": "m.octavo"}, batches, **torch_only)
 
 
+@pytest.mark.sweep
 def test_load_time_and_memory_are_those_of_new_processes(q, batches) -> None:
     big = nn.Linear(16, 500_000)  # 34 MB, of which int8 weights are 8
     int8 = octavo.quantize(big, batches[0][0], mode="weight_only", target=octavo.host_target())

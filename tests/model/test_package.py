@@ -41,6 +41,7 @@ class Net(nn.Module):
         return {"scores": self.classes(h.flatten(1))}
 
 
+@pytest.mark.sweep
 def test_a_package_gives_what_the_torch_runtime_gives(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(4, 1, 8, 8)

@@ -36,6 +36,7 @@ def losses(model: nn.Module, qat: QATModel, steps: int, freeze_at: int) -> list[
 
 
 # Inductor compiles C++ for each way in which a step may go: one is enough.
+@pytest.mark.sweep
 @pytest.mark.parametrize(("backend", "steps"), [("aot_eager", 6), ("inductor", 2)])
 def test_it_trains_as_uncompiled(backend: str, steps: int) -> None:
     torch._dynamo.reset()
@@ -49,6 +50,7 @@ def test_it_trains_as_uncompiled(backend: str, steps: int) -> None:
         assert torch.equal(octavo.convert(compiled).lower("reference")(x), qat.eval()(x))
 
 
+@pytest.mark.sweep
 def test_a_nan_is_found_there_too() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(prepared(), backend="aot_eager")

@@ -50,6 +50,7 @@ def _assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         assert torch.equal(tensor, other[name]), name
 
 
+@pytest.mark.sweep
 def test_each_process_sees_the_extrema_of_all(found: Found) -> None:
     _assert_same(*found["extrema"])
     expected = training.with_extrema(training.batches(), False)

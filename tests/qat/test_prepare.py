@@ -338,6 +338,7 @@ def _linear() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("make", swept([_linear, Classifier], kept={Classifier}))
 def test_a_compiled_model_trains_as_the_plain_one(x: Tensor, make: Callable[[], nn.Module]) -> None:
     torch.compiler.reset()

@@ -49,6 +49,7 @@ def test_it_answers_as_the_oracle_at_any_batch_size(mode):
     assert octavo.verify(q, runtimes=["inductor"]).passed
 
 
+@pytest.mark.sweep
 @needs_compiler
 @pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
 def test_linear_layers_of_a_network_of_convolutions(mode):

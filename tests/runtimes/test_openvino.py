@@ -85,6 +85,7 @@ def test_calls_at_once_compile_a_size_once_and_the_sizes_met_last_are_kept():
     assert len(compiled) == 10
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("target", ["x86", "edge"])
 def test_what_follows_a_concatenation(target):
     pytest.importorskip("openvino")

@@ -44,6 +44,7 @@ def test_batches_and_models_stop(clock: Clock) -> None:
     net(torch.zeros(1, 2))  # the model is left as it was
 
 
+@pytest.mark.sweep
 def test_a_trial_that_takes_too_long_is_given_up(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_the_pieces_are_the_layers_kernels(q: octavo.QuantizedModel, images: Ten
         assert exact.is_floating_point()
 
 
+@pytest.mark.sweep
 def test_slower_layers_stay_float_and_a_search_that_goes_on_measures_none_again(
     images: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ def search(**changes: object) -> octavo.SearchResult:
     return octavo.search(net(), **{**settings, "scope": "regions", "max_drop": 5.0, **changes})
 
 
+@pytest.mark.sweep
 def test_a_model_with_regions_is_found_and_kept(tmp_path: Path) -> None:
     found = search(checkpoint=tmp_path / "s")
     assert found.complete
@@ -65,6 +66,7 @@ def test_a_model_with_regions_is_found_and_kept(tmp_path: Path) -> None:
         assert torch.equal(again.model(x), found.model(x))
 
 
+@pytest.mark.sweep
 def test_layers_in_float_are_those_that_hurt_the_whole() -> None:
     ranked = octavo.sensitivity(
         net(),
@@ -110,6 +112,7 @@ class Either(nn.Module):
         return result
 
 
+@pytest.mark.sweep
 def test_layers_are_timed_where_the_example_leads(monkeypatch: pytest.MonkeyPatch) -> None:
     """It calls one region of two; the time is for all that are called together."""
     budgets = []

@@ -82,6 +82,7 @@ def test_the_fastest_within_the_budget_is_taken(tmp_path: Path) -> None:
     assert str(again) == str(found)
 
 
+@pytest.mark.sweep
 def test_the_smallest() -> None:
     found = _search(objective="smallest", four_bits=True, max_drop=100.0)
     assert found.best is not None
@@ -97,6 +98,7 @@ def test_what_is_slower_says_so() -> None:
     assert "SLOWER" not in replace(slow, best=replace(found.best, over_fp32=0.5)).verdict()
 
 
+@pytest.mark.sweep
 def test_nothing_within_the_budget() -> None:
     found = _search(max_drop=-1.0)
     assert found.best is None
@@ -107,6 +109,7 @@ def test_nothing_within_the_budget() -> None:
     assert any("1 of 3 layers in float" in name for name in names)
 
 
+@pytest.mark.sweep
 def test_a_training_loop_is_used() -> None:
     trained = []
 
@@ -143,6 +146,7 @@ def test_finished_trials_are_not_repeated(tmp_path: Path) -> None:
     assert octavo.load(tmp_path / "best.octavo").provenance["candidate"] == first.best.name  # type: ignore[union-attr]
 
 
+@pytest.mark.sweep
 def test_a_best_model_that_was_lost_is_made_again(tmp_path: Path) -> None:
     first = _search(checkpoint=tmp_path)
     (tmp_path / "best.octavo").unlink()
@@ -153,6 +157,7 @@ def test_a_best_model_that_was_lost_is_made_again(tmp_path: Path) -> None:
     assert kept.provenance["candidate"] == again.best.name
 
 
+@pytest.mark.sweep
 def test_the_time_is_kept(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="time_budget=0 is too small for one trial"):
         _search(time_budget=0)
@@ -225,6 +230,7 @@ def test_so_are_versions_the_machine_and_the_network(
         _search(checkpoint=tmp_path)
 
 
+@pytest.mark.sweep
 def test_the_order_of_the_data_is_no_matter(tmp_path: Path) -> None:
     images, labels = (torch.cat(tensors) for tensors in zip(*_data(), strict=True))
     loader = DataLoader(TensorDataset(images, labels), 10, shuffle=True)
@@ -242,6 +248,7 @@ class _Augmented:
         return iter([self.scale * torch.randn(64, 3, 8, 8) for _ in range(2)])
 
 
+@pytest.mark.sweep
 def test_of_data_that_is_drawn_anew_only_the_size_is_known(tmp_path: Path) -> None:
     first = _search(checkpoint=tmp_path, calibration=_Augmented(1.0))
     assert _search(checkpoint=tmp_path, calibration=_Augmented(1.02)).trials == first.trials
@@ -298,6 +305,7 @@ def test_values_of_another_type_are_damage(finished: Path, tmp_path: Path) -> No
             Journal(tmp_path, about)
 
 
+@pytest.mark.sweep
 def test_a_damaged_best_model_is_made_again(tmp_path: Path) -> None:
     first = _search(checkpoint=tmp_path)
     (tmp_path / "best.octavo").write_bytes(b"x")
@@ -309,6 +317,7 @@ def test_a_damaged_best_model_is_made_again(tmp_path: Path) -> None:
     assert torch.equal(octavo.load(tmp_path / "best.octavo")(x), first.model(x))
 
 
+@pytest.mark.sweep
 def test_a_search_that_was_cut_short_says_so() -> None:
     found = _search(max_drop=-1.0)
     assert found.verdict().startswith("No candidate loses at most -1; nearest: ")
@@ -335,6 +344,7 @@ def test_a_model_without_a_latency_is_taken_all_the_same() -> None:
     assert unknown.verdict() == f"{found.best.name}: {metric:.2f} (float 100.00)."
 
 
+@pytest.mark.sweep
 def test_candidates_that_all_failed_are_no_loss_of_accuracy() -> None:
     found = _search(max_drop=-1.0)
     failed = tuple(Trial(t.name, t.reason, (), error="no kernel") for t in found.trials)
@@ -380,6 +390,7 @@ def test_metrics_that_cannot_be_used() -> None:
         _search(objective="best")
 
 
+@pytest.mark.sweep
 def test_killed_in_the_middle_it_goes_on(tmp_path: Path) -> None:
     """SIGKILL after the second trial; the second run repeats neither."""
     script = textwrap.dedent(

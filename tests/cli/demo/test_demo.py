@@ -137,6 +137,7 @@ def test_augmentation_moves_digits_and_keeps_the_background() -> None:
     assert float((centers - 13.5).abs().max()) <= 2.2
 
 
+@pytest.mark.sweep
 def test_a_file_that_predicts_otherwise_is_found(result: DemoResult) -> None:
     images = torch.rand(6, 1, 28, 28)
     q = octavo.load(result.folder / "model.octavo")
@@ -155,6 +156,7 @@ def test_a_file_that_does_not_load_is_told(tmp_path: Path) -> None:
         replay_in_fresh_process(tmp_path / "none.octavo", torch.zeros(1), torch.zeros(1))
 
 
+@pytest.mark.sweep
 def test_the_demo_fails_if_the_file_predicts_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_digits: None
 ) -> None:

@@ -135,6 +135,7 @@ def dispatched(model: nn.Module, steps: int, monkeypatch: pytest.MonkeyPatch) ->
     return count
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("function", [lambda m, x: m.layer(x)[0], written])
 @pytest.mark.parametrize("kind", KINDS)
 def test_work_does_not_grow_with_steps(

@@ -60,6 +60,7 @@ def _measured(trial: Trial) -> Trial:
     return replace(trial, seconds=0.0, over_fp32=None)
 
 
+@pytest.mark.sweep
 def test_what_the_work_raises_is_raised(two_workers: None) -> None:
     def make() -> Callable[[int], int]:
         def work(item: int) -> int:
@@ -104,6 +105,7 @@ def test_an_interruption_keeps_what_was_measured(two_workers: None) -> None:
     assert found.samples % 32 == 0
 
 
+@pytest.mark.sweep
 def test_a_search_is_that_of_one_process_though_a_worker_is_killed(
     two_workers: None, cluster: Any, tmp_path: Path
 ) -> None:

@@ -27,6 +27,7 @@ def deviation(found: list[Tensor], expected: object) -> float:
     )
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_runs_as_onnx(name, run_onnx):
     from octavo.runtimes.onnx.dialect import Dialect
