@@ -60,8 +60,7 @@ class KeepsOutputs(WeightMethod):
             return None
         return (
             f"{seen.values} rows of data are fewer than the {layer.weight.shape[1]} inputs, so "
-            "that errors are taken back for these rows more than for others, as far as damping "
-            "lets them: give more data"
+            "that the integers suit these rows more than others: give more data"
         )
 
     def round(self, layer: Layer, now: Rounded, seen: Average) -> Rounded:
