@@ -14,6 +14,7 @@ import octavo
 from octavo.errors import OctavoError, RuntimeDisagrees, RuntimeUnavailable
 from octavo.graph.graph import Ref
 from octavo.graph.program import run_of
+from octavo.numerics.sqnr import sqnr_db
 from octavo.runtimes import ORACLE, RUNTIMES, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement, farthest_layer
 from octavo.runtimes.lowered import Lowered
@@ -128,6 +129,25 @@ def test_nudged_moves_what_lies_between_two_integers(q):
     assert ((exact + moved) / 2 == steps + 0.5).sum() >= steps.numel() - AT_LEAST
     exact, moved = both(0.499)
     assert (exact == moved).sum() >= steps.numel() - AT_LEAST
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_states_are_rounded_where_the_sequences_are_zeros(kind):
+    torch.manual_seed(0)
+    layer, x = kind(16, 24, 2, batch_first=True).eval(), torch.zeros(2, 12, 16)
+    q = octavo.quantize(layer, x, mode="dynamic", target="x86", progress=False)
+    (name,) = (node.name for node in q.graph.nodes if node.short_op in ("lstm", "gru"))
+    rounds = Lowered(run_of(q.graph), {}, {}, rounds={name: 2 / 127})
+    (exact, *_), (other, *_) = run_of(q.graph)(x), perturbed(q.graph, rounds, CPU, 0)(x)
+    db = sqnr_db(float(exact.square().sum()), float((exact - other).square().sum()))
+    assert 30 < db < 70  # half a step of 127 in some 24 states, by weights of a fifth
+
+
+def test_zeros_prove_nothing():
+    """An example of zeros says nothing of weights: others are drawn for the comparison."""
+    layer = nn.Linear(8, 8, bias=False).eval()
+    q = octavo.quantize(layer, torch.zeros(2, 8), mode="dynamic", target="x86", progress=False)
+    assert all(batch[0].any() for batch in q.check_inputs())
 
 
 def test_classes_may_differ_where_a_step_decides(x):

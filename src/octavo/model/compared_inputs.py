@@ -5,10 +5,15 @@ Tested in tests/model/test_model.py and tests/runtimes/test_agreement.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import has_batch
+from octavo.graph.qdq import QUANTIZE
 from octavo.runtimes.examples import random_inputs, smaller_inputs, takes, takes_batch
 
 _SAMPLES = 2
@@ -20,6 +25,11 @@ _MOST_VALUES = 2**26  # of inputs: what a file says of their sizes shall not fil
 def is_small(graph: Graph) -> bool:
     """Whether running it again takes next to no time."""
     return sum(tensor.numel() for tensor in graph.constants.values()) <= _SMALL_MODEL
+
+
+def _are_zeros(tensors: Sequence[Tensor]) -> bool:
+    """Whether these are floats, and all of them zero: the usual example without any data."""
+    return all(t.is_floating_point() for t in tensors) and not any(map(torch.any, tensors))
 
 
 def inputs_to_check(
@@ -35,6 +45,11 @@ def inputs_to_check(
     """
     if kept is not None and not takes(structure, kept):
         kept = None
+    calibrated = any(node.op == QUANTIZE for node in structure.nodes)
+    if kept is not None and not calibrated and _are_zeros(kept):  # any weights make the same of it
+        kept = None
+        unseen = tuple(replace(entry, seen=None) for entry in structure.inputs)
+        structure = replace(structure, inputs=unseen)
     if kept is None or (batch is not None and not has_batch(structure, kept, batch)):
         sizes = (_SAMPLES,) if small else (1, _SAMPLES)
         usual = next((size for size in sizes if takes_batch(structure, size)), None)

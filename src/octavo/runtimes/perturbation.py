@@ -10,8 +10,8 @@ Tested in tests/runtimes/test_agreement.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ AT_LEAST = 2
 TIE = 2.0**-15
 
 _GETITEM = "python.getitem"
+_SEQUENCES = frozenset("lstm gru rnn_tanh rnn_relu".split())
 _ERROR_OF_BFLOAT16 = 2.0**-8
 
 
@@ -59,6 +60,8 @@ def perturbed(
             read = next(arg for arg in args if isinstance(arg, Ref))
             steps.append(Step(f"{node.name}.read", _Rounded(generator, share), (read,)))
             args = [Ref(f"{node.name}.read") if arg is read else arg for arg in args]
+            if node.short_op in _SEQUENCES:
+                step = replace(step, function=_StatesRounded(step.function, generator, share))
         change = _change_of(node, several, lowered, generator, halves)
         if node.name in rounded:
             change = None
@@ -184,6 +187,34 @@ class _Rounded:
             return x
         by = torch.rand(x.shape, generator=self.generator, device=x.device) - 0.5
         return x + by * self.share * x.abs().amax(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class _StatesRounded:
+    """A recurrent layer that reads its own states off by up to half a step, a share of the largest.
+
+    What that makes of the states' products is added to the biases, so that it is the same at each
+    step. It is all that rounds where the sequences are zeros.
+    """
+
+    function: Callable[..., tuple[Tensor, ...]]
+    generator: torch.Generator
+    share: float
+
+    def __call__(
+        self, x: Tensor, hx: Any, params: Sequence[Tensor], biases: bool, *how: Any
+    ) -> tuple[Tensor, ...]:
+        exact = self.function(x, hx, params, biases, *how)
+        if not biases or not exact[0].numel():
+            return exact
+        largest = self.share * exact[0].abs().max()
+        moved = list(params)
+        for index, bias in enumerate(moved):
+            if bias.dim() == 1 and moved[index - 1].dim() == 1:  # the states': behind the input's
+                weight = moved[index - 2]
+                by = torch.rand(weight.shape[1], generator=self.generator, device=weight.device)
+                moved[index] = bias + weight @ ((by - 0.5) * largest)
+        return self.function(x, hx, moved, biases, *how)
 
 
 def _some(flat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
