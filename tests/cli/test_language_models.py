@@ -126,6 +126,13 @@ def test_a_text_to_round_by(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text(TEXT)
     short = octavo_command(*quantize, tmp_path / "b", "--calibration", tmp_path / "b.txt")
     assert "at least 256" in words(short.err)
+    small = saved(tmp_path / "small", llama(vocab_size=300))
+    other = octavo_command(
+        *("quantize", f"hf:{small}", "--mode", "weight_only", "-o", tmp_path / "c"),
+        *("--calibration", tmp_path / "a.txt"),
+    )
+    assert "has a token 511, and the model has a table of 300" in words(other.err)
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -99,18 +99,19 @@ def _by_text(folder: str, text: str | None, rows: int | None) -> dict[str, Any]:
     """How `quantize_folder` rounds by a text.
 
     Raises:
-        InputError: the text is shorter than a row.
+        InputError: the text is shorter than a row, or the tokenizer does not fit.
     """
     if text is None:
         return {}
     import torch
 
-    from octavo.cli.sources.language_model import positions_of, text_of_file, tokenizer_of
+    from octavo.cli.sources.language_model import text_of_file, tokenizer_and_positions_of
     from octavo.errors import InputError
     from octavo.quantization.weights import GPTQ, Clip
 
-    tokens = torch.tensor([int(t) for t in tokenizer_of(folder)(text_of_file(text))["input_ids"]])
-    row = min(_ROW, positions_of(folder) or _ROW)
+    tokenizer, positions = tokenizer_and_positions_of(folder)
+    tokens = torch.tensor([int(t) for t in tokenizer(text_of_file(text))["input_ids"]])
+    row = min(_ROW, positions or _ROW)
     count = min(len(tokens) // row, rows or _ROWS)
     if count == 0:
         raise InputError(f"{text} has {len(tokens)} tokens: give a text of at least {row}")

@@ -35,8 +35,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def saved(folder: Path, name: str = "LlamaForCausalLM", **options: Any) -> Path:
-    """A float model in bfloat16, in several shards."""
+    """A float model in bfloat16, in several shards, whose norms and biases do something."""
     model = built(name, **{**SIZES, "num_hidden_layers": 3, **options}).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += torch.rand_like(parameter)
     model.save_pretrained(folder, max_shard_size="20KB")
     (folder / "tokenizer.json").write_text("{}")
     (folder / "modeling.py").write_text("raise SystemExit")
@@ -146,25 +150,38 @@ def integers_of(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
+ROUNDED = [octavo.Clip(), octavo.GPTQ()]
+# Those of which a layer outside of the blocks would see data in `quantize`, and not here, keep the
+# head and the tables float.
+BY_DATA: dict[str, tuple[str, Any, list[Any]]] = {
+    **{name: (name, BLOCKS_ALONE, ROUNDED) for name in ("llama", "tied", "transposed", "experts")},
+    "scaled": ("llama", BLOCKS_ALONE, [octavo.AWQ(), *ROUNDED]),
+    "experts, scaled": ("experts", BLOCKS_ALONE, [octavo.AWQ()]),
+    "turned": ("tied", FOUR, [octavo.Rotation()]),
+    "turned, a table that scales": ("turned", FOUR, [octavo.Rotation()]),
+    "turned and scaled": ("tied", BLOCKS_ALONE, [octavo.Rotation(), octavo.AWQ(), octavo.GPTQ()]),
+    "experts, turned": ("experts", BLOCKS_ALONE, [octavo.Rotation(seed=3), octavo.GPTQ()]),
+}
+MODELS["turned"] = ("GemmaForCausalLM", {"head_dim": 16, "num_hidden_layers": 2})
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["llama", "tied", "transposed", "experts"])
-def test_data_goes_through_the_blocks_as_in_quantize(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", BY_DATA)
+def test_data_goes_through_the_blocks_as_in_quantize(case: str, tmp_path: Path) -> None:
+    name, rules, methods = BY_DATA[case]
     kind, options = MODELS[name]
     source = saved(tmp_path / "float", kind, **options)
-    how: Any = {
-        "calibration": ROWS,
-        "qconfig": BLOCKS_ALONE,
-        "weights": [octavo.Clip(), octavo.GPTQ()],
-        "progress": False,
-    }
+    how: Any = {"calibration": ROWS, "qconfig": rules, "weights": methods, "progress": False}
     model = transformers.AutoModelForCausalLM.from_pretrained(source)
-    exact = integers_of(octavo.quantize(model, mode="weight_only", scope="modules", **how))
-    found = integers_of(loaded(octavo.quantize_folder(source, tmp_path / "out", **how)))
-    nearest = integers_of(octavo.quantize(model, mode="weight_only", qconfig=BLOCKS_ALONE))
+    right = octavo.quantize(model, mode="weight_only", scope="modules", **how)
+    q = loaded(octavo.quantize_folder(source, tmp_path / "out", **how))
+    exact, found = integers_of(right), integers_of(q)
+    nearest = integers_of(octavo.quantize(model, mode="weight_only", qconfig=rules))
     assert found.keys() == exact.keys()
     for at, weight in exact.items():
         torch.testing.assert_close(found[at], weight, rtol=0, atol=0)
     assert any(not torch.equal(nearest[at], weight) for at, weight in exact.items())
+    assert torch.equal(logits(q), logits(right))  # of norms and tables, too
 
 
 def test_a_doubt_is_told_once_for_the_layers_of_all_blocks(tmp_path: Path) -> None:
@@ -181,10 +198,14 @@ def test_a_doubt_is_told_once_for_the_layers_of_all_blocks(tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_data_goes_on_behind_the_blocks_that_are_there(tmp_path: Path) -> None:
-    source = saved(tmp_path / "float")
-    how: Any = {"calibration": ROWS, "qconfig": FOUR, "progress": False}
-    how["weights"] = [octavo.GPTQ()]
+@pytest.mark.parametrize(
+    "methods",
+    [[octavo.GPTQ()], [octavo.Rotation(), octavo.AWQ(), octavo.GPTQ()]],
+    ids=["rounded", "turned and scaled"],
+)
+def test_data_goes_on_behind_the_blocks_that_are_there(methods: Any, tmp_path: Path) -> None:
+    source = saved(tmp_path / "float", attention_bias=True)
+    how: Any = {"calibration": ROWS, "qconfig": FOUR, "progress": False, "weights": methods}
     whole = octavo.quantize_folder(source, tmp_path / "whole", **how)
     octavo.quantize_folder(source, tmp_path / "cut", **how)
     for number in (3, 4):  # the second block and the third
@@ -193,18 +214,35 @@ def test_data_goes_on_behind_the_blocks_that_are_there(tmp_path: Path) -> None:
     again = octavo.quantize_folder(source, tmp_path / "cut", **how)
     exact, found = integers_of(loaded(whole)), integers_of(loaded(again))
     assert all(torch.equal(found[at], weight) for at, weight in exact.items())
+    assert torch.equal(logits(loaded(whole)), logits(loaded(again)))
     next((tmp_path / "cut").glob("model-00004-*")).unlink()
     (tmp_path / "cut" / "config.json").unlink()
     with pytest.raises(InputError, match="another model"):
         octavo.quantize_folder(source, tmp_path / "cut", **{**how, "calibration": ROWS[:3]})
 
 
-def test_data_that_no_method_can_use_is_said(tmp_path: Path) -> None:
-    source = saved(tmp_path / "float")
-    with pytest.raises(InputError, match="awq"):
-        octavo.quantize_folder(
-            source, tmp_path / "out", calibration=ROWS, qconfig=FOUR, weights=[octavo.AWQ()]
-        )
+def test_methods_that_can_do_nothing_are_refused(tmp_path: Path) -> None:
+    source, out = saved(tmp_path / "float"), tmp_path / "out"
+    refused: list[tuple[list[Any], str]] = [
+        ([octavo.GPTQ(), octavo.AWQ()], "'awq' behind a method that rounds"),
+        ([octavo.GPTQ(), octavo.Rotation()], "'rotation' behind other methods"),
+        ([octavo.SmoothQuant()], "does nothing to any weight_only layer"),
+    ]
+    for methods, said in refused:
+        with pytest.raises(InputError, match=said):
+            octavo.quantize_folder(source, out, calibration=ROWS, qconfig=FOUR, weights=methods)
+    with pytest.raises(CalibrationError, match="calibration="):
+        octavo.quantize_folder(source, out, qconfig=FOUR, weights=[octavo.Rotation()])
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["transposed", "a table that scales"])
+def test_a_model_that_a_rotation_would_change_is_refused(name: str, tmp_path: Path) -> None:
+    kind, options = MODELS[name]
+    source = saved(tmp_path / "float", kind, **options)
+    turn: Any = {"calibration": ROWS, "qconfig": FOUR, "weights": [octavo.Rotation()]}
+    with pytest.raises(InputError, match=r"octavo\.Rotation out of weights="):
+        octavo.quantize_folder(source, tmp_path / "out", **turn)
     assert not (tmp_path / "out").exists()
 
 

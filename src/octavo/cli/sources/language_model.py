@@ -122,35 +122,24 @@ def read_quietly(file: Path) -> tuple[Any, Any]:
     return read_gguf(file)
 
 
-def tokenizer_of(folder: str) -> Any:
-    """The tokenizer in a folder.
+def tokenizer_and_positions_of(folder: str) -> tuple[Any, int | None]:
+    """The tokenizer of the model in a folder, and how many tokens it has positions for; ``None``
+    where it says nothing.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: they cannot be read, or the tokenizer does not fit.
     """
     _silence()
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    how = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, **how).get_text_config(decoder=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **how)
     except Exception as error:  # whatever transformers makes of a folder that it does not know
         raise InputError(f"transformers cannot read {folder}: {reason(error)}") from error
-
-
-def positions_of(folder: str) -> int | None:
-    """How many tokens the model in a folder has positions for; ``None`` where it says nothing.
-
-    Raises:
-        InputError: its config.json cannot be read.
-    """
-    _silence()
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever transformers makes of a folder that it does not know
-        raise InputError(f"transformers cannot read {folder}: {reason(error)}") from error
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    _check_fitting(tokenizer, config, folder)
+    return tokenizer, getattr(config, "max_position_embeddings", None)
 
 
 def _silence() -> None:
@@ -180,14 +169,19 @@ def check_folder(folder: Path) -> None:
 
 def _fitting(found: LanguageModel) -> LanguageModel:
     """The model, if the tokenizer is made for it."""
-    known = found.model.config.get_text_config(decoder=True).vocab_size
-    largest = max(found.tokenizer.get_vocab().values(), default=-1)
+    config = found.model.config.get_text_config(decoder=True)
+    _check_fitting(found.tokenizer, config, found.name)
+    return found
+
+
+def _check_fitting(tokenizer: Any, config: Any, name: str) -> None:
+    known = config.vocab_size
+    largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= known:
         raise InputError(
-            f"the tokenizer of {found.name} does not fit: it has a token {largest}, and the model "
+            f"the tokenizer of {name} does not fit: it has a token {largest}, and the model "
             f"has a table of {known}: take the tokenizer that the model was trained with"
         )
-    return found
 
 
 def text_of_file(path: str) -> str:

@@ -36,6 +36,11 @@ class Chain:
     hidden: list[Tensor] = field(default_factory=list)
     others: dict[str, list[_Arguments]] = field(default_factory=dict)
 
+    def at_first(self) -> Chain:
+        """The same blocks, and what they get in the first call; it stays as it is."""
+        others = {path: calls[:1] for path, calls in self.others.items()}
+        return Chain(self.path, self.blocks, self.hidden[:1], others)
+
     def run(self, path: str) -> list[Tensor]:
         """What a block returns on all calls."""
         return [self.run_once(path, call) for call in range(len(self.hidden))]

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from octavo.errors import ArtifactError, InputError, warn_user
 from octavo.flow.blockwise.blocks import chains_of
 from octavo.flow.blockwise.folder_data import FolderData
 from octavo.flow.blockwise.measuring_inputs import layer_of
-from octavo.flow.blockwise.rounding import require_no_data, round_without_data
+from octavo.flow.blockwise.rounding import check_methods, require_no_data, round_without_data
 from octavo.flow.modules import Asked, nothing_quantized
 from octavo.flow.replacing import Decided, Decision, Replaced, layers_of
 from octavo.flow.settings import Only, Settings
@@ -40,7 +40,7 @@ from octavo.model.nn import quantized_form
 from octavo.model.nn.linear import Linear
 from octavo.model.tree import put
 from octavo.quantization.qconfig import QConfig, QConfigMapping, is_inside, mapping_of
-from octavo.quantization.weights import METHODS, Rounded, WeightMethod
+from octavo.quantization.weights import METHODS, Rotation, Rounded, WeightMethod
 
 if TYPE_CHECKING:
     from octavo.model.language.source_folder import SourceFolder
@@ -71,11 +71,12 @@ def quantize_folder(
         out: the folder to write, in that layout; files of the tokenizer and the like are copied
             from ``path``. It may not hold another model.
         calibration: batches of tokens, as `octavo.quantize` takes them, for methods that measure
-            inputs. Of all of them what one block reads is kept. Layers outside of the blocks are
-            rounded by the methods that need no data.
+            inputs, and for a rotation, which is tried on the first. Of all of them what one block
+            reads is kept. Layers outside of the blocks are rounded by the methods that need no
+            data.
         mode, qconfig, target, only: as `octavo.quantize` takes them.
         weights: methods, ``[octavo.Clip(by_input=False)]``, or with data
-            ``[octavo.Clip(), octavo.GPTQ()]``; to nearest without.
+            ``[octavo.Rotation(), octavo.AWQ(), octavo.Clip(), octavo.GPTQ()]``; to nearest without.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -84,7 +85,8 @@ def quantize_folder(
 
     Raises:
         InputError: ``path`` is no such folder, its model is quantized already or needs code of its
-            own, or ``out`` holds another one.
+            own, or ``out`` holds another one; methods come in an order in which they do nothing,
+            or the model cannot be turned.
         PlanError: a rule names an unknown module, or nothing would be quantized.
         CalibrationError: a method measures inputs, and there is no data, or it does not fit.
         ArtifactError: a file is missing, cut off or damaged, lacks a tensor, or cannot be written.
@@ -170,6 +172,10 @@ class _Job:
         if self.data is None:
             require_no_data(linear, self.settings.weights)
         self._of = self._identity([path for path in wanted if path not in left])
+        rounding = [m for m in self.settings.weights if not isinstance(m, Rotation)]
+        if linear:
+            check_methods(rounding, linear)
+        self._rounding = replace(self.settings, weights=rounding)
 
     def _identity(self, chosen: Sequence[str]) -> str:
         """Tells this job from others: source, rules, methods and the layout of shards."""
@@ -212,13 +218,15 @@ class _Job:
             return self._decide(path, layer) if path in inside else ""
 
         self.source.load(names)
+        if self.data is not None:
+            self.data.turn(names)
         decided = Decided.of(model, decide)
         rounded: Mapping[str, Rounded] = {}
         path = None if self.data is None else self.data.block_of(names)
         if self.data is not None and path is not None:
-            rounded = self.data.round(path, model, decided.qconfigs, self.settings)
-        elif self.settings.weights:
-            settings = self.settings
+            rounded = self.data.round(path, model, decided.qconfigs, self._rounding)
+        elif self._rounding.weights:
+            settings = self._rounding
             if self.data is not None:
                 settings = self.data.outside(model, decided.qconfigs, settings)
             rounded = round_without_data(model, decided.qconfigs, settings).rounded
@@ -314,6 +322,8 @@ def _finish(folder: Path, source: SourceFolder, job: _Job) -> None:
     settings = OctavoConfig(job.settings.mode, bits, group_size, modules=job.parts).to_dict()
     config = json.loads((source.path / "config.json").read_text())
     config.setdefault("dtype", config.pop("torch_dtype", str(source.dtype).removeprefix("torch.")))
+    if job.data is not None:
+        config |= job.data.changes
     _write(folder / "config.json", config | {"quantization_config": settings})
 
 

@@ -12,16 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from octavo.errors import CalibrationError, InputError, first_line
+from octavo.errors import CalibrationError, first_line
 from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
 from octavo.flow.blockwise.checkpoint import Checkpoint, Digest
-from octavo.flow.blockwise.measuring_inputs import float_layers
-from octavo.flow.blockwise.model_folds import Folds
+from octavo.flow.blockwise.finding_folds import find_folds
+from octavo.flow.blockwise.folder_rotation import Turning
+from octavo.flow.blockwise.measuring_inputs import FloatLayer, float_layers
+from octavo.flow.blockwise.model_folds import Folds, shared_parameters, told_of_unscaled
+from octavo.flow.blockwise.rotating import rotation_in
 from octavo.flow.blockwise.rounding import BlockRounding, told_of_doubts
 from octavo.flow.replacing import layers_of
 from octavo.flow.running import Call, Calls
@@ -30,7 +34,7 @@ from octavo.graph.batches import Signature, peek, split_batch
 from octavo.model.nn import from_description, quantized_form
 from octavo.model.nn.linear import Linear
 from octavo.quantization.qconfig import QConfig, is_inside
-from octavo.quantization.weights import Rescaling, Rotation, Rounded
+from octavo.quantization.weights import Rescaling, Rounded, WeightMethod
 
 if TYPE_CHECKING:
     from octavo.model.language.source_folder import SourceFolder
@@ -45,32 +49,33 @@ class FolderData:
 
     Attributes:
         chain: the blocks, and what the next of them reads.
+        first: the blocks, and what the first one reads in the first call.
         calls: of the model.
         identity: tells the data from others.
+        turning: of the model, where it is turned.
         notes: what is to be said of layers, a sentence each.
         doubts: method and reason -> layers that it rounds worse than it could.
+        unscaled: method -> layers whose inputs it could not scale.
     """
 
     chain: Chain
+    first: Chain
     calls: Calls
     identity: str
+    turning: Turning | None
     notes: list[str] = field(default_factory=list)
     doubts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    unscaled: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, source: SourceFolder, calibration: Any, settings: Settings) -> FolderData:
         """Run all of it up to the first block.
 
         Raises:
-            InputError: a method changes the model before it rounds, which needs all of it.
+            InputError: the model cannot be turned, and a method turns it.
             CalibrationError: the data cannot be used, or the model is no row of blocks.
         """
-        changing = [m for m in settings.weights if isinstance(m, Rescaling | Rotation)]
-        if changing:
-            raise InputError(
-                f"weights= has {changing[0].name!r}, which tries changes on the whole model: "
-                "octavo.quantize takes it, of a model that memory holds"
-            )
+        rotation = rotation_in(settings.weights)
         model = source.model
         first, batches = peek(calibration)
         calls = Calls([_call(batch) for batch in first], map(_call, batches))
@@ -89,28 +94,52 @@ class FolderData:
             if quantized_form(model.get_submodule(path)) is Linear
             and not any(is_inside(path, block) for block in blocks)
         ]
-        names = [
-            name
-            for name in model.state_dict()
-            if not any(is_inside(name, path) for path in (*blocks, *heads))
+        outside = [
+            name for name in model.state_dict() if not any(is_inside(name, path) for path in blocks)
         ]
-        source.load(names)
+        # A rotation is tried on what comes out of the heads.
+        apart = [] if rotation is not None else heads
+        source.load([n for n in outside if not any(is_inside(n, path) for path in apart)])
         try:
-            form = _form_of_results(model, calls, blocks, heads)
-            digest, chain = Digest(), Chain(chains[0].path, blocks)
-            with _passing_on(model, blocks, heads, form):
+            form = _form_of_results(model, calls, blocks, apart)
+            digest, turning = Digest(), None
+            chain, before = (Chain(chains[0].path, blocks) for _ in range(2))
+            with _passing_on(model, blocks, apart, form):
+                if rotation is not None:
+                    recorded(model, calls.first[:1], [before])
+                    turning = Turning.of(model, rotation, calls.first[0], before)
                 if not recorded(model, digest.reading(calls.all), [chain]):
                     raise CalibrationError(
                         "a batch goes through the blocks of the model otherwise than the first one "
                         "does: give batches that are alike"
                     )
         finally:
-            source.forget(names)
-        return cls(chain, calls, str(digest))
+            source.forget(outside)
+        if turning is not None:
+            _try_first_block(source, turning)
+        return cls(chain, chain.at_first(), calls, str(digest), turning)
+
+    @property
+    def changes(self) -> Mapping[str, Any]:
+        """What config.json says otherwise than that of the model as it was."""
+        is_untied = self.turning is not None and self.turning.notes
+        return {"tie_word_embeddings": False} if is_untied else {}
 
     def block_of(self, names: Sequence[str]) -> str | None:
         """The block that holds tensors of these names."""
         return next((at for at in self.chain.blocks if is_inside(names[0], at)), None)
+
+    def turn(self, names: Sequence[str]) -> None:
+        """Turn what was just read, by the names of its tensors, where the model is turned.
+
+        Raises:
+            InputError: it cannot be turned.
+        """
+        path = self.block_of(names)
+        if self.turning is not None and path is None:
+            self.turning.turn(names)
+        elif self.turning is not None:
+            self.turning.turn_block(str(path))
 
     def round(
         self, path: str, model: nn.Module, qconfigs: Mapping[str, QConfig], settings: Settings
@@ -119,15 +148,38 @@ class FolderData:
         every = {one.layer.name: one for one in float_layers(model, qconfigs, settings.target)}
         methods = settings.weights
         layers = {at: one for at, one in every.items() if any(m.fits(one.layer) for m in methods)}
+        folds = self._folds(path, model, layers, methods)
         nothing = Checkpoint(None, "")
         told = (self.notes, self.doubts)
-        work = BlockRounding(model, layers, methods, self.calls, Folds.none(), nothing, *told)
+        work = BlockRounding(model, layers, methods, self.calls, folds, nothing, *told)
         work.round_block(self.chain, path)
         return {at: one.now for at, one in layers.items()}
 
+    @torch.no_grad()
+    def _folds(
+        self,
+        path: str,
+        model: nn.Module,
+        layers: Mapping[str, FloatLayer],
+        methods: Sequence[WeightMethod],
+    ) -> Folds:
+        """Where scales can go in a block. Nothing outside of it reads what is scaled in it: the
+        model has run with blocks that compute nothing.
+        """
+        if not any(isinstance(method, Rescaling) for method in methods):
+            return Folds.none()
+        run = partial(self.first.run_once, path)
+        block, shared = self.first.blocks[path], shared_parameters(model)
+        folds = Folds({path: find_folds(block, run, layers, shared)})
+        for method, at in folds.unscaled(methods, layers):
+            self.unscaled.setdefault(method, []).append(at)
+        return folds
+
     def remarks(self) -> list[str]:
         """What is to be said, a sentence each."""
-        return [*self.notes, *told_of_doubts(self.doubts)]
+        turned = [] if self.turning is None else self.turning.notes
+        unscaled = told_of_unscaled(self.unscaled)
+        return [*turned, *unscaled, *self.notes, *told_of_doubts(self.doubts)]
 
     def outside(
         self, model: nn.Module, qconfigs: Mapping[str, QConfig], settings: Settings
@@ -154,8 +206,14 @@ class FolderData:
         parts: Mapping[str, Mapping[str, Any]],
         tensors: Mapping[str, Tensor],
     ) -> None:
-        """Go on to what a block returns that was rounded before; its floats are in memory."""
+        """Go on to what a block returns that was rounded before; its floats are in memory, as the
+        source has them.
+        """
         with torch.no_grad():
+            held = model.state_dict(keep_vars=True)
+            for name, floats in tensors.items():
+                if not any(is_inside(name, at) for at in parts):
+                    held[name].copy_(floats)  # scaled or turned
             for at, part in parts.items():
                 own = {
                     name.removeprefix(f"{at}."): tensor
@@ -172,6 +230,19 @@ class FolderData:
 
 def _call(batch: Any) -> Call:
     return Call(split_batch(batch, _ARGUMENTS))
+
+
+def _try_first_block(source: SourceFolder, turning: Turning) -> None:
+    """Turn it for a trial: what cannot be turned is told before anything is written.
+
+    Raises:
+        InputError: it cannot be turned.
+    """
+    path = next(iter(turning.chain.blocks))
+    names = [name for name in source.model.state_dict() if is_inside(name, path)]
+    source.load(names)
+    turning.turn_block(path)
+    source.forget(names)
 
 
 def _form_of_results(

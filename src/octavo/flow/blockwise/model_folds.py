@@ -87,21 +87,25 @@ class Folds:
                     )
         return cls(by_block)
 
-    def notes(
+    def unscaled(
         self, methods: Sequence[WeightMethod], layers: Mapping[str, FloatLayer]
-    ) -> Iterator[str]:
-        """Which layers a method that scales could not reach."""
+    ) -> Iterator[tuple[str, str]]:
+        """The methods that scale, by name, and layers that each could not reach, by path."""
         reached = {
             path for folds in self.by_block.values() for fold in folds for path in fold.paths
         }
-        for method in methods:
-            fitting = (at for at, one in layers.items() if method.fits(one.layer))
-            left = [at for at in fitting if at not in reached]
-            if isinstance(method, Rescaling) and left:
-                yield (
-                    f"{method.name} left the inputs of {some(left)} as they are: nothing before "
-                    "them can take scales"
-                )
+        for method in (method for method in methods if isinstance(method, Rescaling)):
+            for at, one in layers.items():
+                if method.fits(one.layer) and at not in reached:
+                    yield method.name, at
+
+
+def told_of_unscaled(unscaled: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each method."""
+    return [
+        f"{name} left the inputs of {some(at)} as they are: nothing before them can take scales"
+        for name, at in unscaled.items()
+    ]
 
 
 def some(paths: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ Tested in tests/flow/blockwise/test_rotating.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -27,7 +27,26 @@ from octavo.model.nn.float_layers import tensors_of
 from octavo.model.nn.linear import Linear
 from octavo.quantization.weights import Rotation, WeightMethod
 
-_OTHERWISE = "leave octavo.Rotation out of weights="
+OTHERWISE = "leave octavo.Rotation out of weights="
+_AT_ONCE = 4096  # rows of a table, which are in float64 meanwhile
+
+Turn = Callable[[Tensor], None]
+
+
+def rotation_in(methods: Sequence[WeightMethod]) -> Rotation | None:
+    """The rotation among methods, if there is one.
+
+    Raises:
+        InputError: it is not the first.
+    """
+    at = next((n for n, method in enumerate(methods) if isinstance(method, Rotation)), None)
+    if at is None:
+        return None
+    if at:
+        raise InputError("weights= has 'rotation' behind other methods: give it first")
+    method = methods[at]
+    assert isinstance(method, Rotation)
+    return method
 
 
 def rotate(model: nn.Module, methods: Sequence[WeightMethod], calls: Calls | None) -> list[str]:
@@ -45,13 +64,9 @@ def rotate(model: nn.Module, methods: Sequence[WeightMethod], calls: Calls | Non
         CalibrationError: there is nothing to run the model on.
         InputError: it is not the first method, or the model cannot be turned.
     """
-    at = next((n for n, method in enumerate(methods) if isinstance(method, Rotation)), None)
-    if at is None:
+    method = rotation_in(methods)
+    if method is None:
         return []
-    method = methods[at]
-    assert isinstance(method, Rotation)
-    if at:
-        raise InputError("weights= has 'rotation' behind other methods: give it first")
     if calls is None:
         raise CalibrationError(
             "'rotation' is tried on a batch, and there is none: give calibration= or example_inputs"
@@ -67,22 +82,38 @@ def _rotate(model: nn.Module, method: Rotation, run: Run) -> list[str]:
     if len(chains) != 1:
         raise InputError(
             f"this {type(model).__name__} has {len(chains)} lists of blocks that follow each "
-            f"other, and a rotation is for models with one: {_OTHERWISE}"
+            f"other, and a rotation is for models with one: {OTHERWISE}"
         )
-    notes = _untied(model)
-    stream = _stream(model, run, chains[0])
-    _turn_values(method, chains[0])
-    _turn(stream, method.matrix(stream.size))
+    chain, notes = chains[0], untied(model)
+    stream = Stream(chain.hidden[0].shape[-1])
+    for path, block in chain.blocks.items():
+        stream.add(watched(block.modules(), partial(chain.run_once, path)))
+    stream.add(watched(modules_outside(model, chain), lambda: run(model)))
+    stream.check(model)
+    for path in chain.blocks:
+        turn_values(method, chain, path)
+    stream.turn(method.matrix(stream.size))
     if not alike(exact, first_floats(run(model)), next(model.parameters()).dtype):
-        raise InputError(
-            f"a rotation changes what this {type(model).__name__} returns: something but RMS "
-            f"norms, linear layers and tables reads or makes its hidden states; {_OTHERWISE}"
-        )
+        raise changes_results(model)
     return notes
 
 
+def changes_results(model: nn.Module) -> InputError:
+    """The error of a model that is another one when it is turned."""
+    return InputError(
+        f"a rotation changes what this {type(model).__name__} returns: something but RMS "
+        f"norms, linear layers and tables reads or makes its hidden states; {OTHERWISE}"
+    )
+
+
+def modules_outside(model: nn.Module, chain: Chain) -> list[nn.Module]:
+    """Those that are in no block."""
+    inside = {module for block in chain.blocks.values() for module in block.modules()}
+    return [module for module in model.modules() if module not in inside]
+
+
 @dataclass
-class _Stream:
+class Stream:
     """What stands around the hidden states.
 
     Attributes:
@@ -116,7 +147,7 @@ class _Stream:
             if list(own) != ["weight"]:
                 raise InputError(
                     f"a rotation is for models with RMS norms, and this one has a "
-                    f"{type(event.module).__name__} with {' and '.join(own)}: {_OTHERWISE}"
+                    f"{type(event.module).__name__} with {' and '.join(own)}: {OTHERWISE}"
                 )
             self.norms.append((own["weight"], _offset(event)))
             self.readers.append(columns)
@@ -126,20 +157,33 @@ class _Stream:
             if isinstance(event.module, nn.Embedding) and event.output.shape[-1] == self.size:
                 self.tables.append(event.module.weight)
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a tensor that several layers of the model hold.
 
-def _stream(model: nn.Module, run: Run, chain: Chain) -> _Stream:
-    stream = _Stream(chain.hidden[0].shape[-1])
-    inside = set[nn.Module]()
-    for path, block in chain.blocks.items():
-        inside |= set(block.modules())
-        stream.add(watched(block.modules(), partial(chain.run_once, path)))
-    outside = [module for module in model.modules() if module not in inside]
-    stream.add(watched(outside, lambda: run(model)))
-    shared = shared_parameters(model)
-    held = [*stream.tables, *stream.writers, *(c for group in stream.readers for c in group)]
-    if any(id(tensor) in shared for tensor in held):
-        raise InputError(f"layers of this model share weights in its blocks: {_OTHERWISE}")
-    return stream
+        Raises:
+            InputError: there is one.
+        """
+        shared = shared_parameters(model)
+        held = [*self.tables, *self.writers, *(c for group in self.readers for c in group)]
+        if any(id(tensor) in shared for tensor in held):
+            raise InputError(f"layers of this model share weights in its blocks: {OTHERWISE}")
+
+    def turns(self, matrix: Tensor) -> Iterator[tuple[Tensor, Turn]]:
+        """Each tensor, and what is done to it, in place."""
+        for (weight, offset), readers in zip(self.norms, self.readers, strict=True):
+            factors = weight.double() + offset
+            for reader in readers:
+                yield reader, partial(_turn_columns, matrix=matrix, factors=factors)
+            yield weight, partial(_fill, value=1.0 - offset)
+        for writer in self.writers:
+            yield writer, partial(_turn_results, matrix=matrix)
+        for table in self.tables:
+            yield table, partial(_turn_columns, matrix=matrix)
+
+    def turn(self, matrix: Tensor) -> None:
+        """Turn all of them."""
+        for tensor, turn in self.turns(matrix):
+            turn(tensor)
 
 
 def _offset(norm: Event) -> float:
@@ -164,31 +208,35 @@ def _written(event: Event, size: int, is_reader: bool) -> Iterator[Tensor]:
             yield from tensors.values()
 
 
-def _turn(stream: _Stream, matrix: Tensor) -> None:
-    for (weight, offset), readers in zip(stream.norms, stream.readers, strict=True):
-        factors = weight.double() + offset
-        for reader in readers:
-            reader.copy_((reader.double() * factors) @ matrix.to(reader.device))
-        weight.fill_(1.0 - offset)
-    for writer in stream.writers:
-        writer.copy_(matrix.to(writer.device).t() @ writer.double())
-    for table in stream.tables:
-        table.copy_(table.double() @ matrix.to(table.device))
+def _turn_columns(tensor: Tensor, matrix: Tensor, factors: Tensor | None = None) -> None:
+    matrix = matrix.to(tensor.device)
+    for rows in tensor.split(_AT_ONCE):
+        exact = rows.double() if factors is None else rows.double() * factors
+        rows.copy_(exact @ matrix)
 
 
-def _turn_values(method: Rotation, chain: Chain) -> None:
-    """The values of each head are turned, and the layer behind attention turns them back: R2."""
-    for path, block in chain.blocks.items():
-        for attention in block.modules():
-            size = getattr(attention, "head_dim", None)
-            if not isinstance(size, int) or size < 2:
-                continue
-            events = watched(block.modules(), partial(chain.run_once, path))
-            inside = set(attention.modules())
-            for event in (e for e in events if e.module in inside):
-                if quantized_form(event.module) is Linear:
-                    run = partial(chain.run_once, path)
-                    _turn_heads(rows_behind(events, event, run), event, size, method)
+def _turn_results(tensor: Tensor, matrix: Tensor) -> None:
+    tensor.copy_(matrix.to(tensor.device).t() @ tensor.double())
+
+
+def _fill(tensor: Tensor, value: float) -> None:
+    tensor.fill_(value)
+
+
+def turn_values(method: Rotation, chain: Chain, path: str) -> None:
+    """The values of each head of a block are turned, and the layer behind attention turns them
+    back: R2.
+    """
+    block, run = chain.blocks[path], partial(chain.run_once, path)
+    for attention in block.modules():
+        size = getattr(attention, "head_dim", None)
+        if not isinstance(size, int) or size < 2:
+            continue
+        events = watched(block.modules(), run)
+        inside = set(attention.modules())
+        for event in (e for e in events if e.module in inside):
+            if quantized_form(event.module) is Linear:
+                _turn_heads(rows_behind(events, event, run), event, size, method)
 
 
 def _turn_heads(
@@ -217,8 +265,12 @@ def _steps(heads: Tensor) -> Tensor:
     return torch.arange(heads.shape[1], device=heads.device).expand_as(heads)
 
 
-def _untied(model: nn.Module) -> list[str]:
-    """Give linear layers that share a weight with a table one of their own."""
+def untied(model: nn.Module) -> list[str]:
+    """Give linear layers that share a weight with a table one of their own.
+
+    Returns:
+        What is to be said of it, a sentence each.
+    """
     modules = dict(model.named_modules())
     tables = {id(m.weight): path for path, m in modules.items() if isinstance(m, nn.Embedding)}
     notes = []

@@ -15,7 +15,7 @@ from octavo.errors import CalibrationError, InputError
 from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
 from octavo.flow.blockwise.checkpoint import Checkpoint, Digest
 from octavo.flow.blockwise.measuring_inputs import FloatLayer, Measuring, float_layers
-from octavo.flow.blockwise.model_folds import Folds, some
+from octavo.flow.blockwise.model_folds import Folds, some, told_of_unscaled
 from octavo.flow.blockwise.rescaling import rescale, rescaled_by
 from octavo.flow.running import Calls
 from octavo.flow.settings import Settings
@@ -60,7 +60,7 @@ def round_modules(
     methods = settings.weights
     every = {one.layer.name: one for one in float_layers(model, qconfigs, settings.target)}
     layers = {path: one for path, one in every.items() if any(m.fits(one.layer) for m in methods)}
-    _check_methods(methods, every)
+    check_methods(methods, [one.layer for one in every.values()])
     if calls is None or calls.all is None:
         return _without_data(layers, methods)
     kept = Checkpoint.of(settings.checkpoint, methods, layers)
@@ -86,15 +86,15 @@ def round_modules(
     return RoundedModules({path: one.now for path, one in layers.items()}, work.remarks())
 
 
-def _check_methods(methods: Sequence[WeightMethod], layers: Mapping[str, FloatLayer]) -> None:
+def check_methods(methods: Sequence[WeightMethod], layers: Sequence[Layer]) -> None:
     """Raise for a method that does nothing, or comes too late.
 
     Raises:
-        InputError: it does.
+        InputError: one is so.
     """
     for method in methods:
-        if not any(method.fits(one.layer) for one in layers.values()):
-            runs = " and ".join(sorted({one.layer.runs for one in layers.values()}))
+        if not any(method.fits(layer) for layer in layers):
+            runs = " and ".join(sorted({layer.runs for layer in layers}))
             otherwise = (
                 "give another mode, or a layer that it is for"
                 if isinstance(method, Rescaling)
@@ -170,8 +170,10 @@ class BlockRounding:
 
     def remarks(self) -> list[str]:
         """What is to be said, a sentence each."""
-        folded = self.folds.notes(self.methods, self.layers)
-        return [*folded, *self.notes, *told_of_doubts(self.doubts)]
+        unscaled: dict[str, list[str]] = {}
+        for method, at in self.folds.unscaled(self.methods, self.layers):
+            unscaled.setdefault(method, []).append(at)
+        return [*told_of_unscaled(unscaled), *self.notes, *told_of_doubts(self.doubts)]
 
     def round_block(self, chain: Chain, path: str) -> None:
         """Round the layers of one block, and go on to what it returns then."""
