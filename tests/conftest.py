@@ -18,6 +18,7 @@ else:
     os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import moments  # noqa: F401
 import numpy as np
 import pytest
 import torch

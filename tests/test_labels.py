@@ -63,9 +63,7 @@ def test_quantize_and_compare_take_them_for_labels() -> None:
     call = without_labels(loader[0])
     assert torch.equal(q(**call).logits, by_hand(**call).logits)
 
-    fp32, int8 = (
-        octavo.compare(model, q, loader, rounds=1, progress=False).rows[index] for index in (0, -1)
-    )
+    fp32, *_, int8 = octavo.compare(model, q, loader, rounds=1, progress=False).rows
     for row, network in ((fp32, model), (int8, q)):
         with torch.no_grad():
             best = [network(**without_labels(batch)).logits.argmax(1) for batch in loader]

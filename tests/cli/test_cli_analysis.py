@@ -12,7 +12,7 @@ import torch
 from commands import octavo_command
 
 import octavo
-from octavo.searching import measuring, recipe
+from octavo.searching import recipe
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -163,7 +163,6 @@ def test_an_interrupted_search_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.sweep
 def test_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
     search = (
         *("search", "my_analysed_models:build", "--calibration", "data.npz"),

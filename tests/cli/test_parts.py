@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from commands import octavo_command
 
-from octavo.searching import measuring
-
 MODEL = """
 import torch
 from torch import nn
@@ -55,7 +53,6 @@ def test_from_quantize_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_measures_and_searches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_other_parts_model.py").write_text(MODEL)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     dice = np.random.default_rng(0)
     np.savez("x.npz", x=dice.normal(size=(32, 6)).astype(np.float32), y=np.arange(32) % 8)
     model, data = "my_other_parts_model:build", ("--data", "x.npz")

@@ -33,17 +33,18 @@ def model() -> nn.Module:
     return Classifier()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batches() -> list[tuple[Tensor, Tensor]]:
-    x = torch.rand(3, 8, 16)
+    x = torch.rand(3, 8, 16, generator=torch.Generator().manual_seed(0))
     labels = x[:, :, :10].argmax(-1)
     labels[0, 0] = (labels[0, 0] + 1) % 10  # one of 24 is wrong
     return list(zip(x, labels, strict=True))
 
 
-@pytest.fixture
-def q(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> octavo.QuantizedModel:
-    return octavo.quantize(model, calibration=batches, target=octavo.host_target(), progress=False)
+@pytest.fixture(scope="module")
+def q(batches: list[tuple[Tensor, Tensor]]) -> octavo.QuantizedModel:
+    target = octavo.host_target()
+    return octavo.quantize(Classifier(), calibration=batches, target=target, progress=False)
 
 
 def test_fp32_bf16_and_int8_side_by_side(model, q, batches, tmp_path: Path) -> None:

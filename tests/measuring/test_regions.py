@@ -13,7 +13,7 @@ import octavo
 from octavo.errors import InputError
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def models() -> tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]:
     torch.manual_seed(0)
     model = Looking().eval()

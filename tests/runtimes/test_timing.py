@@ -41,7 +41,8 @@ def test_short_calls_are_repeated_within_a_turn() -> None:
     assert [len(turn) for turn in times["short"].rounds] == [timing.MAX_REPEATS] * 2
 
 
-def test_without_a_number_of_rounds_the_budget_decides() -> None:
+def test_without_a_number_of_rounds_the_budget_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MAX_ROUNDS", 20)
     assert len(interleave({"a": lambda: None}, budget_s=0.0)["a"].rounds) == timing.MIN_ROUNDS
     assert len(interleave({"a": lambda: None}, budget_s=60.0)["a"].rounds) == timing.MAX_ROUNDS
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.searching import deadline, measuring, recipe
+from octavo.searching import deadline, recipe
 from octavo.searching.deadline import Deadline, OutOfTime
 
 TARGET = octavo.host_target()
@@ -49,7 +49,6 @@ def test_a_trial_that_takes_too_long_is_given_up(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A training loop that never ends, and catches what it can."""
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(16, 4)

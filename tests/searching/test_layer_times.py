@@ -16,7 +16,7 @@ from octavo.graph.cuts import Cuts
 from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import lower
 from octavo.runtimes.timing import Latency
-from octavo.searching import layer_times, measuring, recipe
+from octavo.searching import layer_times, recipe
 from octavo.searching.layer_times import LayerTime
 
 TARGET = octavo.host_target()
@@ -78,7 +78,6 @@ def test_the_pieces_are_the_layers_kernels(q: octavo.QuantizedModel, images: Ten
 def test_slower_layers_stay_float_and_a_search_that_goes_on_measures_none_again(
     images: Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     # On a CPU with bfloat16 it would be tried for what stays float.
     monkeypatch.setattr(sys.modules["octavo.searching.search"], "has_bf16", lambda: False)
     times = (LayerTime("conv", 1.0, 3.0, 3.0), LayerTime("fc", 1.0, 0.5, 0.5))

@@ -13,13 +13,12 @@ import octavo
 from octavo.errors import InputError, OctavoWarning
 from octavo.measuring.regions import plan_of
 from octavo.model.parts import regions_of
-from octavo.searching import measuring, recipe
-from octavo.searching.layer_times import BUDGET_S, LayerTime
+from octavo.searching import recipe
+from octavo.searching.layer_times import LayerTime
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors, budget_s: ())
 
 
@@ -135,7 +134,7 @@ def test_layers_are_timed_where_the_example_leads(monkeypatch: pytest.MonkeyPatc
     )
     assert found.layer_times is not None
     assert [time.layer.split(".")[0] for time in found.layer_times] == ["up"]
-    assert budgets == [BUDGET_S]
+    assert budgets == [recipe.BUDGET_S]
 
 
 def test_what_cannot_be_searched() -> None:

@@ -12,7 +12,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import octavo
 from octavo.errors import ArtifactError, InputError
-from octavo.searching import measuring, recipe
+from octavo.searching import recipe
 from octavo.searching.identity import of_function, of_model
 from octavo.searching.journal import Journal
 from octavo.searching.trial import Trial
@@ -32,10 +32,11 @@ from octavo.searching.trial import Trial
 TARGET = octavo.host_target()
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
-    monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())  # no trial by chance
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "layer_times", lambda q, tensors: ())  # no trial by chance
+        yield
 
 
 def _net() -> nn.Module:
@@ -65,8 +66,31 @@ def _search(**changes: object) -> octavo.SearchResult:
     return octavo.search(_net(), **settings)  # type: ignore[arg-type]
 
 
-def test_the_fastest_within_the_budget_is_taken(tmp_path: Path) -> None:
-    found = _search()
+@dataclass(frozen=True)
+class Finished:
+    """A search that came to its end, and the folder that it kept: not to be written to."""
+
+    result: octavo.SearchResult
+    folder: Path
+
+    def copied_to(self, folder: Path) -> Path:
+        return Path(shutil.copytree(self.folder, folder, dirs_exist_ok=True))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder = tmp_path_factory.mktemp("finished")
+    return Finished(_search(checkpoint=folder), folder)
+
+
+@pytest.fixture(scope="module")
+def in_vain() -> octavo.SearchResult:
+    """A search of which nothing is within the budget."""
+    return _search(max_drop=-1.0)
+
+
+def test_the_fastest_within_the_budget_is_taken(finished: Finished, tmp_path: Path) -> None:
+    found = finished.result
     assert found.complete
     assert found.float_metric == 100.0
     assert [trial.name for trial in found.trials] == ["static", "dynamic"]
@@ -90,8 +114,8 @@ def test_the_smallest() -> None:
     assert "weight-only int4" in [trial.name for trial in found.trials]
 
 
-def test_what_is_slower_says_so() -> None:
-    found = _search()
+def test_what_is_slower_says_so(finished: Finished) -> None:
+    found = finished.result
     assert found.best is not None
     slow = replace(found, best=replace(found.best, over_fp32=1.5), bf16_over_fp32=0.7)
     assert "SLOWER than fp32 and bf16" in slow.verdict()
@@ -99,8 +123,8 @@ def test_what_is_slower_says_so() -> None:
 
 
 @pytest.mark.sweep
-def test_nothing_within_the_budget() -> None:
-    found = _search(max_drop=-1.0)
+def test_nothing_within_the_budget(in_vain: octavo.SearchResult) -> None:
+    found = in_vain
     assert found.best is None
     assert found.model is None
     assert "No candidate loses at most -1; nearest: " in found.verdict()
@@ -135,9 +159,9 @@ def test_a_function_decides() -> None:
     assert found.float_metric == pytest.approx(-float(_net()(x).std()))
 
 
-def test_finished_trials_are_not_repeated(tmp_path: Path) -> None:
-    first = _search(checkpoint=tmp_path)
-    again = _search(checkpoint=tmp_path)
+def test_finished_trials_are_not_repeated(finished: Finished, tmp_path: Path) -> None:
+    first = finished.result
+    again = _search(checkpoint=finished.copied_to(tmp_path))
     assert again.trials == first.trials  # with the seconds of the first run
     x = _data()[0][0]
     assert first.model is not None
@@ -146,23 +170,28 @@ def test_finished_trials_are_not_repeated(tmp_path: Path) -> None:
     assert octavo.load(tmp_path / "best.octavo").provenance["candidate"] == first.best.name  # type: ignore[union-attr]
 
 
-@pytest.mark.sweep
-def test_a_best_model_that_was_lost_is_made_again(tmp_path: Path) -> None:
-    first = _search(checkpoint=tmp_path)
-    (tmp_path / "best.octavo").unlink()
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"x")])
+def test_a_best_model_that_was_lost_or_damaged_is_made_again(
+    finished: Finished, tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    first = finished.result
+    damage(finished.copied_to(tmp_path) / "best.octavo")
     again = _search(checkpoint=tmp_path)
-    assert torch.equal(first.model(_data()[0][0]), again.model(_data()[0][0]))  # type: ignore[misc]
+    x = _data()[0][0]
+    assert again.model is not None
+    assert first.model is not None
+    assert torch.equal(again.model(x), first.model(x))
     kept = octavo.load(tmp_path / "best.octavo")
     assert again.best is not None
     assert kept.provenance["candidate"] == again.best.name
+    assert torch.equal(kept(x), first.model(x))
 
 
-@pytest.mark.sweep
-def test_the_time_is_kept(tmp_path: Path) -> None:
+def test_the_time_is_kept(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="time_budget=0 is too small for one trial"):
         _search(time_budget=0)
     one = Trial("static", "", (), 100.0, 0.0, 1000, 0.5, 3, 3, seconds=1000.0)
-    _search(checkpoint=tmp_path)
+    finished.copied_to(tmp_path)
     (tmp_path / "trials.jsonl").write_text(json.dumps(one.to_dict()) + "\n")
     found = _search(checkpoint=tmp_path, time_budget=500)  # another trial may take as long
     assert [trial.name for trial in found.trials] == ["static"]
@@ -170,8 +199,8 @@ def test_the_time_is_kept(tmp_path: Path) -> None:
     assert found.model is not None
 
 
-def test_another_search_is_refused(tmp_path: Path) -> None:
-    _search(checkpoint=tmp_path)
+def test_another_search_is_refused(finished: Finished, tmp_path: Path) -> None:
+    finished.copied_to(tmp_path)
     with pytest.raises(InputError, match=r"its max_drop is 5\.0, not 4\.0; give another folder"):
         _search(checkpoint=tmp_path, max_drop=4.0)
     (tmp_path / "search.json").write_text("{")
@@ -197,21 +226,11 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "LATENCY_S", 0.01)
-        patch.setattr(recipe, "layer_times", lambda q, tensors: ())
-        _search(checkpoint=folder)
-    return folder
-
-
 @pytest.mark.parametrize("case", OTHERS)
 def test_all_that_trials_depend_on_is_the_searchs_identity(
-    case: str, finished: Path, tmp_path: Path
+    case: str, finished: Finished, tmp_path: Path
 ) -> None:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    finished.copied_to(tmp_path)
     before = (tmp_path / "trials.jsonl").read_bytes()
     changes, message = OTHERS[case]
     with pytest.raises(InputError, match=f"checkpoint of another search: {message}.*; give anoth"):
@@ -221,9 +240,9 @@ def test_all_that_trials_depend_on_is_the_searchs_identity(
 
 @pytest.mark.parametrize("key", ["octavo", "torch", "machine", "graph"])
 def test_so_are_versions_the_machine_and_the_network(
-    key: str, finished: Path, tmp_path: Path
+    key: str, finished: Finished, tmp_path: Path
 ) -> None:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    finished.copied_to(tmp_path)
     about = json.loads((tmp_path / "search.json").read_text())
     (tmp_path / "search.json").write_text(json.dumps({**about, key: "another"}))
     with pytest.raises(InputError, match=f"its {key} is 'another', not"):
@@ -285,19 +304,19 @@ DAMAGED = [
 
 @pytest.mark.parametrize(("name", "content"), DAMAGED)
 def test_a_damaged_file_is_one_error(
-    finished: Path, tmp_path: Path, name: str, content: bytes
+    finished: Finished, tmp_path: Path, name: str, content: bytes
 ) -> None:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    finished.copied_to(tmp_path)
     (tmp_path / name).write_bytes(content)
-    about = json.loads((finished / "search.json").read_text())
+    about = json.loads((finished.folder / "search.json").read_text())
     with pytest.raises(ArtifactError, match=rf"{re.escape(name)} is damaged \(.*\): delete the f"):
         Journal(tmp_path, about)
 
 
-def test_values_of_another_type_are_damage(finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    about = json.loads((finished / "search.json").read_text())
-    lines = (finished / "trials.jsonl").read_text().splitlines()
+def test_values_of_another_type_are_damage(finished: Finished, tmp_path: Path) -> None:
+    finished.copied_to(tmp_path)
+    about = json.loads((finished.folder / "search.json").read_text())
+    lines = (finished.folder / "trials.jsonl").read_text().splitlines()
     for key in json.loads(lines[0]):
         trial = json.loads(lines[0]) | {key: {}}
         (tmp_path / "trials.jsonl").write_text(json.dumps(trial))
@@ -306,35 +325,25 @@ def test_values_of_another_type_are_damage(finished: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.sweep
-def test_a_damaged_best_model_is_made_again(tmp_path: Path) -> None:
-    first = _search(checkpoint=tmp_path)
-    (tmp_path / "best.octavo").write_bytes(b"x")
-    again = _search(checkpoint=tmp_path)
-    x = _data()[0][0]
-    assert again.model is not None
-    assert first.model is not None
-    assert torch.equal(first.model(x), again.model(x))
-    assert torch.equal(octavo.load(tmp_path / "best.octavo")(x), first.model(x))
-
-
-@pytest.mark.sweep
-def test_a_search_that_was_cut_short_says_so() -> None:
-    found = _search(max_drop=-1.0)
+def test_a_search_that_was_cut_short_says_so(
+    finished: Finished, in_vain: octavo.SearchResult
+) -> None:
+    found = in_vain
     assert found.verdict().startswith("No candidate loses at most -1; nearest: ")
     cut = replace(found, complete=False, trials=found.trials[:1])
     assert cut.verdict().startswith(
         "The time was up after 1 candidate, none of which loses at most -1; nearest: static, "
     )
     assert cut.verdict().endswith(": give the search more time.")
-    taken = _search()
+    taken = finished.result
     assert "time was up" not in taken.verdict()
     words = replace(taken, complete=False).verdict()
     assert words.startswith(f"{taken.best.name}: ")  # type: ignore[union-attr]
     assert words.endswith(". The time was up after 2 candidates: there may be a better one.")
 
 
-def test_a_model_without_a_latency_is_taken_all_the_same() -> None:
-    found = _search()
+def test_a_model_without_a_latency_is_taken_all_the_same(finished: Finished) -> None:
+    found = finished.result
     assert found.best is not None
     unknown = replace(found, best=replace(found.best, over_fp32=None, size_bytes=None))
     # On a CPU without VNNI weights have a bit less, and one image of 96 another class.
@@ -345,12 +354,10 @@ def test_a_model_without_a_latency_is_taken_all_the_same() -> None:
 
 
 @pytest.mark.sweep
-def test_candidates_that_all_failed_are_no_loss_of_accuracy() -> None:
-    found = _search(max_drop=-1.0)
-    failed = tuple(Trial(t.name, t.reason, (), error="no kernel") for t in found.trials)
-    assert (
-        replace(found, trials=failed).verdict() == "No candidate could be made: static: no kernel"
-    )
+def test_candidates_that_all_failed_are_no_loss_of_accuracy(in_vain: octavo.SearchResult) -> None:
+    failed = tuple(Trial(t.name, t.reason, (), error="no kernel") for t in in_vain.trials)
+    verdict = replace(in_vain, trials=failed).verdict()
+    assert verdict == "No candidate could be made: static: no kernel"
 
 
 def test_the_fingerprint_is_of_names_and_values() -> None:

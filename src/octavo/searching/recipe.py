@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from octavo.display import track
 from octavo.flow.convert import convert
 from octavo.flow.finding import Search
 from octavo.flow.regions import calibrate_regions, put_regions
-from octavo.flow.running import Calls
+from octavo.flow.running import Calls, Source
+from octavo.flow.settings import Settings
 from octavo.flow.whole import quantize_captured
 from octavo.graph.batches import Batch, Signature, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.copying import copied
 from octavo.graph.graph import Graph
-from octavo.measuring.layers.sensitivity import measured, sensitivity
-from octavo.measuring.layers.studies import Wanted, study_of_regions
+from octavo.measuring.layers.sensitivity import measured
+from octavo.measuring.layers.studies import Wanted, study_of_graph, study_of_regions
+from octavo.measuring.next_tokens import judged
 from octavo.measuring.regions import calls_in, named, regions_in
 from octavo.qat import QATModel, prepare_qat
 from octavo.quantization.plan import plan
+from octavo.quantization.weights import with_correction
 from octavo.searching.deadline import Deadline
 from octavo.searching.layer_times import BUDGET_S, LayerTime, layer_times
 from octavo.searching.trial import Candidate
 
 if TYPE_CHECKING:
     from typing import Self  # which Python 3.10 has not
+
+
+_ESTIMATE = Wanted(None, exact=False, seed=0)  # of how much each layer hurts
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,11 @@ class Recipe(ABC):
     def without_end(self) -> Self:
         """The same with all the time in the world."""
         return replace(self, deadline=Deadline())
+
+    def _calls_of(self, data: Iterable[Any]) -> Iterator[Batch]:
+        """Batches as calls, as long as there is time."""
+        for batch in track(self.deadline.over(data), "measuring layers", self.progress):
+            yield judged(split_batch(batch, self.signature, self.inputs), self.signature, None)
 
     @property
     def _call(self) -> Any:
@@ -131,18 +143,12 @@ class GraphRecipe(Recipe):
         return convert(qat.eval())
 
     def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
-        result = sensitivity(
-            self.model,
-            self._call,
-            data=self.deadline.over(data),
-            calibration=self._calibration if mode == "static" else None,
-            mode=mode,
-            exact=False,
-            target=self.target,
-            inputs=self.inputs,
-            progress=self.progress,
-        )
-        return [layer.layer for layer in result.layers]
+        calibration = self._calibration if mode == "static" else None
+        source = Source(self.model, self._call, calibration, self.inputs)
+        methods = with_correction((), True)
+        settings = Settings(self.target, mode, weights=methods, progress=self.progress)
+        study = study_of_graph(self.graph, self.signature, source, settings, _ESTIMATE)
+        return [layer.layer for layer in measured(study, self._calls_of(data)).layers]
 
     def layer_times(self, q: Any) -> tuple[LayerTime, ...]:
         return layer_times(q, flatten_call(q.graph, self.example.args, self.example.kwargs))
@@ -172,10 +178,8 @@ class RegionsRecipe(Recipe):
 
     def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
         search = self.found.planned(replace(self.found.settings, mode=mode))
-        study = study_of_regions(search, self._calls(), Wanted(None, exact=False, seed=0))
-        batches = self.deadline.over(data)
-        calls = (split_batch(batch, self.signature, self.inputs) for batch in batches)
-        return [layer.layer for layer in measured(study, calls).layers]
+        study = study_of_regions(search, self._calls(), _ESTIMATE)
+        return [layer.layer for layer in measured(study, self._calls_of(data)).layers]
 
     def layer_times(self, q: Any) -> tuple[LayerTime, ...]:
         """Those of the first call of each region that the example calls."""

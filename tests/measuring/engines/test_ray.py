@@ -20,7 +20,7 @@ import octavo
 from octavo.errors import InputError, MissingExtra, OctavoError
 from octavo.measuring.engines import opened
 from octavo.measuring.engines import ray as ray_engine
-from octavo.searching import measuring, recipe
+from octavo.searching import recipe
 from octavo.searching.trial import Trial
 
 TARGET = octavo.host_target()
@@ -39,7 +39,6 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def two_workers(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(measuring, "LATENCY_S", 0.01)
     monkeypatch.setattr(recipe, "layer_times", lambda q, tensors: ())
 
 

@@ -21,6 +21,7 @@ from octavo.graph.batches import Batch, Signature
 from octavo.graph.capture.capture import capture
 from octavo.graph.copying import copied
 from octavo.graph.evaluation import evaluating
+from octavo.graph.graph import Graph
 from octavo.graph.losses import signature_with_losses
 from octavo.measuring.layers.parts_study import PartsStudy
 from octavo.measuring.layers.spots import LayerSpot, RegionSpot
@@ -83,6 +84,17 @@ def study_of(
         warn_user(f"{error}. So the layers of its regions are measured: {', '.join(partly.layers)}")
         return partly, signature
     signature = signature_with_losses(model, graph, example)
+    return study_of_graph(graph, signature, source, settings, wanted), signature
+
+
+def study_of_graph(
+    graph: Graph, signature: Signature, source: Source, settings: Settings, wanted: Wanted
+) -> Study:
+    """That of a model that was captured, on the calibration data of its source.
+
+    Raises:
+        PlanError, CalibrationError: as `octavo.quantize`.
+    """
     decided = settings.plan(graph)
     calibrated = calibrate(
         graph,
@@ -94,8 +106,7 @@ def study_of(
         progress=settings.progress,
     )
     exact, seed = wanted.exact, wanted.seed
-    study = Study(graph, decided, calibrated, wanted.metric, exact, settings.weights, seed)
-    return study, signature
+    return Study(graph, decided, calibrated, wanted.metric, exact, settings.weights, seed)
 
 
 def _of_regions(source: Source, settings: Settings, wanted: Wanted, why: str = "") -> PartsStudy:
