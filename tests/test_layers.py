@@ -31,7 +31,7 @@ OPTIONAL = {
     "matplotlib": {"octavo.reporting.plots.figure"},
     "jinja2": {"octavo.reporting.html"},
     "sklearn": {"octavo.cli.demo.digits"},
-    "torchvision": {"octavo.cli.demo.digits"},
+    "torchvision": {"octavo.cli.demo.downloads"},
     "PIL": {"octavo.cli.sources.image_folder"},
     "pyarrow": {"octavo.cli.sources.columns"},
     "onnx": {"octavo.runtimes.onnx.writer", "octavo.model.language.graphs.onnx_graph"},

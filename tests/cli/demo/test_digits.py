@@ -102,7 +102,7 @@ def test_an_empty_folder_is_filled(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (None, "torchvision, which downloads them, is not installed"),
+        (None, "torchvision, which downloads them, cannot be imported"),
         (Downloading(URLError("no network")), "cannot be downloaded .*no network"),
         (Downloading(RuntimeError("Error downloading x.gz")), "Error downloading"),
     ],
@@ -114,6 +114,15 @@ def test_without_a_network_it_says_where_to_put_which_files(
     files = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte"
     with pytest.raises(InputError, match=f"{message}.*into {tmp_path}: {files}"):
         load_digits(tmp_path)
+
+
+def test_a_mistyped_folder_begins_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", Downloading(tmp_path))
+    with pytest.raises(InputError, match=r"there is no folder .*mnits: name the one with MNIST"):
+        load_digits(tmp_path / "mnits")
+    assert not (tmp_path / "mnits").exists()
 
 
 def test_a_missing_file_is_named(mnist: Path) -> None:

@@ -22,8 +22,8 @@ def demo(
         typer.Option(
             "--mnist",
             metavar="DIR",
-            help="Folder with MNIST's four files, or for them: torchvision downloads them there; "
-            "without it scikit-learn's digits are taken.",
+            help="Folder with MNIST's four files, or an empty one: torchvision downloads them "
+            "there; without it scikit-learn's digits are taken.",
         ),
     ] = None,
     epochs: Annotated[

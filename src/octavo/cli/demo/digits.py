@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from octavo.cli.demo.downloads import downloaded
 from octavo.errors import InputError, optional_import
-from octavo.model.files.source_file import reason
 
 SIZE = 28
 TEST_IMAGES = 500  # of scikit-learn's 1797
@@ -74,8 +74,8 @@ def load_digits(mnist: str | Path | None = None) -> Digits:
 
     Raises:
         MissingExtra: scikit-learn is not installed.
-        InputError: the folder lacks a file and it cannot be downloaded, or a file is not of
-            MNIST's format.
+        InputError: there is no such folder, it lacks a file that cannot be downloaded, or a file is
+            not of MNIST's format.
 
     Example:
         >>> digits = load_digits()
@@ -83,8 +83,10 @@ def load_digits(mnist: str | Path | None = None) -> Digits:
         (1297, 500)
     """
     if mnist is not None:
-        _download_into(Path(mnist))
-        parts = {name: _mnist_part(Path(mnist), prefix) for name, prefix in _PARTS.items()}
+        folder = Path(mnist)
+        if not any(folder.glob("**/*-ubyte*")):
+            downloaded("MNIST", folder, _where(folder))
+        parts = {name: _mnist_part(folder, prefix) for name, prefix in _PARTS.items()}
         return Digits("MNIST", **parts)
     with optional_import("scikit-learn", "demo", "load its handwritten digits"):
         from sklearn import datasets
@@ -160,30 +162,6 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
 def _where(folder: Path) -> str:
     files = [f"{prefix}-{name}" for prefix in _PARTS.values() for name in _FILES]
     return f"put MNIST's four files into {folder}: {', '.join(files)}"
-
-
-def _download_into(folder: Path) -> None:
-    """MNIST's files from where torchvision knows them, if the folder has none of them.
-
-    Raises:
-        InputError: torchvision is not installed, or cannot reach them.
-    """
-    if any(folder.glob("**/*-ubyte*")):
-        return
-    try:
-        from torchvision.datasets import MNIST
-
-        MNIST(str(folder), download=True)  # shows its progress itself
-    except ImportError:
-        raise InputError(
-            f"{folder} holds none of MNIST's files, and torchvision, which downloads them, is not "
-            f"installed: pip install torchvision, or {_where(folder)}"
-        ) from None
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"{folder} holds none of MNIST's files, and they cannot be downloaded "
-            f"({reason(error)}): {_where(folder)}"
-        ) from error
 
 
 def _normalised(images: Tensor) -> Tensor:
