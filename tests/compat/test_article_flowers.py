@@ -6,49 +6,30 @@ torchvision's own `Flowers102` reads a small set in its file format: four colour
 from __future__ import annotations
 
 import copy
-import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from small_flowers import accept_flowers, write_flowers
 from torch import nn
 from torch.utils.data import DataLoader
 
 from compat.networks import decibels, percent_right
 
 torchvision = pytest.importorskip("torchvision")
-Image = pytest.importorskip("PIL.Image")
-scipy_io = pytest.importorskip("scipy.io")
 
 from octavo.compat.quantization import QConfigMapping, get_default_qconfig  # noqa: E402
 from octavo.compat.quantization.quantize_fx import convert_fx, prepare_fx  # noqa: E402
 
-COLOURS = ((220, 30, 30), (30, 200, 40), (40, 40, 220), (230, 220, 40))
 SIDE = 64
 EXAMPLE = (1, 3, SIDE, SIDE)
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the data set: images, labels from 1, and which image is in which part."""
     folder = tmp_path_factory.mktemp("data")
-    base = folder / "flowers-102"
-    (base / "jpg").mkdir(parents=True)
-    random = np.random.default_rng(0)
-    labels = np.arange(32) % len(COLOURS) + 1
-    for number, label in enumerate(labels, start=1):
-        pixels = random.integers(0, 80, (80, 80, 3))
-        rows, columns = np.ogrid[:80, :80]
-        middle = random.integers(30, 50, 2)
-        disc = (rows - middle[0]) ** 2 + (columns - middle[1]) ** 2 < 22**2
-        pixels[disc] = np.array(COLOURS[label - 1]) + random.integers(-25, 25, (disc.sum(), 3))
-        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        image.save(base / "jpg" / f"image_{number:05d}.jpg")
-    scipy_io.savemat(base / "imagelabels.mat", {"labels": labels[None]})
-    parts = {"trnid": np.arange(1, 21), "valid": np.arange(21, 23), "tstid": np.arange(17, 33)}
-    scipy_io.savemat(base / "setid.mat", {key: ids[None] for key, ids in parts.items()})
+    write_flowers(folder)
     return folder
 
 
@@ -66,20 +47,12 @@ def loaders(root: Path) -> tuple[DataLoader[Any], DataLoader[Any]]:
     )
     data = torchvision.datasets.Flowers102
     with pytest.MonkeyPatch.context() as patch:
-        checksums = {
-            key: (name, _md5(root / "flowers-102" / name))
-            for key, (name, _) in data._file_dict.items()
-        }
-        patch.setattr(data, "_file_dict", checksums)
+        accept_flowers(root, patch)
         parts = [
             data(root=str(root), split=split, download=False, transform=transform)
             for split in ("train", "test")
         ]
     return DataLoader(parts[0], 10, shuffle=True), DataLoader(parts[1], 10)
-
-
-def _md5(path: Path) -> str | None:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.exists() else None
 
 
 @pytest.fixture(scope="module")
