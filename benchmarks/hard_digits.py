@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from benchmarks.nets import SEED, seeded
-from octavo.display import track
+from octavo.progress import track
 
 CACHE = Path(__file__).parent / ".cache"
 RECIPE = 1  # raise it when the data, a network or the training changes: the cache is then stale

@@ -25,7 +25,7 @@ from torchvision import models, transforms
 import octavo
 from octavo.cli.demo.downloads import downloaded
 from octavo.errors import InputError
-from octavo.display import track
+from octavo.progress import track
 
 SIZE, CLASSES, BATCH = 224, 102, 32
 CALIBRATION_BATCHES = 4

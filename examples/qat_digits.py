@@ -25,8 +25,8 @@ import octavo
 from benchmarks import hard_digits, nets  # first: they let torchvision be imported
 from benchmarks.hard_digits import TEST_DIGITS, VIEWS, HardDigits
 from octavo.cli.demo.demo import Net
-from octavo.display import track
 from octavo.model.files.atomic import replacing
+from octavo.progress import track
 from octavo.qat import DistillationLoss, QATModel, Schedule
 
 BATCH = 128

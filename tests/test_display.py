@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import io
-import sys
-import threading
-import time
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from octavo.display import Table, Tabular, plain, waiting
+from octavo.display import Table, Tabular, plain
 from octavo.errors import InputError, OctavoError, OctavoWarning
 
 
@@ -163,47 +160,3 @@ def test_whatever_the_words_are_they_stay_words(rows: list[tuple[str, str]]) -> 
     parser.feed(Table(("a", "b"), tuple(rows))._repr_html_())
     assert parser.cells == ["a", "b", *(plain(word) for row in rows for word in row)]
     assert set(parser.tags) == {"table", "thead", "tr", "th", "tbody", "td"}
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def awaited(terminal: io.StringIO, word: str) -> bool:
-    """Whether a word is shown, if need be in a moment."""
-    for _ in range(500):
-        if word in terminal.getvalue():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def test_a_clock_shows_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("octavo.display.PATIENCE_S", 0.0)
-    streams = sys.stdout, sys.stderr
-    with waiting("capturing [red]it"):
-        assert awaited(terminal, "capturing [red]it")
-        assert (sys.stdout, sys.stderr) == streams
-    with pytest.raises(InputError), waiting("stopping"):
-        raise InputError("no")
-
-
-@pytest.mark.parametrize(
-    ("stream", "enabled", "patience"),
-    [(Terminal(), True, 100.0), (Terminal(), False, 0.0), (io.StringIO(), True, 0.0)],
-    ids=["done before", "not wanted", "no terminal"],
-)
-def test_no_clock_shows(
-    stream: io.StringIO, enabled: bool, patience: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr("octavo.display.PATIENCE_S", patience)
-    before = set(threading.enumerate())
-    with waiting("capturing", enabled):
-        pass
-    assert not stream.getvalue()
-    assert set(threading.enumerate()) <= before  # those of other tests may end meanwhile

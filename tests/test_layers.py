@@ -20,8 +20,8 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 # Lowest first. Inside of a room modules may import each other, but for cycles.
 ROOMS = tuple(
-    "version display errors arguments numerics graph quantization qat runtimes model flow "
-    "measuring searching reporting compat cli __main__".split()
+    "version display progress errors arguments numerics graph quantization qat runtimes model "
+    "flow measuring searching reporting compat cli __main__".split()
 )
 
 # What src may import: the standard library, the core dependencies, and optional packages from the
@@ -91,7 +91,8 @@ EXEMPT = {("octavo.runtimes.executorch.package", "torch.ops.quantized_decomposed
 
 # The wall around `compat`: the rooms and modules that it may import, by their public names alone.
 SEAMS = tuple(
-    "version display errors numerics qat model.model model.nn model.files.atomic runtimes.cpu "
+    "version display progress errors numerics qat model.model model.nn model.files.atomic "
+    "runtimes.cpu "
     "model.tflite_file "
     "flow.quantize flow.replacing "
     "graph.batches graph.calls graph.capture.capture graph.copying graph.graph graph.operators "

@@ -1,4 +1,4 @@
-"""How results are shown to people: text that is safe to print, tables, JSON, progress.
+"""How results are shown to people: text that is safe to print, tables, JSON.
 
 A name of a layer, a file or a class may hold anything: escape sequences that write a terminal's
 title or clear it, marks that turn the direction of writing, half characters that cannot be printed.
@@ -10,21 +10,16 @@ from __future__ import annotations
 import json
 import math
 import re
-import sys
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Group, JustifyMethod, RenderableType
 
-T = TypeVar("T")
 _NUMBER = re.compile(r"[-+]?[\d.]")
-PATIENCE_S = 2.0
 
 
 def plain(text: str, keep: str = "") -> str:
@@ -202,54 +197,3 @@ def finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def track(items: Iterable[T], description: str, enabled: bool = True) -> Iterator[T]:
-    """Yield the items, with a bar on standard error where that is a terminal."""
-    if not (enabled and sys.stderr.isatty()):
-        yield from items
-        return
-    from rich.console import Console
-    from rich.markup import escape as escape_markup
-    from rich.progress import track as rich_track
-
-    words = escape_markup(plain(description))
-    yield from rich_track(items, words, console=Console(stderr=True), transient=True)
-
-
-@contextmanager
-def waiting(description: str, enabled: bool = True) -> Iterator[None]:
-    """Say what goes on inside, with a clock, once it has taken two seconds: on standard error where
-    that is a terminal.
-    """
-    if not (enabled and sys.stderr.isatty()):
-        yield
-        return
-    over = threading.Event()
-    clock = threading.Thread(target=_show_clock, args=(description, over), daemon=True)
-    clock.start()
-    try:
-        yield
-    finally:
-        over.set()
-        clock.join()
-
-
-def _show_clock(description: str, over: threading.Event) -> None:
-    if over.wait(PATIENCE_S):
-        return
-    from rich.console import Console
-    from rich.markup import escape as escape_markup
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    # The streams stay as they are, since they are the whole process's.
-    with Progress(
-        *columns,
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    ) as shown:
-        shown.add_task(escape_markup(plain(description)), total=None)
-        over.wait()

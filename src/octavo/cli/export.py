@@ -52,6 +52,7 @@ def export(
     from octavo.errors import InputError
     from octavo.model.files.atomic import require_file
     from octavo.model.loading import load
+    from octavo.progress import waiting
 
     require_file(out)
     ending = Path(out).suffix.lower()
@@ -59,10 +60,11 @@ def export(
         if value and ending != ".tflite":
             raise InputError(f"{option} is for .tflite files, and {out} is none: leave it out")
     model = load(file, runtime="reference")
-    if ending == ".tflite":
-        written: Any = _tflite(model, out, full_integer, labels)
-    else:
-        written = _WRITERS.get(ending, _onnx)(model, out, runtime)
+    with waiting(f"writing {out}", not as_json):
+        if ending == ".tflite":
+            written: Any = _tflite(model, out, full_integer, labels)
+        else:
+            written = _WRITERS.get(ending, _onnx)(model, out, runtime)
     size = Path(out).stat().st_size
     if as_json:
         more = {} if written is None else written.to_dict()

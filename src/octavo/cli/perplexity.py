@@ -42,9 +42,9 @@ def perplexity(
     import torch
 
     from octavo.cli.sources.language_model import load_language_model, set_threads, text_of_file
-    from octavo.display import waiting
     from octavo.errors import InputError
     from octavo.measuring.text_quality import text_quality
+    from octavo.progress import waiting
 
     set_threads(threads)
     words = text_of_file(text)

@@ -38,7 +38,7 @@ def verify(
         q = load(file, runtime="reference")
     names = options.names_of(runtimes)
     batches = None if data is None else reading.load(data, q, raw=q.pixels is not None)
-    found = verify_model(q, batches, runtimes=names)
+    found = verify_model(q, batches, runtimes=names, progress=not as_json)
     show(found, as_json)
     if not found.passed:
         raise typer.Exit(1)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from octavo.display import waiting
 from octavo.errors import (
     CalibrationError,
     CaptureError,
@@ -39,6 +38,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
 from octavo.model.place import Place
 from octavo.model.tree import children_of, near, outside
+from octavo.progress import waiting
 from octavo.quantization.plan import Plan
 from octavo.quantization.qconfig import QConfigMapping, is_inside
 

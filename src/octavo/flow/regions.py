@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from octavo.display import track
 from octavo.errors import CalibrationError, OctavoError
 from octavo.flow.convert import convert_calibrated
 from octavo.flow.finding import SHOWN, Search, find_regions, running
@@ -24,6 +23,7 @@ from octavo.flow.watching import hooked
 from octavo.graph.calls import flatten_call
 from octavo.model.parts import regions_of
 from octavo.model.tree import put
+from octavo.progress import track
 from octavo.quantization.calibrate import (
     NO_CALIBRATION,
     Calibrated,

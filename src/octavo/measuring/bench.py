@@ -31,6 +31,7 @@ from octavo.model.loading import load
 from octavo.model.model import QuantizedModel
 from octavo.model.parts_file import holds_parts
 from octavo.model.verbs import load_beside, summary
+from octavo.progress import track
 from octavo.quantization.float_graph import without_rounding
 from octavo.runtimes import ORACLE, RUNTIMES, has_own_threads
 from octavo.runtimes.examples import random_inputs
@@ -162,7 +163,7 @@ def bench(
         runtimes: names; ``None`` is all that are installed.
         threads: of every contender; ``None`` is torch's own number.
         seconds: of timing, for each batch size.
-        progress: a bar on a terminal.
+        progress: a bar in terminals and notebooks, lines in logs.
         model: for a file of a model with parts: the float model, as for `octavo.load`. It is left
             as it was.
         example_inputs: for such a file: the call that is timed, as `octavo.quantize` takes it. It
@@ -196,7 +197,7 @@ def bench(
     q = load(path, runtime="reference")
     graph = q.graph
     with thread_count(threads) as count, torch.inference_mode():
-        runs, rows = _made(_of_graph(q, count), runtimes)
+        runs, rows = _made(_of_graph(q, count), runtimes, progress)
         times: dict[str, dict[int, float]] = {name: {} for name in runs}
         for batch in batches:
             inputs = random_inputs(graph, batch)
@@ -206,7 +207,7 @@ def bench(
                 times[name][batch] = 1e3 * latency.median_s
     finished = [
         replace(row, latency_ms=times.get(name, {}), **_cold(path, row, min(batches), count))
-        for name, row in rows.items()
+        for name, row in track(rows.items(), "starting each in a new process", progress)
     ]
     return Bench(os.fspath(path), count, tuple(finished), describe_machine())
 
@@ -234,7 +235,7 @@ def _of_parts(
     require_float(model, "bench")
     call = arguments_in(example_inputs)
     with thread_count(threads) as count, torch.no_grad(), evaluating(model):
-        runs, rows = _made(_of_model(path, model, call), runtimes)
+        runs, rows = _made(_of_model(path, model, call), runtimes, progress)
         latencies = interleave(runs, budget_s=seconds, rest_s=REST_S, progress=progress)
     times = {name: {call.size: 1e3 * latency.median_s} for name, latency in latencies.items()}
     finished = (replace(row, latency_ms=times.get(name, {})) for name, row in rows.items())
@@ -267,7 +268,7 @@ def _of_graph(q: QuantizedModel, threads: int) -> Makers:
 
 
 def _made(
-    makers: Makers, runtimes: Sequence[str] | None
+    makers: Makers, runtimes: Sequence[str] | None, progress: bool
 ) -> tuple[dict[str, Run], dict[str, BenchRow]]:
     """What can be called, and a row for each contender."""
     runs: dict[str, Run] = {}
@@ -280,7 +281,7 @@ def _made(
     chosen = [n for n in RUNTIMES if n != ORACLE]
     for runtime in chosen if runtimes is None else runtimes:
         contenders[f"int8 {runtime}"] = (runtime, partial(int8, runtime))
-    for name, (runtime, make) in contenders.items():
+    for name, (runtime, make) in track(contenders.items(), "lowering", progress):
         row = BenchRow(name, {}, runtime=runtime)
         try:
             runs[name], integers = make()

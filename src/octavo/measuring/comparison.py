@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, COUNT, FUNCTION, NAMES, called_rightly, expect, optional
-from octavo.display import track
 from octavo.errors import InputError, OctavoError
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
 from octavo.graph.capture.capture import capture
@@ -37,6 +36,7 @@ from octavo.model.parts import parts_of
 from octavo.model.parts_summary import summarize_parts
 from octavo.model.summary import Summary
 from octavo.model.verbs import summary
+from octavo.progress import track
 from octavo.runtimes import has_own_threads
 from octavo.runtimes.timing import REST_S, Latency, interleave, thread_count
 
@@ -80,7 +80,7 @@ def compare(
         cold_starts: measure load time and peak memory too, each in a new process (`cold_start`).
             The float models are in Octavo's own file format there, as captured, so that all are
             loaded and run alike; models that Octavo did not make have none.
-        progress: bars on a terminal.
+        progress: bars in terminals and notebooks, lines in logs.
 
     Raises:
         InputError: the models are swapped, or ``q`` was made of other weights; no data, outputs

@@ -28,6 +28,7 @@ from octavo.measuring.metrics import Likeness
 from octavo.measuring.regions import calls_of, regions_in
 from octavo.model.kinds import require_quantized
 from octavo.model.model import QuantizedModel
+from octavo.progress import waiting
 from octavo.runtimes import ORACLE, RUNTIMES, is_for, lower
 from octavo.runtimes.agreement import NEAR_DB, agreement
 from octavo.runtimes.examples import random_inputs
@@ -203,6 +204,7 @@ def verify(
     inputs: Callable[[Any], Any] | None = None,
     runtimes: Sequence[str] | None = None,
     threshold: Threshold | None = None,
+    progress: bool = True,
 ) -> Parity:
     """Compare runtimes with the oracle, layer by layer and end to end.
 
@@ -214,6 +216,7 @@ def verify(
         runtimes: names; ``None`` is all that are installed and for the model's target.
         threshold: of each layer. The whole model's bound is derived, see
             `octavo.runtimes.perturbation`.
+        progress: a clock for each runtime that takes long.
 
     Raises:
         InputError: there is no data, or it does not fit the model.
@@ -232,11 +235,11 @@ def verify(
         calls = {} if data is None else calls_of(q, regions, data, inputs)
         return _together(
             {
-                path: _of_graph(region, calls.get(path), dict, runtimes, limit)
+                path: _of_graph(region, calls.get(path), dict, runtimes, limit, progress)
                 for path, region in regions.items()
             }
         )
-    return _of_graph(require_quantized(q, "verify"), data, inputs, runtimes, limit)
+    return _of_graph(require_quantized(q, "verify"), data, inputs, runtimes, limit, progress)
 
 
 def _of_graph(
@@ -245,6 +248,7 @@ def _of_graph(
     inputs: Callable[[Any], Any] | None,
     runtimes: Sequence[str] | None,
     limit: Threshold,
+    progress: bool,
 ) -> Parity:
     batches = _random_batches(q) if data is None else _tensors(q, data, inputs)
     if not batches:
@@ -252,11 +256,11 @@ def _of_graph(
     others = [name for name in RUNTIMES if name != ORACLE and is_for(name, q.target)]
     names = others if runtimes is None else runtimes
     graph = q.graph
-    with torch.no_grad():
-        parities = [
-            _compared(q, graph, name, batches, limit, required=runtimes is not None)
-            for name in names
-        ]
+    parities = []
+    for name in names:
+        with waiting(f"verifying {name}", progress), torch.no_grad():
+            required = runtimes is not None
+            parities.append(_compared(q, graph, name, batches, limit, required=required))
     samples = sum(map(size_of, batches))
     return Parity(q.target, samples, tuple(item for item in parities if item is not None))
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.display import track
 from octavo.graph.batches import Batch, Signature, split_batch, with_floats
 from octavo.graph.evaluation import evaluating
 from octavo.measuring.metrics import class_axis, float_tensors, logits_of
 from octavo.model.model import QuantizedModel
 from octavo.numerics.sqnr import sqnr_db
+from octavo.progress import track
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def changed_samples(
         data: batches.
         inputs: batch -> the model's arguments, where the defaults do not fit.
         count: how many at most. Of a model whose answers are no rows of samples there are none.
-        progress: a bar on a terminal.
+        progress: a bar in terminals and notebooks, lines in logs.
 
     Example:
         >>> worst = changed_samples(model, q, loader, count=2)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from octavo.arguments import COUNT, PATH, TEXT, expect, optional
-from octavo.display import track
 from octavo.errors import (
     ArtifactError,
     InputError,
@@ -41,6 +40,7 @@ from octavo.model.place import Place
 from octavo.model.state import extra_state, restored
 from octavo.model.summary import Summary, summarize
 from octavo.model.tunings import BUDGET_S, Tunings, here, trials, warn_unusable, with_words
+from octavo.progress import track
 from octavo.quantization.nonfinite_inputs import Watched, run_around
 from octavo.quantization.plan import PLAN, Plan
 from octavo.runtimes import FASTEST, ORACLE, Lowered, Options, cpu, default_runtime, lower
@@ -415,7 +415,7 @@ class QuantizedModel(nn.Module):
             data: batches of the model's data, of which the first eight are used, on which the error
                 is measured too.
             options: what holds for all that is tried; ``None`` is the model's own.
-            progress: a bar on a terminal.
+            progress: a bar in terminals and notebooks, lines in logs.
 
         Raises:
             InputError: the budget is not above 0, or data or batch do not fit the model.

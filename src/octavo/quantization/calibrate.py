@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from octavo.arguments import FUNCTION, expect, optional
-from octavo.display import track
 from octavo.errors import CalibrationError, OctavoError, first_line
 from octavo.graph.batches import NO_BATCH, SIGNATURE, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call, range_of
@@ -25,6 +24,7 @@ from octavo.graph.program import Step, compile_steps, steps_of
 from octavo.graph.weight_layouts import WEIGHT_LAYOUTS
 from octavo.numerics.affine import QParams, qparams_of_range
 from octavo.numerics.observers import Bounds
+from octavo.progress import track
 from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import PLAN, Plan, TensorPlan
 from octavo.quantization.targets import ROLES, SHARED

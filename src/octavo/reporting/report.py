@@ -191,7 +191,7 @@ def report(
         batches: that layers, histograms and samples are taken from; ``None`` is all.
         labels: names of the classes, in their order, for the samples on the page.
         decode: token ids -> text, as a tokenizer's ``decode``, for samples that are texts.
-        progress: bars on a terminal.
+        progress: bars in terminals and notebooks, lines in logs.
 
     Raises:
         InputError: no data, data that can be iterated only once, or ``q`` was not made of this

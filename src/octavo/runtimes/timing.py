@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import torch
 
-from octavo.display import track
 from octavo.errors import InputError
+from octavo.progress import track
 
 Call = Callable[[], object]
 Name = TypeVar("Name", bound=Hashable)
@@ -77,7 +77,7 @@ def interleave(
         rest_s: seconds to wait before each turn, and then a call that is not counted: for
             contenders with threads of their own, which go on spinning after a call and take the
             cores from the next contender.
-        progress: a bar on a terminal.
+        progress: a bar in terminals and notebooks, lines in logs.
 
     Raises:
         InputError: ``rounds`` is less than 1.

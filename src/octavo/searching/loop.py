@@ -13,6 +13,7 @@ from octavo.errors import ArtifactError, OctavoError
 from octavo.measuring.engines import Workers
 from octavo.measuring.regions import graphs_in
 from octavo.model.verbs import load_beside, summary
+from octavo.progress import telling
 from octavo.searching.deadline import OutOfTime
 from octavo.searching.journal import Journal
 from octavo.searching.layer_times import BUDGET_S, LayerTime
@@ -55,17 +56,23 @@ class Loop:
         steps = walk(known.space)
         candidate: Candidate | None = next(steps)
         try:
-            while candidate is not None:
-                trial, model = self.journal.trials.get(candidate.name), None
-                if trial is None:
-                    trial, model = self._timed(self._made(candidate, known))
-                if trial.meets(self.max_drop):
-                    self._consider(candidate, trial, model)
-                self.journal.add(trial)
-                candidate = next_of(steps, trial)
+            with telling("searching", self.recipe.progress) as tell:
+                while candidate is not None:
+                    trial, model = self.journal.trials.get(candidate.name), None
+                    if trial is None:
+                        trial, model = self._timed(self._made(candidate, known))
+                    if trial.meets(self.max_drop):
+                        self._consider(candidate, trial, model)
+                    self.journal.add(trial)
+                    tell(self._so_far())
+                    candidate = next_of(steps, trial)
         except OutOfTime:
             return False
         return True
+
+    def _so_far(self) -> str:
+        best = f"best so far {self.best.name}" if self.best else "none good enough yet"
+        return f"{len(self.journal.trials)} tried, {best}"
 
     def slower(self, candidate: Candidate) -> Sequence[LayerTime]:
         """The candidate's layers that int8 makes slower, the worst first; none for the smallest."""

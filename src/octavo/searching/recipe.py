@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from octavo.display import track
 from octavo.flow.convert import convert
 from octavo.flow.finding import Search
 from octavo.flow.regions import calibrate_regions, put_regions
@@ -24,6 +23,7 @@ from octavo.measuring.layers.sensitivity import measured
 from octavo.measuring.layers.studies import Wanted, study_of_graph, study_of_regions
 from octavo.measuring.next_tokens import judged
 from octavo.measuring.regions import calls_in, named, regions_in
+from octavo.progress import track
 from octavo.qat import QATModel, prepare_qat
 from octavo.quantization.plan import plan
 from octavo.quantization.weights import with_correction
@@ -49,7 +49,7 @@ class Recipe(ABC):
         calibration: batches, that can be iterated again and again.
         target: where the model will run.
         inputs: maps a batch to the model's arguments.
-        progress: bars on a terminal.
+        progress: bars in terminals and notebooks, lines in logs.
         deadline: what is under way then is given up, with `OutOfTime`.
     """
 

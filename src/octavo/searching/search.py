@@ -93,7 +93,7 @@ def search(
         checkpoint: folder for trials and the best model.
         engine: ``"ray"`` makes and judges candidates on a Ray cluster, or on one that is started on
             this machine; the same trials as without. Latencies are always measured here.
-        progress: bars on a terminal.
+        progress: bars in terminals and notebooks, lines in logs.
         scope, only: as for `octavo.quantize`: ``"auto"``, ``"model"`` or ``"regions"``. Regions are
             found once; the metric and the latencies are those of the whole model.
 

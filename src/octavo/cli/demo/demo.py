@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from octavo.cli.demo.digits import Batches, Digits, Loaders, load_digits
 from octavo.cli.demo.phones import TARGET, phone_files, with_their_sizes
-from octavo.display import finite, track
+from octavo.display import finite
 from octavo.errors import ArtifactError, InputError
 from octavo.flow.quantize import quantize
 from octavo.measuring.comparison import compare
@@ -26,6 +26,7 @@ from octavo.measuring.comparison_table import Comparison
 from octavo.model.files.atomic import replacing, require_writable
 from octavo.model.model import QuantizedModel
 from octavo.model.replay import Replay, replay_in_fresh_process
+from octavo.progress import track
 from octavo.reporting import report
 from octavo.reporting.html import require_packages
 from octavo.reporting.plots import History, training
@@ -109,7 +110,7 @@ def trained_net(
         mnist: a folder with MNIST's files; ``None`` takes scikit-learn's digits.
         epochs: ``None`` is 8 for scikit-learn's digits and 1 for MNIST.
         seed: of the initial weights, the order of the images and the augmentation.
-        progress: a bar on a terminal.
+        progress: a bar in terminals and notebooks, lines in logs.
 
     Raises:
         MissingExtra, InputError: see `load_digits`.
@@ -139,7 +140,7 @@ def run_demo(
         out: a folder, made where it is missing.
         mnist, epochs, seed: as in `trained_net`.
         target: what the file shall run on; ``None`` is the CPU that the demo runs on.
-        progress: bars on a terminal.
+        progress: bars in terminals and notebooks, lines in logs.
         say: is told, line by line, what happens.
 
     Raises:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from octavo.compat.migrate.result import FileMigration, Migration, Note
 from octavo.compat.migrate.rewrite import rewrite, unread
-from octavo.display import track
 from octavo.errors import ArtifactError, InputError
 from octavo.model.files.atomic import overwrite
+from octavo.progress import track
 
 # A file without any of these has nothing to move, and need not be parsed.
 _WORDS = (b"quantiz", b"torchao", b"torch.ao", b"nn.qat", b"nn.intrinsic", b"tinynn")

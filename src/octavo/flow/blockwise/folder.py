@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from octavo.arguments import PATH, expect
-from octavo.display import track
 from octavo.errors import ArtifactError, InputError, warn_user
 from octavo.flow.blockwise.blocks import chains_of
 from octavo.flow.blockwise.folder_data import FolderData
@@ -39,6 +38,7 @@ from octavo.model.language.stored_layers import described, tensors_of
 from octavo.model.nn import quantized_form
 from octavo.model.nn.linear import Linear
 from octavo.model.tree import put
+from octavo.progress import track
 from octavo.quantization.qconfig import QConfig, QConfigMapping, is_inside, mapping_of
 from octavo.quantization.weights import METHODS, Rotation, Rounded, WeightMethod
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from octavo.display import track
 from octavo.errors import InputError
 from octavo.flow.blockwise.blocks import Chain, without_cache
 from octavo.flow.blockwise.finding_folds import find_folds
 from octavo.flow.blockwise.folds import Fold, alike
 from octavo.flow.blockwise.measuring_inputs import FloatLayer
+from octavo.progress import track
 from octavo.quantization.weights import Rescaling, WeightMethod
 
 _NAMED = 4  # layers in a note

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from octavo.display import track
 from octavo.errors import CalibrationError, InputError
 from octavo.flow.blockwise.blocks import Chain, chains_of, recorded
 from octavo.flow.blockwise.checkpoint import Checkpoint, Digest
@@ -19,6 +18,7 @@ from octavo.flow.blockwise.model_folds import Folds, some, told_of_unscaled
 from octavo.flow.blockwise.rescaling import rescale, rescaled_by
 from octavo.flow.running import Calls
 from octavo.flow.settings import Settings
+from octavo.progress import track
 from octavo.quantization.qconfig import QConfig
 from octavo.quantization.weights import Layer, Rescaling, Rotation, Rounded, WeightMethod
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from octavo.display import Table, track
+from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line
 from octavo.flow.effort.draft import Draft, Judge, Samples
 from octavo.flow.effort.recipes import RECIPES, Step
@@ -19,6 +19,7 @@ from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
 from octavo.numerics.sqnr import sqnr_db
+from octavo.progress import track
 from octavo.quantization.calibrate import NO_CALIBRATION, check_batch
 from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import Plan

@@ -20,7 +20,6 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from octavo.arguments import optional
-from octavo.display import waiting
 from octavo.errors import CaptureError, InputError, OctavoWarning
 from octavo.graph import operators
 from octavo.graph.calls import flatten_call
@@ -38,6 +37,7 @@ from octavo.graph.passes import canonical
 from octavo.graph.passes.functionalize import make_functional
 from octavo.graph.records import record_of, without_caches
 from octavo.graph.size_guards import Guard
+from octavo.progress import waiting
 
 # Checks that export inserts. Those of inputs' sizes are kept as guards; those of dtypes and of
 # sizes that forward computes are what the operators ask for; the user's own are told of.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 
 from octavo.arguments import BATCHES, FUNCTION, expect, optional
-from octavo.display import track
 from octavo.errors import InputError
 from octavo.graph.batches import Batch, split_batch, with_floats
 from octavo.graph.calls import flatten_call
@@ -22,6 +21,7 @@ from octavo.graph.evaluation import evaluating
 from octavo.model.kinds import require_float, require_quantized
 from octavo.model.model import QuantizedModel
 from octavo.model.origin import check_made_of
+from octavo.progress import track
 
 if TYPE_CHECKING:
     from typing import Self  # which Python 3.10 has not

@@ -87,7 +87,7 @@ def distributions(
             of one with modules of `octavo.nn` their weights, for which no data is needed.
         data: any iterable of batches, as `quantize` takes for calibration; few are enough.
         inputs: batch -> the model's arguments, where the defaults do not fit.
-        progress: a bar on a terminal.
+        progress: a bar in terminals and notebooks, lines in logs.
 
     Raises:
         InputError: no data, or ``q`` was not made of this model.

@@ -53,7 +53,7 @@ def layer_errors(
         inputs: batch -> the model's arguments, where the defaults do not fit.
         runtime: of graphs, ``"torch"`` or ``"reference"``; ``None`` is ``q``'s own of these, else
             the oracle.
-        progress: a bar on a terminal.
+        progress: a bar in terminals and notebooks, lines in logs.
 
     Raises:
         InputError: no data, or ``q`` was not made of this model.

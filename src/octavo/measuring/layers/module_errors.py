@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.arguments import BATCHES, FUNCTION, expect, optional
-from octavo.display import track
 from octavo.errors import InputError
 from octavo.flow.running import Call
 from octavo.flow.watching import hooked_results
@@ -29,6 +28,7 @@ from octavo.measuring.modules import weight_name
 from octavo.model.nn import QuantizedModule
 from octavo.model.nn.float_layers import tensors_of
 from octavo.numerics import octavo_operators
+from octavo.progress import track
 
 _CLOSE = 1e-2  # of its size: bfloat16 keeps as much
 

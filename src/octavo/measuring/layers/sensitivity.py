@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from octavo.arguments import BATCHES, FUNCTION, TEXT, called_rightly, expect, of, optional
-from octavo.display import Result, Table, track
+from octavo.display import Result, Table
 from octavo.errors import InputError, OctavoError
 from octavo.flow.running import Source
 from octavo.flow.settings import ONLY, SCOPE, Only, Settings, default_mode, scope_of
@@ -29,6 +29,7 @@ from octavo.measuring.metrics import Metric
 from octavo.measuring.next_tokens import Divergence, is_causal, judged, with_next_token_loss
 from octavo.model.kinds import require_float
 from octavo.numerics.sqnr import sqnr_db
+from octavo.progress import track
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
 from octavo.runtimes.cpu import host_target
@@ -161,7 +162,7 @@ def sensitivity(
         seed: of the directions that the estimate probes.
         engine: ``"ray"`` spreads the batches over a Ray cluster, or over one that is started on
             this machine; the result is the same.
-        progress: bars on a terminal.
+        progress: bars in terminals and notebooks, lines in logs.
         scope, only: as for `octavo.quantize`. Of regions and modules the layers are named as in the
             model, which runs as a whole for each of them: twice a batch, unless ``exact`` is false.
 
