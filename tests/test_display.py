@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import octavo
 from octavo.display import Table, Tabular, plain
-from octavo.errors import InputError, OctavoError, OctavoWarning
+from octavo.errors import ArtifactError, InputError, OctavoError, OctavoWarning
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,15 @@ def test_all_of_it_can_be_printed(text: str) -> None:
 def test_errors_and_warnings_are_plain() -> None:
     for kind in (OctavoError, InputError, OctavoWarning):
         assert str(kind("no layer \x1b[2J\nat all")) == "no layer \\x1b[2J\nat all"
+
+
+def test_a_notebook_shows_the_lines_of_its_own_that_led_to_an_error() -> None:
+    with pytest.raises(ArtifactError) as caught:
+        octavo.load("missing.octavo")
+    place, message = caught.value._render_traceback_()
+    assert place.startswith(f'  File "{__file__}", line')
+    assert place.endswith('octavo.load("missing.octavo")')
+    assert message == f"octavo.errors.ArtifactError: {caught.value}"
 
 
 def printed(table: Table, width: int = 200) -> str:
@@ -110,8 +120,10 @@ def test_what_is_tabular_shows_its_table() -> None:
     assert (printed(result), result.to_markdown()) == (printed(TABLE), TABLE.to_markdown())
 
 
-def test_without_rows_a_terminal_shows_the_title() -> None:
-    assert printed(Table(("layer",), (), "nothing")) == "nothing\n"
+def test_without_rows_the_title_is_shown_alone() -> None:
+    table = Table(("layer",), (), "nothing\n< 1")
+    assert printed(table) == "nothing\n< 1\n"
+    assert table._repr_html_() == "<p>nothing<br>&lt; 1</p>"
 
 
 @given(st.text(st.characters(), min_size=1, max_size=8))

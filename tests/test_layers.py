@@ -28,7 +28,11 @@ ROOMS = tuple(
 # named modules alone, so that `import octavo` needs none of them.
 CORE = {"torch", "safetensors", "numpy", "rich", "typer"}
 OPTIONAL = {
-    "matplotlib": {"octavo.reporting.plots.figure"},
+    "matplotlib": {
+        "octavo.reporting.plots.figure",
+        "octavo.reporting.plots.drawing",
+        "octavo.reporting.plots.svg",
+    },
     "jinja2": {"octavo.reporting.html"},
     "sklearn": {"octavo.cli.demo.digits"},
     "torchvision": {"octavo.cli.demo.downloads"},

@@ -113,12 +113,14 @@ class Table:
         return Group(*title, *([grid] if self.rows else []), *notes)
 
     def _repr_html_(self) -> str:
-        lines = ['<table class="octavo">']
-        lines += [f"<caption>{escape(title)}</caption>" for title in self._title()]
+        titles = [_broken(title) for title in self._title()]
+        notes = [f'<p class="note">{_broken(note)}</p>' for note in self._notes()]
+        if not self.rows:
+            return "\n".join([*(f"<p>{title}</p>" for title in titles), *notes])
+        lines = ['<table class="octavo">', *(f"<caption>{title}</caption>" for title in titles)]
         head = "".join(self._html("th", self.columns, ' scope="col"'))
         lines += [f"<thead><tr>{head}</tr></thead>", "<tbody>"]
         lines += [f"<tr>{''.join(self._html('td', row))}</tr>" for row in self.rows]
-        notes = (f'<p class="note">{escape(note)}</p>' for note in self._notes())
         return "\n".join([*lines, "</tbody>", "</table>", *notes])
 
     def _html(self, tag: str, cells: Iterable[str], attributes: str = "") -> Iterator[str]:
@@ -178,6 +180,11 @@ class Result(Tabular):
     def to_json(self) -> str:
         """The same as text."""
         return json.dumps(finite(self.to_dict()), indent=1)
+
+
+def _broken(text: str) -> str:
+    """Text as HTML, with its line ends."""
+    return escape(text).replace("\n", "<br>")
 
 
 def _are_numbers(cells: Iterable[str]) -> bool:

@@ -24,9 +24,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from octavo.display import plain
@@ -48,6 +50,16 @@ class OctavoError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(plain(message, "\n"))
+
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks print: your lines that led here, without ours, and the message."""
+        frames = takewhile(
+            lambda frame: not frame.filename.startswith(_inside()),
+            traceback.extract_tb(self.__traceback__),
+        )
+        yours = [frame for frame in frames if "IPython" not in Path(frame.filename).parts]
+        lines = [*traceback.format_list(yours), *traceback.format_exception_only(self)]
+        return [line.rstrip("\n") for line in lines]
 
 
 class CaptureError(OctavoError):

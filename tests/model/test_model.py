@@ -136,6 +136,7 @@ def test_summary_counts_the_layers(q):
     assert summary.size_mb < 0.3 * summary.float_mb
     assert str(summary).startswith("100 % of the multiply-adds in int8 on torch")
     assert summary.to_dict()["fallbacks"] == {}
+    assert q._repr_html_() == summary._repr_html_()
 
 
 def test_layers_left_in_float_are_named_with_the_reason():

@@ -465,6 +465,10 @@ class QuantizedModel(nn.Module):
         """What runs in int8, what does not, and why. Prints as a table."""
         return summarize(self.graph, self.plan, self.lowered, self.provenance)
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the summary."""
+        return self.summary()._repr_html_()
+
     def __prepare_scriptable__(self) -> None:
         refuse_scripting()
 

@@ -28,8 +28,9 @@ from octavo.reporting.plots import distribution as distribution_plot
 from octavo.reporting.plots import layer_errors as layer_errors_plot
 from octavo.reporting.plots import search as search_plot
 from octavo.reporting.plots import sensitivity as sensitivity_plot
-from octavo.reporting.plots.figure import as_svg, require_matplotlib
+from octavo.reporting.plots.figure import require_matplotlib
 from octavo.reporting.plots.palette import Palette
+from octavo.reporting.plots.svg import as_svg
 from octavo.reporting.samples import Shown
 from octavo.searching import SearchResult
 from octavo.version import __version__

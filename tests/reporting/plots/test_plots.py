@@ -12,8 +12,9 @@ from octavo.errors import MissingExtra
 from octavo.measuring.comparison_table import Comparison, Row
 from octavo.measuring.layers import Distribution, LayerErrors, LayerSensitivity, Sensitivity
 from octavo.measuring.layers.error_table import LayerError
-from octavo.reporting.plots.figure import as_svg, save_png
+from octavo.reporting.plots.figure import save_png
 from octavo.reporting.plots.search import front_of
+from octavo.reporting.plots.svg import as_svg
 from octavo.searching import SearchResult, Trial
 
 ROWS = (
@@ -129,6 +130,12 @@ def test_svg_is_the_same_each_time_and_its_text_is_text() -> None:
     once, again = (as_svg(plots.layer_errors(ERRORS)) for _ in range(2))
     assert once == again
     assert ">conv2.weight</text>" in once
+
+
+def test_a_notebook_shows_a_picture_on_white() -> None:
+    shown = plots.comparison(COMPARISON)._repr_svg_()
+    assert ">Size in MB</text>" in shown
+    assert "fill: #ffffff" in shown
 
 
 def test_png_is_written_whole(tmp_path: Path) -> None:

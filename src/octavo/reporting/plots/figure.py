@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,9 @@ def new_figure(width: float, height: float) -> Figure:
         MissingExtra: matplotlib is not installed.
     """
     require_matplotlib()
-    from matplotlib.figure import Figure
+    from octavo.reporting.plots.drawing import Drawing
 
-    return Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    return Drawing(figsize=(width, height), layout="constrained", facecolor="none")
 
 
 def words(text: str) -> str:
@@ -83,13 +82,3 @@ def save_png(figure: Figure, path: str | Path) -> None:
     """
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150, facecolor="white")
-
-
-def as_svg(figure: Figure) -> str:
-    """A figure as SVG, its text as text; the same figure gives the same SVG."""
-    import matplotlib
-
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "octavo"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
