@@ -1,40 +1,10 @@
 /* Attention of floats in a block of a decoder, of one query or of several that follow each other. */
-#include "activations.h"
 #include "amx.h"
-#include "float_vectors.h"
+#include "scores.h"
 
 /* ---- one query, written once and compiled for each instruction set ---- */
 
-typedef int32_t Places __attribute__((vector_size(32)));
 enum { TILE = 8 };
-
-INLINE float product_of(const float *a, const float *b, int64_t count) {
-    Eight sum = {0};
-    for (int64_t i = 0; i < count; i += WIDE) sum += *(const Eight *)(a + i) * *(const Eight *)(b + i);
-    return sum_of_lanes(&sum);
-}
-
-/* Lanes of two vectors by their numbers: GCC before 12 has one builtin, clang the other. */
-#if defined(__clang__)
-#define LANES_OF(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define LANES_OF(a, b, ...) __builtin_shuffle(a, b, (Places){__VA_ARGS__})
-#endif
-
-/* The sums of the lanes of eight vectors, side by side. */
-INLINE void sums_of_lanes(const Eight *v, Eight *sums) {
-    Eight pairs[4], fours[2];
-    for (int i = 0; i < 4; i++) {
-        Eight a = v[2 * i], b = v[2 * i + 1];
-        pairs[i] = LANES_OF(a, b, 0, 8, 2, 10, 4, 12, 6, 14) + LANES_OF(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-    for (int i = 0; i < 2; i++) {
-        Eight a = pairs[2 * i], b = pairs[2 * i + 1];
-        fours[i] = LANES_OF(a, b, 0, 1, 8, 9, 4, 5, 12, 13) + LANES_OF(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-    *sums = LANES_OF(fours[0], fours[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-            LANES_OF(fours[0], fours[1], 4, 5, 6, 7, 12, 13, 14, 15);
-}
 
 INLINE void find_scores(
     const float *query, const float *keys, int64_t sources, int64_t channels, float scale,
@@ -54,44 +24,6 @@ INLINE void find_scores(
     }
     for (; source < sources; source++, keys += channels)
         scores[source] = product_of(query, keys, channels) * scale;
-}
-
-/* What becomes of the scores of sources from `first` on before they are compared. */
-INLINE void shape_scores(
-    const octavo_head_queries *h, int64_t query, int64_t first, int64_t count, float *scores) {
-    if (h->softcap != 0.0f) {
-        float inverse = 1.0f / h->softcap;
-        for (int64_t i = 0; i < count; i++) scores[i] = h->softcap * tanhyp(scores[i] * inverse);
-    }
-    if (h->slope != 0.0f)
-        for (int64_t i = 0; i < count; i++) scores[i] += h->slope * (float)(first + i);
-    if (h->mask_kind == OCTAVO_NO_MASK) return;
-    const char *mask = (const char *)h->mask + query * h->mask_stride;
-    const float *added = (const float *)mask + first;
-    const uint8_t *seen = (const uint8_t *)mask + first;
-    if (h->mask_kind == OCTAVO_ADDED_MASK)
-        for (int64_t i = 0; i < count; i++) scores[i] += added[i];
-    if (h->mask_kind == OCTAVO_BOOLEAN_MASK)
-        for (int64_t i = 0; i < count; i++) scores[i] = seen[i] ? scores[i] : -INFINITY;
-}
-
-/* Returns the factor by which the exponentials in the place of scores become shares; 0 where all
- * sources are hidden. */
-INLINE float to_shares(float *scores, int64_t count) {
-    float largest = largest_of(scores, count), sums[LANES] = {0}, sum = 0;
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            float share = exponential(scores[i + j] - largest, 0.0f);
-            scores[i + j] = share;
-            sums[j] += share;
-        }
-    for (int j = 0; j < LANES; j++) sum += sums[j];
-    for (; i < count; i++) {
-        scores[i] = exponential(scores[i] - largest, 0.0f);
-        sum += scores[i];
-    }
-    return largest != largest ? largest : sum < 0.5f ? 0.0f : 1.0f / sum;
 }
 
 /* So many vectors of channels of the mean of values. */
@@ -118,12 +50,6 @@ INLINE void mix(
         mix_tile(shares, values + i, sources, channels, factor, out + i, TILE);
     for (; i < channels; i += WIDE)
         mix_tile(shares, values + i, sources, channels, factor, out + i, 1);
-}
-
-/* The first source that a query sees. */
-INLINE int64_t first_seen(const octavo_head_queries *h, int64_t query) {
-    int64_t seen = h->seen + query * h->growth;
-    return h->window && seen > h->window ? seen - h->window : 0;
 }
 
 INLINE void attend_row(const octavo_head_queries *h, int64_t query) {

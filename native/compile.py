@@ -23,7 +23,7 @@ SOURCES = [
     for name in (
         *("isa", "threads", "product", "eight_bits", "four_bits", "widened", "recurrent"),
         *("activations", "convolution", "tiles", "depthwise", "attention", "observing"),
-        *("attending", "reading", "tile_products", "columns"),
+        *("attending", "int8_tokens", "reading", "tile_products", "columns"),
         *("elementwise", "pooling", "program", "normalization"),
         *("decoder", "float_rows", "layers", "grouped", "embedding", "dynamic", "float_attention"),
     )

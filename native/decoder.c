@@ -22,6 +22,7 @@ typedef struct {
     const octavo_decoder_call *call;
     const octavo_float_rows *rows;
     const octavo_attending *attending;
+    const octavo_int8_tokens *int8_tokens;
     int how;                 /* rows are read */
     int64_t count;           /* rows of x */
     int64_t sources;         /* that the longest text has in any block */
@@ -29,6 +30,7 @@ typedef struct {
     float *normed;           /* [count][width] */
     float *heads[3];         /* [count][rows of the weight], as all results of products */
     char *packed;            /* sources; NULL where single rows attend */
+    float *widened[2];       /* keys and values that are packed, out of a cache in int8 */
     float *attended;         /* [count][heads * channels] */
     float *middle, *gate, *up, *down;
     float *x[2];             /* [count][width]: what blocks give each other */
@@ -53,6 +55,21 @@ typedef struct {
 /* Tokens of a text before those of the call. */
 static int64_t past_of(const Run *run, int64_t batch) {
     return run->cache->past[batch] + run->shared->call->ahead;
+}
+
+/* What a cache has of a text and a head from a token on. */
+static void *kept_at(const Run *run, void *of, int64_t batch, int64_t head, int64_t token) {
+    const octavo_cache *cache = run->cache;
+    int64_t size = run->block->channels + (cache->is_int8 ? OCTAVO_RANGE_OF_ROW : 0);
+    int64_t at = batch * cache->batch_stride + head * cache->head_stride + token * size;
+    return (char *)of + (cache->is_int8 ? at : 4 * at);
+}
+
+static void keep(const Run *run, const float *x, void *at) {
+    if (run->cache->is_int8)
+        run->shared->int8_tokens->round(x, run->block->channels, at);
+    else
+        memcpy(at, x, (size_t)run->block->channels * 4);
 }
 
 static void tell_infinite(Shared *shared) {
@@ -148,10 +165,10 @@ static void turn_and_keep(void *context, int chunk, int chunks) {
                 s->rows->rotated(
                     x, b->turned, rotation->cosine + turned, rotation->sine + turned);
         }
-        int64_t at = batch * run->cache->batch_stride + head * run->cache->head_stride +
-                     (past_of(run, batch) + token) * size;
-        memcpy(run->cache->keys + at, key, (size_t)size * 4);
-        memcpy(run->cache->values + at, head_at(run, &b->values, row, head), (size_t)size * 4);
+        int64_t at = past_of(run, batch) + token;
+        keep(run, key, kept_at(run, run->cache->keys, batch, head, at));
+        keep(run, head_at(run, &b->values, row, head),
+             kept_at(run, run->cache->values, batch, head, at));
     }
 }
 
@@ -160,20 +177,35 @@ static int64_t packed_blocks(const Shared *s) {
     return (s->sources + s->attending->sources - 1) / s->attending->sources;
 }
 
+/* Of keys or values that are widened, those of a text and a head. */
+static float *widened_at(const Run *run, float *widened, int64_t batch, int64_t head) {
+    const octavo_decoder *b = run->block;
+    int64_t sources = packed_blocks(run->shared) * run->shared->attending->sources;
+    return widened + (batch * b->shared_heads + head) * sources * b->channels;
+}
+
 static void pack_sources(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     Shared *s = run->shared;
-    const octavo_cache *cache = run->cache;
+    void *kept[] = {run->cache->keys, run->cache->values};
     int64_t blocks = packed_blocks(s), size = s->attending->packed_size(b->channels);
     EACH(index, s->call->batch * b->shared_heads * blocks) {
         int64_t batch = index / blocks / b->shared_heads, head = index / blocks % b->shared_heads;
         int64_t first = index % blocks * s->attending->sources;
         int64_t count = past_of(run, batch) + s->call->tokens - first;
-        int64_t at = batch * cache->batch_stride + head * cache->head_stride + first * b->channels;
-        if (count > 0)
-            s->attending->pack(
-                cache->keys + at, cache->values + at, count, b->channels, s->packed + index * size);
+        const float *floats[2];
+        if (count <= 0) continue;
+        for (int i = 0; i < 2; i++) {
+            const void *own = kept_at(run, kept[i], batch, head, first);
+            floats[i] = own;
+            if (!run->cache->is_int8) continue;
+            float *widened = widened_at(run, s->widened[i], batch, head) + first * b->channels;
+            int64_t many = count < s->attending->sources ? count : s->attending->sources;
+            s->int8_tokens->widen(own, many, b->channels, widened);
+            floats[i] = widened;
+        }
+        s->attending->pack(floats[0], floats[1], count, b->channels, s->packed + index * size);
     }
 }
 
@@ -186,18 +218,23 @@ static void attend(void *context, int chunk, int chunks) {
     const Run *run = context;
     const octavo_decoder *b = run->block;
     const octavo_decoder_call *call = run->shared->call;
-    const octavo_cache *cache = run->cache;
     Shared *s = run->shared;
+    int is_int8 = run->cache->is_int8 && !s->packed;
     int64_t tiles = tiles_of(s), size = call->mask_kind == OCTAVO_ADDED_MASK ? 4 : 1;
     int64_t in_tile = s->packed ? s->attending->queries : 1, width = b->heads * b->channels;
     EACH(index, call->batch * b->heads * tiles) {
         int64_t batch = index / tiles / b->heads, head = index / tiles % b->heads;
         int64_t token = index % tiles * in_tile, row = batch * call->tokens + token;
         int64_t shared = head / (b->heads / b->shared_heads), past = past_of(run, batch);
-        int64_t at = batch * cache->batch_stride + shared * cache->head_stride;
+        void *keys = kept_at(run, run->cache->keys, batch, shared, 0);
+        void *values = kept_at(run, run->cache->values, batch, shared, 0);
+        if (run->cache->is_int8 && s->packed) {
+            keys = widened_at(run, s->widened[0], batch, shared);
+            values = widened_at(run, s->widened[1], batch, shared);
+        }
         octavo_head_queries h = {
-            .queries = head_at(run, &b->queries, row, head), .keys = cache->keys + at,
-            .values = cache->values + at, .count = in_tile, .channels = b->channels,
+            .queries = head_at(run, &b->queries, row, head), .keys = keys, .values = values,
+            .key_rows = keys, .value_rows = values, .count = in_tile, .channels = b->channels,
             .query_stride = in_tile > 1 ? head_at(run, &b->queries, row + 1, head) -
                                               head_at(run, &b->queries, row, head)
                                         : 0,
@@ -214,7 +251,7 @@ static void attend(void *context, int chunk, int chunks) {
             h.mask = (const char *)call->mask +
                      size * (batch * call->mask_batch_stride + head * call->mask_head_stride +
                              token * call->mask_row_stride + call->sources - past - call->tokens);
-        s->attending->attend(&h);
+        (is_int8 ? s->int8_tokens->attend : s->attending->attend)(&h);
     }
 }
 
@@ -353,6 +390,7 @@ static void *piece(char *block, int64_t *used, int64_t bytes) {
 /* The most that any block needs: rows of its layers, in the order of octavo_decoder, and others. */
 typedef struct {
     int64_t rows[7], width, columns, groups, attended, packed /* bytes of a block, of all heads */;
+    int64_t widened; /* channels of all heads of keys */
 } Sizes;
 
 static void at_least(int64_t *size, int64_t other) {
@@ -374,6 +412,7 @@ static Sizes sizes_of(const octavo_decoder *blocks, int64_t count, Shared *s) {
         }
         at_least(&sizes.width, b->width);
         at_least(&sizes.attended, b->heads * b->channels);
+        if (s->call->caches[i].is_int8) at_least(&sizes.widened, b->shared_heads * b->channels);
         at_least(&sizes.packed, b->shared_heads * s->attending->packed_size(b->channels));
         for (int64_t text = 0; text < s->call->batch; text++)
             at_least(&s->sources, s->call->caches[i].past[text] + s->call->ahead + s->call->tokens);
@@ -409,7 +448,11 @@ static int64_t place(Shared *s, char *block, const Sizes *sizes, int chunks) {
     s->scores = piece(block, &used, 4 * chunks * s->scores_size);
     s->scratch = piece(block, &used, chunks * s->scratch_size);
     if (is_packed) {
-        s->packed = piece(block, &used, s->call->batch * packed_blocks(s) * sizes->packed);
+        int64_t blocks = s->call->batch * packed_blocks(s);
+        s->packed = piece(block, &used, blocks * sizes->packed);
+        for (int i = 0; i < 2; i++)
+            s->widened[i] =
+                piece(block, &used, 4 * blocks * s->attending->sources * sizes->widened);
     }
     return used;
 }
@@ -417,7 +460,8 @@ static int64_t place(Shared *s, char *block, const Sizes *sizes, int chunks) {
 int octavo_decode(
     const octavo_decoder *blocks, int64_t count, const octavo_decoder_call *call, int threads) {
     Shared shared = {
-        .call = call, .rows = octavo_float_rows_of_this_cpu(), .count = call->batch * call->tokens};
+        .call = call, .rows = octavo_float_rows_of_this_cpu(), .count = call->batch * call->tokens,
+        .int8_tokens = octavo_int8_tokens_of_this_cpu()};
     int64_t most_channels = 0;
     for (int64_t i = 0; i < count; i++) at_least(&most_channels, blocks[i].channels);
     shared.attending = octavo_attending_of_this_cpu(most_channels);

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 /* Raised whenever a struct or a function below changes; library.py expects the same number. */
-#define OCTAVO_ABI 20
+#define OCTAVO_ABI 21
 #define OCTAVO_EXPORT __attribute__((visibility("default")))
 
 /* ---- instruction sets: isa.c ---- */
@@ -546,6 +546,7 @@ typedef struct {
  * each other to `growth` more, none to more than the last `window` of them where that is not 0. */
 typedef struct {
     const float *queries, *keys, *values; /* [count], [sources][channels] */
+    const int8_t *key_rows, *value_rows;  /* in their place for `octavo_int8_tokens` */
     const void *packed; /* blocks of them all, for several queries; or NULL */
     int64_t count, query_stride, channels, seen, growth, window;
     float scale, softcap; /* 0: scores are not capped */
@@ -577,6 +578,16 @@ typedef struct {
 } octavo_attending;
 const octavo_attending *octavo_attending_of_this_cpu(int64_t most_channels);
 
+/* Rows of int8 in a cache: int8_tokens.c. Behind the integers of each stand two floats. `attend` takes
+ * queries one by one. */
+enum { OCTAVO_RANGE_OF_ROW = 8 };
+typedef struct {
+    void (*round)(const float *x, int64_t channels, int8_t *row);
+    void (*widen)(const int8_t *rows, int64_t count, int64_t channels, float *y);
+    void (*attend)(const octavo_head_queries *queries);
+} octavo_int8_tokens;
+const octavo_int8_tokens *octavo_int8_tokens_of_this_cpu(void);
+
 /* Where heads of queries, keys or values stand in the rows of a layer's results (0: the query's, 1, 2):
  * the first one at `start`, and each other `step` behind the one before. */
 typedef struct {
@@ -599,11 +610,11 @@ typedef struct {
     int32_t activation, rotation, is_parallel, reserved; /* rotation: which of those of a call */
 } octavo_decoder;
 
-/* Keys and values of a block, [batch, shared heads, .., channels], and how many tokens each text has
- * there, [batch], behind which those of a call are put. */
+/* Keys and values of a block, float [batch, shared heads, .., channels] or rows of int8, and how many tokens
+ * each text has there, [batch], behind which those of a call are put. Strides count values. */
 typedef struct {
-    float *keys, *values;
-    int64_t batch_stride, head_stride;
+    void *keys, *values;
+    int64_t batch_stride, head_stride, is_int8;
     const int64_t *past;
 } octavo_cache;
 

@@ -293,7 +293,7 @@ static void one_decoder(int threads) {
         if (past[i] > longest) longest = past[i];
     }
     int64_t sources = longest + ahead + tokens, room = sources + below(3);
-    int64_t kept = batch * shared * room * channels, at = heads * channels, own = shared * channels;
+    int64_t at = heads * channels, own = shared * channels;
     int64_t turned = 2 * below((int)channels / 2 + 1), texts = below(2) ? 1 : batch;
     float *norm = filled(width, 4), *of_heads = filled(channels, 4), *slopes = filled(heads, 4);
     float *x = filled(rows * width, 4), *y = malloc((size_t)(rows * width) * 4);
@@ -319,8 +319,11 @@ static void one_decoder(int threads) {
             .window = below(2) ? 0 : 1 + below(20), .slopes = below(2) ? slopes : NULL, .scale = 0.1f,
             .softcap = below(2) ? 0 : 3, .activation = below(2) ? OCTAVO_SILU : OCTAVO_CLIP,
             .rotation = i, .is_parallel = below(2)};
+        int is_int8 = below(2);
+        int64_t size = channels + (is_int8 ? OCTAVO_RANGE_OF_ROW : 0), kept = batch * shared * room * size;
         caches[i] = (octavo_cache){
-            filled(kept, 4), filled(kept, 4), shared * room * channels, room * channels, past};
+            filled(kept, is_int8 ? 1 : 4), filled(kept, is_int8 ? 1 : 4), shared * room * size,
+            room * size, is_int8, past};
     }
     octavo_rotation rotation = {cosine, sine, texts == 1 ? 0 : tokens * turned};
     octavo_decoder_call call = {

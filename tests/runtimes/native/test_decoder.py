@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runtimes.native.test_products import eight_bits, of_four_bits
 
+from octavo.model.language.int8_rows import to_floats, to_rows
 from octavo.runtimes.native.convolution import Activation
 from octavo.runtimes.native.decoder import Block, Cache, Caches, Decoder, Norm, Places
 
@@ -145,13 +146,13 @@ class Case:
         pairs = [(torch.randn(shape), torch.randn(shape)) for _ in self.exact]
         return pairs, Caches([Cache(*pair, past) for pair in pairs], self.decoder.blocks)
 
-    def expected(self, x, rotary, pairs, past, mask):
+    def expected(self, x, rotary, pairs, past, mask, rounded=False):
         x = x.double()
         for exact, (keys, values) in zip(self.exact, pairs, strict=True):
-            x = self.of_block(exact, x, rotary, keys, values, past, mask)
+            x = self.of_block(exact, x, rotary, keys, values, past, mask, rounded)
         return x
 
-    def of_block(self, exact, x, rotary, keys, values, past, mask):
+    def of_block(self, exact, x, rotary, keys, values, past, mask, rounded):
         """Writes what the cache is to keep, in float64."""
         cosine, sine = (t.double()[:, None] for t in rotary)
 
@@ -183,6 +184,8 @@ class Case:
         query = rotated(norm("of_queries", heads("query", normed, self.heads)))
         key = rotated(norm("of_keys", heads("key", normed, self.shared)))
         value = heads("value", normed, self.shared)
+        if rounded:
+            key, value = (to_floats(to_rows(t.float())).double() for t in (key, value))
         sources = int(past.max()) + tokens
         visible = torch.zeros(len(x), 1, tokens, sources, dtype=torch.bool)
         for text in texts:
@@ -275,6 +278,30 @@ def test_blocks_are_those_of_dequantized_weights(instruction_set, past, tokens, 
             assert_near(ours, theirs)
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 37])
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"channels": 72, "shared": 2, "times": 1}, {"channels": 8, "window": 9, "blocks": 3}],
+    ids=["", "more channels", "a window"],
+)
+def test_a_cache_in_int8_is_one_of_rounded_floats(instruction_set, sizes, tokens):
+    case = Case(**sizes)
+    past, x = torch.tensor([21, 4]), torch.randn(2, tokens, case.width)
+    angles = torch.rand(2, tokens, case.turned // 2).repeat(1, 1, 2) * 6
+    rotary, room = (angles.cos(), angles.sin()), 24 + tokens
+    floats, _ = case.caches(past, room)
+    rows = [tuple(map(to_rows, pair)) for pair in floats]
+    caches = Caches([Cache(*pair, past) for pair in rows], case.decoder.blocks)
+    have = case.decoder(x, [rotary], caches)
+    kept = [tuple(to_floats(t).double() for t in pair) for pair in rows]
+    wanted = [tuple(t.clone() for t in pair) for pair in kept]
+    exact = case.expected(x, rotary, wanted, past, None, rounded=True)
+    assert_near(have, exact, 2e-3)
+    for pair, right in zip(kept, wanted, strict=True):
+        for ours, theirs in zip(pair, right, strict=True):
+            assert_near(ours, theirs, 2e-3)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_share_the_work(instruction_set, threads):
     before = torch.get_num_threads()
@@ -341,6 +368,7 @@ def test_what_does_not_fit_is_refused():
         (Cache(keys, keys.bfloat16(), one), r"values of torch\.bfloat16"),
         (Cache(keys, keys, one.int()), r"so many tokens before: torch\.int32"),
         (Cache(*(torch.randn(1, 2, 5, 16),) * 2, one), r"caches \[1, 2, 5, 16\] for 1 texts"),
+        (Cache(keys.to(torch.int8), keys.to(torch.int8), one), r"caches \[1, 1, 5, 16\] for 1"),
     ):
         with pytest.raises(ValueError, match=message):
             Caches([cache], blocks)

@@ -13,8 +13,9 @@ Tested in tests/model/language/test_decoding.py.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
@@ -115,6 +116,13 @@ class Asked:
     cache: Any
     kept: Kept
 
+    @property
+    def rows(self) -> int:
+        """Tokens, in all texts."""
+        tokens = self.ids if self.embeds is None else self.embeds
+        assert tokens is not None
+        return tokens.shape[0] * tokens.shape[1]
+
     @classmethod
     def of(cls, model: Any, form: Form, given: Mapping[str, Any]) -> Asked | None:
         """``None`` where a call is something else."""
@@ -174,6 +182,7 @@ class Steps:
         blocks = next(m for m in model._modules.values() if isinstance(m, nn.ModuleList))
         inside = set(blocks.modules())
         linears = [module for module in inside if isinstance(module, Linear)]
+        self._linears = linears
         self._rounds_from = {linear.rounds_from for linear in linears}
         # Others than NotKnown of what only looks like a decoder that is known.
         with suppress(NotKnown, ValueError, AttributeError, KeyError, TypeError, RuntimeError):
@@ -227,7 +236,7 @@ class Steps:
 
     def _compare(self, model: Any, exact: Callable[..., Any]) -> None:
         positions = getattr(model.config, "max_position_embeddings", None) or 2 * _TRIED
-        count = int(min(_TRIED, positions - 1, min(self._rounds_from) - 1))
+        count = min(_TRIED, positions - 1)
         known = int(self._form.tokens.num_embeddings)
         if count < 1:
             self._decoder = None
@@ -236,8 +245,9 @@ class Steps:
         caches = [new_cache(model.config) for _ in range(2)]
         for ids in (tokens[:, :count], tokens[:, count:]):
             asked = Asked.of(model, self._form, {"input_ids": ids, "past_key_values": caches[0]})
-            found = None if asked is None else self._computed(asked)
-            result = exact(input_ids=ids, past_key_values=caches[1], use_cache=True)
+            found = None if asked is None else self._computed(asked, is_rounded=False)
+            with _rounding_none(self._linears):
+                result = exact(input_ids=ids, past_key_values=caches[1], use_cache=True)
             is_plain_record = set(result) <= {"last_hidden_state", "past_key_values"}
             if asked is None or found is None or not is_plain_record:
                 self._decoder = None
@@ -260,14 +270,17 @@ class Steps:
         if self._decoder is None or any(self._hooks):
             return None
         asked = Asked.of(model, self._form, given)
-        found = None if asked is None else self._computed(asked)
-        if asked is None or found is None:
+        if asked is None:
+            return None
+        is_rounded = asked.rows >= min(self._rounds_from)
+        found = self._computed(asked, is_rounded)
+        if found is None:
             return None
         if asked.cache is not None:
             asked.kept.advance(asked.cache, asked.positions.shape[1])
         return self._record(last_hidden_state=found, past_key_values=asked.cache)
 
-    def _computed(self, asked: Asked) -> Tensor | None:
+    def _computed(self, asked: Asked, is_rounded: bool) -> Tensor | None:
         assert self._decoder is not None, "whoever calls has looked"
         form, kept = self._form, asked.kept
         x = form.rows(asked.ids, asked.embeds, asked.positions).float()
@@ -276,7 +289,6 @@ class Steps:
         batch, tokens = x.shape[:2]
         rotations = form.rotations(x, asked.positions)
         caches = kept.caches(batch, tokens, self._decoder.blocks)
-        is_rounded = batch * tokens >= min(self._rounds_from)
         rows = self._decoder(x.contiguous(), rotations, caches, asked.mask, rounded=is_rounded)
         return None if rows is None else form.last(rows.to(form.dtype))
 
@@ -285,6 +297,21 @@ _NUMBERS = (
     *("scaling", "head_dim", "head_size", "inv_norm_factor", "sliding_window"),
     *("variance_epsilon", "eps", "attn_logit_softcapping", "use_parallel_residual"),
 )
+
+
+@contextmanager
+def _rounding_none(linears: Sequence[Linear]) -> Iterator[None]:
+    """Layers read what they read with 16 bits meanwhile: of two roundings to eight bits each makes
+    other steps of what differs by nothing, and nothing could be compared.
+    """
+    before = [linear.rounds_from for linear in linears]
+    for linear in linears:
+        linear.rounds_from = math.inf
+    try:
+        yield
+    finally:
+        for linear, rows in zip(linears, before, strict=True):
+            linear.rounds_from = rows
 
 
 def _version(tensor: Tensor) -> int:

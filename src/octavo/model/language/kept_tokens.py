@@ -2,7 +2,8 @@
 
 A dynamic cache puts new tokens behind the old ones by copying all. Here the memory has room behind
 them, and what the cache is given are views: it sees plain tensors, which it may cut, reorder or
-replace, and then they are copied once more. Of a model in bfloat16 the cache sees a copy.
+replace, and then they are copied once more. Of a model in bfloat16 the cache sees a copy, but for
+an `Int8Cache`, whose rows native calls read as they are.
 
 Tested in tests/model/language/test_decoding.py.
 """
@@ -17,6 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from octavo.model.language.int8_rows import row_bytes
 from octavo.runtimes.native.decoder import Block, Cache, Caches
 
 
@@ -54,10 +56,10 @@ class Kept(Protocol):
 
 def kept_by(cache: Any, blocks: int, dtype: torch.dtype) -> Kept | None:
     """What a cache has, of keys of a dtype; ``None`` where it keeps it in another way."""
-    base, dynamic, sliding, static = _classes()
+    base, floats, rounded, static = _classes()
     own = getattr(cache, "native_tokens", None)
     if own is not None:
-        return own(blocks) if dtype == torch.float32 else None
+        return own(blocks, dtype)  # type: ignore[no-any-return]
     if not isinstance(cache, base) or type(cache).update is not base.update:
         return None
     grown = _GROWN.get(cache)
@@ -67,13 +69,14 @@ def kept_by(cache: Any, blocks: int, dtype: torch.dtype) -> Kept | None:
     if cache.offloading or len(layers) != blocks:
         return None
     kinds = {type(layer) for layer in layers}
-    if not layers or not (kinds <= {dynamic, sliding} or kinds == {static}):
+    if not layers or not (kinds <= floats or kinds <= rounded or kinds == {static}):
         return None
+    stored = torch.int8 if kinds <= rounded else dtype
     if any(getattr(layer, "record_past", False) for layer in layers):
         return None
     begun = [layer for layer in layers if layer.is_initialized]
     tensors = [tensor for layer in begun for tensor in (layer.keys, layer.values)]
-    if len(begun) not in (0, blocks) or not all(_is_readable(t, dtype) for t in tensors):
+    if len(begun) not in (0, blocks) or not all(_is_readable(t, stored) for t in tensors):
         return None
     pasts = {int(layer.get_seq_length()) for layer in begun}
     if len(pasts) > 1 or len({tensor.shape[0] for tensor in tensors}) > 1:
@@ -81,7 +84,7 @@ def kept_by(cache: Any, blocks: int, dtype: torch.dtype) -> Kept | None:
     if kinds == {static}:
         is_one = len({tensor.shape for tensor in tensors}) == 1
         return Fixed(layers) if is_one and dtype == torch.float32 else None
-    return Grown(layers, pasts.pop() if pasts else 0, dtype)
+    return Grown(layers, pasts.pop() if pasts else 0, dtype, kinds <= rounded)
 
 
 def new_cache(config: Any) -> Any:
@@ -92,10 +95,14 @@ def new_cache(config: Any) -> Any:
 
 
 @once
-def _classes() -> tuple[Any, Any, Any, Any]:
+def _classes() -> tuple[Any, set[Any], set[Any], Any]:
+    """Caches, layers that keep floats and grow, those that keep rows of int8, and static ones."""
     from transformers import cache_utils as of
 
-    return of.Cache, of.DynamicLayer, of.DynamicSlidingWindowLayer, of.StaticLayer
+    from octavo.model.language.int8_cache import Int8Layer, Int8SlidingLayer
+
+    floats = {of.DynamicLayer, of.DynamicSlidingWindowLayer}
+    return of.Cache, floats, {Int8Layer, Int8SlidingLayer}, of.StaticLayer
 
 
 def _is_readable(tensor: Any, dtype: torch.dtype) -> bool:
@@ -115,11 +122,15 @@ class _Layers:
     Attributes:
         layers: of the cache.
         held: tokens in the memory.
-        whole: keys and values of each layer, float32 ``[2 * layers, batch, heads, room, size]``.
+        whole: keys and values of each layer, ``[2 * layers, batch, heads, room, size]``: float32,
+            or int8 of rows that are rounded.
     """
 
-    def __init__(self, layers: Sequence[Any], window: int | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Sequence[Any], window: int | None, dtype: torch.dtype, is_rounded: bool
+    ) -> None:
         self.layers, self._window, self._dtype = layers, window, dtype
+        self._stored = torch.int8 if is_rounded else torch.float32
         self.held = int(layers[0].keys.shape[2]) if layers[0].is_initialized else 0
         self._old = [t for x in layers for t in (x.keys, x.values)] if self.held else []
         self.whole: Any = None
@@ -141,13 +152,16 @@ class _Layers:
         if self._window is not None:
             self.held = min(end, self._window - 1)
         room = self.held + tokens + max(_ROOM, self.held // 4)
-        shape = (2 * len(self.layers), batch, block.shared_heads, room, block.channels)
-        whole = torch.empty(shape)
+        is_rounded = self._stored == torch.int8
+        size = row_bytes(block.channels) if is_rounded else block.channels
+        shape = (2 * len(self.layers), batch, block.shared_heads, room, size)
+        whole = torch.empty(shape, dtype=self._stored)
         if self.held:
             for new, tensor in zip(whole, old, strict=True):
                 new[:, :, : self.held] = tensor[:, :, end - self.held : end]
         self.whole, self._old = whole, []
-        self._copy = None if self._dtype == torch.float32 else whole.to(self._dtype)
+        has_copy = self._dtype != torch.float32 and not is_rounded
+        self._copy = whole.to(self._dtype) if has_copy else None
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         each = self.whole.unbind(0)
@@ -162,10 +176,11 @@ class _Layers:
             self._copy[:, :, :, new] = seen[:, :, :, new]
             seen = self._copy
         first = 0 if self._window is None else max(0, self.held - (self._window - 1))
+        like = torch.empty(0, dtype=self._dtype)  # what the model gives a layer
         shown = self._shown = seen[:, :, :, first : self.held].unbind(0)
         for i, layer in enumerate(self.layers):
             if not layer.is_initialized:
-                layer.lazy_initialization(shown[2 * i], shown[2 * i + 1])
+                layer.lazy_initialization(like, like)
             layer.keys, layer.values = shown[2 * i], shown[2 * i + 1]
             if self._window is not None:
                 layer.cumulative_length = past
@@ -176,12 +191,16 @@ class Grown:
     tokens that nobody sees any more when the memory is made anew.
     """
 
-    def __init__(self, layers: Sequence[Any], past: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Sequence[Any], past: int, dtype: torch.dtype, is_rounded: bool
+    ) -> None:
         self._of, self.past = layers, past
         of_windows: dict[int | None, list[Any]] = {}
         for layer in layers:
             of_windows.setdefault(getattr(layer, "sliding_window", None), []).append(layer)
-        self._parts = [_Layers(each, window, dtype) for window, each in of_windows.items()]
+        self._parts = [
+            _Layers(each, window, dtype, is_rounded) for window, each in of_windows.items()
+        ]
         self._caches: Caches | None = None
         self._room = 0
         self._held: list[Tensor] = []  # of each part, for each text

@@ -24,9 +24,8 @@ def round_long_inputs(model: nn.Module, rows: int = 32) -> int:
 
     Args:
         model: quantized by ``mode="weight_only"``; changed in place.
-        rows: of an input that is rounded, at least: tokens, in all texts of a batch together. Keep
-            it above 16: native steps of a decoder have up to so many rows and round none, so that
-            below, the comparison with the layers turns them off, and steps run in Python.
+        rows: of an input that is rounded, at least: tokens, in all texts of a batch together; 1
+            rounds the steps of a text, too.
 
     Returns:
         How many layers have such a kernel.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import InputError, MissingExtra
-from octavo.model.language.int8_rows import to_floats, to_rows
+from octavo.model.language.int8_rows import row_bytes, to_floats, to_rows
 from octavo.runtimes.native.decoder import Block, Caches
 from octavo.runtimes.native.decoder import Cache as NativeCache
 
@@ -82,8 +82,9 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc, unused-ignore]
         return keys, values
 
     def with_room(self, heads: int, new: int, channels: int) -> tuple[Tensor, Tensor]:
-        """The tables of floats, with room for so many new tokens of each text."""
-        states, lengths = torch.empty((0, heads, new, channels)), self.rows.lengths
+        """The tables, of float32 or int8, with room for so many new tokens of each text."""
+        size, dtype = (row_bytes(channels), torch.int8) if self.int8 else (channels, torch.float32)
+        states, lengths = torch.empty((0, heads, new, size), dtype=dtype), self.rows.lengths
         self.keys = _with_room(self.keys, states, len(lengths), max(lengths))
         self.values = _with_room(self.values, states, len(lengths), max(lengths))
         return self.keys, self.values
@@ -190,11 +191,16 @@ class SideBySide(Cache):  # type: ignore[misc, unused-ignore]
         called = self.rows.called
         self.rows.lengths[called] = [length + new for length in self.rows.lengths[called]]
 
-    def native_tokens(self, blocks: int) -> _Written | None:
-        """For native calls of so many blocks, which write into the tables; ``None`` where those
-        are not of floats.
+    def native_tokens(self, blocks: int, dtype: torch.dtype) -> _Written | None:
+        """For native calls of so many blocks, which write into the tables.
+
+        Args:
+            blocks: of the model.
+            dtype: of what these give the tables; ``None`` comes back where tables are of that, and
+                not float32.
         """
-        return None if self._int8 or blocks != len(self._tables) else _Written(self)
+        is_native = self._int8 or dtype == torch.float32
+        return _Written(self) if is_native and blocks == len(self._tables) else None
 
     @property
     def nbytes(self) -> int:

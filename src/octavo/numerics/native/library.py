@@ -14,7 +14,7 @@ from pathlib import Path
 
 from octavo.errors import OctavoWarning
 
-ABI = 20  # OCTAVO_ABI of native/octavo.h
+ABI = 21  # OCTAVO_ABI of native/octavo.h
 INSTRUCTION_SETS = ("portable", "avx2", "avx512_vnni", "amx")
 LIMIT = "OCTAVO_MAX_CPU_ISA"  # of the environment: one of them, to act out a lesser CPU
 PATH = Path(__file__).with_name("kernels.so")

@@ -26,6 +26,7 @@ NORMS = (
 )
 LANES = 8  # the channels of a head are a multiple of so many
 ROTATIONS = 2  # so many kinds there can be in a call
+_RANGE = 8  # bytes behind a row in int8
 AT_ONCE = 1024  # rows: of more, what stands between layers would take much memory
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -58,7 +59,7 @@ class _Decoder(ctypes.Structure):
 class _Cache(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("keys", "values")),
-        *((name, _SIZE) for name in ("batch_stride", "head_stride")),
+        *((name, _SIZE) for name in ("batch_stride", "head_stride", "is_int8")),
         ("past", _POINTER),
     )
 
@@ -227,8 +228,9 @@ class Cache:
     """Where a block finds keys and values, and puts those of a call behind them.
 
     Attributes:
-        keys, values: float32 ``[batch, shared heads, room, channels]``, channels side by side and
-            tokens one after the other. They are not copied.
+        keys, values: float32 ``[batch, shared heads, room, channels]``, or int8 ``[batch, shared
+            heads, room, channels + 8]``, rows of `octavo.model.language.int8_rows`; channels side
+            by side and tokens one after the other. They are not copied.
         past: int64 ``[batch]``: tokens that each text has there.
     """
 
@@ -246,18 +248,21 @@ class Cache:
         strides, shape = keys.stride(), keys.shape
         if shape != values.shape or values.stride() != strides or strides[3] != 1:
             raise ValueError(f"keys {list(shape)} and values {list(values.shape)}")
-        if any(t.dtype != torch.float32 or not t.is_cpu for t in (keys, values)):
+        dtypes = {keys.dtype, values.dtype}
+        if len(dtypes) != 1 or not dtypes <= {torch.float32, torch.int8} or not keys.is_cpu:
             raise ValueError(f"keys of {keys.dtype} and values of {values.dtype}")
         if shape[2] > 1 and strides[2] != shape[3]:
             raise ValueError("keys whose tokens stand apart")
         if past.dtype != torch.int64 or past.dim() != 1 or not past.is_contiguous():
             raise ValueError(f"so many tokens before: {past.dtype}{list(past.shape)}")
-        if (shape[0], shape[1], shape[3]) != (len(past), block.shared_heads, block.channels):
+        row = block.channels + (_RANGE if keys.dtype == torch.int8 else 0)
+        if (shape[0], shape[1], shape[3]) != (len(past), block.shared_heads, row):
             raise ValueError(f"caches {list(shape)} for {len(past)} texts")
 
     def as_struct(self) -> _Cache:
         keys, values = self.keys.data_ptr(), self.values.data_ptr()
-        return _Cache(keys, values, *self.keys.stride()[:2], self.past.data_ptr())
+        strides, is_int8 = self.keys.stride()[:2], self.keys.dtype == torch.int8
+        return _Cache(keys, values, *strides, is_int8, self.past.data_ptr())
 
 
 class Caches:
