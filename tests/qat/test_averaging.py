@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torchvision_shim  # noqa: F401  (before timm)
+from capturing import traced_as
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import octavo
 from octavo.errors import PlanError
+from octavo.graph.capture.capture import traced
+from octavo.graph.graph import Graph
 from octavo.qat import ObservedFakeQuantize, QATModel
 
 DECAY, STEPS = 0.75, 6
 
 
-def prepared(*, learned: bool = False) -> QATModel:
-    """It has seen nothing, unless scales are learned."""
+@cache
+def captured() -> tuple[nn.Module, Tensor, Graph]:
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.Linear(288, 5)
-    )
+    ).eval()
     x = torch.randn(4, 3, 8, 8)
-    return octavo.prepare_qat(
-        net.eval(), x, calibration=[x] if learned else None, learned_scales=learned, progress=False
-    )
+    return net, x, traced(net, x)
+
+
+def prepared(*, learned: bool = False) -> QATModel:
+    """It has seen nothing, unless scales are learned."""
+    net, x, graph = captured()
+    data = [x] if learned else None
+    with traced_as(graph):
+        return octavo.prepare_qat(net, x, calibration=data, learned_scales=learned, progress=False)
 
 
 def averages(qat: QATModel) -> dict[str, Any]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import io
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
+from capturing import traced_as
 from torch import Tensor, nn
 from torch.nn import functional
 
 import octavo
+from octavo.graph.capture.capture import traced
+from octavo.graph.graph import Graph
 from octavo.qat import QATModel
 
 HOST = octavo.host_target()
@@ -115,15 +120,30 @@ MODELS = {
 }
 
 
-def _made(name: str) -> tuple[nn.Module, Tensor]:
-    """A model whose batch norms know the data."""
+@cache
+def _known(name: str) -> tuple[nn.Module, Tensor, Graph]:
+    """A model whose batch norms know the data, and its graph."""
     make, shape = MODELS[name]
-    torch.manual_seed(0)
-    net, x = make(), torch.randn(shape)
-    with torch.no_grad():
-        for _ in range(20):
-            net(x + 0.3 * torch.randn(shape))
-    return net, x
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, x = make(), torch.randn(shape)
+        with torch.no_grad():
+            for _ in range(20):
+                net(x + 0.3 * torch.randn(shape))
+    return net, x, traced(net, (x,))
+
+
+def _made(name: str) -> tuple[nn.Module, Tensor]:
+    """A model of one's own, and its data."""
+    net, x, _ = _known(name)
+    return copy.deepcopy(net), x
+
+
+def _prepared(name: str, *config: Any, **how: Any) -> tuple[QATModel, Tensor]:
+    """The model for training, and its data; captured once for all the ways to prepare it."""
+    net, x, graph = _known(name)
+    with traced_as(graph):
+        return octavo.prepare_qat(net, x, *config, **how), x
 
 
 def _trained(qat: QATModel, x: Tensor, steps: int = 6) -> QATModel:
@@ -140,10 +160,8 @@ def _trained(qat: QATModel, x: Tensor, steps: int = 6) -> QATModel:
 @pytest.mark.parametrize("learned", [False, True], ids=["observed", "learned"])
 @pytest.mark.parametrize("name", MODELS)
 def test_the_converted_model_computes_what_evaluation_computes(name: str, learned: bool) -> None:
-    net, x = _made(name)
-    qat = octavo.prepare_qat(
-        net, x, target="x86", calibration=[x] if learned else None, learned_scales=learned
-    )
+    data = [_known(name)[1]] if learned else None
+    qat, x = _prepared(name, target="x86", calibration=data, learned_scales=learned)
     before = {n: p.detach().clone() for n, p in qat.named_parameters()}
     _trained(qat, x)
     moved = [n for n, p in qat.named_parameters() if not torch.equal(p, before[n])]
@@ -161,19 +179,17 @@ def test_the_converted_model_computes_what_evaluation_computes(name: str, learne
 @pytest.mark.parametrize("target", ["x86-avx2", "arm", "edge", "openvino"])
 @pytest.mark.parametrize("name", ["residual", "concatenation", "transposed", "attention"])
 def test_so_it_does_for_every_target(name: str, target: str) -> None:
-    net, x = _made(name)
-    qat = _trained(octavo.prepare_qat(net, x, target=target), x)
-    qat.eval()
+    qat, x = _prepared(name, target=target)
+    _trained(qat, x).eval()
     with torch.no_grad():
         assert torch.equal(qat(x), octavo.convert(qat).lower("reference")(x))
 
 
 @pytest.mark.parametrize("layer", ["fc", "conv", "stem.0"])
 def test_a_layer_in_bfloat16_trains_and_evaluates_in_it(layer: str) -> None:
-    net, x = _made("residual")
     mapping = octavo.QConfigMapping().set_module_name(layer, torch.bfloat16)
-    qat = _trained(octavo.prepare_qat(net, x, mapping), x)
-    qat.eval()
+    qat, x = _prepared("residual", mapping)
+    _trained(qat, x).eval()
     assert [t.tensor for t in qat.plan.tensors.values() if t.runs == "bfloat16"] == [layer]
     with torch.no_grad():
         expected = qat(x)
@@ -185,9 +201,8 @@ def test_a_layer_in_bfloat16_trains_and_evaluates_in_it(layer: str) -> None:
 @pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
 @pytest.mark.parametrize("name", ["residual", "recurrent", "attention"])
 def test_modes_without_ranges_train_too(name: str, mode: str) -> None:
-    net, x = _made(name)
-    qat = _trained(octavo.prepare_qat(net, x, mode=mode), x)
-    qat.eval()
+    qat, x = _prepared(name, mode=mode)
+    _trained(qat, x).eval()
     q = octavo.convert(qat).lower("reference")
     assert q.plan.mode == mode
     with torch.no_grad():
@@ -196,10 +211,9 @@ def test_modes_without_ranges_train_too(name: str, mode: str) -> None:
 
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_any_bits_from_two_to_eight(bits: int) -> None:
-    net, x = _made("residual")
     config = octavo.qat_qconfig("x86", weight_bits=bits, activation_bits=bits)
-    qat = _trained(octavo.prepare_qat(net, x, config), x)
-    qat.eval()
+    qat, x = _prepared("residual", config)
+    _trained(qat, x).eval()
     q = octavo.convert(qat).lower("reference")
     levels = q.graph.constants["fc.weight"] if bits > 4 else None
     if levels is not None:
