@@ -33,8 +33,10 @@ def tokenizer() -> Any:
     )
 
 
-def llama(**sizes: Any) -> Any:
-    """A Llama for that tokenizer, with random weights; it does not end a text by itself."""
+def llama(kind: str = "Llama", **sizes: Any) -> Any:
+    """A Llama for that tokenizer, or another such decoder, with random weights; it does not end a
+    text by itself.
+    """
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     settings = {
@@ -48,7 +50,8 @@ def llama(**sizes: Any) -> Any:
         "eos_token_id": None,
         "bos_token_id": None,
     }
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings | sizes)).eval()
+    config = getattr(transformers, f"{kind}Config")(**settings | sizes)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

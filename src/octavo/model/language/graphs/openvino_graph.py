@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.errors import ExportError, optional_import
+from octavo.errors import optional_import
 from octavo.model.language.graphs.decoder import Block, DecoderParts, FloatWeight, Layer, Norm
 from octavo.model.language.layouts.linear_integers import LinearIntegers
 from octavo.runtimes.onnx.blocks import packed
@@ -31,17 +31,7 @@ _HIDDEN = -65504.0  # what is added where attention does not see, as a half floa
 
 
 def write_openvino(decoder: DecoderParts, folder: Path) -> None:
-    """Write ``openvino_model.xml`` and ``openvino_model.bin``.
-
-    Raises:
-        ExportError: a layer has no form there.
-    """
-    slides = next((number for number, one in enumerate(decoder.blocks) if one.window), None)
-    if slides is not None:
-        raise ExportError(
-            f"attention of model.layers.{slides} sees {decoder.blocks[slides].window} tokens, "
-            "which openvino-genai does not know of such a graph: write it for onnxruntime-genai"
-        )
+    """Write ``openvino_model.xml`` and ``openvino_model.bin``."""
     # Weights stay as they are; else they would be rounded to half floats.
     openvino.save_model(_Graph(decoder).model(), folder / MODEL, compress_to_fp16=False)
 
@@ -67,7 +57,7 @@ class _Graph:
             ops.shape_of(inputs["input_ids"], i64), _ints([0]), _ints(0)
         )
         self._positions()
-        self._mask()
+        self._masks()
         hidden = ops.gather(
             self.weight(decoder.table), ops.convert(inputs["input_ids"], "i32"), _ints(0)
         )
@@ -90,20 +80,26 @@ class _Graph:
                 value = ops.multiply(value, _number(self.decoder.amplitude))
             self.shared[name] = value
 
-    def _mask(self) -> None:
-        """What is added to products of queries and keys, ``[batch, 1, new, all]``."""
+    def _masks(self) -> None:
+        """What is added to products of queries and keys, ``[batch, 1, new, all]``, by window."""
         total, new = (
             ops.gather(ops.shape_of(self.shared[name], "i64"), _ints(1), _ints(0))
             for name in ("attention_mask", "input_ids")
         )
-        places = ops.range(_ints(0), total, _ints(1), "i64")
+        places = ops.unsqueeze(ops.range(_ints(0), total, _ints(1), "i64"), _ints([0, 1, 2]))
         own = ops.range(ops.subtract(total, new), total, _ints(1), "i64")
-        is_before = ops.less_equal(ops.unsqueeze(places, _ints(0)), ops.unsqueeze(own, _ints(1)))
+        own = ops.unsqueeze(own, _ints([0, 1, 3]))
+        is_before = ops.less_equal(places, own)
         is_there = ops.not_equal(self.shared["attention_mask"], _ints(0))
-        seen = ops.logical_and(
-            ops.unsqueeze(is_before, _ints([0, 1])), ops.unsqueeze(is_there, _ints([1, 2]))
-        )
-        self.shared["mask"] = ops.select(seen, _number(0.0), _number(_HIDDEN))
+        is_there = ops.unsqueeze(is_there, _ints([1, 2]))
+        for window in {block.window for block in self.decoder.blocks}:
+            if window is None:
+                seen = ops.logical_and(is_before, is_there)
+                mask = ops.select(seen, _number(0.0), _number(_HIDDEN))
+            else:
+                is_near = ops.greater(places, ops.add(own, _ints(-window)))
+                mask = _in_window(is_near, is_before, is_there, total)
+            self.shared[f"mask of {window}"] = mask
 
     def block(self, block: Block, number: int, hidden: Any) -> Any:
         normed = _normed(block.norms["input_layernorm"], hidden)
@@ -122,7 +118,7 @@ class _Graph:
             self.turned(query),
             self.repeated(key),
             self.repeated(value),
-            self.shared["mask"],
+            self.shared[f"mask of {block.window}"],
             _number(self.decoder.scale),
         )
         rows = ops.transpose(attended, _ints([0, 2, 1, 3]))
@@ -201,6 +197,20 @@ class _Graph:
                 _floats(weight.weight) if isinstance(weight, FloatWeight) else _decompressed(weight)
             )
         return self.shared[layer.path]
+
+
+def _in_window(is_near: Any, is_before: Any, is_there: Any, total: Any) -> Any:
+    """The mask of attention that slides a window.
+
+    Runtimes that keep the cache in pages do without masks. They read the window out of the graph,
+    if it is written in these operators and in this order, as that of gpt-oss is.
+    """
+    always = ops.constant(np.array(True))
+    seen = ops.bitwise_and(ops.bitwise_and(always, is_near), is_before)
+    seen = ops.bitwise_and(ops.bitwise_and(always, seen), is_there)
+    seen = ops.broadcast(seen, ops.shape_of(seen, "i64"))
+    mask = ops.select(seen, _number(0.0), _number(_HIDDEN))
+    return ops.slice(mask, _ints([0]), ops.unsqueeze(total, _ints(0)), _ints([1]), _ints([3]))
 
 
 def _decompressed(weight: LinearIntegers) -> Any:
