@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,18 @@ def at_once(count: int, work: Callable[[int], object]) -> list[object]:
         return list(pool.map(started, range(count)))
 
 
-def made(name: str, runtime: str) -> tuple[octavo.QuantizedModel, list[Tensor]]:
-    """A model that is not made ready yet, and an input of another batch size for each thread."""
+@cache
+def quantized(name: str) -> octavo.QuantizedModel:
+    """For all runtimes."""
     torch.manual_seed(0)
     make, shape, how = CASES[name]
-    x = torch.randn(4, *shape)
-    q = octavo.quantize(make().eval(), calibration=[x], target=TARGET, progress=False, **how)
+    data = [torch.randn(4, *shape)]
+    return octavo.quantize(make().eval(), calibration=data, target=TARGET, progress=False, **how)
+
+
+def made(name: str, runtime: str) -> tuple[octavo.QuantizedModel, list[Tensor]]:
+    """A model that is not made ready yet, and an input of another batch size for each thread."""
+    q, shape = quantized(name), CASES[name][1]
     q = octavo.QuantizedModel(q.graph, q.plan, q.signature, q.provenance, runtime)
     return q, [torch.randn(index + 1, *shape) for index in range(THREADS)]
 

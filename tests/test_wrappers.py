@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,20 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@cache
+def unwrapped() -> tuple[nn.Module, Tensor]:
+    """The model, and what it gives once it is quantized."""
+    plain = Two().eval()
+    return plain, octavo.quantize(plain, calibration=[pair()], progress=False)(*pair())
+
+
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
 @pytest.mark.parametrize("with_labels", [False, True])
 def test_wrappers_take_what_the_model_in_them_takes(
     wrap: Callable[[nn.Module], nn.Module], with_labels: bool, tmp_path: Path
 ) -> None:
     model = wrap(Two().eval()).eval()
-    plain = Two().eval()
-    expected = octavo.quantize(plain, calibration=[pair()], progress=False)(*pair())
+    _, expected = unwrapped()
     tuples: Any = (*pair(), LABELS) if with_labels else pair()
     dicts: Any = named() | {"labels": LABELS} if with_labels else named()
     for batch in (tuples, dicts):
@@ -94,6 +101,12 @@ def test_wrappers_take_what_the_model_in_them_takes(
         assert octavo.verify(q, [batch]).passed
         q.save(tmp_path / "m.octavo")
         assert torch.equal(octavo.load(tmp_path / "m.octavo")(**named()), expected)
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_an_example_alone_is_taken_as_well(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = wrap(Two().eval()).eval()
+    plain, _ = unwrapped()
     for example in (pair(), named()):
         q = octavo.quantize(model, example, mode="dynamic", progress=False)
         torch.testing.assert_close(q(*pair()), plain(*pair()), atol=0.05, rtol=0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from functools import cache
 
 import pytest
 import torch
+from capturing import captured_as
 from torch import nn
 
 import octavo
@@ -52,12 +54,19 @@ def test_the_tables_fit_together(name):
     assert set(table.fixed_outputs) <= set(ROLES)
 
 
+@cache
+def captured():
+    """A CNN and attention, their inputs and graphs, for all targets."""
+    torch.manual_seed(0)
+    cnn = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 1), nn.Flatten())
+    models = ((cnn.eval(), torch.randn(8, 3, 8, 8)), (Attention().eval(), torch.randn(8, 5, 16)))
+    return [(model, x, octavo.capture(model, x)) for model, x in models]
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_target_quantizes_a_cnn_and_attention(name):
-    cnn = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 1), nn.Flatten())
-    for model, shape in ((cnn, (8, 3, 8, 8)), (Attention().eval(), (8, 5, 16))):
-        x = torch.randn(shape)
-        with warnings.catch_warnings():
+    for model, x, graph in captured():
+        with warnings.catch_warnings(), captured_as(graph):
             warnings.simplefilter("ignore", octavo.OctavoWarning)
             q = octavo.quantize(model, calibration=[x], target=name)
         with torch.no_grad():

@@ -6,8 +6,11 @@ then runs the layer in float.
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from torch import nn
 
@@ -20,15 +23,30 @@ NETS = {
 }
 
 
+@cache
+def captured(name: str) -> tuple:
+    """A net, its input and its graph, for all bits."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *NETS[name]()).eval()
+    x = torch.rand(4, 3, 8, 8)
+    return net, x, octavo.capture(net, x)
+
+
+@cache
+def quantized(name: str, bits: int) -> tuple:
+    """For all runtimes."""
+    net, x, graph = captured(name)
+    target = octavo.host_target()
+    qconfig = octavo.qat_qconfig(target, weight_bits=bits)
+    with captured_as(graph):
+        q = octavo.quantize(net, calibration=[x], qconfig=qconfig, target=target, progress=False)
+    return q, x
+
+
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("name", NETS)
 def test_biases_are_the_oracles(name: str, bits: int, runtime: str) -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *NETS[name]()).eval()
-    x = torch.rand(4, 3, 8, 8)
-    target = octavo.host_target()
-    qconfig = octavo.qat_qconfig(target, weight_bits=bits)
-    q = octavo.quantize(net, calibration=[x], qconfig=qconfig, target=target, progress=False)
+    q, x = quantized(name, bits)
     # One integer of the 1,536 in the middle that is a step off leaves 60 dB.
     assert sqnr_db(q.lower("reference")(x), q.lower(runtime)(x)) > 58

@@ -5,8 +5,11 @@ Their bias, in steps of input scale times weight scale, is more than an int32 ho
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from torch import nn
 
@@ -42,12 +45,20 @@ def _behind(layer: nn.Module) -> nn.Module:
     return kinds.get(type(layer), lambda: nn.Conv2d(8, 4, 1))()
 
 
+@cache
+def captured(name: str, factor: float) -> tuple:
+    """A model, its input and its graph, for all targets."""
+    model, x = with_dead_channels(name, factor), torch.rand(LAYERS[name][1])
+    return model, x, octavo.capture(model, x)
+
+
 @pytest.mark.parametrize("target", ["x86", "arm"])
 @pytest.mark.parametrize("factor", [0.0, 1e-7])
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_runtime_adds_their_biases(name, factor, target):
-    model, x = with_dead_channels(name, factor), torch.rand(LAYERS[name][1])
-    q = octavo.quantize(model, calibration=[x], target=target, progress=False)
+    model, x, graph = captured(name, factor)
+    with captured_as(graph):
+        q = octavo.quantize(model, calibration=[x], target=target, progress=False)
     expected = q.lower("reference")(x)
     assert sqnr_db(model(x), expected) > 28  # one scale for a weight costs most: 31
     for runtime in RUNTIMES:

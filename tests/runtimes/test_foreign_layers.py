@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from sweeping import swept
 from torch import nn
@@ -76,22 +78,41 @@ FUNCTIONS = {
     "1x1 with stride and padding in 1-d": (1, nn.Conv1d(8, 8, 1, 3, 2)),
     "group norm": (2, nn.GroupNorm(2, 8)),
 }
-ACTIVATIONS = {"none": nn.Identity(), "silu": nn.SiLU()}
+ACTIVATIONS = {"none": nn.Identity(), "silu": nn.SiLU(), "relu": nn.ReLU()}
 
 
-def check(model, x, target, runtime):
-    q = octavo.quantize(model.eval(), calibration=[x], target=target, progress=False)
+@cache
+def captured(make, *which):
+    """What a function makes of them, a model and its input, with its graph: for all targets."""
+    torch.manual_seed(0)
+    model, x = make(*which)
+    return model.eval(), x, octavo.capture(model, x)
+
+
+@cache
+def quantized(target, make, *which):
+    """For all runtimes."""
+    model, x, graph = captured(make, *which)
+    with captured_as(graph):
+        return octavo.quantize(model, calibration=[x], target=target, progress=False), x
+
+
+def check(runtime, target, make, *which):
+    q, x = quantized(target, make, *which)
     assert sqnr_db(q.lower("reference")(x), q.lower(runtime)(x)) > AGREES_DB
-    return q
+    return q, x
+
+
+def between(name, activation):
+    dims, function = FUNCTIONS[name]
+    shape = SHAPES[dims]
+    return Between(dims, function, ACTIVATIONS[activation], shape), torch.randn(2, 3, *shape) + 0.3
 
 
 @pytest.mark.parametrize(("target", "activation"), [("x86-avx2", "none"), ("edge", "silu")])
 @pytest.mark.parametrize("name", swept(FUNCTIONS, kept=list(FUNCTIONS)[::4]))
 def test_openvino_with_zero_points(name, target, activation):
-    torch.manual_seed(0)
-    dims, function = FUNCTIONS[name]
-    model = Between(dims, function, ACTIVATIONS[activation], SHAPES[dims])
-    check(model, torch.randn(2, 3, *SHAPES[dims]) + 0.3, target, "openvino")
+    check("openvino", target, between, name, activation)
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "edge"])
@@ -99,11 +120,7 @@ def test_openvino_with_zero_points(name, target, activation):
 def test_onnxruntime_loads_signed_integers(name, target, tmp_path):
     """At its default optimization, from a file: it makes them unsigned by itself."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    torch.manual_seed(0)
-    dims, function = FUNCTIONS[name]
-    x = torch.randn(2, 3, *SHAPES[dims]) + 0.3
-    model = Between(dims, function, nn.ReLU(), SHAPES[dims])
-    q = check(model, x, target, "onnxruntime")
+    q, x = check("onnxruntime", target, between, name, "relu")
     octavo.export_onnx(q, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
@@ -117,22 +134,26 @@ SHIFTED = {
 }
 
 
+class Shifted(nn.Module):
+    def __init__(self, shift, pool):
+        super().__init__()
+        self.shift, self.pool, self.out = shift, pool, nn.Conv2d(3, 4, 2)
+
+    def forward(self, x):
+        return self.out(self.pool(self.shift(x)))
+
+
+def shifted(name, pool):
+    nn.init.constant_(SHIFTED["batch norm"].bias, 0.7)
+    return Shifted(SHIFTED[name], pool), torch.randn(2, 3, 8, 8) + 0.3
+
+
 @pytest.mark.parametrize(
     "pool", [nn.AvgPool2d(3, 1, 1), nn.Sequential(nn.ZeroPad2d(1), nn.AvgPool2d(2))]
 )
 @pytest.mark.parametrize("name", SHIFTED)
 def test_openvino_counts_zeros_around_what_is_shifted(name, pool):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.shift, self.pool, self.out = SHIFTED[name], pool, nn.Conv2d(3, 4, 2)
-
-        def forward(self, x):
-            return self.out(self.pool(self.shift(x)))
-
-    torch.manual_seed(0)
-    nn.init.constant_(SHIFTED["batch norm"].bias, 0.7)
-    check(Net(), torch.randn(2, 3, 8, 8) + 0.3, "x86-avx2", "openvino")
+    check("openvino", "x86-avx2", shifted, name, pool)
 
 
 TRANSPOSED = {
@@ -145,17 +166,21 @@ TRANSPOSED = {
 }
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Identity()])
-@pytest.mark.parametrize("name", TRANSPOSED)
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_transposed_convolutions_with_gaps(runtime, name, activation):
-    torch.manual_seed(0)
+def transposed(name, activation):
     kind, settings = TRANSPOSED[name]
     dims = int(kind.__name__[-2])
     convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     layer = kind(8, 8, **settings)
-    model = nn.Sequential(convolution(3, 8, 1), activation, layer, nn.ReLU(), convolution(8, 4, 1))
-    check(model, torch.randn(2, 3, *[6] * dims) + 0.2, "x86-avx2", runtime)
+    behind = nn.ReLU(), convolution(8, 4, 1)
+    model = nn.Sequential(convolution(3, 8, 1), ACTIVATIONS[activation], layer, *behind)
+    return model, torch.randn(2, 3, *[6] * dims) + 0.2
+
+
+@pytest.mark.parametrize("activation", ["relu", "none"])
+@pytest.mark.parametrize("name", TRANSPOSED)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_transposed_convolutions_with_gaps(runtime, name, activation):
+    check(runtime, "x86-avx2", transposed, name, activation)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -210,11 +235,14 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+def attention():
+    return Attention(), torch.randn(2, 7, 16)
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt", "edge"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_attention_on_integers(runtime, target):
-    torch.manual_seed(0)
-    check(Attention(), torch.randn(2, 7, 16), target, runtime)
+    check(runtime, target, attention)
 
 
 class Softmax(nn.Module):
@@ -226,12 +254,15 @@ class Softmax(nn.Module):
         return self.b(self.a(x).softmax(1))
 
 
+def small_probabilities(largest):
+    return Softmax(), torch.randn(2, 4, 8) * largest
+
+
 @pytest.mark.parametrize("largest", [1e-3, 1.0])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_softmax_of_small_probabilities(runtime, largest):
     """Its scale is finer than 1 / 256, for which ONNX Runtime's own is made."""
-    torch.manual_seed(0)
-    check(Softmax(), torch.randn(2, 4, 8) * largest, "onnxruntime", runtime)
+    check(runtime, "onnxruntime", small_probabilities, largest)
 
 
 class Reduced(nn.Module):
@@ -261,16 +292,19 @@ REDUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("target", ["x86-avx2", "edge"])
-@pytest.mark.parametrize("name", swept(REDUCTIONS, kept=list(REDUCTIONS)[::3]))
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_batches_larger_than_the_channels(runtime, name, target):
-    torch.manual_seed(0)
+def reduced(name):
     rank, function = REDUCTIONS[name]
     x = torch.randn(9, 3, *(12, 7)[: rank - 2]) + 0.3
     model = Reduced(rank, function)
     model(x)
-    check(model, x, target, runtime)
+    return model, x
+
+
+@pytest.mark.parametrize("target", ["x86-avx2", "edge"])
+@pytest.mark.parametrize("name", swept(REDUCTIONS, kept=list(REDUCTIONS)[::3]))
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_batches_larger_than_the_channels(runtime, name, target):
+    check(runtime, target, reduced, name)
 
 
 def test_what_follows_a_mean_over_time_is_of_each_channel():
@@ -287,8 +321,7 @@ def test_what_follows_a_mean_over_time_is_of_each_channel():
         def forward(self, x):
             return self.b(self.norm(self.a(x).sin().mean(2, keepdim=True)))
 
-    torch.manual_seed(0)
-    check(Model(), torch.randn(9, 3, 8), "x86-avx2", "openvino")
+    check("openvino", "x86-avx2", lambda: (Model(), torch.randn(9, 3, 8)))
 
 
 class BothWays(nn.Module):
@@ -312,16 +345,19 @@ def test_sums_count_the_zero_point_of_each_value(target):
         assert sqnr_db(want, have) > AGREES_DB
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_batch_norm_without_statistics_takes_those_of_the_batch(runtime):
-    torch.manual_seed(0)
+def without_statistics():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.BatchNorm2d(8, track_running_stats=False),
         nn.ReLU(),
         nn.Conv2d(8, 4, 1),
     )
-    check(model, torch.rand(4, 3, 8, 8), "x86-avx2", runtime)
+    return model, torch.rand(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_batch_norm_without_statistics_takes_those_of_the_batch(runtime):
+    check(runtime, "x86-avx2", without_statistics)
 
 
 class Summand(nn.Module):

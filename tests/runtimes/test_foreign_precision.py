@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from torch import nn
 
@@ -63,14 +66,29 @@ WEIGHTS = {
 }
 
 
+@cache
+def captured(name):
+    """A model and its input, for all ways to quantize it."""
+    torch.manual_seed(0)
+    make, inputs = MODELS[name]
+    x, model = inputs(), make().eval()
+    return x, model, octavo.capture(model, x)
+
+
+@cache
+def quantized(name, weights="", target=None):
+    """For all runtimes: by its weights alone, or dynamic."""
+    x, model, graph = captured(name)
+    how = {"qconfig": WEIGHTS[weights]} if weights else {"mode": "dynamic", "target": target}
+    with captured_as(graph):
+        return x, octavo.quantize(model, x, **how, progress=False)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_integer_weights_leave_activations_as_they_are(runtime, name, weights):
-    torch.manual_seed(0)
-    make, inputs = MODELS[name]
-    x = inputs()
-    q = octavo.quantize(make().eval(), x, qconfig=WEIGHTS[weights], progress=False)
+    x, q = quantized(name, weights)
     least = TWO_DIGITS_DB if runtime == "onnxruntime" else EXACT_DB
     assert sqnr_db(q.lower("reference")(x), q.lower(runtime)(x)) > least
 
@@ -79,10 +97,7 @@ def test_integer_weights_leave_activations_as_they_are(runtime, name, weights):
 @pytest.mark.parametrize("target", ["x86", "arm", "edge"])
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_dynamic_layers_round_as_the_oracle_does(runtime, target, name):
-    torch.manual_seed(0)
-    make, inputs = MODELS[name]
-    x = inputs()
-    q = octavo.quantize(make().eval(), x, mode="dynamic", target=target, progress=False)
+    x, q = quantized(name, target=target)
     assert sqnr_db(q.lower("reference")(x), q.lower(runtime)(x)) > ROUNDED_ALIKE_DB
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from recurrent import Recurrent
 from torch import nn
@@ -31,17 +34,25 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_kernel_computes_what_the_oracle_does(name, per_token):
+@cache
+def captured(name):
+    """A model, its input and its graph, for ranges of both kinds."""
     make, shape = LAYERS[name]
     torch.manual_seed(0)
     model, x = make().eval(), torch.randn(shape) + 0.5
+    return model, x, octavo.capture(model, x)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_kernel_computes_what_the_oracle_does(name, per_token):
+    model, x, graph = captured(name)
     qconfig = octavo.dynamic_qconfig(TARGET, per_token=per_token)
     mapping = octavo.QConfigMapping().set_global(qconfig)
     for op in ("conv1d", "conv2d", "conv3d"):
         mapping.set_object_type(op, qconfig)
-    q = octavo.quantize(model, x, mode="dynamic", qconfig=mapping, target=TARGET)
+    with captured_as(graph):
+        q = octavo.quantize(model, x, mode="dynamic", qconfig=mapping, target=TARGET)
     kernels = q.lowered.kernels.values()
     assert kernels
     how = "per token" if per_token and name.startswith("linear") else "dynamic"
@@ -113,18 +124,25 @@ SCHEMES = {
 }
 
 
+@cache
+def before_a_layer(before, rows):
+    """A function before a layer, rows that it is called with and its graph, for all schemes."""
+    model, sample = nn.Sequential(BEFORE[before](), nn.Linear(24, 40)).eval(), ROWS[rows]
+    sample = torch.cat([sample, sample]) if sample.dim() == 2 else sample
+    return model, sample, octavo.capture(model, sample)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("before", BEFORE)
 def test_rows_that_are_never_negative_and_others(before, scheme):
     """What has no zero point of its own takes a shorter way, as does a row alone."""
     torch.manual_seed(0)
-    model = nn.Sequential(BEFORE[before](), nn.Linear(24, 40)).eval()
     qconfig = octavo.QConfig(octavo.QSpec(SCHEMES[scheme]), octavo.dynamic_qconfig(TARGET).weight)
     several = {name: x for name, x in ROWS.items() if x.dim() == 2}
     for rows in (several, {"no batch": ROWS["no batch"]}):
-        sample = next(iter(rows.values()))
-        calibration = torch.cat([sample, sample]) if sample.dim() == 2 else sample
-        q = octavo.quantize(model, calibration, qconfig=qconfig, target=TARGET, progress=False)
+        model, sample, graph = before_a_layer(before, next(iter(rows)))
+        with captured_as(graph):
+            q = octavo.quantize(model, sample, qconfig=qconfig, target=TARGET, progress=False)
         assert next(iter(q.lowered.kernels.values())).endswith("per token")
         for x in rows.values():
             expected, got = q.lower("reference")(x), q(x)
@@ -171,14 +189,21 @@ MODELS = {
 }
 
 
+@cache
+def quantized(name):
+    """A model and its input, for all runtimes."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 16)
+    return octavo.quantize(MODELS[name]().eval(), x, target=TARGET, progress=False), x
+
+
 @pytest.mark.parametrize("runtime", ["reference", "torch", "onnxruntime", "openvino"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sample_does_not_depend_on_its_neighbours(name, runtime):
     if runtime not in ("reference", "torch"):
         pytest.importorskip(runtime)
-    torch.manual_seed(0)
-    x = torch.randn(4, 5, 16)
-    q = octavo.quantize(MODELS[name]().eval(), x, target=TARGET, progress=False).lower(runtime)
+    q, x = quantized(name)
+    q = q.lower(runtime)
     other = x * torch.tensor([1.0, 1000.0, 1.0, 0.01]).reshape(4, 1, 1)
     expected, got = q(x), q(other)
     for sample in (0, 2):

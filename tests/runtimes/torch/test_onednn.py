@@ -5,9 +5,11 @@ halves of steps. All against the oracle, on whatever instructions this process r
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,12 +27,17 @@ from octavo.runtimes.torch import onednn
 from octavo.runtimes.torch.int8 import lower_to
 
 
-def quantized(layer: nn.Module, x: Tensor, **kwargs: object) -> octavo.QuantizedModel:
+def initialized(layer: nn.Module) -> nn.Module:
+    """With weights that are always the same."""
     torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -0.5, 0.7)
-    target = octavo.host_target()
-    return octavo.quantize(layer.eval(), calibration=[x], target=target, progress=False, **kwargs)
+    return layer.eval()
+
+
+def quantized(layer: nn.Module, x: Tensor, **kwargs: object) -> octavo.QuantizedModel:
+    net, target = initialized(layer), octavo.host_target()
+    return octavo.quantize(net, calibration=[x], target=target, progress=False, **kwargs)
 
 
 def against_the_oracle(q: octavo.QuantizedModel, *batches: Tensor) -> list[LayerParity]:
@@ -70,16 +77,24 @@ GEOMETRIES = {
 }
 
 
+@cache
+def captured(name: str) -> tuple[nn.Module, Tensor, Graph]:
+    """A convolution with another behind, its input and its graph, for all modes."""
+    channels, layer, image = GEOMETRIES[name]
+    model = nn.Sequential(layer, nn.ReLU(), type(layer)(layer.out_channels, 3, 1))
+    x = torch.randn(2, channels, *image) + 0.3
+    return model, x, octavo.capture(initialized(model), x)
+
+
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_convolutions_of_any_geometry(name, mode):
-    channels, layer, image = GEOMETRIES[name]
-    last = type(layer)(layer.out_channels, 3, 1)
-    x = torch.randn(2, channels, *image) + 0.3
+    model, x, graph = captured(name)
     rules = octavo.QConfigMapping()
     if mode == "dynamic":
         rules.set_module_name("0", octavo.dynamic_qconfig(octavo.host_target()))
-    q = quantized(nn.Sequential(layer, nn.ReLU(), last), x, qconfig=rules)
+    with captured_as(graph):
+        q = quantized(model, x, qconfig=rules)
     assert q.lowered.fallbacks == {}
     for layer_parity in against_the_oracle(q, x, x[:1], x.repeat(4, *[1] * (x.dim() - 1))[:7]):
         assert (layer_parity.steps or 0) <= 1

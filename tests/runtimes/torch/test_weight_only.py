@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
+from capturing import captured_as
 from decibel import sqnr_db
 from torch import nn
 
@@ -33,12 +36,21 @@ def own(request, monkeypatch):
     return False
 
 
+@cache
+def captured():
+    """A layer, an example and their graph, for all kinds of weights."""
+    torch.manual_seed(0)
+    model, example = nn.Linear(256, 48), torch.randn(2, 256)
+    return model, example, octavo.capture(model, example)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 40, 600])
 @pytest.mark.parametrize("name", BITS)
 def test_linear_as_the_oracle(own, name, rows):
-    torch.manual_seed(0)
-    model, x = nn.Linear(256, 48), torch.randn(rows, 256)
-    q = octavo.quantize(model, torch.randn(2, 256), qconfig=BITS[name])
+    model, example, graph = captured()
+    x = torch.randn(rows, 256)
+    with captured_as(graph):
+        q = octavo.quantize(model, example, qconfig=BITS[name])
     assert not q.lowered.fallbacks
     exact = q.lower("reference")(x)
     with torch.no_grad():
