@@ -136,6 +136,7 @@ def test_a_notebook_shows_a_picture_on_white() -> None:
     shown = plots.comparison(COMPARISON)._repr_svg_()
     assert ">Size in MB</text>" in shown
     assert "fill: #ffffff" in shown
+    assert '<svg style="max-width: 100%; height: auto" ' in shown
 
 
 def test_png_is_written_whole(tmp_path: Path) -> None:

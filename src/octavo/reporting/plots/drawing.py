@@ -13,4 +13,5 @@ class Drawing(Figure):
     """
 
     def _repr_svg_(self) -> str:
-        return as_svg(self, background="white")
+        svg = as_svg(self, background="white")
+        return svg.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
