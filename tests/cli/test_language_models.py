@@ -135,6 +135,16 @@ def test_a_text_to_round_by(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists()
 
 
+def test_other_models_than_causal_ones_are_refused(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4}
+    config = transformers.T5Config(vocab_size=512, decoder_start_token_id=0, **sizes)
+    folder = saved(tmp_path / "t5", transformers.T5ForConditionalGeneration(config))
+    answer = octavo_command("generate", folder, "--prompt", "a")
+    assert answer.code == 1
+    assert "T5ForConditionalGeneration, which is no causal language model" in words(answer.err)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_rows_of_a_text_are_as_long_as_the_model_has_positions(tmp_path: Path) -> None:
     """A table of positions has no more, and a longer row would be an error of indices."""

@@ -98,12 +98,19 @@ def _read(path: str, how: Mapping[str, Any]) -> Any:
     """A model that transformers reads: floats, or Octavo's own.
 
     Raises:
-        InputError: the folder lacks a tensor.
+        InputError: it is no causal language model, or the folder lacks a tensor.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     import octavo.flow.transformers  # noqa: F401  (tells transformers of Octavo's folders)
 
+    config = AutoConfig.from_pretrained(path, **how)
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise InputError(
+            f"{path} holds a {next(iter(config.architectures or ()), config.model_type)}, which is "
+            "no causal language model: in Python from_pretrained of its class loads it, and its "
+            "generate writes"
+        )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path, **how, use_safetensors=True, output_loading_info=True
     )
