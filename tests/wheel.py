@@ -1,5 +1,7 @@
 """Octavo as users get it: the wheel, in a virtual environment of its own, away from the checkout.
 
+The wheel is made of the sdist, so that what this lacks is missed too.
+
 What breaks without a word when files move is tried here: modules that are started by name, files
 that a wheel has to hold, records that are found by name, and what counts as the user's own code.
 ``make wheel`` runs it.
@@ -62,7 +64,12 @@ def main() -> int:
     """Build, install, run; the exit status is that of the first that fails."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", home, ROOT)
+        run(sys.executable, "-m", "venv", home / "build")
+        builder = home / "build" / "bin" / "python"
+        run(builder, "-m", "pip", "install", "--quiet", "hatchling")
+        run(builder, "-m", "hatchling", "build", "-t", "sdist", "-d", home)
+        (sdist,) = home.glob("octavo-*.tar.gz")
+        run(builder, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", home, sdist)
         run(sys.executable, "-m", "venv", home / "venv")
         python = home / "venv" / "bin" / "python"
         (wheel,) = home.glob("octavo-*.whl")
