@@ -209,6 +209,7 @@ QUANTIZE = ("quantize", "my_cli_models:build", "--calibration", "data.npz", "-o"
         (("quantize", "absent:build", *QUANTIZE[2:]), "cannot import absent"),
         (("quantize", "my_cli_models:biuld", *QUANTIZE[2:]), "did you mean build?"),
         (("quantize", "my_cli_models.py", *QUANTIZE[2:]), "package.module:name"),
+        ((*QUANTIZE[:2], *QUANTIZE[4:]), "--calibration: name some data"),
         ((*QUANTIZE[:3], "absent.npz", *QUANTIZE[4:]), "cannot read absent.npz"),
         ((*QUANTIZE, "--weights", "absent.pth"), "cannot read the weights"),
         ((*QUANTIZE, "--target", "abacus"), "unknown target 'abacus'"),

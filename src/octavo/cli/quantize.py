@@ -164,7 +164,10 @@ def quantize(
     if rule:
         raise InputError("--rule is for language models: hf:PATH")
     if calibration is None:
-        raise typer.BadParameter("give calibration data", param_hint="--calibration")
+        raise InputError(
+            "--calibration: name some data, in a file or as mydata:batches: static quantization "
+            "takes ranges from it, and every mode sees by a batch how the model is called"
+        )
     network = load_model(model, weights)
     require_file(output)
     raw = any(option is not None for option in (input_scale, input_mean, input_std))
