@@ -1,4 +1,4 @@
-"""Every network of the zoo: quantized in each mode in one call, and run at other sizes."""
+"""Every network of the zoo: captured, quantized in each mode, and run at other sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from capturing import captured_as
 from running import run_graph
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -106,7 +107,8 @@ def test_a_network_is_quantized_in_each_mode_and_run(entry: zoo.Entry) -> None:
     else:
         assert furthest(model, graph, calls) < 1e-3
     for mode in ("static", "dynamic", "weight_only"):
-        q = reach.quantized(entry, model, graph, mode, octavo.host_target())
+        with captured_as(graph):
+            q = reach.quantized(entry, model, graph, mode, octavo.host_target())
         results = [reach.floats(q(*args, **kwargs)) for args, kwargs in calls]
         assert math.isfinite(db := reach.sqnr_db(expected, results))
         least = LEAST_DB[mode] if entry.name in SPREAD else OTHERS_DB
