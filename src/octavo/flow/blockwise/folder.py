@@ -116,6 +116,10 @@ def quantize_folder(
     for file, names in track(list(zip(files, units, strict=True)), "quantizing", progress):
         if not job.has(file, names):
             job.quantize(file, names)
+    if not job.parts:  # which groups fit is known of layers with values alone
+        for file in files:
+            file.unlink()
+        raise nothing_quantized(source.model, job.replaced.left)
     for remark in [*job.replaced.remarks(), *(data.remarks() if data is not None else ())]:
         warn_user(remark)
     _finish(folder, source, job)
