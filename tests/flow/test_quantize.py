@@ -22,7 +22,7 @@ def sqnr(expected: Tensor, got: Tensor) -> float:
 NETWORKS = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")
 
 
-@pytest.mark.parametrize("name", swept(NETWORKS, kept={"resnet18", "mobilenet_v3_small"}))
+@pytest.mark.parametrize("name", swept(NETWORKS, kept={"resnet18"}))
 def test_torchvision_models_at_other_batch_sizes(name):
     model = getattr(models, name)(weights=None)
     data = torch.randn(8, 3, 64, 64)

@@ -53,7 +53,8 @@ def test_it_trains_as_uncompiled(backend: str, steps: int) -> None:
 @pytest.mark.sweep
 def test_a_nan_is_found_there_too() -> None:
     torch._dynamo.reset()
-    compiled = torch.compile(prepared(), backend="aot_eager")
+    qat = octavo.prepare_qat(nn.Linear(6, 5), torch.rand(8, 6))
+    compiled = torch.compile(qat, backend="aot_eager")
     compiled(torch.rand(8, 6))
     bad = torch.rand(8, 6)
     bad[3, 2] = float("nan")

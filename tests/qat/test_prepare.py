@@ -7,9 +7,11 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
+from capturing import captured_as, traced_as
 from decibel import sqnr_db
 from sweeping import swept
 from torch import Tensor, nn
@@ -18,7 +20,9 @@ from torch.nn.utils.parametrizations import weight_norm
 import octavo
 from octavo import MinMax, QConfig, QConfigMapping, QSpec, Scheme
 from octavo.errors import CalibrationError, InputError, OctavoError, PlanError, TrainingError
+from octavo.graph.capture.capture import traced
 from octavo.graph.evaluation import evaluating
+from octavo.graph.graph import Graph
 from octavo.qat import QATModel
 
 WEIGHT = QSpec(Scheme("int8", symmetric=True, channel_axis=0, narrow_range=True), MinMax())
@@ -300,11 +304,19 @@ def test_a_call_that_does_not_fit(x: Tensor) -> None:
         prepared(x)(x[:, :2])
 
 
+@cache
+def captured() -> tuple[nn.Module, Graph, Graph]:
+    """A network, and its graphs for `octavo.quantize` and for training."""
+    net, x = Classifier().eval(), torch.randn(4, 3, 6, 6)
+    return net, octavo.capture(net, x), traced(net, x)
+
+
 @pytest.mark.parametrize("target", ["x86", "arm", "edge", "openvino"])
 def test_the_plan_is_that_of_calibration_but_for_observers(x: Tensor, target: str) -> None:
-    net = Classifier().eval()
-    q = octavo.quantize(net, calibration=[x], target=target)
-    trained = octavo.prepare_qat(net, x, target=target).plan
+    net, graph, own = captured()
+    with captured_as(graph), traced_as(own):
+        q = octavo.quantize(net, calibration=[x], target=target)
+        trained = octavo.prepare_qat(net, x, target=target).plan
     assert list(trained.tensors) == list(q.plan.tensors)
     differing = []
     for name, mine in trained.tensors.items():
@@ -317,8 +329,9 @@ def test_the_plan_is_that_of_calibration_but_for_observers(x: Tensor, target: st
     assert "x" in differing
     assert all(trained.tensors[name].kind != "weight" for name in differing)
     for mode in ("dynamic", "weight_only"):
-        q = octavo.quantize(net, x, mode=mode, target=target)
-        assert octavo.prepare_qat(net, x, mode=mode, target=target).plan == q.plan
+        with captured_as(graph), traced_as(own):
+            q = octavo.quantize(net, x, mode=mode, target=target)
+            assert octavo.prepare_qat(net, x, mode=mode, target=target).plan == q.plan
 
 
 def test_evaluation_for_a_while_is_evaluation() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -199,13 +198,3 @@ def test_epochs_and_folder_are_checked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="cannot write to"):
         run_demo(tmp_path / "file")
-
-
-def test_importing_octavo_imports_no_optional_package() -> None:
-    code = (
-        "import sys, octavo, octavo.reporting.plots, octavo.reporting.report\n"
-        "optional = ('sklearn', 'matplotlib', 'jinja2', 'typer')\n"
-        "print([name for name in optional if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -104,7 +104,10 @@ def plain(graph: Graph) -> tuple[Any, ...]:
 
 
 KINDS = ("LSTM", "GRU", "RNN")
-NAMES = [(kind, name) for kind in KINDS for name, _, _ in cases(kind)]
+# One rule gives the results' sizes, for a tuple of states (the LSTM's) and for one state: the two
+# kinds that have one share the cases.
+EVERY = {"LSTM": slice(None), "GRU": slice(0, None, 2), "RNN": slice(1, None, 2)}
+NAMES = [(kind, name) for kind in KINDS for name, _, _ in list(cases(kind))[EVERY[kind]]]
 
 
 @pytest.mark.parametrize(("kind", "name"), NAMES)
@@ -136,8 +139,10 @@ def dispatched(model: nn.Module, steps: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("function", [lambda m, x: m.layer(x)[0], written])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "function"),
+    [*((kind, lambda m, x: m.layer(x)[0]) for kind in KINDS), ("LSTM", written)],
+)
 def test_work_does_not_grow_with_steps(
     kind: str, function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

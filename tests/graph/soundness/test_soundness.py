@@ -293,10 +293,10 @@ def test_inputs_and_constants_have_names_of_their_own() -> None:
 
 def test_foreign_calls_do_no_harm(tmp_path: Path) -> None:
     """``make fuzz`` runs more of them."""
-    found = fuzzing.run("hostile_calls.py", tmp_path, 0, 4000)
+    found = fuzzing.run("hostile_calls.py", tmp_path, 0, 1500)
     assert not found.wrong
-    assert found.counts.total() == 4000
-    assert min(found.counts[how] for how in ("refused", "runs", "error")) > 100
+    assert found.counts.total() == 1500
+    assert min(found.counts[how] for how in ("refused", "runs", "error")) > 30
 
 
 def test_a_call_that_ends_its_process_is_found(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import zoo
+from capturing import captured_as
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -38,7 +39,8 @@ def test_a_network_runs_as_onnx(name, run_onnx):
     model = entry.build()
     args, kwargs = reach.call(entry, CAPTURED, seed=0)
     graph = octavo.capture(model, args, kwargs)
-    q = reach.quantized(entry, model, graph, "dynamic", "onnxruntime").lower("reference")
+    with captured_as(graph):
+        q = reach.quantized(entry, model, graph, "dynamic", "onnxruntime").lower("reference")
     # As floats: processors without instructions for eight bits saturate products of integers.
     dialect = Dialect(integer_products=False)
     for batch in RUN:
