@@ -317,16 +317,16 @@ def test_hostile_files_are_errors_or_harmless(saved: Path, tmp_path: Path) -> No
     folder.mkdir()
     metadata, tensors = hostile_files.read(saved)
     hostile_files.write(folder / "000-unaltered", metadata, tensors)
-    for seed in range(320):
+    for seed in range(160):
         hostile_files.write(folder / f"{seed:03}", *hostile_files.hostile(metadata, tensors, seed))
     for name, change in hostile_files.ATTACKS.items():
         path = folder / f"attack-{name.replace(' ', '-')}"
         hostile_files.write(path, hostile_files.attack(metadata, change), tensors)
     found = outcomes(folder)
-    assert len(found) == 321 + len(hostile_files.ATTACKS)
+    assert len(found) == 161 + len(hostile_files.ATTACKS)
     assert found["000-unaltered"] == "runs"
     assert not bad(found)
-    assert sum(how == "error" for how in found.values()) > 200
+    assert sum(how == "error" for how in found.values()) > 100
     ran = {name for name, how in found.items() if name.startswith("attack") and how == "runs"}
     assert ran <= {f"attack-{name.replace(' ', '-')}" for name in hostile_files.MERELY_ODD}
 
@@ -334,9 +334,9 @@ def test_hostile_files_are_errors_or_harmless(saved: Path, tmp_path: Path) -> No
 def test_hostile_files_of_other_models(tmp_path: Path) -> None:
     """``make fuzz`` runs more of them."""
     hostile_files.write_bases(tmp_path)
-    found = fuzzing.run("hostile_loads.py", tmp_path, 0, 400)
+    found = fuzzing.run("hostile_loads.py", tmp_path, 0, 200)
     assert not found.wrong
-    assert min(found.counts[how] for how in ("error", "runs")) > 50
+    assert min(found.counts[how] for how in ("error", "runs")) > 25
 
 
 def test_a_first_load_imports_no_compiler(saved: Path) -> None:
