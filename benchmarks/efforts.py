@@ -37,6 +37,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "entropy alone": {"qconfig": octavo.static_qconfig(observer=octavo.Entropy())},
     "no bias correction": {"bias_correction": False},
     "gptq alone": {"weights": [octavo.GPTQ()]},
+    "adaround alone": {"weights": [octavo.AdaRound()]},
 }
 FLOAT_RECURRENCE = octavo.QConfigMapping()
 for _layer in ("lstm", "gru"):

@@ -143,11 +143,20 @@ def optional_import(package: str, extra: str, purpose: str) -> Iterator[None]:
 
     Raises:
         MissingExtra: the package is not installed.
+        OctavoError: it is, and its import fails, most often of what does not fit each other.
     """
     try:
         yield
+    except OctavoError:
+        raise
     except ImportError as error:
         raise MissingExtra(package, extra, purpose) from error
+    except Exception as error:
+        raise OctavoError(
+            f"{package} is needed to {purpose}, and its import fails: {type(error).__name__}: "
+            f"{first_line(error)}. It is installed, but something that it needs does not fit, "
+            "say a torchvision that was made for another torch: install what fits"
+        ) from error
 
 
 def first_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from octavo.arguments import PATH, expect
-from octavo.errors import ArtifactError, InputError, warn_user
+from octavo.errors import ArtifactError, InputError, optional_import, warn_user
 from octavo.flow.blockwise.blocks import chains_of
 from octavo.flow.blockwise.folder_data import FolderData
 from octavo.flow.blockwise.measuring_inputs import layer_of
@@ -90,6 +90,7 @@ def quantize_folder(
         PlanError: a rule names an unknown module, or nothing would be quantized.
         CalibrationError: a method measures inputs, and there is no data, or it does not fit.
         ArtifactError: a file is missing, cut off or damaged, lacks a tensor, or cannot be written.
+        MissingExtra: transformers is not installed.
 
     Example:
         >>> octavo.quantize_folder(
@@ -97,8 +98,8 @@ def quantize_folder(
         ... )
         PosixPath('llama-int4')
     """
-    from octavo.model.language.source_folder import SourceFolder
-
+    with optional_import("transformers", "transformers", "read its models"):
+        from octavo.model.language.source_folder import SourceFolder
     expect(PATH, path=path, out=out)
     expect(METHODS, weights=weights)
     source, folder = SourceFolder(Path(path)), Path(out)
