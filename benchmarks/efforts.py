@@ -5,8 +5,8 @@ with the same 256 calibration images: one method at a time, the recipes of `effo
 at their best settings: torch.ao FX, torchao's PT2E, ONNX Runtime with each of its calibrations,
 NNCF with and without its full bias correction. The SQNR of the logits on the test images by exact
 arithmetic, the drop of top-1, and the seconds of the whole call. The same layers are int8 in all
-rows of Octavo's, but for those that leave the recurrence in float, as all peers do. The rows of
-further draws have other calibration images: so much is chance.
+rows of Octavo's, but for those that leave in float what peers do: recurrence, attention. The rows
+of further draws have other calibration images: so much is chance.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "gptq alone": {"weights": [octavo.GPTQ()]},
     "adaround alone": {"weights": [octavo.AdaRound()]},
 }
-FLOAT_RECURRENCE = octavo.QConfigMapping()
-for _layer in ("lstm", "gru"):
-    FLOAT_RECURRENCE.set_object_type(_layer, None)
-RECURRENT: Mapping[str, Mapping[str, Any]] = {
-    f"{way}, float recurrence": {**settings, "qconfig": FLOAT_RECURRENCE}
-    for way, settings in EFFORTS.items()
+# What peers leave in float of a network -> the operators.
+_ATTENTION = ("scaled_dot_product_attention", "add", "layer_norm", "gelu", "mean")
+LEFT_IN_FLOAT: Mapping[str, tuple[str, Sequence[str]]] = {
+    attention.NETWORK: ("all but linear layers", _ATTENTION),
+    "small LSTM": ("recurrence", ("lstm",)),
+    "small GRU": ("recurrence", ("gru",)),
 }
 LARGEST_TIME = {"effort balanced": 2.0, "effort best": 30.0}  # times that of plain static
 Network = Callable[[hard_digits.HardDigits], nn.Module]
@@ -121,16 +121,30 @@ def in_batches(model: Callable[..., Tensor], size: int) -> Callable[[Tensor], Te
     return answer
 
 
+def as_peers(name: str) -> dict[str, Mapping[str, Any]]:
+    """The efforts with what peers leave in float of this network in float too, by their names."""
+    if name not in LEFT_IN_FLOAT:
+        return {}
+    what, operators = LEFT_IN_FLOAT[name]
+    mapping = octavo.QConfigMapping()
+    for operator in operators:
+        mapping.set_object_type(operator, None)
+    return {
+        f"{way}, float {what}": {**settings, "qconfig": mapping}
+        for way, settings in EFFORTS.items()
+    }
+
+
 def rows_of(
     name: str, net: nn.Module, data: hard_digits.HardDigits, draws: int
 ) -> list[dict[str, Any]]:
     """A row for each way and each peer; of further draws for the efforts and FX."""
     fp32, rows = accuracy.logits(net, data.test), []
-    recurrent = RECURRENT if "LSTM" in name or "GRU" in name else {}
+    alike = as_peers(name)
     ours(net, data.calibration, {}, [])  # the first call of a process is slower
     for draw in range(draws):
         calibration = hard_digits.calibration_of(data, draw)
-        ways = {**EFFORTS, **recurrent} if draw else {**EFFORTS, **METHODS, **recurrent}
+        ways = {**EFFORTS, **alike} if draw else {**EFFORTS, **METHODS, **alike}
         rivals = peers_of(net, calibration)
         for way, settings in ways.items():
             steps: list[str] = []
@@ -149,14 +163,15 @@ def goals_of(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Goal]:
     """
     by_way = {row["way"]: row for row in rows if row["draw"] == 0}
     plain, goals = by_way[FAST], []
-    own = {*EFFORTS, *METHODS, *RECURRENT}
+    alike = {way.partition(",")[0]: way for way in as_peers(name)}
+    own = {*EFFORTS, *METHODS, *alike.values()}
     rivals = [row.get("SQNR dB", float("-inf")) for way, row in by_way.items() if way not in own]
     lead = round(max(rivals) + 2.0, 2)
     for way, times in LARGEST_TIME.items():
         row, label = by_way[way], f"{name}: {way}"
-        alike = by_way.get(f"{way}, float recurrence", row)
+        equal = by_way[alike.get(way, way)]
         goals += [
-            Goal(f"{label}: SQNR, 2 dB above peers", alike.get("SQNR dB"), lead, False),
+            Goal(f"{label}: SQNR, 2 dB above peers", equal.get("SQNR dB"), lead, False),
             Goal(f"{label}: SQNR of fast", row.get("SQNR dB"), plain.get("SQNR dB", 0.0), False),
             Goal(f"{label}: drop", row.get("drop"), accuracy.LARGEST_DROP),
             Goal(f"{label}: seconds", row.get("seconds"), times * plain.get("seconds", 0.0)),

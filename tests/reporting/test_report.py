@@ -77,7 +77,10 @@ def test_sections_that_nobody_asked_for_are_left_out(report: octavo.Report) -> N
 def test_json(report: octavo.Report) -> None:
     data = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert data["comparison"]["int8"]["size_bytes"] > 0
-    assert data["decision"] == {"answer": "perhaps", "sentence": report.decision.sentence}
+    assert data["decision"] == {
+        "answer": report.decision.answer,
+        "sentence": report.decision.sentence,
+    }
     assert data["samples"][0]["index"] == report.samples[0].index
     assert data["repairs"][0]["layer"] == report.repairs[0].layer
     assert len(data["layers"]["rows"]) == len(report.errors.rows)
