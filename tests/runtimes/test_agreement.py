@@ -143,11 +143,14 @@ def test_states_are_rounded_where_the_sequences_are_zeros(kind):
     assert 30 < db < 70  # half a step of 127 in some 24 states, by weights of a fifth
 
 
-def test_zeros_prove_nothing():
+def test_zeros_prove_nothing(tmp_path):
     """An example of zeros says nothing of weights: others are drawn for the comparison."""
     layer = nn.Linear(8, 8, bias=False).eval()
     q = octavo.quantize(layer, torch.zeros(2, 8), mode="dynamic", target="x86", progress=False)
     assert all(batch[0].any() for batch in q.check_inputs())
+    q.save(tmp_path / "q.octavo")
+    loaded = octavo.load(tmp_path / "q.octavo")
+    assert all(batch[0].any() for batch in loaded.check_inputs())
 
 
 def test_classes_may_differ_where_a_step_decides(x):

@@ -27,9 +27,15 @@ def is_small(graph: Graph) -> bool:
     return sum(tensor.numel() for tensor in graph.constants.values()) <= _SMALL_MODEL
 
 
-def _are_zeros(tensors: Sequence[Tensor]) -> bool:
-    """Whether these are floats, and all of them zero: the usual example without any data."""
-    return all(t.is_floating_point() for t in tensors) and not any(map(torch.any, tensors))
+def _are_zeros(structure: Graph, kept: Sequence[Tensor] | None) -> bool:
+    """Whether nothing but zeros is known of the inputs, floats all: the usual example without data.
+
+    A model from a file has no samples, but the ranges that were seen.
+    """
+    if kept is None:
+        floats = all(entry.meta.dtype.startswith("float") for entry in structure.inputs)
+        return floats and all(entry.seen == (0.0, 0.0) for entry in structure.inputs)
+    return all(t.is_floating_point() for t in kept) and not any(map(torch.any, kept))
 
 
 def inputs_to_check(
@@ -46,7 +52,7 @@ def inputs_to_check(
     if kept is not None and not takes(structure, kept):
         kept = None
     calibrated = any(node.op == QUANTIZE for node in structure.nodes)
-    if kept is not None and not calibrated and _are_zeros(kept):  # any weights make the same of it
+    if not calibrated and _are_zeros(structure, kept):  # any weights make the same of them
         kept = None
         unseen = tuple(replace(entry, seen=None) for entry in structure.inputs)
         structure = replace(structure, inputs=unseen)

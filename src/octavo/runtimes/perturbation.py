@@ -31,7 +31,7 @@ AT_LEAST = 2
 TIE = 2.0**-15
 
 _GETITEM = "python.getitem"
-_SEQUENCES = frozenset("lstm gru rnn_tanh rnn_relu".split())
+_SEQUENCES = frozenset(f"aten.{name}.input" for name in "lstm gru rnn_tanh rnn_relu".split())
 _ERROR_OF_BFLOAT16 = 2.0**-8
 
 
@@ -60,7 +60,7 @@ def perturbed(
             read = next(arg for arg in args if isinstance(arg, Ref))
             steps.append(Step(f"{node.name}.read", _Rounded(generator, share), (read,)))
             args = [Ref(f"{node.name}.read") if arg is read else arg for arg in args]
-            if node.short_op in _SEQUENCES:
+            if node.op in _SEQUENCES:
                 step = replace(step, function=_StatesRounded(step.function, generator, share))
         change = _change_of(node, several, lowered, generator, halves)
         if node.name in rounded:
@@ -202,10 +202,16 @@ class _StatesRounded:
     share: float
 
     def __call__(
-        self, x: Tensor, hx: Any, params: Sequence[Tensor], biases: bool, *how: Any
+        self,
+        input: Tensor,
+        hx: Any,
+        params: Sequence[Tensor],
+        has_biases: bool,
+        *how: Any,
+        **named: Any,
     ) -> tuple[Tensor, ...]:
-        exact = self.function(x, hx, params, biases, *how)
-        if not biases or not exact[0].numel():
+        exact = self.function(input, hx, params, has_biases, *how, **named)
+        if not has_biases or not exact[0].numel():
             return exact
         largest = self.share * exact[0].abs().max()
         moved = list(params)
@@ -214,7 +220,7 @@ class _StatesRounded:
                 weight = moved[index - 2]
                 by = torch.rand(weight.shape[1], generator=self.generator, device=weight.device)
                 moved[index] = bias + weight @ ((by - 0.5) * largest)
-        return self.function(x, hx, moved, biases, *how)
+        return self.function(input, hx, moved, has_biases, *how, **named)
 
 
 def _some(flat: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
