@@ -280,8 +280,12 @@ def test_the_example_of_the_package_runs(
 
 
 def told_by_examples(name: str, names: dict[str, Any], folder: Path) -> list[str]:
-    """What goes wrong in the examples of a name."""
-    more = {"octavo": octavo, "torch": torch, "nn": nn} | names
+    """What goes wrong in the examples of a name, each of which may tune a ``q`` of its own."""
+    more = (
+        {"octavo": octavo, "torch": torch, "nn": nn}
+        | names
+        | {"q": names["q"].lower("torch", check=False)}
+    )
     tests = examples(name)
     if any("llama" in example.source for test in tests for example in test.examples):
         more |= language(folder)
