@@ -30,8 +30,11 @@ NNCF = {
     "int8": {"mode": "INT8_ASYM"},
     "int4": {"mode": "INT4_SYM", "group_size": 32, "ratio": 1.0, "all_layers": True},
 }
-BUILDER = """
-import runpy, torchvision_shim
+TESTS = Path(__file__).parents[1] / "tests"  # where what lets transformers be imported lies
+BUILDER = f"""
+import runpy, sys
+sys.path.append({str(TESTS)!r})
+import torchvision_shim
 runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
 """
 NAMES = {
