@@ -9,8 +9,8 @@ files first (``--build --files FOLDER``). torchao's layers are compiled, which t
 before the first call (``--pieces torchao`` alone).
 
 "GB/s" is what a step reads of weights, by its time; the row "plain read" says what the memory
-gives. "512 tokens" is the time of a prompt of so many. Resident memory is that of a process which
-has loaded and called that contender alone.
+gives. "512 tokens" is the time of a prompt of so many. "resident MB" is what a process holds that
+has loaded one contender from its file or folder, and called it; it needs no quiet machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from torch import Tensor
 import octavo
 from benchmarks import smollm2
 from benchmarks.contest import Call, Maker, contest
-from benchmarks.decoding_peers import peers_of
+from benchmarks.decoding_peers import PEERS, kept
 from benchmarks.report import Goal, Report, parsed, parser, problem
 
 PROMPT, NEW, LONG = 8, 32, 512
@@ -69,12 +68,12 @@ PIECES = {
 }
 ROUNDED = ", rounded"  # inputs of many rows, see `octavo.model.language.long_inputs`
 PROMPTS = "prompts"  # the piece in which prompts of 512 tokens are read, by models of torch
-PIECES[PROMPTS] = PIECES["torch"]
+MEMORY = "memory"  # the piece that loads each contender in a process of its own
+PIECES |= {MEMORY: sum(PIECES.values(), ()), PROMPTS: PIECES["torch"]}
 
 
 def float_model(name: str) -> Any:
     """One of `MODELS`, float32."""
-    import_module("benchmarks.nets")  # lets torchvision be imported, which transformers does
     if name == "Llama 190M":
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -91,16 +90,16 @@ def float_model(name: str) -> Any:
     return model
 
 
-def prompt(model: Any, length: int) -> Tensor:
+def prompt(length: int) -> Tensor:
     chance = torch.Generator().manual_seed(0)
-    return torch.randint(3, model.config.vocab_size, (1, length), generator=chance)
+    return torch.randint(3, LLAMA["vocab_size"], (1, length), generator=chance)  # SmolLM2's, too
 
 
 def stepping(model: Any) -> Call:
     """The next tokens by calls of the model, as a program does that writes its own loop."""
     from transformers import DynamicCache
 
-    ids = prompt(model, PROMPT)
+    ids = prompt(PROMPT)
 
     def call() -> None:
         cache, token = DynamicCache(config=model.config), ids
@@ -112,7 +111,7 @@ def stepping(model: Any) -> Call:
 
 
 def generating(model: Any) -> Call:
-    ids = prompt(model, PROMPT)
+    ids = prompt(PROMPT)
     how = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
 
     def call() -> None:
@@ -123,7 +122,7 @@ def generating(model: Any) -> Call:
 
 def reading(model: Any) -> Call:
     """A prompt of 512 tokens, of which the last one's logits are wanted."""
-    ids = prompt(model, LONG)
+    ids = prompt(LONG)
 
     def call() -> None:
         model(ids, logits_to_keep=1)
@@ -168,7 +167,11 @@ def makers(model: Any, folder: Path) -> dict[str, Maker]:
         found[name] = lambda make=make: stepping(make())
     for form in FORMS:
         found[f"Octavo {form}, generate"] = lambda form=form: generating(quantized(model, form))
-    return found | dict(peers_of(model, folder, prompt(model, PROMPT), NEW))
+    for name, (make, run, form) in PEERS.items():
+        found[name] = lambda make=make, run=run, form=form: run(
+            make(model, folder, form), prompt(PROMPT), NEW
+        )
+    return found
 
 
 def bytes_of_step(model: Any, bits: float) -> float:
@@ -186,23 +189,47 @@ def plain_read() -> Call:
     return lambda: weights.sum() and None
 
 
-def resident_mb(name: str, which: str, files: Path | None) -> float | None:
-    """Of a process that has called one contender; ``None`` where it failed."""
-    words = ["-m", "benchmarks.decoding", "--alone", name, "--models", which]
-    words += [] if files is None else ["--files", str(files)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+def stored(name: str, model: Any, folder: Path) -> Path:
+    """What a process reads that runs one contender alone; made where it is not there yet."""
+    if name in PEERS:
+        make, _, form = PEERS[name]
+        return make(model, folder, form)
+    if not name.startswith("Octavo"):
+        dtype = torch.float32 if name.endswith("fp32") else torch.bfloat16
+        own = copy.deepcopy(model).to(dtype)
+        return kept(folder / f"hf-{dtype}".replace("torch.", ""), own.save_pretrained)
+    form = name.removeprefix("Octavo ").removesuffix(", generate")
+    source = stored("torch fp32", model, folder)
+    return kept(
+        folder / f"octavo {form}",
+        lambda path: octavo.quantize_folder(source, path, qconfig=FORMS[form]),
+    )
+
+
+def resident_mb(name: str, model: Any, folder: Path) -> float | None:
+    """Of a process that has loaded and called one contender; ``None`` where it failed."""
+    words = ["-m", "benchmarks.decoding", "--alone", name, "--files", stored(name, model, folder)]
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return float(json.loads(done.stdout.strip().splitlines()[-1]))
     except (IndexError, ValueError):
         return None
 
 
-def alone(name: str, which: str, files: Path | None) -> None:
-    """Call one contender, and say how much memory is resident then, in MB; the float model that it
-    was made of is gone.
-    """
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        call = makers(float_model(which), (files or Path(folder)) / which)[name]()
+def alone(name: str, path: Path) -> None:
+    """Load one contender from its file or folder, call it, and print how much memory is resident
+    then, in MB."""
+    with torch.no_grad():
+        if name in PEERS:
+            call = PEERS[name][1](path, prompt(PROMPT), NEW)
+        else:
+            from transformers import AutoModelForCausalLM
+
+            model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+            own = models_of(model)[name]() if name.startswith("torchao") else model
+            call = generating(own) if name.endswith("generate") else stepping(own)
+            del model, own
         call()
         gc.collect()
         status = Path("/proc/self/status")
@@ -218,10 +245,14 @@ def measured(which: str, piece: str, options: Any, report: Report) -> None:
     """The rows of ours and of one piece, in the place of those of an earlier run."""
     model = float_model(which)
     names = [*OURS.values(), *PIECES[piece]]
-    if piece == PROMPTS:
-        rows = read_long(model, names, which, options, report.details)
-    else:
-        rows = written(model, names, which, options, report.details)
+    with ExitStack() as stack:
+        files = options.files or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if piece == MEMORY:
+            rows = loaded(model, names, files / which)
+        elif piece == PROMPTS:
+            rows = read_long(model, names, which, options, report.details)
+        else:
+            rows = written(model, names, which, files / which, options, report.details)
     kept = {(row["model"], row["contender"]): row for row in report.rows}
     for name, row in rows.items():
         kept[which, name] = {"model": which, **kept.get((which, name), {}), **row}
@@ -229,14 +260,17 @@ def measured(which: str, piece: str, options: Any, report: Report) -> None:
 
 
 def written(
-    model: Any, names: Sequence[str], which: str, options: Any, details: dict[str, Any]
+    model: Any,
+    names: Sequence[str],
+    which: str,
+    folder: Path,
+    options: Any,
+    details: dict[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """Rows of who writes 32 tokens, and how much time ours take over the others'."""
-    with ExitStack() as stack:
-        folder = options.files or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        made = {READ: plain_read, **makers(model, folder / which)}
-        chosen = {name: made[name] for name in (READ, *names)}
-        found = contest(chosen, options.rounds, options.seconds, slowest=20, rest_s=REST_S)
+    made = {READ: plain_read, **makers(model, folder)}
+    chosen = {name: made[name] for name in (READ, *names)}
+    found = contest(chosen, options.rounds, options.seconds, slowest=20, rest_s=REST_S)
     gigabytes = 4 * 2**26 / 1e9 / found.times[READ].median_s
     found.rows[READ]["GB/s"] = gigabytes
     for name, latency in found.times.items():
@@ -247,8 +281,6 @@ def written(
         bits = next(b for part, b in BITS.items() if part in name)
         row["GB/s"] = bytes_of_step(model, bits) * row["tokens/s"] / 1e9
         row["of plain read"] = row["GB/s"] / gigabytes
-        if options.memory:
-            row["resident MB"] = resident_mb(name, which, options.files)
     ratios = details.setdefault("time over", {}).setdefault(which, {})
     for own in OURS.values():
         for name in names:
@@ -256,6 +288,17 @@ def written(
             if ratio is not None and name not in OURS.values():
                 ratios[f"{own} / {name}"] = ratio
     return found.rows
+
+
+def loaded(model: Any, names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows of what is resident of who was loaded from files alone."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        try:
+            rows[name] = {"contender": name, "resident MB": resident_mb(name, model, folder)}
+        except Exception as error:  # noqa: BLE001  (it is the row's)
+            rows[name] = {"contender": name, "error": problem(error)}
+    return rows
 
 
 def read_long(
@@ -309,9 +352,9 @@ def goals(report: Report) -> Iterator[Goal]:
 def build(which: str, folder: Path) -> None:
     """Make the files of all peers, which may take minutes and need no quiet machine."""
     model = float_model(which)
-    for name, make in peers_of(model, folder / which, prompt(model, PROMPT), NEW).items():
+    for name in PEERS:
         try:
-            make()
+            stored(name, model, folder / which)
             print(f"{which}: {name} is built", flush=True)
         except Exception as error:  # noqa: BLE001  (it would be its row's)
             print(f"{which}: {name}: {problem(error)}", flush=True)
@@ -326,13 +369,12 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--pieces", nargs="*", default=list(PIECES), choices=list(PIECES))
     made.add_argument("--files", type=Path, help="a folder that keeps what peers read")
     made.add_argument("--build", action="store_true", help="make these files, and measure nothing")
-    made.add_argument("--memory", action="store_true", help="resident memory too, a process each")
-    made.add_argument("--alone", help="call one contender, and print its resident memory")
+    made.add_argument("--alone", help="load one contender of what --files names, and print memory")
     options = parsed(made, words)
     if options.build and options.files is None:
         made.error("--build needs --files, where they are kept")
     if options.alone:
-        alone(options.alone, options.models[0], options.files)
+        alone(options.alone, options.files)
         return
     settings = {"threads": torch.get_num_threads(), "new tokens": NEW}
     report = Report("decoding", "Language models that write on", settings)

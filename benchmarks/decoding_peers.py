@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -31,11 +31,8 @@ NNCF = {
     "int8": {"mode": "INT8_ASYM"},
     "int4": {"mode": "INT4_SYM", "group_size": 32, "ratio": 1.0, "all_layers": True},
 }
-TESTS = Path(__file__).parents[1] / "tests"  # where what lets transformers be imported lies
-BUILDER = f"""
-import runpy, sys
-sys.path.append({str(TESTS)!r})
-import torchvision_shim
+BUILDER = """
+import benchmarks, runpy
 runpy.run_module("onnxruntime_genai.models.builder", run_name="__main__")
 """
 NAMES = {
@@ -220,19 +217,13 @@ def by_onnxruntime(path: Path, ids: Tensor, new: int) -> Call:
     return call
 
 
-def peers_of(model: Any, folder: Path, ids: Tensor, new: int) -> Mapping[str, Callable[[], Call]]:
-    """name -> what makes the call; its files are in the folder from then on."""
-    runners = [
+# name -> what makes its file or folder, what runs that, and the form
+PEERS: dict[str, tuple[Callable[..., Path], Callable[..., Call], str]] = {
+    f"{name} {form}": (make, run, form)
+    for name, forms, make, run in (
         ("llama.cpp", tuple(GGUF), of_llama_cpp, by_llama_cpp),
         ("OpenVINO GenAI", tuple(NNCF), of_openvino, by_openvino),
         ("ONNX Runtime GenAI", ("int8", "int4"), of_onnxruntime, by_onnxruntime),
-    ]
-
-    def maker(make: Any, run: Any, form: str) -> Callable[[], Call]:
-        return lambda: run(make(model, folder, form), ids, new)
-
-    return {
-        f"{name} {form}": maker(make, run, form)
-        for name, forms, make, run in runners
-        for form in forms
-    }
+    )
+    for form in forms
+}

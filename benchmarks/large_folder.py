@@ -31,14 +31,12 @@ FORMS = {
     "4 bits, groups of 32": "octavo.weight_only_qconfig(4, group_size=32)",
     "4 bits, groups of 128": "octavo.weight_only_qconfig(4, group_size=128)",
 }
-TESTS = Path(__file__).parents[1] / "tests"  # where what lets transformers be imported lies
 MOST_SECONDS, MOST_EXTRA = 120.0, 1e9
 
 # VmHWM is of this process alone; getrusage's peak counts what its parent held, too.
 RUN = """
 import json, sys, time
-sys.path.append(sys.argv[4])
-import torchvision_shim, octavo
+import benchmarks, octavo
 started = time.perf_counter()
 octavo.quantize_folder(sys.argv[1], sys.argv[2], qconfig=eval(sys.argv[3]), progress=False)
 seconds = time.perf_counter() - started
@@ -120,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def measured(source: Path, out: Path, qconfig: str) -> dict[str, Any]:
     """Seconds and peak memory of one form, in a process of its own."""
-    command = [sys.executable, "-c", RUN, str(source), str(out), qconfig, str(TESTS)]
+    command = [sys.executable, "-c", RUN, str(source), str(out), qconfig]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     size = sum(file.stat().st_size for file in out.glob("*.safetensors"))

@@ -78,7 +78,6 @@ class Texts:
 
 def encoder() -> tuple[nn.Module, Any]:
     """The encoder with its weights, and its tokenizer."""
-    import_module("benchmarks.nets")  # lets torchvision be imported, which transformers does
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# torchvision's own operators do not load beside the CPU build of torch; the tests hold the cure.
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-importlib.import_module("torchvision_shim")
-
-from torchvision import models  # noqa: E402
+from torchvision import models
 
 SEED = 0
 CLASSES = 10

@@ -11,14 +11,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torchvision import models as torchvision_models
 
 from benchmarks import minilm, nets, ocr, unet
 from benchmarks.docstrings import docstrings
 from benchmarks.recurrent import Recurrent
 from octavo.cli.demo.demo import Net
-
-# Behind `nets`, which lets torchvision be imported.
-from torchvision import models as torchvision_models  # isort: skip
 
 Batch = tuple[Tensor, ...]
 
