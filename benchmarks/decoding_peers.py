@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -131,9 +130,6 @@ def of_llama_cpp(model: Any, folder: Path, form: str) -> Path:
 
 
 def by_llama_cpp(path: Path, ids: Tensor, new: int) -> Call:
-    """Called in a thread of its own, whose OpenMP threads are its own, too: its AMX kernels set the
-    tiles' sizes once for a thread, and end the process where somebody else has set others since."""
-    thread = ThreadPoolExecutor(1)
     own = needed("llama_cpp").Llama(
         str(path), n_ctx=1024, n_threads=torch.get_num_threads(), verbose=False, logits_all=False
     )
@@ -145,7 +141,7 @@ def by_llama_cpp(path: Path, ids: Tensor, new: int) -> Call:
         for token in range(1, new):
             own.eval([prompt[token % len(prompt)]])
 
-    return lambda: thread.submit(call).result()
+    return call
 
 
 def of_openvino(model: Any, folder: Path, form: str) -> Path:
