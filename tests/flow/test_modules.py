@@ -178,13 +178,10 @@ def test_computed_weights_stay_float_and_it_is_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         nn.utils.weight_norm(layers[2])
-    with pytest.warns(OctavoWarning, match="stays float: its weight is computed") as said:
+    with pytest.warns(OctavoWarning, match="stay float: its weight is computed") as said:
         q = by_modules(nn.Sequential(*layers))
-    assert [str(w.message)[:3] for w in said if "computed" in str(w.message)] == [
-        "'0'",
-        "'1'",
-        "'2'",
-    ]
+    (told,) = [str(w.message) for w in said if "computed" in str(w.message)]
+    assert told.startswith("'0', '1', '2' stay float: its weight")
     assert [isinstance(m, octavo.nn.Linear) for m in q.children()] == [False, False, False, True]
     assert q(torch.randn(2, 8)).shape == (2, 8)
 
@@ -214,6 +211,22 @@ def test_a_small_share_is_told() -> None:
         OctavoWarning, match="only 10% of the weights are integers now; float: Conv2d"
     ):
         by_modules(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 8)))
+
+
+def test_layers_that_no_group_fits_are_told_of_once_and_which_size_does() -> None:
+    model = nn.Sequential(*(nn.Linear(48, 48) for _ in range(5)), nn.Linear(48, 50))
+    model.append(nn.Linear(50, 64)).append(nn.Linear(64, 4))
+    with pytest.warns(OctavoWarning) as said:
+        octavo.quantize(
+            model, mode="weight_only", qconfig=octavo.weight_only_qconfig(4, group_size=32)
+        )
+    told = "group_size 32 does not divide its weight of shape"
+    assert [str(w.message) for w in said] == [
+        f"'0', '1', '2' and 2 more stay float: {told} [48, 48]; group_size=16 does",
+        f"'5' stays float: {told} [50, 48]; group_size=16 does",
+        f"'6' stays float: {told} [64, 50]",
+        "only 1% of the weights are integers now; float: Linear 99%",
+    ]
 
 
 @pytest.mark.parametrize(

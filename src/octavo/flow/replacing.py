@@ -24,6 +24,7 @@ Decide = Callable[[str, nn.Module], Decision]
 Make = Callable[[nn.Module, QConfig, str], nn.Module]
 
 _NOTHING: Mapping[str, Rounded] = {}
+_NAMED = 3  # layers, of many that stay float for one reason
 _FEW = 0.5  # share of the weights from which on nothing is said
 
 
@@ -35,7 +36,8 @@ class Replaced:
         model: changed in place; the quantized layer itself where the model was one.
         modules: path -> the quantized layer there; the first path of one that is shared.
         left: path of a layer with weights that stays float -> why.
-        notes: what is to be said of single layers.
+        obstacles: path of a layer that was asked for and cannot be had -> why.
+        notes: what is to be said of layers that share a weight.
         sizes: path of a layer with weights -> its class, and how many values its weights have;
             what several share counts for the first.
     """
@@ -43,12 +45,23 @@ class Replaced:
     model: nn.Module
     modules: dict[str, nn.Module] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    obstacles: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     sizes: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def remarks(self) -> list[str]:
         """What the user ought to know, a sentence each."""
-        return [*self.notes, *self._share()]
+        return [*self._hindered(), *self.notes, *self._share()]
+
+    def _hindered(self) -> Iterator[str]:
+        """A sentence for each obstacle, however many layers of a language model have it."""
+        alike: dict[str, list[str]] = {}
+        for path, obstacle in self.obstacles.items():
+            alike.setdefault(obstacle, []).append(path)
+        for obstacle, paths in alike.items():
+            few = ", ".join(map(repr, paths[:_NAMED]))
+            more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+            yield f"{few}{more} {'stays' if len(paths) == 1 else 'stay'} float: {obstacle}"
 
     def _share(self) -> Iterator[str]:
         total = sum(size for _, size in self.sizes.values())
@@ -59,11 +72,15 @@ class Replaced:
         for path, (kind, size) in self.sizes.items():
             left[kind] += size * (path not in self.modules)
         kinds = ", ".join(f"{k} {size / total:.0%}" for k, size in left.most_common(3) if size)
-        yield (
-            f"only {done / total:.0%} of the weights are integers now; float: {kinds}. They are "
-            "no layers that octavo.nn has, or were not asked for: octavo.quantize captures the "
-            "model and finds products of matrices however they are written"
-        )
+        told = f"only {done / total:.0%} of the weights are integers now; float: {kinds}"
+        if all(path in self.modules or path in self.obstacles for path in self.sizes):
+            yield told  # and why was said
+        else:
+            yield (
+                f"{told}. They are no layers that octavo.nn has, or were not asked for: "
+                "octavo.quantize captures the model and finds products of matrices however they "
+                "are written"
+            )
 
 
 @dataclass
@@ -188,7 +205,7 @@ def _decision(path: str, layer: nn.Module, decide: Decide, result: Replaced) -> 
     obstacle = form.obstacle(layer, decision) if isinstance(decision, QConfig) else None
     if obstacle is None:
         return decision
-    result.notes.append(f"{path!r} stays float: {obstacle}")
+    result.obstacles[path] = obstacle
     return obstacle
 
 

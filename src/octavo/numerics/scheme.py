@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from octavo.arguments import INTEGER, optional
 from octavo.errors import PlanError
 from octavo.numerics.dtypes import QDType, qdtype
+
+GROUP_SIZES = (256, 128, 64, 32, 16, 8)  # usual ones
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,22 @@ class Scheme:
         if self.per_token:
             return "per-token"
         return "per-tensor" if self.channel_axis is None else "per-channel"
+
+    def misfit(self, name: str, shape: Sequence[int]) -> str | None:
+        """Why a weight cannot have groups of this size, as a clause; ``None`` where it can.
+
+        Args:
+            name: what to call it.
+            shape: of the weight, input channels last.
+        """
+        size = self.group_size
+        if size is None or (len(shape) == 2 and shape[1] % size == 0):
+            return None
+        told = f"group_size {size} does not divide its {name} of shape {list(shape)}"
+        if len(shape) != 2:
+            return f"{told}: only a matrix has groups"
+        fitting = (n for n in GROUP_SIZES if n < size and shape[1] % n == 0)
+        return told + next((f"; group_size={n} does" for n in fitting), "")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

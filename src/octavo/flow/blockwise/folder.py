@@ -240,6 +240,7 @@ class _Job:
         tensors = tensors_of(model, parts) | self._floats(here, parts)
         write_shard(file, tensors, parts, self._of)
         self.replaced.notes += done.notes
+        self.replaced.obstacles |= done.obstacles
         self.replaced.left |= {path: why for path, why in done.left.items() if path in inside}
         self.replaced.sizes = done.sizes | self.replaced.sizes
         self._done(file, parts, {name: t.numel() * t.itemsize for name, t in tensors.items()})

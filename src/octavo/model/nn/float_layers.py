@@ -105,8 +105,7 @@ def obstacle_of(layer: nn.Module, qconfig: QConfig) -> str | None:
             return f"its {name} has no values, it is on meta"
         if not bool(torch.isfinite(weight.sum(dtype=torch.float64))):
             return f"its {name} has a NaN or an infinity in it"
-        size = qconfig.weight.scheme.group_size
-        if size is not None and (weight.dim() != 2 or weight.shape[1] % size):
-            shape = list(weight.shape)
-            return f"group_size {size} does not divide its {name} of shape {shape}"
+        misfit = qconfig.weight.scheme.misfit(name, weight.shape)
+        if misfit is not None:
+            return misfit
     return None

@@ -125,12 +125,13 @@ def _obstacle_of_layer(context: Context, node: Node) -> str | None:
     if node.op.endswith(".padding"):
         return 'its padding="same" differs between the sides'
     qconfig = context.qconfigs[node.name]
-    group_size = None if qconfig is None else qconfig.weight.scheme.group_size
-    for name in layer.weights_of(node, context.graph.constants):
-        shape = list(context.graph.constants[name].shape)
-        if group_size is not None and (len(shape) != 2 or shape[1] % group_size):
-            return f"group_size {group_size} does not divide its weight {name} of shape {shape}"
-    return None
+    if qconfig is None:
+        return None
+    misfits = (
+        qconfig.weight.scheme.misfit(f"weight {name}", context.graph.constants[name].shape)
+        for name in layer.weights_of(node, context.graph.constants)
+    )
+    return next(filter(None, misfits), None)
 
 
 def _obstacle_of_tensors(context: Context, node: Node, layer: WeightLayout) -> str | None:
