@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -23,6 +25,26 @@ def test_the_median_ratio_of_the_rounds_and_how_sure_it_is() -> None:
     uneven = Gain.between(latency(1.0, 1.0, 1.0), latency(1.0, 2.0, 3.0))
     assert uneven.speed == 2.0
     assert uneven.noise == pytest.approx(2 * 1.2533 * 1.4826 / 3**0.5)
+
+
+def test_two_rounds_of_five_that_are_slower_are_noise() -> None:
+    """Three that agree make the error of the median small, two standard errors of it 0.033."""
+    old = latency(*[1.0] * 5)
+    uneven = Gain.between(latency(1 / 0.9, 1 / 0.92, 1 / 1.06, 1 / 1.07, 1 / 1.08), old)
+    assert uneven.speed == pytest.approx(1.06)
+    assert uneven.noise == pytest.approx(0.14)
+    assert not uneven.real
+    assert Gain.between(latency(1 / 0.9, 1 / 1.05, 1 / 1.06, 1 / 1.07, 1 / 1.08), old).real
+
+
+def test_two_that_take_as_long_are_rarely_told_apart() -> None:
+    chance = random.Random(0)
+
+    def measured() -> Gain:
+        one, other = ([chance.lognormvariate(0, 0.1) for _ in range(5)] for _ in range(2))
+        return Gain.between(latency(*one), latency(*other))
+
+    assert sum(measured().real and measured().real for _ in range(1000)) < 15
 
 
 @pytest.mark.parametrize(

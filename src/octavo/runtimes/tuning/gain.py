@@ -25,7 +25,7 @@ _FIRST_CALLS, _FIRST_S = 5, 0.2
 
 @dataclass(frozen=True)
 class Gain:
-    """How many times as fast as another, and two standard errors of that.
+    """How many times as fast as another, and how much of that may be noise.
 
     Example:
         >>> Gain(1.2, 0.05).real, Gain(1.2, 0.25).real
@@ -37,16 +37,21 @@ class Gain:
 
     @classmethod
     def between(cls, new: Latency, old: Latency) -> Gain:
-        """Of the ratios within each round: their median, and how sure that is."""
+        """Of the ratios within each round: their median, and how sure that is.
+
+        Two standard errors of the median, and no less than what lies between it and the lower
+        quartile: of few rounds two may be far off and not be seen in the error of the others.
+        """
         pairs = zip(old.rounds, new.rounds, strict=True)
         ratios = [statistics.median(theirs) / statistics.median(ours) for theirs, ours in pairs]
-        middle = statistics.median(ratios)
+        low, middle, _ = statistics.quantiles(ratios, n=4, method="inclusive")
         spread = 1.4826 * statistics.median(abs(ratio - middle) for ratio in ratios)
-        return cls(middle, 2 * 1.2533 * spread / math.sqrt(len(ratios)))
+        error = 1.2533 * spread / math.sqrt(len(ratios))
+        return cls(middle, max(2 * error, middle - low))
 
     @property
     def real(self) -> bool:
-        """Whether it is faster by more than the noise."""
+        """Whether it is faster by more than the noise: three rounds of four show it at least."""
         return self.speed > 1 + max(LEAST, self.noise)
 
 

@@ -22,7 +22,7 @@ class Trial:
         key: of the variant, see `Variant.key`.
         speed: how many times as fast as the fastest of before, the median of interleaved rounds;
             ``None`` where it was not measured.
-        noise: two standard errors of that.
+        noise: how much of that may be chance, see `octavo.runtimes.tuning.gain.Gain`.
         kept: whether it is the fastest from then on.
         why: it was not, in words.
         layers: of the two on one runtime, those that are in int8 in the slower, and not in the

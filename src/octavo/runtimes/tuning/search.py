@@ -3,8 +3,8 @@
 A variant is kept if it is faster by more than the noise, in two measurements, agrees with the
 oracle of what it runs, and is as near to the float model as the plan is. Of runtimes none is there
 before the others: the one that was faster in two measurements is taken, however noisy they were. In
-the end the fastest is timed beside the untuned and beside float once more, and gives way to either
-that is no slower.
+the end the fastest is timed beside the untuned and beside float once more. It gives way to the
+untuned, which is simpler, where that is faster at all, and to float by the rule for variants.
 """
 
 from __future__ import annotations
@@ -269,22 +269,35 @@ class _Search:
             return first_line(error)
 
     def _settle(self) -> tuple[float | None, float | None]:
-        """Give way to the untuned, or to float, unless it is slower; how many times as fast as
-        these the best is then.
+        """Give way to the untuned, or to all in float; how many times as fast as these the best is.
+
+        Float was not asked for, so that it has to be faster by more than the noise, and twice.
         """
         layers = all_layers(self.space.graph).layers
         in_float = replace(self.best, in_float=layers, in_bfloat16=frozenset())
         rivals = [self.untuned, in_float]
         able = [variant for variant in dict.fromkeys(rivals) if not self._obstacle(variant)]
-        gains = self._gains(able, all_of_them=True)
-        speeds = {variant: gain.speed for variant, gain in gains.items()}
-        for variant in able:
-            if speeds[variant] > speeds[self.best] and not self._fault(variant):
-                self.best = variant
+        gains = self._beside_untuned(able)
+        if in_float in able and gains[in_float].real:
+            gains = self._beside_untuned(able)
+            ahead = gains[in_float].speed > gains[self.best].speed
+            if ahead and gains[in_float].real and not self._fault(in_float):
+                self.best = in_float
         over = [
-            speeds[self.best] / speeds[variant] if variant in speeds else None for variant in rivals
+            gains[self.best].speed / gains[variant].speed if variant in able else None
+            for variant in rivals
         ]
         return over[0], over[1]
+
+    def _beside_untuned(self, rivals: Sequence[Variant]) -> Mapping[Variant, Gain]:
+        """What all of them gain over the best, which gives way to the untuned, a simpler one, if
+        that is faster.
+        """
+        gains = self._gains(rivals, all_of_them=True)
+        faster = self.untuned in rivals and gains[self.untuned].speed > gains[self.best].speed
+        if faster and not self._fault(self.untuned):
+            self.best = self.untuned
+        return gains
 
     def _gains(
         self, contenders: Sequence[Variant], *, all_of_them: bool = False
