@@ -47,6 +47,7 @@ NAMES = (
     "reach",
     "executorch",
     "litert",
+    "phone_files",
     "phones",
     "demo",
 )

@@ -158,7 +158,7 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--networks", nargs="*", default=NETWORKS)
     options = parsed(made, words)
     title = "ExecuTorch's programs on XNNPACK, beside torchao's quantizer"
-    report = Report("executorch", title, {"networks": options.networks, "samples": SAMPLES})
+    report = Report("executorch", title, {"samples": SAMPLES})
     report.resume(Path(options.out))
     known = {each["network"] for each in report.rows}
     for name in options.networks:

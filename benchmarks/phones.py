@@ -32,11 +32,19 @@ from octavo.runtimes.litert.interpreter import Program
 DEMO = "demo's network"
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     **nets.FOR_DIGITS,
+    "small LSTM": nets.SmallLSTM,
     "small GRU": nets.SmallGRU,
     attention.NETWORK: nets.SmallViT,
 }
-TRAINING = {attention.NETWORK: (attention.LEARNING_RATE, attention.BATCH)}
-EPOCHS, IMAGES, EQUAL = 80, 2000, 99.9
+# What training takes besides the defaults.
+TRAINING: Mapping[str, Mapping[str, Any]] = {
+    attention.NETWORK: {
+        "epochs": attention.EPOCHS,
+        "learning_rate": attention.LEARNING_RATE,
+        "batch": attention.BATCH,
+    }
+}
+IMAGES, EQUAL = 2000, 99.9
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Case:
     labels: Tensor
 
 
-def cases(names: Sequence[str], count: int, epochs: int) -> Iterator[Case]:
+def cases(names: Sequence[str], count: int, epochs: int | None) -> Iterator[Case]:
     if DEMO in names:
         net, loaders = trained_net()
         images, labels = (torch.cat(parts)[:count] for parts in zip(*loaders.test, strict=True))
@@ -58,7 +66,8 @@ def cases(names: Sequence[str], count: int, epochs: int) -> Iterator[Case]:
     data = hard_digits.load()
     for name, make in NETWORKS.items():
         if name in names:
-            net = hard_digits.trained(name, make, data, epochs, *TRAINING.get(name, ()))
+            asked = {} if epochs is None else {"epochs": epochs}
+            net = hard_digits.trained(name, make, data, **{**TRAINING.get(name, {}), **asked})
             test = data.test[:count], data.test_labels[:count]
             yield Case(name, net, data.calibration, *test)
 
@@ -123,7 +132,8 @@ def main(words: Sequence[str] | None = None) -> None:
     known = [DEMO, *NETWORKS]
     made.add_argument("--networks", nargs="*", default=known, choices=known)
     made.add_argument("--images", type=int, default=IMAGES)
-    made.add_argument("--epochs", type=int, default=EPOCHS, help="of training on hard digits")
+    own = "of training on hard digits; without it the network's own number"
+    made.add_argument("--epochs", type=int, help=own)
     options = parsed(made, words)
     settings = {"images": options.images, "epochs": options.epochs}
     report = Report("phones", "Trained networks in the files for phones", settings)

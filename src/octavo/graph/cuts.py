@@ -7,7 +7,7 @@ so that one run shows what every layer does by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,6 +94,16 @@ class Cuts:
             tuple(integers.get(name, {}).get("scale") for name in names),
             tuple(integers.get(name, {}).get("zero_point") for name in names),
         )
+
+    def expecting(self, oracle: Callable[..., Sequence[Tensor]] | None) -> Cuts:
+        """With what another oracle makes of what is given as what should come out.
+
+        Args:
+            oracle: of the cut graph; ``None`` for what this one says.
+        """
+        if oracle is None:
+            return self
+        return replace(self, outputs=tuple(oracle(*self.inputs, *self.given)))
 
     def pieces(self) -> Iterator[Piece]:
         """The cut graph's layers one by one, each with what goes into it."""

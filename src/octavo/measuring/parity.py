@@ -320,11 +320,12 @@ def _compared(
         whole = agreement(meant, lowered, batches)
         if whole is None:
             raise InputError("the oracle cannot run on this data")
-        likeness, oracle = Likeness(), run_of(meant, q.device)
+        likeness, oracle = Likeness(), lowered.oracle or run_of(meant, q.device)
         for batch in batches:
             likeness.update(oracle(*batch), lowered.run(*batch))
         cuts = Cuts.of(meant, batches[0])
-        layers = _compared_layers(cuts, lower(cuts.graph, name, q.device, options).run)
+        cut = lower(cuts.graph, name, q.device, options)
+        layers = _compared_layers(cuts.expecting(cut.oracle), cut.run)
     except (OctavoError, RuntimeError) as error:
         if not required and isinstance(error, MissingExtra):
             return None

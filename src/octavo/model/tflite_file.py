@@ -154,15 +154,19 @@ def _compared(
         ExportError: those that phones use are farther off than rounding explains.
     """
     from octavo.runtimes.litert.export import example_shapes
-    from octavo.runtimes.litert.interpreter import KERNELS, Program
+    from octavo.runtimes.litert.interpreter import Program
+    from octavo.runtimes.litert.kernels import KERNELS, oracle_of
 
     shapes = example_shapes(graph)
     samples = [sample for batch in batches for sample in _single(graph, batch, shapes)]
     found: dict[str, Agreement] = {}
-    for kernels in KERNELS:
+    for kernels, record in KERNELS.items():
         try:
             program = Program(written, kernels)
-            run = Lowered(lambda *tensors, program=program: program.run(tensors), {}, {})
+            oracle = oracle_of(graph, written.made, record)
+            run = Lowered(
+                lambda *tensors, program=program: program.run(tensors), {}, {}, oracle=oracle
+            )
             near = agreement(graph, run, samples) if samples else None
         except (RuntimeUnavailable, InputError) as error:
             if kernels == _REQUIRED:
@@ -204,6 +208,12 @@ def _single(
     return alone if any(entry.batch_axis is not None for entry in graph.inputs) else alone[:1]
 
 
+def _counted(kinds: Sequence[str]) -> str:
+    """``"2 ADD float32, TANH float32"``: each kind once, those first that come first."""
+    counts = Counter(kinds)
+    return ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in counts.items())
+
+
 def _described(
     path: str, graph: Graph, written: Written, near: Mapping[str, Agreement]
 ) -> TfliteFile:
@@ -211,7 +221,7 @@ def _described(
 
     counts = Counter(kind for kinds in written.kernels.values() for kind in kinds)
     floats = {
-        name: ", ".join(kinds)
+        name: _counted(kinds)
         for name, kinds in written.kernels.items()
         if any(kind.endswith("float32") for kind in kinds)
         and name in graph.by_name

@@ -50,7 +50,7 @@ def agreement(graph: Graph, lowered: Lowered, batches: Sequence[Batch]) -> Agree
             oracle runs on.
     """
     device = _device_of(batches)
-    oracle = run_of(graph, device)
+    oracle = lowered.oracle or run_of(graph, device)
     with torch.inference_mode():
         pairs = [(batch, _results(oracle, batch)) for batch in batches]
         known = [(batch, want) for batch, want in pairs if want is not None]
@@ -127,7 +127,9 @@ def farthest_layer(
     """
     with torch.inference_mode():
         cuts = Cuts.of(graph, batch)
-        results = lower(cuts.graph).run(*cuts.inputs, *cuts.given)
+        lowered = lower(cuts.graph)
+        cuts = cuts.expecting(lowered.oracle)
+        results = lowered.run(*cuts.inputs, *cuts.given)
     pairs = zip(cuts.outputs, results, cuts.zero_points, strict=True)
     errors = [
         _error_of(want.float() - (z or 0), have.float() - (z or 0)) for want, have, z in pairs

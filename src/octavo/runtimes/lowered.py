@@ -66,6 +66,8 @@ class Lowered:
             the product.
         compiled_for: from input tensors to those of their sizes that ``run`` compiles the model
             for; ``None`` where one program takes all.
+        oracle: what ``run`` is judged by, where its kernels round as no graph says; ``None`` for
+            the graph.
     """
 
     run: Callable[..., tuple[Any, ...]]
@@ -80,3 +82,4 @@ class Lowered:
     runtime: str = ""
     products: Mapping[str, Product] = field(default_factory=dict)
     compiled_for: Callable[[Sequence[Tensor]], tuple[int, ...]] | None = None
+    oracle: Callable[..., tuple[Any, ...]] | None = None

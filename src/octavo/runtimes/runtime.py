@@ -7,8 +7,8 @@ Tested in tests/runtimes/test_contract.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,8 @@ class Runtime:
             than the first one's are proved when they come.
         meaning: the graph that it computes in place of one which rounds as its kernels cannot, and
             by which its results are judged.
+        kernels: other sets of kernels that may run its files, each a runtime of its own, which is
+            called ``"name/set"`` and given to nobody who does not ask for it.
 
     Example:
         >>> from octavo.runtimes import RUNTIMES, Runtime
@@ -89,6 +91,7 @@ class Runtime:
     targets: tuple[str, ...] | None = None
     sized: bool = False
     meaning: Callable[[Graph], Graph] = lambda graph: graph
+    kernels: Mapping[str, Runtime] = field(default_factory=dict)
 
 
 class _Runtimes(MutableMapping[str, Runtime]):
@@ -98,10 +101,11 @@ class _Runtimes(MutableMapping[str, Runtime]):
         self._records: dict[str, Runtime | None] = dict.fromkeys(own.split())
 
     def __getitem__(self, name: str) -> Runtime:
-        record = self._records[name]
+        own, _, kernels = name.partition("/")
+        record = self._records[own]
         if record is None:
-            record = self._records[name] = import_module(f"octavo.runtimes.{name}").RUNTIME
-        return record
+            record = self._records[own] = import_module(f"octavo.runtimes.{own}").RUNTIME
+        return record.kernels[kernels] if kernels else record
 
     def __setitem__(self, name: str, runtime: Runtime) -> None:
         self._records[name] = runtime
@@ -110,7 +114,9 @@ class _Runtimes(MutableMapping[str, Runtime]):
         del self._records[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._records  # nothing is imported for that
+        own, _, kernels = str(name).partition("/")
+        # Nothing is imported for a runtime's own name.
+        return own in self._records and (not kernels or kernels in self[own].kernels)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)

@@ -13,7 +13,8 @@ pytest.importorskip("ai_edge_litert")
 
 from octavo.runtimes.litert.export import example_shapes, to_tflite
 from octavo.runtimes.litert.flatbuffer import schema
-from octavo.runtimes.litert.interpreter import KERNELS, Program
+from octavo.runtimes.litert.interpreter import Program
+from octavo.runtimes.litert.kernels import KERNELS
 
 
 class Net(nn.Module):

@@ -2,12 +2,15 @@
 
 `export` writes a file's content, `converters` says which converter writes which operator; they lie
 in the other files, one theme each. Only `flatbuffer` knows the file's schema; `interpreter` runs
-it.
+it, by one of the sets of `kernels`.
 
 Tested in tests/runtimes/litert/test_runtime.py.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -18,7 +21,9 @@ from octavo.runtimes.options import Options
 from octavo.runtimes.runtime import Runtime
 
 
-def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
+def lower(
+    graph: Graph, device: torch.device, options: Options, kernels: str = "xnnpack"
+) -> Lowered:
     """Write and load a QDQ graph.
 
     Raises:
@@ -29,10 +34,10 @@ def lower(graph: Graph, device: torch.device, options: Options) -> Lowered:
     package()
     from octavo.runtimes.litert.runtime import lowered
 
-    return lowered(graph, options)
+    return lowered(graph, options, kernels)
 
 
-RUNTIME = Runtime(
+_BY_XNNPACK = Runtime(
     lower,
     options=("threads", "batch"),
     bfloat16=False,
@@ -40,4 +45,11 @@ RUNTIME = Runtime(
     candidate=False,
     package=package,
     targets=("edge",),
+)
+RUNTIME = replace(
+    _BY_XNNPACK,
+    kernels={
+        name: replace(_BY_XNNPACK, lower=partial(lower, kernels=name))
+        for name in ("optimized", "reference")
+    },
 )

@@ -6,7 +6,7 @@ Tested in tests/runtimes/litert/test_export.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from octavo.errors import ExportError
 from octavo.graph.fixed_sizes import with_fixed_sizes
@@ -20,7 +20,7 @@ from octavo.runtimes.litert.metadata import NAME, Metadata
 from octavo.runtimes.litert.on_integers import rounding_on_integers
 from octavo.runtimes.litert.rounding import form_of
 from octavo.runtimes.litert.signed import with_signed_activations
-from octavo.runtimes.litert.values import Form, Value
+from octavo.runtimes.litert.values import Form, Made, Value
 from octavo.runtimes.litert.writer import Writer
 from octavo.version import __version__
 
@@ -53,6 +53,7 @@ class Written:
         inputs, outputs: in the graph's order.
         kernels: node of the graph -> the operators that it became, each with its numbers.
         arena: bytes that its values take while it runs.
+        made: rounding of the graph -> the operators that give its integers.
     """
 
     data: bytes
@@ -60,6 +61,7 @@ class Written:
     outputs: tuple[Entry, ...]
     kernels: Mapping[str, Sequence[str]]
     arena: int = 0
+    made: Mapping[str, Sequence[Made]] = field(default_factory=dict)
 
 
 def example_shapes(graph: Graph) -> list[tuple[int, ...]]:
@@ -112,7 +114,7 @@ def to_tflite(
     data = metadata.with_files(data) if metadata else data
     ends = [[entry.value.index for entry in entries] for entries in (inputs, outputs)]
     arena = arena_bytes(writer.model.lifetimes(*ends))
-    return Written(data, tuple(inputs), tuple(outputs), writer.kernels, arena)
+    return Written(data, tuple(inputs), tuple(outputs), writer.kernels, arena, writer.made)
 
 
 def _named(entries: Sequence[Entry]) -> dict[str, Entry]:

@@ -17,15 +17,9 @@ from octavo.errors import RuntimeUnavailable, first_line
 from octavo.numerics.octavo_operators import dequantize, quantize
 from octavo.runtimes.foreign import as_array
 from octavo.runtimes.litert.export import Entry, Written
+from octavo.runtimes.litert.kernels import KERNELS
 from octavo.runtimes.litert.package import package
 from octavo.runtimes.litert.values import channels_last, channels_second
-
-# LiteRT's kernels: XNNPACK's, its own optimized ones, those that tell what is right.
-KERNELS = {
-    "xnnpack": "BUILTIN",
-    "optimized": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
-    "reference": "BUILTIN_REF",
-}
 
 
 class Program:
@@ -47,7 +41,9 @@ class Program:
             self.interpreter = litert.Interpreter(
                 model_content=written.data,
                 num_threads=threads,
-                experimental_op_resolver_type=getattr(litert.OpResolverType, KERNELS[kernels]),
+                experimental_op_resolver_type=getattr(
+                    litert.OpResolverType, KERNELS[kernels].resolver
+                ),
             )
             self.interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:

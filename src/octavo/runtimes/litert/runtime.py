@@ -8,6 +8,7 @@ Tested in tests/runtimes/litert/test_runtime.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from octavo.runtimes.compiled_kernels import account
 from octavo.runtimes.foreign import check_batch
 from octavo.runtimes.litert.export import Written, to_tflite
 from octavo.runtimes.litert.interpreter import Program
+from octavo.runtimes.litert.kernels import KERNELS, oracle_of
 from octavo.runtimes.litert.signed import unsigned_results
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.options import Options
@@ -32,7 +34,7 @@ def lowered(graph: Graph, options: Options, kernels: str = "xnnpack") -> Lowered
     Args:
         graph: in canonical QDQ form.
         options: how it is run.
-        kernels: which of LiteRT's own run it, of `octavo.runtimes.litert.interpreter.KERNELS`.
+        kernels: which of LiteRT's own run it, of `octavo.runtimes.litert.kernels.KERNELS`.
 
     Raises:
         RuntimeUnavailable: LiteRT cannot load it.
@@ -42,7 +44,8 @@ def lowered(graph: Graph, options: Options, kernels: str = "xnnpack") -> Lowered
     written = programs.of(tuple(tuple(entry.sizes) for entry in graph.inputs)).written
     integer, otherwise = executed(written)
     known, fallbacks = account(graph, integer, otherwise, "litert")
-    return Lowered(programs.run, known, fallbacks, compiled_for=programs.sizes_of)
+    oracle = programs.oracle if KERNELS[kernels].rules else None
+    return Lowered(programs.run, known, fallbacks, compiled_for=programs.sizes_of, oracle=oracle)
 
 
 def executed(written: Written) -> tuple[dict[str, str], dict[str, str]]:
@@ -62,11 +65,11 @@ class Programs:
     Args:
         graph: the model.
         options: how it is run.
-        kernels: LiteRT's own that run it, of `interpreter.KERNELS`.
+        kernels: LiteRT's own that run it, of `KERNELS`.
     """
 
     def __init__(self, graph: Graph, options: Options, kernels: str = "xnnpack") -> None:
-        self.graph, self.batch = graph, options.batch
+        self.graph, self.batch, self.kernels = graph, options.batch, kernels
         self.unsigned = unsigned_results(graph)
         threads = options.threads or torch.get_num_threads()
         self.programs = SizedPrograms[Shapes, Program](
@@ -89,12 +92,25 @@ class Programs:
             RuntimeUnavailable: LiteRT cannot run it.
         """
         check_batch(self.graph, tensors, self.batch)
-        results = self.of(tuple(tuple(tensor.shape) for tensor in tensors)).run(tensors)
+        results = self.of(_shapes(tensors)).run(tensors)
         names = self.graph.output_names()
         return tuple(
             _as_unsigned(result) if name in self.unsigned else result
             for name, result in zip(names, results, strict=True)
         )
+
+    def oracle(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """What its kernels should give, which depends on how the file is made.
+
+        Raises:
+            ExportError: an operator has no form in LiteRT.
+        """
+        made = self.of(_shapes(tensors)).written.made
+        return oracle_of(self.graph, made, KERNELS[self.kernels])(*tensors)
+
+
+def _shapes(tensors: Sequence[Tensor]) -> Shapes:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
 
 
 def _as_unsigned(integers: Tensor) -> Tensor:

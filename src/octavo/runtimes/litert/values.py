@@ -61,6 +61,30 @@ class Value:
         return len(self.shape) - 1 if axis == 1 else axis - 1
 
 
+@dataclass(frozen=True)
+class Made:
+    """An operator of the file that gives the integers of a rounding.
+
+    Attributes:
+        kind: the schema's name.
+        inputs: what it reads; ``None`` for one that is left out.
+        result: what it gives.
+        low, high: the range of the integers.
+    """
+
+    kind: str
+    inputs: tuple[Value | None, ...]
+    result: Value
+    low: int
+    high: int
+
+    def read(self, place: int) -> Value:
+        """One of its inputs."""
+        value = self.inputs[place]
+        assert value is not None
+        return value
+
+
 def channels_last(sizes: Sequence[T]) -> tuple[T, ...]:
     """One entry an axis, in the order of a tensor whose channels are the last axis."""
     return (sizes[0], *sizes[2:], sizes[1])

@@ -22,7 +22,14 @@ from octavo.graph.graph import Graph, Node, Ref, TensorMeta
 from octavo.graph.qdq import DEQUANTIZE, DEQUANTIZE_WEIGHT, QUANTIZE, weight_behind
 from octavo.runtimes.litert.flatbuffer import ACTIVATIONS, TYPES, Model, Quantization
 from octavo.runtimes.litert.rounding import Rounding
-from octavo.runtimes.litert.values import FLOAT, Form, Value, channels_last, channels_second
+from octavo.runtimes.litert.values import (
+    FLOAT,
+    Form,
+    Made,
+    Value,
+    channels_last,
+    channels_second,
+)
 from octavo.runtimes.litert.versions import version_of
 
 # Whether it holds integers, and whether channels are last.
@@ -40,6 +47,7 @@ class Writer:
         model: the file.
         rounding: of the node that is being written, where that runs on integers.
         kernels: node of the graph -> the operators that it became.
+        made: rounding of the graph -> the operators that give its integers, in order.
         done: nodes that need no operator: what they do, another one does.
     """
 
@@ -49,6 +57,7 @@ class Writer:
     model: Model = field(default_factory=Model)
     rounding: Rounding | None = None
     kernels: dict[str, list[str]] = field(default_factory=dict)
+    made: dict[str, list[Made]] = field(default_factory=dict)
     done: set[str] = field(default_factory=set)
     _entries: set[int] = field(default_factory=set)
     _values: dict[str, dict[Kind, Value]] = field(default_factory=dict)
@@ -153,6 +162,10 @@ class Writer:
         version = version_of(kind, forms, form, settings)
         self.model.operator(kind, read, [made.index], version, options, **settings)
         self.kernels.setdefault(self._current, []).append(f"{kind} {_numbers(forms, form)}")
+        if self.rounding is not None and form == self.rounding.form:
+            ends = self.rounding.low, self.rounding.high
+            known = self.made.setdefault(self.rounding.name, [])
+            known.append(Made(kind, tuple(inputs), made, *ends))
         return made
 
     def ops(

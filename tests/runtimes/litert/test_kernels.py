@@ -1,0 +1,116 @@
+"""LiteRT's kernels round as their rules say: the integers are those of each set's own oracle."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from litert_models import SHARE, Between
+from sweeping import swept
+from torch import nn
+from torch.nn import functional as F
+
+import octavo
+from octavo.graph.cuts import Cuts
+from octavo.measuring.parity import LayerParity, _compared_layers
+from octavo.runtimes import RUNTIMES
+from octavo.runtimes.options import Options
+
+pytest.importorskip("ai_edge_litert")
+
+from octavo.runtimes.litert.kernels import KERNELS
+from octavo.runtimes.litert.runtime import Programs
+
+OWN = ["optimized", "reference"]
+
+
+class Products(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(12, 16), nn.Linear(12, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) @ self.other(x).transpose(-1, -2)
+
+
+IMAGE, ROWS = (4, 3, 16, 16), (4, 9, 12)
+CASES = {
+    "convolutions": (nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 16, 1)), IMAGE),
+    "clipped": (nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU6(), nn.Conv2d(32, 8, 3)), IMAGE),
+    "depthwise": (Between(nn.Conv2d(8, 8, 3, groups=8)), IMAGE),
+    "transposed": (Between(nn.ConvTranspose2d(8, 6, 4, 2, 1)), IMAGE),
+    "linear": (nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 48)), ROWS),
+    "add": (Between(lambda x, y: (x + y).relu()), IMAGE),
+    "sub": (Between(lambda x, y: x - y), IMAGE),
+    "mul": (Between(lambda x, y: x * y), IMAGE),
+    "matmul": (Products(), ROWS),
+    "mean of images": (Between(nn.AdaptiveAvgPool2d(1), 37), IMAGE),
+    "mean of few pixels": (Between(lambda x: F.max_pool2d(x, 8).mean((2, 3))), IMAGE),
+    "mean of channels": (Between(lambda x: x.mean(1, keepdim=True)), IMAGE),
+    "averages": (Between(nn.AvgPool2d(2)), IMAGE),
+    "relu alone": (Between(lambda x: F.max_pool2d(x, 2).relu()), IMAGE),
+    "sigmoid": (Between(lambda x: x.sigmoid()), IMAGE),
+    "tanh": (Between(lambda x: x.tanh()), IMAGE),
+    "softmax": (Between(lambda x: x.softmax(1)), IMAGE),
+    "softmax of rows": (Between(lambda x: x.softmax(-1)), IMAGE),
+}
+KEPT = ["clipped", "add", "mean of images", "softmax"]
+
+
+def layers_of(model: nn.Module, x: torch.Tensor, kernels: str, own: bool, **how: object):
+    """Each layer beside the oracle: the kernels' own, or the graph's."""
+    torch.manual_seed(0)
+    how = {"calibration": [(x,)], "target": "edge", "progress": False, **how}
+    q = octavo.quantize(model.eval(), (x,), **how)
+    cuts = Cuts.of(q.graph, (x,))
+    programs = Programs(cuts.graph, Options(threads=1), kernels)
+    expected = cuts.expecting(programs.oracle) if own else cuts
+    return _compared_layers(expected, programs.run)
+
+
+def worst(layers: tuple[LayerParity, ...]) -> tuple[float, int]:
+    return max(layer.unequal for layer in layers), max(layer.steps or 0 for layer in layers)
+
+
+@pytest.mark.parametrize("kernels", OWN)
+@pytest.mark.parametrize("name", swept(CASES, KEPT))
+def test_the_integers_are_those_of_the_kernels_own_oracle(name, kernels):
+    model, shape = CASES[name]
+    unequal, steps = worst(layers_of(model, 2 * torch.randn(shape), kernels, own=True))
+    assert unequal <= SHARE
+    assert steps <= 1
+
+
+def test_the_graphs_own_oracle_is_another():
+    """LiteRT's own kernels round sums more than once; XNNPACK's round as the graph does."""
+    model, x = nn.Conv2d(4, 64, 3, padding=1), torch.randn(4, 4, 16, 16)
+    assert KERNELS["xnnpack"].rules == {}
+    assert worst(layers_of(model, x, "xnnpack", own=False))[0] < 1e-4
+    assert 1e-3 < worst(layers_of(model, x, "reference", own=False))[0] < 0.02
+
+
+@pytest.mark.parametrize("kernels", OWN)
+def test_unsigned_activations_of_other_targets(kernels):
+    model, x = CASES["clipped"][0], 2 * torch.randn(IMAGE)
+    unequal, steps = worst(layers_of(model, x, kernels, own=True, target="x86"))
+    assert unequal <= SHARE
+    assert steps <= 1
+
+
+@pytest.mark.parametrize("kernels", OWN)
+def test_a_set_of_kernels_is_verified_where_it_is_asked_for(kernels):
+    name = f"litert/{kernels}"
+    assert name in RUNTIMES
+    assert name not in list(RUNTIMES)
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)).eval()
+    q = octavo.quantize(net, calibration=[x], target="edge", progress=False)
+    found = octavo.verify(q, [x], runtimes=[name]).runtimes[0]
+    assert (found.runtime, found.error, found.passed) == (name, "", True)
+    assert max(layer.unequal for layer in found.layers) <= SHARE
+    assert q.lower(name).lowered.runtime == name
+
+
+def test_a_set_of_kernels_that_there_is_not():
+    assert "litert/nope" not in RUNTIMES
+    assert "nope/reference" not in RUNTIMES
