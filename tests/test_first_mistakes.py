@@ -125,6 +125,10 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "integers": (lambda: quantize(net(), calibration=[(X * 9).long()]), "give x.float()"),
     "halves": (lambda: quantize(net(), calibration=[X.half()]), "give x.float()"),
     "a model in halves": (lambda: quantize(net().half(), X), "give model.float()"),
+    "a lazy model": (
+        lambda: quantize(nn.Sequential(nn.Linear(16, 8), nn.LazyLinear(4)), calibration=[X]),
+        "'1.weight' has no sizes yet: lazy modules of torch.nn find them at their first call",
+    ),
     "pixels": (
         lambda: quantize(convolutions(), calibration=[(IMAGES * 255).byte()]),
         "input_scale=1 / 255",

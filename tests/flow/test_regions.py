@@ -529,3 +529,28 @@ def test_scope_modules_refuses_what_it_has_no_use_for(name: str, value: object) 
 def test_a_rule_may_leave_all_of_a_graph_in_float_by_its_layers_names() -> None:
     rule = octavo.QConfigMapping().set_module_name("out.1.linear", None)
     assert set(regions_of(regions(Branching(), qconfig=rule))) == {"backbone", "head"}
+
+
+class Streaming(nn.Module):
+    """Goes on where its last call ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.GRUCell(16, 32), nn.Linear(32, 4)
+        self.state: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state = self.cell(x, self.state)
+        scores: Tensor = self.head(self.state)
+        return scores
+
+
+def test_what_forward_keeps_between_calls_stays_in_python_and_begins_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, steps = Streaming().eval(), [torch.randn(4, 16) for _ in range(4)]
+    with pytest.warns(OctavoWarning, match="Streaming keeps in state what its next call"):
+        q = octavo.quantize(model, calibration=steps)
+    assert set(regions_of(q)) == {"head"}  # the cell is called without a state, and with one
+    assert (model.state, q.state) == (None, None)
+    with torch.no_grad():
+        assert all(near(q(x), model(x), 25) for x in steps)

@@ -109,8 +109,11 @@ def test_missing_superfluous_and_repeated_arguments(call: dict[str, Any]) -> Non
         flatten_call(GRAPH, (), call)
     with pytest.raises(InputError, match="the argument 'x' is given twice"):
         flatten_call(GRAPH, (x,), call | {"x": x})
-    with pytest.raises(InputError, match=r"the model takes 5 arguments .*, not 7"):
+    with pytest.raises(
+        InputError, match=r"the model takes 5 arguments .*, not 7; .*inputs=lambda batch: batch"
+    ):
         flatten_call(GRAPH, (x,) * 7, {})
+    assert len(flatten_call(GRAPH, (x, *list(call.values()), None, None), {})) == 5
 
 
 def test_an_argument_that_was_none_may_be_left_out(call: dict[str, Any]) -> None:
@@ -172,3 +175,14 @@ def test_calls_of_shapes_that_were_checked_are_taken_as_they_are(monkeypatch) ->
     for args in refused:
         with pytest.raises(InputError):
             calls.flatten(args, {})
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_that_are_not_dense_are_refused() -> None:
+    calls = PlainCalls(Graph((Input("x", ROW),), {}, (), {"x": Ref("x")}, Ref("x")))
+    x = torch.rand(3, 2)
+    assert calls.flatten((x,), {}) == [x]
+    with pytest.raises(InputError, match=r"x is of layout torch.sparse_coo: give x.to_dense\(\)"):
+        calls.flatten((x.to_sparse(),), {})
+    with pytest.raises(InputError, match=r"x is a nested tensor: .*to_padded_tensor\(x, 0.0\)"):
+        calls.flatten((torch.nested.nested_tensor([x, x[:2]]),), {})

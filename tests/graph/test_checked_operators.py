@@ -30,6 +30,8 @@ def test_what_is_right_runs_as_ever() -> None:
     aten = torch.ops.aten
     g = torch.rand(4, 1)
     assert torch.equal(run("aten._weight_norm.default", V, g), aten._weight_norm(V, g))
+    whole = (V, torch.tensor(2.0), -1)  # one norm of all, as weight_norm(layer, dim=None) has it
+    assert torch.equal(run("aten._weight_norm.default", *whole), aten._weight_norm(*whole))
     bags = (TABLE, INDICES, torch.tensor([0, 2]))
     assert torch.equal(run("aten.embedding_bag.default", *bags)[0], aten.embedding_bag(*bags)[0])
     none = torch.zeros(0, dtype=torch.int64)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -137,4 +138,19 @@ def test_a_metric_that_is_not_finite() -> None:
     metric = WholeSet(lambda outputs, labels: math.nan)
     metric.update(torch.zeros(1, 2), None)
     with pytest.raises(InputError, match="returned nan"):
+        metric.value()
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda outputs, labels: "high", "ValueError: could not convert string to float: 'high'"),
+        (lambda outputs, labels: outputs["logits"], "IndexError"),
+        (lambda outputs: 1.0, "TypeError: .* takes 1 positional argument but 2 were given"),
+    ],
+)
+def test_a_metric_that_gives_no_number(function: Any, why: str) -> None:
+    metric = WholeSet(function)
+    metric.update(torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(InputError, match=f"the metric metric gives no number: {why}.*labels"):
         metric.value()

@@ -9,7 +9,7 @@ Tested in tests/flow/test_regions.py.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from octavo.flow.work import Work, work_of
 from octavo.graph.batches import Signature
 from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import capture
+from octavo.graph.capture.changes import undone
 from octavo.graph.copying import copied
 from octavo.graph.graph import Graph
 from octavo.graph.quiet import quiet
@@ -103,13 +104,17 @@ class Search:
             PlanError: a rule does not fit.
             CalibrationError: the model cannot be run.
         """
-        self.works, self.runs = work_of(self.model, runs), len(runs)
+        with self._afresh():
+            self.works, self.runs = work_of(self.model, runs), len(runs)
         known: set[nn.Module] = set()
         while starts := {p: m for p, m in starts.items() if m not in known and _has_weights(m)}:
             known |= set(starts.values())
-            seen = watch(self.model, {p: m for p, m in starts.items() if m in self.works}, runs)
+            called = {p: m for p, m in starts.items() if m in self.works}
+            with self._afresh():
+                seen = watch(self.model, called, runs)
             candidates = dict(self._candidates(starts, seen))
-            refused = try_out(self.model, candidates, runs)
+            with self._afresh():
+                refused = try_out(self.model, candidates, runs)
             self.reasons |= refused
             for path, candidate in candidates.items():  # in the same order in every process
                 if path not in refused:
@@ -121,6 +126,10 @@ class Search:
                 if self.reasons.get(parent) != NOTHING
                 for path, module in children_of(parent, starts[parent]).items()
             }
+
+    def _afresh(self) -> AbstractContextManager[None]:
+        """Every time that the model is run it begins in the same state, if it keeps one."""
+        return undone(self.model.modules())
 
     def _candidates(
         self, modules: Mapping[str, nn.Module], seen: Mapping[str, Seen]

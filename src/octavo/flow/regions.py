@@ -21,8 +21,9 @@ from octavo.flow.running import Calls, Run, run_all
 from octavo.flow.settings import Settings
 from octavo.flow.watching import hooked
 from octavo.graph.calls import flatten_call
+from octavo.graph.capture.changes import undone
 from octavo.model.parts import regions_of
-from octavo.model.tree import put
+from octavo.model.tree import outside, put
 from octavo.progress import track
 from octavo.quantization.calibrate import (
     NO_CALIBRATION,
@@ -54,8 +55,11 @@ def quantize_regions(
         search = find_regions(model, calls, settings, why)
     if settings.distributed:
         _check_processes(list(search.regions))
-    put_regions(search.model, search, calibrate_regions(search, calls.all))
-    with running("the model with its regions"):
+    with undone(search.model.modules()):  # what forward keeps from call to call
+        calibrated = calibrate_regions(search, calls.all)
+    put_regions(search.model, search, calibrated)
+    around = [module for _, module in outside(search.model, regions_of(search.model).values())]
+    with running("the model with its regions"), undone(around):
         run_all(search.model, calls.first)
     return search.model
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.flow.running import Run, run_all
+from octavo.graph.capture.changes import Same, changed, state_of
 
 _LEAVES = (Tensor, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout)
 
@@ -44,14 +45,14 @@ class Seen:
         if not self.count:
             self.args, self.kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
         self.count += 1
-        self._before.append([_held((args, kwargs)), _state(module)])
+        self._before.append([_held((args, kwargs)), state_of(module)])
 
     def leave(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
     ) -> None:
         """Note a call that ends."""
         arguments, state = self._before.pop()
-        changed = next((n for n, value in _state(module).items() if state.get(n) != value), None)
+        stored = next(iter(changed(module, state)), None)
         odd = next(_odd((args, kwargs)), None)
         if odd is not None:
             self.problem = f"it takes a {type(odd).__name__}, which a graph has no place for"
@@ -59,8 +60,8 @@ class Seen:
             self.problem = "it changes its arguments"
         elif (odd := next(_odd(result), None)) is not None:
             self.problem = f"it returns a {type(odd).__name__}, which a graph has no place for"
-        elif changed is not None:
-            self.problem = f"it changes {changed!r} of itself when it is called"
+        elif stored is not None:
+            self.problem = f"it changes {stored!r} of itself when it is called"
 
 
 def watch(
@@ -139,33 +140,4 @@ def _odd(tree: Any) -> Iterator[Any]:
 
 def _held(tree: Any) -> list[Any]:
     """What a call could change of its arguments: which objects they are, and what tensors hold."""
-    return [_Same(leaf) for leaf in pytree.tree_leaves(tree)]
-
-
-def _state(module: nn.Module) -> dict[str, list[Any]]:
-    """What a call could change of a module, by name."""
-    state = {}
-    for path, part in module.named_modules():
-        for name, value in vars(part).items():
-            content = [value, *(value.values() if isinstance(value, dict) else ())]
-            content += value if isinstance(value, list) else ()
-            state[f"{path}.{name}".lstrip(".")] = [_Same(item) for item in content]
-    return state
-
-
-class _Same:
-    """Equal to the same object, as long as that holds the same values."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        is_tensor = isinstance(value, Tensor) and not value.is_inference()
-        self.version = value._version if is_tensor else 0
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
-            return NotImplemented
-        plain = isinstance(self.value, int | float | str)  # other objects of equal value are made
-        same = self.value is other.value or (plain and self.value == other.value)
-        return same and self.version == other.version
-
-    __hash__ = None  # type: ignore[assignment]
+    return [Same(leaf) for leaf in pytree.tree_leaves(tree)]

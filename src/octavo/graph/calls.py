@@ -44,8 +44,14 @@ def flatten_call(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         InputError: an argument is missing, unknown, of another structure, shape or dtype.
     """
     names = list(graph.arguments)
+    while len(args) > len(names) and args[-1] is None:  # an optional argument that is not given
+        args = args[:-1]
     if len(args) > len(names):
-        raise InputError(f"the model takes {len(names)} arguments {names}, not {len(args)}")
+        raise InputError(
+            f"the model takes {len(names)} arguments {names}, not {len(args)}; if forward takes "
+            "more, capture it with all of them, as example_inputs. Of batches what is optional is "
+            "taken for labels: inputs=lambda batch: batch keeps it"
+        )
     given = dict(zip(names, args, strict=False))
     for name, value in kwargs.items():
         if name not in graph.arguments:
@@ -89,7 +95,9 @@ class PlainCalls:
         """
         if kwargs or not self._fit:
             return flatten_call(self._graph, args, kwargs)
-        kind = tuple([(x.shape, x.dtype) if type(x) is Tensor else None for x in args])
+        kind = tuple(
+            [(x.shape, x.dtype) if type(x) is Tensor and _is_dense(x) else None for x in args]
+        )
         if kind in self._checked:
             return args
         tensors = flatten_call(self._graph, args, kwargs)
@@ -152,11 +160,27 @@ def _way_to_tensor(value: Any, where: str) -> str:
     return "give a tensor"
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its values lie in memory as shape and strides say."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _way_to_dense(value: Tensor, where: str) -> str:
+    if value.is_nested:
+        return (
+            "a nested tensor: give a padded one, "
+            f"torch.nested.to_padded_tensor({where}, 0.0), and a mask of what is padded"
+        )
+    return f"of layout {value.layout}: give {where}.to_dense()"
+
+
 def _match(tree: Any, value: Any, where: str, tensors: dict[str, Tensor]) -> None:
     """Collect the tensors of ``value`` that stand where ``tree`` has a `Ref`."""
     if isinstance(tree, Ref):
         if not isinstance(value, Tensor):
             raise InputError(f"{where} is {described(value)}: {_way_to_tensor(value, where)}")
+        if not _is_dense(value):
+            raise InputError(f"{where} is {_way_to_dense(value, where)}")
         tensors[tree.name] = value
     elif isinstance(tree, list | tuple):
         if not isinstance(value, list | tuple) or len(value) != len(tree):

@@ -77,7 +77,8 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> None:
     if not v.numel():
         raise ValueError("no values")
     expected = [size if axis == dim else 1 for axis, size in enumerate(v.shape)]
-    if list(g.shape) != expected or v.dtype != g.dtype:
+    whole = dim == -1 and g.dim() == 0  # one norm of all of ``v``
+    if not (whole or list(g.shape) == expected) or v.dtype != g.dtype:
         raise ValueError(f"a norm of shape {list(g.shape)} where {expected} is expected")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from octavo.errors import InputError
+from octavo.errors import InputError, first_line
 from octavo.graph.losses import IGNORED_LABEL
 from octavo.numerics.sqnr import sqnr_db
 
@@ -146,9 +146,16 @@ class WholeSet:
         """What the function returns.
 
         Raises:
-            InputError: it returns NaN or an infinite value.
+            InputError: it raises, or returns no finite number.
         """
-        value = float(self._function(_joined(self._outputs), _joined(self._labels)))
+        try:
+            value = float(self._function(_joined(self._outputs), _joined(self._labels)))
+        except Exception as error:
+            raise InputError(
+                f"the metric {self.name} gives no number: {type(error).__name__}: "
+                f"{first_line(error)}; give a function of all outputs and all labels, "
+                "(outputs, labels) -> float"
+            ) from error
         if not math.isfinite(value):
             raise InputError(f"the metric {self.name} returned {value}")
         return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -294,6 +294,7 @@ OUTPUTS: dict[str, tuple[Callable[..., Any], Any]] = {
     "named tuple": (lambda m, x: Point(m.conv(x), (x,)), tuple),
     "numbered dict": (lambda m, x: {0: m.conv(x), 1: x}, dict),
     "ordered dict": (lambda m, x: OrderedDict(b=m.conv(x), a=x), OrderedDict),
+    "default dict": (lambda m, x: defaultdict(list, b=m.conv(x), a=x), dict),
     "dataclass": (lambda m, x: State(m.conv(x), x), State),
     "dataclass in part": (lambda m, x: State(m.conv(x)), State),
     "what max returns": (lambda m, x: (m.conv(x).max(1), x), tuple),
@@ -404,6 +405,7 @@ BODIES: dict[str, nn.Module] = {
     "regions of two kinds": Calls(regions_of_two_kinds, conv=conv()),
     "masks": Calls(masks, conv=conv()),
     "weight normalization": nn.Sequential(nn.utils.parametrizations.weight_norm(conv())),
+    "one norm of a weight": nn.Sequential(nn.utils.parametrizations.weight_norm(conv(), dim=None)),
     "inference mode": Calls(torch.inference_mode()(lambda m, x: m.conv(x)), conv=conv()),
     "constants": Calls(stacked_constants, conv=conv()),
     "shapes": Calls(lambda m, x: m.conv(x).view(x.shape[0], -1, 4), conv=conv()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -238,3 +239,26 @@ def test_where_a_few_samples_take_another_path_all_are_compared() -> None:
     assert 64 in _SEEN
     assert graph.broken_guard({"x": (64, 8)}) is None
     assert graph.broken_guard({"x": (3, 8)}) is not None
+
+
+class Streaming(nn.Module):
+    """Goes on where its last call ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+        self.state: Tensor | None = None
+        self.frames: deque[Tensor] = deque(maxlen=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.frames.append(x)
+        self.state = self.cell(x, self.state)
+        return self.state
+
+
+def test_what_depends_on_the_calls_before_is_an_error() -> None:
+    model = nn.Sequential(Streaming()).eval()
+    with pytest.raises(CaptureError, match=r"keeps in 0\.state, 0\.frames what its next call"):
+        capture(model, row())
+    assert model[0].state is None
+    assert not model[0].frames

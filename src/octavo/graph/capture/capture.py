@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections import Counter, OrderedDict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -164,6 +164,8 @@ def _faithful(
         graph = form(_graph_of(exported.program, names))
         faithful = Faithful(replace(graph, guards=exported.sizes.guards), model, args, kwargs)
         same = faithful.check()
+        if same:
+            faithful.refuse_memory()
         settled = faithful.settled(exported.sizes.doubtful)
         if same:
             faithful.check_elsewhere(settled)
@@ -296,6 +298,8 @@ def _tree(spec: Any, leaves: Iterator[Any]) -> Any:
         return spec.context(*children)
     if isinstance(spec.type, type) and issubclass(spec.type, tuple):  # what torch.max returns
         return spec.type(children)
+    if spec.type is defaultdict:
+        return dict(zip(spec.context[1], children, strict=True))
     if spec.type in (dict, OrderedDict):
         return spec.type(zip(spec.context, children, strict=True))
     record = record_of(spec.type, spec.context, children)

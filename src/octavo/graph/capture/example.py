@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
@@ -30,7 +31,7 @@ def module_of(model: Any) -> nn.Module:
     """The module itself, taken out of the wrappers that spread it over devices.
 
     Raises:
-        InputError: it is not a module, or its parameters hold no values.
+        InputError: it is not a module, or its parameters hold no values or have no sizes yet.
         CaptureError: it is compiled TorchScript.
     """
     while isinstance(model, DataParallel | DistributedDataParallel):
@@ -43,6 +44,13 @@ def module_of(model: Any) -> nn.Module:
         raise CaptureError(
             f"{type(model).__name__} is compiled TorchScript, which cannot be captured: start from "
             "the nn.Module that it was made from"
+        )
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    lazy = next((name for name, tensor in tensors if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise InputError(
+            f"{lazy!r} has no sizes yet: lazy modules of torch.nn find them at their first call. "
+            "Call the model once, model(x), before it is quantized"
         )
     without = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if without:

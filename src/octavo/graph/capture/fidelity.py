@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError, OctavoWarning
 from octavo.graph.calls import build_output, flatten_call
+from octavo.graph.capture.changes import changed, state_of
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.capture.uncallable import refuse_uncallable
 from octavo.graph.graph import Graph
@@ -43,6 +44,7 @@ _TRIED = 3
 _FAR = (*range(1, 1025), 10**9 + 7)  # the last is beyond any bound
 _NEAR = range(1, 65)
 _MOST_GROUPS = 6
+_SHOWN = 3  # attributes in a message
 # Ways to write that something is at least two: the comparison, which side is a number, and which.
 _AT_LEAST_TWO = ((">=", 1, 2), (">", 1, 1), ("<=", 0, 2), ("<", 0, 1))
 # From the example's size to another.
@@ -75,6 +77,7 @@ class Faithful:
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
         self.rounding = _ROUNDING_OF_HALVES if halves else _ROUNDING
         self._known: dict[Any, bool | None] = {}
+        self._stored: list[str] | None = None  # not known before the first call
 
     def check(self) -> bool:
         """Compare both on the example; whether they could be compared, and are the same.
@@ -119,6 +122,24 @@ class Faithful:
             raise CaptureError(message)
         warnings.warn(message, OctavoWarning, stacklevel=4)
         return False
+
+    def refuse_memory(self) -> None:
+        """Refuse a model whose calls depend on those before, by what ``forward`` stores in it.
+
+        Raises:
+            CaptureError: the second call of the same inputs returns something else.
+        """
+        if not self._stored:
+            return
+        first, second = (self._of_model(self.tensors, calls) for calls in (1, 2))
+        same = first is None or (second and difference(second, first, self.rounding) is None)
+        if not same:
+            raise CaptureError(
+                f"{type(self.model).__name__} keeps in {', '.join(self._stored[:_SHOWN])} what its "
+                "next call depends on: a graph keeps nothing between calls. Give forward that "
+                "state as an argument, and return the new one; or quantize the parts around it",
+                "code",
+            )
 
     def _few_samples(self) -> list[Tensor] | None:
         """The first samples of the example; ``None`` where it has no more, or has to have all."""
@@ -284,19 +305,25 @@ class Faithful:
         told = difference(results, expected, self.rounding)
         return told is None or (_draws(self.graph) and math.isfinite(told[0]))
 
-    def _of_model(self, tensors: Sequence[Tensor]) -> list[Any] | None:
-        """What the model returns, flat; ``None`` where it cannot be called so."""
+    def _of_model(self, tensors: Sequence[Tensor], calls: int = 1) -> list[Any] | None:
+        """What the last of some calls of the model returns, flat; ``None`` where one fails."""
         given = {id(old): new for old, new in zip(self.example, tensors, strict=True)}
         if not self._is_safe(tensors):
             return None
-        args, kwargs = pytree.tree_map_only(
-            Tensor,
-            lambda t: given.get(id(t), t).clone(),  # type: ignore[union-attr]
-            (self.args, self.kwargs),
-        )
+        call = (self.args, self.kwargs)
         try:
             with quiet(), left_as_it_was(self.model), torch.no_grad():
-                return _values(as_records(self.model(*with_objects(args), **with_objects(kwargs))))
+                before = state_of(self.model) if self._stored is None else None
+                for _ in range(calls):
+                    args, kwargs = pytree.tree_map_only(
+                        Tensor,
+                        lambda t: given.get(id(t), t).clone(),  # type: ignore[union-attr]
+                        call,
+                    )
+                    result = self.model(*with_objects(args), **with_objects(kwargs))
+                if before is not None:
+                    self._stored = changed(self.model, before)
+                return _values(as_records(result))
         except Exception:  # noqa: BLE001  (whatever the user's code raises for another size)
             return None
 

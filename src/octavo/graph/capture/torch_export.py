@@ -24,6 +24,7 @@ from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError
+from octavo.graph.capture.changes import undone
 from octavo.graph.capture.example import PACKED
 from octavo.graph.capture.padded_tokens import zero_padded_tokens
 from octavo.graph.capture.recurrent_layers import WholeRecurrentLayers, recall
@@ -179,30 +180,8 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
     What ``forward`` stores in its module would be a tensor without values, left over from export.
     """
-    buffers = [(b, b._version, b.clone()) for b in model.buffers() if not b.is_inference()]
-    before = [
-        (vars(module), dict(vars(module)), _containers(vars(module))) for module in model.modules()
-    ]
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, version, values in buffers:
-                if buffer._version != version:
-                    buffer.copy_(values)
-        for namespace, attributes, containers in before:
-            for container, content in containers:
-                container.clear()
-                container.extend(content) if isinstance(content, list) else container.update(
-                    content
-                )
-            namespace.clear()
-            namespace.update(attributes)
-
-
-def _containers(attributes: Mapping[str, Any]) -> list[tuple[Any, Any]]:
-    return [(v, v.copy()) for v in attributes.values() if isinstance(v, dict | list)]
+    with undone(model.modules()), evaluating(model):
+        yield
 
 
 @contextmanager
