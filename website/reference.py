@@ -18,7 +18,8 @@ GROUPS: dict[str, tuple[str, str]] = {
     ),
     "weights": (
         "Methods for weights",
-        "WeightMethod BiasCorrection GPTQ AdaRound AWQ HQQ Clip SmoothQuant Rotation",
+        "WeightMethod BiasCorrection GPTQ AdaRound Reconstruction AWQ HQQ Clip SmoothQuant "
+        "Rotation",
     ),
     "models": (
         "Quantized models and their files",

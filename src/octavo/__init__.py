@@ -52,6 +52,7 @@ from octavo.numerics.observers import (
 )
 from octavo.numerics.scheme import Scheme
 from octavo.qat import QATModel, prepare_qat
+from octavo.qat.reconstruction import Reconstruction
 from octavo.quantization import targets
 from octavo.quantization.calibrate import Calibrated, Calibration, calibrate
 from octavo.quantization.plan import Plan, plan
@@ -113,6 +114,7 @@ __all__ = [
     "QSpec",
     "QuantizedModel",
     "Question",
+    "Reconstruction",
     "Report",
     "Rotation",
     "Scheme",

@@ -109,10 +109,14 @@ def convert(
 
 
 def _origin(
-    graph: Graph, plan: Plan, weights: Sequence[WeightMethod], batches: int
+    graph: Graph,
+    plan: Plan,
+    weights: Sequence[WeightMethod],
+    batches: int,
+    last: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What is told of how a calibrated model was made."""
-    names = applied(graph, plan, weights)
+    names = [*applied(graph, plan, weights), *last]
     return {"calibration_batches": batches} | ({"weights": ", ".join(names)} if names else {})
 
 
@@ -183,7 +187,7 @@ def convert_draft(
     Arguments and errors as for `convert`.
     """
     found = draft.calibrated
-    origin = _origin(draft.graph, draft.plan, draft.weights, found.batches)
+    origin = _origin(draft.graph, draft.plan, draft.weights, found.batches, draft.last)
     quantized = _with_ranges(draft.quantized, found)
     return _ready(quantized, draft.plan, origin, signature, pixels, samples)
 

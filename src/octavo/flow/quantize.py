@@ -22,6 +22,7 @@ from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule
 from octavo.qat import QATModel
+from octavo.qat.reconstruction import Reconstruction
 from octavo.quantization.calibrate import NO_CALIBRATION
 from octavo.quantization.qconfig import QConfig, QConfigMapping, mapping_of, mode_of
 from octavo.quantization.weights import METHODS, WeightMethod, with_correction
@@ -203,9 +204,11 @@ def quantize(
     _refuse_quantized(model)
     pixels = Pixels.given(input_scale, input_mean, input_std)
     scope = scope_of(scope, only, run, pixels, open_sizes)
-    if effort != "fast":
+    reconstructs = any(isinstance(method, Reconstruction) for method in weights)
+    if effort != "fast" or reconstructs:
         chosen = mode or default_mode(scope, calibration, qconfig)
-        scope = _scope_of_effort(effort, scope, chosen, distributed)
+        asked = "octavo.Reconstruction" if reconstructs else f"effort={effort!r}"
+        scope = _scope_of_effort(asked, scope, chosen, distributed)
     has_data = example_inputs is not None or calibration is not None
     if scope == "auto" and not has_data and (mode or mode_of(qconfig, "")) in NEEDS_NO_GRAPH:
         scope = "modules"
@@ -256,7 +259,7 @@ def _whole_or_regions(
     return quantized
 
 
-def _scope_of_effort(effort: str, scope: str, mode: str, distributed: bool) -> str:
+def _scope_of_effort(asked: str, scope: str, mode: str, distributed: bool) -> str:
     """The scope of a model that methods are tried on: one graph.
 
     Raises:
@@ -270,7 +273,7 @@ def _scope_of_effort(effort: str, scope: str, mode: str, distributed: bool) -> s
     given = next((words for words, is_given in other.items() if is_given), None)
     if given is not None:
         raise InputError(
-            f"effort={effort!r} is for static quantization of a model that is one graph, in one "
+            f"{asked} is for static quantization of a model that is one graph, in one "
             f"process, and this is {given}: leave one of them out"
         )
     return "model"

@@ -23,6 +23,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.losses import signature_with_losses
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
+from octavo.qat.reconstruction import Reconstruction
 from octavo.quantization.calibrate import calibrate
 from octavo.quantization.pixel_input import take_pixels
 from octavo.quantization.plan import Plan, unmatched_in_words
@@ -94,7 +95,7 @@ def quantize_captured(
 
     Arguments and errors as for `octavo.calibrate` and `convert`; ``effort`` as for `quantize`.
     """
-    if RECIPES[effort]:
+    if RECIPES[effort] or any(isinstance(method, Reconstruction) for method in weights):
         draft, taken = refined_on(graph, plan, data, weights, effort, signature, inputs, progress)
         model = convert_draft(draft, signature=signature, pixels=pixels, samples=samples)
         model.provenance |= {"effort": effort, "steps": [step.to_dict() for step in taken]}

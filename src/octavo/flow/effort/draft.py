@@ -133,6 +133,8 @@ class Draft:
         observed: what was found on the samples that are for fitting.
         margin: how many times as wide as what their observers say the ranges of activations are.
             What the least error on some samples asks for clips more of others.
+        made: the QDQ graph, where more was done to it than these methods do.
+        last: the names of what did that.
     """
 
     graph: Graph
@@ -140,6 +142,8 @@ class Draft:
     weights: tuple[WeightMethod, ...]
     observed: Observed
     margin: float = 1.0
+    made: Graph | None = None
+    last: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -183,6 +187,8 @@ class Draft:
     @cached_property
     def quantized(self) -> Graph:
         """The QDQ graph; methods take long to round weights, so that it is made once."""
+        if self.made is not None:
+            return self.made
         found = self.calibrated
         return quantize_graph(self.graph, self.plan, found.qparams, self.weights, found.statistics)
 

@@ -8,18 +8,19 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line
-from octavo.flow.effort.draft import Draft, Judge, Samples
-from octavo.flow.effort.recipes import RECIPES, Step
+from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
+from octavo.flow.effort.recipes import LAST, RECIPES, Step
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
 from octavo.numerics.sqnr import sqnr_db
 from octavo.progress import track
+from octavo.qat.reconstruction import Chunks, Reconstructed, Reconstruction, reconstructed
 from octavo.quantization.calibrate import NO_CALIBRATION, check_batch
 from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import Plan
@@ -38,7 +39,7 @@ class StepTaken:
         before_db, after_db: SQNR of the outputs on held-back data.
         seconds: that it took, judging included.
         kept: whether the model went on with it.
-        why: it could not be taken.
+        why: it could not be taken; of what is done block by block, in how many.
     """
 
     step: str
@@ -123,6 +124,53 @@ def refined(
     return (whole if better else drafts[0]), taken
 
 
+def finished(
+    draft: Draft,
+    batches: Sequence[Batch],
+    is_open: bool,
+    method: Reconstruction,
+    progress: bool = False,
+) -> tuple[Draft, StepTaken]:
+    """The draft with blocks that have learned, if its outputs are nearer to float then on samples
+    that no block has learned from; and what that brought.
+
+    An interruption (Ctrl-C) ends it; blocks that are done count.
+
+    Args:
+        draft: that all methods have led to.
+        batches: all of them.
+        is_open: whether the model takes batches of any size.
+        method: how blocks learn.
+        progress: say which block it is.
+    """
+    started = time.perf_counter()
+    chunks = Chunks.of(batches, is_open, method.samples)
+    judge = Judge(draft.graph, Samples(chunks.fitted, chunks.held))
+    before, after, words = judge(draft), float("-inf"), _INTERRUPTED
+    changed = draft
+    try:
+        found = reconstructed(draft.graph, draft.plan, draft.quantized, chunks, method, progress)
+        changed = replace(draft, made=found.quantized, last=(*draft.last, method.name))
+        after, words = judge(changed), _in_words(found)
+    except KeyboardInterrupt:
+        pass
+    kept = after > before
+    spent = time.perf_counter() - started
+    return (changed if kept else draft), StepTaken(
+        method.name, before, after, spent, kept, f"{'yes' if kept else 'no'}: {words}"
+    )
+
+
+def _in_words(found: Reconstructed) -> str:
+    """How many of the blocks have learned, and why others have not."""
+    learned = sum(block.kept for block in found.blocks)
+    diverged = ", ".join(block.block for block in found.blocks if block.diverged)
+    words = [f"{learned} of {found.count} blocks"]
+    words += [f"not finite, and as before: {diverged}"] if diverged else []
+    words += [_INTERRUPTED] if len(found.blocks) < found.count else []
+    return "; ".join(words)
+
+
 def refined_on(
     graph: Graph,
     plan: Plan,
@@ -133,7 +181,7 @@ def refined_on(
     inputs: Callable[[Any], Any] | None,
     progress: bool,
 ) -> tuple[Draft, list[StepTaken]]:
-    """`refined` by the recipe of an effort, on a user's data.
+    """`refined` by the recipe of an effort, and `finished`, on a user's data.
 
     Arguments and errors as for `octavo.calibrate`.
     """
@@ -154,10 +202,16 @@ def refined_on(
     if not batches:
         raise CalibrationError(NO_BATCH)
     is_open = all(entry.batch_axis == 0 for entry in graph.inputs)
+    last = [m for m in weights if isinstance(m, Reconstruction)] or LAST[effort]
+    weights = [m for m in weights if not isinstance(m, Reconstruction)]
     methods = [method for step in RECIPES[effort] for method in step.methods]
     samples = Samples.of(batches, is_open, methods)
     draft = Draft.of(graph, plan, weights, samples)
     draft, taken = refined(draft, samples, RECIPES[effort], progress)
+    for method in last:
+        if all(_INTERRUPTED not in step.why for step in taken):
+            draft, step = finished(draft, batches, is_open, method, progress)
+            taken.append(step)
     if progress:
         judged_on = (
             "held-back data" if samples.has_unseen else "the data that methods saw, one batch"

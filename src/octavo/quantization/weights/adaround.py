@@ -28,8 +28,8 @@ from octavo.quantization.weights.outputs_kept import KeepsOutputs, by_column
 
 _LOW, _HIGH = -0.1, 1.1  # of the sigmoid, before it is cut off at 0 and 1
 _BETA = 20.0, 2.0  # at first, and in the end
-_FREE = 0.2  # of the steps come before anything drives to the ends
-_WEIGHT = 5.0  # of the term that does, where the error of rounding to nearest is 1 for a weight
+FREE = 0.2  # of the steps come before anything drives to the ends
+WEIGHT = 5.0  # of the term that does, where the error of rounding to nearest is 1 for a weight
 _RATE = 0.02  # of Adam
 _MOVED = 256  # weights of a row in the end, at most
 _TRIED = 8  # steps that tell how long one takes
@@ -70,7 +70,7 @@ class AdaRound(KeepsOutputs):
 
     def integers(self, weight: Tensor, moments: Tensor, now: Rounded) -> Tensor:
         choice = Choice.of(weight, moments, now)
-        learned = choice.integers(learned_shares(choice, _steps(self.steps, self.seconds)))
+        learned = choice.integers(learned_shares(choice, steps_in(self.steps, self.seconds)))
         before = choice.by_group(now.integers.flatten(1))
         found = torch.stack([before, settled(choice, before), settled(choice, learned)])
         best = torch.stack([choice.costs(each) for each in found]).argmin(0)
@@ -159,26 +159,24 @@ def learned_shares(choice: Choice, steps: Iterator[float]) -> Tensor:
     columns = choice.weight.shape[2]
     unit = (nearest / columns).clamp(min=torch.finfo(torch.float32).tiny).float().unsqueeze(2)
     slope = torch.where(choice.is_open, 2 * choice.scale / unit, 0.0)
-    wide = _HIGH - _LOW
-    inside = ((choice.shares - _LOW) / wide).clamp(1e-6, 1 - 1e-6)
-    logits = torch.logit(inside)
+    logits, wide = logits_of(choice.shares), _HIGH - _LOW
     mean, square = torch.zeros_like(logits), torch.zeros_like(logits)
     for count, done in enumerate(steps, 1):
         sigmoid = torch.sigmoid(logits)
         raw = sigmoid * wide + _LOW
         h = raw.clamp(0.0, 1.0)
         gradient = choice.errors(choice.below + h) @ choice.moments * slope
-        if done >= _FREE:
-            beta = _beta((done - _FREE) / (1 - _FREE))
+        if done >= FREE:
+            beta = beta_at(done)
             signed = 2 * h - 1
-            gradient -= signed.sign() * signed.abs().pow_(beta - 1) * (2 * beta * _WEIGHT)
+            gradient -= signed.sign() * signed.abs().pow_(beta - 1) * (2 * beta * WEIGHT)
         gradient *= torch.where((raw > 0) & (raw < 1), sigmoid * (1 - sigmoid) * wide, 0.0)
         # Adam (Kingma and Ba 2014, arXiv:1412.6980)
         mean.lerp_(gradient, 0.1)
         square.lerp_(gradient.square(), 0.001)
         size = (square / (1 - 0.999**count)).sqrt_().add_(1e-8)
         logits -= mean / (1 - 0.9**count) / size * _RATE
-    return (torch.sigmoid(logits) * wide + _LOW).clamp(0.0, 1.0)
+    return rectified(logits)
 
 
 def settled(choice: Choice, integers: Tensor) -> Tensor:
@@ -202,12 +200,29 @@ def settled(choice: Choice, integers: Tensor) -> Tensor:
     return integers
 
 
-def _beta(done: float) -> float:
+def rectified(logits: Tensor) -> Tensor:
+    """The shares ``h`` of equation 23."""
+    return (torch.sigmoid(logits) * (_HIGH - _LOW) + _LOW).clamp(0.0, 1.0)
+
+
+def logits_of(shares: Tensor) -> Tensor:
+    """What `rectified` makes shares of."""
+    return torch.logit(((shares - _LOW) / (_HIGH - _LOW)).clamp(1e-6, 1 - 1e-6))
+
+
+def beta_at(done: float) -> float:
+    """The exponent of the term that drives shares to their ends, which `FREE` of the way is not
+    there yet.
+
+    Args:
+        done: how far learning is on the way from 0 to 1.
+    """
     first, last = _BETA
-    return last + (first - last) * (1 + math.cos(math.pi * done)) / 2
+    driven = (done - FREE) / (1 - FREE)
+    return last + (first - last) * (1 + math.cos(math.pi * driven)) / 2
 
 
-def _steps(count: int, seconds: float | None) -> Iterator[float]:
+def steps_in(count: int, seconds: float | None) -> Iterator[float]:
     """How far each step is on the way; as many as there is time for, which the first ones tell."""
     started = time.perf_counter()
     for step in range(count):

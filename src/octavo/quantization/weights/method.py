@@ -106,7 +106,7 @@ def _is_methods(value: Any) -> bool:
 _PUBLIC = {
     name.lower(): name
     for name in (
-        *("AWQ", "GPTQ", "HQQ", "AdaRound", "Clip"),
+        *("AWQ", "GPTQ", "HQQ", "AdaRound", "Reconstruction", "Clip"),
         *("SmoothQuant", "Rotation", "BiasCorrection"),
     )
 }
