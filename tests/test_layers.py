@@ -59,7 +59,7 @@ OPTIONAL = {
         "octavo.model.language.kept_tokens",
         "octavo.model.language.gguf",
         "octavo.model.language.source_folder",
-        "octavo.flow.transformers",
+        "octavo.model.language.pretrained",
         "octavo.graph.records",
         "octavo.model.configuration",
         "octavo.qat.transformers",

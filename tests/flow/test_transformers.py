@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -109,6 +110,52 @@ def test_a_fresh_process_loads_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", FRESH, *arguments], check=True, capture_output=True)
     with torch.no_grad():
         assert torch.equal(load_file(tmp_path / "result")["logits"], q(IDS).logits)
+
+
+def test_save_pretrained_of_what_quantize_returns(tmp_path: Path) -> None:
+    exact = built("LlamaForCausalLM", tie_word_embeddings=True)
+    q = octavo.quantize(exact, mode="weight_only")
+    with torch.no_grad():
+        logits = q(IDS).logits
+    octavo.save(q, tmp_path / "q.octavo")
+    filled = octavo.load(tmp_path / "q.octavo", into=copy.deepcopy(exact))
+    for name, model in (("own", q), ("copied", copy.deepcopy(q)), ("filled", filled)):
+        model.save_pretrained(tmp_path / name)
+        again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / name)
+        assert isinstance(again.model.layers[0].mlp.up_proj, octavo.nn.Linear)
+        with torch.no_grad():
+            assert torch.equal(again(IDS).logits, logits)
+    assert not hasattr(exact.config, "quantization_config")
+    exact.save_pretrained(tmp_path / "float")
+    with torch.no_grad():
+        again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "float")
+        assert torch.equal(again(IDS).logits, exact(IDS).logits)
+
+
+def test_save_pretrained_refuses_captured_parts(tmp_path: Path) -> None:
+    ids = {"input_ids": IDS}
+    q = octavo.quantize(built("LlamaForCausalLM"), ids, mode="dynamic", only=["lm_head"])
+    with pytest.raises(octavo.OctavoError, match=r"'lm_head'.*octavo\.save"):
+        q.save_pretrained(tmp_path / "q")
+
+
+def test_transformers_refuses_integers_where_nobody_told_it_of_octavo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.quantizers import auto
+
+    from octavo.flow.transformers import OctavoConfig
+
+    saved(tmp_path / "float")
+    load = transformers.LlamaForCausalLM.from_pretrained
+    q = load(tmp_path / "float", quantization_config=OctavoConfig())
+    q.save_pretrained(tmp_path / "q")
+    octavo.quantize_folder(tmp_path / "float", tmp_path / "from-disk")
+    monkeypatch.delitem(auto.AUTO_QUANTIZER_MAPPING, "octavo")
+    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "octavo")
+    for folder in ("q", "from-disk"):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            load(tmp_path / folder)
 
 
 def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from octavo.graph.copying import copied
 from octavo.graph.evaluation import evaluating
 from octavo.graph.graph import Node
 from octavo.model.language.decoding import with_native_steps
+from octavo.model.language.saving import saved_by_transformers
 from octavo.model.nn import QuantizedModule, quantized_form
 from octavo.model.tree import near
 from octavo.quantization.placement.node_qconfigs import qconfig_of
@@ -64,6 +65,7 @@ def quantize_modules(model: nn.Module, settings: Settings, calls: Calls | None =
     for remark in replaced.remarks():
         warn_user(remark)
     with_native_steps(replaced.model)
+    saved_by_transformers(replaced.model)
     return replaced.model
 
 

@@ -22,6 +22,7 @@ from octavo.flow.settings import Settings
 from octavo.flow.watching import hooked
 from octavo.graph.calls import flatten_call
 from octavo.graph.capture.changes import undone
+from octavo.model.language.saving import saved_by_transformers
 from octavo.model.parts import regions_of
 from octavo.model.tree import outside, put
 from octavo.progress import track
@@ -61,6 +62,7 @@ def quantize_regions(
     around = [module for _, module in outside(search.model, regions_of(search.model).values())]
     with running("the model with its regions"), undone(around):
         run_all(search.model, calls.first)
+    saved_by_transformers(search.model)
     return search.model
 
 

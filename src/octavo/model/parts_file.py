@@ -41,6 +41,7 @@ from octavo.model import artifact
 from octavo.model.artifact import Artifact
 from octavo.model.files import sealed
 from octavo.model.language.decoding import with_native_steps
+from octavo.model.language.saving import saved_by_transformers
 from octavo.model.loading import model_of
 from octavo.model.model import QuantizedModel
 from octavo.model.nn import QuantizedModule, from_description
@@ -187,6 +188,7 @@ def put_into(model: nn.Module, content: Content, runtime: str | None, check: boo
         put(model, modules[path], part)
     _fill(model, content.rest)
     with_native_steps(model)
+    saved_by_transformers(model)
     model.eval()
 
 

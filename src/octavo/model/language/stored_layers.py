@@ -1,8 +1,8 @@
 """Quantized layers as the ``config.json`` of a folder in Hugging Face's layout describes them.
 
-The tensors are in the folder's safetensors files, under the path of their layer. A layer that
-shares its weight with another has that one's path as ``tied``, and in the files only what is its
-own.
+The tensors are in the folder's safetensors files, under the path of their layer; integers without
+their shape (see `stored`). A layer that shares its weight with another has that one's path as
+``tied``, and in the files only what is its own.
 
 Tested in tests/flow/test_transformers.py.
 """
@@ -50,11 +50,20 @@ def described(model: nn.Module) -> dict[str, dict[str, Any]]:
     return parts
 
 
+def stored(tensor: Tensor) -> Tensor:
+    """A tensor of a quantized layer as the files hold it: integers in one axis.
+
+    In their own shape, which is that of the float weight, a process that has not told transformers
+    of Octavo's folders would take them for floats, and say no more than a warning; so it refuses.
+    """
+    return tensor if tensor.is_floating_point() else tensor.flatten()
+
+
 def tensors_of(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """What the files hold of these layers: names -> tensors, in the order of the parts."""
     layers = dict(quantized_layers(model))
     return {
-        f"{path}.{name}": tensor
+        f"{path}.{name}": stored(tensor)
         for path, part in parts.items()
         for name, tensor in layers[path].tensors().items()
         if name in part["tensors"]
@@ -71,7 +80,8 @@ def without_values(part: Mapping[str, Any]) -> nn.Module:
             if inner not in owner._modules:
                 owner.add_module(inner, nn.Module())
             owner = owner.get_submodule(inner)
-        owner.register_buffer(leaf, torch.empty(shape, dtype=dtype_of(dtype), device="meta"))
+        tensor = torch.empty(shape, dtype=dtype_of(dtype), device="meta")
+        owner.register_buffer(leaf, stored(tensor))
     return root
 
 
@@ -83,7 +93,10 @@ def with_values(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> Non
     """
     layers: dict[str, QuantizedModule] = {}
     for path, part in sorted(parts.items(), key=lambda item: "tied" in item[1]):
-        tensors = dict(model.get_submodule(path).named_buffers())
+        tensors = {
+            name: tensor.reshape(part["tensors"][name][1])
+            for name, tensor in model.get_submodule(path).named_buffers()
+        }
         other = layers.get(str(part.get("tied")))
         if other is not None:
             tensors = {name: t for name, t in other.tensors().items() if name != "bias"} | tensors
