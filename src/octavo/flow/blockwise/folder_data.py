@@ -31,7 +31,8 @@ from octavo.flow.replacing import layers_of
 from octavo.flow.running import Call, Calls
 from octavo.flow.settings import Settings
 from octavo.graph.batches import Signature, peek, split_batch
-from octavo.model.nn import from_description, quantized_form
+from octavo.model.language.stored_layers import layer_of
+from octavo.model.nn import quantized_form
 from octavo.model.nn.linear import Linear
 from octavo.quantization.qconfig import QConfig, is_inside
 from octavo.quantization.weights import Rescaling, Rounded, WeightMethod
@@ -220,7 +221,7 @@ class FolderData:
                     for name, tensor in tensors.items()
                     if name.startswith(f"{at}.")
                 }
-                layer, module = model.get_submodule(at), from_description(part["description"], own)
+                layer, module = model.get_submodule(at), layer_of(part, own)
                 for name, floats in module.dequantized().items():
                     is_turned = getattr(module, "transposed", False) and name == "weight"
                     layer.get_parameter(name).copy_(floats.t() if is_turned else floats)

@@ -59,6 +59,19 @@ def stored(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_floating_point() else tensor.flatten()
 
 
+def layer_of(part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantizedModule:
+    """A layer, out of its description and its tensors as the files hold them.
+
+    Raises:
+        ArtifactError: a description is malformed, or its tensors do not fit it.
+    """
+    shaped = {
+        name: tensor.reshape(part["tensors"][name][1]) if name in part["tensors"] else tensor
+        for name, tensor in tensors.items()
+    }
+    return from_description(part["description"], shaped)
+
+
 def tensors_of(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
     """What the files hold of these layers: names -> tensors, in the order of the parts."""
     layers = dict(quantized_layers(model))
@@ -93,14 +106,11 @@ def with_values(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> Non
     """
     layers: dict[str, QuantizedModule] = {}
     for path, part in sorted(parts.items(), key=lambda item: "tied" in item[1]):
-        tensors = {
-            name: tensor.reshape(part["tensors"][name][1])
-            for name, tensor in model.get_submodule(path).named_buffers()
-        }
+        tensors = dict(model.get_submodule(path).named_buffers())
         other = layers.get(str(part.get("tied")))
         if other is not None:
             tensors = {name: t for name, t in other.tensors().items() if name != "bias"} | tensors
-        module = from_description(part["description"], tensors)
+        module = layer_of(part, tensors)
         if isinstance(other, OneOperator) and isinstance(module, OneOperator):
             module.adopt(other)
         layers[path] = module
