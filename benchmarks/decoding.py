@@ -25,6 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,7 @@ def alone(name: str, path: Path) -> None:
         if name in PEERS:
             call = PEERS[name][1](path, prompt(PROMPT), NEW)
         else:
+            import_module("octavo.flow.transformers")  # tells transformers of Octavo's folders
             from transformers import AutoModelForCausalLM
 
             model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()

@@ -144,7 +144,9 @@ def tell(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and module not in inside and parts_of(module):
             inside |= set(module.modules())
-            module.config = copy.copy(module.config)  # the float model has the same one
-            config = OctavoConfig(bits=None, modules=described(module))
-            module.config.quantization_config = config
-            module.hf_quantizer = OctavoQuantizer(config)
+            layers = described(module)
+            rounds = any(layer["description"].get("activation") for layer in layers.values())
+            config = OctavoConfig("dynamic" if rounds else "weight_only", None, modules=layers)
+            own: Any = module  # torch's stubs take all attributes for tensors
+            own.config = copy.copy(own.config)  # the float model has the same one
+            own.config.quantization_config, own.hf_quantizer = config, OctavoQuantizer(config)

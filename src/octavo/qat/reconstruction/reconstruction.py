@@ -307,8 +307,9 @@ class _Walk:
 
     def _rates(self, block: Block, learned: Learned) -> list[dict[str, Any]]:
         """What is learned, with its rate, and whether that falls to 0."""
-        stretches = [*learned.weights.values(), *learned.ranges.values()]
-        scales = [one.stretch for one in stretches if one.stretch.requires_grad]
+        stretches = [one.stretch for one in learned.weights.values()]
+        stretches += [one.stretch for one in learned.ranges.values()]
+        scales = [stretch for stretch in stretches if stretch.requires_grad]
         logits = [weight.logits for weight in learned.weights.values()]
         layers = tuple(learned.biases)
         given = _outputs(part_of(self.graph, block), self.exact[:1], layers)[0]

@@ -104,7 +104,7 @@ class _Integers:
         self.low, self.high = made.low + shift, made.high + shift
 
     def __call__(self, *given: Any) -> Tensor:
-        integers = self.rule.integers(given, self.made) + self.zero_point
+        integers: Tensor = self.rule.integers(given, self.made) + self.zero_point
         return integers.clamp(self.low, self.high).to(self.dtype)
 
 
