@@ -9,12 +9,10 @@ Tested in tests/flow/blockwise/test_folder.py.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +31,7 @@ from octavo.flow.replacing import Decided, Decision, Replaced, layers_of
 from octavo.flow.settings import Only, Settings
 from octavo.model.files import sealed
 from octavo.model.files.atomic import replacing, require_writable
+from octavo.model.language.freed_memory import give_back_freed_memory
 from octavo.model.language.shards import VERSION, read_shard, write_shard
 from octavo.model.language.stored_layers import described, tensors_of
 from octavo.model.nn import quantized_form
@@ -125,18 +124,6 @@ def quantize_folder(
         warn_user(remark)
     _finish(folder, source, job)
     return folder
-
-
-def _give_back_freed_memory() -> None:
-    """Let the system have the pages of tensors that are gone.
-
-    The C library keeps those below its limit for mapped memory (up to 32 MB) in its heap, where one
-    block's small objects keep the next block's tensors out of the holes: half a model, in the end.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl needs none
-        if trim is not None:
-            trim(0)
 
 
 @dataclass
@@ -247,7 +234,7 @@ class _Job:
         for module in done.modules.values():
             put(model, module, nn.Module())
         self.source.forget(here)
-        _give_back_freed_memory()
+        give_back_freed_memory()
 
     def _floats(self, names: set[str], parts: Mapping[str, Any]) -> dict[str, Tensor]:
         """What stays as it is; what is tied once."""

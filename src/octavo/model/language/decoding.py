@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from octavo.graph.tracing import is_compiled, is_plain
 from octavo.model.language.decoder_blocks import NotKnown
 from octavo.model.language.decoder_forms import Form, looks_like_one
+from octavo.model.language.freed_memory import give_back_freed_memory
 from octavo.model.language.kept_tokens import Kept, kept_by, new_cache
 from octavo.model.nn import Linear, QuantizedModule
 from octavo.runtimes.native.decoder import Decoder
@@ -65,6 +66,7 @@ class Stepping(nn.Module):
         if steps is None or not steps.are_current():
             steps = Steps(self)
             steps.try_out(self, super().forward)
+            give_back_freed_memory()  # what weights were packed from, and both results
             self._steps = steps  # not before: another thread would call what was not tried
         given = kwargs
         if args:
