@@ -148,6 +148,7 @@ def main(words: Sequence[str] | None = None) -> None:
             report.rows.append(found)
             name = f"{case.name}, {file.__name__}: decisions equal, %"
             report.goals.append(Goal(name, found["equal %"], EQUAL, at_most=False))
+            report.write(options.out)
     report.finish(options.out)
 
 

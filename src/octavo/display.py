@@ -11,7 +11,7 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,24 @@ def percent(share: float) -> str:
     if 0.01 <= share < 0.995 or share in (0, 1):
         return f"{100 * share:.0f} %"
     return "under 0.1 %" if share < 0.001 else f"{min(99.9, 100 * share):.1f} %"
+
+
+def together(said: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Names and what is said of them, those together of which the same is.
+
+    Example:
+        >>> list(together({"a": "float", "b": "int8", "c": "float", "d": "float"}))
+        [('a, c and 1 more', 'float'), ('b', 'int8')]
+    """
+    names: dict[str, list[str]] = {}
+    for name, words in said.items():
+        names.setdefault(words, []).append(name)
+    for words, alike in names.items():
+        shown, more = ", ".join(alike[:_SHOWN]), len(alike) - _SHOWN
+        yield (f"{shown} and {more} more" if more > 0 else shown), words
+
+
+_SHOWN = 2  # names
 
 
 @dataclass(frozen=True)

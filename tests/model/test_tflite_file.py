@@ -69,6 +69,30 @@ def test_a_file_that_computes_something_else_is_not_written(q, tmp_path, monkeyp
     assert path.exists()
 
 
+def test_what_is_in_float_is_told_in_a_line_for_all_that_are_alike(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    torch.manual_seed(0)
+    steps = 5
+    net = nn.Sequential(nn.Linear(3, 4), nn.SiLU(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 2))
+    x = torch.randn(4, steps, 3)
+    q = octavo.quantize(net.eval(), calibration=[x], target="edge", progress=False)
+    written = octavo.export_tflite(q, tmp_path / "m.tflite")
+    kinds = "DEQUANTIZE float32, LOGISTIC float32, MUL float32"
+    assert written.in_float == {"1": kinds, "3": kinds}
+    assert f"in float: 1, 3: {kinds}" in str(written)
+
+
+def test_the_steps_of_a_recurrent_layer_are_counted(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    torch.manual_seed(0)
+    net, x = nn.GRU(3, 4, batch_first=True), torch.randn(2, 5, 3)
+    q = octavo.quantize(net.eval(), calibration=[x], target="edge", progress=False)
+    written = octavo.export_tflite(q, tmp_path / "m.tflite")
+    words = written.in_float["gru"]
+    assert "5 TANH float32" in words
+    assert words.count("TANH") == 1
+
+
 def test_without_the_package(q, tmp_path, monkeypatch):
     for name in ("ai_edge_litert", "octavo.runtimes.litert.export"):
         monkeypatch.delitem(sys.modules, name, raising=False)

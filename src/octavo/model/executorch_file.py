@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from octavo.arguments import INTEGER, PATH, expect
-from octavo.display import Result, Table, percent
+from octavo.display import Result, Table, percent, together
 from octavo.errors import ExportError, InputError, RuntimeUnavailable, warn_user
 from octavo.graph.graph import Graph
 from octavo.graph.multiply_adds import multiply_adds
@@ -71,7 +71,7 @@ class ExecutorchFile(Result):
         notes = [f"takes {name} {entry}" for name, entry in self.inputs.items()]
         if self.fixed:
             notes.append(f"a .pte file has fixed sizes, here {', '.join(self.fixed)}")
-        notes += [f"outside of XNNPACK: {name}, {why}" for name, why in self.outside.items()]
+        notes += [f"outside of XNNPACK: {names}: {why}" for names, why in together(self.outside)]
         if self.agreement is not None:
             notes.append(f"against the oracle: {self.agreement}")
         return notes

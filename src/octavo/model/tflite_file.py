@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from octavo.arguments import NAMES, PATH, expect, optional
-from octavo.display import Result, Table
+from octavo.display import Result, Table, together
 from octavo.errors import ExportError, InputError, RuntimeUnavailable, warn_user
 from octavo.graph.graph import Graph
 from octavo.graph.pixels import Pixels
@@ -75,7 +75,7 @@ class TfliteFile(Result):
             notes.append(
                 f"a .tflite file has fixed sizes, here the example's: {', '.join(self.fixed)}"
             )
-        notes += [f"{name} runs in float: {kinds}" for name, kinds in self.in_float.items()]
+        notes += [f"in float: {names}: {kinds}" for names, kinds in together(self.in_float)]
         notes += [
             f"against the oracle, by LiteRT's {kernels} kernels: {near}"
             for kernels, near in self.agreement.items()
