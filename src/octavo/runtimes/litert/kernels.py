@@ -122,6 +122,21 @@ def _multiplier(scale: float) -> Multiplier:
     return Multiplier.of(torch.tensor(scale, dtype=torch.float64))
 
 
+def _by_blocks(size: int) -> Multiply:
+    """Blocks of so many channels by vectors, whose halves go up, and the channels left one by one.
+
+    Of images, and by one thread: several share the channels first.
+    """
+
+    def multiply(sums: Tensor, by: Multiplier) -> Tensor:
+        channels = sums.shape[1]
+        in_blocks = torch.arange(channels) < channels - channels % size
+        in_blocks = in_blocks.reshape(-1, *[1] * (sums.dim() - 2))
+        return torch.where(in_blocks, rounded_twice_up(sums, by), rounded_twice(sums, by))
+
+    return multiply
+
+
 def _layer(multiply: Multiply) -> Rule:
     """Sums of products with weights, which may have a scale for each channel."""
 
@@ -192,11 +207,6 @@ def _mean(given: Sequence[Any], made: Made) -> Tensor:
     return rounded_twice(_sums(given[0], _scale(source) / count), by)
 
 
-_AT_ONCE = (
-    16  # channels that a thread takes together, whose halves go up; of those left they do not
-)
-
-
 def _mean_of_image(given: Sequence[Any], made: Made) -> Tensor:
     """Means of whole images, whose zero point is brought to the result's scale alone."""
     source, count = made.read(0), _values_of_each(made)
@@ -206,13 +216,8 @@ def _mean_of_image(given: Sequence[Any], made: Made) -> Tensor:
     target = np.float32(_scale(made.result))
     sums = _sums(given[0], float(scale) / count) + zero_point * count
     by = _multiplier(float(scale / (np.float32(count) * target)))
-    channels = sums.shape[1]
-    together = torch.arange(channels) < channels - channels % _AT_ONCE
-    means = torch.where(
-        together[:, None, None], rounded_twice_up(sums, by), rounded_twice(sums, by)
-    )
     moved = np.float32(zero_point) * scale / target
-    return means - int(moved + np.copysign(np.float32(0.5), moved))
+    return _by_blocks(16)(sums, by) - int(moved + np.copysign(np.float32(0.5), moved))
 
 
 def _values_of_each(made: Made) -> int:
@@ -260,7 +265,8 @@ _TWICE: Mapping[str, Rule] = {
 }
 _OPTIMIZED: Mapping[str, Rule] = {
     **_TWICE,
-    **dict.fromkeys("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED".split(), _layer(rounded_twice_up)),
+    **dict.fromkeys(["CONV_2D", "FULLY_CONNECTED"], _layer(rounded_twice_up)),
+    **dict.fromkeys(["DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"], _layer(_by_blocks(8))),
     "MEAN": Rule(_mean_of_image),
 }
 # The other sets have functions by tables, as the oracle gives them.
