@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+from multiprocessing.context import set_spawning_popen
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -142,3 +144,16 @@ def test_buffers_are_a_mapping():
     assert type(copy.deepcopy(buffers)) is dict
     del buffers["a"]
     assert list(buffers.copy()) == ["b"]
+
+
+def test_what_a_starting_process_is_given_lives_until_it_has_it():
+    """Else files of shared memory are closed first, and others get their numbers."""
+    buffers, process = Buffers({"a": torch.zeros(2)}), SimpleNamespace()
+    buffers.let_go("a", lambda: torch.ones(2))
+    pickle.dumps(buffers)
+    set_spawning_popen(process)
+    try:
+        given = buffers.__reduce__()[1][0]
+    finally:
+        set_spawning_popen(None)
+    assert [kept is given for kept in vars(process)["_octavo_tensors"]] == [True]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import torch
@@ -59,7 +60,11 @@ class Buffers(MutableMapping[str, Any]):
         return dict(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return dict, (dict(self),)
+        tensors = dict(self)
+        process: Any = get_spawning_popen()
+        if process is not None:  # its memory is handed over once all is pickled
+            vars(process).setdefault("_octavo_tensors", []).append(tensors)
+        return dict, (tensors,)
 
 
 def let_go(root: nn.Module, prepacked: Mapping[str, Callable[[], Tensor]]) -> None:
