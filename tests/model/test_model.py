@@ -240,3 +240,19 @@ def test_a_kernel_that_stops_is_found_when_it_is_proved(q, monkeypatch):
         q.lower("broken")
     (row,) = octavo.verify(q, runtimes=["broken"]).runtimes
     assert (row.passed, row.error.splitlines()[0]) == (False, "could not create a primitive")
+
+
+def test_results_lie_in_memory_as_the_float_models_do() -> None:
+    """So that a view of them is possible wherever it was."""
+    images, rows = torch.rand(2, 3, 8, 8), torch.rand(5, 32)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 1)).eval()
+    conv = octavo.quantize(net, calibration=[images], target=octavo.host_target())
+    linear = octavo.quantize(nn.Linear(32, 20), rows, target=octavo.host_target())
+    assert conv(images).view(2, -1).shape == (2, 180)
+    assert linear(rows).view(-1).shape == (100,)
+    with torch.inference_mode():
+        assert conv(images).view(2, -1).shape == (2, 180)
+        assert linear(rows).view(-1).shape == (100,)
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert conv(last).is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(conv(last), conv(images))

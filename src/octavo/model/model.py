@@ -311,7 +311,11 @@ class QuantizedModel(nn.Module):
             raise
         except (RuntimeUnavailable, RuntimeError, ValueError, IndexError) as error:
             raise self._blamed(error, tensors) from error
-        return tuple(map(_usable_in_training, results))
+        # Kernels leave images with their channels last, and gaps behind rows, which a view of the
+        # result may not cross: the float model does so with images that came so.
+        came_so = any(t.dim() > 3 and not t.is_contiguous() for t in tensors)
+        order = torch.preserve_format if came_so else torch.contiguous_format
+        return tuple(_usable_outside(result, order) for result in results)
 
     def _blamed(self, error: Exception, tensors: Sequence[Tensor]) -> OctavoError:
         """What stops a call: its inputs, if they stop the oracle as well, else the runtime."""
@@ -594,8 +598,12 @@ _NO_GENERATE = (
 )
 
 
-def _usable_in_training(result: Any) -> Any:
-    """Autograd refuses tensors of inference mode, which a head on top of the model may need."""
-    if torch.is_inference_mode_enabled():  # no caller's own either
+def _usable_outside(result: Any, order: torch.memory_format) -> Any:
+    """A result in that order. Autograd refuses tensors of inference mode, which a head on top of
+    the model may need.
+    """
+    if not isinstance(result, Tensor):
         return result
-    return result.clone() if isinstance(result, Tensor) and result.is_inference() else result
+    if result.is_inference() and not torch.is_inference_mode_enabled():  # no caller's own either
+        return result.clone(memory_format=order)
+    return result if order is torch.preserve_format else result.contiguous()

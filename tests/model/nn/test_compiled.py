@@ -48,3 +48,13 @@ def test_a_copy_is_a_layer_of_its_own() -> None:
         ids = torch.arange(6).reshape(2, 3)
         torch.testing.assert_close(compiled(ids), other(ids))
         assert not torch.allclose(compiled(ids), q(ids))
+
+
+def test_results_have_no_gaps_between_rows() -> None:
+    """The compiler was told so, and code around a layer views them."""
+    q = octavo.quantize(nn.Sequential(nn.Linear(32, 20), nn.ReLU()).eval(), mode="dynamic")
+    x = torch.rand(5, 32)
+    assert q[0](x).is_contiguous()
+    assert torch.ops.octavo.linear_layer(x, q[0].number, 20).is_contiguous()
+    lstm = octavo.quantize(nn.LSTM(8, 6).eval(), mode="dynamic")
+    assert lstm(torch.rand(5, 2, 8))[0].is_contiguous()

@@ -67,8 +67,11 @@ class OneOperator(QuantizedModule):
         """What the graph makes of tensors; of a NaN or an infinity what the float layer would."""
         run, watched = self._made()
         if watched.are_fine(tensors):
-            return run(*tensors)
-        return run_around(self.graph(), watched, run, tensors)
+            results = run(*tensors)
+        else:
+            results = run_around(self.graph(), watched, run, tensors)
+        # Kernels leave gaps behind rows, and images with their channels last; others view them.
+        return tuple(result.contiguous() for result in results)
 
     def product(self) -> Product | None:
         """The kernel that holds its weight, where there is one; it is made ready for that."""

@@ -209,7 +209,7 @@ class _Layer(Recurrent):
         if not batched:
             result, states = result.squeeze(0), [state.squeeze(1) for state in states]
         elif not self.batch_first:
-            result = result.transpose(0, 1)
+            result = result.transpose(0, 1).contiguous()
         ends = [state.to(dtype) for state in states]
         return result.to(dtype), ends[0] if len(ends) == 1 else tuple(ends)
 
