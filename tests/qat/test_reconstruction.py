@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from residual import ResidualNet
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -150,8 +151,8 @@ def reference(
     for step in range(steps):
         done = step / steps
         for group, rate in zip(adam.param_groups[1:], rates[1:], strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2
-        driven = done / 0.75
+            group["lr"] = rate * (1 + math.cos(math.pi * max(done - 0.5, 0) / 0.5)) / 2
+        driven = done / 0.5
         h = (torch.sigmoid(v) * 1.2 - 0.1).clamp(0, 1)
         if driven >= 1:
             h = (h.detach() >= 0.5).float()
@@ -379,3 +380,31 @@ def test_shared_weights_and_tables_stay_as_they_are() -> None:
     }
     assert changed
     assert not any(name.startswith(("layer.weight", "table")) for name in changed)
+
+
+@pytest.mark.sweep
+def test_trained_digits_of_four_bits() -> None:
+    """Of a trained network, behind what rounds each layer by itself; on digits that nothing saw."""
+    images, labels = digits()
+    model = ResidualNet()
+    model.conv, model.fc = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(6, 10)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for chosen in torch.randperm(1200).repeat(12).split(64):
+        adam.zero_grad()
+        functional.cross_entropy(model(images[chosen]), labels[chosen]).backward()
+        adam.step()
+    data, fresh = list(images[:512].split(32)), list(images[1200:].split(200))
+    rules = octavo.QConfigMapping().set_global(FOUR_BITS)
+    graph = octavo.capture(model.eval(), data[0])
+    plan = octavo.plan(graph, rules, "x86", "static")
+    methods = (octavo.AdaRound(), octavo.BiasCorrection())
+    calibrated = octavo.calibrate(graph, plan, data, weights=methods, progress=False)
+    before = quantize_graph(graph, plan, calibrated.qparams, methods, calibrated.statistics)
+    found = reconstructed(graph, plan, before, Chunks.of([[x] for x in data]), Reconstruction())
+    assert noise_db(graph, found.quantized, fresh) > noise_db(graph, before, fresh) + 1
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    """float32 ``[1797, 1, 8, 8]``, and the labels."""
+    found = load_digits()
+    return torch.from_numpy(found.images).float().unsqueeze(1) / 8 - 1, torch.tensor(found.target)

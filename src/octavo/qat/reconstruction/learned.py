@@ -88,6 +88,13 @@ class LearnedWeight:
         """From here on it is rounded, and its scale alone is learned."""
         self.logits = torch.where(rectified(self.logits) >= 0.5, _FAR, -_FAR)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """The integer and the scale that it had, which alone is learned from here on."""
+        is_up = self.stored.integers.to(torch.float32) > self.below
+        self.logits = torch.where(is_up, _FAR, -_FAR)
+        self.stretch.zero_()
+
     def undecided(self, beta: float) -> Tensor:
         """The sum of ``1 - |2 h - 1|^beta``, equation 24 of AdaRound."""
         return (1 - (2 * rectified(self.logits) - 1).abs().pow(beta)).sum()
@@ -213,6 +220,17 @@ class Learned:
         """See `LearnedWeight.settle`."""
         for weight in self.weights.values():
             weight.settle()
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """All as it was; weights are settled."""
+        for weight in self.weights.values():
+            weight.restart()
+        for each in self.ranges.values():
+            each.stretch.zero_()
+        for layer, bias in self.biases.items():
+            name = arguments(self.part.by_name[layer])["bias"].name
+            bias.copy_(self.part.constants[name])
 
     def undecided(self, beta: float) -> Tensor | float:
         """See `LearnedWeight.undecided`; the mean of all weights."""

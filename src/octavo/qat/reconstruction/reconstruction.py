@@ -48,7 +48,7 @@ _HELD_BACK = 4  # one chunk in so many
 # root mean squares of what their layer gives.
 _WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 0.02, 1e-3, 5e-4
 
-SETTLED = 0.75  # of the steps are until weights are integers; biases and scales go on learning
+SETTLED = 0.5  # of the steps are until weights are integers; biases and scales go on learning
 
 
 @dataclass(frozen=True)
@@ -285,12 +285,16 @@ class _Walk:
         if not groups:
             return 0
         optimizer, rates, made = torch.optim.Adam(groups), [group["lr"] for group in groups], 0
+        settled = False
         for done in steps_in(self.method.steps, seconds):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * (1 + math.cos(math.pi * done)) / 2 if group["falls"] else rate
+                group["lr"] = rate * _falling(done) if group["falls"] else rate
             driven = done / SETTLED
-            if driven >= 1.0:
+            if driven >= 1.0 and not settled:
+                settled = True
                 learned.settle()
+                if not self._is_nearer(block, learned, targets):
+                    learned.restart()
             at = self._drawn(self.count)
             with torch.enable_grad():
                 results = run(*(self._mixed(at, name, block) for name in names))
@@ -304,6 +308,13 @@ class _Walk:
             optimizer.step()
             made += 1
         return made
+
+    def _is_nearer(self, block: Block, learned: Learned, targets: Sequence[Outputs]) -> bool:
+        """Whether a block has become better on what it learns from."""
+        changed = part_of(learned.applied_to(self.quantized, self.plan), block)
+        fitted = self.rounded[: self.count]
+        before, after = (_outputs(part, fitted) for part in (learned.part, changed))
+        return _noise(after, targets[: self.count]) < _noise(before, targets[: self.count])
 
     def _rates(self, block: Block, learned: Learned) -> list[dict[str, Any]]:
         """What is learned, with its rate, and whether that falls to 0."""
@@ -370,6 +381,11 @@ class _Walk:
 
 Outputs = Sequence[Tensor]
 _SMALLEST = 1e-12  # noise over signal
+
+
+def _falling(done: float) -> float:
+    """A rate's share: whole until weights are settled, and a half cosine from there on."""
+    return (1 + math.cos(math.pi * max(done - SETTLED, 0.0) / (1 - SETTLED))) / 2
 
 
 def _for_gradients(graph: Graph) -> Graph:
