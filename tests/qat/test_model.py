@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import octavo
+from octavo.errors import ExportError, TrainingError
 from octavo.graph.capture.capture import traced
 from octavo.graph.graph import Graph
 from octavo.qat import QATModel
@@ -448,3 +449,24 @@ def test_on_cuda(name: str) -> None:
     with torch.no_grad():
         expected = qat(x.cuda()).cpu()
     torch.testing.assert_close(octavo.convert(qat.cpu())(x), expected, atol=5e-2, rtol=5e-2)
+
+
+def test_its_dtype_is_that_of_its_scales() -> None:
+    qat = octavo.prepare_qat(nn.Linear(4, 2), torch.rand(2, 4))
+    for change in (qat.half, qat.bfloat16, qat.double):
+        with pytest.raises(TrainingError, match=r"cannot change its dtype.* torch\.autocast lets"):
+            change()
+    assert qat.float() is qat
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_records_calls_is_refused() -> None:
+    """A trace would hold scales that a kernel had not written yet."""
+    x = torch.rand(2, 4)
+    qat = octavo.prepare_qat(nn.Linear(4, 2), x)
+    qat(x)
+    for record in (torch.jit.trace, lambda model, x: torch.export.export(model, (x,))):
+        with pytest.raises(ExportError, match=r"with rounding: octavo\.convert makes the model"):
+            record(qat.eval(), x)
+    with pytest.raises(ExportError, match=r"torch\.jit\.script does not take a model that trains"):
+        torch.jit.script(qat)

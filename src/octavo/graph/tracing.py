@@ -16,6 +16,7 @@ from torch._compile import _disable_dynamo
 
 from octavo.errors import ExportError
 
+_QUANTIZED = "a model that is quantized already"
 _WAY_OUT = (
     "octavo.export_onnx(q, path) writes ONNX, octavo.export_package(q, path) compiles it for use "
     "without the model's code, and q.save(path) keeps it for octavo.load; to quantize again, start "
@@ -28,8 +29,12 @@ def is_compiled() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def refuse_tracers() -> None:
+def refuse_tracers(what: str = _QUANTIZED, way_out: str = _WAY_OUT) -> None:
     """Raise where the call that runs is recorded by what cannot hold its kernels.
+
+    Args:
+        what: the model.
+        way_out: what to do instead.
 
     Raises:
         ExportError: it is, by ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export``.
@@ -40,7 +45,7 @@ def refuse_tracers() -> None:
         by = "torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.export"
     else:
         return
-    raise ExportError(f"{by} does not take a model that is quantized already: {_WAY_OUT}")
+    raise ExportError(f"{by} does not take {what}: {way_out}")
 
 
 def without_values() -> bool:
@@ -68,15 +73,16 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
-def refuse_scripting() -> None:
+def refuse_scripting(what: str = _QUANTIZED, way_out: str = _WAY_OUT) -> None:
     """Raise, since ``torch.jit.script`` reads code that is not the model.
+
+    Args:
+        what, way_out: as for `refuse_tracers`.
 
     Raises:
         ExportError: always.
     """
-    raise ExportError(
-        f"torch.jit.script does not take a model that is quantized already: {_WAY_OUT}"
-    )
+    raise ExportError(f"torch.jit.script does not take {what}: {way_out}")
 
 
 def call_whole(function: Callable[..., Any], *args: Any) -> Any:

@@ -17,6 +17,7 @@ from octavo.graph.graph import Graph
 from octavo.graph.operators import arguments
 from octavo.graph.passes.fold_batch_norm import tensors_of
 from octavo.graph.program import compile_steps
+from octavo.graph.tracing import is_compiled, refuse_scripting, refuse_tracers
 from octavo.numerics.affine import QParams
 from octavo.qat.fake_quantize import (
     FakeQuantize,
@@ -185,7 +186,10 @@ class QATModel(nn.Module):
         Raises:
             InputError: the arguments differ in name, structure, shape or dtype from the captured.
             TrainingError: a weight or an activation is not a number any more.
+            ExportError: ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export`` records it.
         """
+        if not is_compiled():
+            refuse_tracers(_TRAINED, _CONVERT)
         graph = self._model.graph
         tensors = flatten_call(graph, args, kwargs)
         self._mode.training = self.training
@@ -318,7 +322,16 @@ class QATModel(nn.Module):
                 )
         return by_tensor
 
+    def __prepare_scriptable__(self) -> None:
+        refuse_scripting(_TRAINED, _CONVERT)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QATModel:
+        dtypes = {tensor.dtype for tensor in self._tensors().values()}
+        if any(fn(torch.empty(0, dtype=dtype)).dtype != dtype for dtype in dtypes):
+            raise TrainingError(
+                "a model that trains with rounding cannot change its dtype: it computes in float32 "
+                "as its scales do; torch.autocast lets its layers compute in bfloat16"
+            )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._run = self._compiled()  # operators that make tensors name a device
         return self
@@ -334,6 +347,8 @@ class QATModel(nn.Module):
         return f"target={self.target!r}"
 
 
+_TRAINED = "a model that trains with rounding"
+_CONVERT = "octavo.convert makes the model that is deployed, which octavo.export_onnx writes"
 _FIXED = (
     "a prepared model keeps its plan: its observers and its optimizer belong to it. "
     "Prepare the float model again with the new qconfig"
