@@ -143,8 +143,8 @@ def reference(
     adam = torch.optim.Adam(
         [
             {"params": [v], "lr": 0.02},
-            {"params": [t, u], "lr": 1e-3},
-            {"params": [b], "lr": 5e-4 * target.square().mean().sqrt().item()},
+            {"params": [t, u], "lr": 0.016 * unit**0.5},
+            {"params": [b], "lr": 0.008 * unit**0.5 * target.square().mean().sqrt().item()},
         ]
     )
     rates = [group["lr"] for group in adam.param_groups]

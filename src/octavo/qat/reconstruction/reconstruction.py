@@ -44,9 +44,9 @@ from octavo.quantization.weights.adaround import FREE, WEIGHT, beta_at, steps_in
 Batch = Sequence[Tensor]
 _CHUNK = 32  # samples of a step
 _HELD_BACK = 4  # one chunk in so many
-# Rates of Adam: of weights as AdaRound has it; of logarithms of scales; of biases, in
-# root mean squares of what their layer gives.
-_WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 0.02, 1e-3, 5e-4
+# Rates of Adam: of weights as AdaRound has it; of logarithms of scales, and of biases in root mean
+# squares of what their layer gives, in parts of what rounding the block's weights costs.
+_WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 0.02, 0.016, 0.008
 
 SETTLED = 0.5  # of the steps are until weights are integers; biases and scales go on learning
 
@@ -281,7 +281,7 @@ class _Walk:
         # The term that drives weights is weighed with what their rounding alone costs.
         alone = _outputs(roundings_removed(learned.part), self.exact[:1])
         unit = max(float(_error(alone[0], targets[0], signals)), _SMALLEST)
-        groups = self._rates(block, learned)
+        groups = self._rates(block, learned, unit**0.5)
         if not groups:
             return 0
         optimizer, rates, made = torch.optim.Adam(groups), [group["lr"] for group in groups], 0
@@ -316,7 +316,7 @@ class _Walk:
         before, after = (_outputs(part, fitted) for part in (learned.part, changed))
         return _noise(after, targets[: self.count]) < _noise(before, targets[: self.count])
 
-    def _rates(self, block: Block, learned: Learned) -> list[dict[str, Any]]:
+    def _rates(self, block: Block, learned: Learned, cost: float) -> list[dict[str, Any]]:
         """What is learned, with its rate, and whether that falls to 0."""
         stretches = [one.stretch for one in learned.weights.values()]
         stretches += [one.stretch for one in learned.ranges.values()]
@@ -327,9 +327,9 @@ class _Walk:
         sizes = [_mean_square([values]) ** 0.5 for values in given]
         groups = [
             (logits, _WEIGHT_RATE, False),
-            (scales, _SCALE_RATE, True),
+            (scales, _SCALE_RATE * cost, True),
             *(
-                ([learned.biases[n]], _BIAS_RATE * s, True)
+                ([learned.biases[n]], _BIAS_RATE * cost * s, True)
                 for n, s in zip(layers, sizes, strict=True)
             ),
         ]
