@@ -38,6 +38,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "no bias correction": {"bias_correction": False},
     "gptq alone": {"weights": [octavo.GPTQ()]},
     "adaround alone": {"weights": [octavo.AdaRound()]},
+    "reconstruction alone": {"weights": [octavo.Reconstruction()]},
 }
 # What peers leave in float of a network -> the operators.
 _ATTENTION = ("scaled_dot_product_attention", "add", "layer_norm", "gelu", "mean")

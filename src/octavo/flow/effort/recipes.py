@@ -12,7 +12,6 @@ from octavo.arguments import TEXT, expect
 from octavo.errors import InputError
 from octavo.flow.effort.draft import Draft, Samples
 from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
-from octavo.qat.reconstruction import Reconstruction
 from octavo.quantization.plan import Plan, TensorPlan
 from octavo.quantization.weights import GPTQ, AdaRound, BiasCorrection, WeightMethod
 
@@ -91,13 +90,6 @@ RECIPES: Mapping[str, tuple[Step, ...]] = {
         _ROUNDED,
         _LEARNED,
     ),
-}
-
-# effort -> what is done in the end, to the model that its steps have led to
-LAST: Mapping[str, tuple[Reconstruction, ...]] = {
-    "fast": (),
-    "balanced": (),
-    "best": (),
 }
 
 

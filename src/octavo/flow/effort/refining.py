@@ -14,7 +14,7 @@ from typing import Any
 from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line
 from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
-from octavo.flow.effort.recipes import LAST, RECIPES, Step
+from octavo.flow.effort.recipes import RECIPES, Step
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
@@ -202,7 +202,7 @@ def refined_on(
     if not batches:
         raise CalibrationError(NO_BATCH)
     is_open = all(entry.batch_axis == 0 for entry in graph.inputs)
-    last = [m for m in weights if isinstance(m, Reconstruction)] or LAST[effort]
+    last = [m for m in weights if isinstance(m, Reconstruction)]
     weights = [m for m in weights if not isinstance(m, Reconstruction)]
     methods = [method for step in RECIPES[effort] for method in step.methods]
     samples = Samples.of(batches, is_open, methods)
