@@ -60,7 +60,8 @@ class BenchRow:
     """One contender.
 
     Attributes:
-        name: ``"fp32"``, ``"bf16"`` or ``"int8 <runtime>"``.
+        name: ``"fp32"``, ``"bf16"``, ``"int8 <runtime>"``, or that with ``", batch known"``, where
+            each batch has a program of its own, see ``batch`` of `octavo.QuantizedModel.lower`.
         latency_ms: batch size -> median of a call, in milliseconds.
         load_s, memory_mb: see `octavo.measuring.cold_start.ColdStart`; ``None`` for float models.
         integers: the share of the multiply-adds that read integers, in words; ``""`` for float
@@ -198,13 +199,15 @@ def bench(
     graph = q.graph
     with thread_count(threads) as count, torch.inference_mode():
         runs, rows = _made(_of_graph(q, count), runtimes, progress)
-        times: dict[str, dict[int, float]] = {name: {} for name in runs}
+        times: dict[str, dict[int, float]] = {}
         for batch in batches:
             inputs = random_inputs(graph, batch)
-            calls = {name: partial(run, *inputs) for name, run in runs.items()}
+            known, own = _for_one_batch(q, rows, batch, count)
+            rows |= {name: row for name, row in own.items() if row.error or name not in rows}
+            calls = {name: partial(run, *inputs) for name, run in {**runs, **known}.items()}
             latencies = interleave(calls, budget_s=seconds, rest_s=REST_S, progress=progress)
             for name, latency in latencies.items():
-                times[name][batch] = 1e3 * latency.median_s
+                times.setdefault(name, {})[batch] = 1e3 * latency.median_s
     finished = [
         replace(row, latency_ms=times.get(name, {}), **_cold(path, row, min(batches), count))
         for name, row in track(rows.items(), "starting each in a new process", progress)
@@ -299,6 +302,30 @@ def _lowered(q: QuantizedModel, runtime: str, threads: int) -> tuple[Run, str]:
     model = q.lower(runtime, threads=threads if has_own_threads(runtime) else None)
     share = model.summary().coverage.share
     return model.lowered.run, "-" if share is None else percent(share)
+
+
+def _for_one_batch(
+    q: QuantizedModel, rows: Mapping[str, BenchRow], batch: int, threads: int
+) -> tuple[dict[str, Run], dict[str, BenchRow]]:
+    """The runtimes that may be faster where they know the batch, knowing it; a row for each."""
+    runs: dict[str, Run] = {}
+    own: dict[str, BenchRow] = {}
+    for row in rows.values():
+        if row.runtime and not row.error and _may_gain(row.runtime):
+            name = f"{row.name}, batch known"
+            own[name] = BenchRow(name, {})
+            try:
+                model = q.lower(row.runtime, threads=threads, batch=batch, check=False)
+                runs[name] = model.lowered.run
+            except OctavoError as error:
+                own[name] = replace(own[name], error=f"batch {batch}: {first_line(error)}")
+    return runs, own
+
+
+def _may_gain(runtime: str) -> bool:
+    """Whether it has a program for any batch, and another one where it is told which."""
+    known = RUNTIMES[runtime]
+    return has_own_threads(runtime) and "batch" in known.options and not known.sized
 
 
 def _cold(path: Any, row: BenchRow, batch: int, threads: int) -> dict[str, Any]:
