@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -606,4 +607,14 @@ def _usable_outside(result: Any, order: torch.memory_format) -> Any:
         return result
     if result.is_inference() and not torch.is_inference_mode_enabled():  # no caller's own either
         return result.clone(memory_format=order)
-    return result if order is torch.preserve_format else result.contiguous()
+    return result if order is torch.preserve_format else _contiguous(result)
+
+
+def _contiguous(result: Tensor) -> Tensor:
+    """What ``contiguous`` gives, by one thread: torch copies more than 32,768 values with its own
+    threads, which spin on behind that and take a CPU from Octavo's worker.
+    """
+    is_plain = type(result) is Tensor and result.device.type == "cpu" and not result.requires_grad
+    if result.is_contiguous() or not is_plain or result.dtype is torch.bfloat16:
+        return result.contiguous()
+    return torch.from_numpy(np.ascontiguousarray(result.numpy()))
