@@ -1,4 +1,6 @@
-"""Memory of tensors that are gone, for the system. Measured by `benchmarks.large_folder` and
+"""Memory of tensors that are gone, for the system.
+
+Tested in tests/flow/blockwise/test_folder.py; measured by `benchmarks.large_folder` and
 `benchmarks.decoding`.
 """
 
