@@ -158,6 +158,17 @@ def test_transformers_refuses_integers_where_nobody_told_it_of_octavo(
             load(tmp_path / folder)
 
 
+def test_a_folder_with_integers_in_the_shape_of_floats_is_to_be_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path / "float")
+    with monkeypatch.context() as patched:
+        patched.setattr("octavo.model.language.shards.VERSION", 1)
+        octavo.quantize_folder(tmp_path / "float", tmp_path / "q")
+    with pytest.raises(ArtifactError, match=r"version 1 .* none below 2: write it anew"):
+        transformers.LlamaForCausalLM.from_pretrained(tmp_path / "q")
+
+
 def test_a_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     from octavo.flow.transformers import OctavoConfig
 

@@ -132,7 +132,7 @@ def finished(
     progress: bool = False,
 ) -> tuple[Draft, StepTaken]:
     """The draft with blocks that have learned, if its outputs are nearer to float then on samples
-    that no block has learned from; and what that brought.
+    that no block has learned from, if there are any; and what that brought.
 
     An interruption (Ctrl-C) ends it; blocks that are done count.
 

@@ -127,10 +127,10 @@ def check_header(metadata: Mapping[str, str], keys: Sequence[str], versions: ran
         raise ArtifactError(f"it lacks {missing}: it is not an Octavo artifact")
     version = metadata["version"]
     if not version.isdecimal() or int(version) not in versions:
-        raise ArtifactError(
-            f"it has version {version} of the format, this Octavo reads up to {versions[-1]}: "
-            "upgrade octavo"
-        )
+        reads = f"up to {versions[-1]}: upgrade octavo"
+        if version.isdecimal() and int(version) < versions[0]:
+            reads = f"none below {versions[0]}: write it anew, from the float model"
+        raise ArtifactError(f"it has version {version} of the format, this Octavo reads {reads}")
 
 
 def check_seal(

@@ -71,13 +71,21 @@ class OctavoConfig(QuantizationConfigMixin):
         self.modules = dict(modules or {})
 
 
+def _not_known(model: Any, config: OctavoConfig, stays: Sequence[str]) -> None:
+    raise InputError(
+        "import octavo.flow.transformers before from_pretrained quantizes: it knows how"
+    )
+
+
 @register_quantizer(_METHOD)
 class OctavoQuantizer(HfQuantizer):
     """What transformers calls around the loading of weights."""
 
     quantization_config: OctavoConfig
     # A float model and how -> its layers are integers; `octavo.flow.transformers` knows.
-    quantize: ClassVar[Callable[[Any, OctavoConfig, Sequence[str]], None]]
+    quantize: ClassVar[Callable[[Any, OctavoConfig, Sequence[str]], None]] = staticmethod(
+        _not_known
+    )
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **options: Any

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from octavo.model.files import sealed, tensor_file
 
-VERSION = 1
+VERSION = 2  # 1 had integers in the shape of the floats
 _KEYS = ("format", "version", "of", "parts")
 
 
@@ -46,7 +46,7 @@ def read_shard(path: Path) -> tuple[str, dict[str, Any], dict[str, int]]:
     """
     with sealed.reading(path):
         metadata, tensors = sealed.read(path)
-        sealed.check_header(metadata, (*_KEYS, sealed.SEAL), range(1, VERSION + 1))
+        sealed.check_header(metadata, (*_KEYS, sealed.SEAL), range(VERSION, VERSION + 1))
         sealed.check_seal(metadata, tensors, _KEYS)
         sizes = {name: tensor.numel() * tensor.itemsize for name, tensor in tensors.items()}
         return metadata["of"], json.loads(metadata["parts"]), sizes
