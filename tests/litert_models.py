@@ -12,9 +12,16 @@ from torch import Tensor, nn
 import octavo
 from octavo.graph.cuts import Cuts
 from octavo.measuring.parity import LayerParity, _compared_layers
+from octavo.numerics.observers import MinMax
+from octavo.numerics.scheme import Scheme
+from octavo.quantization.qconfig import QConfig, QSpec
 from octavo.runtimes.options import Options
 
 SHARE = 1e-3  # of integers that may be another one, a step away
+
+SIXTEEN = QConfig(  # activations of int16, as LiteRT has them
+    QSpec(Scheme("int16", symmetric=True), MinMax()), octavo.static_qconfig("edge").weight
+)
 
 
 class Between(nn.Module):

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from litert_models import SHARE
+from litert_models import SHARE, SIXTEEN
 from torch import nn
 
 import octavo
-from octavo.numerics.observers import MinMax
-from octavo.numerics.scheme import Scheme
-from octavo.quantization.qconfig import QConfig, QSpec
 
 LAYERS = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10))
 GROUPS = octavo.weight_only_qconfig(4, group_size=8)
 AFFINE = octavo.weight_only_qconfig(4, group_size=8, symmetric=False)
-SIXTEEN = QConfig(
-    QSpec(Scheme("int16", symmetric=True), MinMax()), octavo.static_qconfig("edge").weight
-)
 # how -> the first layer's operators, and the type of its weight in the file
 CASES = {
     "dynamic": ({"mode": "dynamic"}, ["FULLY_CONNECTED float32"], "INT8"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_BITS = 31
+_BITS, _FEW_BITS = 31, 15
 _LEAST_SHIFT = -31  # what is smaller is 0
 
 
@@ -34,10 +34,22 @@ class Multiplier:
         shift = shift.to(torch.int64) + full
         return cls(torch.where(shift < _LEAST_SHIFT, 0, mantissa), shift.clamp(min=_LEAST_SHIFT))
 
+    @classmethod
+    def of_one(cls, scale: float) -> Multiplier:
+        """The nearest to one scale."""
+        return cls.of(torch.tensor(scale, dtype=torch.float64))
+
     def over(self, count: int) -> Multiplier:
         """That of the mean of so many values, as LiteRT takes it from that of their sum."""
         more = (_BITS + self.shift).clamp(max=min(count.bit_length() - 1, 32))
         return Multiplier((self.mantissa << more) // count, self.shift - more)
+
+    @property
+    def short(self) -> Tensor:
+        """The mantissa as an int16."""
+        dropped = _BITS - _FEW_BITS
+        rounded = (self.mantissa + (1 << (dropped - 1))) >> dropped
+        return rounded.clamp(max=(1 << _FEW_BITS) - 1)
 
     @property
     def scales(self) -> Tensor:
@@ -62,15 +74,29 @@ def rounded_once(sums: Tensor, by: Multiplier) -> Tensor:
     return torch.trunc(product + 0.5 * product.sign()).to(torch.int64)
 
 
+def rounded_by_few_bits(sums: Tensor, by: Multiplier) -> Tensor:
+    """Sums of more than 32 bits times a scale with a mantissa of 16, halves up."""
+    exponent = _FEW_BITS - by.shift
+    return (sums * by.short + (torch.ones_like(exponent) << (exponent - 1))) >> exponent
+
+
 def _high(sums: Tensor, by: Multiplier) -> Tensor:
     return high_product(sums << by.shift.clamp(min=0), by.mantissa)
 
 
 def high_product(a: Tensor, b: Tensor) -> Tensor:
-    """``a * b / 2 ** 31``, halves up: gemmlowp's SaturatingRoundingDoublingHighMul."""
-    product = a * b
-    nudge = torch.where(product >= 0, 1 << (_BITS - 1), 1 - (1 << (_BITS - 1)))
-    return torch.div(product + nudge, 1 << _BITS, rounding_mode="trunc")
+    """``a * b / 2 ** 31``, halves up: gemmlowp's SaturatingRoundingDoublingHighMul of int32."""
+    return _upper(a * b, _BITS)
+
+
+def short_high_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a * b / 2 ** 15``, halves up: the same of int16."""
+    return _upper(a * b, _FEW_BITS)
+
+
+def _upper(product: Tensor, bits: int) -> Tensor:
+    nudge = torch.where(product >= 0, 1 << (bits - 1), 1 - (1 << (bits - 1)))
+    return torch.div(product + nudge, 1 << bits, rounding_mode="trunc")
 
 
 def divided(x: Tensor, exponent: Tensor) -> Tensor:

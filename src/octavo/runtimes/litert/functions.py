@@ -1,4 +1,4 @@
-"""Exponentials, sigmoid, tanh and softmax in fixed point, as LiteRT's reference kernels have them.
+"""Exponentials, sigmoid, tanh, softmax and hard swish in fixed point, as LiteRT has them.
 
 After gemmlowp's fixed-point numbers: an int32 of so many integer bits, the rest behind the point.
 ``exp`` of a negative number is a polynomial on a quarter and a factor for each bit above it;
@@ -9,10 +9,16 @@ Tested in tests/runtimes/litert/test_kernels.py.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from octavo.runtimes.litert.fixed_point import Multiplier, divided, high_product
+from octavo.runtimes.litert.fixed_point import (
+    Multiplier,
+    divided,
+    high_product,
+    short_high_product,
+)
 
 _BITS = 31
 _ONE = (1 << _BITS) - 1  # without integer bits
@@ -98,11 +104,38 @@ def softmax(integers: Tensor, scale: float, dim: int) -> Tensor:
     return torch.where(near, shares, 0)
 
 
+_FINER = 7  # bits that a difference of two int8 is shifted by, to fill an int16
+_SHORT_ONE = 1 << 15  # in 16 bits; 3 while shares are counted from the middle
+
+
+def hard_swish(integers: Tensor, scale: float, result_scale: float) -> Tensor:
+    """In steps of the result's scale, of integers of a scale less their zero point: by int16.
+
+    The value in the result's scale, times the share of it that passes.
+    """
+    fine, fine_scale = integers << _FINER, np.float32(scale) / np.float32(1 << _FINER)
+    by = Multiplier.of_one(float(fine_scale / np.float32(result_scale)))
+    to_share = Multiplier.of_one(float(fine_scale / np.float32(3 / _SHORT_ONE)))
+    up = int(to_share.shift)
+    share = _as_short(fine << (up - 1)) if up > 0 else fine
+    share = short_high_product(share, to_share.short)
+    share = _as_short(share << 1) if up > 0 else _lowered(share, -up)
+    share = (share + _SHORT_ONE) >> 1
+    product = share * short_high_product(fine, by.short)
+    passed = torch.div(product, _SHORT_ONE, rounding_mode="trunc")
+    return divided(passed, -by.shift)
+
+
+def _as_short(x: Tensor) -> Tensor:
+    """At least and at most what an int16 holds."""
+    return x.clamp(-_SHORT_ONE, _SHORT_ONE - 1)
+
+
 def widened(scale: float, integer_bits: int) -> tuple[Multiplier, int]:
     """What brings integers of a scale to so many integer bits, and how large they may be then."""
     largest = float((1 << _BITS) - 1)
     real = min(scale * (1 << (_BITS - integer_bits)), largest)
-    by = Multiplier.of(torch.tensor(real, dtype=torch.float64))
+    by = Multiplier.of_one(real)
     ends = ((1 << integer_bits) - 1) * (1 << (_BITS - integer_bits))
     return by, ends >> int(by.shift)
 

@@ -44,7 +44,7 @@ def lowered(graph: Graph, options: Options, kernels: str = "xnnpack") -> Lowered
     written = programs.of(tuple(tuple(entry.sizes) for entry in graph.inputs)).written
     integer, otherwise = executed(written)
     known, fallbacks = account(graph, integer, otherwise, "litert")
-    oracle = programs.oracle if KERNELS[kernels].rules else None
+    oracle = programs.oracle if KERNELS[kernels].differ(written.made) else None
     return Lowered(programs.run, known, fallbacks, compiled_for=programs.sizes_of, oracle=oracle)
 
 
