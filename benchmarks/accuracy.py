@@ -78,9 +78,12 @@ def judged(found: Tensor, fp32: Tensor, labels: Tensor) -> dict[str, float | Non
 
 
 def row_of(
-    labels: Mapping[str, Any], make: Maker, fp32: Tensor, data: hard_digits.HardDigits
+    labels: Mapping[str, Any],
+    make: Maker,
+    images: Tensor,
+    judge: Callable[[Tensor], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What a contender's model says of the test images, behind what it is called.
+    """What is judged of a contender's answers to the images, behind what it is called.
 
     ``seconds`` are those of making it; whatever a peer raises is its result, ``error``.
     """
@@ -89,7 +92,7 @@ def row_of(
         started = time.perf_counter()
         model = make()
         row["seconds"] = time.perf_counter() - started
-        row |= judged(logits(model, data.test), fp32, data.test_labels)
+        row |= judge(logits(model, images))
     except Exception as error:  # noqa: BLE001
         row["error"] = problem(error)
     return row
@@ -103,11 +106,15 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """fp32, then every contender; one that fails is a row with its error."""
     fp32 = logits(net, data.test)
+
+    def judge(found: Tensor) -> dict[str, float | None]:
+        return judged(found, fp32, data.test_labels)
+
     float_row = {"network": name, "contender": "fp32", "runs": "float", "for": "-"}
-    rows: list[dict[str, Any]] = [float_row | judged(fp32, fp32, data.test_labels)]
+    rows: list[dict[str, Any]] = [float_row | judge(fp32)]
     for (who, how, cpus), make in makers.items():
         labels = {"network": name, "contender": who, "runs": how, "for": cpus}
-        rows.append(row_of(labels, make, fp32, data))
+        rows.append(row_of(labels, make, data.test, judge))
     return rows
 
 

@@ -6,7 +6,6 @@ are always the same ones, several views of each digit that training has not seen
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from benchmarks.nets import SEED, seeded
-from octavo.progress import track
+from benchmarks import training
+from benchmarks.nets import SEED
 
-CACHE = Path(__file__).parent / ".cache"
 RECIPE = 1  # raise it when the data, a network or the training changes: the cache is then stale
 SIZE = 32
 TEST_DIGITS, VIEWS = 500, 16
@@ -30,10 +27,14 @@ CALIBRATION_IMAGES, BATCH = 256, 32
 
 @dataclass(frozen=True)
 class HardDigits:
-    """Images ``[N, 1, 32, 32]`` and labels; ``digits`` are the clean ones to train on."""
+    """Images ``[N, 1, 32, 32]`` and labels; ``digits`` are the clean ones to train on, and
+    ``test_digits`` those of which the test has views.
+    """
 
     digits: Tensor
     digit_labels: Tensor
+    test_digits: Tensor
+    test_digit_labels: Tensor
     test: Tensor
     test_labels: Tensor
     calibration: list[Tensor]
@@ -53,6 +54,8 @@ def load() -> HardDigits:
     return HardDigits(
         digits=images[train],
         digit_labels=labels[train],
+        test_digits=images[test],
+        test_digit_labels=labels[test],
         test=views,
         test_labels=labels[test].repeat(VIEWS),
         calibration=list(calibration.split(BATCH)),
@@ -70,7 +73,11 @@ def calibration_of(data: HardDigits, draw: int) -> list[Tensor]:
 
 def hardened(images: Tensor, chance: torch.Generator) -> Tensor:
     """Each image turned (30 degrees), stretched (0.65 to 1.5), sheared, moved (5 pixels), noisy."""
-    count = len(images)
+    return seen(images, placed(len(images), chance), chance)
+
+
+def placed(count: int, chance: torch.Generator) -> Tensor:
+    """Places in a view -> places in the digit's image, both from -1 to 1: ``[count, 2, 3]``."""
 
     def between(limit: float) -> Tensor:
         return limit * (2 * torch.rand(count, generator=chance) - 1)
@@ -82,7 +89,12 @@ def hardened(images: Tensor, chance: torch.Generator) -> Tensor:
         torch.stack([wide * angle.cos(), shear - high * angle.sin(), between(move)], dim=1),
         torch.stack([wide * angle.sin(), high * angle.cos(), between(move)], dim=1),
     )
-    grid = F.affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+    return torch.stack(rows, dim=1)
+
+
+def seen(images: Tensor, places: Tensor, chance: torch.Generator) -> Tensor:
+    """Views of the images, each placed so, with noise."""
+    grid = F.affine_grid(places, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, align_corners=False)
     noise = torch.randn(moved.shape, generator=chance)
     return (moved + 0.25 * noise) * 2 - 1
@@ -96,40 +108,22 @@ def trained(
     learning_rate: float = 4e-3,
     batch: int = 128,
     seed: int = SEED,
-    cache: Path = CACHE,
+    cache: Path = training.CACHE,
 ) -> nn.Module:
-    """The network of this name in evaluation mode: from the cache, or trained now.
+    """The network of this name that tells digits, see `training.trained`."""
 
-    ``seed`` is that of its weights at the start, ``cache`` the folder of trained weights.
-    """
-    file = cache / f"{name.replace(' ', '-')}-recipe{RECIPE}-{epochs}.safetensors"
-    net = seeded(make, seed)
-    if file.exists():
-        net.load_state_dict(load_file(file))
-        return net.eval()
-    started = time.perf_counter()
-    _train(net, data, epochs, learning_rate, batch)
-    print(f"trained {name} in {time.perf_counter() - started:.0f} s", flush=True)
-    cache.mkdir(exist_ok=True)
-    save_file(net.state_dict(), file)
-    return net.eval()
+    def views(chosen: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
+        return hardened(data.digits[chosen], chance), data.digit_labels[chosen]
 
-
-def _train(net: nn.Module, data: HardDigits, epochs: int, learning_rate: float, batch: int) -> None:
-    """AdamW with a one-cycle learning rate; new views of all digits in each epoch."""
-    chance = torch.Generator().manual_seed(2)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=2e-2)
-    steps = epochs * (len(data.digits) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    net.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)  # for dropout
-        for _ in track(range(epochs), "training"):
-            order = torch.randperm(len(data.digits), generator=chance)
-            for chosen in order.split(batch)[: len(data.digits) // batch]:
-                scores = net(hardened(data.digits[chosen], chance))
-                loss = F.cross_entropy(scores, data.digit_labels[chosen])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+    return training.trained(
+        name,
+        make,
+        views,
+        len(data.digits),
+        recipe=RECIPE,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch=batch,
+        seed=seed,
+        cache=cache,
+    )

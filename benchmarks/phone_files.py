@@ -22,7 +22,7 @@ from torch import nn
 
 import octavo
 from benchmarks import reach
-from benchmarks.report import Goal, Report, parsed, parser, problem
+from benchmarks.report import Goal, Report, parsed, parser, problem, write_table
 from octavo.errors import OctavoError
 from octavo.runtimes.lowered import Agreement
 
@@ -116,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> None:
     both = sum(not any(f"{name} error" in row for name in FORMATS) for row in report.rows)
     report.goals.append(Goal("networks in both formats", both, LEAST, at_most=False))
     if options.docs:
-        reach.write_table(table(report.rows), options.docs)
+        write_table(table(report.rows), options.docs)
     report.finish(options.out)
 
 

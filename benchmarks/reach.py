@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import octavo
-from benchmarks.report import Goal, Report, parsed, parser, problem
+from benchmarks.report import Goal, Report, parsed, parser, problem, write_table
 from octavo.display import percent
 from octavo.graph.capture.torch_export import as_records
 from octavo.graph.graph import Graph
@@ -196,14 +196,6 @@ def _figures(row: Mapping[str, Any], mode: str) -> str:
     if share is None:
         return str(row["error"])
     return f"{percent(share / 100)}, {row[f'{mode} dB']:.1f}"
-
-
-def write_table(text: str, path: Path) -> None:
-    """Put the table in the place of the one that the file has."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    places = [index for index, line in enumerate(lines) if line.startswith("|")]
-    lines[places[0] : places[-1] + 1] = text.split("\n")
-    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 def _kept_rows(path: Path | None) -> dict[str, dict[str, Any]]:

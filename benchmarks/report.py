@@ -136,10 +136,23 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([line(columns), line(rule), *map(line, cells)])
 
 
+def write_table(text: str, path: Path) -> None:
+    """Put a Markdown table in the place of the one in a file that has the same first cell."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    start = [_first_cell(line) for line in lines].index(_first_cell(text))
+    stop = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
+    lines[start:stop] = text.split("\n")
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
 def problem(error: Exception) -> str:
     """An error as a cell of a table."""
     first = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first[:160]}"
+
+
+def _first_cell(text: str) -> str | None:
+    return text.split("|")[1].strip() if text.startswith("|") else None
 
 
 def _is_number(value: object) -> bool:

@@ -12,19 +12,24 @@ CLASSES = 2
 
 
 class UNet(nn.Module):
-    """float32 ``[N, 3, height, width]``, both multiples of 8 -> ``[N, 2, height, width]``."""
+    """float32 ``[N, channels, height, width]`` -> ``[N, classes, height, width]``.
 
-    def __init__(self) -> None:
+    Height and width are multiples of 2 for each width behind the first.
+    """
+
+    def __init__(
+        self, channels: int = 3, widths: tuple[int, ...] = WIDTHS, classes: int = CLASSES
+    ) -> None:
         super().__init__()
-        sizes = (3, *WIDTHS)
+        sizes = (channels, *widths)
         self.down = nn.ModuleList(map(_twice, sizes[:-1], sizes[1:]))
         self.pool = nn.MaxPool2d(2)
-        upwards = WIDTHS[::-1]
+        upwards = widths[::-1]
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, 2, stride=2) for wide, narrow in pairwise(upwards)
         )
         self.join = nn.ModuleList(_twice(2 * width, width) for width in upwards[1:])
-        self.scores = nn.Conv2d(WIDTHS[0], CLASSES, 1)
+        self.scores = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         seen = []
