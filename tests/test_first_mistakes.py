@@ -44,6 +44,45 @@ class Two(nn.Module):
         return self.layer(left) + self.layer(right)  # type: ignore[no-any-return]
 
 
+class Either(nn.Module):
+    """Wants one of several arguments, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor, x: Tensor | None = None, embeds: Tensor | None = None) -> Tensor:
+        if x is None and embeds is None:
+            raise ValueError("You have to specify either x or embeds")
+        return self.layer(embeds if x is None else x)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Makes what its decoder reads of labels, as T5 does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 4)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        decoder_input_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        if labels is not None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        return self.table(input_ids) + self.read(decoder_input_ids)  # type: ignore[no-any-return]
+
+    def read(self, input_ids: Tensor | None) -> Tensor:
+        if input_ids is None:
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        return self.table(input_ids)  # type: ignore[no-any-return]
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        return labels.roll(1, -1)
+
+
 class LightningModule(nn.Module):
     """Stands in for Lightning's, which is known by its name."""
 
@@ -176,6 +215,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "search without a budget": (
         lambda: octavo.search(net(), data=[X]),  # type: ignore[call-arg]
         "octavo.search needs max_drop: octavo.search(model, max_drop=...)",
+    ),
+    "either of two arguments": (lambda: quantize(Either(), {"ids": X}), "needs x or embeds too:"),
+    "inputs made of labels": (
+        lambda: quantize(
+            Decoder(), calibration=[{"input_ids": LABELS[None], "labels": LABELS[None]}]
+        ),
+        "not given to it: inputs=lambda batch: {'input_ids': batch['input_ids'], "
+        "'decoder_input_ids': model.prepare_decoder_input_ids_from_labels(batch['labels'])}",
     ),
     "a rule for a class's name": (
         lambda: quantize(

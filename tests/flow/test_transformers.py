@@ -137,6 +137,7 @@ def test_save_pretrained_refuses_captured_parts(tmp_path: Path) -> None:
     q = octavo.quantize(built("LlamaForCausalLM"), ids, mode="dynamic", only=["lm_head"])
     with pytest.raises(octavo.OctavoError, match=r"'lm_head'.*octavo\.save"):
         q.save_pretrained(tmp_path / "q")
+    assert not (tmp_path / "q").exists()
 
 
 def test_transformers_refuses_integers_where_nobody_told_it_of_octavo(

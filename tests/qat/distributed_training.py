@@ -78,6 +78,17 @@ def with_learned_scales(data: list[Tensor], parallel: bool) -> dict[str, Tensor]
     return first | trained(qat, data, 0.01, parallel)
 
 
+def with_batch_norms(data: list[Tensor], parallel: bool) -> dict[str, Tensor]:
+    """The statistics after each step on a batch, and the model that is deployed in the end."""
+    qat = octavo.prepare_qat(net(), batches()[0], extrema_config())
+    found = {}
+    for index, x in enumerate(data):
+        state = trained(qat, [x], 0.01, parallel)
+        found |= {f"{index}.{name}": state[name] for name in state if "running" in name}
+    deployed = octavo.convert(qat).graph.constants
+    return found | {name: tensor.clone().contiguous() for name, tensor in deployed.items()}
+
+
 def calibrated(data: list[Tensor], parallel: bool) -> dict[str, Tensor]:
     """Scales, zero points and the means of what layers read."""
     graph = octavo.capture(net().eval(), batches()[0])
@@ -111,6 +122,7 @@ def main(out: Path) -> None:
     found = {
         "extrema": with_extrema(mine, True),
         "learned": with_learned_scales(mine, True),
+        "norms": with_batch_norms(mine, True),
         "calibrated": calibrated(mine, True),
         "refused first": refused(rank == 0),
         "refused last": refused(rank == count - 1),

@@ -38,7 +38,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         command, capture_output=True, text=True, cwd=out, env=environment, timeout=120
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    names = ("extrema", "learned", "calibrated", "refused first", "refused last")
+    names = ("extrema", "learned", "norms", "calibrated", "refused first", "refused last")
     return {
         name: [load_file(out / f"{name}.{rank}.safetensors") for rank in range(2)] for name in names
     }
@@ -79,6 +79,18 @@ def test_learned_scales_stay_the_same_in_all(found: Found) -> None:
         torch.testing.assert_close(
             first[f"first.{name}"], expected[f"first.{name}"], rtol=1e-5, atol=1e-7
         )
+
+
+def test_batch_norms_have_one_set_of_statistics(found: Found) -> None:
+    """So that each process converts the same model."""
+    first, second = found["norms"]
+    _assert_same(first, second)
+    expected = training.with_batch_norms(training.batches(), False)
+    assert first.keys() == expected.keys()
+    mean, variance = "0.1.running_mean", "0.1.running_var"
+    torch.testing.assert_close(first[mean], expected[mean], rtol=1e-5, atol=1e-6)
+    # Of each process's own batch, which spreads less around its own mean.
+    assert (first[variance] < expected[variance]).all()
 
 
 def test_calibration_is_of_all_data_in_each(found: Found) -> None:

@@ -458,6 +458,33 @@ def test_the_checkpoint_of_such_a_layer_fits() -> None:
         torch.testing.assert_close(qat.eval()(x), net(x), atol=0.05, rtol=0.05)
 
 
+class Heads(nn.Module):
+    """Contractions with a weight of three axes, and of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.Parameter(torch.randn(6, 2, 4) / 6**0.5)
+        self.out = nn.Parameter(torch.randn(6, 8) / 8**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.einsum("btd,dhe->bthe", x, self.heads).flatten(2).relu()
+        return torch.einsum("bti,oi->bto", y, self.out)
+
+
+def test_the_weights_of_contractions_train() -> None:
+    x = torch.randn(4, 5, 6)
+    qat = octavo.prepare_qat(Heads(), x)
+    shapes = {name: tuple(weight.shape) for name, weight in qat.named_parameters()}
+    assert shapes == {"einsum.right_he": (8, 6), "out": (6, 8)}
+    losses = [float(step(qat, x)) for _ in range(10)]
+    assert losses[-1] < 0.9 * losses[0]
+    with torch.no_grad():
+        expected = qat.eval()(x)
+    q = octavo.convert(qat).lower("reference")
+    torch.testing.assert_close(q(x), expected, atol=1e-3, rtol=1e-3)
+    assert sum(t.kind == "weight" for t in q.plan.quantized.values()) == 2
+
+
 @pytest.mark.parametrize("bits", [1, 9])
 def test_bits_that_are_not_trained_with(bits: int) -> None:
     with pytest.raises(PlanError, match=f"weight_bits is {bits}.*2 to 8 bits"):

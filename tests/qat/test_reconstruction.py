@@ -258,6 +258,24 @@ def test_four_bits_lose_less(residual: tuple[Graph, Plan, Graph]) -> None:
     assert noise_db(graph, found.quantized, fresh) > noise_db(graph, quantized, fresh) + 2
 
 
+class OfFour(nn.Module):
+    """Of batches of four alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.reshape(4, 8))
+
+
+def test_one_batch_of_a_fixed_size_leaves_nothing_to_judge_on() -> None:
+    batch, method = torch.randn(4, 8), Reconstruction(steps=2)
+    with pytest.warns(octavo.OctavoWarning, match="judged on what it learned from.*two or more"):
+        q = octavo.quantize(OfFour(), calibration=[batch], weights=[method], progress=False)
+    assert "; judged on what they learned from" in q.provenance["steps"][-1]["why"]
+
+
 def test_an_interruption_keeps_finished_blocks(
     residual: tuple[Graph, Plan, Graph], monkeypatch: pytest.MonkeyPatch
 ) -> None:

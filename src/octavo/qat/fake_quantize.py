@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from octavo.errors import CalibrationError, PlanError
 from octavo.numerics.affine import QParams, blocks, unchecked_qparams
 from octavo.numerics.observers import Bounds, FixedRange, MinMax, MovingAverageMinMax, Observer
 from octavo.numerics.observers.base import extrema
 from octavo.numerics.scheme import Scheme
+from octavo.qat.processes import extrema_of_all
 from octavo.qat.rounding import (
     fake_quantize,
     fake_quantize_as_deployed,
@@ -146,7 +147,7 @@ class ObservedFakeQuantize(FakeQuantize):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        low, high = _across_processes(*extrema(x, None))
+        low, high = extrema_of_all(*extrema(x, None))
         finite = torch.isfinite(high - low)
         self.has_nan += torch.isnan(low)
         known_low, known_high = self._range()
@@ -277,16 +278,3 @@ def _step(name: str, observer: Observer, has_range: bool) -> float | None:
         "MovingAverageMinMax (see octavo.qat_qconfig), or pass calibration= so that it finds "
         "a range before"
     )
-
-
-def _across_processes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The extrema over all processes of a distributed training."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return low, high
-    # What the largest of a NaN and a number is depends on the backend, so that it travels apart.
-    bad = torch.isnan(low)
-    ends = torch.stack([-low, high]).masked_fill(bad, -torch.inf)
-    both = torch.cat([ends, bad.to(ends.dtype)[None]])
-    distributed.all_reduce(both, distributed.ReduceOp.MAX)
-    both = both.masked_fill(both[2] > 0, torch.nan)
-    return -both[0], both[1]

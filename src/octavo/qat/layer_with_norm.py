@@ -25,6 +25,7 @@ from octavo.graph.operators import arguments
 from octavo.graph.passes.fold_batch_norm import Folding
 from octavo.qat.layer_rounding import LayerRounding
 from octavo.qat.norm_modules import MOMENTUM, share_of_batch
+from octavo.qat.processes import take_mean_of_all
 
 # A channel that is switched off (gamma 0) still has a weight to round.
 _SMALLEST_FACTOR = 1e-12
@@ -53,7 +54,8 @@ class Mode:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """A batch norm with the statistics of the batch; the running ones are updated.
+    """A batch norm with the statistics of the batch. The running ones, if there are any, go on, and
+    are the mean of those of all processes that train together.
 
     Attributes:
         name: of its node.
@@ -89,7 +91,9 @@ class BatchNorm:
                 "the batch norms with freeze_batch_norms()"
             )
         share = self.momentum if self.module is None else share_of_batch(self.module)
-        return functional.batch_norm(x, mean, variance, gamma, beta, True, share, self.eps)
+        y = functional.batch_norm(x, mean, variance, gamma, beta, True, share, self.eps)
+        take_mean_of_all(mean, variance)
+        return y
 
 
 @dataclass(frozen=True)

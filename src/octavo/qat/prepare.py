@@ -16,6 +16,7 @@ from octavo.graph.capture.example import module_of
 from octavo.graph.graph import Graph
 from octavo.graph.losses import signature_with_losses
 from octavo.graph.open_sizes import OpenSizes
+from octavo.graph.passes import products_by_one_name
 from octavo.numerics.affine import qparams_of_range
 from octavo.numerics.observers import Bounds, FixedRange
 from octavo.qat.fake_quantize import (
@@ -99,7 +100,9 @@ def prepare_qat(
     signature = Signature.of(model)
     example, calibration = example_call(example_inputs, calibration, signature, inputs)
     example = example.beside(model)
-    graph = traced(model, example.args, example.kwargs, open_sizes=open_sizes, progress=progress)
+    graph = products_by_one_name(
+        traced(model, example.args, example.kwargs, open_sizes=open_sizes, progress=progress)
+    )
     signature = signature_with_losses(model, graph, example)
     graph = with_seen(graph, flatten_call(graph, example.args, example.kwargs))
     trainable = _trainable(model, graph)

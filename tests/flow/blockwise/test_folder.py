@@ -367,11 +367,10 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(tmp_path: Path) 
         octavo.quantize_folder(source, out, qconfig=rules)
     with pytest.raises(PlanError, match="nothing"):
         octavo.quantize_folder(source, out, only=lambda path, module: False)
-    assert not out.exists()
     odd = octavo.weight_only_qconfig(4, group_size=24)
     with pytest.raises(PlanError, match="group_size 24 does not divide"):
         octavo.quantize_folder(source, out, qconfig=odd)
-    assert not list(out.iterdir())
+    assert not out.exists()
 
 
 def test_layers_that_no_group_fits_are_told(tmp_path: Path) -> None:

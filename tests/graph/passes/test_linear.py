@@ -25,6 +25,7 @@ AS_LINEAR = {
     "matmul": (lambda m, x: x @ m.weight, (3, 5, 6)),
     "mm": (lambda m, x: torch.mm(x, m.weight), (3, 6)),
     "addmm": (lambda m, x: torch.addmm(m.bias, x, m.weight), (3, 6)),
+    "scaled": (lambda m, x: torch.addmm(m.bias, x, m.weight, alpha=2.0), (3, 6)),
     "used twice": (lambda m, x: (x @ m.weight) + (2 * x) @ m.weight, (3, 6)),
 }
 
@@ -43,7 +44,6 @@ def test_a_product_with_a_constant_is_a_linear_layer(name):
 OTHERS = {
     "of two activations": (lambda m, x: x @ x.transpose(-2, -1), (3, 5, 6)),
     "constant first": (lambda m, x: m.weight.T @ x, (3, 6, 5)),
-    "scaled": (lambda m, x: torch.addmm(m.bias, x, m.weight, alpha=2.0), (3, 6)),
     "vector": (lambda m, x: x @ m.weight[:, 0], (3, 6)),
 }
 

@@ -10,41 +10,16 @@ import torch
 from decibel import sqnr_db
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from running import run_graph
+from running import graph_of, run_graph
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import octavo
-from octavo.graph.graph import Graph, Input, Node, Ref, TensorMeta
-from octavo.graph.operators import name_of
+from octavo.graph.graph import Graph
 from octavo.graph.passes import fold_constants, simplified, written_attention
 from octavo.graph.program import run_of
 
 B, H, L, S, C = 4, 2, 5, 7, 8
 SDPA = "scaled_dot_product_attention"
-
-
-def graph_of(function: Callable[..., Tensor], *args: Tensor) -> Graph:
-    """A graph of some operators, without a module: far sooner than `octavo.capture`."""
-    traced = make_fx(function, pre_dispatch=True)(*args).graph
-    inputs, nodes, constants = [], [], {}
-    outputs: object = ()
-    for node in traced.nodes:
-        if node.op == "placeholder":
-            inputs.append(Input(node.name, TensorMeta.of(node.meta["val"])))
-        elif node.op == "get_attr":
-            constants[node.name] = getattr(traced.owning_module, node.target)
-        elif node.op == "output":
-            outputs = torch.fx.node.map_arg(node.args[0], lambda n: Ref(n.name))
-        else:
-            args_, kwargs = torch.fx.node.map_arg(
-                (node.args, dict(node.kwargs)), lambda n: Ref(n.name)
-            )
-            plain = (tuple(list(a) if isinstance(a, tuple | list) else a for a in args_), kwargs)
-            meta = TensorMeta.of(node.meta["val"])
-            nodes.append(Node(node.name, name_of(node.target), *plain, meta=meta))
-    arguments = {item.name: Ref(item.name) for item in inputs}
-    return Graph(tuple(inputs), constants, tuple(nodes), arguments, outputs)
 
 
 def rewritten(function: Callable[..., Tensor], *args: Tensor) -> tuple[list[str], Graph]:

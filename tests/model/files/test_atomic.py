@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -57,9 +59,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         require_writable(tmp_path / "file" / "folder")
 
 
-def test_require_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writing", [replacing, lambda path: filling(path.parent, "model")])
+def test_of_folders_that_are_made_nothing_is_left(
+    tmp_path: Path, writing: Callable[[Path], AbstractContextManager[Path]]
+) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ValueError, match="refused"), writing(tmp_path / "a" / "b" / "c" / "model"):
+        raise ValueError("refused")
+    assert os.listdir(tmp_path / "a") == []
+
+
+def test_require_writable_makes_nothing(tmp_path: Path) -> None:
     require_writable(tmp_path / "a" / "b")
-    assert os.listdir(tmp_path / "a" / "b") == []
+    require_file(tmp_path / "c" / "file")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_file_that_is_there_keeps_its_permissions_owner_and_links_to_it(tmp_path: Path) -> None:

@@ -113,12 +113,15 @@ def quantize_folder(
     ]
     _refuse_another(folder, files)
     require_writable(folder)
+    is_new = not folder.exists()
     for file, names in track(list(zip(files, units, strict=True)), "quantizing", progress):
         if not job.has(file, names):
             job.quantize(file, names)
     if not job.parts:  # which groups fit is known of layers with values alone
         for file in files:
             file.unlink()
+        if is_new:
+            folder.rmdir()
         raise nothing_quantized(source.model, job.replaced.left)
     for remark in [*job.replaced.remarks(), *(data.remarks() if data is not None else ())]:
         warn_user(remark)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from octavo.display import Table
-from octavo.errors import CalibrationError, OctavoError, first_line
+from octavo.errors import CalibrationError, OctavoError, first_line, warn_user
 from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
 from octavo.flow.effort.recipes import RECIPES, Step
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
@@ -145,13 +145,19 @@ def finished(
     """
     started = time.perf_counter()
     chunks = Chunks.of(batches, is_open, method.samples)
+    has_unseen = chunks.held is not chunks.fitted
+    if not has_unseen:
+        warn_user(
+            f"octavo.{type(method).__name__} is judged on what it learned from: one batch of a "
+            "fixed size leaves nothing to hold back; give two or more"
+        )
     judge = Judge(draft.graph, Samples(chunks.fitted, chunks.held))
     before, after, words = judge(draft), float("-inf"), _INTERRUPTED
     changed = draft
     try:
         found = reconstructed(draft.graph, draft.plan, draft.quantized, chunks, method, progress)
         changed = replace(draft, made=found.quantized, last=(*draft.last, method.name))
-        after, words = judge(changed), _in_words(found)
+        after, words = judge(changed), _in_words(found, has_unseen)
     except KeyboardInterrupt:
         pass
     kept = after > before
@@ -161,11 +167,12 @@ def finished(
     )
 
 
-def _in_words(found: Reconstructed) -> str:
-    """How many of the blocks have learned, and why others have not."""
+def _in_words(found: Reconstructed, has_unseen: bool) -> str:
+    """How many of the blocks have learned, why others have not, and what that is judged on."""
     learned = sum(block.kept for block in found.blocks)
     diverged = ", ".join(block.block for block in found.blocks if block.diverged)
     words = [f"{learned} of {found.count} blocks"]
+    words += [] if has_unseen else ["judged on what they learned from"]
     words += [f"not finite, and as before: {diverged}"] if diverged else []
     words += [_INTERRUPTED] if len(found.blocks) < found.count else []
     return "; ".join(words)

@@ -5,6 +5,8 @@ Tested in tests/test_first_mistakes.py.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError, first_line
+from octavo.graph.capture.example import signature_of
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.quiet import quiet
 from octavo.graph.records import own_caches, with_objects
@@ -56,7 +59,8 @@ def told(
     """
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     kinds = ", ".join(f"{str(t.dtype)[6:]}{list(t.shape)}" for t in tensors)
-    way_out = next(_ways_out(model, tensors, error), _CALL_IT_FIRST)
+    ways = itertools.chain(_asked_for(model, args, kwargs, error), _ways_out(model, tensors, error))
+    way_out = next(ways, _CALL_IT_FIRST)
     what = stopped or f"{type(error).__name__}: {first_line(error)}"
     call = f"{type(model).__name__} cannot be called with {kinds or 'that'}"
     return f"{call}: {what.rstrip('.:')}. {way_out}"
@@ -66,6 +70,37 @@ _CALL_IT_FIRST = (
     "Check that it runs: give what model(...) takes; inputs=lambda batch: ... chooses that from a "
     "batch"
 )
+
+
+def _asked_for(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+) -> Iterator[str]:
+    """Arguments that the model, or a part of it, asks for by their names."""
+    names = list(signature_of(model).parameters)
+    given = {*names[: len(args)], *(name for name, value in kwargs.items() if value is not None)}
+    asked = set(re.findall(r"\w+", str(error))) if isinstance(error, ValueError) else set()
+    # A part that lacks what the model was given wants another argument of that kind.
+    kinds = {f"_{word}" for word in asked if "_" in word} if asked & given else set()
+    missing = [
+        name
+        for name in names
+        if name not in given and (any(map(name.endswith, kinds)) if kinds else name in asked)
+    ]
+    if not missing:
+        return
+    needs = f"It needs {' or '.join(missing)} too"
+    chosen = ", ".join(f"{name!r}: batch[{name!r}]" for name in sorted(given))
+    if "decoder_input_ids" in missing and hasattr(model, _FROM_LABELS):
+        decoded = f"'decoder_input_ids': model.{_FROM_LABELS}(batch['labels'])"
+        yield (
+            f"{needs}, which it makes of labels where it gets them, and a batch's labels are not "
+            f"given to it: inputs=lambda batch: {{{chosen}, {decoded}}}"
+        )
+    yield f"{needs}: have it in each batch, or inputs=lambda batch: {{{chosen}, ...}}"
+
+
+# Of transformers' models that read one text and write another.
+_FROM_LABELS = "prepare_decoder_input_ids_from_labels"
 
 
 def _ways_out(model: nn.Module, tensors: list[Tensor], error: Exception) -> Iterator[str]:

@@ -10,6 +10,7 @@ from octavo.graph.passes.copies import copies_as_values
 from octavo.graph.passes.fold_batch_norm import fold_batch_norm, foldable_norms
 from octavo.graph.passes.fold_constants import fold_constants
 from octavo.graph.passes.linear import products_as_linear
+from octavo.graph.passes.products import products_by_one_name
 from octavo.graph.passes.simplify import normalise_spelling, remove_identities
 from octavo.graph.passes.training import in_evaluation, in_training
 from octavo.graph.passes.written_attention import written_attention
@@ -26,6 +27,7 @@ __all__ = [
     "masks_to_add",
     "normalise_spelling",
     "products_as_linear",
+    "products_by_one_name",
     "remove_identities",
     "simplified",
     "written_attention",
@@ -45,6 +47,8 @@ def simplified(graph: Graph) -> Graph:
         copies_as_values,
         remove_identities,
         normalise_spelling,
+        fold_constants,
+        products_by_one_name,
         fold_constants,
         batches_of_one,
         masks_to_add,

@@ -18,7 +18,6 @@ from octavo.graph.rewrite import Constant, Part, rewrite
 # Operator -> its arguments that are bias, input and weight; ``""`` where it has none.
 _PRODUCTS: Mapping[str, tuple[str, str, str]] = {
     "aten.addmm.default": ("self", "mat1", "mat2"),
-    "aten.mm.default": ("", "self", "mat2"),
     "aten.matmul.default": ("", "self", "other"),
 }
 
@@ -30,7 +29,7 @@ def products_as_linear(graph: Graph) -> Graph:
     """
 
     def linear(node: Node) -> Iterator[Part]:
-        if _is_linear(node, graph.constants):
+        if is_linear(node, graph.constants):
             bias, x, weight = _operands(node)
             shared = graph.only_user(weight.name) is None
             name = f"{weight.name}.transposed" if shared else weight.name
@@ -48,7 +47,8 @@ def _operands(node: Node) -> list[Any]:
     return [given.get(name) for name in _PRODUCTS[node.op]]
 
 
-def _is_linear(node: Node, constants: Mapping[str, Tensor]) -> bool:
+def is_linear(node: Node, constants: Mapping[str, Tensor]) -> bool:
+    """Whether a node is a product of an activation and a constant matrix, plus at most a vector."""
     if node.op not in _PRODUCTS or any(value != 1 for value in node.kwargs.values()):
         return False
     bias, x, weight = _operands(node)

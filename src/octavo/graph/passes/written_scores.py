@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from octavo.graph.graph import Graph, Node, Ref, TensorMeta
-from octavo.graph.operators import arguments
 
 Shape = tuple[int | None, ...]
 
@@ -197,24 +196,14 @@ def _operand(graph: Graph, ref: Ref) -> tuple[float, dict[str, Ref]]:
 
 
 def _product(graph: Graph, node: Node) -> Scores | None:
-    given = arguments(node)
-    added, alpha = None, 1.0
-    if node.short_op == "baddbmm":
-        left, right, added = given["batch1"], given["batch2"], given["self"]
-        alpha = float(given["alpha"])
-    else:
-        left, right = node.args[:2]
+    left, right = node.args[:2]
     metas = [graph.metas.get(ref.name) if isinstance(ref, Ref) else None for ref in (left, right)]
-    if not all(map(_is_float, metas)) or left == right or not alpha or node.meta is None:
+    if not all(map(_is_float, metas)) or left == right or node.meta is None:
         return None
     q_factor, q_scalings = _operand(graph, left)
     k_factor, k_scalings = _operand(graph, right)
-    scale, scalings = alpha * q_factor * k_factor, {**q_scalings, **k_scalings}
-    scores = Scores(left, right, node.meta.shape, scale, scalings=scalings)
-    if added is None or not given["beta"]:
-        return scores
-    term = _term(graph, added, node)
-    return None if term is None else scores.plus(term.scaled(float(given["beta"])))
+    scalings = {**q_scalings, **k_scalings}
+    return Scores(left, right, node.meta.shape, q_factor * k_factor, scalings=scalings)
 
 
 def _term(graph: Graph, arg: Any, node: Node) -> Term | None:
@@ -284,7 +273,7 @@ def _viewed(graph: Graph, node: Node) -> Scores | None:
 
 
 _PARTS: dict[str, Callable[[Graph, Node], Scores | None]] = {
-    **dict.fromkeys(("aten.matmul.default", "aten.bmm.default", "aten.baddbmm.default"), _product),
+    **dict.fromkeys(("aten.matmul.default", "aten.bmm.default"), _product),
     **dict.fromkeys(_SCALINGS, _scaled),
     "aten.add.Tensor": _added,
     **dict.fromkeys(("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"), _filled),

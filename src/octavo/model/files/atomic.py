@@ -30,8 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     As with ``open(path, "w")``, a link is followed, and a file that is there keeps its permissions
     and its owner, as far as the process may give them. An exception (Ctrl-C is one) leaves what
-    stood at ``path`` before, and nothing else; what a killed process left is removed by the next
-    one that writes to the same folder.
+    stood at ``path`` before, and nothing else, not even a new folder around it; what a killed
+    process left is removed by the next one that writes to the same folder.
 
     Raises:
         ArtifactError: the folder cannot be written to, or ``path`` is not a file.
@@ -43,8 +43,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     try:
         before = _status_of(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target.parent)
         with _folder_in(target.parent) as folder:
             temporary = folder / target.name
             temporary.touch()
@@ -74,10 +72,7 @@ def filling(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
         ArtifactError: the folder cannot be written to.
     """
     target = Path(os.path.realpath(path))
-    is_new = not target.exists()
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
         with _folder_in(target) as folder:
             yield folder
             probe = folder / ".mode"
@@ -90,10 +85,6 @@ def filling(path: str | os.PathLike[str], last: str) -> Iterator[Path]:
                 os.replace(file, target / file.name)
     except OSError as error:
         raise ArtifactError(f"cannot write {path}: {_why(error)}") from error
-    finally:
-        if is_new:
-            with suppress(OSError):  # it holds the files
-                target.rmdir()
 
 
 def overwrite(path: str | os.PathLike[str], old: bytes, new: bytes) -> None:
@@ -121,14 +112,15 @@ def overwrite(path: str | os.PathLike[str], old: bytes, new: bytes) -> None:
 
 
 def require_writable(folder: str | os.PathLike[str]) -> None:
-    """Make the folder where it is missing, and see that files can be written to it.
+    """See that files can be written to a folder, which may be missing yet: nothing is made.
 
     Raises:
         ArtifactError: they cannot.
     """
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        path = Path(folder).absolute()
+        there = next(part for part in (path, *path.parents) if part.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise ArtifactError(f"cannot write to {folder}: {_why(error)}") from error
@@ -176,7 +168,24 @@ def _status_of(target: Path) -> os.stat_result | None:
 
 @contextmanager
 def _folder_in(parent: Path) -> Iterator[Path]:
-    """A new folder that is removed at the end, locked while this process uses it."""
+    """A new folder that is removed at the end, locked while this process uses it. Of folders that
+    are made around it an exception leaves none.
+    """
+    missing = [part for part in (parent, *parent.parents) if not part.exists()]
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        with _locked_folder(parent) as folder:
+            yield folder
+    except BaseException:
+        for part in missing:
+            with suppress(OSError):  # another process has written to it
+                part.rmdir()
+        raise
+
+
+@contextmanager
+def _locked_folder(parent: Path) -> Iterator[Path]:
     while True:
         folder = parent / _NAME.format(secrets.token_hex(_TOKEN_BYTES))
         folder.mkdir(0o700)

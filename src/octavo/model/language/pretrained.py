@@ -86,6 +86,8 @@ class OctavoQuantizer(HfQuantizer):
     quantize: ClassVar[Callable[[Any, OctavoConfig, Sequence[str]], None]] = staticmethod(
         _not_known
     )
+    # Path of a part of the model that is a graph.
+    captured: str | None = None
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **options: Any
@@ -120,17 +122,7 @@ class OctavoQuantizer(HfQuantizer):
         with_native_steps(model)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """What ``save_pretrained`` writes.
-
-        Raises:
-            InputError: parts of the model are graphs, which its folders have no form for.
-        """
-        regions = regions_of(model)
-        if regions:
-            raise InputError(
-                f"save_pretrained has no form for captured parts ({next(iter(regions))!r}): "
-                "octavo.save(q, path) writes them, and octavo.load(path, into=model) reads them"
-            )
+        """What ``save_pretrained`` writes."""
         paths = self.quantization_config.modules
         state = {
             name: stored(tensor) if any(is_inside(name, path) for path in paths) else tensor
@@ -139,6 +131,16 @@ class OctavoQuantizer(HfQuantizer):
         return state, {}
 
     def is_serializable(self) -> bool:
+        """Asked by ``save_pretrained`` before it makes a folder.
+
+        Raises:
+            InputError: a part of the model is a graph, which its folders have no form for.
+        """
+        if self.captured is not None:
+            raise InputError(
+                f"save_pretrained has no form for captured parts ({self.captured!r}): "
+                "octavo.save(q, path) writes them, and octavo.load(path, into=model) reads them"
+            )
         return True
 
     @property
@@ -158,3 +160,4 @@ def tell(model: nn.Module) -> None:
             own: Any = module  # torch's stubs take all attributes for tensors
             own.config = copy.copy(own.config)  # the float model has the same one
             own.config.quantization_config, own.hf_quantizer = config, OctavoQuantizer(config)
+            own.hf_quantizer.captured = next(iter(regions_of(module)), None)

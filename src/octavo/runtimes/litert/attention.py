@@ -37,14 +37,6 @@ def product(
     return w.op("BATCH_MATMUL", [a, b], shape, form, "BatchMatMulOptions", **settings)
 
 
-def _addmm(w: Writer, node: Node) -> Value:
-    given = arguments(node)
-    c, a, b = (w.read_floats(ref, last=False) for ref in node.args[:3])
-    made = product(w, a, b, w.shape(node), FLOAT)
-    made = _scaled(w, made, float(given["alpha"]))
-    return _two(w, "ADD", made, _scaled(w, c, float(given["beta"])), made.shape)
-
-
 def _scaled(w: Writer, value: Value, factor: float) -> Value:
     if factor == 1:
         return value
@@ -176,8 +168,7 @@ def _weighted(w: Writer, node: Node, value: Value) -> Value:
 
 
 CONVERTERS: dict[str, Converter] = {
-    **dict.fromkeys(["matmul", "bmm", "mm", "mv", "dot"], _matmul),
-    "addmm": _addmm,
+    **dict.fromkeys(["matmul", "bmm", "mv", "dot"], _matmul),
     "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,

@@ -77,25 +77,6 @@ def _matmul(w: Writer, node: Node) -> Any:
     return w.op("MatMul", *(w.read(arg) for arg in node.args[:2]))
 
 
-def _addmm(w: Writer, node: Node) -> Any:
-    c, a, b = (w.read(arg) for arg in node.args[:3])
-    given = arguments(node)
-    return w.op("Gemm", a, b, c, alpha=float(given["alpha"]), beta=float(given["beta"]))
-
-
-def _baddbmm(w: Writer, node: Node) -> Any:
-    given, dtype = arguments(node), w.meta(node).dtype
-    c, a, b = (w.read(arg) for arg in node.args[:3])
-    product = w.op("MatMul", a, b)
-    if given["alpha"] != 1:
-        product = w.op("Mul", product, w.constant(given["alpha"], dtype))
-    if given["beta"] == 0:
-        return product
-    if given["beta"] != 1:
-        c = w.op("Mul", c, w.constant(given["beta"], dtype))
-    return w.op("Add", c, product)
-
-
 def _einsum(w: Writer, node: Node) -> Any:
     equation, operands = node.args[:2]
     return w.op("Einsum", *(w.read(arg) for arg in operands), equation=equation)
@@ -210,9 +191,7 @@ def _rms_norm(w: Writer, node: Node) -> Any:
 
 CONVERTERS: dict[str, Converter] = {
     **dict.fromkeys(["conv1d", "conv2d", "conv3d"], _conv),
-    **dict.fromkeys(["matmul", "bmm", "mm", "mv", "dot"], _matmul),
-    "addmm": _addmm,
-    "baddbmm": _baddbmm,
+    **dict.fromkeys(["matmul", "bmm", "mv", "dot"], _matmul),
     "einsum": _einsum,
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
