@@ -14,6 +14,7 @@ from torch import nn
 
 from octavo.arguments import Kind
 from octavo.errors import InputError
+from octavo.flow.effort.islands import Planner, planner_of
 from octavo.graph.graph import Graph
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.pixels import Pixels
@@ -62,6 +63,10 @@ class Settings:
             self.mapping if not inside or self.mapping is None else self.mapping.within(inside)
         )
         return plan(graph, mapping, self.target, self.mode, self.precision)
+
+    def planner(self, graph: Graph) -> Planner:
+        """How the plan of a graph leaves more of its nodes in float."""
+        return planner_of(graph, self.mapping, self.target, self.mode, self.precision)
 
 
 NEEDS_NO_GRAPH = ("dynamic", "weight_only")  # modes

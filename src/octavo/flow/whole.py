@@ -12,6 +12,7 @@ from torch import Tensor
 
 from octavo.errors import warn_user
 from octavo.flow.convert import convert_calibrated, convert_draft
+from octavo.flow.effort.islands import Planner
 from octavo.flow.effort.recipes import RECIPES
 from octavo.flow.effort.refining import refined_on
 from octavo.flow.running import Source
@@ -74,6 +75,7 @@ def quantize_whole(
         pixels=pixels,
         samples=None if pixels is not None else few_samples(graph, tensors),
         effort=settings.effort,
+        planner=settings.planner(graph),
     )
 
 
@@ -90,13 +92,17 @@ def quantize_captured(
     pixels: Pixels | None = None,
     samples: Sequence[Tensor] | None = None,
     effort: str = "fast",
+    planner: Planner | None = None,
 ) -> QuantizedModel:
     """`quantize`, from the captured model and its plan on: calibrate, then convert.
 
     Arguments and errors as for `octavo.calibrate` and `convert`; ``effort`` as for `quantize`.
+    ``planner`` leaves more of the graph in float; without it no effort does.
     """
     if RECIPES[effort] or any(isinstance(method, Reconstruction) for method in weights):
-        draft, taken = refined_on(graph, plan, data, weights, effort, signature, inputs, progress)
+        draft, taken = refined_on(
+            graph, plan, data, weights, effort, signature, inputs, progress, planner
+        )
         model = convert_draft(draft, signature=signature, pixels=pixels, samples=samples)
         model.provenance |= {"effort": effort, "steps": [step.to_dict() for step in taken]}
         return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -142,7 +142,7 @@ class Rule:
     """One line of a mapping, see `QConfigMapping`.
 
     Attributes:
-        kind: ``"global"``, ``"op type"``, ``"module name regex"`` or ``"module name"``.
+        kind: ``"global"``, ``"op type"``, ``"module name regex"``, ``"module name"`` or ``"node"``.
         pattern: what it matches.
         precision: what it asks for.
         inside: path of the module whose graph's nodes it is asked about, in the model that the
@@ -190,6 +190,10 @@ def _by_regex(pattern: str, node: Node, paths: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, path) is not None for path in paths)
 
 
+def _by_node(pattern: str, node: Node, paths: Sequence[str]) -> bool:
+    return pattern == node.name
+
+
 def _by_op_type(pattern: str, node: Node, paths: Sequence[str]) -> bool:
     return pattern in (node.short_op, node.op, node.module_type)
 
@@ -199,6 +203,7 @@ _MATCHERS: dict[str, Callable[[str, Node, Sequence[str]], bool]] = {
     "op type": _by_op_type,
     "module name regex": _by_regex,
     "module name": _in_module,
+    "node": _by_node,
 }
 # From the weakest to the strongest; within a kind the longest pattern wins, then the last one set.
 _PRECEDENCE = tuple(_MATCHERS)
@@ -263,6 +268,12 @@ class QConfigMapping:
             if rule.matches(node)
         ]
         return max(matching, key=lambda item: item[:3])[3] if matching else None
+
+    def with_floats(self, nodes: Iterable[Node]) -> QConfigMapping:
+        """These rules, and nodes of the graph that stay float unless one of these is about them."""
+        ruled = ((node, self.rule_for(node)) for node in nodes)
+        free = [node.name for node, rule in ruled if rule is None or rule.kind == "global"]
+        return QConfigMapping([*self.rules, *(Rule("node", name, None) for name in free)])
 
     def within(self, path: str) -> QConfigMapping:
         """The rules for the graph of one module of the model: what they say of it, and of all

@@ -12,6 +12,7 @@ class ReasonKind(Enum):
     """What decided about a tensor."""
 
     RULE = "rule"  # a rule of the mapping keeps it float, or in bfloat16
+    EFFORT = "effort"  # outputs are nearer to the float model's with it in float
     DEFAULT = "default"  # the target quantizes its operator only where a rule asks for it
     NO_KERNEL = "no kernel"  # its operator has no form in these integers
     TENSORS = "tensors"  # no kernel takes tensors of this dtype, shape or value
@@ -27,7 +28,13 @@ class ReasonKind(Enum):
 
 _FLOAT = frozenset(
     {
-        *(ReasonKind.RULE, ReasonKind.DEFAULT, ReasonKind.NO_KERNEL, ReasonKind.TENSORS),
+        *(
+            ReasonKind.RULE,
+            ReasonKind.EFFORT,
+            ReasonKind.DEFAULT,
+            ReasonKind.NO_KERNEL,
+            ReasonKind.TENSORS,
+        ),
         *(ReasonKind.RETURNS_FLOAT, ReasonKind.SURROUNDINGS, ReasonKind.UNREAD),
     }
 )

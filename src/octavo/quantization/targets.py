@@ -94,6 +94,8 @@ class Target:
         operands: product of activations -> what it reads in int8, where not all as by default.
         integer_results: whether its static kernels return integers alone, so that a layer's result
             is rounded whoever reads it, the caller too.
+        floats_beside: whether its kernels for integers read and return floats as well, so that
+            what stands between them costs little in float.
     """
 
     name: str
@@ -105,6 +107,7 @@ class Target:
     fixed_outputs: Mapping[str, QSpec] = field(default_factory=dict)
     operands: Mapping[str, Operands] = field(default_factory=dict)
     integer_results: bool = False
+    floats_beside: bool = False
 
     @property
     def qconfig(self) -> QConfig:
@@ -153,6 +156,7 @@ _X86 = Target(
     qconfigs=_qconfigs(Scheme("uint8"), _weight()),
     operators=_operators("scaled_dot_product_attention"),
     fusions={**ONEDNN, "add": Fusion(frozenset({"relu"}))},
+    floats_beside=True,
 )
 
 _X86_AVX2 = replace(

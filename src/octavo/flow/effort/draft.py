@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from octavo.errors import InputError
+from octavo.flow.effort.islands import Planner
 from octavo.graph.batches import size_of
 from octavo.graph.channels_last import channels_last
 from octavo.graph.graph import Graph
@@ -131,6 +132,7 @@ class Draft:
         plan: what is quantized.
         weights: methods that make integers of weights.
         observed: what was found on the samples that are for fitting.
+        planner: leaves more of the graph in float; without it nothing can be.
         margin: how many times as wide as what their observers say the ranges of activations are.
             What the least error on some samples asks for clips more of others.
         made: the QDQ graph, where more was done to it than these methods do.
@@ -141,6 +143,7 @@ class Draft:
     plan: Plan
     weights: tuple[WeightMethod, ...]
     observed: Observed
+    planner: Planner | None = None
     margin: float = 1.0
     made: Graph | None = None
     last: tuple[str, ...] = ()
@@ -152,11 +155,12 @@ class Draft:
         plan: Plan,
         weights: Sequence[WeightMethod],
         samples: Samples,
+        planner: Planner | None = None,
         margin: float = 1.0,
     ) -> Draft:
         """The one of plain static quantization, but for the margin."""
         methods = tuple(weights)
-        return cls(graph, plan, methods, samples.observed(graph, plan, methods), margin)
+        return cls(graph, plan, methods, samples.observed(graph, plan, methods), planner, margin)
 
     def changed(
         self,
@@ -168,7 +172,7 @@ class Draft:
         """Calibrated again, with another plan, other methods, or another margin."""
         methods = self.weights if weights is None else weights
         wide = self.margin if margin is None else margin
-        return Draft.of(self.graph, plan or self.plan, methods, samples, wide)
+        return Draft.of(self.graph, plan or self.plan, methods, samples, self.planner, wide)
 
     def joined(self, other: Observed) -> Draft:
         """With what another calibration of the same plan and methods has seen, too."""

@@ -9,8 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from octavo.arguments import TEXT, expect
-from octavo.errors import InputError
+from octavo.errors import InputError, PlanError
 from octavo.flow.effort.draft import Draft, Samples
+from octavo.flow.effort.islands import (
+    additions,
+    ends,
+    floats_cost_little,
+    with_floats,
+)
+from octavo.graph.graph import Graph
 from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
 from octavo.quantization.plan import Plan, TensorPlan
 from octavo.quantization.weights import GPTQ, AdaRound, BiasCorrection, WeightMethod
@@ -24,11 +31,13 @@ class Step:
         name: in tables.
         change: the draft that it makes of another, given the samples.
         methods: whose statistics it needs.
+        suits: for which plans it is tried.
     """
 
     name: str
     change: Callable[[Draft, Samples], Draft]
     methods: tuple[WeightMethod, ...] = ()
+    suits: Callable[[Plan], bool] = lambda plan: True
 
 
 def observed_by(observer: Observer, margin: float = 1.0) -> Step:
@@ -49,6 +58,18 @@ def rounded_by(method: WeightMethod) -> Step:
         lambda draft, samples: draft.changed(samples, weights=rounding(draft.weights, method)),
         (method,),
     )
+
+
+def floating(name: str, found: Callable[[Graph, Plan], Sequence[str]]) -> Step:
+    """What is found in a graph stays float, where the target's kernels have floats beside them."""
+
+    def change(draft: Draft, samples: Samples) -> Draft:
+        names = found(draft.graph, draft.plan)
+        if draft.planner is None or not names:
+            raise PlanError("nothing to leave in float")
+        return draft.changed(samples, plan=with_floats(draft.plan, draft.planner, names))
+
+    return Step(f"{name} in float", change, suits=floats_cost_little)
 
 
 def rounding(weights: Sequence[WeightMethod], method: WeightMethod) -> tuple[WeightMethod, ...]:
@@ -77,6 +98,11 @@ _ROUNDED = rounded_by(GPTQ(damping=0.5, most_inputs=8192))
 # Small layers make all of the steps, and large ones as many as two seconds hold.
 _LEARNED = rounded_by(AdaRound(steps=300, seconds=2.0, most_inputs=2400))
 
+_FLOATS = (
+    floating("additions", additions),
+    floating("ends", ends),
+)
+
 # effort -> its steps
 RECIPES: Mapping[str, tuple[Step, ...]] = {
     "fast": (),
@@ -87,6 +113,7 @@ RECIPES: Mapping[str, tuple[Step, ...]] = {
         observed_by(Histogram()),
         observed_by(MSE(), 1.1),
         observed_by(Entropy()),
+        *_FLOATS,
         _ROUNDED,
         _LEARNED,
     ),

@@ -14,6 +14,7 @@ from typing import Any
 from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line, warn_user
 from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
+from octavo.flow.effort.islands import Planner
 from octavo.flow.effort.recipes import RECIPES, Step
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
@@ -187,6 +188,7 @@ def refined_on(
     signature: Signature | None,
     inputs: Callable[[Any], Any] | None,
     progress: bool,
+    planner: Planner | None = None,
 ) -> tuple[Draft, list[StepTaken]]:
     """`refined` by the recipe of an effort, and `finished`, on a user's data.
 
@@ -211,10 +213,11 @@ def refined_on(
     is_open = all(entry.batch_axis == 0 for entry in graph.inputs)
     last = [m for m in weights if isinstance(m, Reconstruction)]
     weights = [m for m in weights if not isinstance(m, Reconstruction)]
-    methods = [method for step in RECIPES[effort] for method in step.methods]
+    steps = [step for step in RECIPES[effort] if step.suits(plan)]
+    methods = [method for step in steps for method in step.methods]
     samples = Samples.of(batches, is_open, methods)
-    draft = Draft.of(graph, plan, weights, samples)
-    draft, taken = refined(draft, samples, RECIPES[effort], progress)
+    draft = Draft.of(graph, plan, weights, samples, planner)
+    draft, taken = refined(draft, samples, steps, progress)
     for method in last:
         if all(_INTERRUPTED not in step.why for step in taken):
             draft, step = finished(draft, batches, is_open, method, progress)
