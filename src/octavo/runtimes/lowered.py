@@ -42,7 +42,8 @@ class Agreement:
 
     def __str__(self) -> str:
         near = "equal" if self.sqnr_db == math.inf else f"{self.sqnr_db:.1f} dB"
-        bound = "" if self.bound_db is None else f", {self.bound_db:.1f} dB needed"
+        derived = self.bound_db is not None and self.bound_db < math.inf  # not of class numbers
+        bound = f", {self.bound_db:.1f} dB needed" if derived else ""
         return f"{near} on {self.samples} sample{'s' if self.samples > 1 else ''}{bound}"
 
 

@@ -38,6 +38,17 @@ IN_FLOAT = {
         "RESIZE_BILINEAR float32",
     ),
     "a number": (lambda x: x * 0.3 + 1, "MUL float32"),
+    "softplus": (lambda x: 2 * F.softplus(40 * x, beta=0.7), "LOG float32"),
+    "mish": (lambda x: 2 * F.mish(x), "TANH float32"),
+    "log sigmoid": (lambda x: 2 * F.logsigmoid(x), "NEG float32"),
+    "largest of an axis": (lambda x: x.max(1).values, "REDUCE_MAX float32"),
+    "larger of two": (lambda x, y: 2 * torch.max(x, y), "MAXIMUM float32"),
+    "largest of all": (lambda x: x + x.max(), "REDUCE_MAX float32"),
+    "sums so far": (lambda x: 2 * x.cumsum(2), "CUMSUM float32"),
+    "of length one": (lambda x: F.normalize(x, dim=1), "SQRT float32"),
+    "of sum one": (lambda x: F.normalize(x, p=1, dim=-1), "ABS float32"),
+    "cosine": (lambda x, y: 2 * F.cosine_similarity(x, y, dim=1), "DIV float32"),
+    "instance norm": (lambda x: 2 * F.instance_norm(x), "RSQRT float32"),
 }
 
 
@@ -49,11 +60,35 @@ def test_functions_on_integers(name, agrees):
     assert all(kind.endswith("int8") for kind in found.operators), found.kernels
 
 
-@pytest.mark.parametrize("name", swept(IN_FLOAT, ["silu", "hardswish", "a number"]))
+@pytest.mark.parametrize(
+    "name", swept(IN_FLOAT, ["silu", "hardswish", "a number", "largest of an axis", "softplus"])
+)
 def test_functions_between_integers_that_litert_rounds_otherwise(name, agrees):
     function, operator = IN_FLOAT[name]
     found = agrees(Between(function), torch.randn(2, 3, 6, 8))
     assert operator in found.operators
+
+
+def test_the_largest_values_of_an_axis_and_their_places(litert):
+    """Of distinct ones: which of two equal ones comes first is a runtime's own."""
+    from octavo.runtimes.litert.export import to_tflite
+    from octavo.runtimes.litert.interpreter import Program
+
+    net = nn.Sequential(nn.Conv1d(1, 1, 1, bias=False), Largest())
+    net[0].weight.data.fill_(1.0)
+    x = torch.stack([torch.arange(30.0), torch.arange(30.0).roll(7)])[:, None]
+    q = litert(net, x).model
+    with torch.no_grad():
+        expected = net(x[1:])
+    found = Program(to_tflite(q.graph)).run([x[1:]])
+    for index in (0, 2):  # values, then places
+        assert (found[index] - expected[index]).abs().max() < 0.1
+        assert torch.equal(found[index + 1], expected[index + 1])
+
+
+class Largest(nn.Module):
+    def forward(self, x):
+        return *x.topk(4, -1), *x.min(-1, keepdim=True)
 
 
 def test_files_for_boards_have_hardswish_on_integers(litert):

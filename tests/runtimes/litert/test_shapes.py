@@ -30,6 +30,8 @@ CASES = {
     "expand": lambda x: x[:, :1].expand(-1, 8, -1, -1),
     "squeeze": lambda x: x[:, :1].squeeze(1),
     "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+    "pixel unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "windows": lambda x: x.unfold(3, 4, 2),
     "channel shuffle": lambda x: x.view(-1, 2, 4, 6, 8).transpose(1, 2).reshape(-1, 8, 6, 8),
     "nearest": lambda x: F.interpolate(x, scale_factor=2),
 }

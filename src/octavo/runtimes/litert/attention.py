@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo.errors import ExportError
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
 from octavo.runtimes.litert.values import FLOAT, Form, Value
@@ -129,8 +130,18 @@ def _rms_norm(w: Writer, node: Node) -> Value:
 
 
 def _group_norm(w: Writer, node: Node) -> Value:
-    given = arguments(node)
-    groups, shape = int(given["num_groups"]), w.shape(node)
+    return _normed_in_groups(w, node, int(arguments(node)["num_groups"]))
+
+
+def _instance_norm(w: Writer, node: Node) -> Value:
+    if not arguments(node)["use_input_stats"]:
+        raise ExportError("it takes the running mean and variance of training")
+    return _normed_in_groups(w, node, w.shape(node)[1])
+
+
+def _normed_in_groups(w: Writer, node: Node, groups: int) -> Value:
+    """Each group of channels of each sample less its mean, over its deviation."""
+    given, shape = arguments(node), w.shape(node)
     flat = [shape[0], groups, math.prod(shape[1:]) // groups]
     x, axes, thin = w.read_floats(given["input"], last=False), w.ints([2]), [*flat[:2], 1]
     x = w.reshaped(x, flat)
@@ -173,5 +184,6 @@ CONVERTERS: dict[str, Converter] = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
 }
 ATTENTION = _attention

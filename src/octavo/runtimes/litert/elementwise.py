@@ -16,7 +16,7 @@ from octavo.graph.graph import Node, Ref
 from octavo.graph.operators import arguments
 from octavo.runtimes.litert.flatbuffer import TYPES
 from octavo.runtimes.litert.rounding import CLIPS
-from octavo.runtimes.litert.values import Form, Value, channels_last
+from octavo.runtimes.litert.values import FLOAT, Form, Value, channels_last
 from octavo.runtimes.litert.writer import Converter, Writer
 
 # Operators of two tensors, and whether they apply an activation.
@@ -205,6 +205,45 @@ def _silu(w: Writer, node: Node) -> Value:
     return computed(w, node, "MUL", [x, gate], "MulOptions")
 
 
+def _softplus(w: Writer, node: Node) -> Value:
+    (x,), beta = operands(w, node, node.args[0]), float(arguments(node)["beta"])
+    if beta == 1:
+        return _raised_exponent(w, x)
+    scale, back = (w.constant(np.float32(n), FLOAT, "beta") for n in (beta, 1 / beta))
+    return _float(w, "MUL", _raised_exponent(w, _float(w, "MUL", x, scale)), back)
+
+
+def _mish(w: Writer, node: Node) -> Value:
+    (x,) = operands(w, node, node.args[0])
+    return _float(w, "MUL", x, _float(w, "TANH", _raised_exponent(w, x)))
+
+
+def _log_sigmoid(w: Writer, node: Node) -> Value:
+    (x,) = operands(w, node, node.args[0])
+    return _float(w, "NEG", _raised_exponent(w, _float(w, "NEG", x)))
+
+
+def _raised_exponent(w: Writer, x: Value) -> Value:
+    """``log(1 + exp(x))``, of a number below 1 plus ``max(x, 0)``: large ones stay finite."""
+    small = _float(w, "EXP", _float(w, "NEG", _float(w, "ABS", x)))
+    one = w.constant(np.float32(1), FLOAT, "one")
+    return _float(w, "ADD", _float(w, "RELU", x), _float(w, "LOG", _float(w, "ADD", small, one)))
+
+
+_OPTIONS = {
+    "ABS": "AbsOptions",
+    "ADD": "AddOptions",
+    "EXP": "ExpOptions",
+    "MUL": "MulOptions",
+    "NEG": "NegOptions",
+}
+
+
+def _float(w: Writer, kind: str, x: Value, *others: Value) -> Value:
+    """An operator in float, whose result is like the first that it reads."""
+    return w.op(kind, [x, *others], x.shape, FLOAT, _OPTIONS.get(kind), last=x.last)
+
+
 def _softmax(w: Writer, node: Node) -> Value:
     given = arguments(node)
     x, rank = w.read(node.args[0]), len(w.shape(node))
@@ -290,6 +329,9 @@ CONVERTERS: dict[str, Converter] = {
     "gelu": _gelu,
     "elu": _elu,
     "silu": _silu,
+    "softplus": _softplus,
+    "mish": _mish,
+    "log_sigmoid": _log_sigmoid,
     "softmax": _softmax,
     "_softmax": _softmax,
     "log_softmax": _log_softmax,

@@ -116,7 +116,8 @@ _MOVES = """
     max_pool1d max_pool2d amax amin maximum minimum upsample_nearest2d
     reshape view flatten unflatten squeeze unsqueeze transpose swapaxes swapdims permute t mT
     movedim moveaxis expand expand_as repeat tile flip roll narrow slice select cat concat stack
-    pad constant_pad_nd reflection_pad1d reflection_pad2d pixel_shuffle channel_shuffle
+    pad constant_pad_nd reflection_pad1d reflection_pad2d pixel_shuffle pixel_unshuffle
+    channel_shuffle unfold
 """.split()
 CONDITIONS: Mapping[str, Condition] = {
     **dict.fromkeys(_LAYERS, _layer),

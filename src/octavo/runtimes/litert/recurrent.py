@@ -200,7 +200,9 @@ def _unstacked(w: Writer, value: Value) -> list[Value]:
     count, *rest = value.shape
     if count == 1:
         return [w.reshaped(value, rest)]
-    return w.ops("UNPACK", [value], [rest] * count, FLOAT, "UnpackOptions", num=count, axis=0)
+    return w.ops(
+        "UNPACK", [value], [rest] * count, [FLOAT] * count, "UnpackOptions", num=count, axis=0
+    )
 
 
 def _stacked(w: Writer, values: Sequence[Value]) -> Value:

@@ -249,6 +249,15 @@ def _pixel_shuffle(w: Writer, node: Node) -> Value:
     return w.reshaped(x, [batch, high * block, wide * block, kept], last=True)
 
 
+def _pixel_unshuffle(w: Writer, node: Node) -> Value:
+    ref, block = node.args[0], int(node.args[1])
+    batch, channels, high, wide = w.shape(ref)
+    x, rows, columns = w.read(ref, last=True), high // block, wide // block
+    x = w.reshaped(x, [batch * rows, block, columns, block, channels])
+    x = w.transposed(x, [0, 2, 4, 1, 3])
+    return w.reshaped(x, [batch, rows, columns, channels * block**2], last=True)
+
+
 def _channel_shuffle(w: Writer, node: Node) -> Value:
     ref, groups = node.args[0], int(node.args[1])
     batch, channels, high, wide = w.shape(ref)
@@ -323,6 +332,7 @@ CONVERTERS: dict[str, Converter] = {
     "flip": _flip,
     "roll": _roll,
     "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,
     "glu": _glu,
     "upsample_nearest2d": _nearest,

@@ -105,6 +105,19 @@ def _broadcast(w: Writer, value: Value, shape: tuple[int, ...]) -> Value:
     return w.op("BROADCAST_TO", inputs, shape, value.form, "BroadcastToOptions")
 
 
+def _windows(w: Writer, node: Node) -> Value:
+    """Windows of an axis, whose places become the last one."""
+    given, ref = arguments(node), node.args[0]
+    rank, size = len(w.shape(ref)), int(given["size"])
+    axis = int(given["dimension"]) % rank
+    count, x = w.shape(node)[axis], w.read(ref, last=False)
+    places = np.arange(count)[:, None] * int(given["step"]) + np.arange(size)
+    shape = [*x.shape[:axis], count, size, *x.shape[axis + 1 :]]
+    apart = gathered(w, x, w.ints(places.reshape(-1)), axis, shape)
+    order = [place for place in range(rank + 1) if place != axis + 1]
+    return w.transposed(apart, [*order, axis + 1])
+
+
 def _bag(w: Writer, node: Node) -> Value:
     raise ExportError(
         f"bags of rows ({arguments(node)['mode']}) have a length that LiteRT does not know"
@@ -116,4 +129,5 @@ CONVERTERS: dict[str, Converter] = {
     "embedding_bag": _bag,
     "index_select": _index_select,
     "index": _index,
+    "unfold": _windows,
 }

@@ -173,15 +173,16 @@ class Writer:
         kind: str,
         inputs: Sequence[Value],
         shapes: Sequence[Sequence[int]],
-        form: Form,
+        forms: Sequence[Form],
         options: str,
         **settings: Any,
     ) -> list[Value]:
-        """Add an operator of several results of one form; arguments as for `op`."""
-        made = [self._new(f"{self._current}/{kind.lower()}", s, form, False) for s in shapes]
+        """Add an operator of several results, each with its shape and form; else as for `op`."""
+        name = f"{self._current}/{kind.lower()}"
+        made = [self._new(name, *row, False) for row in zip(shapes, forms, strict=True)]
         read = [value.index for value in inputs]
         self.model.operator(kind, read, [value.index for value in made], 1, options, **settings)
-        self.kernels.setdefault(self._current, []).append(f"{kind} {form.dtype}")
+        self.kernels.setdefault(self._current, []).append(f"{kind} {forms[0].dtype}")
         return made
 
     def constant(self, numbers: Any, form: Form, name: str = "constant") -> Value:
