@@ -158,7 +158,7 @@ def _einsum(graph: Graph, node: Node, steps: _Steps) -> None:
     *terms, result = _terms(equation, [len(meta.shape) for meta in metas if meta is not None])
     factors = _factors(graph, refs, terms)
     if factors is not None and len(factors) == 2:
-        _contract(graph, steps, *factors, result)
+        _contract(graph, steps, factors[0], factors[1], result)
     elif factors is not None and len(factors) == 1 and sorted(terms[0]) == sorted(result):
         _size(steps, factors)
         steps.taken_apart(refs[0], terms[0], result)
@@ -231,7 +231,7 @@ def _tensordot(graph: Graph, node: Node, steps: _Steps) -> None:
     result = [x for x in letters if x not in others] + [x for x in others if x not in letters]
     factors = _factors(graph, (one, other), ("".join(letters), "".join(others)))
     if factors is not None:
-        _contract(graph, steps, *factors, "".join(result))
+        _contract(graph, steps, factors[0], factors[1], "".join(result))
 
 
 def _bilinear(graph: Graph, node: Node, steps: _Steps) -> None:
