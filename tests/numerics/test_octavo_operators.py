@@ -261,3 +261,16 @@ def test_attention_with_many_levels_is_attention(settings: str) -> None:
 def test_long_rows_keep_their_small_probabilities() -> None:
     q, k, v = torch.zeros(1, 1, 1, 8), torch.randn(1, 1, 4000, 8), torch.ones(1, 1, 4000, 8)
     assert torch.allclose(attention(q, k, v, None, False, None, False, 255), torch.ones(1, 1, 1, 8))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_of_many_values_each_becomes_what_it_becomes_alone(order: torch.memory_format) -> None:
+    """They are taken in pieces, in the order in which they lie in memory."""
+    x = torch.randn(3, 5, 80, 90).contiguous(memory_format=order)[1:]
+    q = torch.ops.octavo.quantize(x, 0.02, 128, 0, 255, torch.uint8)
+    rows = [
+        torch.ops.octavo.quantize(row, 0.02, 128, 0, 255, torch.uint8) for row in x.flatten(0, 1)
+    ]
+    assert x.numel() > 2**16 > rows[0].numel()
+    assert torch.equal(q.flatten(0, 1), torch.stack(rows))
+    assert q.stride() == x.stride()

@@ -38,7 +38,40 @@ def quantize(
 ) -> Tensor:
     """Float tensor to integers of ``dtype`` in ``[qmin, qmax]``; for scales see `dequantize`."""
     blocks, scale, zero_point = _in_blocks(x, scale, zero_point)
+    if not isinstance(scale, Tensor) and x.numel() > _PIECE and _is_in_one_piece(x):
+        return _quantized_in_pieces(x, scale, zero_point, qmin, qmax, dtype)
     return affine.quantize(blocks, scale, zero_point, qmin, qmax).to(dtype).reshape(x.shape)
+
+
+_PIECE = 2**16  # values: what they become on the way to integers stays in a cache
+
+
+def _is_in_one_piece(x: Tensor) -> bool:
+    """Whether a tensor's values lie side by side on the CPU, in the order of its axes or with
+    channels last.
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    is_dense = x.is_contiguous() or (last is not None and x.is_contiguous(memory_format=last))
+    return is_dense and x.device.type == "cpu"
+
+
+def _quantized_in_pieces(
+    x: Tensor,
+    scale: float,
+    zero_point: int | Tensor,
+    qmin: int,
+    qmax: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The same integers, of one piece of memory after the other."""
+    integers = torch.empty_like(x, dtype=dtype)
+    values, found = (
+        tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset()).split(_PIECE)
+        for tensor in (x, integers)
+    )
+    for piece, made in zip(values, found, strict=True):
+        made.copy_(affine.quantize(piece, scale, zero_point, qmin, qmax))
+    return integers
 
 
 def dequantize(q: Tensor, scale: float | Tensor, zero_point: int | Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from octavo.quantization.weights.layers import Layer
 from octavo.quantization.weights.moments import merged
 
 _ROWS = 1024  # of a batch, at most: neighbouring windows tell little that is new
-_IMAGES = 8  # at a time: windows take as many times the memory as a kernel has taps
 
 
 @dataclass(frozen=True)
@@ -53,26 +52,24 @@ class PatchMoments:
         images = x.to(torch.float32)
         if images.dim() == 3:  # one image, without a batch
             images = images.unsqueeze(0)
-        chance = torch.Generator().manual_seed(0)
-        for few in images.split(_IMAGES):
-            rows = self._rows(few, max(_ROWS * len(few) // max(len(images), 1), 1), chance)
-            new = Average(rows.transpose(1, 2) @ rows / max(rows.shape[1], 1), rows.shape[1])
-            state = new if state is None else merged(state, new)
-        assert state is not None
-        return state
+        rows = self._rows(images)
+        new = Average(rows.transpose(1, 2) @ rows / max(rows.shape[1], 1), rows.shape[1])
+        return new if state is None else merged(state, new)
 
     def merge(self, one: Average, other: Average) -> Average:
         return merged(one, other)
 
-    def _rows(self, images: Tensor, most: int, chance: torch.Generator) -> Tensor:
-        """The windows, ``[groups, rows, n]``: all, or some by chance. Every n-th would be of a few
-        columns of the image, or of its edge alone.
+    def _rows(self, images: Tensor) -> Tensor:
+        """The windows, ``[groups, rows, n]``: all, or of as many equal parts of the batch one each,
+        by chance. Every n-th would be of a few columns of the image, or of its edge alone.
         """
         windows = self._windows(images)
         height, width = windows.shape[1:3]
         count = len(windows) * height * width
-        order = torch.randperm(count, generator=chance) if count > most else torch.arange(count)
-        some = order[:most].to(images.device)
+        most = min(count, _ROWS)
+        chance = torch.rand(most, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        where = torch.arange(most) + (chance if count > most else 0.0)
+        some = (where * (count / most)).long().to(images.device)
         at = some % (height * width)
         rows: Tensor = windows[some // (height * width), at // width, at % width]
         return rows.reshape(len(some), self.groups, -1).transpose(0, 1)
@@ -82,7 +79,8 @@ class PatchMoments:
         has copied.
         """
         down, across = self.padding
-        padded = functional.pad(images, (across, across, down, down))
+        border = (across, across, down, down)
+        padded = functional.pad(images, border) if any(border) else images
         for axis, (taps, stride, apart) in enumerate(
             zip(self.kernel, self.stride, self.dilation, strict=True), 2
         ):
