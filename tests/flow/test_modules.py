@@ -308,3 +308,16 @@ def test_tied_layers_see_what_is_loaded_into_one_of_them() -> None:
     expected = other(ids)
     q.table.load_state_dict(other.table.state_dict())
     assert torch.equal(q(ids), expected)
+
+
+def test_a_forward_that_was_replaced_in_the_instance_stays() -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)).eval()
+    plain = net[0].forward
+    net[0].forward = lambda x: 3 * plain(x)
+    x = torch.randn(4, 16)
+    expected = net(x)
+    with pytest.warns(OctavoWarning, match="'0' stays float: its forward was replaced"):
+        q = octavo.quantize(net, mode="weight_only", scope="modules")
+    assert type(q[0]) is nn.Linear
+    assert type(q[1]) is octavo.nn.Linear
+    assert ((q(x) - expected).norm() / expected.norm()) < 0.02  # 0.67 without the factor

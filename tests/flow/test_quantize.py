@@ -355,3 +355,13 @@ def test_a_rule_that_matches_nothing_is_a_warning() -> None:
         octavo.quantize(
             net, calibration=[torch.rand(2, 3, 8, 8)], qconfig=rules, target=octavo.host_target()
         )
+
+
+def test_dropout_that_the_float_model_keeps_on_is_told_of() -> None:
+    net = nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 4)).eval()
+    net[1].train()
+    with pytest.warns(octavo.OctavoWarning, match="'1' is in training mode, in a model"):
+        q = octavo.quantize(net, torch.ones(2, 8), mode="weight_only")
+    x = torch.randn(2, 8)
+    assert q(x).equal(q(x))  # as in evaluation
+    assert net[1].training

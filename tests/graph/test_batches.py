@@ -177,3 +177,15 @@ def test_labels_that_forward_needs_are_arguments() -> None:
             pass
 
     assert Signature.of(Needs()) == Signature(("x", "labels", "label"), 2)
+
+
+class Shifted(nn.Module):
+    def forward(self, x: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+        return x.add_(1) if x is same else same
+
+
+def test_a_model_that_changes_its_inputs_changes_its_own() -> None:
+    x = torch.zeros(2, 3)
+    batch = Batch((x, x), {})  # one tensor, twice
+    assert batch.run(Shifted()).sum() == batch.run(Shifted()).sum() == 6
+    assert x.sum() == 0

@@ -336,6 +336,20 @@ def test_a_model_of_pixels_beside_floats_that_are_normalized() -> None:
         compare(net, q, [x / 255], **torch_only)
 
 
+class Normalizing(Classifier):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(4))
+
+
+def test_a_model_that_changes_its_inputs_in_place(batches) -> None:
+    model, data = Normalizing(), [(x.clone(), labels) for x, labels in batches]
+    q = octavo.quantize(model, calibration=data, target=octavo.host_target(), progress=False)
+    result = compare(model, q, data, **torch_only)
+    assert result["int8"].sqnr_db > 35  # -9 where it gets what the float model has left
+    assert result["fp32"].metric == pytest.approx(100 * 23 / 24)
+    assert all(x.equal(before) for (x, _), (before, _) in zip(data, batches, strict=True))
+
+
 def test_any_number_of_models(model, q, batches) -> None:
     small = octavo.quantize(model, batches[0][0], mode="weight_only", target=octavo.host_target())
     pruned = Classifier()

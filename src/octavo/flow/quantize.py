@@ -17,6 +17,7 @@ from octavo.flow.running import Source
 from octavo.flow.settings import NEEDS_NO_GRAPH, ONLY, SCOPE, Only, Settings, default_mode, scope_of
 from octavo.flow.whole import quantize_whole
 from octavo.graph.capture.example import module_of
+from octavo.graph.evaluation import trained_inside
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.pixels import Pixels
 from octavo.model.model import QuantizedModel
@@ -236,6 +237,7 @@ def quantize(
     source = Source(model, example_inputs, calibration, inputs, run)
     if by_modules:
         return quantize_modules(model, settings, source.calls() if has_data else None)
+    _tell_of_training(model)
     if settings.mode == "static" and not has_data:
         raise CalibrationError(NO_CALIBRATION)
     if scope == "regions":
@@ -277,6 +279,20 @@ def _scope_of_effort(asked: str, scope: str, mode: str, distributed: bool) -> st
             f"process, and this is {given}: leave one of them out"
         )
     return "model"
+
+
+def _tell_of_training(model: nn.Module) -> None:
+    """Warn of modules that the float model has in training mode on purpose: a graph is that of
+    evaluation.
+    """
+    trained = trained_inside(model)
+    if trained:
+        shown = ", ".join(map(repr, trained[:3])) + (", ..." if len(trained) > 3 else "")
+        warn_user(
+            f"{shown} is in training mode, in a model that is in evaluation mode: the quantized "
+            "model drops nothing there, and normalizes with the running statistics. If that was "
+            "not meant, call model.eval()"
+        )
 
 
 def _refuse_quantized(model: nn.Module) -> None:

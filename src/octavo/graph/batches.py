@@ -48,9 +48,22 @@ class Batch:
         self.__dict__.update(args=args, kwargs=kwargs)
 
     def run(self, model: nn.Module) -> Any:
-        """What a model answers. It fills caches of its own, and not those of the call."""
+        """What a model answers. It fills caches of its own and changes inputs of its own, not those
+        of the call: the next model shall have the same.
+        """
+        return self.apart().run_as_it_is(model)
+
+    def run_as_it_is(self, model: nn.Module) -> Any:
+        """`run` without a copy of the tensors, for stopwatches."""
         args, kwargs = own_caches((self.args, self.kwargs))
         return model(*with_objects(args), **with_objects(kwargs))
+
+    def apart(self) -> Batch:
+        """The call with tensors of its own."""
+        own = {id(tensor): tensor.clone() for tensor in self.tensors}
+        call = (self.args, self.kwargs)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: own[id(t)], call)
+        return Batch(args, kwargs, self.labels)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -24,6 +24,7 @@ from octavo.graph.qdq import (
     QUANTIZE,
     UNPACK,
     is_own,
+    rounding_behind,
 )
 from octavo.graph.rewrite import rewrite
 from octavo.numerics.octavo_operators import dequantize
@@ -65,7 +66,9 @@ class Cuts:
             also: values that shall be outputs too; nothing is cut there.
         """
         cut = _cut_values(graph)
-        names = tuple(dict.fromkeys([*cut, *also, *graph.output_names()]))
+        # What is returned of rounded values are the integers that a cut gives, read again.
+        returned = [name for name in graph.output_names() if not _reads(name, cut, graph)]
+        names = tuple(dict.fromkeys([*cut, *also, *returned]))
         whole = replace(graph, outputs=[Ref(name) for name in names]).pruned()
         values = run_of(whole, _device_of(batch))(*batch)
         oracle = dict(zip(names, values, strict=True))
@@ -183,6 +186,12 @@ def _layer_of(name: str, graph: Graph) -> str:
     """The layer behind a quantize node."""
     node = graph.by_name.get(name)
     return node.args[0].name if node is not None and node.op == QUANTIZE else name
+
+
+def _reads(name: str, cut: Sequence[str], graph: Graph) -> bool:
+    """Whether a value is read from the integers of a cut."""
+    source = rounding_behind(graph, Ref(name))
+    return source is not None and source.name in cut
 
 
 def _device_of(batch: Sequence[Tensor]) -> torch.device:

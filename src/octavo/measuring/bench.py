@@ -236,7 +236,7 @@ def _of_parts(
             "command line --model and --data"
         )
     require_float(model, "bench")
-    call = arguments_in(example_inputs)
+    call = arguments_in(example_inputs).apart()
     with thread_count(threads) as count, torch.no_grad(), evaluating(model):
         runs, rows = _made(_of_model(path, model, call), runtimes, progress)
         latencies = interleave(runs, budget_s=seconds, rest_s=REST_S, progress=progress)
@@ -250,15 +250,15 @@ def _of_model(path: Any, model: nn.Module, call: Batch) -> Makers:
         own = copied(model).to(torch.bfloat16)
         cut = Batch(*cast((call.args, call.kwargs), torch.bfloat16))
         cut.run(own)
-        return lambda: cut.run(own), ""
+        return lambda: cut.run_as_it_is(own), ""
 
     def quantized(runtime: str) -> tuple[Run, str]:
         q = load_beside(path, model, runtime)
         call.run(q)
         share = summary(q).share
-        return lambda: call.run(q), "-" if share is None else percent(share)
+        return lambda: call.run_as_it_is(q), "-" if share is None else percent(share)
 
-    return (lambda: (lambda: call.run(model), "")), half, quantized
+    return (lambda: (lambda: call.run_as_it_is(model), "")), half, quantized
 
 
 def _of_graph(q: QuantizedModel, threads: int) -> Makers:

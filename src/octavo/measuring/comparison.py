@@ -258,7 +258,7 @@ def _reference_outputs(fp32: Contender, index: int, batch: Batch) -> Any:
 
 
 def _calls(contenders: Sequence[Contender], batch: Batch) -> dict[str, Callable[[], Any]]:
-    return {c.name: c.call_on(batch) for c in contenders if c.error is None}
+    return {c.name: c.call_on(batch.apart()) for c in contenders if c.error is None}
 
 
 def _rows(

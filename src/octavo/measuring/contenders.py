@@ -55,11 +55,11 @@ class Contender:
         batch = with_floats(batch, self.pixels)
         if self.dtype is not None:
             batch = Batch(*cast((batch.args, batch.kwargs), self.dtype))
-        return lambda: batch.run(self.model)
+        return lambda: batch.run_as_it_is(self.model)
 
     def outputs(self, batch: Batch) -> Any:
         """What it answers; that of a contender with its own dtype in float32."""
-        outputs = self.call_on(batch)()
+        outputs = self.call_on(batch.apart())()
         return outputs if self.dtype is None else cast(outputs, torch.float32)
 
 

@@ -82,15 +82,15 @@ class Stopwatch:
     """Latency beside the float model's, on one batch."""
 
     def __init__(self, model: nn.Module, example: Batch) -> None:
-        self.model, self.example = model, example
+        self.model, self.example = model, example.apart()
 
     def over_fp32(self, other: nn.Module) -> float:
         """The median ratio of interleaved rounds."""
         with evaluating(self.model), torch.no_grad():
             times = interleave(
                 {
-                    "fp32": lambda: self.example.run(self.model),
-                    "other": lambda: self.example.run(other),
+                    "fp32": lambda: self.example.run_as_it_is(self.model),
+                    "other": lambda: self.example.run_as_it_is(other),
                 },
                 budget_s=LATENCY_S,
                 progress=False,
@@ -107,7 +107,7 @@ class Stopwatch:
 
         try:
             with evaluating(self.model), torch.no_grad():
-                self.example.run(Half())
+                self.example.run_as_it_is(Half())
             return self.over_fp32(Half())
         except RuntimeError:
             return None

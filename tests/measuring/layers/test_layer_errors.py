@@ -169,3 +169,23 @@ def test_a_layer_whose_result_stays_float_is_measured_too(mode: str) -> None:
     assert found["0"].sqnr_db == pytest.approx(_sqnr(net[0](x), rounded), abs=0.01)
     assert found["0"].accumulated_sqnr_db == pytest.approx(found["0"].sqnr_db, abs=0.01)
     assert found["2"].accumulated_sqnr_db < found["2"].sqnr_db + 0.5
+
+
+class Features(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x)
+        return self.head(features.relu()), features
+
+
+@pytest.mark.parametrize("target", ["x86", "edge"])
+def test_a_rounded_layer_that_the_model_returns_too_is_one_row(target: str) -> None:
+    net, x = Features().eval(), torch.randn(16, 8)
+    q = octavo.quantize(net, calibration=[x], target=target, progress=False)
+    found = octavo.layer_errors(net, q, [x], progress=False)
+    layers = [row for row in found.rows if row.kind == "activation"]
+    assert [row.tensor for row in layers] == ["body", "relu", "head"]
+    assert all(row.sqnr_db > 30 for row in layers)

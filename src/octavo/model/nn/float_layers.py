@@ -80,6 +80,13 @@ def is_computed(layer: nn.Module) -> bool:
     return is_parametrized(layer) or normed or any(name.endswith("_orig") for name in names)
 
 
+def _is_patched(layer: nn.Module) -> bool:
+    """Whether somebody put another forward in front of the class's; accelerate's, which moves
+    tensors between devices, computes the same.
+    """
+    return "forward" in vars(layer) and "_hf_hook" not in vars(layer)
+
+
 def obstacle_of(layer: nn.Module, qconfig: QConfig) -> str | None:
     """Why a layer's weights cannot become integers, as a clause; ``None`` where they can."""
     if qconfig.mode == "static":
@@ -92,6 +99,11 @@ def obstacle_of(layer: nn.Module, qconfig: QConfig) -> str | None:
             "its weight is computed: make it a parameter first, with "
             "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
             "remove_spectral_norm or prune.remove"
+        )
+    if any(map(_is_patched, layer.modules())):
+        return (
+            "its forward was replaced in the instance, and what that does would be lost: make a "
+            "module of it that holds the layer"
         )
     if getattr(layer, "max_norm", None) is not None:
         return "it has a max_norm, by which it changes its table at each call"
