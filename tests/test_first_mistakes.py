@@ -212,6 +212,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: octavo.compare(net(), net()),  # type: ignore[call-arg]
         "octavo.compare needs data: octavo.compare(model, q, data)",
     ),
+    "layer_errors without q": (
+        lambda: octavo.layer_errors(net(), [X]),  # type: ignore[call-arg]
+        "octavo.layer_errors needs data: octavo.layer_errors(model, q, data)",
+    ),
+    "distributions without q": (
+        lambda: octavo.distributions(net(), [X]),  # type: ignore[call-arg]
+        "octavo.distributions needs data: octavo.distributions(model, q, data)",
+    ),
     "search without a budget": (
         lambda: octavo.search(net(), data=[X]),  # type: ignore[call-arg]
         "octavo.search needs max_drop: octavo.search(model, max_drop=...)",

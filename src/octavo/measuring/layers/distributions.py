@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import BATCHES, expect
+from octavo.arguments import BATCHES, called_rightly, expect
 from octavo.graph.batches import Batch
 from octavo.graph.graph import Graph, Ref
 from octavo.graph.operators import arguments
@@ -69,6 +69,7 @@ class Distribution:
         return asdict(self)
 
 
+@called_rightly()
 def distributions(
     model: nn.Module,
     q: nn.Module,

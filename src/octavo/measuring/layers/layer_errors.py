@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.arguments import BATCHES, TEXT, expect, optional
+from octavo.arguments import BATCHES, TEXT, called_rightly, expect, optional
 from octavo.graph.batches import Batch
 from octavo.graph.calls import first_samples, flatten_call
 from octavo.graph.channels_last import channels_last
@@ -34,6 +34,7 @@ from octavo.quantization.plan import Plan
 from octavo.runtimes import lower
 
 
+@called_rightly()
 def layer_errors(
     model: nn.Module,
     q: nn.Module,
