@@ -29,11 +29,11 @@ from octavo.runtimes.lowered import Agreement
 import zoo  # isort: skip
 
 NETWORKS = """
-    unet autoencoder edsr pointnet yolo_like tcn deepspeech crnn lstm bidirectional_gru
-    transformer_encoder conformer bert distilbert mobilebert vit segformer
-    mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1 resnet18 mnasnet0_5
-    efficientnet_b0 regnet_y_400mf googlenet densenet121 convnext_tiny vit_b_32
-    lraspp_mobilenet_v3_large
+    unet autoencoder edsr pointnet yolo_like tcn keyword_spotter deepspeech crnn lstm
+    bidirectional_gru transformer_encoder conformer bert distilbert mobilebert vit segformer
+    mobilenetv1_100 mobilenet_v2 mobilenet_v3_small efficientnet_lite0 shufflenet_v2_x0_5
+    squeezenet1_1 resnet18 mnasnet0_5 efficientnet_b0 regnet_y_400mf googlenet densenet121
+    convnext_tiny vit_b_32 lraspp_mobilenet_v3_large
 """.split()
 LEAST = 20  # networks in both formats
 

@@ -82,6 +82,17 @@ def test_what_is_in_float_is_told_in_a_line_for_all_that_are_alike(tmp_path):
     assert f"in float: 1, 3: {kinds}" in str(written)
 
 
+def test_kernels_that_cannot_run_the_file_are_named(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    net = nn.Sequential(nn.Linear(4, 4), nn.ELU()).eval()
+    q = octavo.quantize(net, calibration=[torch.randn(4, 4)], target="edge", progress=False)
+    written = octavo.export_tflite(q, tmp_path / "m.tflite")
+    assert written.agreement.keys() == {"xnnpack", "optimized"}
+    assert list(written.refused) == ["reference"]
+    assert "not for LiteRT's reference kernels: LiteRT cannot load the model" in str(written)
+    assert "'ELU'" in written.refused["reference"]
+
+
 def test_the_steps_of_a_recurrent_layer_are_counted(tmp_path):
     pytest.importorskip("ai_edge_litert")
     torch.manual_seed(0)

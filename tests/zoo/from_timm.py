@@ -15,6 +15,7 @@ _NAMES: dict[str, tuple[int, dict[str, Any]]] = {
         ghostnet_100 hrnet_w18_small resnest14d ese_vovnet19b_dw repvgg_a0 eca_nfnet_l0
         mobilenetv4_conv_small fastvit_t8 poolformer_s12 convnextv2_atto mobilevit_xxs
         xcit_nano_12_p16_224 focalnet_tiny_srf pvt_v2_b0 edgenext_xx_small efficientvit_b0
+        mobilenetv1_100 efficientnet_lite0
         """.split(),
         (64, {}),
     ),

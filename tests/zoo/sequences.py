@@ -138,6 +138,24 @@ class Convolutions(nn.Module):
         return scores
 
 
+class KeywordSpotter(nn.Module):
+    """Zhang et al. 2017 (arXiv:1711.07128), DS-CNN: spectra ``[N, T, 10]`` -> ``[N, 12]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(1, 64, (10, 4), 2, (5, 1), bias=False)]
+        for _ in range(4):
+            layers += [nn.BatchNorm2d(64), nn.ReLU()]
+            layers += [nn.Conv2d(64, 64, 3, padding=1, groups=64, bias=False)]
+            layers += [nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 1, bias=False)]
+        self.layers = nn.Sequential(*layers, nn.BatchNorm2d(64), nn.ReLU())
+        self.head = nn.Linear(64, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.layers(x[:, None]).mean((2, 3)))
+        return scores
+
+
 class _ConformerConvolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -230,5 +248,6 @@ ENTRIES = (
     _entry("crnn", Crnn, _floats(1, 32, 64), _floats(1, 32, 96)),
     _entry("deepspeech", DeepSpeech, _floats(64, BANDS), _floats(96, BANDS)),
     _entry("tcn", Convolutions, _floats(BANDS, 64), _floats(BANDS, 40)),
+    _entry("keyword_spotter", KeywordSpotter, _floats(49, 10), _floats(30, 10)),
     _entry("conformer", Conformer, _floats(64, BANDS), _floats(96, BANDS)),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from octavo.arguments import NAMES, PATH, expect, optional
@@ -42,6 +42,8 @@ class TfliteFile(Result):
         operators: LiteRT's operators, with their numbers -> how many.
         in_float: nodes that run in float -> their operators.
         agreement: LiteRT's kernels -> how near the file's results are to the oracle's.
+        refused: LiteRT's kernels that cannot run the file -> why. The reference ones are what
+            boards have.
 
     Example:
         >>> edge = octavo.quantize(model, calibration=loader, target="edge")
@@ -59,6 +61,7 @@ class TfliteFile(Result):
     operators: Mapping[str, int]
     in_float: Mapping[str, str]
     agreement: Mapping[str, Agreement]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
         rows = [(name, str(count)) for name, count in self.operators.items()]
@@ -79,6 +82,9 @@ class TfliteFile(Result):
         notes += [
             f"against the oracle, by LiteRT's {kernels} kernels: {near}"
             for kernels, near in self.agreement.items()
+        ]
+        notes += [
+            f"not for LiteRT's {kernels} kernels: {why}" for kernels, why in self.refused.items()
         ]
         return notes
 
@@ -139,16 +145,16 @@ def export_tflite(
     pixels = Pixels.given(input_scale, input_mean, input_std)
     metadata = Metadata(tuple(labels or ()), pixels)
     written = to_tflite(graph, full_integer=full_integer, metadata=metadata)
-    near = _compared(written, graph, q.check_inputs()) if check else {}
+    near, refused = _compared(written, graph, q.check_inputs()) if check else ({}, {})
     with replacing(path) as temporary:
         temporary.write_bytes(written.data)
-    return _described(os.fspath(path), graph, written, near)
+    return _described(os.fspath(path), graph, written, near, refused)
 
 
 def _compared(
     written: Written, graph: Graph, batches: Sequence[Sequence[Tensor]]
-) -> dict[str, Agreement]:
-    """How near each of LiteRT's kernels is to the oracle.
+) -> tuple[dict[str, Agreement], dict[str, str]]:
+    """How near each of LiteRT's kernels is to the oracle, and why some cannot run the file.
 
     Raises:
         ExportError: those that phones use are farther off than rounding explains.
@@ -160,6 +166,7 @@ def _compared(
     shapes = example_shapes(graph)
     samples = [sample for batch in batches for sample in _single(graph, batch, shapes)]
     found: dict[str, Agreement] = {}
+    refused: dict[str, str] = {}
     for kernels, record in KERNELS.items():
         try:
             program = Program(written, kernels)
@@ -171,6 +178,7 @@ def _compared(
         except (RuntimeUnavailable, InputError) as error:
             if kernels == _REQUIRED:
                 raise ExportError(f"LiteRT cannot run the file: {error}") from error
+            refused[kernels] = str(error)
             continue
         if near is None:
             warn_user(
@@ -185,7 +193,7 @@ def _compared(
                 "file as it is"
             )
         found[kernels] = near
-    return found
+    return found, refused
 
 
 _REQUIRED = "xnnpack"  # the kernels that LiteRT takes by default
@@ -215,7 +223,11 @@ def _counted(kinds: Sequence[str]) -> str:
 
 
 def _described(
-    path: str, graph: Graph, written: Written, near: Mapping[str, Agreement]
+    path: str,
+    graph: Graph,
+    written: Written,
+    near: Mapping[str, Agreement],
+    refused: Mapping[str, str],
 ) -> TfliteFile:
     from octavo.runtimes.litert.export import example_shapes
 
@@ -249,4 +261,5 @@ def _described(
         dict(counts.most_common()),
         floats,
         near,
+        refused,
     )
