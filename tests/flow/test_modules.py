@@ -320,4 +320,4 @@ def test_a_forward_that_was_replaced_in_the_instance_stays() -> None:
         q = octavo.quantize(net, mode="weight_only", scope="modules")
     assert type(q[0]) is nn.Linear
     assert type(q[1]) is octavo.nn.Linear
-    assert ((q(x) - expected).norm() / expected.norm()) < 0.02  # 0.67 without the factor
+    assert ((q(x) - expected).norm() / expected.norm()) < 0.02  # some 0.66 without the factor

@@ -345,7 +345,7 @@ def test_a_model_that_changes_its_inputs_in_place(batches) -> None:
     model, data = Normalizing(), [(x.clone(), labels) for x, labels in batches]
     q = octavo.quantize(model, calibration=data, target=octavo.host_target(), progress=False)
     result = compare(model, q, data, **torch_only)
-    assert result["int8"].sqnr_db > 35  # -9 where it gets what the float model has left
+    assert result["int8"].sqnr_db > 35  # 0.5 on what the float model leaves of its inputs
     assert result["fp32"].metric == pytest.approx(100 * 23 / 24)
     assert all(x.equal(before) for (x, _), (before, _) in zip(data, batches, strict=True))
 
