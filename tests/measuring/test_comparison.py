@@ -190,6 +190,27 @@ def test_a_metric_of_the_whole_set(model, q, batches) -> None:
     assert result.to_dict()["int8"]["mean_score"] == result["int8"].metric
 
 
+class Equal:
+    """Makes of ``==`` another object, as metrics of torchmetrics do, and is one sample's share."""
+
+    def __eq__(self, other: object) -> Equal:  # type: ignore[override]
+        return Equal()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> float:
+        return float((outputs.argmax(1) == labels).float().mean())
+
+
+def test_a_metric_that_is_equal_to_anything(model, q, batches) -> None:
+    result = compare(model, q, batches, metric=Equal(), **torch_only)  # type: ignore[arg-type]
+    assert result["fp32"].metric == pytest.approx(23 / 24)
+    found = octavo.sensitivity(
+        model, calibration=batches, data=batches, metric=Equal(), progress=False
+    )
+    assert found.float_metric == pytest.approx(23 / 24)
+
+
 def test_metrics_by_name(model, q, batches) -> None:
     result = compare(model, q, batches, metric="top5", **torch_only)
     assert result["fp32"].metric >= 100 * 23 / 24

@@ -26,7 +26,7 @@ from octavo.measuring.comparison_table import Comparison, Row
 from octavo.measuring.contenders import Contender, check_model, contenders_of, one_line
 from octavo.measuring.footprint import bytes_on_disk, cold_starts_of
 from octavo.measuring.machine import describe_machine
-from octavo.measuring.metrics import Metric, float_tensors, metric_factory
+from octavo.measuring.metrics import Metric, float_tensors, is_called, metric_factory
 from octavo.measuring.next_tokens import Divergence, Perplexity, tells_next_tokens, with_next_tokens
 from octavo.measuring.significance import mcnemar, wilson
 from octavo.model.kinds import require_float
@@ -100,7 +100,8 @@ def compare(
     optional(FUNCTION, inputs=inputs)
     optional(NAMES, runtimes=runtimes)
     optional(COUNT, threads=threads, rounds=rounds)
-    new_metric = Perplexity if metric == Perplexity.name else metric_factory(metric)
+    by_tokens = is_called(metric, Perplexity.name)
+    new_metric = Perplexity if by_tokens else metric_factory(metric)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         thread_number = stack.enter_context(thread_count(threads))
@@ -146,7 +147,7 @@ def _judge(
 ) -> tuple[Batch, int]:
     """Run all batches through all contenders; returns the first batch and the number of samples."""
     fp32, *others = contenders
-    first, samples, of_next_tokens = None, 0, metric == Perplexity.name
+    first, samples, of_next_tokens = None, 0, is_called(metric, Perplexity.name)
     for index, batch in enumerate(batches):
         if first is None:
             _check_origin(contenders, batch)

@@ -182,6 +182,13 @@ def metric_factory(metric: str | Metric | None) -> Callable[[], TaskMetric]:
     return lambda: TopK(name)
 
 
+def is_called(metric: object, name: str) -> bool:
+    """Whether a metric is asked for by this name. One that is an object may make of ``==`` what it
+    likes: those of torchmetrics make another metric, which is true.
+    """
+    return isinstance(metric, str) and metric == name
+
+
 def float_tensors(outputs: Any) -> list[Tensor]:
     """All floating-point tensors of the outputs, in order."""
     leaves = pytree.tree_leaves(outputs)

@@ -23,7 +23,7 @@ from octavo.graph.channels_last import channels_last
 from octavo.graph.graph import Graph
 from octavo.measuring.layers.estimate import Estimate
 from octavo.measuring.layers.variants import Base, Variant, all_but, by_itself, layers_of, only
-from octavo.measuring.metrics import Likeness, Metric, TopK, metric_factory
+from octavo.measuring.metrics import Likeness, Metric, TopK, is_called, metric_factory
 from octavo.measuring.next_tokens import Divergence
 from octavo.quantization.calibrate import Calibrated
 from octavo.quantization.convert import quantize_graph
@@ -42,7 +42,7 @@ class Score:
 
     def __init__(self, metric: str | Metric | None) -> None:
         self.likeness, self.is_alike = Likeness(), True
-        of_tokens = metric == Divergence.name
+        of_tokens = is_called(metric, Divergence.name)
         self._metric = Divergence() if of_tokens else metric_factory(metric)()
         self._calls: list[tuple[Any, Any]] = []  # for a metric of the whole set
 
