@@ -228,6 +228,7 @@ def cases() -> dict[str, Case]:
         "sensitivity(target": (lambda v: o.sensitivity(net, t.x, data=[], target=v, **QUIET), ""),
         "static_qconfig(target": (lambda v: o.static_qconfig(v), ""),
         "static_qconfig(observer": (lambda v: o.static_qconfig(observer=v), NO),
+        "static_qconfig(weight_bits": (lambda v: o.static_qconfig(weight_bits=v), ""),
         "dynamic_qconfig(target": (lambda v: o.dynamic_qconfig(v), ""),
         "qat_qconfig(target": (lambda v: o.qat_qconfig(v), ""),
         "qat_qconfig(weight_bits": (lambda v: o.qat_qconfig(weight_bits=v), ""),

@@ -357,8 +357,8 @@ def test_what_it_is_not_for() -> None:
     method, data = Reconstruction(steps=2), images(1)
     model = ResidualNet().eval()
     for settings, words in (
-        ({"scope": "modules"}, "octavo.Reconstruction is for static .* scope='modules'"),
-        ({"mode": "dynamic"}, "mode='dynamic'"),
+        ({"scope": "modules"}, "octavo.Reconstruction is for a model .* scope='modules'"),
+        ({"distributed": True}, "distributed=True"),
     ):
         with pytest.raises(InputError, match=words):
             octavo.quantize(model, calibration=data, weights=[method], **settings)

@@ -195,6 +195,16 @@ def test_default_qconfigs():
         octavo.weight_only_qconfig(4, group_size=0)
 
 
+def test_static_weights_of_fewer_bits():
+    four = octavo.static_qconfig("x86-avx2", weight_bits=4)
+    assert (four.weight.scheme.dtype, four.weight.scheme.channel_axis) == ("int4", 0)
+    assert four.weight.observer == octavo.MSE()  # no longer one that makes room for pairs
+    assert four.activation == octavo.static_qconfig("x86-avx2").activation
+    assert octavo.static_qconfig("arm", weight_bits=8) == octavo.static_qconfig("arm")
+    with pytest.raises(PlanError, match=r"weight_bits is 9; .* take 2 to 8 bits"):
+        octavo.static_qconfig(weight_bits=9)
+
+
 class Ends(nn.Module):
     """A float function behind one layer, a sum that is returned, and one that is not."""
 

@@ -56,7 +56,7 @@ def quantize(
         str,
         typer.Option(
             "--effort",
-            help="Of static quantization: fast, or balanced or best, which try methods one after "
+            help="With calibration data: fast, or balanced or best, which try methods one after "
             "the other and keep each that held-back calibration data say is nearer to float.",
         ),
     ] = "fast",

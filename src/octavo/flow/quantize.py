@@ -163,12 +163,12 @@ def quantize(
         checkpoint: with ``scope="modules"`` and ``weights``: a folder that keeps the blocks of the
             model whose weights are rounded, so that the same call goes on behind them after it was
             cut off. The data are not kept: give another folder for others.
-        effort: of static quantization of a model that is one graph. ``"balanced"`` and ``"best"``
-            try methods one after the other (`octavo.flow.effort.recipes`), on all batches but every
-            eighth (of few batches every second), and keep each whose outputs are nearer to float on
-            those that are held back. What each brought is written to standard error, unless
-            ``progress`` is off, and stays in ``provenance["steps"]``. All batches are held in
-            memory.
+        effort: of a model that is one graph, with calibration data. ``"balanced"`` and ``"best"``
+            try methods one after the other (`octavo.flow.effort.recipes`; which depends on the
+            mode and on the bits of the weights), on all batches but every eighth (of few batches
+            every second), and keep each whose outputs are nearer to float on those that are held
+            back. What each brought is written to standard error, unless ``progress`` is off, and
+            stays in ``provenance["steps"]``. All batches are held in memory.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
@@ -207,9 +207,8 @@ def quantize(
     scope = scope_of(scope, only, run, pixels, open_sizes)
     reconstructs = any(isinstance(method, Reconstruction) for method in weights)
     if effort != "fast" or reconstructs:
-        chosen = mode or default_mode(scope, calibration, qconfig)
         asked = "octavo.Reconstruction" if reconstructs else f"effort={effort!r}"
-        scope = _scope_of_effort(asked, scope, chosen, distributed)
+        scope = _scope_of_effort(asked, scope, distributed)
     has_data = example_inputs is not None or calibration is not None
     if scope == "auto" and not has_data and (mode or mode_of(qconfig, "")) in NEEDS_NO_GRAPH:
         scope = "modules"
@@ -261,7 +260,7 @@ def _whole_or_regions(
     return quantized
 
 
-def _scope_of_effort(asked: str, scope: str, mode: str, distributed: bool) -> str:
+def _scope_of_effort(asked: str, scope: str, distributed: bool) -> str:
     """The scope of a model that methods are tried on: one graph.
 
     Raises:
@@ -269,14 +268,13 @@ def _scope_of_effort(asked: str, scope: str, mode: str, distributed: bool) -> st
     """
     other = {
         f"scope={scope!r}": scope in ("regions", "modules"),
-        f"mode={mode!r}": mode != "static",
         "distributed=True": distributed,
     }
     given = next((words for words, is_given in other.items() if is_given), None)
     if given is not None:
         raise InputError(
-            f"{asked} is for static quantization of a model that is one graph, in one "
-            f"process, and this is {given}: leave one of them out"
+            f"{asked} is for a model that is one graph, in one process, and this is {given}: "
+            "leave one of them out"
         )
     return "model"
 

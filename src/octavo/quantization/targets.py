@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 
 from octavo.arguments import INTEGER, TEXT, expect, meant
 from octavo.errors import PlanError
-from octavo.numerics.observers import FixedRange, MinMax, MovingAverageMinMax, Observer, PairSum
+from octavo.numerics.observers import (
+    MSE,
+    FixedRange,
+    MinMax,
+    MovingAverageMinMax,
+    Observer,
+    PairSum,
+)
 from octavo.numerics.scheme import Scheme
 from octavo.quantization.fusions import CLIPS, ONEDNN, Fusion
 from octavo.quantization.qconfig import QConfig, QSpec
@@ -296,26 +303,36 @@ def target(name: str) -> Target:
         ) from None
 
 
-def static_qconfig(target_name: str = "x86", *, observer: Observer | None = None) -> QConfig:
+def static_qconfig(
+    target_name: str = "x86", *, observer: Observer | None = None, weight_bits: int = 8
+) -> QConfig:
     """The target's static default, with another observer for activations if given.
+
+    Weights of fewer bits than eight save memory, in the file and in what is sent: the ``torch``
+    runtime unpacks them when it is loaded, and runs them on its int8 kernels. Their ranges are
+    those of least squared error; ``effort=`` knows what else helps there.
 
     Args:
         target_name: name of a `Target`.
         observer: of activations; the target's without.
+        weight_bits: 2 to 8.
 
     Raises:
-        PlanError: no such target.
+        PlanError: no such target, or other bits.
 
     Example:
         >>> static_qconfig("x86").activation.scheme.dtype
         'uint8'
         >>> static_qconfig("x86", observer=octavo.MSE()).activation.observer.name
         'mse'
+        >>> str(static_qconfig(weight_bits=4).weight)
+        'int4 per-channel symmetric'
     """
     default = target(target_name).qconfig
+    weight = _of_bits(default.weight, weight_bits, MSE())
     if observer is None or default.activation is None:
-        return default
-    return replace(default, activation=replace(default.activation, observer=observer))
+        return replace(default, weight=weight)
+    return QConfig(replace(default.activation, observer=observer), weight)
 
 
 def qat_qconfig(
@@ -340,17 +357,27 @@ def qat_qconfig(
     """
     default = target(target_name).qconfig
     assert default.activation is not None
-    for what, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        expect(INTEGER, **{what: bits})
-        if bits not in range(2, 9):
-            raise PlanError(f"{what} is {bits}; quantization-aware training takes 2 to 8 bits")
-    activation, weight = default.activation.scheme, default.weight
+    _check_bits("activation_bits", activation_bits)
+    scheme = default.activation.scheme
     if activation_bits < 8:
-        activation = replace(activation, dtype=_narrower(activation.dtype, activation_bits))
-    if weight_bits < 8:
-        scheme = replace(weight.scheme, dtype=_narrower(weight.scheme.dtype, weight_bits))
-        weight = QSpec(scheme, MinMax())  # pairs of such products fit into int16
-    return QConfig(QSpec(activation, MovingAverageMinMax()), weight)
+        scheme = replace(scheme, dtype=_narrower(scheme.dtype, activation_bits))
+    weight = _of_bits(default.weight, weight_bits, MinMax())
+    return QConfig(QSpec(scheme, MovingAverageMinMax()), weight)
+
+
+def _of_bits(weight: QSpec, bits: int, observer: Observer) -> QSpec:
+    """A weight of so many bits; pairs of products of fewer than eight fit into int16."""
+    _check_bits("weight_bits", bits)
+    if bits == 8:
+        return weight
+    scheme = replace(weight.scheme, dtype=_narrower(weight.scheme.dtype, bits))
+    return QSpec(scheme, observer)
+
+
+def _check_bits(what: str, bits: int) -> None:
+    expect(INTEGER, **{what: bits})
+    if bits not in range(2, 9):
+        raise PlanError(f"{what} is {bits}; static integers and training take 2 to 8 bits")
 
 
 def _narrower(dtype: str, bits: int) -> str:

@@ -13,12 +13,12 @@ import octavo
 from octavo.errors import CalibrationError, InputError, PlanError
 from octavo.flow.effort.draft import Draft, Judge, Observed, Samples
 from octavo.flow.effort.recipes import (
-    RECIPES,
     Step,
     observed_by,
     observing,
     rounded_by,
     rounding,
+    steps_of,
 )
 from octavo.flow.effort.refining import refined
 from octavo.numerics.observers import FixedRange, Histogram, Percentile
@@ -328,7 +328,7 @@ def test_quantize(effort: str, capsys: pytest.CaptureFixture[str]) -> None:
     q = octavo.quantize(model, calibration=data, effort=effort)
     plain = octavo.quantize(model, calibration=data)
     steps = q.provenance["steps"]
-    assert [step["step"] for step in steps] == [step.name for step in RECIPES[effort]]
+    assert [step["step"] for step in steps] == [step.name for step in steps_of(effort, q.plan)]
     assert any(step["kept"] for step in steps)
     assert sqnr(q.lower("reference"), model, fresh) > sqnr(plain.lower("reference"), model, fresh)
     told = capsys.readouterr().err
@@ -347,7 +347,7 @@ def test_what_wide_layers_read_is_not_measured() -> None:
     q = octavo.quantize(
         model, calibration=torch.randn(16, 4).split(8), effort="balanced", progress=False
     )
-    assert len(q.provenance["steps"]) == len(RECIPES["balanced"])
+    assert len(q.provenance["steps"]) == len(steps_of("balanced", q.plan))
 
 
 def test_a_method_that_cannot_be_had_is_passed_over() -> None:
@@ -378,7 +378,6 @@ def test_data_may_be_read_once_only() -> None:
     [
         ({"effort": "most"}, "effort is 'most'; give one of 'fast', 'balanced', 'best'"),
         ({"effort": 2}, "effort is 2"),
-        ({"effort": "best", "mode": "dynamic"}, "mode='dynamic'"),
         ({"effort": "best", "scope": "regions"}, "scope='regions'"),
         ({"effort": "best", "distributed": True}, "distributed=True"),
     ],
@@ -397,3 +396,60 @@ def test_bad_data_are_told_by_their_number() -> None:
         octavo.quantize(
             network(), batches()[0], calibration=[], effort="best", progress=False, mode="static"
         )
+
+
+def few_bits(mode: str) -> octavo.QConfig:
+    by_mode = {
+        "static": octavo.static_qconfig(weight_bits=4),
+        "dynamic": replace(
+            octavo.dynamic_qconfig(), weight=octavo.static_qconfig(weight_bits=4).weight
+        ),
+        "weight_only": octavo.weight_only_qconfig(4),
+    }
+    return by_mode[mode]
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic", "weight_only"])
+def test_few_bits_have_steps_of_their_own(mode: str) -> None:
+    """And where no range of an activation comes from data, no observer is tried."""
+    model, data = network(), batches()
+
+    def made(effort: str) -> octavo.QuantizedModel:
+        return octavo.quantize(
+            model,
+            calibration=data,
+            mode=mode,
+            qconfig=few_bits(mode),
+            effort=effort,
+            scope="model",
+            progress=False,
+        )
+
+    q, plain = made("balanced"), made("fast")
+    steps = q.provenance["steps"]
+    observers = ["observer histogram, ranges x 1.1", "observer histogram"]
+    names = ["weights clip", "weights gptq", *(observers if mode == "static" else [])]
+    assert [step["step"] for step in steps] == names
+    better = steps[-1]["after_db"] if mode != "static" else steps[1]["after_db"]
+    assert better > steps[0]["before_db"] + 1
+    fresh = batches(16)[8:]
+    gained = sqnr(q.lower("reference"), model, fresh) - sqnr(plain.lower("reference"), model, fresh)
+    assert gained > 1
+
+
+@pytest.mark.sweep
+def test_few_bits_learn_in_blocks_at_best() -> None:
+    q = octavo.quantize(
+        network(),
+        calibration=batches(),
+        qconfig=few_bits("static"),
+        effort="best",
+        progress=False,
+    )
+    last = q.provenance["steps"][-1]
+    assert (last["step"], last["kept"]) == ("reconstruction", True)
+
+
+def test_it_needs_data() -> None:
+    with pytest.raises(CalibrationError, match="try on data what they do: pass calibration=loader"):
+        octavo.quantize(network(), batches()[0], effort="best", mode="weight_only", progress=False)

@@ -81,3 +81,38 @@ def test_layers_that_multiply_integers_keep_their_scales() -> None:
     data = [torch.randn(8, 16)]
     q = octavo.quantize(nn.Linear(16, 4), calibration=data, weights=[octavo.Clip()])
     assert "clip" not in q.provenance["weights"]
+
+
+def test_groups_of_rows_have_inputs_of_their_own() -> None:
+    torch.manual_seed(0)
+    scheme = octavo.Scheme("int4", symmetric=True, channel_axis=0)
+    weight, importance = torch.randn(4, 6) ** 3, torch.rand(2, 6) ** 4
+    whole = clipped(weight, of_ranges(weight, scheme), importance)
+    halves = [
+        clipped(rows, of_ranges(rows, scheme), own)
+        for rows, own in zip(weight.split(2), importance, strict=True)
+    ]
+    assert torch.equal(whole.scale, torch.cat([half.scale for half in halves]))
+
+
+def test_static_convolutions_of_few_bits() -> None:
+    """Two groups, in each of which one input is loud and another one nearly silent."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 3, groups=2, bias=False)
+    with torch.no_grad():
+        layer.weight.pow_(3).mul_(100)
+    loud = torch.logspace(-1, 1, 4).repeat(2)[:, None, None]
+    data = [torch.randn(8, 8, 6, 6) * loud for _ in range(2)]
+
+    def error(*methods: octavo.WeightMethod) -> float:
+        q = octavo.quantize(
+            layer,
+            calibration=data,
+            qconfig=octavo.static_qconfig(weight_bits=4),
+            target="x86",
+            weights=methods,
+            progress=False,
+        )
+        return float((q.lower("reference")(data[0]) - layer(data[0])).norm())
+
+    assert error(octavo.Clip()) < 0.95 * error()

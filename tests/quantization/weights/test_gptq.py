@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,20 +92,29 @@ def test_two_halves_are_one_pass(statistic: MeanSquare | SecondMoments) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"group_size": 32}, {}, {"group_size": 32, "symmetric": False}], ids=str
+    ("mode", "options"),
+    [
+        ("weight_only", {"group_size": 32}),
+        ("weight_only", {}),
+        ("weight_only", {"group_size": 32, "symmetric": False}),
+        ("dynamic", {}),
+    ],
+    ids=str,
 )
-def test_in_a_graph_and_in_a_module(options: dict[str, object]) -> None:
+def test_in_a_graph_and_in_a_module(mode: str, options: dict[str, object]) -> None:
     torch.manual_seed(0)
     layer, mix = nn.Linear(64, 16), torch.randn(64, 64)
     data = [torch.randn(256, 64) @ mix for _ in range(3)]
     qconfig = octavo.weight_only_qconfig(4, **options)  # type: ignore[arg-type]
+    if mode == "dynamic":
+        qconfig = replace(qconfig, activation=octavo.dynamic_qconfig().activation)
 
     def made(scope: str, *methods: octavo.WeightMethod) -> nn.Module:
         return octavo.quantize(
             layer,
             calibration=data,
             qconfig=qconfig,
-            mode="weight_only",
+            mode=mode,
             weights=methods,
             progress=False,
             scope=scope,

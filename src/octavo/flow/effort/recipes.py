@@ -1,4 +1,4 @@
-"""What is done for each effort, as a table: steps in their order.
+"""What is done for each effort, as a table: steps in their order, for the plans that they suit.
 
 Tested in tests/flow/effort/test_refining.py.
 """
@@ -19,8 +19,27 @@ from octavo.flow.effort.islands import (
 )
 from octavo.graph.graph import Graph
 from octavo.numerics.observers import MSE, Entropy, FixedRange, Histogram, Observer
+from octavo.qat.reconstruction import Reconstruction
 from octavo.quantization.plan import Plan, TensorPlan
-from octavo.quantization.weights import GPTQ, AdaRound, BiasCorrection, WeightMethod
+from octavo.quantization.weights import GPTQ, AdaRound, BiasCorrection, Clip, WeightMethod
+
+Suits = Callable[[Plan], bool]
+
+
+def finds_ranges(plan: Plan) -> bool:
+    """Whether ranges of activations are found on data."""
+    return plan.needs_calibration
+
+
+def has_few_bits(plan: Plan) -> bool:
+    """Whether a weight has fewer than eight bits: nearly all of the noise is that of such."""
+    specs = [tensor.spec for tensor in plan.quantized.values() if tensor.kind == "weight"]
+    return any(spec is not None and spec.scheme.integers.bits < 8 for spec in specs)
+
+
+def has_eight_bits(plan: Plan) -> bool:
+    """Whether none of the weights has fewer."""
+    return not has_few_bits(plan)
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,7 @@ class Step:
     name: str
     change: Callable[[Draft, Samples], Draft]
     methods: tuple[WeightMethod, ...] = ()
-    suits: Callable[[Plan], bool] = lambda plan: True
+    suits: Suits = lambda plan: True
 
 
 def observed_by(observer: Observer, margin: float = 1.0) -> Step:
@@ -48,15 +67,17 @@ def observed_by(observer: Observer, margin: float = 1.0) -> Step:
         lambda draft, samples: draft.changed(
             samples, plan=observing(draft.plan, observer), margin=margin
         ),
+        suits=finds_ranges,
     )
 
 
-def rounded_by(method: WeightMethod) -> Step:
+def rounded_by(method: WeightMethod, suits: Suits = has_eight_bits) -> Step:
     """Weights rounded by a method, where the user's own have set scales and no bias yet."""
     return Step(
         f"weights {method.name}",
         lambda draft, samples: draft.changed(samples, weights=rounding(draft.weights, method)),
         (method,),
+        suits,
     )
 
 
@@ -103,11 +124,26 @@ _FLOATS = (
     floating("ends", ends),
 )
 
+# Few bits ask for scales of their own first, and errors are so large that all of them are worth
+# taking back.
+_CLIPPED = rounded_by(Clip(), has_few_bits)
+_FEW_ROUNDED = rounded_by(GPTQ(damping=0.1, most_inputs=8192), has_few_bits)
+_FEW_LEARNED = rounded_by(AdaRound(seconds=2.0, most_inputs=2400), has_few_bits)
+
 # effort -> its steps
 RECIPES: Mapping[str, tuple[Step, ...]] = {
     "fast": (),
-    "balanced": (observed_by(Histogram(), 1.1), observed_by(Histogram()), _ROUNDED),
+    "balanced": (
+        _CLIPPED,
+        _FEW_ROUNDED,
+        observed_by(Histogram(), 1.1),
+        observed_by(Histogram()),
+        _ROUNDED,
+    ),
     "best": (
+        _CLIPPED,
+        _FEW_ROUNDED,
+        _FEW_LEARNED,
         observed_by(Histogram(), 1.1),
         observed_by(Histogram(), 1.2),
         observed_by(Histogram()),
@@ -118,6 +154,20 @@ RECIPES: Mapping[str, tuple[Step, ...]] = {
         _LEARNED,
     ),
 }
+
+# What learns block by block behind the steps of "best": few bits leave it something. Small models
+# make all of its steps, and large ones as many as a minute holds.
+BLOCKS = Reconstruction(seconds=60.0)
+
+
+def steps_of(effort: str, plan: Plan) -> tuple[Step, ...]:
+    """The steps of an effort for a model of this plan."""
+    return tuple(step for step in RECIPES[effort] if step.suits(plan))
+
+
+def learning_of(effort: str, plan: Plan) -> tuple[Reconstruction, ...]:
+    """What is learned block by block behind the steps, see `octavo.Reconstruction`."""
+    return (BLOCKS,) if effort == "best" and has_few_bits(plan) else ()
 
 
 def check_effort(effort: str) -> None:

@@ -15,19 +15,23 @@ from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line, warn_user
 from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
 from octavo.flow.effort.islands import Planner
-from octavo.flow.effort.recipes import RECIPES, Step
+from octavo.flow.effort.recipes import Step, learning_of, steps_of
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
 from octavo.numerics.sqnr import sqnr_db
 from octavo.progress import track
 from octavo.qat.reconstruction import Chunks, Reconstructed, Reconstruction, reconstructed
-from octavo.quantization.calibrate import NO_CALIBRATION, check_batch
+from octavo.quantization.calibrate import check_batch
 from octavo.quantization.nonfinite_inputs import masks_of
 from octavo.quantization.plan import Plan
 from octavo.quantization.weights import WeightMethod
 
 _INTERRUPTED = "interrupted"
+_NO_DATA = (
+    "effort= and octavo.Reconstruction try on data what they do: pass calibration=loader, an "
+    "iterable of about 100 representative batches"
+)
 _CHANCE_DB = 0.5  # by which two models differ that are equally good
 
 
@@ -195,7 +199,7 @@ def refined_on(
     Arguments and errors as for `octavo.calibrate`.
     """
     if data is None:
-        raise CalibrationError(NO_CALIBRATION)
+        raise CalibrationError(_NO_DATA)
     reading = signature or Signature(tuple(graph.arguments), len(graph.arguments))
     masks = masks_of(graph)
     is_kept = isinstance(data, list | tuple)  # others may fill the same memory again
@@ -211,12 +215,12 @@ def refined_on(
     if not batches:
         raise CalibrationError(NO_BATCH)
     is_open = all(entry.batch_axis == 0 for entry in graph.inputs)
-    last = [m for m in weights if isinstance(m, Reconstruction)]
-    weights = [m for m in weights if not isinstance(m, Reconstruction)]
-    steps = [step for step in RECIPES[effort] if step.suits(plan)]
-    methods = [method for step in steps for method in step.methods]
-    samples = Samples.of(batches, is_open, methods)
-    draft = Draft.of(graph, plan, weights, samples, planner)
+    own = tuple(method for method in weights if isinstance(method, Reconstruction))
+    last = own or learning_of(effort, plan)
+    steps = steps_of(effort, plan)
+    samples = Samples.of(batches, is_open, [method for step in steps for method in step.methods])
+    first = [method for method in weights if method not in own]
+    draft = Draft.of(graph, plan, first, samples, planner)
     draft, taken = refined(draft, samples, steps, progress)
     for method in last:
         if all(_INTERRUPTED not in step.why for step in taken):

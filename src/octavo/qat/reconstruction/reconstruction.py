@@ -57,10 +57,10 @@ class Reconstruction(WeightMethod):
     near to the float model's.
 
     It comes behind all other methods, whichever place it is given, and goes on from what they have
-    made. It is for static quantization of a model that is one graph, in `octavo.quantize` alone,
-    since it needs the data at hand; what it brought is a row as those of ``effort``, and the model
-    stays as it was where outputs on held-back data are no nearer to float. Tables are left as they
-    are, and weights that several layers share.
+    made. It is for a model that is one graph, in `octavo.quantize` alone, since it needs the data
+    at hand; what it brought is a row as those of ``effort``, and the model stays as it was where
+    outputs on held-back data are no nearer to float. Tables are left as they are, and weights that
+    several layers share.
 
     Args:
         steps: of Adam, for each block.

@@ -39,7 +39,7 @@ _TRIED = 8  # steps that tell how long one takes
 class AdaRound(KeepsOutputs):
     """Each weight up or down, as the layer's output asks for.
 
-    It is for weight-only linear layers, and for static ones and convolutions in two dimensions. It
+    It is for linear layers, and for static convolutions in two dimensions. It
     keeps the scales of the methods before it, and their integers for rows whose error on the data
     would become larger.
 

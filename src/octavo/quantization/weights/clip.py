@@ -25,6 +25,7 @@ from octavo.quantization.weights.bias_correction import Average
 from octavo.quantization.weights.layers import Layer, Rounded
 from octavo.quantization.weights.method import WeightMethod
 from octavo.quantization.weights.moments import MeanSquare
+from octavo.quantization.weights.patches import PatchMoments
 
 # Beyond one: the scales of a symmetric range of an even number of integers end half a step short.
 PARTS = tuple(1.05 - 0.025 * step for step in range(27))
@@ -34,11 +35,14 @@ PARTS = tuple(1.05 - 0.025 * step for step in range(27))
 class Clip(WeightMethod):
     """The range of each channel or group at which its rounding costs the output least.
 
-    It is for weight-only linear layers and tables with a scale for each channel or group.
+    It is for weights with a scale for each channel or group: of weight-only layers and tables, and
+    of fewer than eight bits of all other layers but transposed convolutions. At eight bits their
+    kernels may need the room that the scales leave.
 
     Args:
-        by_input: weigh the errors of weights by the mean square of the input that they meet, which
-            needs calibration data; without it all count alike.
+        by_input: weigh the errors of linear layers, and of convolutions in two dimensions, by the
+            mean square of the input that each weight meets, which needs calibration data; without
+            it all count alike.
 
     Example:
         >>> layer = torch.nn.Linear(64, 8)
@@ -57,15 +61,20 @@ class Clip(WeightMethod):
     by_input: bool = True
 
     def fits(self, layer: Layer) -> bool:
-        return layer.runs == "weight_only" and layer.has_own_rows
+        scheme, in_rows = layer.scheme, layer.layout.output_axis == 0
+        has_rows = scheme.group_size is not None or scheme.channel_axis == 0
+        return in_rows and has_rows and (layer.runs == "weight_only" or scheme.integers.bits < 8)
 
-    def statistic(self, layer: Layer) -> MeanSquare | None:
-        is_linear = layer.node.short_op == "linear"
-        return MeanSquare() if self.by_input and is_linear else None
+    def statistic(self, layer: Layer) -> MeanSquare | PatchMoments | None:
+        if not self.by_input or layer.node.short_op not in ("linear", "conv2d"):
+            return None
+        return MeanSquare() if layer.node.short_op == "linear" else PatchMoments.of(layer)
 
     def round(self, layer: Layer, now: Rounded, seen: Average | None) -> Rounded:
         importance = None if seen is None else seen.mean
-        qparams = clipped(layer.weight, now.qparams, importance)
+        if importance is not None and layer.node.short_op == "conv2d":
+            importance = importance.diagonal(dim1=1, dim2=2)
+        qparams = clipped(layer.weight.flatten(1), now.qparams, importance)
         return replace(now, integers=quantized(layer.weight, qparams), qparams=qparams)
 
 
@@ -75,7 +84,8 @@ def clipped(weight: Tensor, qparams: QParams, importance: Tensor | None) -> QPar
     Args:
         weight: float ``[rows, columns]``.
         qparams: of it, by channel or group.
-        importance: of each column, float ``[columns]``; all alike without.
+        importance: of each column, float ``[columns]``; or ``[groups, columns]``, of so many groups
+            of neighbouring rows. All are alike without.
     """
     scheme = qparams.scheme
     rows = blocks(weight.detach().to(torch.float32), scheme)[0]
@@ -101,6 +111,7 @@ def clipped(weight: Tensor, qparams: QParams, importance: Tensor | None) -> QPar
 
 def _beside(importance: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
     """What each value of the rows counts, in a shape that broadcasts."""
-    if rows.shape[1] == weight.shape[1]:
-        return importance.to(rows)[None]
-    return importance.to(rows).reshape(-1, rows.shape[1]).repeat(len(weight), 1)
+    groups = importance.to(rows).reshape(-1, weight.shape[1])
+    if len(groups) == 1 and rows.shape[1] == weight.shape[1]:
+        return groups
+    return groups.repeat_interleave(len(weight) // len(groups), 0).reshape(rows.shape)

@@ -31,7 +31,7 @@ _SMALLEST = 1e-8  # entry of the diagonal, as a share of their mean: inputs that
 class GPTQ(KeepsOutputs):
     """Errors of a column are taken back by the columns behind it.
 
-    It is for weight-only linear layers, and for static ones and convolutions in two dimensions. It
+    It is for linear layers, and for static convolutions in two dimensions. It
     keeps the scales of the methods before it: give `octavo.Clip` first where there are few bits.
 
     Args:

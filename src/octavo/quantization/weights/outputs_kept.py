@@ -23,8 +23,8 @@ from octavo.quantization.weights.patches import PatchMoments
 
 
 class KeepsOutputs(WeightMethod):
-    """A weight method that needs ``E[x x^T]``, for weight-only linear layers, and for static ones
-    and convolutions in two dimensions. It keeps the scales of the methods before it.
+    """A weight method that needs ``E[x x^T]``, for linear layers and for static convolutions in
+    two dimensions. It keeps the scales of the methods before it.
 
     Attributes:
         most_inputs: layers that read more inputs for an output are left as they are, since
@@ -50,7 +50,7 @@ class KeepsOutputs(WeightMethod):
             return False
         if layer.node.short_op == "conv2d":
             return layer.runs == "int8"
-        return layer.node.short_op == "linear" and layer.runs in ("int8", "weight_only")
+        return layer.node.short_op == "linear"
 
     def statistic(self, layer: Layer) -> SecondMoments | PatchMoments:
         return PatchMoments.of(layer) if layer.node.short_op == "conv2d" else SecondMoments()
