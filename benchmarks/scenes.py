@@ -32,8 +32,15 @@ def network(data: HardDigits) -> nn.Module:
     def views(chosen: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor]:
         return composed(data.digits[chosen], data.digit_labels[chosen], chance)
 
-    make = partial(UNet, channels=1, widths=(16, 32, 64), classes=CLASSES)
-    return training.trained(NETWORK, make, views, len(data.digits), recipe=RECIPE, epochs=EPOCHS)
+    return training.trained(
+        NETWORK,
+        partial(UNet, channels=1, widths=(16, 32, 64), classes=CLASSES),
+        views,
+        len(data.digits),
+        recipe=RECIPE,
+        epochs=EPOCHS,
+        in_bf16=True,
+    )
 
 
 def test_of(data: HardDigits) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -44,9 +45,7 @@ class Metric:
         the same images.
         """
         pair = torch.stack([self.parts(before, truth), self.parts(answers, truth)])
-        chance = torch.Generator().manual_seed(0)
-        ones = torch.ones(RESAMPLES, pair.shape[1], dtype=pair.dtype)
-        drawn = self._worse(torch.poisson(ones, generator=chance) @ pair)
+        drawn = self._worse(_resamples(pair.shape[1]) @ pair)
         return float(self._worse(pair.sum(1))), 1.96 * float(drawn.std())
 
     def _worse(self, sums: Tensor) -> Tensor:
@@ -99,6 +98,13 @@ class Task:
     net: Callable[[HardDigits], nn.Module]
     left: LeftInFloat | None = None
     is_transformer: bool = False
+
+
+@cache
+def _resamples(count: int) -> Tensor:
+    """How often each of the samples is drawn, float64 ``[RESAMPLES, count]``."""
+    chance = torch.Generator().manual_seed(0)
+    return torch.poisson(torch.ones(RESAMPLES, count, dtype=torch.float64), generator=chance)
 
 
 def _rightness(scores: Tensor, labels: Tensor) -> Tensor:

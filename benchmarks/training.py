@@ -31,6 +31,7 @@ def trained(
     learning_rate: float = 4e-3,
     batch: int = 128,
     loss: Loss = F.cross_entropy,
+    in_bf16: bool = False,
     seed: int = SEED,
     cache: Path = CACHE,
 ) -> nn.Module:
@@ -46,6 +47,7 @@ def trained(
         learning_rate: the largest.
         batch: things in a step.
         loss: what is made small.
+        in_bf16: its layers, with channels last: four times as fast for convolutions by AMX.
         seed: of its weights at the start.
         cache: the folder of trained weights.
     """
@@ -55,7 +57,9 @@ def trained(
         net.load_state_dict(load_file(file))
         return net.eval()
     started = time.perf_counter()
-    _train(net, views, count, epochs, learning_rate, batch, loss)
+    net = net.to(memory_format=torch.channels_last if in_bf16 else torch.contiguous_format)
+    _train(net, views, count, epochs, learning_rate, batch, loss, in_bf16)
+    net = net.to(memory_format=torch.contiguous_format)
     print(f"trained {name} in {time.perf_counter() - started:.0f} s", flush=True)
     cache.mkdir(exist_ok=True)
     save_file(net.state_dict(), file)
@@ -70,6 +74,7 @@ def _train(
     learning_rate: float,
     batch: int,
     loss: Loss,
+    in_bf16: bool,
 ) -> None:
     chance = torch.Generator().manual_seed(2)
     optimizer = torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=2e-2)
@@ -82,7 +87,9 @@ def _train(
             order = torch.randperm(count, generator=chance)
             for chosen in order.split(batch)[: count // batch]:
                 inputs, wanted = views(chosen, chance)
-                cost = loss(net(inputs), wanted)
+                with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+                    answers = net(inputs)
+                cost = loss(answers.float(), wanted)
                 optimizer.zero_grad()
                 cost.backward()
                 optimizer.step()
