@@ -88,7 +88,7 @@ def tables_of(rows: Sequence[Row]) -> list[str]:
         "lost, best peer",
     ]
     return [
-        _table(["all layers on integers", *(net.network for net in nets)], whole),
+        _table(["SQNR in dB", *(net.network for net in nets)], whole),
         _table(["in float what peers leave so", *left], alike),
         _table([*titles, *(f"dB ahead, {way}" for way in ways)], losses),
     ]

@@ -97,7 +97,7 @@ def test_tables_for_the_docs() -> None:
     alike = {f"{way}, float recurrence": FOUND[way] for way in FOUND if way.startswith("effort")}
     gru = rows("small GRU", {**FOUND, **alike, PT2E: [], FX: [32.0]})
     whole, some, lost = efforts_table.tables_of([*rows("small ResNet", FOUND), *gru, failed])
-    assert whole.splitlines()[0] == "| all layers on integers | small ResNet | small GRU |"
+    assert whole.splitlines()[0] == "| SQNR in dB | small ResNet | small GRU |"
     assert "| effort best | 34.00 ± 1.41 | 34.00 ± 1.41 |" in whole
     assert f"| {FX} | 30.50 ± 0.71 |  |" in whole
     assert f"| {PT2E} | fails |" in some
