@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_transformers import built
 
@@ -336,13 +335,11 @@ def small_files(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_full_disk_leaves_whole_files_alone(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_at_the_first_file_leaves_nothing(tmp_path: Path) -> None:
     source, out = saved(tmp_path / "float", vocab_size=2048), tmp_path / "q"
     with small_files(20_000), pytest.raises(ArtifactError, match="cannot write"):
         octavo.quantize_folder(source, out, qconfig=FOUR)
-    for path in out.iterdir():
-        with safe_open(path, framework="pt") as file:
-            assert list(file.keys())
+    assert not out.exists()
     octavo.quantize_folder(source, out, qconfig=FOUR)
     assert logits(loaded(out)).isfinite().all()
 
