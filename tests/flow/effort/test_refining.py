@@ -110,6 +110,7 @@ def test_a_step_is_kept_only_where_held_back_data_say_so() -> None:
     assert taken[0].before_db == taken[1].before_db == pytest.approx(before)
     assert taken[0].after_db < before < taken[1].after_db == taken[2].before_db
     assert taken[2].why == "no form for it"
+    assert taken[2].after_db == taken[2].before_db  # a number, as JSON has it
     assert [method.name for method in last.weights] == ["gptq", "bias_correction"]
     assert last.calibrated.batches == 8  # the kept ones see all of the data in the end
     assert last.plan == first.plan

@@ -41,7 +41,8 @@ class StepTaken:
 
     Attributes:
         step: its name.
-        before_db, after_db: SQNR of the outputs on held-back data.
+        before_db, after_db: SQNR of the outputs on held-back data; the same where it could not be
+            taken.
         seconds: that it took, judging included.
         kept: whether the model went on with it.
         why: it could not be taken; of what is done block by block, in how many.
@@ -105,7 +106,7 @@ def refined(
     (best, best_of_first), taken = judged(drafts), list[StepTaken]()
     for step in track(steps, "trying methods", progress):
         started = time.perf_counter()
-        why, after, of_first = "", float("-inf"), float("-inf")
+        why, after, of_first = "", best, best_of_first
         try:
             pairs = zip(drafts, folds, strict=True)
             candidates = [step.change(each, fold) for each, fold in pairs]
@@ -157,8 +158,8 @@ def finished(
             "fixed size leaves nothing to hold back; give two or more"
         )
     judge = Judge(draft.graph, Samples(chunks.fitted, chunks.held))
-    before, after, words = judge(draft), float("-inf"), _INTERRUPTED
-    changed = draft
+    before = judge(draft)
+    changed, after, words = draft, before, _INTERRUPTED
     try:
         found = reconstructed(draft.graph, draft.plan, draft.quantized, chunks, method, progress)
         changed = replace(draft, made=found.quantized, last=(*draft.last, method.name))
