@@ -15,6 +15,7 @@ from capturing import captured_as, traced_as
 from decibel import sqnr_db
 from sweeping import swept
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import octavo
@@ -418,6 +419,50 @@ def test_a_computed_weight_of_frozen_parts_is_frozen() -> None:
     x = torch.randn(4, 6)
     qat = octavo.prepare_qat(net, x)
     assert sum(p.numel() for p in qat.parameters() if p.requires_grad) == 10 + 2
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_pruned_weights_stay_zero_and_the_others_train(momentum: float) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    prune.l1_unstructured(net[0], "weight", 0.5)
+    prune.ln_structured(net[3], "weight", 0.25, n=2, dim=1)
+    x = torch.randn(8, 3, 6, 6)
+    qat = copy.deepcopy(octavo.prepare_qat(net, x, calibration=[x]))
+    weights = {n: p.detach().clone() for n, p in qat.named_parameters() if p.dim() > 1}
+    assert [int((weight == 0).sum()) for weight in weights.values()] == [54, 48]
+    optimizer = torch.optim.SGD(qat.parameters(), 0.1, momentum=momentum, weight_decay=0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        qat(x).square().mean().backward()
+        optimizer.step()
+    for name, before in weights.items():
+        after = qat.get_parameter(name).detach()
+        assert torch.equal(after == 0, before == 0), name
+        assert not torch.isclose(after, before)[before != 0].any()
+    graph = octavo.convert(qat).graph
+    integers = {n: t for n, t in graph.constants.items() if t.dtype == torch.int8}
+    for name, before in weights.items():
+        assert int((integers[name] == 0).sum()) >= int((before == 0).sum())
+        assert integers[name][before == 0].abs().max() == 0
+
+
+def test_a_weight_of_zeros_that_is_scaled_is_trained() -> None:
+    class Scaled(nn.Module):
+        """As a low-rank adapter begins: nothing is masked here."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 6))
+            self.register_buffer("scale", torch.full((3, 1), 2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.linear(x, self.weight * self.scale)
+
+    qat = octavo.prepare_qat(Scaled(), torch.randn(4, 6))
+    qat(torch.randn(4, 6)).sum().backward()
+    (weight,) = qat.parameters()
+    assert weight.grad is not None
+    assert (weight.grad != 0).all()
 
 
 class Conv1D(nn.Module):

@@ -217,6 +217,23 @@ def test_nothing_quantized_is_an_error(graph):
         octavo.plan(graph, QConfigMapping().set_global(None))
 
 
+class Rotated(nn.Module):
+    """Its layer computes in bfloat16, and its table of angles in float32, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.angles = nn.Linear(4, 4).bfloat16(), nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        return self.layer((x * self.angles.cos()).bfloat16())
+
+
+def test_layers_in_halves_are_named_beside_tables_in_float32():
+    graph = octavo.capture(Rotated(), torch.rand(2, 4))
+    with pytest.raises(PlanError, match=r"compute in torch\.bfloat16; quantize model\.float\(\)"):
+        octavo.plan(graph, mode="weight_only")
+
+
 def test_an_unknown_target_is_an_error(graph):
     with pytest.raises(PlanError, match="unknown target 'z80'"):
         octavo.plan(graph, target="z80")

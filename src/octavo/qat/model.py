@@ -44,12 +44,37 @@ class Held:
         trainable: whether it is to be trained; ``None`` is a buffer.
         tied_to: the parameter that it is one with.
         transposed: the graph reads it transposed.
+        mask: where it is not zero, whatever is learned; ``None`` is everywhere.
     """
 
     name: str
     trainable: bool | None = None
     tied_to: str | None = None
     transposed: bool = False
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a constant of the graph stands: in which module, under which name, and whether it is
+    transposed and masked there.
+    """
+
+    owner: nn.Module
+    name: str
+    transposed: bool
+    mask: str | None
+
+    def tensor(self) -> Tensor:
+        """The constant as it is now."""
+        here = (
+            self.owner._parameters if self.name in self.owner._parameters else self.owner._buffers
+        )
+        tensor = here[self.name]
+        assert tensor is not None
+        if self.mask is not None:
+            tensor = tensor * self.owner._buffers[self.mask]
+        return tensor.t() if self.transposed else tensor
 
 
 class QATModel(nn.Module):
@@ -91,7 +116,6 @@ class QATModel(nn.Module):
         norms = [node for node in model.graph.nodes if node.op == _BATCH_NORM]
         running = [ref for norm in norms for ref in tensors_of(norm)[2:]]
         self._statistics = [ref.name for ref in running if ref is not None]
-        # Constant of the graph -> the module that holds it, its name there, and whether transposed.
         self._places = {name: self._hold(tensor, held[name]) for name, tensor in constants.items()}
         if _OWN in self._modules:
             raise PlanError(
@@ -114,7 +138,7 @@ class QATModel(nn.Module):
                 norms[node.name] = owner._modules.setdefault(leaf, holder(node, channels))
         return norms  # type: ignore[return-value]
 
-    def _hold(self, tensor: Tensor, held: Held) -> tuple[nn.Module, str, bool]:
+    def _hold(self, tensor: Tensor, held: Held) -> _Place:
         """Own a tensor, as a parameter or a buffer; where it stands."""
         owner, leaf = self._place_of(held.name)
         tied, tied_leaf = self._place_of(held.tied_to or held.name)
@@ -125,7 +149,10 @@ class QATModel(nn.Module):
         else:
             parameter = nn.Parameter(own, held.trainable) if before is None else before
             owner._parameters[leaf] = tied._parameters[tied_leaf] = parameter
-        return owner, leaf, held.transposed
+        mask = None if held.mask is None else f"{leaf}_kept"
+        if mask is not None:
+            owner.register_buffer(mask, held.mask, persistent=False)
+        return _Place(owner, leaf, held.transposed, mask)
 
     def _place_of(self, name: str) -> tuple[nn.Module, str]:
         """Not by attribute: the float model may have a layer called "plan" or "target"."""
@@ -139,13 +166,7 @@ class QATModel(nn.Module):
 
     def _tensors(self) -> dict[str, Tensor]:
         """The constants of the training graph as they are now."""
-        tensors = {}
-        for name, (owner, leaf, transposed) in self._places.items():
-            here = owner._parameters if leaf in owner._parameters else owner._buffers
-            tensor = here[leaf]
-            assert tensor is not None
-            tensors[name] = tensor.t() if transposed else tensor
-        return tensors
+        return {name: place.tensor() for name, place in self._places.items()}
 
     def _by_tensor(self) -> dict[str, FakeQuantize]:
         """Tensor -> the module that rounds it, in the order of the graph."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.arguments import called_rightly
 from octavo.errors import CalibrationError, PlanError, TrainingError
@@ -13,10 +14,11 @@ from octavo.graph.batches import Signature, example_call
 from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import traced
 from octavo.graph.capture.example import module_of
-from octavo.graph.graph import Graph
+from octavo.graph.graph import Graph, Ref
 from octavo.graph.losses import signature_with_losses
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.passes import products_by_one_name
+from octavo.graph.passes.fold_constants import fold_constants
 from octavo.numerics.affine import qparams_of_range
 from octavo.numerics.observers import Bounds, FixedRange
 from octavo.qat.fake_quantize import (
@@ -191,6 +193,7 @@ def _held(
         name: first.setdefault(id(parameter), name)
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
+    masks = _masks(traced, trainable)
     holders = {}
     for name, tensor in trained.constants.items():
         source = name.removesuffix(".transposed") if name not in trainable else name
@@ -200,8 +203,25 @@ def _held(
         # A product with a parameter is a linear layer in the graph, of the transposed parameter.
         own = traced.constants.get(source)
         flipped = own is not None and own.data_ptr() != tensor.data_ptr()
-        holders[name] = Held(source, trainable[source], tied.get(source), flipped)
+        holders[name] = Held(
+            source, trainable[source], tied.get(source), flipped, masks.get(source)
+        )
     return holders
+
+
+def _masks(traced: Graph, trainable: Mapping[str, bool]) -> dict[str, Tensor]:
+    """By the product of a parameter and of what is not trained, where that is zero: weights that
+    were pruned, or that an autoregressive layer may not have, are not to come back.
+    """
+    masks = {}
+    for node in traced.nodes:
+        factors = [name for name in node.refs() if name not in trainable]
+        if node.name in trainable and node.short_op == "mul" and len(factors) == 1:
+            alone = replace(traced, outputs=Ref(factors[0])).pruned()
+            factor = fold_constants(alone).constants[factors[0]]
+            if not factor.all():
+                masks[node.name] = factor != 0
+    return masks
 
 
 def _trainable(model: nn.Module, traced: Graph) -> dict[str, bool]:
@@ -211,9 +231,11 @@ def _trainable(model: nn.Module, traced: Graph) -> dict[str, bool]:
     """
     own = {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}
     known = {name: own[name] for name in traced.constants if name in own}
+    fixed = set(traced.constants)
     for node in traced.nodes:
         sources = list(node.refs())
-        if sources and all(name in traced.constants or name in known for name in sources):
+        if sources and fixed.issuperset(sources):
+            fixed.add(node.name)
             flags = [known[name] for name in sources if name in known]
             if flags:
                 known[node.name] = any(flags)

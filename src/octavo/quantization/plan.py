@@ -220,11 +220,12 @@ def plan(
     if not result.quantized:
         layers = [t for t in tensors if t.kind == "activation"]
         reasons = sorted({str(t.reason) for t in layers})
-        floats = {t.dtype for t in graph.constants.values() if t.dtype.is_floating_point}
+        floats = _dtypes_of_layers(graph)
         if floats and torch.float32 not in floats:
             raise NothingQuantized(
-                f"nothing would be quantized: the model computes in {', '.join(map(str, floats))}; "
-                "quantize model.float(), on float32 data"
+                "nothing would be quantized: the layers of the model compute in "
+                f"{', '.join(sorted(map(str, floats)))}; quantize model.float(), on float32 data. "
+                "octavo.quantize(..., mode='weight_only', scope='modules') takes them as they are"
             )
         raise NothingQuantized(
             "nothing would be quantized: no layer can be quantized "
@@ -246,6 +247,13 @@ _MODES_ELSEWHERE = {
     ),
     "qat": "octavo.prepare_qat trains with rounding",
 }
+
+
+def _dtypes_of_layers(graph: Graph) -> set[torch.dtype]:
+    """Of the weights that layers have; tables of positions and the like may be more exact."""
+    read = (name for n in graph.nodes if n.short_op in WEIGHT_LAYOUTS for name in n.refs())
+    weights = (graph.constants[name] for name in read if name in graph.constants)
+    return {weight.dtype for weight in weights if weight.is_floating_point()}
 
 
 def _way_out(layers: Sequence[TensorPlan], mapping: QConfigMapping, mode: str) -> str:

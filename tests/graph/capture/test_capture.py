@@ -365,6 +365,11 @@ def autocast_off_inside(m: nn.Module, x: Tensor) -> Tensor:
     return m.conv(y)
 
 
+def autocast_off_to_the_end(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return m.conv(x.float()).relu()
+
+
 def written_inside(m: nn.Module, x: Tensor) -> Tensor:
     y = m.conv(x)
     part = y[:, :1]
@@ -401,6 +406,7 @@ BODIES: dict[str, nn.Module] = {
     "no_grad around": Calls(torch.no_grad()(lambda m, x: m.conv(x)), conv=conv()),
     "gradients": Calls(grad_inside, conv=conv()),
     "autocast that is off": Calls(autocast_off_inside, conv=conv()),
+    "autocast that is off to the end": Calls(autocast_off_to_the_end, conv=conv()),
     "written in a region": Calls(written_inside, conv=conv()),
     "regions of two kinds": Calls(regions_of_two_kinds, conv=conv()),
     "masks": Calls(masks, conv=conv()),

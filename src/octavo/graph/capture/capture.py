@@ -162,7 +162,8 @@ def _faithful(
     with EXPORTING:
         exported = export(model, args, kwargs, may_be_open)
         graph = form(_graph_of(exported.program, names))
-        faithful = Faithful(replace(graph, guards=exported.sizes.guards), model, args, kwargs)
+        graph = replace(graph, guards=exported.sizes.guards)
+        faithful = Faithful(graph, model, args, kwargs, _written(exported.program))
         same = faithful.check()
         if same:
             faithful.refuse_memory()
@@ -247,8 +248,10 @@ def _takes_call(
 def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Graph:
     signature = program.graph_signature
     returned = [s for s in signature.output_specs if s.kind is OutputKind.USER_OUTPUT]
-    # An input that forward changed in place has been read as changed; the caller's own stays.
-    allowed = (OutputKind.USER_OUTPUT, OutputKind.USER_INPUT_MUTATION)
+    # What forward changed in place has been read as changed. The caller's input stays, and whether
+    # a parameter may is asked when graph and model are compared.
+    changes = (OutputKind.USER_INPUT_MUTATION, OutputKind.PARAMETER_MUTATION)
+    allowed = (OutputKind.USER_OUTPUT, *changes)
     refuse_state([str(s.target) for s in signature.output_specs if s.kind not in allowed])
     placeholders = [n for n in program.graph.nodes if n.op == "placeholder"]
     names: dict[str, str] = {}
@@ -283,6 +286,12 @@ def _graph_of(program: ExportedProgram, argument_names: tuple[str, ...]) -> Grap
     arguments = {name: trees[name] for name in argument_names}
     graph = Graph(tuple(inputs), constants, tuple(nodes), arguments, outputs)
     return make_functional(graph).pruned()
+
+
+def _written(program: ExportedProgram) -> list[str]:
+    """The parameters that forward changes."""
+    specs = program.graph_signature.output_specs
+    return [str(s.target) for s in specs if s.kind is OutputKind.PARAMETER_MUTATION]
 
 
 def _tree(spec: Any, leaves: Iterator[Any]) -> Any:

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from octavo.errors import CaptureError, OctavoWarning
 from octavo.graph.calls import build_output, flatten_call
 from octavo.graph.capture.changes import changed, state_of
+from octavo.graph.capture.parameter_data import values_kept
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.capture.uncallable import refuse_uncallable
 from octavo.graph.graph import Graph
@@ -63,10 +64,16 @@ class Faithful:
         graph: the graph.
         model: the model; it is left as it was.
         args, kwargs: the call that it was captured with.
+        written: parameters that ``forward`` changes.
     """
 
     def __init__(
-        self, graph: Graph, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        graph: Graph,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        written: Sequence[str] = (),
     ) -> None:
         self.graph, self.model = graph, model
         self.args, self.kwargs = args, kwargs
@@ -77,6 +84,7 @@ class Faithful:
         halves = any(meta.dtype in ("bfloat16", "float16") for meta in metas)
         self.rounding = _ROUNDING_OF_HALVES if halves else _ROUNDING
         self._known: dict[Any, bool | None] = {}
+        self._written = {name: model.get_parameter(name) for name in written}
         self._stored: list[str] | None = None  # not known before the first call
 
     def check(self) -> bool:
@@ -129,10 +137,17 @@ class Faithful:
         Raises:
             CaptureError: the second call of the same inputs returns something else.
         """
-        if not self._stored:
+        if not (self._stored or self._written):
             return
         first, second = (self._of_model(self.tensors, calls) for calls in (1, 2))
         same = first is None or (second and difference(second, first, self.rounding) is None)
+        if not same and self._written:
+            raise CaptureError(
+                f"{type(self.model).__name__} changes {', '.join([*self._written][:_SHOWN])} at "
+                "each call, and a graph keeps nothing between calls: leave the parameter as it is, "
+                "and compute what is used of it, as in F.linear(x, self.weight * factor)",
+                "code",
+            )
         if not same:
             raise CaptureError(
                 f"{type(self.model).__name__} keeps in {', '.join(self._stored[:_SHOWN])} what its "
@@ -312,7 +327,12 @@ class Faithful:
             return None
         call = (self.args, self.kwargs)
         try:
-            with quiet(), left_as_it_was(self.model), torch.no_grad():
+            with (
+                quiet(),
+                left_as_it_was(self.model),
+                values_kept(self._written.values()),
+                torch.no_grad(),
+            ):
                 before = state_of(self.model) if self._stored is None else None
                 for _ in range(calls):
                     args, kwargs = pytree.tree_map_only(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from octavo.graph.capture.parameter_data import ParametersStay
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.quiet import quiet
 from octavo.graph.records import with_objects
@@ -72,7 +73,7 @@ def _with(call: Call, sizes: Sizes) -> Call:
 def _runs(model: nn.Module, call: Call) -> bool:
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, call)
     try:
-        with quiet(), left_as_it_was(model), torch.no_grad():
+        with quiet(), left_as_it_was(model), torch.no_grad(), ParametersStay():
             model(*with_objects(args), **with_objects(kwargs))
     except Exception:  # noqa: BLE001  (whatever the user's code raises for another size)
         return False

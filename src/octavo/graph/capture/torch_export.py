@@ -27,6 +27,7 @@ from octavo.errors import CaptureError
 from octavo.graph.capture.changes import undone
 from octavo.graph.capture.example import PACKED
 from octavo.graph.capture.padded_tokens import zero_padded_tokens
+from octavo.graph.capture.parameter_data import DataIsTheTensor
 from octavo.graph.capture.recurrent_layers import WholeRecurrentLayers, recall
 from octavo.graph.capture.specialization import NotedGuards, Specialized, Symbols, specialized
 from octavo.graph.evaluation import evaluating
@@ -88,6 +89,7 @@ def export(
             _buffers_kept(model),
             torch.no_grad(),
             WholeRecurrentLayers(),
+            DataIsTheTensor(),
         ):
             caches = _Caches()
             model.register_forward_pre_hook(caches.given, with_kwargs=True)

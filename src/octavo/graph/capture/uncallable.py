@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from octavo.errors import CaptureError, first_line
 from octavo.graph.capture.example import signature_of
+from octavo.graph.capture.parameter_data import ParametersStay
 from octavo.graph.capture.torch_export import left_as_it_was
 from octavo.graph.quiet import quiet
 from octavo.graph.records import own_caches, with_objects
@@ -38,7 +39,7 @@ def refuse_uncallable(
     given = pytree.tree_map_only(Tensor, torch.clone, (args, dict(kwargs)))
     args, kwargs = own_caches(given)
     try:
-        with quiet(), left_as_it_was(model), torch.no_grad():
+        with quiet(), left_as_it_was(model), torch.no_grad(), ParametersStay():
             model(*with_objects(args), **with_objects(kwargs))
     except Exception as error:
         raise CaptureError(told(model, args, kwargs, error, stopped), "call") from error

@@ -26,7 +26,7 @@ def inline_regions(program: ExportedProgram) -> bool:
     graph = program.graph
     while regions := [node for node in graph.nodes if _is_plain_region(node)]:
         for region in regions:
-            _inline(program.graph_module, region)
+            _inline(program, region)
     program.graph_module.recompile()
     return not any(_name(node) == _AUTOCAST for node in graph.nodes)
 
@@ -41,8 +41,8 @@ def _is_plain_region(node: Node) -> bool:
     return _name(node) == _GRADIENTS or (_name(node) == _AUTOCAST and node.args[2] is False)
 
 
-def _inline(module: torch.fx.GraphModule, region: Node) -> None:
-    graph = module.graph
+def _inline(program: ExportedProgram, region: Node) -> None:
+    module, graph = program.graph_module, program.graph
     place = next(i for i, arg in enumerate(region.args) if _is_submodule(arg))
     submodule = region.args[place]
     assert isinstance(submodule, Node)
@@ -54,7 +54,9 @@ def _inline(module: torch.fx.GraphModule, region: Node) -> None:
         results = graph.graph_copy(body.graph, copies)
     for user in list(region.users):
         assert user.target is operator.getitem
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index,arg-type]
+        result = results[user.args[1]]  # type: ignore[index,call-overload]
+        user.replace_all_uses_with(result)
+        program.graph_signature.replace_all_uses(user.name, result.name)
         graph.erase_node(user)
     graph.erase_node(region)
     if not submodule.users:
