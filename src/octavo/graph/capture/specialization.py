@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -65,11 +66,12 @@ class NotedGuards(list[Any]):
 
     Args:
         is_users: whether a source file is the user's.
+        exporting: the code of the function that exports; what calls it is no code of the model's.
     """
 
-    def __init__(self, is_users: Callable[[str], bool]) -> None:
+    def __init__(self, is_users: Callable[[str], bool], exporting: CodeType | None = None) -> None:
         super().__init__()
-        self.is_users = is_users
+        self.is_users, self.exporting = is_users, exporting
         self.lines: list[str] = []
         self.too_long = False
 
@@ -93,7 +95,7 @@ class NotedGuards(list[Any]):
         """
         super().append(guard)
         frame = sys._getframe(1)
-        while frame.f_back is not None and not self.is_users(frame.f_code.co_filename):
+        while frame.f_back is not None and not self._is_outermost(frame.f_code):
             frame = frame.f_back
         code = frame.f_code
         in_users_code = self.is_users(code.co_filename)
@@ -102,6 +104,9 @@ class NotedGuards(list[Any]):
         )
         self.too_long = self.too_long or _is_too_long(guard.expr)
         self.check()
+
+    def _is_outermost(self, code: CodeType) -> bool:
+        return code is self.exporting or self.is_users(code.co_filename)
 
     def check(self) -> None:
         """Stop an export that computes with sizes at length.

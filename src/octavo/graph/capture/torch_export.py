@@ -97,7 +97,7 @@ def export(
             _name_keywords(model, kwargs)
             dynamic = shapes.dynamic_shapes(model, args, kwargs)
             zero_padded_tokens(model)
-            noted = NotedGuards(is_users)
+            noted = NotedGuards(is_users, export.__code__)
             model.register_forward_pre_hook(noted.watch)
             program = torch.export.export(
                 model, args, kwargs or None, dynamic_shapes=dynamic, strict=False
