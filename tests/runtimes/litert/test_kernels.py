@@ -104,6 +104,16 @@ def test_the_integers_of_sixteen_bits_too(name, kernels):
     assert steps <= 1
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_floats_become_sixteen_bits_as_the_kernels_round_them(kernels):
+    """By a product and to even, or by a division and away from zero, at 65,536 integers: what is
+    half way shows. The hard sigmoid before it divides by six as torch does.
+    """
+    model, x = Between(nn.Hardsigmoid(), 64), 2 * torch.randn(IMAGE)
+    layers = layers_of(model, x, kernels, own=True, qconfig=SIXTEEN)
+    assert worst(layers)[0] < 1e-4
+
+
 def test_sums_of_sixteen_bits_are_multiplied_by_as_many():
     """A convolution's scale has a mantissa of 16 bits, which the graph's has not."""
     model, shape = CASES["clipped"]

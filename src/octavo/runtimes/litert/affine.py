@@ -125,8 +125,8 @@ def _batch_norm(w: Writer, node: Node) -> Value:
 def _hardsigmoid(w: Writer, node: Node) -> Value:
     raised = scaled(w, node, 1.0, 3.0)
     cut = w.op("RELU6", [raised], raised.shape, raised.form, last=raised.last)
-    sixth = w.constant(np.float32(1 / 6), FLOAT, "sixth")
-    return w.op("MUL", [cut, sixth], cut.shape, cut.form, "MulOptions", last=cut.last)
+    six = w.constant(np.float32(6), FLOAT, "six")  # as torch does: a product rounds otherwise
+    return w.op("DIV", [cut, six], cut.shape, cut.form, "DivOptions", last=cut.last)
 
 
 CONVERTERS: dict[str, Converter] = {"batch_norm": _batch_norm, "hardsigmoid": _hardsigmoid}

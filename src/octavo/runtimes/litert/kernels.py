@@ -264,13 +264,35 @@ def _sum(sign: int, bits: int) -> Rule:
 
 
 def _changed(given: Sequence[Any], made: Made) -> Tensor:
-    """Floats, or integers of another scale."""
-    x, source = given[0], made.read(0)
-    if source.form.quantization is None:
-        steps = x / np.float32(_scale(made.result))
-        return torch.trunc(steps + torch.copysign(torch.tensor(0.5), steps)).to(torch.int64)
+    """Integers of another scale."""
+    source = made.read(0)
     by = Multiplier.of_one(_scale(source) / _scale(made.result))
-    return rounded_twice(_sums(x, _scale(source)), by)
+    return rounded_twice(_sums(given[0], _scale(source)), by)
+
+
+def _quantized(steps: Callable[[Tensor, np.float32], Tensor]) -> Rule:
+    """Integers of another scale, or floats.
+
+    Args:
+        steps: floats and a scale -> whole numbers of that.
+    """
+
+    def integers(given: Sequence[Any], made: Made) -> Tensor:
+        if made.read(0).form.quantization is not None:
+            return _changed(given, made)
+        return steps(given[0], np.float32(_scale(made.result))).to(torch.int64)
+
+    return Rule(integers)
+
+
+def _half_to_even(x: Tensor, scale: np.float32) -> Tensor:
+    """By a product, where the graph divides: of so many integers that shows."""
+    return torch.round(x * float(np.float32(1) / scale))
+
+
+def _half_away(x: Tensor, scale: np.float32) -> Tensor:
+    steps = x / float(scale)
+    return torch.trunc(steps + torch.copysign(torch.tensor(0.5), steps))
 
 
 def _mean(given: Sequence[Any], made: Made) -> Tensor:
@@ -332,7 +354,11 @@ def _hard_swish(given: Sequence[Any], made: Made) -> Tensor:
 
 
 _BY_ALL_SETS = {"HARD_SWISH": Rule(_hard_swish, Reads.ARGUMENTS)}
-_RESCALED = dict.fromkeys("QUANTIZE RELU RELU6 RELU_N1_TO_1".split(), Rule(_changed))
+_RESCALED = {
+    **dict.fromkeys("RELU RELU6 RELU_N1_TO_1".split(), Rule(_changed)),
+    "QUANTIZE": _quantized(_half_to_even),
+}
+_OF_REFERENCE = {"QUANTIZE": _quantized(_half_away)}
 _LAYERS = "CONV_2D DEPTHWISE_CONV_2D TRANSPOSE_CONV FULLY_CONNECTED".split()
 _TWICE: Mapping[str, Rule] = {
     **_BY_ALL_SETS,
@@ -354,6 +380,7 @@ _OPTIMIZED: Mapping[str, Rule] = {
 # The other sets have functions by tables, as the oracle gives them.
 _REFERENCE: Mapping[str, Rule] = {
     **_TWICE,
+    **_OF_REFERENCE,
     "FULLY_CONNECTED": _layer(rounded_once),
     "LOGISTIC": _function(sigmoid, 8, 0),
     "TANH": _function(tanh, 7, -128),
@@ -372,13 +399,17 @@ _SIXTEEN_BITS: Mapping[str, Rule] = {
 }
 
 
-def _kernels(resolver: str, of_eight_bits: Mapping[str, Rule]) -> Kernels:
-    return Kernels(resolver, {"int8": of_eight_bits, "int16": _SIXTEEN_BITS})
+def _kernels(
+    resolver: str,
+    of_eight_bits: Mapping[str, Rule],
+    of_sixteen_bits: Mapping[str, Rule] = _SIXTEEN_BITS,
+) -> Kernels:
+    return Kernels(resolver, {"int8": of_eight_bits, "int16": of_sixteen_bits})
 
 
 KERNELS: Mapping[str, Kernels] = {
     "xnnpack": _kernels("BUILTIN", _BY_ALL_SETS),
     "optimized": _kernels("BUILTIN_WITHOUT_DEFAULT_DELEGATES", _OPTIMIZED),
-    "reference": _kernels("BUILTIN_REF", _REFERENCE),
+    "reference": _kernels("BUILTIN_REF", _REFERENCE, {**_SIXTEEN_BITS, **_OF_REFERENCE}),
 }
 """Those that phones take, LiteRT's own for other CPUs, and those that tell what is right."""
