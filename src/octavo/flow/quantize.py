@@ -140,9 +140,9 @@ def quantize(
         weights: how weights become integers: methods, which apply in this order, each to what the
             one before has made; to nearest without any. See
             `octavo.quantization.weights.WeightMethod` for how to write one.
-        bias_correction: let biases take back the shift of each static layer's mean output that
-            rounding its weights brings: `octavo.BiasCorrection`, the last of the methods unless it
-            is among ``weights``.
+        bias_correction: with calibration data, let biases take back the shift of each layer's mean
+            output that rounding its weights brings: `octavo.BiasCorrection`, the last of the
+            methods unless it is among ``weights``.
         precision: what stays float computes in ``"float32"``, in ``"bfloat16"``, or, with
             ``"auto"``, in bfloat16 where the CPU has instructions for it. bfloat16 is faster there
             and keeps 8 bits of each value; see `QuantizedModel.lower`.
@@ -220,12 +220,14 @@ def quantize(
             'checkpoint= keeps blocks of a model that is quantized with scope="modules": give that '
             "scope, or leave it out"
         )
+    mode = mode or default_mode(scope, calibration, qconfig)
+    sees_means = mode == "static" or calibration is not None
     settings = Settings(
         host_target() if target is None else target,
-        mode or default_mode(scope, calibration, qconfig),
+        mode,
         precision,
         mapping_of(qconfig),
-        weights if by_modules else with_correction(weights, bias_correction),
+        weights if by_modules else with_correction(weights, bias_correction and sees_means),
         only,
         distributed,
         progress,

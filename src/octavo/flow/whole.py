@@ -28,7 +28,7 @@ from octavo.qat.reconstruction import Reconstruction
 from octavo.quantization.calibrate import calibrate
 from octavo.quantization.pixel_input import take_pixels
 from octavo.quantization.plan import Plan, unmatched_in_words
-from octavo.quantization.weights import BiasCorrection, WeightMethod
+from octavo.quantization.weights import WeightMethod
 
 
 def quantize_whole(
@@ -84,7 +84,7 @@ def quantize_captured(
     plan: Plan,
     data: Iterable[Any] | None,
     *,
-    weights: Sequence[WeightMethod] = (BiasCorrection(),),
+    weights: Sequence[WeightMethod] = (),
     signature: Signature | None = None,
     inputs: Callable[[Any], Any] | None = None,
     distributed: bool = False,

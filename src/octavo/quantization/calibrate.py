@@ -46,7 +46,8 @@ class Calibrated:
 
     Attributes:
         qparams: scale and zero point of every quantized tensor, by name.
-        input_means: int8 layer with a weight -> mean of each input channel, float32 ``[in]``.
+        input_means: layer with a weight -> mean of each input channel, float32 ``[in]``; where
+            ranges are found on data, or `BiasCorrection` was asked for.
         batches: how many were seen.
         seen: input of the model -> the least and the largest value in all batches.
         bounds: the ranges behind the qparams, of every activation that has one of its own.
@@ -73,7 +74,8 @@ class Calibration:
     Args:
         graph: the canonical float graph that ``plan`` was made for.
         plan: what to observe.
-        weights: methods whose statistics are measured too, beside those of `BiasCorrection`.
+        weights: methods whose statistics are measured too, beside those of `BiasCorrection`, which
+            are where data are needed anyway.
         known: statistics that were measured on the same batches already; they are not again.
 
     Raises:
@@ -107,7 +109,7 @@ class Calibration:
         self.weights = tuple(weights)
         self.statistics: dict[Measured, Any] = dict(known or {})
         self.seen: dict[str, tuple[float, float]] = {}
-        wanted = measured(graph, plan, (BiasCorrection(), *weights))
+        wanted = measured(graph, plan, (*_by_default(plan), *weights))
         self._measured = [one for one in wanted if one not in self.statistics]
         self._masks = masks_of(graph)
         self._device = graph.device
@@ -394,6 +396,11 @@ def _in_turn(calls: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
             call(value)
 
     return tap
+
+
+def _by_default(plan: Plan) -> tuple[WeightMethod, ...]:
+    """The methods whose statistics are measured unasked."""
+    return (BiasCorrection(),) if plan.needs_calibration else ()
 
 
 def _leader(plan: Plan, tensor: TensorPlan) -> str:

@@ -122,6 +122,7 @@ class GraphRecipe(Recipe):
             self.graph,
             plan(self.graph, candidate.mapping, self.target, candidate.mode),
             self._calibration,
+            weights=with_correction((), self.calibration is not None),
             signature=self.signature,
             inputs=self.inputs,
             progress=self.progress,
@@ -145,7 +146,7 @@ class GraphRecipe(Recipe):
     def ranking(self, data: Iterable[Any], mode: str) -> list[str]:
         calibration = self._calibration if mode == "static" else None
         source = Source(self.model, self._call, calibration, self.inputs)
-        methods = with_correction((), True)
+        methods = with_correction((), calibration is not None)
         settings = Settings(self.target, mode, weights=methods, progress=self.progress)
         study = study_of_graph(self.graph, self.signature, source, settings, _ESTIMATE)
         return [layer.layer for layer in measured(study, self._calls_of(data)).layers]

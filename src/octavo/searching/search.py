@@ -225,7 +225,7 @@ def _recipe(
         raise InputError(f"{why}. And {_NO_TRAINING}")
     data, target = common["calibration"], common["target"]
     mode = "dynamic" if data is None else "static"
-    methods = with_correction((), True)
+    methods = with_correction((), data is not None)
     settings = Settings(target, mode, "float32", None, methods, only, progress=progress)
     batches = None if data is None else common["deadline"].over(data)
     calls = Calls.of(model, example.kwargs or example.args, batches, common["inputs"], None)

@@ -98,3 +98,27 @@ def test_quantize_corrects_unless_told_not_to():
     )
     off, on = ((q(x).mean(0) - expected).norm() for q in (plain, corrected))
     assert on < off
+
+
+@pytest.mark.parametrize("mode", ["dynamic", "weight_only"])
+def test_layers_that_are_not_static_are_corrected_where_there_is_data_and_a_bias(mode):
+    layer, x = nn.Linear(64, 4), torch.rand(64, 64) + 1.0
+    weight = octavo.weight_only_qconfig(4).weight
+    activation = octavo.dynamic_qconfig("x86").activation if mode == "dynamic" else None
+    settings = {"qconfig": octavo.QConfig(activation, weight), "target": "x86", "scope": "model"}
+
+    def quantized(layer, **how):
+        return octavo.quantize(layer, x, mode=mode, **settings, progress=False, **how)
+
+    def shift(q):
+        with torch.no_grad():
+            return float((q.lower("reference")(x) - layer(x)).mean(0).norm())
+
+    data = [x[:32], x[32:]]
+    corrected = quantized(layer, calibration=data)
+    assert corrected.provenance["weights"] == "bias_correction"
+    others = [quantized(layer), quantized(layer, calibration=data, bias_correction=False)]
+    others += [quantized(nn.Linear(64, 4, bias=False), calibration=data)]
+    assert all("weights" not in q.provenance for q in others)
+    assert shift(corrected) < {"dynamic": 0.005, "weight_only": 1e-5}[mode]
+    assert shift(others[0]) == shift(others[1]) > 0.05

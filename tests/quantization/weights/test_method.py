@@ -211,7 +211,7 @@ def test_it_lessens_the_error_and_runtimes_agree(
     q = octavo.quantize(model, mode=mode, weights=[method], **kwargs)
     x = torch.cat(batches)
     assert error(q, model, x) < 0.9 * error(plain, model, x)
-    names = [method.name, *(["bias_correction"] if mode == "static" else [])]
+    names = [method.name, "bias_correction"]
     assert q.provenance["weights"] == ", ".join(names)
     assert f"weights {', '.join(names)}" in str(q.summary())
     runtimes = None if mode == "static" and method == LeastError() else ["torch"]

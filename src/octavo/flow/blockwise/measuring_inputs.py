@@ -170,7 +170,7 @@ def layer_of(path: str, module: nn.Module, qconfig: QConfig, target: str) -> tup
         scheme=spec.scheme,
         input=path,
         bias=bias,
-        takes_bias=True,
+        takes_bias=False,  # modules keep theirs
     )
     return layer, spec
 

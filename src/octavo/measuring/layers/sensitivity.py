@@ -196,12 +196,14 @@ def sensitivity(
         if metric is None and is_causal(signature):
             metric = Divergence.name
     wanted = Wanted(metric, exact, seed)
+    mode = mode or default_mode(scope, calibration, qconfig)
+    sees_means = mode == "static" or calibration is not None
     settings = Settings(
         target,
-        mode or default_mode(scope, calibration, qconfig),
+        mode,
         "float32",
         mapping_of(qconfig),
-        with_correction(weights, bias_correction),
+        with_correction(weights, bias_correction and sees_means),
         only,
         progress=progress,
     )

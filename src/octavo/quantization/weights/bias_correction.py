@@ -58,7 +58,9 @@ class Mean:
 
 @dataclass(frozen=True)
 class BiasCorrection(WeightMethod):
-    """The mean of a static layer's output is what it was before its weights were rounded.
+    """The mean of a layer's output is what it was before its weights were rounded.
+
+    Layers that are not static have to have a bias already: an addition more would cost them time.
 
     Example:
         >>> layer = torch.nn.Linear(8, 8)
@@ -70,7 +72,7 @@ class BiasCorrection(WeightMethod):
     name: ClassVar[str] = "bias_correction"
 
     def fits(self, layer: Layer) -> bool:
-        return layer.runs == "int8" and layer.takes_bias
+        return layer.takes_bias and (layer.runs == "int8" or layer.bias is not None)
 
     def statistic(self, layer: Layer) -> Mean:
         assert layer.layout.input_axis is not None
@@ -84,7 +86,12 @@ class BiasCorrection(WeightMethod):
 
 
 def with_correction(weights: Sequence[WeightMethod], wanted: bool) -> tuple[WeightMethod, ...]:
-    """The methods, and behind them bias correction if it is wanted and not among them."""
+    """The methods, and behind them bias correction if it is wanted and not among them.
+
+    Args:
+        weights: in the order in which they apply.
+        wanted: not where there is no data to see means on.
+    """
     among = any(isinstance(method, BiasCorrection) for method in weights)
     return (*weights, BiasCorrection()) if wanted and not among else tuple(weights)
 
@@ -92,10 +99,13 @@ def with_correction(weights: Sequence[WeightMethod], wanted: bool) -> tuple[Weig
 def input_means(
     graph: Graph, plan: Plan, statistics: Mapping[tuple[str, Any], Any]
 ) -> dict[str, Tensor]:
-    """Layer whose bias can be corrected -> mean of each input channel, float32 ``[in]``."""
+    """Layer whose bias can be corrected -> mean of each input channel, float32 ``[in]``, if it was
+    measured.
+    """
     method = BiasCorrection()
-    layers = [layer for layer in quantized_layers(graph, plan) if method.fits(layer)]
-    return {n.name: statistics[n.input or "", method.statistic(n)].mean for n in layers}
+    fitting = [layer for layer in quantized_layers(graph, plan) if method.fits(layer)]
+    keys = {layer.name: (layer.input or "", method.statistic(layer)) for layer in fitting}
+    return {name: statistics[key].mean for name, key in keys.items() if key in statistics}
 
 
 def bias_correction(error: Tensor, input_mean: Tensor, groups: int = 1) -> Tensor:
