@@ -85,13 +85,15 @@ def row_of(
 ) -> dict[str, Any]:
     """What is judged of a contender's answers to the images, behind what it is called.
 
-    ``seconds`` are those of making it; whatever a peer raises is its result, ``error``.
+    ``seconds`` are those of making it, and those of the process meanwhile; whatever a peer raises
+    is its result, ``error``.
     """
     row = dict(labels)
     try:
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         model = make()
         row["seconds"] = time.perf_counter() - started
+        row["cpu seconds"] = time.process_time() - worked
         row |= judge(logits(model, images))
     except Exception as error:  # noqa: BLE001
         row["error"] = problem(error)

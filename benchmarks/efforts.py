@@ -7,9 +7,10 @@ peers at each of their settings: torch.ao FX, torchao's PT2E, ONNX Runtime with 
 calibrations, NNCF with and without its full bias correction. On the test images by exact
 arithmetic: the SQNR of the outputs, the task's metric, what it has lost and the half of the 95 %
 interval of that, and the seconds of the whole call. The same layers are int8 in all rows of
-Octavo's, but for additions and layers at the ends that "best" leaves in float, at most half a
-percent of the multiply-adds ("kept" says so), and for the rows that leave in float what peers do:
-recurrence, attention.
+Octavo's, but for additions and layers at the ends that "balanced" and "best" leave in float, at
+most half a percent of the multiply-adds ("kept" says so), and for the rows that leave in float what
+peers do: recurrence, attention. "cpu seconds" are those of the process, which others that are busy
+change less.
 
 Recipes and peers see several draws of calibration images, methods alone the first; the trained
 weights and the test images are always the same.

@@ -17,6 +17,7 @@ Answer = Callable[[Tensor], Tensor]
 # Of a network, batches of images, and whether it is a transformer.
 Maker = Callable[[nn.Module, list[Tensor], bool], Answer]
 FX, PT2E = "torch.ao FX, onednn", "torchao PT2E"
+NNCF_FULL = "NNCF, full bias correction"
 
 
 def _fx(net: nn.Module, calibration: list[Tensor], _: bool) -> Answer:
@@ -58,7 +59,7 @@ PEERS: Mapping[str, Maker] = {
     "ONNX Runtime, Percentile": _onnxruntime("Percentile"),
     "ONNX Runtime, Entropy": _onnxruntime("Entropy"),
     "NNCF": _nncf(True),
-    "NNCF, full bias correction": _nncf(False),
+    NNCF_FULL: _nncf(False),
 }
 
 

@@ -64,7 +64,7 @@ def test_pixels_with_ink_belong_to_their_digit() -> None:
 
 def rows(network: str, found: dict[str, list[float]], lost: float = 0.1) -> list[dict[str, Any]]:
     return [
-        {"network": network, "way": way, "draw": draw, "SQNR dB": db, "seconds": 1.0}
+        {"network": network, "way": way, "draw": draw, "SQNR dB": db, "cpu seconds": 1.0}
         | {"drop": lost, "+-": 0.2, "metric": "top-1 %", "value": 90.0}
         for way, values in found.items()
         for draw, db in enumerate(values)

@@ -99,7 +99,7 @@ def quantize_captured(
     Arguments and errors as for `octavo.calibrate` and `convert`; ``effort`` as for `quantize`.
     ``planner`` leaves more of the graph in float; without it no effort does.
     """
-    if RECIPES[effort] or any(isinstance(method, Reconstruction) for method in weights):
+    if RECIPES[effort].steps or any(isinstance(method, Reconstruction) for method in weights):
         draft, taken = refined_on(
             graph, plan, data, weights, effort, signature, inputs, progress, planner
         )

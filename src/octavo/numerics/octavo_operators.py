@@ -17,7 +17,7 @@ The range is an argument of its own, since seven bits may be kept in a uint8.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -38,40 +38,37 @@ def quantize(
 ) -> Tensor:
     """Float tensor to integers of ``dtype`` in ``[qmin, qmax]``; for scales see `dequantize`."""
     blocks, scale, zero_point = _in_blocks(x, scale, zero_point)
-    if not isinstance(scale, Tensor) and x.numel() > _PIECE and _is_in_one_piece(x):
-        return _quantized_in_pieces(x, scale, zero_point, qmin, qmax, dtype)
-    return affine.quantize(blocks, scale, zero_point, qmin, qmax).to(dtype).reshape(x.shape)
-
-
-_PIECE = 2**16  # values: what they become on the way to integers stays in a cache
-
-
-def _is_in_one_piece(x: Tensor) -> bool:
-    """Whether a tensor's values lie side by side on the CPU, in the order of its axes or with
-    channels last.
-    """
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
-    is_dense = x.is_contiguous() or (last is not None and x.is_contiguous(memory_format=last))
-    return is_dense and x.device.type == "cpu"
-
-
-def _quantized_in_pieces(
-    x: Tensor,
-    scale: float,
-    zero_point: int | Tensor,
-    qmin: int,
-    qmax: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The same integers, of one piece of memory after the other."""
+    if isinstance(scale, Tensor):
+        return affine.quantize(blocks, scale, zero_point, qmin, qmax).to(dtype).reshape(x.shape)
     integers = torch.empty_like(x, dtype=dtype)
-    values, found = (
-        tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset()).split(_PIECE)
-        for tensor in (x, integers)
-    )
-    for piece, made in zip(values, found, strict=True):
+    for piece, made in _pieces(x, integers):
         made.copy_(affine.quantize(piece, scale, zero_point, qmin, qmax))
     return integers
+
+
+def fake_quantize(x: Tensor, scale: float, zero_point: int, qmin: int, qmax: int) -> Tensor:
+    """What `dequantize` makes of the integers of finite values, float32, without the integers."""
+    floats = torch.empty_like(x, dtype=torch.float32)
+    for piece, made in _pieces(x, floats):
+        rounded = affine.quantize(piece, scale, zero_point, qmin, qmax).to(torch.float32)
+        torch.sub(rounded, zero_point, out=made).mul_(scale)
+    return floats
+
+
+_PIECE = 2**16  # values: what they become on the way stays in a cache
+
+
+def _pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The same parts of tensors that lie in memory alike: of large ones on the CPU whose values lie
+    side by side, in the order of their axes or with channels last, one piece after the other.
+    """
+    x = tensors[0]
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    is_dense = x.is_contiguous() or (last is not None and x.is_contiguous(memory_format=last))
+    if not is_dense or x.device.type != "cpu" or x.numel() <= _PIECE:
+        return [tensors]
+    rows = [t.as_strided((t.numel(),), (1,), t.storage_offset()).split(_PIECE) for t in tensors]
+    return zip(*rows, strict=True)
 
 
 def dequantize(q: Tensor, scale: float | Tensor, zero_point: int | Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from octavo.errors import CalibrationError, InputError, PlanError
 from octavo.flow.effort.draft import Draft, Judge, Observed, Samples
 from octavo.flow.effort.recipes import (
     Step,
+    folds_of,
     observed_by,
     observing,
     rounded_by,
@@ -104,7 +105,7 @@ def test_a_step_is_kept_only_where_held_back_data_say_so() -> None:
         raise PlanError("no form for it\nand more")
 
     last, taken = refined(
-        first, samples, (Step("worse", worse), Step("better", better), Step("broken", broken))
+        first, samples.folds, (Step("worse", worse), Step("better", better), Step("broken", broken))
     )
     assert [step.kept for step in taken] == [False, True, False]
     assert taken[0].before_db == taken[1].before_db == pytest.approx(before)
@@ -123,7 +124,7 @@ def test_an_interruption_keeps_what_is_done() -> None:
         raise KeyboardInterrupt
 
     steps = [rounded_by(GPTQ()), Step("long", interrupted), observed_by(Histogram())]
-    last, taken = refined(drafted(samples), samples, steps)
+    last, taken = refined(drafted(samples), samples.folds, steps)
     assert [(step.kept, step.why) for step in taken] == [(True, ""), (False, "interrupted")]
     assert [method.name for method in last.weights] == ["gptq", "bias_correction"]
 
@@ -179,13 +180,19 @@ def test_each_of_few_samples_is_judged_by_what_has_not_seen_it() -> None:
     few = Samples.of([[x] for x in batches()])
     assert few.folds == [few, Samples(few.held, few.fitted)]
     first = drafted(few)
-    _, taken = refined(first, few, (observed_by(Histogram()),))
+    _, taken = refined(first, few.folds, (observed_by(Histogram()),))
     assert taken[0].before_db == pytest.approx(of_both_halves(first, few))
     assert taken[0].before_db != pytest.approx(Judge(first.graph, few)(first), abs=1e-3)
     many = Samples.of([[torch.zeros(128, 1)] for _ in range(40)])
     assert many.folds == [many]
     whole = Samples.of([[torch.zeros(4, 3), torch.zeros(1, 3)]])
     assert whole.folds == [whole]
+
+
+def test_best_judges_few_samples_in_both_halves() -> None:
+    few = Samples.of([[x] for x in batches()])
+    assert list(folds_of("best", few)) == few.folds
+    assert list(folds_of("balanced", few)) == [few]
 
 
 def test_ranges_get_a_margin() -> None:
@@ -228,12 +235,12 @@ def test_margins_of_one_observer_take_one_calibration(monkeypatch: pytest.Monkey
     assert len(seen) == 2 * len(samples.fitted)
 
 
-@pytest.mark.parametrize(("size", "seen", "rounded"), [(32, 16, 9), (256, 15, 6)])
+@pytest.mark.parametrize(("size", "seen", "rounded"), [(32, 12, 6), (256, 15, 6)])
 def test_nothing_is_measured_or_rounded_twice(
     size: int, seen: int, rounded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each fold is seen once for each kind of observers; of the three layers the weights are
-    rounded for each fold and for all of the data, which the model is made of.
+    """What is fitted to is seen once for each kind of observers; of the three layers weights are
+    rounded for it and for all of the data, which the model is made of.
     """
     observed, layers = list[int](), list[str]()
     observe, make = Calibration.observe, GPTQ.round
@@ -300,14 +307,14 @@ def test_outputs_count_alike_however_large_they_are() -> None:
 def test_what_gets_worse_on_all_data_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     samples = Samples.of([[x] for x in batches()])
     first = drafted(samples)
-    assert refined(first, samples, ())[0].calibrated.batches == 8
+    assert refined(first, samples.folds, ())[0].calibrated.batches == 8
     honest = Draft.joined
 
     def spoiled(self: Draft, other: Observed) -> Draft:
         return replace(honest(self, other), margin=9.0)
 
     monkeypatch.setattr(Draft, "joined", spoiled)
-    assert refined(first, samples, ())[0].calibrated.batches == 4
+    assert refined(first, samples.folds, ())[0].calibrated.batches == 4
 
 
 def test_fixed_ranges_keep_their_observer() -> None:
@@ -428,8 +435,13 @@ def test_few_bits_have_steps_of_their_own(mode: str) -> None:
 
     q, plain = made("balanced"), made("fast")
     steps = q.provenance["steps"]
-    observers = ["observer histogram, ranges x 1.1", "observer histogram"]
-    names = ["weights clip", "weights gptq", *(observers if mode == "static" else [])]
+    of_static = (
+        "observer histogram, ranges x 1.1",
+        "observer histogram",
+        "additions in float",
+        "ends in float",
+    )
+    names = ["weights clip", "weights gptq", *(of_static if mode == "static" else ())]
     assert [step["step"] for step in steps] == names
     better = steps[-1]["after_db"] if mode != "static" else steps[1]["after_db"]
     assert better > steps[0]["before_db"] + 1

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from octavo.errors import InputError
 from octavo.flow.effort.islands import Planner
+from octavo.flow.effort.simulation import simulation_of
 from octavo.graph.batches import size_of
 from octavo.graph.channels_last import channels_last
 from octavo.graph.graph import Graph
-from octavo.graph.program import run_of
 from octavo.numerics.affine import QParams, qparams_of_range
 from octavo.numerics.observers import FixedRange
 from octavo.numerics.sqnr import sqnr_db
@@ -235,7 +235,7 @@ class Judge:
             )
 
     def __call__(self, draft: Draft) -> float:
-        """In dB, of the oracle."""
+        """In dB, of what the oracle computes."""
         return sqnr_db(1.0, self.noise(draft))
 
     def noise(self, draft: Draft) -> float:
@@ -253,7 +253,7 @@ class Judge:
 
 def _outputs(graph: Graph, batches: Sequence[Batch]) -> Iterator[Sequence[Any]]:
     """The outputs of one batch after the other."""
-    run = run_of(graph, graph.device)
+    run = simulation_of(graph)
     for batch in batches:
         with torch.no_grad():
             yield run(*batch)

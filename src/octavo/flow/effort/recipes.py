@@ -1,4 +1,4 @@
-"""What is done for each effort, as a table: steps in their order, for the plans that they suit.
+"""What is done for each effort, as a table of recipes: steps in order, for plans that they suit.
 
 Tested in tests/flow/effort/test_refining.py.
 """
@@ -130,44 +130,70 @@ _CLIPPED = rounded_by(Clip(), has_few_bits)
 _FEW_ROUNDED = rounded_by(GPTQ(damping=0.1, most_inputs=8192), has_few_bits)
 _FEW_LEARNED = rounded_by(AdaRound(seconds=2.0, most_inputs=2400), has_few_bits)
 
-# effort -> its steps
-RECIPES: Mapping[str, tuple[Step, ...]] = {
-    "fast": (),
-    "balanced": (
-        _CLIPPED,
-        _FEW_ROUNDED,
-        observed_by(Histogram(), 1.1),
-        observed_by(Histogram()),
-        _ROUNDED,
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an effort does.
+
+    Attributes:
+        steps: in their order.
+        crossed: whether few samples are judged in both halves, each half by what was fitted to the
+            other one: decisions are surer, and take twice as long.
+        blocks: what learns block by block behind the steps where weights have few bits, which
+            leave it something: small models make all of its steps, and large ones as many as a
+            minute holds.
+    """
+
+    steps: tuple[Step, ...] = ()
+    crossed: bool = False
+    blocks: tuple[Reconstruction, ...] = ()
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "fast": Recipe(),
+    "balanced": Recipe(
+        (
+            _CLIPPED,
+            _FEW_ROUNDED,
+            observed_by(Histogram(), 1.1),
+            observed_by(Histogram()),
+            *_FLOATS,
+            _ROUNDED,
+        )
     ),
-    "best": (
-        _CLIPPED,
-        _FEW_ROUNDED,
-        _FEW_LEARNED,
-        observed_by(Histogram(), 1.1),
-        observed_by(Histogram(), 1.2),
-        observed_by(Histogram()),
-        observed_by(MSE(), 1.1),
-        observed_by(Entropy()),
-        *_FLOATS,
-        _ROUNDED,
-        _LEARNED,
+    "best": Recipe(
+        (
+            _CLIPPED,
+            _FEW_ROUNDED,
+            _FEW_LEARNED,
+            observed_by(Histogram(), 1.1),
+            observed_by(Histogram(), 1.2),
+            observed_by(Histogram()),
+            observed_by(MSE(), 1.1),
+            observed_by(Entropy()),
+            *_FLOATS,
+            _ROUNDED,
+            _LEARNED,
+        ),
+        crossed=True,
+        blocks=(Reconstruction(seconds=60.0),),
     ),
 }
-
-# What learns block by block behind the steps of "best": few bits leave it something. Small models
-# make all of its steps, and large ones as many as a minute holds.
-BLOCKS = Reconstruction(seconds=60.0)
 
 
 def steps_of(effort: str, plan: Plan) -> tuple[Step, ...]:
     """The steps of an effort for a model of this plan."""
-    return tuple(step for step in RECIPES[effort] if step.suits(plan))
+    return tuple(step for step in RECIPES[effort].steps if step.suits(plan))
 
 
 def learning_of(effort: str, plan: Plan) -> tuple[Reconstruction, ...]:
     """What is learned block by block behind the steps, see `octavo.Reconstruction`."""
-    return (BLOCKS,) if effort == "best" and has_few_bits(plan) else ()
+    return RECIPES[effort].blocks if has_few_bits(plan) else ()
+
+
+def folds_of(effort: str, samples: Samples) -> Sequence[Samples]:
+    """Which samples an effort fits to and judges on."""
+    return samples.folds if RECIPES[effort].crossed else (samples,)
 
 
 def check_effort(effort: str) -> None:

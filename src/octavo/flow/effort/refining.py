@@ -15,7 +15,7 @@ from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line, warn_user
 from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
 from octavo.flow.effort.islands import Planner
-from octavo.flow.effort.recipes import Step, learning_of, steps_of
+from octavo.flow.effort.recipes import Step, folds_of, learning_of, steps_of
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
@@ -74,7 +74,7 @@ def _verdict(taken: StepTaken) -> str:
 
 def refined(
     draft: Draft,
-    samples: Samples,
+    folds: Sequence[Samples],
     steps: Sequence[Step],
     progress: bool = False,
 ) -> tuple[Draft, list[StepTaken]]:
@@ -87,14 +87,13 @@ def refined(
 
     Args:
         draft: of plain static quantization, for its graph, plan and methods.
-        samples: what steps are fitted to, and judged on.
+        folds: what steps are fitted to, and judged on; the draft is of the first one.
         steps: in order; each goes on from the best so far.
         progress: show a progress bar on a terminal.
 
     Raises:
         InputError: the model has no output in float, by which steps are judged.
     """
-    folds = samples.folds
     judges = [Judge(draft.graph, fold) for fold in folds]
 
     def judged(drafts: Sequence[Draft]) -> tuple[float, float]:
@@ -122,9 +121,9 @@ def refined(
             drafts, best, best_of_first = candidates, after, of_first
         if why == _INTERRUPTED:
             break
-    if not samples.has_unseen:
+    if not folds[0].has_unseen:
         return drafts[0], taken
-    others = drafts[1:] or [drafts[0].changed(samples.swapped)]
+    others = drafts[1:] or [drafts[0].changed(folds[0].swapped)]
     whole = drafts[0].joined(others[0].observed)
     better = judges[0](whole) > best_of_first - _CHANCE_DB
     return (whole if better else drafts[0]), taken
@@ -222,7 +221,7 @@ def refined_on(
     samples = Samples.of(batches, is_open, [method for step in steps for method in step.methods])
     first = [method for method in weights if method not in own]
     draft = Draft.of(graph, plan, first, samples, planner)
-    draft, taken = refined(draft, samples, steps, progress)
+    draft, taken = refined(draft, folds_of(effort, samples), steps, progress)
     for method in last:
         if all(_INTERRUPTED not in step.why for step in taken):
             draft, step = finished(draft, batches, is_open, method, progress)
