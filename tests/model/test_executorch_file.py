@@ -49,6 +49,21 @@ def test_a_file_computes_what_the_oracle_does(q, tmp_path):
     assert written.agreement is not None
     assert written.agreement.agrees
     assert "100 % of the multiply-adds" in str(written)
+    assert written.operators == ()
+    assert "needs ExecuTorch's kernels" not in str(written)
+
+
+@marked
+def test_an_app_is_told_of_the_kernels_that_it_has_to_link(tmp_path):
+    """A table's integers are read outside of XNNPACK: without these kernels loading fails."""
+    torch.manual_seed(0)
+    words = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 4)).eval()
+    q = phones.for_phones(words, torch.randint(0, 50, (4, 6)))
+    written = octavo.export_executorch(q, tmp_path / "m.pte")
+    assert {"aten::embedding", "quantized_decomposed::dequantize_per_channel"} <= {
+        *written.operators
+    }
+    assert "needs ExecuTorch's kernels of quantized operators" in str(written)
 
 
 @marked

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from octavo.model.model import QuantizedModel
     from octavo.runtimes.executorch.export import Program
 
+_INTEGERS = "quantized_decomposed::"
+_NEEDED = (
+    "needs ExecuTorch's kernels of quantized operators, which an app links by itself (CMake: "
+    "executorch::kernels_quantized) and Python imports (executorch.kernels.quantized)"
+)
+
 
 @dataclass(frozen=True)
 class ExecutorchFile(Result):
@@ -43,6 +49,7 @@ class ExecutorchFile(Result):
         share: of the multiply-adds, what XNNPACK computes on integers.
         outside: layer outside of XNNPACK -> its operator and why.
         agreement: how near the file's results are to the oracle's; ``None`` without a check.
+        operators: those that XNNPACK does not run, for which an app has to have kernels.
 
     Example:
         >>> phone = octavo.quantize(model, calibration=loader, target="executorch")
@@ -58,6 +65,7 @@ class ExecutorchFile(Result):
     share: float
     outside: Mapping[str, str]
     agreement: Agreement | None
+    operators: tuple[str, ...] = ()
 
     def table(self) -> Table:
         rows = tuple((name, str(count)) for name, count in self.kernels.items())
@@ -72,6 +80,8 @@ class ExecutorchFile(Result):
         if self.fixed:
             notes.append(f"a .pte file has fixed sizes, here {', '.join(self.fixed)}")
         notes += [f"outside of XNNPACK: {names}: {why}" for names, why in together(self.outside)]
+        if any(name.startswith(_INTEGERS) for name in self.operators):
+            notes.append(_NEEDED)
         if self.agreement is not None:
             notes.append(f"against the oracle: {self.agreement}")
         return notes
@@ -212,4 +222,5 @@ def _described(
             if name in known
         },
         near,
+        program.operators,
     )

@@ -21,7 +21,7 @@ from octavo.graph.program import Step, compile_steps
 from octavo.graph.qdq import is_own
 from octavo.graph.quiet import quiet
 from octavo.runtimes.executorch.forms import Forms, forms_of
-from octavo.runtimes.executorch.package import missing_kernels, partitioned
+from octavo.runtimes.executorch.package import missing_kernels, operators_of, partitioned
 
 ANOTHER_FORMAT = "octavo.export_onnx(q, path) writes it for other runtimes"
 _NODE = "octavo"  # in what torch keeps with each operator of a program
@@ -46,6 +46,7 @@ class Program:
         floating: node -> what runs it in float.
         outside: node outside of XNNPACK's delegates -> why.
         delegates: how many parts XNNPACK runs.
+        operators: those outside of them, which the app must have kernels for.
     """
 
     data: bytes
@@ -53,6 +54,7 @@ class Program:
     floating: dict[str, str]
     outside: dict[str, str]
     delegates: int
+    operators: tuple[str, ...] = ()
 
 
 def program_of(graph: Graph, tensors: Sequence[Tensor]) -> Program:
@@ -82,7 +84,14 @@ def program_of(graph: Graph, tensors: Sequence[Tensor]) -> Program:
             f"ExecuTorch cannot lower the model: {first_line(error)}"
             f"{_named_in(str(error), graph)}; {ANOTHER_FORMAT}"
         ) from error
-    return Program(data, account.integer, account.floating, account.outside, account.delegates)
+    return Program(
+        data,
+        account.integer,
+        account.floating,
+        account.outside,
+        account.delegates,
+        tuple(sorted(operators_of(manager))),
+    )
 
 
 def _require_forms(graph: Graph) -> None:

@@ -88,12 +88,16 @@ def _refusals() -> Iterator[dict[str, str]]:
             logger.setLevel(level)
 
 
+def operators_of(manager: Any) -> set[str]:
+    """The operators outside of delegates."""
+    calls = (node for node in manager.exported_program().graph.nodes if node.op == "call_function")
+    return {node.target._schema.name for node in calls if hasattr(node.target, "_schema")}
+
+
 def missing_kernels(manager: Any) -> set[str]:
     """The operators outside of delegates that the runtime at hand has no kernel for."""
     known = package().runtime.Runtime.get().operator_registry.operator_names
-    calls = (node for node in manager.exported_program().graph.nodes if node.op == "call_function")
-    names = {node.target._schema.name for node in calls if hasattr(node.target, "_schema")}
-    return names - {name.split(".")[0] for name in known} - _NO_KERNELS
+    return operators_of(manager) - {name.split(".")[0] for name in known} - _NO_KERNELS
 
 
 def method_of(data: bytes) -> Callable[[Sequence[torch.Tensor]], Sequence[Any]]:
@@ -103,6 +107,7 @@ def method_of(data: bytes) -> Callable[[Sequence[torch.Tensor]], Sequence[Any]]:
         RuntimeError: ExecuTorch cannot load it.
     """
     program = package().runtime.Runtime.get().load_program(data)
-    # A method reads the memory of its program, and does not keep it.
-    kept = (program, program.load_method("forward"))
-    return lambda tensors: kept[1].execute(tensors)
+    # A method reads the memory of its program, and does not keep it; a program lets go of its bytes
+    # before it ends itself. These end from the last to the first.
+    kept = (data, program, program.load_method("forward"))
+    return lambda tensors: kept[-1].execute(tensors)
