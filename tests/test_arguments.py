@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import octavo
-from octavo.arguments import COUNT, described, expect
+from octavo.arguments import COUNT, PATH, described, expect
 from octavo.compat import quantization as torch_ao
 from octavo.errors import InputError
 
@@ -371,3 +371,17 @@ def test_torchscript_is_no_model_to_begin_with(compiled: str) -> None:
     for call in calls:
         with pytest.raises(octavo.OctavoError, match=r"the nn\.Module that it was made from"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~/m.octavo", r"~ is a folder like any other: os\.path\.expanduser"),
+        (Path("~/m.octavo"), r"os\.path\.expanduser"),
+        ("a\0b.octavo", "null character"),
+    ],
+)
+def test_paths_that_name_another_file_or_none(path: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        expect(PATH, path=path)
+    expect(PATH, path="~m.octavo")

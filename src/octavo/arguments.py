@@ -235,6 +235,27 @@ def _to_batches(value: Any) -> str:
     return "give an iterable of batches, a DataLoader or a list such as [images]"
 
 
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and not _is_of_a_shell(value) and not _is_cut(value)
+
+
+def _is_of_a_shell(path: Any) -> bool:
+    """Whether it names a folder called "~", where a shell would put the user's own."""
+    return os.fsdecode(path).startswith("~/")
+
+
+def _is_cut(path: Any) -> bool:
+    return "\0" in os.fsdecode(path)
+
+
+def _to_path(value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        return "give a path, a str or a pathlib.Path"
+    if _is_cut(value):
+        return "no file has a null character in its name"
+    return "outside of a shell ~ is a folder like any other: os.path.expanduser(path) is your own"
+
+
 BATCHES = Kind(_is_batches, _to_batches)
 COUNT = Kind(_is_count, "give a whole number of 1 or more")
 SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "give a number from 0 to 1")
@@ -247,4 +268,4 @@ FILE = of(
     *(str, os.PathLike),
     way_out="give the path of a file; q.save(path) writes a quantized model to one",
 )
-PATH = of(str, os.PathLike, way_out="give a path, a str or a pathlib.Path")
+PATH = Kind(_is_path, _to_path)

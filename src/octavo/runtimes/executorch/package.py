@@ -56,7 +56,8 @@ def partitioned(program: ExportedProgram) -> tuple[Any, dict[str, str]]:
     """
     executorch = package()
     partitioner = executorch.backends.xnnpack.partition.xnnpack_partitioner.XnnpackPartitioner()
-    with quiet(), _refusals() as why:
+    # Its first call in a process draws random numbers, which are the user's.
+    with quiet(), torch.random.fork_rng(devices=[]), _refusals() as why:
         manager = executorch.exir.to_edge_transform_and_lower(program, partitioner=[partitioner])
     return manager, why
 
