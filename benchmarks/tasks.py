@@ -1,7 +1,8 @@
 """Trained networks with what they are for: the data, and the number that says how good answers are.
 
-All are made of scikit-learn's real digits, and trained once: classification of hard digits, scenes
-of digits whose pixels are classified, and the corners of a digit, which are a regression.
+Two have the weights that others have trained: a reader of words, and a classifier of photographs.
+The others are made of scikit-learn's real digits, and trained once: classification of hard digits,
+scenes of digits whose pixels are classified, and the corners of a digit, which are a regression.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import attention, hard_digits, keypoints, nets, scenes
+from benchmarks import attention, hard_digits, keypoints, nets, photographs, scenes, words
 from benchmarks.hard_digits import HardDigits
 from benchmarks.static_peers import PEERS, PT2E
 
@@ -112,6 +113,11 @@ def _rightness(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([right, torch.ones_like(right)], 1)
 
 
+def _read(scores: Tensor, classes: Tensor) -> Tensor:
+    right = words.read_right(scores, classes).double()
+    return torch.stack([right, torch.ones_like(right)], 1)
+
+
 def _overlaps(scores: Tensor, classes: Tensor) -> Tensor:
     """Pixels that have a class in both, and in either, for each image and class."""
     told, true = (
@@ -130,12 +136,22 @@ def _distances(answers: Tensor, places: Tensor) -> Tensor:
     return torch.stack([apart, torch.ones_like(apart)], 1)
 
 
-TOP1 = Metric("top-1 %", _rightness, lambda sums: 100 * sums[..., 0] / sums[..., 1], 0.3)
+def _share(sums: Tensor) -> Tensor:
+    return 100 * sums[..., 0] / sums[..., 1]
+
+
+TOP1 = Metric("top-1 %", _rightness, _share, 0.3)
+WORDS_RIGHT = Metric("words right %", _read, _share, 0.3)
+AS_FLOAT = Metric("top-1 as float %", _rightness, _share, 3.0)  # many views show nothing clearly
 MIOU = Metric("mIoU %", _overlaps, _mean_share, 0.3)
 ERROR = Metric("error px", _distances, lambda sums: sums[..., 0] / sums[..., 1], 0.02, False)
 
 DIGITS = Problem(TOP1, hard_digits.calibration_of, lambda data: (data.test, data.test_labels))
 SCENES = Problem(MIOU, scenes.calibration_of, scenes.test_of)
+WORDS = Problem(WORDS_RIGHT, lambda _, draw: words.calibration_of(draw), lambda _: words.test_of())
+PHOTOGRAPHS = Problem(
+    AS_FLOAT, lambda _, draw: photographs.calibration_of(draw), lambda _: photographs.test_of()
+)
 CORNERS = Problem(ERROR, hard_digits.calibration_of, keypoints.test_of)
 
 _ATTENTION = ("scaled_dot_product_attention", "add", "layer_norm", "gelu", "mean")
@@ -147,6 +163,12 @@ def _of_digits(name: str, make: Callable[[], nn.Module]) -> Callable[[HardDigits
 
 # name -> the task
 TASKS: Mapping[str, Task] = {
+    words.NETWORK: Task(
+        WORDS,
+        lambda _: words.network(),
+        LeftInFloat("recurrence", ("lstm",), tuple(PEERS)),
+    ),
+    photographs.NETWORK: Task(PHOTOGRAPHS, lambda _: photographs.network()),
     **{name: Task(DIGITS, _of_digits(name, make)) for name, make in nets.FOR_DIGITS.items()},
     attention.NETWORK: Task(
         DIGITS,

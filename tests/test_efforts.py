@@ -11,10 +11,10 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from benchmarks import efforts_table, hard_digits, keypoints, scenes
+from benchmarks import efforts_table, hard_digits, keypoints, scenes, words
 from benchmarks.report import write_table
 from benchmarks.static_peers import FX, PT2E
-from benchmarks.tasks import ERROR, MIOU, TOP1
+from benchmarks.tasks import ERROR, MIOU, TOP1, WORDS_RIGHT
 
 
 def test_what_is_lost_and_how_much_of_it_is_chance() -> None:
@@ -50,6 +50,15 @@ def test_corners_lie_where_the_digit_was_put() -> None:
     back = places[:, None, :, :2] @ corners + places[:, None, :, 2:]
     wanted = torch.tensor([(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)])
     torch.testing.assert_close(back.squeeze(3), wanted.expand(5, 4, 2))
+
+
+def test_words_are_right_to_the_letter() -> None:
+    """Repetitions are one letter, unless a blank stands between them."""
+    told = torch.tensor([[0, 5, 5, 0, 5, 9], [5, 0, 0, 9, 9, 9]])
+    scores = torch.nn.functional.one_hot(told, 97).float()
+    wanted = torch.tensor([[5, 5, 9, 0], [5, 9, 9, 0]])
+    assert words.read_right(scores, wanted).tolist() == [True, False]
+    assert float(WORDS_RIGHT.value(WORDS_RIGHT.parts(scores, wanted).sum(0))) == 50.0
 
 
 def test_pixels_with_ink_belong_to_their_digit() -> None:

@@ -72,8 +72,8 @@ class _Place:
         )
         tensor = here[self.name]
         assert tensor is not None
-        if self.mask is not None:
-            tensor = tensor * self.owner._buffers[self.mask]
+        mask = None if self.mask is None else self.owner._buffers[self.mask]
+        tensor = tensor if mask is None else tensor * mask
         return tensor.t() if self.transposed else tensor
 
 

@@ -137,24 +137,26 @@ class Faithful:
         Raises:
             CaptureError: the second call of the same inputs returns something else.
         """
-        if not (self._stored or self._written):
+        stored = self._stored or []
+        if not (stored or self._written):
             return
         first, second = (self._of_model(self.tensors, calls) for calls in (1, 2))
         same = first is None or (second and difference(second, first, self.rounding) is None)
-        if not same and self._written:
+        if same:
+            return
+        if self._written:
             raise CaptureError(
                 f"{type(self.model).__name__} changes {', '.join([*self._written][:_SHOWN])} at "
                 "each call, and a graph keeps nothing between calls: leave the parameter as it is, "
                 "and compute what is used of it, as in F.linear(x, self.weight * factor)",
                 "code",
             )
-        if not same:
-            raise CaptureError(
-                f"{type(self.model).__name__} keeps in {', '.join(self._stored[:_SHOWN])} what its "
-                "next call depends on: a graph keeps nothing between calls. Give forward that "
-                "state as an argument, and return the new one; or quantize the parts around it",
-                "code",
-            )
+        raise CaptureError(
+            f"{type(self.model).__name__} keeps in {', '.join(stored[:_SHOWN])} what its next call "
+            "depends on: a graph keeps nothing between calls. Give forward that state as an "
+            "argument, and return the new one; or quantize the parts around it",
+            "code",
+        )
 
     def _few_samples(self) -> list[Tensor] | None:
         """The first samples of the example; ``None`` where it has no more, or has to have all."""

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-_READ: Any = torch.Tensor.data.__get__
-_WRITE: Any = torch.Tensor.data.__set__
+_DATA: Any = torch.Tensor.data
+_READ, _WRITE = _DATA.__get__, _DATA.__set__
 
 
 class DataIsTheTensor(TorchFunctionMode):

@@ -54,7 +54,7 @@ def _inline(program: ExportedProgram, region: Node) -> None:
         results = graph.graph_copy(body.graph, copies)
     for user in list(region.users):
         assert user.target is operator.getitem
-        result = results[user.args[1]]  # type: ignore[index,call-overload]
+        result = results[user.args[1]]
         user.replace_all_uses_with(result)
         program.graph_signature.replace_all_uses(user.name, result.name)
         graph.erase_node(user)
