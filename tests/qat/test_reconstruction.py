@@ -253,9 +253,27 @@ def test_four_bits_lose_less(residual: tuple[Graph, Plan, Graph]) -> None:
     chunks = Chunks.of([[batch] for batch in images()])
     found = reconstructed(graph, plan, quantized, chunks, Reconstruction(steps=120))
     assert (len(found.blocks), found.count) == (3, 3)
+    assert found.together is not None
+    assert not found.was_interrupted
     assert all(block.after_db > block.before_db for block in found.blocks if block.kept)
     fresh = images(4, seed=2)
     assert noise_db(graph, found.quantized, fresh) > noise_db(graph, quantized, fresh) + 2
+
+
+def test_scales_and_biases_of_all_blocks_learn_together(
+    residual: tuple[Graph, Plan, Graph],
+) -> None:
+    """On integers that stay, and behind blocks that have learned nothing."""
+    graph, plan, quantized = residual
+    chunks = Chunks.of([[batch] for batch in images()])
+    walk = reconstruction._Walk(graph, plan, quantized, chunks, Reconstruction(steps=60))
+    learned = walk.learn_together(None)
+    assert (learned.block, learned.steps, learned.kept) == ("conv to fc", 60, True)
+    weights = [n for n, t in quantized.constants.items() if not t.is_floating_point()]
+    assert all(torch.equal(walk.quantized.constants[n], quantized.constants[n]) for n in weights)
+    fresh = images(4, seed=2)
+    before, after = (noise_db(graph, each, fresh) for each in (quantized, walk.quantized))
+    assert after > before + 1
 
 
 class OfFour(nn.Module):
@@ -292,6 +310,7 @@ def test_an_interruption_keeps_finished_blocks(
     found = reconstructed(graph, plan, quantized, chunks, method)
     assert [block.kept for block in found.blocks] == [True]
     assert found.count == 3
+    assert found.was_interrupted
     changed = {
         name
         for name, tensor in found.quantized.constants.items()

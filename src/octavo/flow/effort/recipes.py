@@ -141,7 +141,7 @@ class Recipe:
             other one: decisions are surer, and take twice as long.
         blocks: what learns block by block behind the steps where weights have few bits, which
             leave it something: small models make all of its steps, and large ones as many as a
-            minute holds.
+            minute and a half holds.
     """
 
     steps: tuple[Step, ...] = ()
@@ -176,7 +176,7 @@ RECIPES: Mapping[str, Recipe] = {
             _LEARNED,
         ),
         crossed=True,
-        blocks=(Reconstruction(seconds=60.0),),
+        blocks=(Reconstruction(seconds=90.0),),
     ),
 }
 

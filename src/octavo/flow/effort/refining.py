@@ -173,13 +173,16 @@ def finished(
 
 
 def _in_words(found: Reconstructed, has_unseen: bool) -> str:
-    """How many of the blocks have learned, why others have not, and what that is judged on."""
+    """How many of the blocks have learned, and whether all together; why others have not, and what
+    that is judged on.
+    """
     learned = sum(block.kept for block in found.blocks)
     diverged = ", ".join(block.block for block in found.blocks if block.diverged)
     words = [f"{learned} of {found.count} blocks"]
+    words += ["then all together"] if found.together is not None and found.together.kept else []
     words += [] if has_unseen else ["judged on what they learned from"]
     words += [f"not finite, and as before: {diverged}"] if diverged else []
-    words += [_INTERRUPTED] if len(found.blocks) < found.count else []
+    words += [_INTERRUPTED] if found.was_interrupted else []
     return "; ".join(words)
 
 

@@ -7,8 +7,10 @@ with the probability ``drop``, and else that of ``x'``; inside of ``f'`` the rou
 is dropped alike. A quarter of the samples is held back: a block whose output on them is no nearer
 to float than before stays as it was.
 
-A layer alone would not know that the next one takes back a part of its errors, and the model as a
-whole has more that can be learned than a few hundred samples say.
+A layer alone would not know that the next one takes back a part of its errors, and of the model as
+a whole there is more that can be learned than a few hundred samples say. But scales and biases are
+few: behind the blocks those of all layers learn together what the model gives, with the integers as
+they are (as Chen et al. 2024, EfficientQAT, arXiv:2407.11062, have it for scales).
 
 Tested in tests/qat/test_reconstruction.py.
 """
@@ -49,12 +51,14 @@ _HELD_BACK = 4  # one chunk in so many
 _WEIGHT_RATE, _SCALE_RATE, _BIAS_RATE = 0.02, 0.016, 0.008
 
 SETTLED = 0.5  # of the steps are until weights are integers; biases and scales go on learning
+# Of the rates, where the whole model learns: its errors are those of all layers.
+_TOGETHER = 0.16
 
 
 @dataclass(frozen=True)
 class Reconstruction(WeightMethod):
     """Rounded weights, scales and biases are learned block by block, so that each block's output is
-    near to the float model's.
+    near to the float model's; then scales and biases of all blocks together.
 
     It comes behind all other methods, whichever place it is given, and goes on from what they have
     made. It is for a model that is one graph, in `octavo.quantize` alone, since it needs the data
@@ -63,9 +67,9 @@ class Reconstruction(WeightMethod):
     several layers share.
 
     Args:
-        steps: of Adam, for each block.
-        seconds: that all blocks may take together: fewer steps are made where they would take
-            longer, so that the integers depend on how fast the machine is. ``None``: all are made.
+        steps: of Adam, for each block, and for all of them together.
+        seconds: that all of it may take: fewer steps are made where they would take longer, so
+            that the integers depend on how fast the machine is. ``None``: all are made.
         drop: how many of the activations are not rounded in training, and of the block's inputs
             are those of the float model, from 0 to 1.
         samples: that are used at most.
@@ -178,11 +182,19 @@ class Reconstructed:
         quantized: the QDQ graph with what those that are kept have learned.
         blocks: those that have been tried, in order.
         count: of all blocks; more than were tried if it was interrupted.
+        together: what all scales and biases have learned behind them; ``None`` of a single block,
+            or if it was interrupted.
     """
 
     quantized: Graph
     blocks: tuple[BlockLearned, ...]
     count: int
+    together: BlockLearned | None = None
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether there was more to learn."""
+        return len(self.blocks) < self.count or (self.count > 1 and self.together is None)
 
 
 def reconstructed(
@@ -206,6 +218,7 @@ def reconstructed(
         progress: say which block it is that learns.
     """
     done: list[BlockLearned] = []
+    together = None
     with torch.inference_mode(False), telling("reconstruction", progress) as tell:
         walk = _Walk(graph, plan, quantized, chunks, method)
         started = time.perf_counter()
@@ -214,11 +227,18 @@ def reconstructed(
                 tell(f"block {index + 1} of {len(walk.blocks)}, {block.name}")
                 spent = time.perf_counter() - started
                 left = None if method.seconds is None else max(method.seconds - spent, 0.0)
-                seconds = None if left is None else left / (len(walk.blocks) - index)
+                # The model as a whole takes half as long as all of its blocks.
+                count = len(walk.blocks) * (1.5 if walk.goes_on else 1.0)
+                seconds = None if left is None else left / (count - index)
                 done.append(walk.learn(index, seconds))
+            if walk.goes_on:
+                tell("all blocks together")
+                spent = time.perf_counter() - started
+                left = None if method.seconds is None else max(method.seconds - spent, 0.0)
+                together = walk.learn_together(left)
         except KeyboardInterrupt:
             tell("interrupted")
-    return Reconstructed(walk.quantized, tuple(done), len(walk.blocks))
+    return Reconstructed(walk.quantized, tuple(done), len(walk.blocks), together)
 
 
 class _Walk:
@@ -248,50 +268,72 @@ class _Walk:
         self.shared = {n.name for n in self.layers if weights[n.weight_name] > 1}
         self.free = self._free_scales()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more than one block, so that all of them can learn together."""
+        return len(self.blocks) > 1
+
     def learn(self, at: int, seconds: float | None) -> BlockLearned:
         """A block learns; what it gives then stands at the next border."""
+        learned, targets, results = self._learn(self.blocks[at], self.free[at], SETTLED, seconds)
+        self._go_on(at, targets, results)
+        return learned
+
+    def learn_together(self, seconds: float | None) -> BlockLearned:
+        """Scales and biases of all blocks learn what the model gives."""
+        ends = [end for block in self.blocks for end in block.ends if end in self.graph.leaving]
+        layers = [layer for block in self.blocks for layer in block.layers]
+        whole = Block((), tuple(ends), tuple(layers))
+        return self._learn(whole, self.free[-1], 0.0, seconds)[0]
+
+    def _learn(
+        self, block: Block, free: set[str], settled: float, seconds: float | None
+    ) -> tuple[BlockLearned, Sequence[Outputs], Sequence[Outputs]]:
+        """What a block has learned, what it gives in float, and what it gives then."""
         started = time.perf_counter()
-        block = self.blocks[at]
         targets = _outputs(part_of(self.graph, block), self.exact)
         part = part_of(self.quantized, block)
         own = [n for n in self.layers if n.name in part.by_name and n.name not in self.shared]
-        learned = Learned.of(part, own, self.plan, self.free[at], self._dropped)
-        steps = self._fit(block, learned, targets, seconds)
+        learned = Learned.of(part, own, self.plan, free, self._dropped)
+        steps = self._fit(block, learned, targets, settled, seconds)
         changed = learned.applied_to(self.quantized, self.plan)
         found = [_outputs(each, self.rounded) for each in (part, part_of(changed, block))]
         before, after = (_noise(each[self.held], targets[self.held]) for each in found)
         kept = after < before  # not where it is no number
         if kept:
             self.quantized = changed
-        self._go_on(at, targets, found[kept])
         spent = time.perf_counter() - started
         db = (sqnr_db(1.0, before), sqnr_db(1.0, after))
-        return BlockLearned(block.name, *db, steps, spent, kept)
+        return BlockLearned(block.name, *db, steps, spent, kept), targets, found[kept]
 
     def _fit(
         self,
         block: Block,
         learned: Learned,
         targets: Sequence[Outputs],
+        settled: float,
         seconds: float | None,
     ) -> int:
-        """Adam's steps on what is learned; how many there were."""
+        """Adam's steps on what is learned; how many there were. Weights are integers after a share
+        of them, or before the first.
+        """
+        if not settled:
+            learned.restart()
         run, names = learned.program(self.plan), learned.part.input_names()
         signals = [_mean_square(tensors) for tensors in zip(*targets[: self.count], strict=True)]
         # The term that drives weights is weighed with what their rounding alone costs.
         alone = _outputs(roundings_removed(learned.part), self.exact[:1])
         unit = max(float(_error(alone[0], targets[0], signals)), _SMALLEST)
-        groups = self._rates(block, learned, unit**0.5)
+        groups = self._rates(block, learned, unit**0.5 * (1.0 if settled else _TOGETHER))
         if not groups:
             return 0
         optimizer, rates, made = torch.optim.Adam(groups), [group["lr"] for group in groups], 0
-        settled = False
+        is_open = settled > 0.0
         for done in steps_in(self.method.steps, seconds):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * _falling(done) if group["falls"] else rate
-            driven = done / SETTLED
-            if driven >= 1.0 and not settled:
-                settled = True
+                group["lr"] = rate * _falling(done, settled) if group["falls"] else rate
+            if is_open and done >= settled:
+                is_open = False
                 learned.settle()
                 if not self._is_nearer(block, learned, targets):
                     learned.restart()
@@ -299,8 +341,8 @@ class _Walk:
             with torch.enable_grad():
                 results = run(*(self._mixed(at, name, block) for name in names))
                 loss = _error(results, targets[at], signals) / unit
-                if FREE <= driven < 1.0:
-                    loss = loss + WEIGHT * learned.undecided(beta_at(driven))
+                if is_open and done >= FREE * settled:
+                    loss = loss + WEIGHT * learned.undecided(beta_at(done / settled))
                 optimizer.zero_grad()
                 if not loss.requires_grad:
                     break  # weights alone had something to learn
@@ -361,8 +403,8 @@ class _Walk:
                     del values[name]
 
     def _free_scales(self) -> list[set[str]]:
-        """Of each block the tensors whose scale no other block rounds with, and on which no bias
-        depends that stays as it is.
+        """Of each block, and of all of them together, the tensors whose scale no other block rounds
+        with, and on which no bias depends that stays as it is.
         """
         parts = [part_of(self.quantized, block) for block in self.blocks]
         rounded = [
@@ -372,7 +414,8 @@ class _Walk:
         count = Counter(name for names in rounded for name in names)
         kept = [n.input for n in self.layers if n.name in self.shared and n.input is not None]
         bound = {leader(self.plan, name) for name in kept if name in self.plan.quantized}
-        return [{name for name in names if count[name] == 1} - bound for names in rounded]
+        own = [{name for name in names if count[name] == 1} - bound for names in rounded]
+        return [*own, set(count) - bound]
 
     def _placed(self, tensor: Tensor) -> Tensor:
         placed = channels_last(tensor.to(self.graph.device))
@@ -383,9 +426,9 @@ Outputs = Sequence[Tensor]
 _SMALLEST = 1e-12  # noise over signal
 
 
-def _falling(done: float) -> float:
+def _falling(done: float, settled: float) -> float:
     """A rate's share: whole until weights are settled, and a half cosine from there on."""
-    return (1 + math.cos(math.pi * max(done - SETTLED, 0.0) / (1 - SETTLED))) / 2
+    return (1 + math.cos(math.pi * max(done - settled, 0.0) / (1 - settled))) / 2
 
 
 def _for_gradients(graph: Graph) -> Graph:
