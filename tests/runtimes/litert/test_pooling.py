@@ -24,10 +24,11 @@ CASES = {
     "average that counts padding": (nn.AvgPool2d(3, 2, 1), {DEPTHWISE, "PAD int8"}),
     "average of all": (nn.AdaptiveAvgPool2d(1), {"MEAN int8"}),
     "average of parts": (nn.AdaptiveAvgPool2d((3, 4)), {DEPTHWISE}),
+    "average of parts that overlap": (nn.AdaptiveAvgPool2d((4, 3)), {DEPTHWISE}),
 }
 
 
-KEPT = ["largest, padded", "average that counts padding"]
+KEPT = ["largest, padded", "average that counts padding", "average of parts that overlap"]
 
 
 @pytest.mark.parametrize("name", swept(CASES, KEPT))

@@ -15,7 +15,7 @@ from torch import Tensor
 from octavo.errors import ExportError
 from octavo.graph.graph import Node
 from octavo.graph.operators import arguments
-from octavo.graph.qdq import DYNAMIC, QuantizedWeight, weight_behind
+from octavo.graph.qdq import DYNAMIC, weight_behind
 from octavo.runtimes.litert.flatbuffer import SAME, VALID, Quantization
 from octavo.runtimes.litert.values import FLOAT, Form, Value
 from octavo.runtimes.litert.windows import Windows, each, padded
@@ -79,10 +79,7 @@ def _conv(w: Writer, node: Node) -> Value:
 def _conv_transpose(w: Writer, node: Node) -> Value:
     given = arguments(node)
     image, shape = as_image(w, given["input"]), image_shape(w, node)
-    weight = _filters(w, given["weight"])
-    dims = len(weight.sizes) - 2
-    if int(given["groups"]) != 1 or set(each(given["dilation"], dims)) != {1}:
-        raise ExportError("it has groups or a dilation; LiteRT's transposed convolution has none")
+    weight = _filters(w, given["weight"]).dense(int(given["groups"]), each(given["dilation"], 2))
     windows = Windows.of(weight.sizes[2:], given["stride"], given["padding"])
     filters = weight.written(w, (1, 2, 3, 0), 0, packs=False)
     added = bias(w, given["bias"], shape[-1], image, filters)
@@ -162,7 +159,7 @@ def _rounds_itself(w: Writer, given: Mapping[str, Any]) -> bool:
 def _matrix(w: Writer, ref: Any, dynamic: bool) -> Value:
     """A linear layer's weight: integers where the layer multiplies those."""
     weight = _filters(w, ref)
-    if weight.quantized is None and weight_behind(w.graph, ref) is not None:  # of groups, say
+    if weight.scales is None and weight_behind(w.graph, ref) is not None:  # of groups, say
         return w.read_floats(ref, last=False)
     return weight.written(w, (0, 1), 0, dynamic)
 
@@ -173,12 +170,31 @@ class _Filters:
     Args:
         name: of the constant.
         tensor: the numbers, with the axes of an image.
-        quantized: what integers it is made of; ``None`` for floats.
+        scales: of its outputs, or one, where it is integers; ``None`` for floats.
+        four_bits: whether these have four bits.
     """
 
-    def __init__(self, name: str, tensor: Tensor, quantized: QuantizedWeight | None) -> None:
-        self.name, self.tensor, self.quantized = name, tensor, quantized
+    def __init__(
+        self, name: str, tensor: Tensor, scales: Sequence[float] | None, four_bits: bool = False
+    ) -> None:
+        self.name, self.tensor, self.scales, self.four_bits = name, tensor, scales, four_bits
         self.sizes = tuple(tensor.shape)
+
+    def dense(self, groups: int, dilation: Sequence[int]) -> _Filters:
+        """A transposed filter without groups and dilation, which LiteRT has not: zeros stand where
+        they leave something out.
+        """
+        inputs, outputs, *size = self.sizes
+        reach = [step * (count - 1) + 1 for step, count in zip(dilation, size, strict=True)]
+        whole = self.tensor.new_zeros(inputs, groups * outputs, *reach)
+        high, wide = (slice(None, None, step) for step in dilation)
+        for group, (into, own) in enumerate(
+            zip(whole.chunk(groups), self.tensor.chunk(groups), strict=True)
+        ):
+            into[:, group * outputs : (group + 1) * outputs, high, wide] = own
+        many = groups if self.scales is not None and len(self.scales) > 1 else 1
+        scales = None if self.scales is None else [*self.scales] * many
+        return _Filters(self.name, whole, scales, self.four_bits)
 
     def written(
         self,
@@ -198,11 +214,11 @@ class _Filters:
             packs: whether it may be integers of four bits, two to a byte.
         """
         integers = self.tensor.permute(*order).contiguous().numpy()
-        if self.quantized is None:
+        if self.scales is None:
             return w.constant(integers, FLOAT, self.name)
-        scales = self.quantized.scale.flatten().tolist()
-        numbers = Quantization(tuple(scales), (0,) * len(scales), axis if len(scales) > 1 else 0)
-        dtype = "int4" if packs and self.quantized.unpack is not None else "int8"
+        scales = tuple(self.scales)
+        numbers = Quantization(scales, (0,) * len(scales), axis if len(scales) > 1 else 0)
+        dtype = "int4" if packs and self.four_bits else "int8"
         value = w.constant(integers, Form(dtype, numbers), self.name)
         return value if w.on_integers or dynamic else w.requantized(value, FLOAT)
 
@@ -210,7 +226,8 @@ class _Filters:
 def _filters(w: Writer, ref: Any) -> _Filters:
     weight = weight_behind(w.graph, ref)
     if weight is not None and not weight.grouped and weight.symmetric and weight.signed:
-        return _Filters(weight.name, _as_image_filter(weight.integers), weight)
+        scales, integers = weight.scale.flatten().tolist(), _as_image_filter(weight.integers)
+        return _Filters(weight.name, integers, scales, weight.unpack is not None)
     tensor = w.tensor_of(ref)
     if tensor is None:
         raise ExportError("its weight is computed by the model")

@@ -6,6 +6,7 @@ Tested in tests/runtimes/litert/test_pooling.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -105,13 +106,22 @@ def _adaptive_avg_pool(w: Writer, node: Node) -> Value:
     if result[1:3] == (1, 1):
         made = averaged(w, image, [1, 2], result, w.form(node), keeps=True)
         return as_graph_has_it(w, node, made)
-    if any(size % out for size, out in zip(sizes, result[1:3], strict=True)):
+    high, wide = (_alike(size, out) for size, out in zip(sizes, result[1:3], strict=True))
+    if high is None or wide is None:
         raise ExportError(
             f"it makes {list(result[1:3])} of {list(sizes)}, which windows of one size do not"
         )
-    reach = [size // out for size, out in zip(sizes, result[1:3], strict=True)]
-    windows = Windows.of(reach, reach, 0)
-    return _average_of_all(w, node, image, windows, 1 / (reach[0] * reach[1]))
+    windows = Windows.of((high[0], wide[0]), (high[1], wide[1]), 0)
+    return _average_of_all(w, node, image, windows, 1 / (high[0] * wide[0]))
+
+
+def _alike(size: int, count: int) -> tuple[int, int] | None:
+    """Size and stride of the windows that torch lays over an axis; ``None`` if they differ."""
+    starts = [index * size // count for index in range(count)]
+    ends = [-(-(index + 1) * size // count) for index in range(count)]
+    sizes = {end - start for start, end in zip(starts, ends, strict=True)}
+    strides = {after - start for start, after in pairwise(starts)} or {size}
+    return (*sizes, *strides) if len(sizes) == len(strides) == 1 else None
 
 
 def averaged(
