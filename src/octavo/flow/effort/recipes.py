@@ -137,15 +137,12 @@ class Recipe:
 
     Attributes:
         steps: in their order.
-        crossed: whether few samples are judged in both halves, each half by what was fitted to the
-            other one: decisions are surer, and take twice as long.
         blocks: what learns block by block behind the steps where weights have few bits, which
             leave it something: small models make all of its steps, and large ones as many as a
             minute and a half holds.
     """
 
     steps: tuple[Step, ...] = ()
-    crossed: bool = False
     blocks: tuple[Reconstruction, ...] = ()
 
 
@@ -175,7 +172,6 @@ RECIPES: Mapping[str, Recipe] = {
             _ROUNDED,
             _LEARNED,
         ),
-        crossed=True,
         blocks=(Reconstruction(seconds=90.0),),
     ),
 }
@@ -189,11 +185,6 @@ def steps_of(effort: str, plan: Plan) -> tuple[Step, ...]:
 def learning_of(effort: str, plan: Plan) -> tuple[Reconstruction, ...]:
     """What is learned block by block behind the steps, see `octavo.Reconstruction`."""
     return RECIPES[effort].blocks if has_few_bits(plan) else ()
-
-
-def folds_of(effort: str, samples: Samples) -> Sequence[Samples]:
-    """Which samples an effort fits to and judges on."""
-    return samples.folds if RECIPES[effort].crossed else (samples,)
 
 
 def check_effort(effort: str) -> None:

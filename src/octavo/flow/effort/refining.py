@@ -15,7 +15,7 @@ from octavo.display import Table
 from octavo.errors import CalibrationError, OctavoError, first_line, warn_user
 from octavo.flow.effort.draft import Batch, Draft, Judge, Samples
 from octavo.flow.effort.islands import Planner
-from octavo.flow.effort.recipes import Step, folds_of, learning_of, steps_of
+from octavo.flow.effort.recipes import Step, learning_of, steps_of
 from octavo.graph.batches import NO_BATCH, Signature, iterated, split_batch
 from octavo.graph.calls import flatten_call
 from octavo.graph.graph import Graph
@@ -224,7 +224,7 @@ def refined_on(
     samples = Samples.of(batches, is_open, [method for step in steps for method in step.methods])
     first = [method for method in weights if method not in own]
     draft = Draft.of(graph, plan, first, samples, planner)
-    draft, taken = refined(draft, folds_of(effort, samples), steps, progress)
+    draft, taken = refined(draft, samples.folds, steps, progress)
     for method in last:
         if all(_INTERRUPTED not in step.why for step in taken):
             draft, step = finished(draft, batches, is_open, method, progress)
