@@ -446,6 +446,43 @@ def test_pruned_weights_stay_zero_and_the_others_train(momentum: float) -> None:
         assert integers[name][before == 0].abs().max() == 0
 
 
+class OfWeights(nn.Module):
+    """A product with what is computed of a weight and of a mask."""
+
+    def __init__(self, compute: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.compute = nn.Parameter(torch.randn(6, 6) / 3), compute
+        self.register_buffer("mask", torch.arange(36).reshape(6, 6) % 5 < 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.compute(self.weight, self.mask)
+
+
+@pytest.mark.parametrize(
+    ("compute", "zeros"),
+    [
+        (lambda weight, mask: weight * mask, 21),
+        (lambda weight, mask: torch.where(mask, weight, 0.0), 21),
+        (lambda weight, mask: (weight.masked_fill(~mask, 0) * 2).t(), 21),
+        (lambda weight, mask: weight.tril(), 15),
+        (lambda weight, mask: weight.relu(), 0),
+    ],
+    ids=["product", "where", "fill", "triangle", "no mask"],
+)
+def test_what_is_masked_stays_so(compute: Callable[[Tensor, Tensor], Tensor], zeros: int) -> None:
+    torch.manual_seed(0)
+    net, x = OfWeights(compute).eval(), torch.randn(8, 6)
+    qat = octavo.prepare_qat(net, x, calibration=[x])
+    with torch.no_grad():
+        assert sqnr_db(net(x), qat.eval()(x)) > 35
+    weight = next(qat.parameters())
+    before = weight.detach().clone()
+    qat.train()(x).square().mean().backward()
+    torch.optim.SGD([weight], 0.1).step()
+    assert int((weight == before).sum()) == zeros
+    assert (before[weight == before] == 0).all()
+
+
 def test_a_weight_of_zeros_that_is_scaled_is_trained() -> None:
     class Scaled(nn.Module):
         """As a low-rank adapter begins: nothing is masked here."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from octavo.arguments import called_rightly
@@ -14,11 +15,10 @@ from octavo.graph.batches import Signature, example_call
 from octavo.graph.calls import flatten_call, with_seen
 from octavo.graph.capture.capture import traced
 from octavo.graph.capture.example import module_of
-from octavo.graph.graph import Graph, Ref
+from octavo.graph.graph import Graph
 from octavo.graph.losses import signature_with_losses
 from octavo.graph.open_sizes import OpenSizes
 from octavo.graph.passes import products_by_one_name
-from octavo.graph.passes.fold_constants import fold_constants
 from octavo.numerics.affine import qparams_of_range
 from octavo.numerics.observers import Bounds, FixedRange
 from octavo.qat.fake_quantize import (
@@ -193,7 +193,7 @@ def _held(
         name: first.setdefault(id(parameter), name)
         for name, parameter in model.named_parameters(remove_duplicate=False)
     }
-    masks = _masks(traced, trainable)
+    masks = _masks(traced, trainable, trained)
     holders = {}
     for name, tensor in trained.constants.items():
         source = name.removesuffix(".transposed") if name not in trainable else name
@@ -203,25 +203,30 @@ def _held(
         # A product with a parameter is a linear layer in the graph, of the transposed parameter.
         own = traced.constants.get(source)
         flipped = own is not None and own.data_ptr() != tensor.data_ptr()
-        holders[name] = Held(
-            source, trainable[source], tied.get(source), flipped, masks.get(source)
-        )
+        holders[name] = Held(source, trainable[source], tied.get(source), flipped, masks.get(name))
     return holders
 
 
-def _masks(traced: Graph, trainable: Mapping[str, bool]) -> dict[str, Tensor]:
-    """By the product of a parameter and of what is not trained, where that is zero: weights that
-    were pruned, or that an autoregressive layer may not have, are not to come back.
+def _masks(traced: Graph, trainable: Mapping[str, bool], trained: Graph) -> dict[str, Tensor]:
+    """Where weights that are computed of parameters may be anything but zero: what was pruned, or
+    what an autoregressive layer may not see, is not to come back. It is zero whatever the
+    parameters are, which two other values of theirs tell.
     """
-    masks = {}
-    for node in traced.nodes:
-        factors = [name for name in node.refs() if name not in trainable]
-        if node.name in trainable and node.short_op == "mul" and len(factors) == 1:
-            alone = replace(traced, outputs=Ref(factors[0])).pruned()
-            factor = fold_constants(alone).constants[factors[0]]
-            if not factor.all():
-                masks[node.name] = factor != 0
-    return masks
+    made = [name for name in trained.constants if name not in traced.constants]
+    zeros = {name: trained.constants[name] == 0 for name in made}
+    read = [
+        name for name in trainable if name in traced.constants and name not in trained.constants
+    ]
+    if not read or not any(zero.any() for zero in zeros.values()):
+        return {}
+    chance = torch.Generator().manual_seed(0)
+    drawn = {n: 1 + torch.rand(traced.constants[n].shape, generator=chance) for n in read}
+    for sign in (1, -1):
+        other = {n: (sign * value).to(traced.constants[n]) for n, value in drawn.items()}
+        graph = replace(traced, constants={**traced.constants, **other})
+        constants = TrainingGraph.of(graph, trainable).graph.constants
+        zeros = {n: zero & (constants[n] == 0) for n, zero in zeros.items() if n in constants}
+    return {name: ~zero for name, zero in zeros.items() if zero.any()}
 
 
 def _trainable(model: nn.Module, traced: Graph) -> dict[str, bool]:
