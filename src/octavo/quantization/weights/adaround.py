@@ -59,7 +59,7 @@ class AdaRound(KeepsOutputs):
         ...     weights=[octavo.Clip(), octavo.AdaRound(steps=100)],
         ... )
         >>> q.provenance["weights"]
-        'clip, adaround'
+        'clip, adaround, bias_correction'
     """
 
     name: ClassVar[str] = "adaround"

@@ -53,7 +53,7 @@ class Clip(WeightMethod):
         ...     weights=[octavo.Clip()],
         ... )
         >>> q.provenance["weights"]
-        'clip'
+        'clip, bias_correction'
     """
 
     name: ClassVar[str] = "clip"

@@ -49,7 +49,7 @@ class GPTQ(KeepsOutputs):
         ...     weights=[octavo.Clip(), octavo.GPTQ()],
         ... )
         >>> q.provenance["weights"]
-        'clip, gptq'
+        'clip, gptq, bias_correction'
     """
 
     name: ClassVar[str] = "gptq"
