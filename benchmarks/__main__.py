@@ -32,6 +32,8 @@ NAMES = (
     "accuracy",
     "attention",
     "efforts",
+    "four_bits",
+    "minilm_four_bits",
     "agreement",
     "parity",
     "precision",
