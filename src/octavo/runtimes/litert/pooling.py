@@ -121,7 +121,7 @@ def _alike(size: int, count: int) -> tuple[int, int] | None:
     ends = [-(-(index + 1) * size // count) for index in range(count)]
     sizes = {end - start for start, end in zip(starts, ends, strict=True)}
     strides = {after - start for start, after in pairwise(starts)} or {size}
-    return (*sizes, *strides) if len(sizes) == len(strides) == 1 else None
+    return (sizes.pop(), strides.pop()) if len(sizes) == len(strides) == 1 else None
 
 
 def averaged(
