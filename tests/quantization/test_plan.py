@@ -266,5 +266,7 @@ def test_prints_every_tensor_with_its_reason(graph):
 def test_a_model_in_other_floats_is_refused(dtype):
     net = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).to(dtype)
     graph = octavo.capture(net, torch.randn(2, 4).to(dtype))
-    with pytest.raises(PlanError, match=f"computes in {dtype}; quantize model.float"):
+    with pytest.raises(
+        PlanError, match=f"layers of the model compute in {dtype}; quantize model.float"
+    ):
         octavo.plan(graph)

@@ -115,6 +115,7 @@ def test_in_a_graph_and_in_a_module(mode: str, options: dict[str, object]) -> No
             calibration=data,
             qconfig=qconfig,
             mode=mode,
+            bias_correction=False,  # modules keep their biases
             weights=methods,
             progress=False,
             scope=scope,
