@@ -20,6 +20,7 @@ from octavo.flow.whole import quantize_captured
 from octavo.graph.cuts import Cuts
 from octavo.graph.graph import Graph, Ref
 from octavo.measuring.parity import LayerParity, _compared_layers
+from octavo.quantization.weights import with_correction
 from octavo.runtimes import Options
 from octavo.runtimes.lowered import Lowered
 from octavo.runtimes.lowering import lower_as_meant
@@ -140,10 +141,11 @@ def contract(way: str) -> Contract:
     for op in operators:
         rules.set_object_type(op, qconfig)
     data = [inputs] if mode == "static" else None
+    methods = with_correction((), data is not None)  # as `octavo.quantize` has them
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", octavo.OctavoWarning)
         plan = octavo.plan(graph, rules, mode=mode, target=TARGET)
-        q = quantize_captured(graph, plan, data, progress=False)
+        q = quantize_captured(graph, plan, data, weights=methods, progress=False)
     return Contract(q, Cuts.of(q.graph, inputs))
 
 

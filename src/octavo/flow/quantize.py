@@ -165,10 +165,11 @@ def quantize(
             cut off. The data are not kept: give another folder for others.
         effort: of a model that is one graph, with calibration data. ``"balanced"`` and ``"best"``
             try methods one after the other (`octavo.flow.effort.recipes`; which depends on the
-            mode and on the bits of the weights), on all batches but every eighth (of few batches
-            every second), and keep each whose outputs are nearer to float on those that are held
-            back. What each brought is written to standard error, unless ``progress`` is off, and
-            stays in ``provenance["steps"]``. All batches are held in memory.
+            mode and on the bits of the weights), small parts in float among them, on all batches
+            but every eighth (of few batches every second), and keep each whose outputs are nearer
+            to float on those that are held back. What each brought is written to standard error,
+            unless ``progress`` is off, and stays in ``provenance["steps"]``. All batches are held
+            in memory.
 
     Returns:
         The quantized model, on the ``torch`` runtime, or on ``reference`` if ``model`` is not on
